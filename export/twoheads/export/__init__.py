@@ -1,0 +1,1 @@
+"""Engines to ONNX, the bundle writer, verification and the command line."""

@@ -1,0 +1,99 @@
+"""The bundle on disk: what the export writes and the runtime reads.
+
+::
+
+    BUNDLE/
+        manifest.json            this module's Manifest; written last, so a folder without it is not a bundle
+        program.json             the block program
+        engines/<name>.onnx      token-wise engines; their initializers refer to weights.bin, so each opens on its own
+        engines/<name>.<variant>.onnx   attention engines
+        engines/weights.bin      every weight once, 64-byte aligned, little endian; memory-mapped by the runtime
+        tokenizer/tokenizer.json optional, Hugging Face `tokenizers` format
+
+No pickle, no code; every path is relative, below the folder, with forward slashes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = [
+    "ALIGNMENT",
+    "ENGINES",
+    "FORMAT_VERSION",
+    "MANIFEST",
+    "PROGRAM",
+    "TOKENIZER",
+    "WEIGHTS",
+    "FileEntry",
+    "Manifest",
+    "SourceIdentity",
+    "WeightEntry",
+]
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+PROGRAM = "program.json"
+ENGINES = "engines"
+WEIGHTS = "engines/weights.bin"
+TOKENIZER = "tokenizer/tokenizer.json"
+ALIGNMENT = 64
+"""Bytes to which every weight's offset is aligned: a cache line, and AVX-512's vector."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One file of the bundle: its size in bytes and the hex sha256 of its contents."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class WeightEntry:
+    """Where a weight lies in ``engines/weights.bin``: byte offset, NumPy dtype name, shape."""
+
+    offset: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceIdentity:
+    """What was compiled: its name, its form (``folder``, ``gguf`` or ``module``) and architecture's class name.
+
+    ``sha256`` identifies the source's configuration and weight shapes, so that ``verify`` can tell a foreign source.
+    """
+
+    name: str
+    form: str
+    architecture: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The table of contents.
+
+    Attributes:
+        format_version: Readers refuse any other than their own.
+        producer: Name and version of the writer, e.g. ``twoheads 0.1.0``.
+        source: What was compiled.
+        block_size, key_tile: Tokens of a query block and of a key tile.
+        lowering: How attention was lowered, e.g. ``tile``.
+        dtype: Of weights and activations.
+        approximations: Names of the approximations the user asked for; empty for an exact bundle.
+        weights: Every weight by name.
+        files: Every file except the manifest, by relative path.
+    """
+
+    format_version: int
+    producer: str
+    source: SourceIdentity
+    block_size: int
+    key_tile: int
+    lowering: str
+    dtype: str
+    approximations: tuple[str, ...]
+    weights: dict[str, WeightEntry]
+    files: dict[str, FileEntry]

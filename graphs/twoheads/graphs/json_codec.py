@@ -1,0 +1,118 @@
+"""Frozen dataclasses to JSON-ready dictionaries and back, with every type checked on the way in.
+
+Handles what the project's data is made of: ``str``, ``int``, ``float``, ``bool``, ``None``, enums by value, masks as
+text, ``tuple[X, ...]``, ``dict[str, X]``, optional values and unions of dataclasses (told apart by a ``kind`` entry).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import types
+from functools import lru_cache
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from twoheads.graphs.masks import Mask, parse_mask
+
+__all__ = ["FormatError", "from_json", "to_json"]
+
+T = TypeVar("T")
+
+
+class FormatError(ValueError):
+    """Data that does not fit the dataclass it is read into; the message says where and why."""
+
+
+def to_json(value: Any) -> Any:
+    """Converts a dataclass tree to dictionaries, lists and scalars; field order is kept, ``kind`` names the class."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type | Mask):
+        fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"kind": type(value).__name__, **fields}
+    if isinstance(value, Mask):
+        return str(value)
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, tuple):
+        return [to_json(item) for item in cast("tuple[Any, ...]", value)]
+    if isinstance(value, dict):
+        return {str(key): to_json(item) for key, item in cast("dict[str, Any]", value).items()}
+    return value
+
+
+def from_json(cls: type[T], data: Any, where: str = "") -> T:
+    """Reads what :func:`to_json` wrote as an instance of ``cls``.
+
+    Raises:
+        FormatError: A key is missing or unknown, or a value has the wrong type; names the path to it.
+    """
+    return cast("T", _read(cls, data, where or cls.__name__))
+
+
+def _read(annotation: Any, data: Any, where: str) -> Any:
+    origin = get_origin(annotation)
+    if origin in (Union, types.UnionType):
+        return _read_union(get_args(annotation), data, where)
+    if origin is tuple:
+        return tuple(
+            _read(get_args(annotation)[0], item, f"{where}[{at}]") for at, item in enumerate(_expect(list, data, where))
+        )
+    if origin is dict:
+        entries = cast("dict[str, Any]", _expect(dict, data, where))
+        return {key: _read(get_args(annotation)[1], item, f"{where}.{key}") for key, item in entries.items()}
+    if dataclasses.is_dataclass(annotation):
+        return _read_dataclass(cast("type[Any]", annotation), data, where)
+    if annotation is Mask:
+        return parse_mask(_expect(str, data, where))
+    if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
+        try:
+            return annotation(data)
+        except ValueError as error:
+            raise FormatError(f"{where}: {error}") from None
+    if annotation is float and type(data) is int:
+        return float(data)
+    return _expect(annotation, data, where)
+
+
+def _expect(kind: Any, data: Any, where: str) -> Any:
+    if kind in (None, types.NoneType):
+        fits = data is None
+    else:
+        fits = type(data) is kind
+    if not fits:
+        raise FormatError(f"{where}: expected {getattr(kind, '__name__', kind)}, got {type(data).__name__}")
+    return data
+
+
+def _read_union(options: tuple[Any, ...], data: Any, where: str) -> Any:
+    if data is None and types.NoneType in options:
+        return None
+    if isinstance(data, dict) and "kind" in data:
+        for option in options:
+            if getattr(option, "__name__", "") == data["kind"]:
+                return _read(option, data, where)
+        raise FormatError(f"{where}: unknown kind {data['kind']!r}")
+    for option in options:
+        if option is not types.NoneType and (type(data) is option or not isinstance(option, type)):
+            return _read(option, data, where)
+    plain = [option for option in options if option is not types.NoneType]
+    if len(plain) == 1:
+        return _read(plain[0], data, where)
+    raise FormatError(f"{where}: {type(data).__name__} fits none of {[getattr(o, '__name__', o) for o in options]}")
+
+
+@lru_cache(maxsize=None)
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+def _read_dataclass(cls: type[Any], data: Any, where: str) -> Any:
+    entries = cast("dict[str, Any]", dict(_expect(dict, data, where)))
+    kind = entries.pop("kind", cls.__name__)
+    if kind != cls.__name__:
+        raise FormatError(f"{where}: expected {cls.__name__}, got {kind!r}")
+    hints = _hints(cls)
+    if unknown := sorted(entries.keys() - hints.keys()):
+        raise FormatError(f"{where}: unknown entry {unknown[0]!r}")
+    if missing := sorted(hints.keys() - entries.keys()):
+        raise FormatError(f"{where}: missing entry {missing[0]!r}")
+    return cls(**{name: _read(hints[name], entries[name], f"{where}.{name}") for name in hints})

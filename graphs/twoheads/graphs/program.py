@@ -1,0 +1,312 @@
+"""The block program: how fixed-shape engines compute a model of any length, symbolic in the number of blocks.
+
+A program is data. It declares values, engines and stages; the length ``N`` appears only as the symbol ``n``, the
+token axis of a value. :mod:`twoheads.graphs.program_text` prints and parses it, :mod:`twoheads.graphs.schedule`
+expands it for one ``N``, and the runtime executes the schedule.
+
+Execution model: the *body* runs stage after stage over all blocks of ``block_size`` tokens. The *head* stages read
+nothing but the ``hidden`` output and weights and are token-wise, so they run on any packed selection of positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import TypeAlias
+
+import numpy as np
+
+from twoheads.graphs.errors import InternalError
+from twoheads.graphs.masks import Mask
+
+__all__ = [
+    "AttentionEngine",
+    "AttentionStage",
+    "Dim",
+    "Engine",
+    "Input",
+    "Limit",
+    "Pooling",
+    "Port",
+    "Program",
+    "Stage",
+    "TokenwiseEngine",
+    "TokenwiseStage",
+    "Value",
+]
+
+TOKENS = "n"
+"""The symbol of the token axis in a value's shape."""
+
+Dim: TypeAlias = int | str
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """An array over all tokens of an input: one dimension of ``shape`` is the symbol ``n``, the others are numbers.
+
+    Attributes:
+        name: Unique in the program.
+        dtype: A NumPy dtype name, e.g. ``float32``.
+        shape: Dimensions, e.g. ``(1, 9, "n", 64)`` for queries ``[batch, heads, tokens, head_dim]``.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...]
+
+    @property
+    def token_axis(self) -> int:
+        """The dimension that runs over tokens."""
+        return self.shape.index(TOKENS)
+
+    def block_shape(self, tokens: int) -> tuple[int, ...]:
+        """The shape of a block of ``tokens`` positions."""
+        return tuple(tokens if isinstance(dim, str) else dim for dim in self.shape)
+
+    def nbytes(self, tokens: int) -> int:
+        """Bytes of ``tokens`` positions."""
+        return prod(self.block_shape(tokens)) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A fixed-shape input, output or weight of an engine; ``name`` is its name in the engine's ONNX file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array."""
+        return prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class TokenwiseEngine:
+    """An engine that maps each token of one block on its own: a region between two attentions.
+
+    Attributes:
+        name: Unique in the program; the file is ``engines/<name>.onnx``.
+        inputs: Ports fed with blocks of token values, in the order of a stage's ``inputs``.
+        outputs: Ports that fill blocks of token values, in the order of a stage's ``outputs``.
+        weights: Ports bound once per stage, in the order of a stage's ``weights``.
+        flops: Floating-point operations of the matrix products of one call.
+    """
+
+    name: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    weights: tuple[Port, ...]
+    flops: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionEngine:
+    """The engines of one attention geometry: softmax attention of a query block over one key tile.
+
+    ``q [1, q_num_heads, block, head_dim]``, ``k [1, kv_num_heads, key_tile, head_dim]``,
+    ``v [1, kv_num_heads, key_tile, v_head_dim]`` give the normalised ``out [1, q_num_heads, block, v_head_dim]`` and
+    ``lse [1, q_num_heads, block]`` (natural log, float32). There are four ONNX files, ``engines/<name>.<variant>.onnx``:
+    ``full``, ``masked`` (plus ``mask``, an additive float32 array ``[mask_heads, block, key_tile]``), and of each a
+    ``_merge`` form that takes the partial result of earlier tiles as ``prev_out``, ``prev_lse`` and returns the merged
+    one: ``merge_state`` fused into the engine, so that rows need no arithmetic on the host.
+
+    Attributes:
+        name: Unique in the program.
+        q_num_heads, kv_num_heads: Query heads and key/value heads; the latter divide the former.
+        head_dim, v_head_dim: Width of a head's queries and keys, and of its values.
+        block_size, key_tile: Queries and keys of one call, in tokens.
+        scale: Factor on ``q k^T``.
+        softcap: Scores become ``softcap * tanh(scores / softcap)`` before the mask; 0 for none.
+        mask_heads: 1, or ``q_num_heads`` where an additive bias differs by head.
+        dtype: Of queries, keys, values and ``out``.
+    """
+
+    name: str
+    q_num_heads: int
+    kv_num_heads: int
+    head_dim: int
+    v_head_dim: int
+    block_size: int
+    key_tile: int
+    scale: float
+    softcap: float
+    mask_heads: int
+    dtype: str
+
+    VARIANTS = ("full", "masked", "full_merge", "masked_merge")
+
+    def ports(self, variant: str) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+        """The inputs and outputs of one variant's ONNX file."""
+        q = Port("q", self.dtype, (1, self.q_num_heads, self.block_size, self.head_dim))
+        k = Port("k", self.dtype, (1, self.kv_num_heads, self.key_tile, self.head_dim))
+        v = Port("v", self.dtype, (1, self.kv_num_heads, self.key_tile, self.v_head_dim))
+        out_shape = (1, self.q_num_heads, self.block_size, self.v_head_dim)
+        inputs = [q, k, v]
+        if variant.startswith("masked"):
+            inputs.append(Port("mask", "float32", (self.mask_heads, self.block_size, self.key_tile)))
+        if variant.endswith("_merge"):
+            inputs += [Port("prev_out", self.dtype, out_shape), Port("prev_lse", "float32", out_shape[:3])]
+        return tuple(inputs), (Port("out", self.dtype, out_shape), Port("lse", "float32", out_shape[:3]))
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of the two matrix products of one call."""
+        return 2 * self.q_num_heads * self.block_size * self.key_tile * (self.head_dim + self.v_head_dim)
+
+
+Engine: TypeAlias = TokenwiseEngine | AttentionEngine
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A token value that the run supplies.
+
+    Attributes:
+        value: The array, one row a token.
+        source: ``argument`` (the caller's tokens or features), ``positions`` (0, 1, 2, ...) or ``zeros``.
+        limit: Exclusive upper bound of the entries (a vocabulary's size); ``None`` where there is none.
+    """
+
+    value: Value
+    source: str
+    limit: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenwiseStage:
+    """One call of ``engine`` for every block; ``weights`` names the tensors bound to its weight ports."""
+
+    name: str
+    engine: str
+    inputs: tuple[str, ...]
+    outputs: tuple[Value, ...]
+    weights: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RelativeBias:
+    """An additive bias that depends on head and distance only.
+
+    ``bias[h, i, j] = table[h, clip(j - i, -reach, reach) + reach] + slope[h] * (j - i)``.
+
+    Attributes:
+        table: Name of a weight ``[heads, 2 * reach + 1]`` (T5's buckets), or ``None``.
+        slope: Name of a weight ``[heads]`` (ALiBi), or ``None``.
+    """
+
+    table: str | None
+    slope: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionStage:
+    """Attention of all query blocks over all non-empty key tiles of ``mask``, merged by log-sum-exp.
+
+    Attributes:
+        name: Unique in the program; usually the layer's path in the source model.
+        engine: An :class:`AttentionEngine`.
+        query, key, value: Token values ``[1, heads, n, head_dim]``.
+        output: The token value ``[1, q_num_heads, n, v_head_dim]`` that it defines.
+        mask: Which keys a query sees.
+        sinks: Name of a weight ``[q_num_heads]`` of learned sink logits (a logit without a value), or ``None``.
+        bias: An additive bias on the scores (after scale and softcap), or ``None``.
+    """
+
+    name: str
+    engine: str
+    query: str
+    key: str
+    value: str
+    output: Value
+    mask: Mask
+    sinks: str | None
+    bias: RelativeBias | None
+
+
+Stage: TypeAlias = TokenwiseStage | AttentionStage
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """The longest input the *model* can take, in tokens, and why (e.g. the name of a learned position table)."""
+
+    length: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pooling:
+    """How token embeddings become one vector: ``mean``, ``cls`` (first token) or ``last``; unit length if ``normalize``."""
+
+    mode: str
+    normalize: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A whole model as stages over blocks; see the module's docstring.
+
+    Attributes:
+        name: The source model's name.
+        block_size: ``M``, tokens of a block. key_tile: tokens of a key tile, a multiple of ``block_size``.
+        inputs, engines: Declarations.
+        body: Stages over all blocks, ending in the value named ``hidden``.
+        head: Token-wise stages from ``hidden`` to ``logits``; empty where the model has no head.
+        hidden: Name of the value of last hidden states, ``[1, n, width]``.
+        logits: Name of the head's output ``[1, n, classes]``, or ``None``.
+        pooling: How ``hidden`` becomes an embedding, or ``None`` where the model is not an embedder.
+        max_length: What the model itself can't exceed, or ``None``.
+        trained_length: The context it was trained on; longer inputs run with a warning. ``None`` if unknown.
+    """
+
+    name: str
+    block_size: int
+    key_tile: int
+    inputs: tuple[Input, ...]
+    engines: tuple[Engine, ...]
+    body: tuple[Stage, ...]
+    head: tuple[TokenwiseStage, ...]
+    hidden: str
+    logits: str | None
+    pooling: Pooling | None
+    max_length: Limit | None
+    trained_length: int | None
+
+    def __str__(self) -> str:
+        from twoheads.graphs.program_text import print_program
+
+        return print_program(self)
+
+    @property
+    def default_output(self) -> str:
+        """What a run returns unless told otherwise: ``embedding``, else ``logits``, else ``hidden``."""
+        return "embedding" if self.pooling else "logits" if self.logits else "hidden"
+
+    def engine(self, name: str) -> Engine:
+        """The engine called ``name``."""
+        for engine in self.engines:
+            if engine.name == name:
+                return engine
+        raise InternalError(f"program {self.name} has no engine {name!r}")
+
+    def values(self) -> Iterator[Value]:
+        """Every token value, in order of definition."""
+        for entry in self.inputs:
+            yield entry.value
+        for stage in (*self.body, *self.head):
+            yield from stage.outputs if isinstance(stage, TokenwiseStage) else (stage.output,)
+
+    def weights(self) -> tuple[str, ...]:
+        """Every weight that a stage binds, once, in order of first use."""
+        names: dict[str, None] = {}
+        for stage in (*self.body, *self.head):
+            if isinstance(stage, TokenwiseStage):
+                names.update(dict.fromkeys(stage.weights))
+                continue
+            extras = (stage.sinks, stage.bias.table if stage.bias else None, stage.bias.slope if stage.bias else None)
+            names.update(dict.fromkeys(name for name in extras if name is not None))
+        return tuple(names)

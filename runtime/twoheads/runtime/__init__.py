@@ -1,0 +1,1 @@
+"""Load a bundle and run it for any input length; needs NumPy and one backend, never torch or onnx."""
