@@ -18,13 +18,14 @@ Equivalent spellings of a mask have one formula: a mask is brought into a disjun
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 
 import numpy as np
+import numpy.typing as npt
 
+from twoheads.graphs.errors import InternalError
 from twoheads.graphs.masks import And, Causal, Chunk, Full, Mask, Or, Sinks, Window
 
 __all__ = ["Formula", "attention_formula", "symbols"]
@@ -262,15 +263,38 @@ def _ragged_chunks(left: int, right: int, chunk: int, grid: _Grid) -> _Sum:
 
 
 def _count_tiles(mask: Mask, grid: _Grid) -> int:
-    """Counts non-empty tiles by evaluating them, each distinct one once: for masks without a closed formula."""
-    known: dict[Hashable, bool] = {}
+    """Counts the non-empty tiles of a mask without a closed formula, row by row.
+
+    A query sees all or none of the keys between two neighbouring positions at which no term of the mask changes, so
+    the mask is evaluated only there.
+    """
     calls = 0
     for row in range(0, grid.length, grid.block_size):
         i = np.arange(row, min(row + grid.block_size, grid.length), dtype=np.int64)[:, None]
-        for column in range(0, grid.length, grid.key_tile):
-            stop = min(column + grid.key_tile, grid.length)
-            key = (mask.tile_key(row, column), len(i), stop - column)
-            if key not in known:
-                known[key] = bool(mask.dense(i, np.arange(column, stop, dtype=np.int64)[None, :]).any())
-            calls += known[key]
+        edges = np.sort(np.clip(np.concatenate([0 * i, 0 * i + grid.length, *_changes(mask, i)], 1), 0, grid.length))
+        seen = mask.dense(i, edges[:, :-1]) & (edges[:, :-1] < edges[:, 1:])
+        first, last = edges[:, :-1][seen] // grid.key_tile, (edges[:, 1:][seen] - 1) // grid.key_tile
+        counted = -1
+        for start, stop in np.unique(np.stack([first, last], 1), axis=0).tolist():
+            calls += max(0, stop - max(start, counted + 1) + 1)
+            counted = max(counted, stop)
     return calls
+
+
+def _changes(mask: Mask, i: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+    """Key positions ``[rows, 1]`` where a term of the mask may begin or cease to see a key of query ``i``."""
+    match mask:
+        case And(parts) | Or(parts):
+            return [edge for part in parts for edge in _changes(part, i)]
+        case Causal():
+            return [i + 1]
+        case Window(left, right):
+            return [i - left, i + right + 1]
+        case Sinks(size):
+            return [0 * i + size]
+        case Chunk(size):
+            return [i // size * size, i // size * size + size]
+        case Full():
+            return []
+        case _:
+            raise InternalError(f"no formula for the mask {mask}")

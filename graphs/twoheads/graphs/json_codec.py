@@ -9,9 +9,11 @@ from __future__ import annotations
 import dataclasses
 import enum
 import types
-from functools import lru_cache
+from collections.abc import Hashable
+from functools import cache
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from twoheads.graphs.errors import CompileError
 from twoheads.graphs.masks import Mask, parse_mask
 
 __all__ = ["FormatError", "from_json", "to_json"]
@@ -33,7 +35,8 @@ def to_json(value: Any) -> Any:
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, tuple):
-        return [to_json(item) for item in cast("tuple[Any, ...]", value)]
+        items: tuple[Any, ...] = value
+        return [to_json(item) for item in items]
     if isinstance(value, dict):
         return {str(key): to_json(item) for key, item in cast("dict[str, Any]", value).items()}
     return value
@@ -62,7 +65,7 @@ def _read(annotation: Any, data: Any, where: str) -> Any:
     if dataclasses.is_dataclass(annotation):
         return _read_dataclass(cast("type[Any]", annotation), data, where)
     if annotation is Mask:
-        return parse_mask(_expect(str, data, where))
+        return _read_mask(_expect(str, data, where), where)
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
         try:
             return annotation(data)
@@ -73,11 +76,15 @@ def _read(annotation: Any, data: Any, where: str) -> Any:
     return _expect(annotation, data, where)
 
 
+def _read_mask(text: str, where: str) -> Mask:
+    try:
+        return parse_mask(text)
+    except CompileError as error:
+        raise FormatError(f"{where}: {error.where} {error.problem}") from None
+
+
 def _expect(kind: Any, data: Any, where: str) -> Any:
-    if kind in (None, types.NoneType):
-        fits = data is None
-    else:
-        fits = type(data) is kind
+    fits = data is None if kind in (None, types.NoneType) else type(data) is kind
     if not fits:
         raise FormatError(f"{where}: expected {getattr(kind, '__name__', kind)}, got {type(data).__name__}")
     return data
@@ -87,21 +94,23 @@ def _read_union(options: tuple[Any, ...], data: Any, where: str) -> Any:
     if data is None and types.NoneType in options:
         return None
     if isinstance(data, dict) and "kind" in data:
+        entries: dict[str, Any] = data
         for option in options:
-            if getattr(option, "__name__", "") == data["kind"]:
-                return _read(option, data, where)
-        raise FormatError(f"{where}: unknown kind {data['kind']!r}")
+            if getattr(option, "__name__", "") == entries["kind"]:
+                return _read(option, entries, where)
+        raise FormatError(f"{where}: unknown kind {entries['kind']!r}")
     for option in options:
         if option is not types.NoneType and (type(data) is option or not isinstance(option, type)):
             return _read(option, data, where)
     plain = [option for option in options if option is not types.NoneType]
     if len(plain) == 1:
         return _read(plain[0], data, where)
-    raise FormatError(f"{where}: {type(data).__name__} fits none of {[getattr(o, '__name__', o) for o in options]}")
+    names = [getattr(option, "__name__", option) for option in options]
+    raise FormatError(f"{where}: {type(cast('Any', data)).__name__} fits none of {names}")
 
 
-@lru_cache(maxsize=None)
-def _hints(cls: type[Any]) -> dict[str, Any]:
+@cache
+def _hints(cls: Hashable) -> dict[str, Any]:
     return get_type_hints(cls)
 
 
@@ -110,7 +119,7 @@ def _read_dataclass(cls: type[Any], data: Any, where: str) -> Any:
     kind = entries.pop("kind", cls.__name__)
     if kind != cls.__name__:
         raise FormatError(f"{where}: expected {cls.__name__}, got {kind!r}")
-    hints = _hints(cls)
+    hints = _hints(cast("Hashable", cls))
     if unknown := sorted(entries.keys() - hints.keys()):
         raise FormatError(f"{where}: unknown entry {unknown[0]!r}")
     if missing := sorted(hints.keys() - entries.keys()):

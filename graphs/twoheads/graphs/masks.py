@@ -218,7 +218,8 @@ class And(Mask):
     terms: tuple[Mask, ...]
 
     def dense(self, i: npt.NDArray[np.int64], j: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        return np.logical_and.reduce([t.dense(i, j) for t in self.terms])
+        visible: npt.NDArray[np.bool_] = np.logical_and.reduce([t.dense(i, j) for t in self.terms])
+        return visible
 
     def support(self, rows: Interval) -> Intervals:
         return intersect(t.support(rows) for t in self.terms)
@@ -240,7 +241,8 @@ class Or(Mask):
     terms: tuple[Mask, ...]
 
     def dense(self, i: npt.NDArray[np.int64], j: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        return np.logical_or.reduce([t.dense(i, j) for t in self.terms])
+        visible: npt.NDArray[np.bool_] = np.logical_or.reduce([t.dense(i, j) for t in self.terms])
+        return visible
 
     def support(self, rows: Interval) -> Intervals:
         return unite(t.support(rows) for t in self.terms)
@@ -307,7 +309,7 @@ def parse_mask(text: str) -> Mask:
     """
     try:
         return _mask_from_ast(ast.parse(text.strip(), mode="eval").body)
-    except (SyntaxError, TypeError, ValueError, KeyError) as error:
+    except (SyntaxError, TypeError, ValueError, KeyError, RecursionError, MemoryError) as error:
         raise CompileError(
             f"mask {text!r}",
             f"is not a mask expression ({error})",

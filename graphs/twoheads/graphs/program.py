@@ -109,10 +109,11 @@ class AttentionEngine:
 
     ``q [1, q_num_heads, block, head_dim]``, ``k [1, kv_num_heads, key_tile, head_dim]``,
     ``v [1, kv_num_heads, key_tile, v_head_dim]`` give the normalised ``out [1, q_num_heads, block, v_head_dim]`` and
-    ``lse [1, q_num_heads, block]`` (natural log, float32). There are four ONNX files, ``engines/<name>.<variant>.onnx``:
-    ``full``, ``masked`` (plus ``mask``, an additive float32 array ``[mask_heads, block, key_tile]``), and of each a
-    ``_merge`` form that takes the partial result of earlier tiles as ``prev_out``, ``prev_lse`` and returns the merged
-    one: ``merge_state`` fused into the engine, so that rows need no arithmetic on the host.
+    ``lse [1, q_num_heads, block]`` (natural log, float32). There are four ONNX files,
+    ``engines/<name>.<variant>.onnx``: ``full``, ``masked`` (plus ``mask``, an additive float32 array
+    ``[mask_heads, block, key_tile]``), and of each a ``_merge`` form that takes the partial result of earlier tiles as
+    ``prev_out``, ``prev_lse`` and returns the merged one: ``merge_state`` fused into the engine, so that rows need no
+    arithmetic on the host.
 
     Attributes:
         name: Unique in the program.
@@ -240,7 +241,7 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Pooling:
-    """How token embeddings become one vector: ``mean``, ``cls`` (first token) or ``last``; unit length if ``normalize``."""
+    """How token embeddings become one vector: ``mean``, ``cls`` (first) or ``last``; unit length if ``normalize``."""
 
     mode: str
     normalize: bool

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InternalError
-from twoheads.graphs.masks import And, Causal, Chunk, Full, Interval, Intervals, Mask, Sinks, Window, unite
+from twoheads.graphs.masks import And, Interval, Intervals, Mask, Or, unite
 
 __all__ = ["Segment", "mask_tile", "row_segments", "tile_key"]
 
@@ -63,7 +63,8 @@ def row_segments(mask: Mask, block: int, *, block_size: int, key_tile: int, leng
 def tile_key(mask: Mask, block: int, tile: int, *, block_size: int, key_tile: int, length: int) -> Hashable:
     """A key by which mask tiles are shared: equal keys, equal :func:`mask_tile` arrays."""
     remaining = _remaining(mask, block, tile, block_size, key_tile, length)
-    return mask, block_size, key_tile, remaining, mask.tile_key(block * block_size, tile * key_tile)
+    rows, keys = (block * block_size, (block + 1) * block_size), (tile * key_tile, (tile + 1) * key_tile)
+    return block_size, key_tile, remaining, _pattern(mask, rows, keys)
 
 
 def mask_tile(
@@ -110,38 +111,55 @@ def _inside(keys: Intervals, key_tile: int, length: int) -> Intervals:
 
 
 def _settle(mask: Mask, rows: Interval, tiles: Interval, key_tile: int, length: int) -> Iterator[Segment]:
-    """Classifies tiles between support and cover: partial where these are exact, by looking at the tile elsewhere."""
-    exact = _has_exact_intervals(mask)
+    """Classifies tiles between support and cover, which for compound masks are only bounds."""
     for tile in range(*tiles):
         start, stop = tile * key_tile, min((tile + 1) * key_tile, length)
-        if exact:
-            yield Segment(tile, tile + 1, False)
-            continue
-        corner = _Corner(mask, mask.tile_key(rows[0], start), rows[1] - rows[0], stop - start, rows[0], start)
-        some, every = _seen(corner)
+        pattern = _pattern(mask, rows, (start, stop))
+        if isinstance(pattern, bool):
+            some, every = pattern, pattern
+        else:
+            some, every = _seen(_Corner(pattern, rows[1] - rows[0], stop - start, mask, rows[0], start))
         if some:
             yield Segment(tile, tile + 1, every and stop - start == key_tile)
 
 
-def _has_exact_intervals(mask: Mask) -> bool:
-    """Whether ``support`` and ``covered`` are the sets themselves, not bounds on them.
+def _pattern(mask: Mask, rows: Interval, keys: Interval) -> Hashable:
+    """What the mask looks like on a rectangle: True or False if constant, else a key of the undecided terms.
 
-    True for every single term, and for a conjunction of terms whose keys are, for each query, one interval that moves
-    by at most one key from a query to the next and (without the sinks) holds the query itself: no gap can open.
+    Terms that are constant on the rectangle leave no trace, so that the tile of the attention sinks is one and the
+    same for all queries whose window is far away.
     """
-    if isinstance(mask, And):
-        return all(isinstance(term, Causal | Window | Sinks) for term in mask.terms)
-    return isinstance(mask, Full | Causal | Window | Sinks | Chunk)
+    if not isinstance(mask, And | Or):
+        if _holds(mask.covered(rows), keys):
+            return True
+        if not any(start < keys[1] and keys[0] < stop for start, stop in mask.support(rows)):
+            return False
+        return mask, mask.tile_key(rows[0], keys[0])
+    neutral = isinstance(mask, And)
+    undecided: list[Hashable] = []
+    for term in mask.terms:
+        pattern = _pattern(term, rows, keys)
+        if pattern is (not neutral):
+            return not neutral
+        if pattern is not neutral:
+            undecided.append(pattern)
+    if not undecided:
+        return neutral
+    return undecided[0] if len(undecided) == 1 else (type(mask).__name__, *undecided)
+
+
+def _holds(keys: Intervals, wanted: Interval) -> bool:
+    return any(start <= wanted[0] and wanted[1] <= stop for start, stop in keys)
 
 
 @dataclass(frozen=True, slots=True)
 class _Corner:
-    """A rectangle of ``rows x columns`` pairs; equal to every other on which the mask must be the same."""
+    """A rectangle of ``rows x columns`` pairs; equal to every other of its size and pattern."""
 
-    mask: Mask
-    key: Hashable
+    pattern: Hashable
     rows: int
     columns: int
+    mask: Mask = field(compare=False)
     row: int = field(compare=False)
     column: int = field(compare=False)
 
