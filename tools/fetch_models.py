@@ -179,7 +179,9 @@ def _download(requirement: str, folder: Path) -> Path:
     if done.returncode != 0 or len(wheels) != 1:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         reason = next((line for line in lines if line.startswith("ERROR")), lines[-1] if lines else "no wheel came")
-        raise FetchError(f"{requirement}: pip could not download it: {reason}\n  fix: check the network and pip's index")
+        raise FetchError(
+            f"{requirement}: pip could not download it: {reason}\n  fix: check the network and pip's index"
+        )
     return wheels[0]
 
 

@@ -1,0 +1,129 @@
+"""Assembles the commands and turns what they raise into messages and exit codes.
+
+Exit codes: 0 done; 1 the user can do something about it (or ``verify`` did not pass); 70 a bug of ours, with its
+traceback; 130 interrupted; 143 terminated.
+"""
+
+import contextlib
+import importlib.metadata
+import logging
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.logging import RichHandler
+from typer.core import TyperGroup
+
+from twoheads.export.cli import compile as compile_command
+from twoheads.export.cli import inspect as inspect_command
+from twoheads.export.cli import plan as plan_command
+from twoheads.export.cli import run as run_command
+from twoheads.export.cli import verify as verify_command
+from twoheads.export.cli.console import print_error, stderr_console
+from twoheads.graphs.errors import TwoheadsError
+
+__all__ = ["app", "main"]
+
+USER_ERROR, BUG, INTERRUPTED, TERMINATED = 1, 70, 130, 143
+
+logger = logging.getLogger(__name__)
+
+
+class _Interrupted(BaseException):
+    """Ctrl-C, carried past typer, which would print a message of its own."""
+
+
+class _Group(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _Interrupted from error
+
+
+app = typer.Typer(
+    name="twoheads",
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _command in (compile_command, plan_command, inspect_command, run_command, verify_command):
+    app.command(_command.NAME)(_command.command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"twoheads {importlib.metadata.version('twoheads')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    verbose: Annotated[
+        int, typer.Option("--verbose", "-v", count=True, help="Log phases and times; twice: everything.")
+    ] = 0,
+) -> None:
+    """Compile a transformer once at block length M, run any length N.
+
+    Example: twoheads compile model.gguf -o model.bundle && twoheads run model.bundle --text book.txt -o out.npz
+    """
+    logging.captureWarnings(capture=True)
+    if verbose:
+        level = logging.INFO if verbose == 1 else logging.DEBUG
+        logging.basicConfig(level=level, format="%(message)s", handlers=[RichHandler(console=stderr_console())])
+    else:
+        logging.getLogger("py.warnings").addHandler(logging.NullHandler())
+        logging.getLogger("py.warnings").propagate = False
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+    """Leaves as Ctrl-C does, so that temporary files are removed."""
+    raise SystemExit(TERMINATED)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command line (default: the process's) and returns its exit code."""
+    with contextlib.suppress(ValueError):  # not the main thread, where no handler can be set
+        signal.signal(signal.SIGTERM, _terminate)
+    filters = warnings.filters[:]
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="twoheads")
+    except SystemExit as stop:
+        # typer leaves with 2 when an option is wrong; that is a user's error like any other.
+        code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else USER_ERROR
+        return USER_ERROR if code == 2 else code
+    except (_Interrupted, KeyboardInterrupt):
+        stderr_console().print("interrupted")
+        return INTERRUPTED
+    except TwoheadsError as error:
+        print_error(str(error))
+        logger.debug("raised at", exc_info=True)
+        return USER_ERROR
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again at exit
+        return USER_ERROR
+    except OSError as error:
+        print_error(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error))
+        logger.debug("raised at", exc_info=True)
+        return USER_ERROR
+    except Exception:  # noqa: BLE001 - the last resort: say that it is our bug, with all there is to report
+        traceback.print_exc()
+        print_error("this is a bug in twoheads, not in your input; please report it with the traceback above")
+        return BUG
+    finally:
+        warnings.filters[:] = filters
+        logging.captureWarnings(capture=False)
+    return 0

@@ -1,0 +1,90 @@
+"""``twoheads compile``: a model into a bundle."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from twoheads.export.cli import arguments, options
+from twoheads.export.cli.console import print_facts, print_json, seconds_text, size_text
+from twoheads.export.cli.progress import PhaseProgress
+from twoheads.graphs.bundle_format import Manifest
+from twoheads.graphs.errors import InputError
+from twoheads.graphs.program import Program
+from twoheads.runtime.bundle_reader import read_bundle
+
+__all__ = ["NAME", "command"]
+
+NAME = "compile"
+
+
+def command(
+    source: options.Source,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="BUNDLE", help="The folder to create.")],
+    block_size: options.BlockSize = options.BLOCK_SIZE,
+    key_tile: options.KeyTile = None,
+    lowering: options.LoweringOption = options.Lowering.AUTO,
+    dtype: options.DtypeOption = options.Dtype.FLOAT32,
+    force: Annotated[bool, typer.Option("--force", help="Replace BUNDLE if it exists.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Compile SOURCE (a Hugging Face folder or a .gguf file) into a bundle that runs any length.
+
+    Example: twoheads compile SmolLM2-135M.gguf -o smollm2.bundle --block-size 256
+    """
+    arguments.require_path(source, "a model folder or a .gguf file")
+    arguments.check_output_path(output, folder=True)
+    if output.exists() and not force:
+        raise InputError(str(output), "exists already", "name another place, or replace it with --force")
+
+    from twoheads.compiler import compile_model
+    from twoheads.export import write_bundle
+
+    start = time.perf_counter()
+    with PhaseProgress() as progress:
+        compiled = compile_model(
+            source,
+            block_size=block_size,
+            key_tile=key_tile,
+            lowering=lowering.value,
+            dtype=dtype.value,
+            progress=progress,
+        )
+        write_bundle(compiled, output, overwrite=force, progress=progress)
+    seconds = time.perf_counter() - start
+    bundle = read_bundle(output, check="size")
+    _report(output, bundle.manifest, bundle.program, seconds, as_json=as_json)
+
+
+def _report(path: Path, manifest: Manifest, program: Program, seconds: float, *, as_json: bool) -> None:
+    size = sum(entry.size for entry in manifest.files.values())
+    if as_json:
+        print_json(
+            {
+                "bundle": str(path),
+                "source": manifest.source.name,
+                "architecture": manifest.source.architecture,
+                "block_size": manifest.block_size,
+                "key_tile": manifest.key_tile,
+                "lowering": manifest.lowering,
+                "dtype": manifest.dtype,
+                "engines": len(program.engines),
+                "stages": len(program.body) + len(program.head),
+                "files": len(manifest.files) + 1,
+                "bytes": size,
+                "seconds": seconds,
+            }
+        )
+        return
+    print_facts(
+        (
+            ("bundle", str(path)),
+            ("source", f"{manifest.source.name} ({manifest.source.architecture})"),
+            ("blocks", f"{manifest.block_size} tokens, key tiles of {manifest.key_tile}"),
+            ("engines", f"{len(program.engines)} for {len(program.body) + len(program.head)} stages"),
+            ("size", f"{size_text(size)} in {len(manifest.files) + 1} files"),
+            ("time", seconds_text(seconds)),
+            ("next", f"twoheads run {path} --text FILE -o OUT.npz"),
+        )
+    )

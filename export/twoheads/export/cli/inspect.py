@@ -1,0 +1,149 @@
+"""``twoheads inspect``: what a bundle holds."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from twoheads.export.cli import options
+from twoheads.export.cli.console import print_facts, print_json, print_table, print_text, size_text
+from twoheads.graphs.bundle_format import TOKENIZER, WEIGHTS, Manifest
+from twoheads.graphs.program import AttentionEngine, AttentionStage, Engine, Port, Program, TokenwiseEngine
+from twoheads.runtime.bundle_reader import read_bundle
+
+__all__ = ["NAME", "command"]
+
+NAME = "inspect"
+
+
+def command(
+    bundle: options.Bundle,
+    program: Annotated[bool, typer.Option("--program", help="Print the block program.")] = False,
+    engines: Annotated[bool, typer.Option("--engines", help="Print the signature of every engine.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Tell what a bundle is: its source, sizes, the masks of its layers, its limits, its engines.
+
+    Example: twoheads inspect smollm2.bundle --program
+    """
+    loaded = read_bundle(bundle, check="size")
+    if as_json:
+        print_json(_to_json(bundle, loaded.manifest, loaded.program, program_text=program))
+        return
+    _print_summary(bundle, loaded.manifest, loaded.program)
+    if engines:
+        print_table("\nengines", ("engine", "inputs", "outputs", "weights"), map(_signature, loaded.program.engines))
+    if program:
+        print_text("\n" + str(loaded.program))
+
+
+def _attention_stages(program: Program) -> list[AttentionStage]:
+    return [stage for stage in program.body if isinstance(stage, AttentionStage)]
+
+
+def _mask_counts(program: Program) -> Counter[str]:
+    """How many attention layers have which mask."""
+    return Counter(str(stage.mask) for stage in _attention_stages(program))
+
+
+def _outputs(program: Program) -> list[str]:
+    """The outputs that a run can be asked for."""
+    return (
+        ["hidden"]
+        + (["logits", "last"] if program.logits is not None else [])
+        + (["embedding"] if program.pooling is not None else [])
+    )
+
+
+def _to_json(path: Path, manifest: Manifest, program: Program, *, program_text: bool) -> dict[str, Any]:
+    limit = program.max_length
+    data: dict[str, Any] = {
+        "bundle": str(path),
+        "format_version": manifest.format_version,
+        "producer": manifest.producer,
+        "source": {
+            "name": manifest.source.name,
+            "form": manifest.source.form,
+            "architecture": manifest.source.architecture,
+            "sha256": manifest.source.sha256,
+        },
+        "block_size": manifest.block_size,
+        "key_tile": manifest.key_tile,
+        "lowering": manifest.lowering,
+        "dtype": manifest.dtype,
+        "approximations": list(manifest.approximations),
+        "outputs": _outputs(program),
+        "default_output": program.default_output,
+        "max_length": None if limit is None else {"length": limit.length, "reason": limit.reason},
+        "trained_length": program.trained_length,
+        "tokenizer": TOKENIZER in manifest.files,
+        "masks": dict(_mask_counts(program)),
+        "layers": [{"name": stage.name, "mask": str(stage.mask)} for stage in _attention_stages(program)],
+        "weights": len(manifest.weights),
+        "weights_bytes": manifest.files[WEIGHTS].size if WEIGHTS in manifest.files else 0,
+        "files": len(manifest.files) + 1,
+        "bytes": sum(entry.size for entry in manifest.files.values()),
+        "stages": len(program.body) + len(program.head),
+        "engines": [_engine_to_json(engine) for engine in program.engines],
+    }
+    if program_text:
+        data["program"] = str(program)
+    return data
+
+
+def _engine_to_json(engine: Engine) -> dict[str, Any]:
+    def ports(group: tuple[Port, ...]) -> list[dict[str, Any]]:
+        return [{"name": port.name, "dtype": port.dtype, "shape": list(port.shape)} for port in group]
+
+    if isinstance(engine, TokenwiseEngine):
+        return {
+            "name": engine.name,
+            "kind": "tokenwise",
+            "inputs": ports(engine.inputs),
+            "outputs": ports(engine.outputs),
+            "weights": ports(engine.weights),
+            "flops": engine.flops,
+        }
+    variants = {}
+    for variant in AttentionEngine.VARIANTS:
+        inputs, outputs = engine.ports(variant)
+        variants[variant] = {"inputs": ports(inputs), "outputs": ports(outputs)}
+    return {"name": engine.name, "kind": "attention", "variants": variants, "flops": engine.flops}
+
+
+def _print_summary(path: Path, manifest: Manifest, program: Program) -> None:
+    source = manifest.source
+    size = sum(entry.size for entry in manifest.files.values())
+    limit = program.max_length
+    trained = program.trained_length
+    longest = "any" if limit is None else f"up to {limit.length} tokens, the end of the model's own {limit.reason}"
+    print_facts(
+        (
+            ("bundle", f"{path} (format {manifest.format_version}, written by {manifest.producer})"),
+            ("source", f"{source.name}: {source.architecture} from a {source.form}"),
+            ("identity", source.sha256),
+            ("blocks", f"{manifest.block_size} tokens, key tiles of {manifest.key_tile}"),
+            ("lowering", f"{manifest.lowering}, {manifest.dtype}"),
+            ("approximations", ", ".join(manifest.approximations) or "none: exact to rounding"),
+            ("length", longest + ("" if trained is None else f"; trained on {trained}")),
+            ("outputs", ", ".join(_outputs(program)) + f" (default: {program.default_output})"),
+            ("tokenizer", "yes" if TOKENIZER in manifest.files else "no: runs take token numbers"),
+            ("attention", "; ".join(f"{count} x {mask}" for mask, count in _mask_counts(program).items()) or "none"),
+            ("stages", f"{len(program.body)} in the body, {len(program.head)} in the head"),
+            ("engines", ", ".join(engine.name for engine in program.engines)),
+            ("size", f"{size_text(size)} in {len(manifest.files) + 1} files, {len(manifest.weights)} weights"),
+        )
+    )
+
+
+def _signature(engine: Engine) -> tuple[str, str, str, str]:
+    def ports(group: tuple[Port, ...]) -> str:
+        return "\n".join(f"{port.name}: {port.dtype}[{', '.join(map(str, port.shape))}]" for port in group)
+
+    if isinstance(engine, TokenwiseEngine):
+        size = sum(port.nbytes for port in engine.weights)
+        return engine.name, ports(engine.inputs), ports(engine.outputs), f"{len(engine.weights)}, {size_text(size)}"
+    # The merging, masked variant has every port there is.
+    inputs, outputs = engine.ports("masked_merge")
+    return engine.name, ports(inputs), ports(outputs), f"none; variants: {', '.join(AttentionEngine.VARIANTS)}"

@@ -1,0 +1,78 @@
+"""The arguments and options that several commands share."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = [
+    "BLOCK_SIZE",
+    "BlockSize",
+    "Bundle",
+    "Dtype",
+    "DtypeOption",
+    "Json",
+    "KeyTile",
+    "Lowering",
+    "LoweringOption",
+    "Output",
+    "OutputOption",
+    "Positions",
+    "Source",
+    "Text",
+    "Tokens",
+]
+
+BLOCK_SIZE = 256
+"""Tokens of a block unless told otherwise: the matrix products are near their peak, and a block's work is small."""
+
+
+class Lowering(StrEnum):
+    """How attention is lowered."""
+
+    AUTO = "auto"
+    TILE = "tile"
+
+
+class Dtype(StrEnum):
+    """The number format of weights and activations."""
+
+    FLOAT32 = "float32"
+
+
+class Output(StrEnum):
+    """What a run computes."""
+
+    LOGITS = "logits"
+    LAST = "last"
+    HIDDEN = "hidden"
+    EMBEDDING = "embedding"
+
+
+Source = Annotated[Path, typer.Argument(metavar="SOURCE", help="A Hugging Face folder or a .gguf file.")]
+Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that `twoheads compile` wrote.")]
+BlockSize = Annotated[
+    int, typer.Option("--block-size", metavar="M", help="Tokens of a block: a multiple of 8 from 16 to 4096.")
+]
+KeyTile = Annotated[
+    int | None,
+    typer.Option("--key-tile", metavar="K", help="Keys of one attention call, a multiple of M; chosen if not given."),
+]
+LoweringOption = Annotated[Lowering, typer.Option("--lowering", help="How attention is lowered.")]
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Number format of weights and activations.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
+Text = Annotated[Path | None, typer.Option("--text", metavar="FILE", help="The input as UTF-8 text.")]
+Tokens = Annotated[
+    Path | None, typer.Option("--tokens", metavar="FILE.npy", help="The input as token numbers, [N] or [1, N].")
+]
+OutputOption = Annotated[
+    Output | None,
+    typer.Option("--output", help="What to compute; by default an embedding where the model has one, else logits."),
+]
+Positions = Annotated[
+    str | None,
+    typer.Option(
+        "--positions", metavar="LIST", help='Rows of logits or hidden states to compute, e.g. "0,5,100:200,-1".'
+    ),
+]

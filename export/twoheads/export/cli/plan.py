@@ -1,0 +1,156 @@
+"""``twoheads plan``: what a run of one length will cost, before anything is built or run."""
+
+import dataclasses
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from twoheads.export.cli import arguments, options
+from twoheads.export.cli.console import count_text, print_facts, print_json, print_table, size_text
+from twoheads.export.cli.progress import PhaseProgress
+from twoheads.graphs.errors import InputError
+from twoheads.graphs.program import Program
+from twoheads.graphs.schedule import Schedule, StagePlan, make_schedule
+from twoheads.runtime.bundle_reader import read_bundle
+
+__all__ = ["NAME", "command", "schedule_to_json"]
+
+NAME = "plan"
+
+
+def command(
+    subject: Annotated[
+        Path, typer.Argument(metavar="SOURCE|BUNDLE", help="A model that is not compiled yet, or a bundle.")
+    ],
+    length: Annotated[int, typer.Option("--length", "-n", metavar="N", help="Tokens of the input.")],
+    output: options.OutputOption = None,
+    positions: options.Positions = None,
+    block_size: Annotated[
+        int | None, typer.Option("--block-size", metavar="M", help="For a SOURCE: tokens of a block.")
+    ] = None,
+    key_tile: Annotated[
+        int | None, typer.Option("--key-tile", metavar="K", help="For a SOURCE: keys of one attention call.")
+    ] = None,
+    every_stage: Annotated[
+        bool, typer.Option("--stages", help="One line for every stage, not one for all that are alike.")
+    ] = False,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Blocks in parallel, for the memory; all cores if not given.")
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Tell the engine calls, the formula they follow, FLOPs, bytes and memory of a run of N tokens.
+
+    Example: twoheads plan smollm2.bundle --length 100000
+    """
+    arguments.require_path(subject, "a model or a bundle")
+    program = _program(subject, block_size, key_tile)
+    rows = None if positions is None else int(arguments.parse_positions(positions, length).size)
+    wanted = output.value if output else None
+    schedule = make_schedule(program, length, output=wanted, positions=rows, workers=threads or _cores())
+    if as_json:
+        print_json(schedule_to_json(schedule))
+        return
+    _print_schedule(schedule, every_stage=every_stage)
+
+
+def _cores() -> int:
+    """The cores this process may use: what a run takes unless told otherwise."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _program(subject: Path, block_size: int | None, key_tile: int | None) -> Program:
+    """The program of a bundle as it is, or that of a source as it would be compiled."""
+    if arguments.is_bundle(subject):
+        if block_size is not None or key_tile is not None:
+            problem = "is a bundle, whose block size and key tile are fixed"
+            raise InputError(str(subject), problem, "leave --block-size and --key-tile out, or give the source")
+        return read_bundle(subject, check="size").program
+    from twoheads.compiler import plan_model
+
+    with PhaseProgress() as progress:
+        size = options.BLOCK_SIZE if block_size is None else block_size
+        return plan_model(subject, block_size=size, key_tile=key_tile, progress=progress)
+
+
+def schedule_to_json(schedule: Schedule) -> dict[str, Any]:
+    """The figures of ``plan --json``; sizes in bytes."""
+    program = schedule.program
+    return {
+        "model": program.name,
+        "length": schedule.length,
+        "block_size": program.block_size,
+        "key_tile": program.key_tile,
+        "blocks": schedule.blocks,
+        "output": schedule.output,
+        "positions": schedule.positions,
+        "engine_calls": schedule.engine_calls,
+        "formula_calls": schedule.formula_calls,
+        "formula": schedule.formula,
+        "flops": schedule.flops,
+        "bytes_moved": schedule.bytes_moved,
+        "peak_bytes": schedule.peak_bytes,
+        "memory": dataclasses.asdict(schedule.memory),
+        "stages": [
+            {
+                "name": stage.name,
+                "kind": stage.kind,
+                "engine": stage.engine,
+                "calls": stage.calls,
+                "formula_calls": stage.formula.calls,
+                "formula": stage.formula.text,
+                "flops": stage.flops,
+                "bytes_moved": stage.bytes_moved,
+                "outputs_bytes": stage.outputs_bytes,
+            }
+            for stage in schedule.stages
+        ],
+    }
+
+
+def _print_schedule(schedule: Schedule, *, every_stage: bool) -> None:
+    program, memory = schedule.program, schedule.memory
+    print_facts(
+        (
+            ("model", program.name),
+            ("length", f"{schedule.length} tokens in {schedule.blocks} blocks of {program.block_size}"),
+            ("output", schedule.output + (f" at {schedule.positions} positions" if schedule.positions else "")),
+            ("engine calls", f"{schedule.engine_calls} (by the formula: {schedule.formula_calls})"),
+            ("formula", schedule.formula),
+            ("work", f"{count_text(schedule.flops)}FLOP, {size_text(schedule.bytes_moved)} moved"),
+            (
+                "peak memory",
+                f"{size_text(schedule.peak_bytes)} = values {size_text(memory.values)} + weights "
+                f"{size_text(memory.weights)} + workspace {size_text(memory.workspace)} + process "
+                f"{size_text(memory.process)}",
+            ),
+        )
+    )
+    print_table(
+        "",
+        ("stage", "kind", ">calls", "formula", ">FLOP", ">moved", ">outputs"),
+        [_row(stage, 1) for stage in schedule.stages] if every_stage else _grouped(schedule.stages),
+    )
+
+
+def _grouped(stages: Iterable[StagePlan]) -> list[tuple[str, ...]]:
+    """One row for all stages that differ by name only, in order of first appearance."""
+    groups: dict[StagePlan, list[str]] = {}
+    for stage in stages:
+        groups.setdefault(dataclasses.replace(stage, name=""), []).append(stage.name)
+    return [_row(dataclasses.replace(stage, name=names[0]), len(names)) for stage, names in groups.items()]
+
+
+def _row(stage: StagePlan, times: int) -> tuple[str, ...]:
+    return (
+        stage.name if times == 1 else f"{stage.name} ... ({times} alike)",
+        stage.kind,
+        str(stage.calls) if times == 1 else f"{times} x {stage.calls}",
+        stage.formula.text,
+        count_text(stage.flops * times),
+        size_text(stage.bytes_moved * times),
+        size_text(stage.outputs_bytes),
+    )

@@ -1,0 +1,166 @@
+"""``twoheads run``: a bundle on one input, with the result streamed to a file."""
+
+import json
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import typer
+
+from twoheads.export.cli import arguments, options
+from twoheads.export.cli.console import print_facts, print_json, print_table, print_warning, seconds_text, size_text
+from twoheads.export.cli.progress import CallProgress
+from twoheads.graphs.errors import InputError, InternalError
+from twoheads.graphs.json_codec import to_json
+from twoheads.graphs.program import Program
+from twoheads.runtime.bundle_reader import read_bundle
+
+if TYPE_CHECKING:
+    from twoheads.runtime import LoadedBundle, Report
+
+__all__ = ["NAME", "command"]
+
+NAME = "run"
+
+
+class Check(StrEnum):
+    """How thoroughly a bundle's files are checked before they are used."""
+
+    FULL = "full"
+    SIZE = "size"
+
+
+def command(
+    bundle: options.Bundle,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT.npz", help="The file to write.")],
+    text: options.Text = None,
+    tokens: options.Tokens = None,
+    output: options.OutputOption = None,
+    positions: options.Positions = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="R.json", help="Write calls, times and peak memory there.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Blocks in parallel; all cores if not given.")
+    ] = None,
+    check: Annotated[
+        Check, typer.Option("--check", help="full: the sha256 of every file; size: sizes only.")
+    ] = Check.FULL,
+    as_json: options.Json = False,
+) -> None:
+    """Run a bundle on a text or on tokens of any length and write the result as a .npz file.
+
+    The array is named logits, hidden or embedding, in float32. It is streamed: logits larger than the memory are fine.
+
+    Example: twoheads run smollm2.bundle --text book.txt -o out.npz --output last --report report.json
+    """
+    read_bundle(bundle, check="size")  # a wrong path is told before anything else
+    arguments.check_output_path(out)
+    if report is not None:
+        arguments.check_output_path(report)
+    _check_one_input(text, tokens)
+
+    from twoheads.runtime import load
+
+    loaded = load(bundle, threads=threads, check=check.value)
+    sequence = _read_input(bundle, loaded, text, tokens)
+    wanted = output.value if output else loaded.program.default_output
+    rows = None if positions is None else _parse_rows(positions, wanted, int(sequence.size))
+    done = _run_to_file(loaded, sequence, wanted, rows, out)
+    for warning in done.warnings:
+        print_warning(warning)
+    if report is not None:
+        _write_report(report, done)
+    if as_json:
+        print_json(to_json(done))
+    else:
+        _print_report(done, out)
+
+
+def _check_one_input(text: Path | None, tokens: Path | None) -> None:
+    if (text is None) == (tokens is None):
+        problem = "no input is given" if text is None else "two inputs are given"
+        raise InputError("twoheads run", problem, "give either --text FILE or --tokens FILE.npy")
+
+
+def _read_input(bundle: Path, loaded: "LoadedBundle", text: Path | None, tokens: Path | None) -> npt.NDArray[Any]:
+    if tokens is not None:
+        return arguments.read_tokens(tokens)
+    if text is None:
+        raise InternalError("neither --text nor --tokens")
+    content = arguments.read_text(text)
+    return arguments.encode_text(content, loaded.tokenizer, source=text, bundle=bundle)
+
+
+def _parse_rows(positions: str, output: str, length: int) -> npt.NDArray[np.int64]:
+    if output not in ("logits", "hidden"):
+        problem = f"picks rows of logits or hidden states, and the output is {output}"
+        raise InputError("--positions", problem, "leave it out, or ask for --output logits or --output hidden")
+    return arguments.parse_positions(positions, length)
+
+
+def _run_to_file(
+    loaded: "LoadedBundle", tokens: npt.NDArray[Any], output: str, positions: npt.NDArray[np.int64] | None, out: Path
+) -> "Report":
+    """Runs and writes ``logits``, ``hidden`` (both streamed) or ``embedding``, and which ``positions`` were picked."""
+    from twoheads.runtime import NpzWriter
+
+    with NpzWriter(out) as file, CallProgress("engine calls") as progress:
+        if output in ("logits", "hidden"):
+            if positions is not None:
+                file.add("positions", positions)
+            rows = int(tokens.size) if positions is None else int(positions.size)
+            sink = file.array(output, (rows, _width(loaded.program, output)))
+            return loaded.run(tokens, output=output, positions=positions, sink=sink, progress=progress).report
+        result = loaded.run(tokens, output=output, progress=progress)
+        if result.array is None:
+            raise InternalError(f"a run without a sink returned no {output}")
+        file.add("logits" if output == "last" else output, result.array)
+        return result.report
+
+
+def _width(program: Program, output: str) -> int:
+    """Numbers of one row of ``logits`` or ``hidden``: the last dimension of the value.
+
+    Raises:
+        InputError: The program has no such output.
+    """
+    name = program.logits if output == "logits" else program.hidden
+    for value in program.values():
+        if value.name == name:
+            return int(value.shape[-1])
+    raise InputError("--output", f"{program.name} gives no {output}", "choose one of those that `inspect` lists")
+
+
+def _write_report(path: Path, report: "Report") -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        temporary.write_text(json.dumps(to_json(report), indent=2) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise arguments.unwritable(path, error) from None
+
+
+def _print_report(report: "Report", out: Path) -> None:
+    print_facts(
+        (
+            ("written", f"{out} ({size_text(out.stat().st_size)}), {report.output}"),
+            ("length", f"{report.length} tokens in {report.blocks} blocks of {report.block_size}"),
+            ("engine calls", f"{report.engine_calls} (by the formula: {report.formula_calls})"),
+            ("time", f"{seconds_text(report.seconds)}, {report.length / max(report.seconds, 1e-9):.0f} tokens/s"),
+            ("peak memory", size_text(report.peak_bytes)),
+            ("approximations", ", ".join(report.approximations) or "none: exact to rounding"),
+        )
+    )
+    totals: dict[str, list[float]] = {}
+    for stage in report.stages:
+        entry = totals.setdefault(stage.kind, [0, 0, 0.0])
+        entry[0] += 1
+        entry[1] += stage.calls
+        entry[2] += stage.seconds
+    rows = [(kind, f"{n:.0f}", f"{calls:.0f}", seconds_text(spent)) for kind, (n, calls, spent) in totals.items()]
+    print_table("", ("kind", ">stages", ">calls", ">time"), rows)
