@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 import traceback
-import warnings
 from collections.abc import Sequence
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -98,7 +97,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line (default: the process's) and returns its exit code."""
     with contextlib.suppress(ValueError):  # not the main thread, where no handler can be set
         signal.signal(signal.SIGTERM, _terminate)
-    filters = warnings.filters[:]
     try:
         app(args=None if arguments is None else list(arguments), prog_name="twoheads")
     except SystemExit as stop:
@@ -124,6 +122,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_error("this is a bug in twoheads, not in your input; please report it with the traceback above")
         return BUG
     finally:
-        warnings.filters[:] = filters
         logging.captureWarnings(capture=False)
     return 0

@@ -1,0 +1,61 @@
+"""Fixtures that several packages' tests share: a tiny model with a tokenizer, and real models if fetched."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tools.fetch_models import model_path
+
+ROOT = Path(__file__).parent.parent
+
+WORDS = ("[UNK]", "the", "cat", "sat", "on", "a", "mat", "and", "saw", "dog", "run", "to", "red", "house", "by", "sea")
+
+
+def _real_model(name: str) -> Path:
+    path = model_path(name, ROOT / ".cache" / "models")
+    if path is not None:
+        return path
+    message = f"the model {name} is not fetched: python -m tools.fetch_models {name}"
+    if os.environ.get("TWOHEADS_REQUIRE_MODELS"):
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M as a GGUF file."""
+    return _real_model("smollm2")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """MiniLM as a Hugging Face folder."""
+    return _real_model("minilm")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder with a random Llama of 2 layers and a word tokenizer; trained for 64 tokens."""
+    torch = pytest.importorskip("torch")
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(WORDS),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
+    LlamaForCausalLM(config).eval().save_pretrained(folder)
+    tokenizer = Tokenizer(models.WordLevel({word: at for at, word in enumerate(WORDS)}, unk_token=WORDS[0]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
