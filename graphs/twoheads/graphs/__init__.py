@@ -1,1 +1,22 @@
 """Pure data and its algebra: masks and their tiles, the block program, and its schedule for one length."""
+
+from twoheads.graphs.errors import BundleError, CompileError, InputError, InternalError, TwoheadsError
+from twoheads.graphs.masks import Mask, parse_mask
+from twoheads.graphs.program import Program
+from twoheads.graphs.program_text import parse_program, print_program
+from twoheads.graphs.schedule import Schedule, make_schedule
+
+__all__ = [
+    "BundleError",
+    "CompileError",
+    "InputError",
+    "InternalError",
+    "Mask",
+    "Program",
+    "Schedule",
+    "TwoheadsError",
+    "make_schedule",
+    "parse_mask",
+    "parse_program",
+    "print_program",
+]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import types
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Mapping
 from functools import cache
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -35,8 +35,7 @@ def to_json(value: Any) -> Any:
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, tuple):
-        items: tuple[Any, ...] = value
-        return [to_json(item) for item in items]
+        return [to_json(item) for item in cast("Iterable[Any]", value)]
     if isinstance(value, dict):
         return {str(key): to_json(item) for key, item in cast("dict[str, Any]", value).items()}
     return value
@@ -91,10 +90,11 @@ def _expect(kind: Any, data: Any, where: str) -> Any:
 
 
 def _read_union(options: tuple[Any, ...], data: Any, where: str) -> Any:
+    found = type(data).__name__
     if data is None and types.NoneType in options:
         return None
     if isinstance(data, dict) and "kind" in data:
-        entries: dict[str, Any] = data
+        entries = cast("Mapping[str, Any]", data)
         for option in options:
             if getattr(option, "__name__", "") == entries["kind"]:
                 return _read(option, entries, where)
@@ -106,7 +106,7 @@ def _read_union(options: tuple[Any, ...], data: Any, where: str) -> Any:
     if len(plain) == 1:
         return _read(plain[0], data, where)
     names = [getattr(option, "__name__", option) for option in options]
-    raise FormatError(f"{where}: {type(cast('Any', data)).__name__} fits none of {names}")
+    raise FormatError(f"{where}: {found} fits none of {names}")
 
 
 @cache

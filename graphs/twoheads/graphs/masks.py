@@ -36,6 +36,8 @@ __all__ = [
     "Or",
     "Sinks",
     "Window",
+    "conjunction",
+    "disjunction",
     "parse_mask",
 ]
 
@@ -194,7 +196,8 @@ class Chunk(Mask):
             raise CompileError("mask", f"{self} is not a size", "give a chunk of 1 token or more")
 
     def dense(self, i: npt.NDArray[np.int64], j: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        return (i // self.size) == (j // self.size)
+        visible: npt.NDArray[np.bool_] = (i // self.size) == (j // self.size)
+        return visible
 
     def support(self, rows: Interval) -> Intervals:
         first, last = rows[0] // self.size, (rows[1] - 1) // self.size

@@ -21,6 +21,7 @@ from twoheads.graphs.errors import InternalError
 from twoheads.graphs.masks import Mask
 
 __all__ = [
+    "TOKENS",
     "AttentionEngine",
     "AttentionStage",
     "Dim",
@@ -30,6 +31,7 @@ __all__ = [
     "Pooling",
     "Port",
     "Program",
+    "RelativeBias",
     "Stage",
     "TokenwiseEngine",
     "TokenwiseStage",
