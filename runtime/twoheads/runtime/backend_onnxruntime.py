@@ -1,0 +1,121 @@
+"""Engines on ONNX Runtime's CPU kernels: one single-threaded session an engine, shared by all threads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from twoheads.graphs.errors import BundleError, InputError
+from twoheads.graphs.program import Port
+
+__all__ = ["OnnxRuntimeBackend"]
+
+ONNX_DTYPES = {
+    "float16": "tensor(float16)",
+    "float32": "tensor(float)",
+    "float64": "tensor(double)",
+    "int8": "tensor(int8)",
+    "uint8": "tensor(uint8)",
+    "int16": "tensor(int16)",
+    "int32": "tensor(int32)",
+    "int64": "tensor(int64)",
+    "bool": "tensor(bool)",
+}
+
+
+class OnnxRuntimeBackend:
+    """ONNX Runtime. Parallelism is across blocks, so kernels use one thread each and nothing spins.
+
+    Raises:
+        InputError: The package is not installed.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self) -> None:
+        try:
+            import onnxruntime  # type: ignore[import-untyped]
+        except ImportError as error:
+            raise InputError(
+                "backend onnxruntime", f"can't be imported ({error})", "pip install onnxruntime"
+            ) from error
+        self._ort: Any = onnxruntime
+        self._wrap = onnxruntime.OrtValue.ortvalue_from_numpy
+
+    def tensor(self, array: npt.NDArray[Any]) -> Any:
+        return self._wrap(array)
+
+    def load_engine(
+        self,
+        path: Path,
+        inputs: Sequence[Port],
+        outputs: Sequence[Port],
+        weights: Mapping[str, npt.NDArray[Any]],
+    ) -> OnnxRuntimeEngine:
+        options = self._options()
+        tensors = [self._wrap(array) for array in weights.values()]
+        if tensors:
+            options.add_external_initializers(list(weights), tensors)
+        try:
+            session = self._ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            raise BundleError(str(path), f"ONNX Runtime can't open it: {error}", "compile the model again") from error
+        _check_ports(path, session.get_inputs(), inputs)
+        _check_ports(path, session.get_outputs(), outputs)
+        return OnnxRuntimeEngine(session, tensors)
+
+    def _options(self) -> Any:
+        options = self._ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        return options
+
+
+class OnnxRuntimeEngine:
+    """An open session, with the weights' tensors kept alive beside it."""
+
+    def __init__(self, session: Any, weights: Sequence[Any]) -> None:
+        self.session = session
+        self.weights = weights
+        self.inputs = tuple(port.name for port in session.get_inputs())
+        self.outputs = tuple(port.name for port in session.get_outputs())
+
+    def new_call(self) -> OnnxRuntimeCall:
+        return OnnxRuntimeCall(self)
+
+
+class OnnxRuntimeCall:
+    """An I/O binding of one thread. About 0.3 microseconds a bind and 2 a run beyond the kernels' own time."""
+
+    def __init__(self, engine: OnnxRuntimeEngine) -> None:
+        self._binding = engine.session.io_binding()
+        self._run = engine.session.run_with_iobinding
+        self._bind_input = self._binding.bind_ortvalue_input
+        self._bind_output = self._binding.bind_ortvalue_output
+        self._inputs = engine.inputs
+        self._outputs = engine.outputs
+
+    def bind_input(self, port: int, tensor: Any) -> None:
+        self._bind_input(self._inputs[port], tensor)
+
+    def bind_output(self, port: int, tensor: Any) -> None:
+        self._bind_output(self._outputs[port], tensor)
+
+    def run(self) -> None:
+        self._run(self._binding)
+
+
+def _check_ports(path: Path, found: Sequence[Any], expected: Sequence[Port]) -> None:
+    """The session's ports are the program's, in order, with these shapes and dtypes."""
+    got = [(port.name, port.type, tuple(port.shape)) for port in found]
+    want = [(port.name, ONNX_DTYPES[port.dtype], port.shape) for port in expected]
+    if got != want:
+        raise BundleError(
+            str(path), f"has the ports {got}, the program expects {want}", "compile the model again with this twoheads"
+        )

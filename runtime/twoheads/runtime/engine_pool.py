@@ -1,0 +1,95 @@
+"""The open engines of one loaded bundle, each opened at its first use and kept for later runs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Hashable
+
+from twoheads.graphs.errors import BundleError, InternalError
+from twoheads.graphs.program import AttentionEngine, TokenwiseEngine, TokenwiseStage
+from twoheads.runtime.backend import Backend, EngineHandle
+from twoheads.runtime.bundle_reader import Bundle
+from twoheads.runtime.weights import Weights
+
+__all__ = ["EnginePool"]
+
+
+class EnginePool:
+    """Opens engines. Thread-safe.
+
+    A token-wise engine is opened once for each set of weights: backends rearrange weights for their kernels when they
+    open an engine, so an open engine belongs to its weights. Layers that share their weights share the open engine.
+
+    Args:
+        bundle: Where the files are.
+        weights: What token-wise engines are bound to.
+        backend: What runs them.
+    """
+
+    def __init__(self, bundle: Bundle, weights: Weights, backend: Backend) -> None:
+        self.backend = backend
+        self.weights = weights
+        self._bundle = bundle
+        self._open: dict[Hashable, EngineHandle] = {}
+        self._lock = threading.Lock()
+        self._declared = {engine.name: engine for engine in bundle.program.engines}
+
+    def tokenwise_engine(self, name: str) -> TokenwiseEngine:
+        """The declaration of the token-wise engine ``name``."""
+        engine = self._declared[name]
+        if not isinstance(engine, TokenwiseEngine):
+            raise InternalError(f"engine {name} is not token-wise")
+        return engine
+
+    def attention_engine(self, name: str) -> AttentionEngine:
+        """The declaration of the attention engine ``name``."""
+        engine = self._declared[name]
+        if not isinstance(engine, AttentionEngine):
+            raise InternalError(f"engine {name} is not attention")
+        return engine
+
+    def tokenwise(self, stage: TokenwiseStage) -> EngineHandle:
+        """The engine of ``stage``, open, with the stage's weights.
+
+        Raises:
+            BundleError: The backend can't open it.
+        """
+        key = (stage.engine, stage.weights)
+        with self._lock:
+            handle = self._open.get(key)
+        if handle is None:
+            engine = self.tokenwise_engine(stage.engine)
+            arrays = self.weights.views(stage.weights)
+            named = {port.name: array for port, array in zip(engine.weights, arrays, strict=True)}
+            path = self._bundle.file(self._bundle.engine_file(engine.name))
+            handle = self.backend.load_engine(path, engine.inputs, engine.outputs, named)
+            with self._lock:
+                handle = self._open.setdefault(key, handle)
+        return handle
+
+    def attention(self, name: str, variant: str) -> EngineHandle:
+        """Variant ``variant`` of the attention engine ``name``, open.
+
+        Raises:
+            BundleError: The bundle does not hold that variant, or the backend can't open it.
+        """
+        with self._lock:
+            handle = self._open.get((name, variant))
+            if handle is None:
+                file = self._bundle.engine_file(name, variant)
+                if not self._bundle.has(file):
+                    raise BundleError(
+                        str(self._bundle.path / file),
+                        "is needed for this length, and the bundle does not hold it",
+                        "compile the model again",
+                    )
+                inputs, outputs = self.attention_engine(name).ports(variant)
+                handle = self.backend.load_engine(self._bundle.file(file), inputs, outputs, {})
+                self._open[name, variant] = handle
+        return handle
+
+    def prepare_attention(self, name: str) -> None:
+        """Opens every variant of ``name`` that the bundle holds."""
+        for variant in AttentionEngine.VARIANTS:
+            if self._bundle.has(self._bundle.engine_file(name, variant)):
+                self.attention(name, variant)

@@ -1,0 +1,108 @@
+"""Run a schedule: body stages in order, each stage's blocks in parallel, every value freed after its last reader."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from twoheads.graphs.errors import InternalError
+from twoheads.graphs.program import AttentionStage, Stage, TokenwiseStage
+from twoheads.runtime.attention_stage import run_attention
+from twoheads.runtime.head import Sink, run_head
+from twoheads.runtime.pooling import pool
+from twoheads.runtime.run_state import RunState
+from twoheads.runtime.tokenwise_stage import run_tokenwise
+
+__all__ = ["compute", "prepare"]
+
+
+def prepare(run: RunState) -> float:
+    """Opens the engines that the run needs and that are not open yet; returns the seconds it took."""
+    began = time.perf_counter()
+    needed = {plan.name for plan in run.schedule.stages}
+    stages = [stage for stage in (*run.program.body, *run.program.head) if stage.name in needed]
+
+    def open_engine(stage: Stage) -> None:
+        if isinstance(stage, AttentionStage):
+            run.engines.prepare_attention(stage.engine)
+        else:
+            run.engines.tokenwise(stage)
+
+    run.crew.run(stages, lambda: open_engine)
+    return time.perf_counter() - began
+
+
+def compute(
+    run: RunState,
+    inputs: Mapping[str, npt.NDArray[Any]],
+    positions: npt.NDArray[np.int64] | None,
+    sink: Sink | None,
+) -> npt.NDArray[Any] | None:
+    """Computes the schedule's output.
+
+    Args:
+        run: A fresh run.
+        inputs: An array for every input value, shaped as the value with all tokens.
+        positions: Rows of ``logits`` or ``hidden`` that are wanted, ``None`` for all.
+        sink: Where rows go, or ``None``.
+
+    Returns:
+        The output's array (see :class:`~twoheads.runtime.report.Result`), or ``None`` with a sink.
+    """
+    run_body(run, inputs)
+    schedule, program = run.schedule, run.program
+    if schedule.output in ("logits", "last"):
+        if schedule.output == "last":
+            positions = np.array([schedule.length - 1])
+        needed = {plan.name for plan in schedule.stages}
+        stages = tuple(stage for stage in program.head if stage.name in needed)
+        return run_head(run, stages, positions, sink)
+    hidden = run.stores[program.hidden].rows()
+    if schedule.output == "embedding":
+        if program.pooling is None:
+            raise InternalError(f"{program.name} has no pooling")
+        return pool(hidden[: schedule.length], program.pooling)
+    return _hidden_rows(run, hidden, positions, sink)
+
+
+def run_body(run: RunState, inputs: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Runs the body; afterwards the hidden states are in their store and nothing else that was released."""
+    for entry in run.program.inputs:
+        run.stores.allocate(entry.value).fill(inputs[entry.value.name])
+    needed = {plan.name for plan in run.schedule.stages}
+    for stage in run.program.body:
+        if stage.name in needed:
+            _run_stage(run, stage)
+
+
+def _run_stage(run: RunState, stage: Stage) -> None:
+    began = time.perf_counter()
+    outputs = stage.outputs if isinstance(stage, TokenwiseStage) else (stage.output,)
+    stores = [run.stores.allocate(value) for value in outputs]
+    if isinstance(stage, TokenwiseStage):
+        run_tokenwise(run, stage)
+    else:
+        run_attention(run, stage)
+    for store in stores:
+        store.zero_padding()
+    run.stores.release(run.schedule.release_after.get(stage.name, ()))
+    run.counters[stage.name].seconds = time.perf_counter() - began
+
+
+def _hidden_rows(
+    run: RunState, hidden: npt.NDArray[Any], positions: npt.NDArray[np.int64] | None, sink: Sink | None
+) -> npt.NDArray[Any] | None:
+    """The wanted rows of ``hidden [padded tokens, width]``, in memory or block by block into the sink."""
+    rows = run.schedule.length if positions is None else len(positions)
+    if sink is None:
+        wanted = hidden[:rows] if positions is None else hidden[positions]
+        return wanted.astype(np.float32)
+    for start in range(0, rows, run.program.block_size):
+        stop = min(start + run.program.block_size, rows)
+        part = hidden[start:stop] if positions is None else hidden[positions[start:stop]]
+        sink.write(start, part.astype(np.float32, copy=False))
+    return None

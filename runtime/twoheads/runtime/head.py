@@ -1,0 +1,170 @@
+"""Run the head on selected rows of the hidden states, block by block, and hand the rows on in order.
+
+A block of logits is large (256 tokens of Gemma: 268 MB), so there is one buffer a worker and no more: a worker that
+has finished early waits for its turn to write before it starts another block.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from twoheads.graphs.errors import InternalError
+from twoheads.graphs.program import TokenwiseStage
+from twoheads.runtime.backend import Call
+from twoheads.runtime.run_state import RunState, WorkerCount
+
+__all__ = ["Sink", "run_head"]
+
+TURN_SECONDS = 0.05
+"""How often a worker that waits for its turn looks whether the crew was stopped."""
+
+
+class Sink(Protocol):
+    """Takes rows in ascending order; never called by two threads at once."""
+
+    def write(self, start_row: int, rows: npt.NDArray[Any]) -> None:
+        """Takes ``rows [count, width]``, the rows from ``start_row`` on; they are only valid during the call."""
+        ...
+
+
+def run_head(
+    run: RunState,
+    stages: tuple[TokenwiseStage, ...],
+    positions: npt.NDArray[np.int64] | None,
+    sink: Sink | None,
+) -> npt.NDArray[Any] | None:
+    """Computes the logits of ``positions`` (``None`` for all).
+
+    Args:
+        run: A run whose body has finished.
+        stages: The head's stages.
+        positions: Positions in ``[0, length)``, in the order in which rows are wanted.
+        sink: Where the rows go; ``None`` to return them.
+
+    Returns:
+        ``[rows, classes]`` float32, or ``None`` with a sink.
+    """
+    began = time.perf_counter()
+    head = _Head(run, stages, positions, sink)
+    size = run.program.block_size
+    run.crew.run(range(-(-head.rows // size)), lambda: _Worker(head).block)
+    elapsed = time.perf_counter() - began
+    counters = [run.counters[stage.name] for stage in stages]
+    busy = sum(counter.busy_seconds for counter in counters)
+    for counter in counters:
+        counter.seconds = elapsed * counter.busy_seconds / busy if busy else 0.0
+    return head.array
+
+
+class _Head:
+    """What the workers share: where rows come from, where they go, whose turn it is."""
+
+    def __init__(
+        self,
+        run: RunState,
+        stages: tuple[TokenwiseStage, ...],
+        positions: npt.NDArray[np.int64] | None,
+        sink: Sink | None,
+    ) -> None:
+        values = {value.name: value for stage in stages for value in stage.outputs}
+        if run.program.logits not in values:
+            raise InternalError(f"the head of {run.program.name} does not compute {run.program.logits!r}")
+        self.run = run
+        self.stages = stages
+        self.positions = positions
+        self.rows = run.schedule.length if positions is None else len(positions)
+        self.hidden = run.stores[run.program.hidden]
+        self.logits = values[run.program.logits]
+        self.sink = sink
+        width = self.logits.block_shape(1)[-1]
+        self.array = np.empty((self.rows, width), np.float32) if sink is None else None
+        self._turn = 0
+        self._turned = threading.Condition()
+
+    def deliver(self, block: int, start: int, rows: npt.NDArray[Any]) -> None:
+        """Writes the rows of ``block`` when all earlier ones are written."""
+        if self.sink is None:
+            return
+        with self._turned:
+            while self._turn != block:
+                self._turned.wait(TURN_SECONDS)
+                self.run.crew.check()
+            self.sink.write(start, rows)
+            self._turn += 1
+            self._turned.notify_all()
+
+
+class _Worker:
+    """One thread's calls and buffers; a block runs through all stages before the next begins."""
+
+    def __init__(self, head: _Head) -> None:
+        run = head.run
+        self._head = head
+        self._wrap = run.backend.tensor
+        self._size = run.program.block_size
+        self._calls: list[tuple[Call, WorkerCount]] = []
+        self._packed = np.zeros(head.hidden.value.block_shape(self._size), head.hidden.value.dtype)
+        self._hidden_ports: list[tuple[Call, int]] = []
+        self._logits_ports: list[tuple[Call, int]] = []
+        self._logits: npt.NDArray[Any] = np.empty(0, np.float32)
+        buffers: dict[str, Any] = {}
+        for stage in head.stages:
+            call = run.engines.tokenwise(stage).new_call()
+            self._calls.append((call, run.counters[stage.name].worker()))
+            for port, name in enumerate(stage.inputs):
+                if name == run.program.hidden:
+                    self._hidden_ports.append((call, port))
+                else:
+                    call.bind_input(port, buffers[name])
+            for port, value in enumerate(stage.outputs):
+                array = np.empty(value.block_shape(self._size), value.dtype)
+                buffers[value.name] = self._wrap(array)
+                call.bind_output(port, buffers[value.name])
+                if value.name == head.logits.name:
+                    self._logits = array
+                    self._logits_ports.append((call, port))
+        # Rows of an array in memory are written in place, unless a later stage of the head reads them too.
+        read = {name for stage in head.stages for name in stage.inputs}
+        self._in_place = (
+            head.array is not None and head.logits.dtype == head.array.dtype.name and head.logits.name not in read
+        )
+
+    def block(self, block: int) -> None:
+        """Computes one block of rows."""
+        head = self._head
+        start = block * self._size
+        stop = min(start + self._size, head.rows)
+        hidden = self._wrap(self._rows(block, start, stop))
+        for call, port in self._hidden_ports:
+            call.bind_input(port, hidden)
+        logits = self._logits
+        if self._in_place and head.array is not None and stop - start == self._size:
+            logits = head.array[start:stop][None]
+        bound = self._wrap(logits)
+        for call, port in self._logits_ports:
+            call.bind_output(port, bound)
+        for call, count in self._calls:
+            head.run.crew.check()
+            began = time.perf_counter()
+            call.run()
+            count.calls += 1
+            count.seconds += time.perf_counter() - began
+        rows = logits[0, : stop - start]
+        if head.array is None:
+            head.deliver(block, start, rows)
+        elif logits is self._logits:
+            head.array[start:stop] = rows
+
+    def _rows(self, block: int, start: int, stop: int) -> npt.NDArray[Any]:
+        """The block of hidden states: in place where all rows are wanted, else packed, padded with zeros."""
+        hidden = self._head.hidden
+        if self._head.positions is None:
+            return hidden.block(block)
+        self._packed[0, : stop - start] = hidden.rows()[self._head.positions[start:stop]]
+        self._packed[0, stop - start :] = 0
+        return self._packed

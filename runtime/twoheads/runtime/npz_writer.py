@@ -1,0 +1,169 @@
+"""Stream arrays of known shape into a ``.npz`` file that appears only when it is complete.
+
+Gemma's logits at 8192 tokens are 8.6 GB; written row block by row block they never sit in memory. The file is a plain
+uncompressed zip (ZIP64) of ``.npy`` members, exactly what ``numpy.load`` reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from twoheads.graphs.errors import InternalError, TwoheadsError
+
+__all__ = ["NpzArray", "NpzWriter"]
+
+
+class NpzArray:
+    """One array of an :class:`NpzWriter`, filled in ascending order of rows (axis 0)."""
+
+    def __init__(self, writer: NpzWriter, stream: IO[bytes], name: str, shape: tuple[int, ...], dtype: Any) -> None:
+        self._writer = writer
+        self._stream = stream
+        self.name = name
+        self.shape = shape
+        self.dtype = np.dtype(dtype)
+        self._row = 0
+        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_2_0(stream, header)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row is written."""
+        return self._row == self.shape[0]
+
+    def write(self, start_row: int, rows: npt.NDArray[Any]) -> None:
+        """Appends ``rows [count, *shape[1:]]``, which are the rows from ``start_row`` on.
+
+        Raises:
+            InternalError: The rows are not the next ones, or do not have the declared shape.
+            TwoheadsError: The disk refuses them.
+        """
+        if start_row != self._row or rows.shape[1:] != self.shape[1:] or start_row + len(rows) > self.shape[0]:
+            raise InternalError(
+                f"array {self.name} {self.shape}: got rows {start_row} + {rows.shape}, expected row {self._row} on"
+            )
+        data = np.ascontiguousarray(rows, self.dtype)
+        with self._writer.disk_errors():
+            self._stream.write(data.reshape(-1).view(np.uint8).data)
+        self._row += len(rows)
+        if self.complete:
+            self.finish()
+
+    def finish(self) -> None:
+        """Closes the member of the zip; later arrays may be opened."""
+        with self._writer.disk_errors():
+            self._stream.close()
+
+
+class NpzWriter:
+    """Writes ``path`` through a temporary file beside it; an error or an interrupt leaves neither.
+
+    ::
+
+        with NpzWriter("out.npz") as file:
+            bundle.run(tokens, output="logits", sink=file.array("logits", (length, vocabulary)))
+
+    Args:
+        path: The file to create or to replace.
+
+    Raises:
+        TwoheadsError: The folder is missing or can't be written; raised on entering, before any work is done.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
+        self._file: IO[bytes] | None = None
+        self._zip: zipfile.ZipFile | None = None
+        self._open: NpzArray | None = None
+        self._names: set[str] = set()
+
+    def __enter__(self) -> Self:
+        if self.path.is_dir():
+            raise TwoheadsError(str(self.path), "is a folder, expected a file to write", "name a file, e.g. out.npz")
+        with self.disk_errors():
+            self._file = self._temporary.open("wb")
+        self._zip = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED, allowZip64=True)
+        return self
+
+    def array(self, name: str, shape: Sequence[int], dtype: npt.DTypeLike = np.float32) -> NpzArray:
+        """Starts the array ``name``; the previous one must be complete.
+
+        Args:
+            name: The key under which ``numpy.load`` finds it.
+            shape: Its whole shape; axis 0 is what :meth:`NpzArray.write` advances over.
+            dtype: Rows are cast to it.
+        """
+        if self._zip is None or name in self._names or not shape:
+            raise InternalError(f"array {name} {tuple(shape)}: not open, written before, or without an axis")
+        if self._open is not None and not self._open.complete:
+            raise InternalError(f"array {self._open.name} is not complete; {name} can't start")
+        self._names.add(name)
+        with self.disk_errors():
+            stream = self._zip.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True)
+            self._open = NpzArray(self, stream, name, tuple(shape), dtype)
+        if self._open.complete:
+            self._open.finish()
+        return self._open
+
+    def add(self, name: str, array: npt.NDArray[Any]) -> None:
+        """Writes a whole ``array`` of one axis or more."""
+        self.array(name, array.shape, array.dtype).write(0, array)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._commit()
+        finally:
+            self._discard()
+
+    def _commit(self) -> None:
+        if self._zip is None or self._file is None:
+            raise InternalError(f"{self.path} was never opened")
+        if self._open is not None and not self._open.complete:
+            raise InternalError(f"array {self._open.name} of {self.path} is not complete")
+        with self.disk_errors():
+            self._zip.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._temporary.replace(self.path)
+
+    def _discard(self) -> None:
+        """Removes the temporary file if it is still there; after a commit there is nothing left to do."""
+        if self._file is None:
+            return
+        # Whatever closing complains about (a full disk, a half-written member) is not news: the file goes away.
+        if self._open is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self._open.finish()
+        if self._zip is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self._zip.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
+        self._temporary.unlink(missing_ok=True)
+        self._file = self._zip = None
+
+    @contextlib.contextmanager
+    def disk_errors(self) -> Any:
+        """Turns the operating system's refusals into an error that names the file."""
+        try:
+            yield
+        except OSError as error:
+            raise TwoheadsError(
+                str(self.path),
+                f"can't be written: {error.strerror or error}",
+                "check that the folder exists, that you may write to it and that the disk has room",
+            ) from error

@@ -1,0 +1,208 @@
+"""Whether a program can run on the files beside it: names resolve, shapes and dtypes agree, weights are where they say.
+
+A bundle from our writer always passes; one that was edited, or written by someone else's tool, is refused here with
+the stage named, and not by a kernel in the middle of a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import prod
+
+import numpy as np
+
+from twoheads.graphs.bundle_format import ENGINES, WEIGHTS, Manifest
+from twoheads.graphs.errors import BundleError
+from twoheads.graphs.program import (
+    AttentionEngine,
+    AttentionStage,
+    Engine,
+    Port,
+    Program,
+    Stage,
+    TokenwiseEngine,
+    TokenwiseStage,
+    Value,
+)
+
+__all__ = ["check_program"]
+
+DTYPES = frozenset({"float16", "float32", "float64", "int8", "uint8", "int16", "int32", "int64", "bool"})
+
+
+def check_program(program: Program, manifest: Manifest, where: str) -> None:
+    """Checks ``program`` against itself and against ``manifest``.
+
+    Args:
+        program: What is to run.
+        manifest: What the bundle holds.
+        where: How errors call the program, its path.
+
+    Raises:
+        BundleError: Something does not resolve or does not fit; names the stage, engine or weight.
+    """
+    _Check(program, manifest, where).all()
+
+
+class _Check:
+    def __init__(self, program: Program, manifest: Manifest, where: str) -> None:
+        self.program = program
+        self.manifest = manifest
+        self.where = where
+        self.engines = {engine.name: engine for engine in program.engines}
+        self.values: dict[str, Value] = {}
+
+    def refuse(self, problem: str) -> BundleError:
+        return BundleError(self.where, problem, "compile the model again with `twoheads compile`")
+
+    def require(self, condition: bool, problem: str) -> None:
+        if not condition:
+            raise self.refuse(problem)
+
+    def all(self) -> None:
+        program, manifest = self.program, self.manifest
+        sizes = (program.block_size, program.key_tile)
+        self.require(sizes == (manifest.block_size, manifest.key_tile), f"has tiles {sizes}, the manifest has others")
+        self.require(
+            program.block_size > 0 and program.key_tile > 0 and program.key_tile % program.block_size == 0,
+            f"has key tiles of {program.key_tile} tokens, not a multiple of its blocks of {program.block_size}",
+        )
+        self.weights()
+        self.require(len(self.engines) == len(program.engines), "declares two engines of one name")
+        for engine in program.engines:
+            self.engine(engine)
+        for entry in program.inputs:
+            self.require(
+                entry.source in ("argument", "positions", "zeros"), f"input {entry.value.name}: source {entry.source!r}"
+            )
+            self.define(entry.value, "an input")
+        names = [stage.name for stage in (*program.body, *program.head)]
+        self.require(len(set(names)) == len(names), "has two stages of one name")
+        for stage in program.body:
+            self.stage(stage)
+        hidden = self.values.get(program.hidden)
+        self.require(hidden is not None and _is_rows(hidden), f"hidden {program.hidden!r} is not a value [1, n, width]")
+        self.head()
+
+    def head(self) -> None:
+        known = {self.program.hidden}
+        for stage in self.program.head:
+            self.require(set(stage.inputs) <= known, f"head stage {stage.name}: reads more than the hidden states")
+            self.stage(stage)
+            known.update(value.name for value in stage.outputs)
+        if self.program.logits is not None:
+            logits = self.values.get(self.program.logits)
+            from_head = self.program.logits in known - {self.program.hidden}
+            self.require(
+                logits is not None and from_head and _is_rows(logits),
+                f"logits {self.program.logits!r} is not a head value [1, n, classes]",
+            )
+
+    def weights(self) -> None:
+        size = self.manifest.files[WEIGHTS].size if WEIGHTS in self.manifest.files else 0
+        for name, entry in self.manifest.weights.items():
+            self.require(entry.dtype in DTYPES, f"weight {name}: dtype {entry.dtype!r}")
+            self.require(all(dim >= 0 for dim in entry.shape) and entry.offset >= 0, f"weight {name}: negative size")
+            end = entry.offset + prod(entry.shape) * np.dtype(entry.dtype).itemsize
+            self.require(end <= size, f"weight {name} ends at byte {end}, {WEIGHTS} has {size}")
+            self.require(entry.offset % np.dtype(entry.dtype).itemsize == 0, f"weight {name} is not aligned")
+
+    def engine(self, engine: Engine) -> None:
+        if isinstance(engine, TokenwiseEngine):
+            files = [f"{ENGINES}/{engine.name}.onnx"]
+            ports: Iterable[Port] = (*engine.inputs, *engine.outputs, *engine.weights)
+        else:
+            files = [f"{ENGINES}/{engine.name}.{variant}.onnx" for variant in AttentionEngine.VARIANTS]
+            ports = ()
+            self.require(engine.dtype in DTYPES, f"engine {engine.name}: dtype {engine.dtype!r}")
+            self.require(
+                (engine.block_size, engine.key_tile) == (self.program.block_size, self.program.key_tile)
+                and engine.kv_num_heads > 0
+                and engine.q_num_heads % engine.kv_num_heads == 0
+                and engine.mask_heads in (1, engine.q_num_heads),
+                f"engine {engine.name}: its heads or tiles do not fit the program",
+            )
+        self.require(any(name in self.manifest.files for name in files), f"engine {engine.name} has no file {files[0]}")
+        for port in ports:
+            self.require(port.dtype in DTYPES, f"engine {engine.name}: port {port.name} has dtype {port.dtype!r}")
+
+    def define(self, value: Value, where: str) -> None:
+        self.require(value.name not in self.values, f"defines {value.name!r} twice")
+        axes = sum(isinstance(dim, str) for dim in value.shape)
+        self.require(
+            axes == 1 and "n" in value.shape and value.dtype in DTYPES,
+            f"{where}: value {value.name!r} is {value.dtype}{list(value.shape)}, expected one token axis n",
+        )
+        self.values[value.name] = value
+
+    def stage(self, stage: Stage) -> None:
+        engine = self.engines.get(stage.engine)
+        if isinstance(stage, TokenwiseStage) and isinstance(engine, TokenwiseEngine):
+            self.tokenwise(stage, engine)
+        elif isinstance(stage, AttentionStage) and isinstance(engine, AttentionEngine):
+            self.attention(stage, engine)
+        else:
+            raise self.refuse(f"stage {stage.name}: engine {stage.engine!r} is missing or of another kind")
+
+    def tokenwise(self, stage: TokenwiseStage, engine: TokenwiseEngine) -> None:
+        self.fit(stage.name, tuple(self.value(stage.name, name) for name in stage.inputs), engine.inputs)
+        for value in stage.outputs:
+            self.define(value, f"stage {stage.name}")
+        self.fit(stage.name, stage.outputs, engine.outputs)
+        self.require(len(stage.weights) == len(engine.weights), f"stage {stage.name}: wrong number of weights")
+        for name, port in zip(stage.weights, engine.weights, strict=True):
+            self.weight(stage.name, name, port.dtype, port.shape)
+
+    def attention(self, stage: AttentionStage, engine: AttentionEngine) -> None:
+        q, k, v = (self.value(stage.name, name) for name in (stage.query, stage.key, stage.value))
+        self.define(stage.output, f"stage {stage.name}")
+        inputs, outputs = engine.ports("full")
+        block = self.program.block_size
+        for value, port, tokens in (
+            (q, inputs[0], block),
+            (k, inputs[1], engine.key_tile),
+            (v, inputs[2], engine.key_tile),
+            (stage.output, outputs[0], block),
+        ):
+            self.agree(stage.name, value, port, tokens)
+        if stage.sinks is not None:
+            self.weight(stage.name, stage.sinks, None, (engine.q_num_heads,))
+        if stage.bias is not None:
+            self.require(engine.mask_heads == engine.q_num_heads, f"stage {stage.name}: its engine takes no bias")
+            if stage.bias.table is not None:
+                entry = self.manifest.weights.get(stage.bias.table)
+                width = entry.shape[-1] if entry is not None and entry.shape else 0
+                self.require(width % 2 == 1, f"stage {stage.name}: bias table {stage.bias.table!r} has no middle")
+                self.weight(stage.name, stage.bias.table, None, (engine.q_num_heads, width))
+            if stage.bias.slope is not None:
+                self.weight(stage.name, stage.bias.slope, None, (engine.q_num_heads,))
+
+    def value(self, stage: str, name: str) -> Value:
+        self.require(name in self.values, f"stage {stage}: reads {name!r} before anything defines it")
+        return self.values[name]
+
+    def fit(self, stage: str, values: tuple[Value, ...], ports: tuple[Port, ...]) -> None:
+        self.require(len(values) == len(ports), f"stage {stage}: {len(values)} values for {len(ports)} ports")
+        for value, port in zip(values, ports, strict=True):
+            self.agree(stage, value, port, self.program.block_size)
+
+    def agree(self, stage: str, value: Value, port: Port, tokens: int) -> None:
+        shape = value.block_shape(tokens)
+        self.require(
+            value.dtype == port.dtype and shape == port.shape,
+            f"stage {stage}: {value.name!r} gives {value.dtype}{list(shape)}, port {port.name} takes "
+            f"{port.dtype}{list(port.shape)}",
+        )
+
+    def weight(self, stage: str, name: str, dtype: str | None, shape: tuple[int, ...]) -> None:
+        entry = self.manifest.weights.get(name)
+        if entry is None:
+            raise self.refuse(f"stage {stage}: the bundle has no weight {name!r}")
+        self.require(
+            entry.shape == shape and entry.dtype == (dtype or entry.dtype),
+            f"stage {stage}: weight {name!r} is {entry.dtype}{list(entry.shape)}, expected {dtype or ''}{list(shape)}",
+        )
+
+
+def _is_rows(value: Value) -> bool:
+    return len(value.shape) == 3 and value.shape[0] == 1 and value.token_axis == 1

@@ -1,0 +1,77 @@
+"""What a run returns beside its numbers: counted calls, time, memory, warnings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+
+__all__ = ["Report", "Result", "StageReport"]
+
+
+@dataclass(frozen=True, slots=True)
+class StageReport:
+    """One stage of a run.
+
+    Attributes:
+        name: The stage's name in the program.
+        kind: ``tokenwise`` or ``attention``.
+        calls: Engine calls, counted where they are made.
+        seconds: Wall time; head stages that run interleaved share theirs by the time spent in each.
+    """
+
+    name: str
+    kind: str
+    calls: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One run. ``twoheads.graphs.json_codec.to_json`` turns it into JSON.
+
+    Attributes:
+        length: Tokens of the input. block_size: ``M``. blocks: ``ceil(length / block_size)``.
+        output: What was computed.
+        engine_calls: Counted while running. formula_calls: The closed formula's number; equal, or something is wrong.
+        seconds: Wall time of the run, without ``prepare_seconds``.
+        prepare_seconds: Wall time to open engines that no earlier run had opened.
+        peak_bytes: The process's memory high-water mark after the run; it includes whatever ran before.
+        store_bytes: High-water mark of the token values alone (hidden states, queries, keys, values, masks).
+        threads: Workers that ran blocks in parallel.
+        stages: In the order of execution.
+        approximations: Names of the approximations the bundle was compiled with; empty means exact.
+        warnings: What the user should know, e.g. a length beyond the trained context.
+    """
+
+    length: int
+    block_size: int
+    blocks: int
+    output: str
+    engine_calls: int
+    formula_calls: int
+    seconds: float
+    prepare_seconds: float
+    peak_bytes: int
+    store_bytes: int
+    threads: int
+    stages: tuple[StageReport, ...]
+    approximations: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A run's outcome.
+
+    Attributes:
+        array: ``logits [rows, vocabulary]``, ``last [1, vocabulary]``, ``hidden [rows, width]`` or
+            ``embedding [width]``, float32; ``None`` if the rows went to a sink.
+        output: Which of these it is.
+        report: Counts, time, memory.
+    """
+
+    array: npt.NDArray[Any] | None
+    output: str
+    report: Report

@@ -1,0 +1,101 @@
+"""What the stages of one run share, and the counters that the report is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from twoheads.graphs.program import AttentionStage, Program
+from twoheads.graphs.schedule import Schedule
+from twoheads.graphs.tiles import Segment
+from twoheads.runtime.crew import Crew
+from twoheads.runtime.engine_pool import EnginePool
+from twoheads.runtime.report import StageReport
+from twoheads.runtime.stores import Stores
+
+__all__ = ["RunState", "StageCounter", "WorkerCount"]
+
+Row = tuple[int, tuple[Segment, ...]]
+
+
+@dataclass(slots=True)
+class WorkerCount:
+    """What one worker did in one stage; only that worker writes it, so no lock is needed."""
+
+    calls: int = 0
+    seconds: float = 0.0
+
+
+class StageCounter:
+    """Calls and time of one stage."""
+
+    def __init__(self, name: str, kind: str) -> None:
+        self.name = name
+        self.kind = kind
+        self.seconds = 0.0
+        self._workers: list[WorkerCount] = []
+
+    def worker(self) -> WorkerCount:
+        """A count for one more worker."""
+        count = WorkerCount()
+        self._workers.append(count)
+        return count
+
+    @property
+    def calls(self) -> int:
+        """Engine calls so far."""
+        return sum(worker.calls for worker in self._workers)
+
+    @property
+    def busy_seconds(self) -> float:
+        """Seconds that workers measured themselves, summed over them."""
+        return sum(worker.seconds for worker in self._workers)
+
+    def report(self) -> StageReport:
+        """The final numbers."""
+        return StageReport(self.name, self.kind, self.calls, self.seconds)
+
+
+class RunState:
+    """One run in progress.
+
+    Args:
+        program: What runs.
+        schedule: Its expansion for the input.
+        engines: Open engines.
+        crew: The workers.
+    """
+
+    def __init__(self, program: Program, schedule: Schedule, engines: EnginePool, crew: Crew) -> None:
+        self.program = program
+        self.schedule = schedule
+        self.engines = engines
+        self.backend = engines.backend
+        self.crew = crew
+        attentions = [stage for stage in program.body if isinstance(stage, AttentionStage)]
+        self.stores = Stores(
+            length=schedule.length,
+            block_size=program.block_size,
+            key_tile=program.key_tile,
+            tiled=(name for stage in attentions for name in (stage.key, stage.value)),
+        )
+        self.counters: dict[str, StageCounter] = {
+            plan.name: StageCounter(plan.name, plan.kind) for plan in schedule.stages
+        }
+        self._rows: dict[str, list[Row]] = {}
+
+    @property
+    def calls(self) -> int:
+        """Engine calls so far, counted where they are made."""
+        return sum(counter.calls for counter in self.counters.values())
+
+    def rows(self, stage: AttentionStage) -> list[Row]:
+        """The stage's query blocks with their tiles, longest first: the last to finish is then a short one.
+
+        Layers of equal mask share the list.
+        """
+        key = str(stage.mask)
+        if key not in self._rows:
+            rows = list(self.schedule.rows(stage))
+            rows.sort(key=lambda row: -sum(segment.tiles for segment in row[1]))
+            self._rows[key] = rows
+        return self._rows[key]

@@ -1,0 +1,131 @@
+"""Where the token values of a run live: in memory, block by block, so that an engine reads and writes them in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from twoheads.graphs.program import Value
+
+__all__ = ["Stores", "ValueStore"]
+
+
+class ValueStore:
+    """One value of all tokens as ``[tiles, *block_shape(tile)]``: every tile is contiguous.
+
+    A tile is one block (block-major), or as many blocks as a key tile holds for the keys and values of attention
+    (tile-major), where a block is then a slice of its tile.
+
+    Args:
+        value: What is stored.
+        length: Tokens of the input.
+        block_size: Tokens of a block.
+        tile: Tokens of a tile, a multiple of ``block_size``.
+    """
+
+    def __init__(self, value: Value, *, length: int, block_size: int, tile: int) -> None:
+        self.value = value
+        self.length = length
+        self.block_size = block_size
+        self.blocks_per_tile = tile // block_size
+        self.array: npt.NDArray[Any] = np.empty((-(-length // tile), *value.block_shape(tile)), value.dtype)
+        # A slice of a tile is contiguous only where nothing but 1 stands before the token axis.
+        self.direct = self.blocks_per_tile == 1 or prod(value.block_shape(tile)[: value.token_axis]) == 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array."""
+        return self.array.nbytes
+
+    def block(self, block: int) -> npt.NDArray[Any]:
+        """Block ``block`` as a view ``block_shape(block_size)``; contiguous if :attr:`direct`."""
+        tile, part = divmod(block, self.blocks_per_tile)
+        if self.blocks_per_tile == 1:
+            return self.tile(tile)
+        return self._tokens(tile, part * self.block_size, (part + 1) * self.block_size)
+
+    def tile(self, tile: int) -> npt.NDArray[Any]:
+        """Tile ``tile`` as a contiguous view."""
+        view: npt.NDArray[Any] = self.array[tile]
+        return view
+
+    def _tokens(self, tile: int, start: int, stop: int) -> npt.NDArray[Any]:
+        index: Any = (tile, *(slice(None),) * self.value.token_axis, slice(start, stop))
+        view: npt.NDArray[Any] = self.array[index]
+        return view
+
+    def fill(self, source: npt.NDArray[Any]) -> None:
+        """Copies ``source``, shaped as the value with ``length`` tokens, and zeroes the padding."""
+        size = self.block_size * self.blocks_per_tile
+        before = (slice(None),) * self.value.token_axis
+        for tile in range(len(self.array)):
+            stop = min(self.length - tile * size, size)
+            part = source[(*before, slice(tile * size, tile * size + stop))]
+            np.copyto(self._tokens(tile, 0, stop), part)
+        self.zero_padding()
+
+    def zero_padding(self) -> None:
+        """Zeroes what lies beyond ``length``: whatever an engine makes of padding must not reach a real token."""
+        size = self.block_size * self.blocks_per_tile
+        rest = self.length % size
+        if rest:
+            self._tokens(len(self.array) - 1, rest, size)[...] = 0
+
+    def rows(self) -> npt.NDArray[Any]:
+        """A block-major value ``[1, n, width]`` as a view ``[padded tokens, width]``."""
+        return self.array.reshape(-1, self.array.shape[-1])
+
+
+class Stores:
+    """The values alive in a run, and the bytes they and their companions take.
+
+    Args:
+        length: Tokens of the input.
+        block_size: Tokens of a block.
+        key_tile: Tokens of a key tile.
+        tiled: Names of the values that attention reads as keys or values.
+    """
+
+    def __init__(self, *, length: int, block_size: int, key_tile: int, tiled: Iterable[str]) -> None:
+        self._length = length
+        self._block_size = block_size
+        self._key_tile = key_tile
+        self._tiled = frozenset(tiled)
+        self._stores: dict[str, ValueStore] = {}
+        self._live = 0
+        self.peak_bytes = 0
+
+    def allocate(self, value: Value) -> ValueStore:
+        """A store for ``value``, its contents undefined."""
+        tile = self._key_tile if value.name in self._tiled else self._block_size
+        store = ValueStore(value, length=self._length, block_size=self._block_size, tile=tile)
+        self._stores[value.name] = store
+        self.account(store.nbytes)
+        return store
+
+    def account(self, nbytes: int) -> None:
+        """Adds ``nbytes`` (negative: subtracts) held beside the values, e.g. mask tiles."""
+        self._live += nbytes
+        self.peak_bytes = max(self.peak_bytes, self._live)
+
+    def __getitem__(self, name: str) -> ValueStore:
+        return self._stores[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._stores
+
+    def release(self, names: Iterable[str]) -> None:
+        """Frees the values ``names``, as far as they exist."""
+        for name in names:
+            store = self._stores.pop(name, None)
+            if store is not None:
+                self.account(-store.nbytes)
+
+    @property
+    def live(self) -> tuple[str, ...]:
+        """Names of the values alive."""
+        return tuple(self._stores)

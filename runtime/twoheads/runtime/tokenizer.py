@@ -1,0 +1,62 @@
+"""The bundle's own tokenizer, in the format of Hugging Face ``tokenizers``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from twoheads.graphs.errors import BundleError, InputError
+
+__all__ = ["Tokenizer"]
+
+
+class Tokenizer:
+    """Text to tokens and back. The package ``tokenizers`` and the file are loaded at the first use.
+
+    Args:
+        path: ``tokenizer.json``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._loaded: Any = None
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of ``text``, with the special tokens that the model expects around it; never cut or padded.
+
+        Raises:
+            InputError: The package ``tokenizers`` is not installed.
+            BundleError: The file can't be read.
+        """
+        return list(self._load().encode(text).ids)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of ``tokens``, without special tokens.
+
+        Raises:
+            InputError: The package ``tokenizers`` is not installed.
+            BundleError: The file can't be read.
+        """
+        return str(self._load().decode([int(token) for token in tokens]))
+
+    def _load(self) -> Any:
+        if self._loaded is not None:
+            return self._loaded
+        try:
+            import tokenizers
+        except ImportError as error:
+            raise InputError(
+                "text",
+                "the package tokenizers is not installed, so that text can't become tokens",
+                'pip install "twoheads-runtime[text]", or give tokens',
+            ) from error
+        try:
+            loaded = tokenizers.Tokenizer.from_file(str(self._path))
+        except Exception as error:  # the package raises plain Exception
+            raise BundleError(str(self._path), f"can't be read: {error}", "compile the model again") from error
+        # A file may carry the truncation to 512 tokens and the padding its owner once trained with.
+        loaded.no_truncation()
+        loaded.no_padding()
+        self._loaded = loaded
+        return loaded

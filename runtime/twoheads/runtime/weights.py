@@ -1,0 +1,43 @@
+"""The weights of a bundle as read-only views of one memory-mapped file."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterable
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from twoheads.graphs.bundle_format import WeightEntry
+
+__all__ = ["Weights"]
+
+
+class Weights:
+    """Named views ``[*shape]`` of ``engines/weights.bin``; nothing is read until it is used.
+
+    Args:
+        path: The file.
+        entries: Where each weight lies; checked against the file's size by the bundle reader.
+    """
+
+    def __init__(self, path: Path, entries: dict[str, WeightEntry]) -> None:
+        self._entries = entries
+        self._data: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
+        if path.exists() and path.stat().st_size:
+            with path.open("rb") as file:
+                self._data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+
+    def view(self, name: str) -> npt.NDArray[Any]:
+        """The weight called ``name``, read-only."""
+        entry = self._entries[name]
+        dtype = np.dtype(entry.dtype)
+        size = prod(entry.shape) * dtype.itemsize
+        return self._data[entry.offset : entry.offset + size].view(dtype).reshape(entry.shape)
+
+    def views(self, names: Iterable[str]) -> tuple[npt.NDArray[Any], ...]:
+        """The weights ``names``, in that order."""
+        return tuple(self.view(name) for name in names)
