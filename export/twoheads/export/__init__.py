@@ -1,1 +1,24 @@
 """Engines to ONNX, the bundle writer, verification and the command line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from twoheads.export.bundle_writer import write_bundle
+    from twoheads.export.verifier import VerifyReport, verify
+
+__all__ = ["VerifyReport", "verify", "write_bundle"]
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy, so that the command line can import its own commands without onnx and torch.
+    if name == "write_bundle":
+        from twoheads.export.bundle_writer import write_bundle
+
+        return write_bundle
+    if name in ("VerifyReport", "verify"):
+        from twoheads.export import verifier
+
+        return getattr(verifier, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

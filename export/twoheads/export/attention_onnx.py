@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
 from twoheads.graphs.errors import CompileError, InternalError
 from twoheads.graphs.program import AttentionEngine, Port
 

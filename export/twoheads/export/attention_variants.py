@@ -1,0 +1,48 @@
+"""Which variants of an attention engine a program can call, for whatever length."""
+
+from __future__ import annotations
+
+import re
+
+from twoheads.graphs.masks import Mask
+from twoheads.graphs.program import AttentionEngine, AttentionStage, Program
+from twoheads.graphs.tiles import row_segments
+
+__all__ = ["used_variants"]
+
+
+def used_variants(program: Program, engine: AttentionEngine) -> tuple[str, ...]:
+    """The variants of ``engine`` that some stage may call at some length, in the order of ``VARIANTS``.
+
+    A bias needs a mask for every tile; learned sinks are the partial result that the first tile is merged with; a
+    narrow window never has a full tile. A variant too many costs a few kilobytes, so a doubt is a yes.
+    """
+    used: set[str] = set()
+    for stage in program.body:
+        if isinstance(stage, AttentionStage) and stage.engine == engine.name:
+            kinds = ["masked"]
+            if stage.bias is None and _has_full_tile(stage.mask, program):
+                kinds.append("full")
+            used.update(f"{kind}_merge" for kind in kinds)
+            if stage.sinks is None:
+                used.update(kinds)
+    return tuple(variant for variant in AttentionEngine.VARIANTS if variant in used)
+
+
+def _has_full_tile(mask: Mask, program: Program) -> bool:
+    """Whether a query block of the program sees all of some key tile.
+
+    Masks are made of distances and positions, so that what can happen happens within the first blocks or around the
+    numbers that the mask's text names.
+    """
+    block, tile = program.block_size, program.key_tile
+    near = {0, *(int(number) // block for number in re.findall(r"\d+", str(mask)))}
+    step = max(1, tile // block)
+    samples = {at + offset for at in near for offset in range(-step - 1, 2 * step + 2)}
+    length = (max(samples) + 2 * step + 2) * block + 2 * tile
+    return any(
+        segment.full
+        for at in sorted(samples)
+        if at >= 0
+        for segment in row_segments(mask, at, block_size=block, key_tile=tile, length=length)
+    )
