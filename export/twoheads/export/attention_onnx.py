@@ -200,8 +200,8 @@ def _merge(graph: _Graph, engine: AttentionEngine, out: str, lse: str) -> tuple[
     ``out + w (prev_out - out)`` with ``w = sigmoid(prev_lse - lse)``, and ``lse = max + log(1 + exp(-|difference|))``.
     """
     prev_out = _float32(graph, engine, "prev_out")
-    dead = graph.constant(DEAD)
-    difference = graph.node("Sub", graph.node("Clip", "prev_lse", dead), graph.node("Clip", lse, dead))
+    # Only one side needs to be finite: an earlier -inf gives a difference of -inf, and so a share of 0.
+    difference = graph.node("Sub", "prev_lse", graph.node("Clip", lse, graph.constant(DEAD)))
     one = graph.constant(1.0)
     # 1 / (1 + exp(-x)) instead of Sigmoid, whose kernel saturates at 18 and so would lose weights below 1.5e-8.
     denominator = graph.node("Add", graph.node("Exp", graph.node("Neg", difference)), one)
