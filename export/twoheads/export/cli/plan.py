@@ -1,7 +1,6 @@
 """``twoheads plan``: what a run of one length will cost, before anything is built or run."""
 
 import dataclasses
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +14,7 @@ from twoheads.graphs.errors import InputError
 from twoheads.graphs.program import Program
 from twoheads.graphs.schedule import Schedule, StagePlan, make_schedule
 from twoheads.runtime.bundle_reader import read_bundle
+from twoheads.runtime.crew import available_threads
 
 __all__ = ["NAME", "command", "schedule_to_json"]
 
@@ -50,16 +50,11 @@ def command(
     program = _program(subject, block_size, key_tile)
     rows = None if positions is None else int(arguments.parse_positions(positions, length).size)
     wanted = output.value if output else None
-    schedule = make_schedule(program, length, output=wanted, positions=rows, workers=threads or _cores())
+    schedule = make_schedule(program, length, output=wanted, positions=rows, workers=threads or available_threads())
     if as_json:
         print_json(schedule_to_json(schedule))
         return
     _print_schedule(schedule, every_stage=every_stage)
-
-
-def _cores() -> int:
-    """The cores this process may use: what a run takes unless told otherwise."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _program(subject: Path, block_size: int | None, key_tile: int | None) -> Program:

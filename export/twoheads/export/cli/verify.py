@@ -13,7 +13,7 @@ from twoheads.graphs.json_codec import to_json
 from twoheads.runtime.bundle_reader import read_bundle
 
 if TYPE_CHECKING:
-    from twoheads.export.verify import VerifyReport
+    from twoheads.export import VerifyReport
 
 __all__ = ["NAME", "command"]
 
