@@ -20,7 +20,7 @@ import psutil  # type: ignore[import-untyped]
 
 from twoheads.graphs.errors import BundleError
 
-__all__ = ["PARTIAL", "REPLACED", "sync_folder", "sync_tree", "write_error", "written_folder"]
+__all__ = ["PARTIAL", "REPLACED", "host_name", "sync_folder", "sync_tree", "write_error", "written_folder"]
 
 PARTIAL = "partial"
 """Marks a folder that is being written."""
@@ -119,16 +119,17 @@ def _rename_into_place(partial: Path, target: Path) -> None:
 def _marked_name(name: str, mark: str) -> str:
     """``.NAME.MARK-HOST-PID-START``: the start time tells a process from a later one of equal number."""
     start = int(psutil.Process().create_time())
-    return f".{name}.{mark}-{_host()}-{os.getpid()}-{start}"
+    return f".{name}.{mark}-{host_name()}-{os.getpid()}-{start}"
 
 
-def _host() -> str:
+def host_name() -> str:
+    """This machine's name with nothing in it but letters, digits and dots."""
     return re.sub(r"[^A-Za-z0-9.]", "_", platform.node())
 
 
 def _remove_stale(target: Path, mark: str) -> None:
     """Removes what processes of this host that are gone left behind on the way to ``target``."""
-    pattern = re.compile(re.escape(f".{target.name}.{mark}-{_host()}-") + r"(\d+)-(\d+)")
+    pattern = re.compile(re.escape(f".{target.name}.{mark}-{host_name()}-") + r"(\d+)-(\d+)")
     for entry in list(target.parent.iterdir()):
         found = pattern.fullmatch(entry.name)
         if found and not _runs(int(found[1]), int(found[2])):
