@@ -91,10 +91,8 @@ def _compile(source: Path, bundle: Path, block_size: int) -> dict[str, Any]:
 
 def _load_times(bundle: Path) -> dict[str, float]:
     """Seconds to load the bundle, by how thoroughly it is checked."""
-    return {
-        check: measure_json([sys.executable, "-c", LOAD, str(bundle), check])[1]["seconds"]
-        for check in ("full", "size")
-    }
+    command = [sys.executable, "-c", LOAD, str(bundle)]
+    return {check: measure_json([*command, check])[1]["seconds"] for check in ("full", "size")}
 
 
 def _verify(source: Path, bundle: Path, lengths: Iterable[int]) -> list[dict[str, Any]]:

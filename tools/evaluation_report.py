@@ -37,9 +37,9 @@ def _compile_lines(model: dict[str, Any]) -> list[str]:
     compiled, load = model["compile"], model["load_seconds"]
     ratio = compiled["peak_bytes"] / compiled["weights_bytes"]
     return [
-        f"- Compiled in {compiled['seconds']:.1f} s for blocks of {compiled['block_size']}: {compiled['engines']} engines; "
-        f"peak memory {_megabytes(compiled['peak_bytes'])}, {ratio:.2f} times the weights "
-        f"({_megabytes(compiled['weights_bytes'])}).",
+        f"- Compiled in {compiled['seconds']:.1f} s for blocks of {compiled['block_size']}: "
+        f"{compiled['engines']} engines; peak memory {_megabytes(compiled['peak_bytes'])}, "
+        f"{ratio:.2f} times the weights ({_megabytes(compiled['weights_bytes'])}).",
         f"- Loads in {load['full']:.2f} s with every sha256 checked, in {load['size']:.2f} s with sizes only.",
         "",
     ]

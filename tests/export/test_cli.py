@@ -309,7 +309,8 @@ def test_run_takes_tokens_as_it_takes_text(cli, bundle, text, tmp_path):
 
     tokens = Tokenizer.from_file(str(bundle / "tokenizer" / "tokenizer.json")).encode(text.read_text()).ids
     cli("run", bundle, "--text", text, "-o", tmp_path / "text.npz")
-    for at, array in enumerate((np.array(tokens, np.int32), np.array([tokens], np.uint16))):
+    arrays: tuple[np.ndarray, ...] = (np.array(tokens, np.int32), np.array([tokens], np.uint16))
+    for at, array in enumerate(arrays):
         np.save(tmp_path / "t.npy", array)
         ran = cli("run", bundle, "--tokens", tmp_path / "t.npy", "-o", tmp_path / f"{at}.npz", "--threads", 1)
         assert ran.code == 0, ran.err

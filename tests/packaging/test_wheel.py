@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import email
+import email.message
 import subprocess
 import sys
 import zipfile

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -56,9 +56,9 @@ def _finite(data: Any) -> Any:
     if isinstance(data, float):
         return data if math.isfinite(data) else None
     if isinstance(data, dict):
-        return {str(key): _finite(item) for key, item in cast("dict[Any, Any]", data).items()}
+        return {str(key): _finite(item) for key, item in data.items()}
     if isinstance(data, list | tuple):
-        return [_finite(item) for item in cast("list[Any]", data)]
+        return [_finite(item) for item in data]
     return data
 
 
