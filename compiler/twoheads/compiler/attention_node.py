@@ -1,0 +1,164 @@
+"""Reads one attention operator of an FX graph: its operands, and its mask and bias as expressions.
+
+Masks made by our own operator carry their expression. Any other mask (a dense array the model computed) is evaluated at
+several lengths and recognised; see :mod:`twoheads.compiler.classify_mask`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from twoheads.compiler.classify_mask import BiasPattern, classify
+from twoheads.compiler.fx_program import FxProgram, is_scalar, tensor_shape
+from twoheads.compiler.source_graph import AttentionNode, TensorType
+from twoheads.graphs.errors import CompileError
+from twoheads.graphs.masks import Causal, Full, Mask, conjunction, parse_mask
+
+__all__ = ["attention_from_fx", "is_attention"]
+
+_OURS = "twoheads.attention.default"
+_SDPA = "aten.scaled_dot_product_attention.default"
+_MASK = "twoheads.mask.default"
+
+
+def is_attention(node: fx.Node) -> bool:
+    """Whether the node is an attention operator that we read."""
+    return node.op == "call_function" and str(node.target) in (_OURS, _SDPA)
+
+
+def attention_from_fx(program: FxProgram, node: fx.Node, layer: str) -> tuple[AttentionNode, dict[str, Tensor]]:
+    """The attention node, and the weights that its bias was recognised as.
+
+    Raises:
+        CompileError: The mask or bias is no function of positions that tiles can express.
+    """
+    arguments = _arguments(node)
+    where = f'{layer or "model"} (node "{node.name}")'
+    query, key, value = (cast("fx.Node", arguments[name]) for name in ("query", "key", "value"))
+    _require_shapes(program, where, query, key, value)
+    terms: list[Mask] = [Causal()] if arguments["is_causal"] else []
+    bias = BiasPattern(None, None)
+    for operand in (arguments["mask"], arguments["bias"]):
+        if operand is not None:
+            mask, found = _mask_and_bias(program, cast("fx.Node", operand), where)
+            terms.append(mask)
+            bias = bias.plus(found, where)
+    weights: dict[str, Tensor] = {}
+    heads = int(query.meta["val"].shape[1])
+    names = {"table": None, "slope": None}
+    for kind, array in (("table", bias.table), ("slope", bias.slope)):
+        if array is not None:
+            names[kind] = _bias_name(program, arguments, kind)
+            weights[names[kind]] = torch.from_numpy(np.broadcast_to(array, (heads, *array.shape[1:])).astype(np.float32))
+    sinks = arguments["sinks"]
+    head_dim = int(query.meta["val"].shape[3])
+    return (
+        AttentionNode(
+            name=node.name,
+            query=program.placeholders.get(query.name, query.name),
+            key=program.placeholders.get(key.name, key.name),
+            value=program.placeholders.get(value.name, value.name),
+            type=TensorType(str(node.meta["val"].dtype).removeprefix("torch."), tensor_shape(node.meta["val"], program.symbols)),
+            mask=conjunction(terms),
+            scale=float(arguments["scale"]) if arguments["scale"] is not None else head_dim**-0.5,
+            softcap=float(arguments["softcap"]),
+            sinks=_sink_weight(program, cast("fx.Node", sinks), where) if sinks is not None else None,
+            bias_table=names["table"],
+            bias_slope=names["slope"],
+            layer=layer,
+        ),
+        weights,
+    )
+
+
+def _arguments(node: fx.Node) -> dict[str, Any]:
+    """The operands and attributes by common names, whichever operator it is."""
+    schema = cast("Any", node.target)._schema.arguments  # noqa: SLF001 - the only place where defaults are kept
+    given = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
+    given |= {argument.name: value for argument, value in zip(schema, node.args, strict=False)} | dict(node.kwargs)
+    if str(node.target) == _OURS:
+        return {**given, "is_causal": False}
+    return {
+        "query": given["query"],
+        "key": given["key"],
+        "value": given["value"],
+        "mask": given["attn_mask"],
+        "bias": None,
+        "sinks": None,
+        "scale": given["scale"],
+        "softcap": 0.0,
+        "is_causal": given["is_causal"],
+    }
+
+
+def _require_shapes(program: FxProgram, where: str, query: fx.Node, key: fx.Node, value: fx.Node) -> None:
+    for name, operand in (("query", query), ("key", key), ("value", value)):
+        shape = tensor_shape(operand.meta["val"], program.symbols)
+        if len(shape) != 4 or shape[0] != 1 or shape[2] != "n" or isinstance(shape[1], str) or isinstance(shape[3], str):
+            raise CompileError(
+                where,
+                f"{name} has the shape [{', '.join(map(str, shape))}], expected [1, heads, n, head_dim]",
+                "attention must run over the input's own tokens, with batch 1",
+            )
+
+
+def _bias_name(program: FxProgram, arguments: dict[str, Any], kind: str) -> str:
+    """A weight name shared by every layer that adds the same bias node."""
+    operand = cast("fx.Node", arguments["bias"] if arguments["bias"] is not None else arguments["mask"])
+    return f"{program.placeholders.get(operand.name, operand.name)}.{kind}"
+
+
+def _sink_weight(program: FxProgram, node: fx.Node, where: str) -> str:
+    while node.name not in program.placeholders and len(node.all_input_nodes) == 1:
+        node = node.all_input_nodes[0]  # a view or a cast of the parameter
+    source = program.placeholders.get(node.name, "")
+    if source not in program.weights:
+        raise CompileError(where, "its sinks are computed, not a learned weight", "keep one learned logit a head")
+    return source
+
+
+def _mask_and_bias(program: FxProgram, node: fx.Node, where: str) -> tuple[Mask, BiasPattern]:
+    if str(node.target) == _MASK:
+        return parse_mask(cast("str", node.args[1])), BiasPattern(None, None)
+    _require_positional(program, node, where)
+    generator = torch.Generator().manual_seed(0)
+
+    def evaluate(length: int) -> np.ndarray[Any, Any]:
+        inputs = program.example_inputs(length, generator)
+        dense = cast("Tensor", program.evaluate((node.name,), inputs)[node.name])
+        return np.broadcast_to(dense.numpy(), (1, *dense.shape[-3:]) if dense.ndim >= 3 else (1, 1, *dense.shape))
+
+    mask, bias = classify(evaluate, _constants(program, node), where)
+    return (Full() if mask is None else mask), bias
+
+
+def _require_positional(program: FxProgram, node: fx.Node, where: str) -> None:
+    """Refuses a mask that depends on what the input says, not only on positions."""
+    stack, seen = [node], set[str]()
+    sources = {entry.value.name: entry.source for entry in program.inputs}
+    while stack:
+        current = stack.pop()
+        if current.name in seen or is_scalar(current):
+            continue
+        seen.add(current.name)
+        if sources.get(program.placeholders.get(current.name, ""), "positions") != "positions":
+            raise CompileError(
+                where,
+                f"its mask or bias depends on the input {current.name!r}, so tiles can't express it",
+                "leave padding out (run inputs at their own length), or compute the mask from positions alone",
+            )
+        stack.extend(current.all_input_nodes)
+
+
+def _constants(program: FxProgram, node: fx.Node) -> set[int]:
+    """Whole-number constants in the mask's computation: candidates for window and chunk sizes."""
+    found: set[int] = set()
+    for name in program.ancestors((node.name,)):
+        for argument in program.nodes[name].args:
+            if isinstance(argument, int) and not isinstance(argument, bool):
+                found.add(abs(argument))
+    return {value for value in found if value < 1 << 40}

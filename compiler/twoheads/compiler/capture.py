@@ -1,0 +1,285 @@
+"""Capture: torch.export with a symbolic token axis, normalised and read into a :class:`SourceGraph`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim as ExportDim
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from twoheads.compiler.attention_node import attention_from_fx, is_attention
+from twoheads.compiler.fx_program import FxProgram, is_scalar, tensor_shape
+from twoheads.compiler.hugging_face_hooks import CAPTURE, register_hooks
+from twoheads.compiler.normalize_fx import POSITIONS, normalize_fx
+from twoheads.compiler.source_graph import Node, SourceGraph, TensorType, TokenwiseNode
+from twoheads.compiler.sources import LoadedSource
+from twoheads.graphs.errors import CompileError
+from twoheads.graphs.program import TOKENS, Input, Value
+
+__all__ = ["Captured", "capture", "named_outputs"]
+
+logger = logging.getLogger(__name__)
+
+_ROOT = "module"
+"""Name of the source model inside the wrapper that is exported; stripped from every path."""
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """A source graph and the FX program behind it."""
+
+    graph: SourceGraph
+    program: FxProgram
+
+
+class _Wrapper(nn.Module):
+    """Runs the model and returns its last hidden states and, where it has a head, its logits."""
+
+    def __init__(self, source: LoadedSource) -> None:
+        super().__init__()
+        self.module = source.module
+        self.hugging_face = source.hugging_face
+
+    def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        if not self.hugging_face:
+            return named_outputs(self.module(**inputs), type(self.module).__name__)
+        model = cast("Any", self.module)
+        seen: list[Tensor] = []
+        hook = model.base_model.register_forward_hook(lambda _module, _args, out: seen.append(out[0]))
+        try:
+            # A cache object in the output can't be exported, and models without one don't take the argument.
+            caching = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
+            output = model(**inputs, **caching)
+        finally:
+            hook.remove()
+        logits = output.get("logits") if model.base_model is not model else None
+        return {"hidden": seen[0]} | ({"logits": logits} if logits is not None else {})
+
+
+def named_outputs(output: Any, where: str) -> dict[str, Tensor]:
+    """The module's result as ``hidden`` and, from a dictionary or a second tensor, ``logits``."""
+    if isinstance(output, Tensor):
+        return {"hidden": output}
+    if isinstance(output, Mapping) and "hidden" in output and set(output) <= {"hidden", "logits"}:
+        return dict(cast("Mapping[str, Tensor]", output))
+    if isinstance(output, tuple) and len(output) == 2 and all(isinstance(item, Tensor) for item in output):
+        return {"hidden": output[0], "logits": output[1]}
+    raise CompileError(where, f"returns {type(output).__name__}", "return a tensor, (hidden, logits) or those two by name")
+
+
+def capture(source: LoadedSource) -> Captured:
+    """Captures a loaded model.
+
+    Raises:
+        CompileError: The model can't be exported, or some of its attention is not captured (layers are named).
+    """
+    exported = _export(source)
+    graph = exported.graph_module.graph
+    arguments = dict(zip(exported.graph_signature.user_inputs, source.inputs, strict=True))
+    symbols = _token_symbols(exported, source, arguments)
+    weights = _weight_names(exported)
+    normalize_fx(graph, symbols)
+    names = {POSITIONS: POSITIONS, **arguments, **weights}
+    program = FxProgram(
+        nodes={node.name: node for node in graph.nodes if node.op != "output"},
+        placeholders={node.name: names[node.name] for node in graph.nodes if node.op == "placeholder"},
+        inputs=tuple(_inputs(graph, source, arguments, symbols)),
+        weights={weights[node.name]: _tensor(exported, node.name) for node in graph.nodes if node.name in weights},
+        symbols=symbols,
+    )
+    outputs = _outputs(exported, graph)
+    nodes, extra_weights = _source_nodes(program, outputs)
+    program = FxProgram(program.nodes, program.placeholders, program.inputs, {**program.weights, **extra_weights}, symbols)
+    used = {name for node in nodes for name in node.inputs}
+    source_graph = SourceGraph(
+        name=source.identity.name,
+        inputs=program.inputs,
+        weights={name: _type(tensor, symbols) for name, tensor in program.weights.items()},
+        nodes=nodes,
+        hidden=outputs["hidden"],
+        logits=outputs.get("logits"),
+        max_length=_longest(exported, symbols),
+    )
+    _require_all_attention(source, source_graph)
+    if lost := sorted(source.missing_weights & used):
+        raise CompileError(source.identity.name, f"has no weight {lost[0]} ({len(lost)} missing)", "download the complete model")
+    return Captured(source_graph, program)
+
+
+def _export(source: LoadedSource) -> ExportedProgram:
+    examples = {name: entry.example for name, entry in source.inputs.items()}
+    dynamic = {name: {entry.token_axis: ExportDim.AUTO} for name, entry in source.inputs.items()}
+    wrapper = _Wrapper(source).eval()
+    previous = None
+    if source.hugging_face:
+        register_hooks()
+        model = cast("Any", source.module)
+        previous = model.config._attn_implementation  # noqa: SLF001 - the library's only name for it
+        model.set_attn_implementation(CAPTURE)
+    try:
+        with torch.no_grad():
+            return torch.export.export(wrapper, (examples,), dynamic_shapes=(dynamic,), strict=False)
+    except CompileError:
+        raise
+    except Exception as error:  # noqa: BLE001 - torch.export raises nearly every type for what it can't trace
+        message = " ".join(str(error).split())[:400]
+        raise CompileError(
+            source.identity.name,
+            f"torch.export can't trace {source.identity.architecture}: {type(error).__name__}: {message}",
+            "rewrite the data-dependent or length-dependent code it names",
+        ) from error
+    finally:
+        if previous is not None:
+            cast("Any", source.module).set_attn_implementation(previous)
+
+
+def _token_symbols(exported: ExportedProgram, source: LoadedSource, arguments: Mapping[str, str]) -> frozenset[str]:
+    symbols: set[str] = set()
+    for node in exported.graph_module.graph.nodes:
+        if node.op == "placeholder" and node.name in arguments:
+            size = node.meta["val"].shape[source.inputs[arguments[node.name]].token_axis]
+            if not isinstance(size, int) and len(size.node.expr.free_symbols) == 1:
+                symbols |= {str(symbol) for symbol in size.node.expr.free_symbols}
+    if not symbols:
+        raise CompileError(
+            source.identity.name,
+            "its code fixes the number of tokens to that of the example input",
+            "remove constants and branches that depend on the length",
+        )
+    return frozenset(symbols)
+
+
+def _longest(exported: ExportedProgram, symbols: frozenset[str]) -> int | None:
+    """The largest length that the exported guards admit; ``None`` if they admit every practical one."""
+    bounds = [int(r.upper) for s, r in exported.range_constraints.items() if str(s) in symbols and r.upper.is_Integer]
+    return min((bound for bound in bounds if bound < 1 << 40), default=None)
+
+
+def _weight_names(exported: ExportedProgram) -> dict[str, str]:
+    """Source-graph name of every weight by placeholder name."""
+    kinds = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+    specs = [spec for spec in exported.graph_signature.input_specs if spec.kind in kinds]
+    return {cast("Any", spec.arg).name: cast("str", spec.target).removeprefix(f"{_ROOT}.") for spec in specs}
+
+
+def _tensor(exported: ExportedProgram, placeholder: str) -> Tensor:
+    spec = next(s for s in exported.graph_signature.input_specs if cast("Any", s.arg).name == placeholder)
+    target = cast("str", spec.target)
+    tensor = exported.state_dict[target] if target in exported.state_dict else exported.constants[target]
+    return cast("Tensor", tensor).detach()
+
+
+def _inputs(
+    graph: fx.Graph, source: LoadedSource, arguments: Mapping[str, str], symbols: frozenset[str]
+) -> Iterator[Input]:
+    for node in graph.nodes:
+        if node.op == "placeholder" and (node.name in arguments or node.name == POSITIONS):
+            name = arguments.get(node.name, POSITIONS)
+            kind = source.inputs[name].source if node.name in arguments else "positions"
+            type_ = _type(node.meta["val"], symbols)
+            yield Input(Value(name, type_.dtype, type_.shape), kind, _vocabulary(node))
+
+
+def _vocabulary(node: fx.Node) -> int | None:
+    """Rows of the smallest embedding table that is indexed by the input itself."""
+    tables = [
+        cast("fx.Node", user.args[0]).meta["val"].shape[0]
+        for user in node.users
+        if user.target is torch.ops.aten.embedding.default and user.args[1] is node
+    ]
+    return min(tables, default=None)
+
+
+def _outputs(exported: ExportedProgram, graph: fx.Graph) -> dict[str, str]:
+    keys = exported.call_spec.out_spec.context  # keys of the wrapper's dictionary, in order
+    results = cast("tuple[fx.Node, ...]", next(iter(reversed(list(graph.nodes)))).args[0])
+    return {key: node.name for key, node in zip(cast("list[str]", keys), results, strict=True)}
+
+
+def _type(value: Tensor, symbols: frozenset[str]) -> TensorType:
+    return TensorType(str(value.dtype).removeprefix("torch."), tensor_shape(value, symbols))
+
+
+def _layer(node: fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack")
+    path = str(list(stack.values())[-1][0]) if stack else ""
+    return path.removeprefix(_ROOT).removeprefix(".")
+
+
+def _source_nodes(program: FxProgram, outputs: Mapping[str, str]) -> tuple[tuple[Node, ...], dict[str, Tensor]]:
+    """Every node that an output needs; what only makes masks and biases is folded into attention nodes."""
+    nodes: dict[str, Node] = {}
+    extra_weights: dict[str, Tensor] = {}
+    for name, node in program.nodes.items():
+        if node.op != "call_function" or is_scalar(node):
+            continue
+        if is_attention(node):
+            nodes[name], made = attention_from_fx(program, node, _layer(node))
+            extra_weights.update(made)
+        else:
+            nodes[name] = _tokenwise_node(program, node)
+    needed: set[str] = set()
+    stack = list(outputs.values())
+    while stack:
+        name = stack.pop()
+        if name in nodes and name not in needed:
+            needed.add(name)
+            stack.extend(nodes[name].inputs)
+    return tuple(node for name, node in nodes.items() if name in needed), extra_weights
+
+
+def _tokenwise_node(program: FxProgram, node: fx.Node) -> TokenwiseNode:
+    inputs: dict[str, int] = {}
+
+    def render(operand: fx.Node) -> Any:
+        if is_scalar(operand):
+            value = operand.meta["val"]
+            return _Text(str(value) if isinstance(value, int | float) else _size_text(value, program.symbols))
+        source = program.placeholders.get(operand.name, operand.name)
+        return _Text(f"%{inputs.setdefault(source, len(inputs))}")
+
+    args, kwargs = fx.map_arg((node.args, node.kwargs), render)
+    words = [repr(argument) for argument in args] + [f"{key}={value!r}" for key, value in sorted(kwargs.items())]
+    target = str(node.target) if isinstance(node.target, torch._ops.OpOverload) else cast("Any", node.target).__name__
+    value = node.meta.get("val")
+    type_ = _type(value, program.symbols) if isinstance(value, Tensor) else None
+    return TokenwiseNode(node.name, f"{target}({', '.join(words)})", tuple(inputs), type_, _layer(node))
+
+
+class _Text(str):
+    """A string that prints without quotes inside a rendered argument list."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _size_text(size: Any, symbols: frozenset[str]) -> str:
+    expression = size.node.expr
+    return str(expression.subs({s: TOKENS for s in expression.free_symbols if str(s) in symbols}))
+
+
+def _require_all_attention(source: LoadedSource, graph: SourceGraph) -> None:
+    captured = [node.layer for node in graph.attentions]
+    if len(captured) >= max(1, source.layers):
+        return
+    suspects = [
+        name
+        for name, module in source.module.named_modules()
+        if "attention" in type(module).__name__.lower()
+        and not any(layer.startswith(name) or name.startswith(layer) for layer in captured if layer)
+    ]
+    named = ", ".join(suspects[:8]) + (", ..." if len(suspects) > 8 else "")
+    raise CompileError(
+        source.identity.name,
+        f"{len(captured)} of {max(1, source.layers)} attention layers were captured; not captured: {named or 'no layer found'}",
+        f"{source.identity.architecture} computes attention in its own way; use one that calls "
+        "scaled_dot_product_attention, transformers' attention interface or twoheads.compiler.attention",
+    )

@@ -1,0 +1,143 @@
+"""The pipeline: source -> capture -> partition -> checks -> lowering."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeAlias
+
+from torch import Tensor, nn
+
+from twoheads.compiler.capture import Captured, capture
+from twoheads.compiler.check_tokenwise import check_tokenwise
+from twoheads.compiler.compiled_model import CompiledModel
+from twoheads.compiler.find_position_limit import find_position_limit
+from twoheads.compiler.lower_tile import Lowered, lower_tile
+from twoheads.compiler.partition import Partition, Region, partition
+from twoheads.compiler.sources import LoadedSource, load_source
+from twoheads.graphs.errors import CompileError
+from twoheads.graphs.program import Program
+
+__all__ = ["LOWERINGS", "compile_model", "plan_model"]
+
+logger = logging.getLogger(__name__)
+
+LOWERINGS = ("auto", "tile")
+DTYPES = ("float32",)
+
+Progress: TypeAlias = Callable[[str], None]
+"""Called with the name of each phase as it begins."""
+
+Source: TypeAlias = str | Path | nn.Module
+Examples: TypeAlias = Mapping[str, Tensor] | tuple[Tensor, ...]
+
+
+def compile_model(
+    source: Source,
+    *,
+    example_inputs: Examples | None = None,
+    block_size: int = 256,
+    key_tile: int | None = None,
+    lowering: str = "auto",
+    dtype: str = "float32",
+    progress: Progress | None = None,
+) -> CompiledModel:
+    """Compiles a model for fixed-shape engines of ``block_size`` tokens; any input length runs afterwards.
+
+    Args:
+        source: A Hugging Face folder, a ``.gguf`` file, a transformers model or any other torch module.
+        example_inputs: For any other torch module: its tensor arguments, by position or name, each ``[1, tokens, ...]``.
+        block_size: Tokens of a query block: a multiple of 8 from 16 to 4096.
+        key_tile: Tokens of a key tile, a multiple of ``block_size``; equal to it by default.
+        lowering: ``tile``, or ``auto`` to let the compiler choose.
+        dtype: Of weights and activations; ``float32``.
+        progress: Told the name of each phase.
+
+    Raises:
+        CompileError: The model or an option is not supported; names the layer, the reason and a remedy.
+    """
+    tell = progress or (lambda _phase: None)
+    tile = _check_options(block_size, key_tile, lowering, dtype)
+    tell("loading the model")
+    loaded = load_source(source, example_inputs=example_inputs)
+    tell("capturing its graph")
+    captured, parts = _capture_and_partition(loaded)
+    tell("checking that regions are token-wise")
+    check_tokenwise(captured.graph, captured.program, _unique_regions(parts))
+    tell("lowering to a block program")
+    lowered = _lower(loaded, captured, parts, block_size, tile)
+    weights = {name: captured.program.weights[name] for name in lowered.program.weights()}
+    return CompiledModel(
+        program=lowered.program,
+        regions=lowered.regions,
+        weights=weights,
+        identity=loaded.identity,
+        tokenizer_json=loaded.tokenizer_json,
+        lowering="tile",
+        dtype=dtype,
+    )
+
+
+def plan_model(
+    source: Source,
+    *,
+    example_inputs: Examples | None = None,
+    block_size: int = 256,
+    key_tile: int | None = None,
+    lowering: str = "auto",
+    dtype: str = "float32",
+    progress: Progress | None = None,
+) -> Program:
+    """The block program that :func:`compile_model` would make, from the model's configuration alone: no weights are
+    loaded and no engine is built. Arguments and errors as there."""
+    tell = progress or (lambda _phase: None)
+    tile = _check_options(block_size, key_tile, lowering, dtype)
+    tell("reading the configuration")
+    loaded = load_source(source, example_inputs=example_inputs, weights=False)
+    tell("capturing its graph")
+    captured, parts = _capture_and_partition(loaded)
+    return _lower(loaded, captured, parts, block_size, tile).program
+
+
+def _check_options(block_size: int, key_tile: int | None, lowering: str, dtype: str) -> int:
+    if block_size % 8 or not 16 <= block_size <= 4096:
+        raise CompileError("block_size", f"is {block_size}", "give a multiple of 8 from 16 to 4096")
+    tile = block_size if key_tile is None else key_tile
+    if tile < block_size or tile % block_size or tile > 65536:
+        raise CompileError("key_tile", f"is {tile}", f"give a multiple of the block size {block_size}, at most 65536")
+    if lowering not in LOWERINGS:
+        raise CompileError("lowering", f"is {lowering!r}", f"choose one of {', '.join(LOWERINGS)}")
+    if dtype not in DTYPES:
+        raise CompileError("dtype", f"is {dtype!r}", f"choose {', '.join(DTYPES)}")
+    return tile
+
+
+def _capture_and_partition(loaded: LoadedSource) -> tuple[Captured, Partition]:
+    began = time.perf_counter()
+    captured = capture(loaded)
+    parts = partition(captured.graph)
+    logger.info("captured and partitioned %s in %.2f s", loaded.identity.name, time.perf_counter() - began)
+    logger.debug("%s", captured.graph)
+    return captured, parts
+
+
+def _unique_regions(parts: Partition) -> list[Region]:
+    regions = [step for step in (*parts.body, parts.head) if isinstance(step, Region)]
+    return list({region.fingerprint: region for region in regions}.values())
+
+
+def _lower(loaded: LoadedSource, captured: Captured, parts: Partition, block_size: int, key_tile: int) -> Lowered:
+    limit = find_position_limit(captured.graph, captured.program)
+    return lower_tile(
+        captured.graph,
+        captured.program,
+        parts,
+        block_size=block_size,
+        key_tile=key_tile,
+        pooling=loaded.pooling,
+        max_length=limit,
+        # A learned table is a hard limit, so there is nothing beyond it to warn of.
+        trained_length=loaded.trained_length if limit is None else None,
+    )

@@ -1,0 +1,110 @@
+"""Hooks that make a Hugging Face model emit one attention operator a layer, with a symbolic mask.
+
+Transformers looks attention and mask functions up by name. We register ours under one name: the mask function turns
+the library's mask closures into a mask expression, the attention function emits :func:`attention_op`. A model that
+does not ask the registries keeps its own attention; the capture notices, because no attention operator appears.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from twoheads.compiler.attention_op import attention_op, mask_op
+from twoheads.graphs.errors import CompileError
+from twoheads.graphs.masks import Causal, Chunk, Full, Mask, Window, conjunction, disjunction
+
+__all__ = ["CAPTURE", "mask_from_closure", "register_hooks"]
+
+CAPTURE = "twoheads_capture"
+"""The name under which transformers finds our functions (``model.set_attn_implementation(CAPTURE)``)."""
+
+MaskFunction = Callable[..., Any]
+
+
+def register_hooks() -> None:
+    """Registers the capture functions with transformers; may be called again."""
+    AttentionInterface.register(CAPTURE, _attention)
+    AttentionMaskInterface.register(CAPTURE, _symbolic_mask)
+
+
+def _symbolic_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    mask_function: MaskFunction,
+    attention_mask: Tensor | None = None,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    device: torch.device | str = "cpu",
+    **_: Any,
+) -> Tensor | None:
+    """Transformers' mask interface: returns a ``[1, 1, n, n]`` symbolic mask, or ``None`` for no mask at all."""
+    if attention_mask is not None or (isinstance(q_offset, int) and q_offset) or (isinstance(kv_offset, int) and kv_offset):
+        raise CompileError("attention mask", "padding and cache offsets are no part of a captured model")
+    mask = mask_from_closure(mask_function)
+    if isinstance(mask, Full):
+        return None
+    # `like` only tells the operator the length: transformers builds masks before any query exists.
+    return mask_op(torch.empty((1, 1, q_length, 1), device=device), str(mask))
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Transformers' attention interface: ``[1, heads, n, head_dim]`` in, ``[1, n, heads, head_dim]`` out."""
+    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    if attention_mask is None and causal:
+        attention_mask = mask_op(query, str(Causal()))
+    scale = float(scaling) if scaling is not None else float(query.shape[-1]) ** -0.5
+    out = attention_op(query, key, value, attention_mask, position_bias, s_aux, scale, float(softcap or 0.0))
+    return out.transpose(1, 2), None
+
+
+def mask_from_closure(function: MaskFunction) -> Mask:
+    """The mask expression of one of transformers' mask functions, recognised by name and parameters.
+
+    Raises:
+        CompileError: A mask that depends on data, or one this version does not know.
+    """
+    name = function.__qualname__.split(".")[0]
+    cells = {key: cell.cell_contents for key, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)}
+    match name:
+        case "causal_mask_function":
+            return Causal()
+        case "bidirectional_mask_function":
+            return Full()
+        case "and_masks":
+            return conjunction(mask_from_closure(term) for term in cells["mask_functions"])
+        case "or_masks":
+            return disjunction(mask_from_closure(term) for term in cells["mask_functions"])
+        case "sliding_window_overlay":  # kv > q - sliding_window: the query and sliding_window - 1 predecessors
+            return Window(int(cells["sliding_window"]) - 1, -1)
+        case "sliding_window_bidirectional_overlay":  # |q - kv| <= sliding_window, on both sides
+            return Window(int(cells["sliding_window"]), int(cells["sliding_window"]))
+        case "chunked_overlay":
+            return Chunk(int(cells["chunk_size"]))
+        case "remap_positions_for_packed_sequence":  # one sequence: positions are 0, 1, 2, ...
+            return mask_from_closure(cells["mask_function"])
+        case "packed_sequence_mask_function":  # one sequence: every pair belongs to it
+            return Full()
+        case _:
+            raise CompileError(
+                "attention mask",
+                f"mask function {function.__qualname__!r} is not a function of positions that tiles can express",
+                "compile the model with its standard causal, bidirectional, sliding or chunked attention",
+            )

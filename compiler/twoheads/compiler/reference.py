@@ -1,0 +1,135 @@
+"""Runs the original model over a whole sequence: what a bundle is verified against.
+
+Two evaluations that differ only by rounding give the noise floor: torch's fused attention kernels, and plain matrix
+products with a softmax. The plain one works on bands of query rows, so that long inputs fit into memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from twoheads.graphs.errors import CompileError
+
+if TYPE_CHECKING:
+    from twoheads.compiler.sources import LoadedSource
+
+__all__ = ["run_original"]
+
+PLAIN = "twoheads_plain"
+BAND_BYTES = 256 << 20
+"""Scores of one band of query rows of the plain attention, at most."""
+
+
+@torch.no_grad()
+def run_original(
+    source: LoadedSource, tokens: Tensor, positions: Tensor | None, implementation: str
+) -> tuple[Tensor, Tensor | None]:
+    """See :meth:`LoadedSource.hidden_and_logits`."""
+    if not source.hugging_face:
+        with sdpa_kernel(SDPBackend.MATH if implementation == "plain" else list(_FUSED)):
+            return _run_module(source, tokens, positions)
+    with _attention(source.module, implementation):
+        return _run_hugging_face(source, tokens, positions)
+
+
+_FUSED = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+
+
+def _run_module(source: LoadedSource, tokens: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    from twoheads.compiler.capture import named_outputs
+
+    if len(source.inputs) != 1:
+        raise CompileError(source.identity.name, f"takes {len(source.inputs)} inputs", "verify modules of one input")
+    outputs = named_outputs(source.module(**{next(iter(source.inputs)): tokens}), source.identity.name)
+    logits = outputs.get("logits")
+    if logits is not None:
+        logits = logits[0] if positions is None else logits[0, positions]
+    return outputs["hidden"][0], logits
+
+
+def _run_hugging_face(source: LoadedSource, tokens: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    model = cast("Any", source.module)
+    base = model.base_model
+    caching = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
+    if base is model:
+        return model(input_ids=tokens, **caching)[0][0], None
+    seen: list[Tensor] = []
+    hook = base.register_forward_hook(lambda _module, _args, output: seen.append(output[0]))
+    keep: dict[str, Any] = {}
+    if positions is not None and "logits_to_keep" in type(model).forward.__code__.co_varnames:
+        keep = {"logits_to_keep": positions}
+    try:
+        logits = model(input_ids=tokens, **caching, **keep)["logits"][0]
+    finally:
+        hook.remove()
+    return seen[0][0], logits if positions is None or keep else logits[positions]
+
+
+@contextmanager
+def _attention(module: torch.nn.Module, implementation: str) -> Iterator[None]:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import eager_mask
+
+    AttentionInterface.register(PLAIN, _plain_attention)
+    AttentionMaskInterface.register(PLAIN, eager_mask)
+    model = cast("Any", module)
+    previous = model.config._attn_implementation  # noqa: SLF001 - the library's only name for it
+    try:
+        if implementation == "plain":
+            model.set_attn_implementation(PLAIN)
+        else:
+            try:
+                model.set_attn_implementation("sdpa")
+            except ValueError:  # the architecture has no fused form (softcap, learned sinks)
+                model.set_attn_implementation("eager")
+        yield
+    finally:
+        model.set_attn_implementation(previous)
+
+
+def _plain_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    is_causal: bool | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Matrix products and a softmax over bands of query rows; ``attention_mask`` is additive ``[1, 1, n, n]``."""
+    groups = query.shape[1] // key.shape[1]
+    keys, values = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scale = float(scaling) if scaling is not None else float(query.shape[-1]) ** -0.5
+    causal = attention_mask is None and bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    length, heads = query.shape[2], query.shape[1]
+    band = max(1, BAND_BYTES // (4 * heads * length))
+    out = query.new_empty((query.shape[0], length, heads, value.shape[-1]))
+    for start in range(0, length, band):
+        rows = slice(start, min(start + band, length))
+        scores = torch.matmul(query[:, :, rows], keys.transpose(2, 3)) * scale
+        if softcap:
+            scores = torch.tanh(scores / softcap) * softcap
+        if position_bias is not None:
+            scores = scores + position_bias[:, :, rows]
+        if attention_mask is not None:
+            scores = scores + attention_mask[:, :, rows]
+        elif causal:
+            hidden = torch.arange(length)[None, :] > torch.arange(rows.start, rows.stop)[:, None]
+            scores = scores.masked_fill(hidden, float("-inf"))
+        if s_aux is not None:
+            column = s_aux.reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+            probabilities = torch.cat([scores, column], -1).softmax(-1)[..., :-1]
+        else:
+            probabilities = scores.softmax(-1)
+        out[:, rows] = torch.matmul(probabilities, values).transpose(1, 2)
+    return out, None
