@@ -88,7 +88,7 @@ def assert_static(model: onnx.ModelProto, name: str) -> None:
         InternalError: Names the value and its shape.
     """
     try:
-        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
+        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
     except onnx.shape_inference.InferenceError as error:
         raise InternalError(f"engine {name}: shapes do not fit together: {error}") from error
     for value in (*inferred.input, *inferred.output, *inferred.value_info):

@@ -87,6 +87,7 @@ def _tidy(model: onnx.ModelProto, engine: TokenwiseEngine) -> onnx.ModelProto:
     del model.metadata_props[:]
     model.graph.name = engine.name
     model.doc_string = ""
+    model.producer_name, model.producer_version = "twoheads", ""
     return model
 
 
