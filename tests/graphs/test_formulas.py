@@ -41,6 +41,7 @@ COUNTED = [
     "chunk({s}) & chunk(5)",
     "causal & chunk({s}) | sinks(2)",
     "sinks({s}) & window(0, -1)",
+    "window({w}, 0) | (sinks({s}) & window(-1, 9))",
 ]
 
 LENGTHS = (1, 3, 4, 5, 16, 23, 24, 25, 32, 49)

@@ -199,8 +199,9 @@ def test_equal_layers_are_classified_once(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(schedule_module, "row_segments", counting)
     length = 1_000_003
     schedule = make_schedule(decoder(*[Causal()] * 30, block_size=256, key_tile=256), length)
-    assert blocks == list(range(schedule.blocks))
     assert schedule.engine_calls == schedule.formula_calls
+    assert _segments(schedule) == 30 * (2 * schedule.blocks - 1)
+    assert blocks == list(range(schedule.blocks)), "the executor's rows are the planner's"
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ T = TypeVar("T")
 WHOLE = re.compile(r"[+-]?[0-9]+")
 """A whole number: a dimension of this form is a number, not a symbol."""
 
-_TOKEN = re.compile(r'\s*(?:("(?:[^"\\]|\\.)*")|(->|[%@:,()\[\]=<])|((?:[A-Za-z0-9_.+]|-(?!>))+)|(\S))')
+_TOKEN = re.compile(r'\s*(?:("(?:[^"\\]|\\.)*")|(->|[%@:,()\[\]=<])|([A-Za-z0-9_.+-]+)|(\S))')
 
 ATTENTION_FIELDS: dict[str, type[int] | type[float] | type[str]] = {
     "q_num_heads": int,
@@ -138,7 +138,7 @@ def _tokens(line: str, number: int) -> list[_Token]:
 
 def _unquote(quoted: str, line: int) -> str:
     try:
-        return str(json.loads(quoted, strict=False))
+        return str(json.loads(quoted))
     except ValueError:
         _refuse(_Token("quoted", quoted, line), "a string quoted as in JSON")
 
