@@ -85,7 +85,9 @@ def _common(
     else:
         logging.getLogger("py.warnings").addHandler(logging.NullHandler())
         logging.getLogger("py.warnings").propagate = False
+        # Read when transformers is imported, which is later: the commands have progress bars of their own.
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:

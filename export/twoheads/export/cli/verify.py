@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from twoheads.export.cli import arguments, options
-from twoheads.export.cli.console import print_json
+from twoheads.export.cli.console import print_facts, print_json, print_table, print_warning, seconds_text
 from twoheads.export.cli.progress import PhaseProgress
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.json_codec import to_json
@@ -46,6 +46,8 @@ def command(
 
     with PhaseProgress() as progress:
         report = verify(bundle, against, length=length, text=content, tokens=sequence, progress=progress)
+    for warning in report.warnings:
+        print_warning(warning)
     if as_json:
         print_json(to_json(report))
     else:
@@ -55,4 +57,30 @@ def command(
 
 
 def _print_report(report: "VerifyReport") -> None:
-    raise NotImplementedError
+    agreement = report.top1_agreement
+    compared = (("hidden", report.hidden), ("logits", report.logits), ("embedding", report.embedding))
+    rows = [
+        (
+            name,
+            str(found.positions),
+            f"{found.max_abs_error:.3g}",
+            f"{found.noise_floor:.3g}",
+            f"{found.ratio:.3g}",
+            f"{found.max_magnitude:.3g}",
+            "yes" if found.passed else "NO",
+        )
+        for name, found in compared
+        if found is not None
+    ]
+    print_table("", ("output", ">rows", ">max error", ">noise floor", ">ratio", ">magnitude", "within 4x"), rows)
+    print_facts(
+        (
+            ("", ""),
+            ("length", f"{report.length} tokens in blocks of {report.block_size}"),
+            ("engine calls", f"{report.engine_calls} (by the formula: {report.formula_calls})"),
+            ("same best token", "no logits" if agreement is None else f"at {agreement:.2%} of the checked positions"),
+            ("time", ", ".join(f"{name} {seconds_text(spent)}" for name, spent in report.seconds.items())),
+            ("approximations", ", ".join(report.approximations) or "none"),
+            ("verdict", "passed" if report.passed else "NOT PASSED"),
+        )
+    )
