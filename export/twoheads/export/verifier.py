@@ -143,13 +143,14 @@ def _run_original(
 
     original = load_source(source, example_inputs=example_inputs)
     check_same_source(bundle.manifest.source, original.identity, str(bundle.path))
-    pooling = bundle.program.pooling
+    pooling = original.pooling
     progress("run the original, fused attention")
     hidden, logits, fused_seconds = _evaluate(original, given, positions, "fused")
     embedding = None if pooling is None else _pooled(hidden, pooling)
     progress("run the original, plain attention")
     plain_hidden, plain_logits, plain_seconds = _evaluate(original, given, positions, "plain")
-    if (logits is None) != (bundle.program.logits is None) or len(hidden) != len(given):
+    heads = (logits is None, embedding is None)
+    if heads != (bundle.program.logits is None, bundle.program.pooling is None) or len(hidden) != len(given):
         raise InternalError(f"the original of {bundle.program.name} gives other outputs than its bundle")
     return _Original(
         hidden=hidden,

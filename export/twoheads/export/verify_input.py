@@ -11,6 +11,7 @@ import numpy.typing as npt
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.program import Input, Program
 from twoheads.runtime import LoadedBundle
+from twoheads.runtime.inputs import input_arrays
 
 __all__ = ["logits_positions", "verify_input"]
 
@@ -39,8 +40,17 @@ def verify_input(
         tokens: Or the input itself, ``[N, ...]`` or ``[1, N, ...]``.
 
     Raises:
-        InputError: Both are given, or less than ``length`` tokens, or text without a tokenizer to read it.
+        InputError: Both are given, or less than ``length`` tokens, or text without a tokenizer to read it, or tokens
+            that the model does not know.
     """
+    chosen = _chosen_input(bundle, length, text=text, tokens=tokens)
+    input_arrays(bundle.program, chosen)  # the original would fail on what this refuses with a clear error
+    return chosen
+
+
+def _chosen_input(
+    bundle: LoadedBundle, length: int, *, text: str | None, tokens: npt.NDArray[Any] | None
+) -> npt.NDArray[Any]:
     if text is not None and tokens is not None:
         raise InputError("verify", "text and tokens are both given", "give one of them")
     entry = _only_argument(bundle.program)
