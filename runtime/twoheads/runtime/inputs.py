@@ -26,7 +26,7 @@ def split_inputs(tokens: Any) -> tuple[list[Any], bool]:
         items: list[Any] = list(tokens)  # pyright: ignore[reportUnknownArgumentType]
         if not items:
             raise InputError("input", "is empty", "give 1 token or more")
-        if np.ndim(items[0]) > 0 or isinstance(items[0], Mapping):
+        if isinstance(items[0], list | tuple | Mapping) or getattr(items[0], "ndim", 0) > 0:
             return items, True
     return [tokens], False
 

@@ -146,7 +146,7 @@ class NpzWriter:
             return
         # Whatever closing complains about (a full disk, a half-written member) is not news: the file goes away.
         if self._open is not None:
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(TwoheadsError, ValueError):
                 self._open.finish()
         if self._zip is not None:
             with contextlib.suppress(OSError, ValueError):

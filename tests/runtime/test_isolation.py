@@ -1,0 +1,76 @@
+"""A fresh interpreter runs a bundle without torch or onnx, and the runtime's own wheel is enough to do so."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.runtime.tiny_bundle import Tiny, random_tokens, write_tiny
+from twoheads.runtime import load
+
+ROOT = Path(__file__).parents[2]
+
+RUN = """
+import sys
+{path}
+import twoheads.runtime
+assert "onnxruntime" not in sys.modules, "imported before it is needed"
+import numpy as np
+bundle = twoheads.runtime.load({bundle!r}, threads=2)
+result = bundle.run(np.load({tokens!r}), output="logits")
+np.save({out!r}, result.array)
+heavy = {{"torch", "onnx", "transformers", "tokenizers", "hypothesis", "twoheads.compiler", "twoheads.export"}}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+ours = [module for name, module in sys.modules.items() if name.startswith("twoheads.")]
+print(*(module.__file__ for module in ours), sep="\\n")
+"""
+
+
+@pytest.fixture
+def case(tmp_path):
+    tiny = Tiny(layers=2)
+    tokens = random_tokens(tiny, 70)
+    np.save(tmp_path / "tokens.npy", tokens)
+    path = write_tiny(tmp_path / "bundle", tiny)
+    return path, tmp_path / "tokens.npy", tmp_path / "out.npy", load(path, threads=2).run(tokens, output="logits").array
+
+
+def run_code(case, path="", options=()):
+    bundle, tokens, out, want = case
+    code = RUN.format(path=path, bundle=str(bundle), tokens=str(tokens), out=str(out))
+    done = subprocess.run(
+        [sys.executable, *options, "-c", code], capture_output=True, text=True, check=False, cwd=bundle.parent
+    )
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_array_equal(np.load(out), want)
+    return done.stdout.split()
+
+
+def test_a_run_imports_neither_torch_nor_onnx(case):
+    assert run_code(case)
+
+
+def test_the_runtime_alone_installs_and_runs(case, tmp_path):
+    wheels = tmp_path / "wheels"
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(wheels), str(ROOT / "runtime")]
+    done = subprocess.run(build, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = wheels.glob("twoheads_runtime-*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(tmp_path / "site")
+    # -S leaves out site-packages and with it this project; NumPy and ONNX Runtime alone are let in again.
+    allowed = tmp_path / "allowed"
+    allowed.mkdir()
+    for package in ("numpy", "onnxruntime"):
+        folder = Path(sys.modules[package].__file__ or "").parent
+        (allowed / package).symlink_to(folder)
+        for libraries in folder.parent.glob(f"{package}.libs"):
+            (allowed / libraries.name).symlink_to(libraries)
+    files = run_code(case, f"sys.path[:0] = [{str(tmp_path / 'site')!r}, {str(allowed)!r}]", ("-S", "-I"))
+    assert files
+    assert all(file.startswith(str(tmp_path / "site")) for file in files)

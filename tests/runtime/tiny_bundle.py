@@ -1,0 +1,435 @@
+"""Hand-made bundles of a tiny random transformer, and the same model in NumPy as the reference.
+
+The model's norm has no epsilon and token 0 at position 0 is the zero vector, so what a run computes for padding is NaN:
+any leak of padding into real tokens shows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper
+
+from twoheads.export.attention_onnx import attention_model
+from twoheads.graphs.bundle_format import ALIGNMENT, FORMAT_VERSION, FileEntry, Manifest, SourceIdentity, WeightEntry
+from twoheads.graphs.json_codec import to_json
+from twoheads.graphs.masks import parse_mask
+from twoheads.graphs.program import (
+    AttentionEngine,
+    AttentionStage,
+    Input,
+    Limit,
+    Pooling,
+    Port,
+    Program,
+    RelativeBias,
+    Stage,
+    TokenwiseEngine,
+    TokenwiseStage,
+    Value,
+)
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """What varies among the tests' models; every layer ``a`` uses ``masks[a % len(masks)]``."""
+
+    block_size: int = 16
+    key_tile: int = 16
+    layers: int = 3
+    masks: tuple[str, ...] = ("causal",)
+    q_heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 5
+    width: int = 12
+    vocabulary: int = 40
+    softcap: float = 0.0
+    sinks: bool = False
+    table_reach: int = 0
+    slope: bool = False
+    pooling: Pooling | None = None
+    head: bool = True
+    features: bool = False
+    max_length: Limit | None = None
+    trained_length: int | None = None
+    seed: int = 0
+    approximations: tuple[str, ...] = field(default=())
+
+    @property
+    def biased(self) -> bool:
+        return bool(self.table_reach or self.slope)
+
+
+def make_weights(tiny: Tiny) -> dict[str, Array]:
+    rng = np.random.default_rng(tiny.seed)
+
+    def random(*shape: int) -> Array:
+        return (rng.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32)
+
+    d, q, kv = tiny.width, tiny.q_heads * tiny.head_dim, tiny.kv_heads * tiny.head_dim
+    weights: dict[str, Array] = {
+        "embed": rng.standard_normal((tiny.vocabulary, d)).astype(np.float32),
+        "freq": random(d) + 0.3,
+    }
+    weights["embed"][0] = 0
+    for layer in range(tiny.layers):
+        weights |= {f"{layer}.q": 3 * random(d, q), f"{layer}.k": 3 * random(d, kv), f"{layer}.v": random(d, kv)}
+        weights |= {f"{layer}.o": random(q, d), f"{layer}.up": random(d, 2 * d), f"{layer}.down": random(2 * d, d)}
+        weights[f"{layer}.sinks"] = random(tiny.q_heads) * 2
+        weights[f"{layer}.slope"] = -np.abs(random(tiny.q_heads)) / 8
+        weights[f"{layer}.table"] = random(tiny.q_heads, 2 * tiny.table_reach + 1) * 2
+    if tiny.head:
+        weights |= {"norm": random(d) + 1, "lm": random(d, tiny.vocabulary)}
+    return weights
+
+
+# ---------------------------------------------------------------------------------------------------- reference
+
+
+def reference(tiny: Tiny, tokens: Array, positions: Array | None = None) -> dict[str, Array]:
+    """``hidden``, ``logits`` and ``embedding`` of the whole model at once, in float64."""
+    weights = {name: array.astype(np.float64) for name, array in make_weights(tiny).items()}
+    n = len(tokens)
+    at = np.arange(n) if positions is None else positions
+    base = tokens.astype(np.float64) if tiny.features else weights["embed"][tokens]
+    # The phase is rounded as the engine rounds it: far out, float32 phases differ from float64 ones by much more than
+    # everything else does.
+    h = base + np.sin((at[:, None].astype(np.float32) * weights["freq"].astype(np.float32)).astype(np.float64))
+    for layer in range(tiny.layers):
+        x = _norm(h)
+        q, k, v = (
+            (x @ weights[f"{layer}.{name}"]).reshape(n, heads, tiny.head_dim).transpose(1, 0, 2)
+            for name, heads in (("q", tiny.q_heads), ("k", tiny.kv_heads), ("v", tiny.kv_heads))
+        )
+        a = dense_attention(q, k, v, **_attention_arguments(tiny, layer, weights, n))
+        h = h + a.transpose(1, 0, 2).reshape(n, -1) @ weights[f"{layer}.o"]
+        h = h + np.tanh(_norm(h) @ weights[f"{layer}.up"]) @ weights[f"{layer}.down"]
+    result = {"hidden": h}
+    if tiny.head:
+        result["logits"] = (_norm(h) * weights["norm"]) @ weights["lm"]
+    if tiny.pooling is not None:
+        pooled = {"mean": h.mean(0), "cls": h[0], "last": h[-1]}[tiny.pooling.mode]
+        result["embedding"] = pooled / np.linalg.norm(pooled) if tiny.pooling.normalize else pooled
+    return result
+
+
+def _norm(x: Array) -> Array:
+    return x / np.sqrt((x * x).mean(-1, keepdims=True))
+
+
+def _attention_arguments(tiny: Tiny, layer: int, weights: dict[str, Array], n: int) -> dict[str, Any]:
+    i, j = np.arange(n)[:, None], np.arange(n)[None, :]
+    bias = np.zeros((tiny.q_heads, n, n))
+    if tiny.table_reach:
+        reach = tiny.table_reach
+        bias = bias + weights[f"{layer}.table"][:, np.clip(j - i, -reach, reach) + reach]
+    if tiny.slope:
+        bias = bias + weights[f"{layer}.slope"][:, None, None] * (j - i)
+    visible = parse_mask(tiny.masks[layer % len(tiny.masks)]).dense(i, j)
+    sinks = weights[f"{layer}.sinks"] if tiny.sinks else None
+    return {"visible": visible, "bias": bias, "softcap": tiny.softcap, "sinks": sinks}
+
+
+def dense_attention(
+    q: Array, k: Array, v: Array, *, visible: Array, bias: Array, softcap: float, sinks: Array | None
+) -> Array:
+    """Plain attention over ``[heads, n, head_dim]``; a row that sees nothing gives 0."""
+    group = len(q) // len(k)
+    k, v = k.repeat(group, 0), v.repeat(group, 0)
+    scores = q @ k.transpose(0, 2, 1) * q.shape[-1] ** -0.5
+    if softcap:
+        scores = softcap * np.tanh(scores / softcap)
+    scores = np.where(visible, scores + bias, -np.inf)
+    if sinks is not None:
+        column = np.broadcast_to(sinks[:, None, None], (*scores.shape[:2], 1))
+        scores, v = np.concatenate([scores, column], -1), np.concatenate([v, 0 * v[:, :1]], 1)
+    top = scores.max(-1, keepdims=True)
+    p = np.exp(scores - np.where(np.isneginf(top), 0, top))
+    total = p.sum(-1, keepdims=True)
+    return (p / np.where(total > 0, total, 1)) @ v
+
+
+# ---------------------------------------------------------------------------------------------------- program
+
+
+def make_program(tiny: Tiny) -> Program:
+    m, d, big = tiny.block_size, tiny.width, tiny.layers - 1
+    f = "float32"
+    qkv = _values(tiny, 0)
+    first_inputs = (Port("x", f, (1, m, d)),) if tiny.features else (Port("x", "int64", (1, m)),)
+    ports = {
+        "first": (*first_inputs, Port("at", "int64", (1, m))),
+        "mid": (Port("a", f, (1, tiny.q_heads, m, tiny.head_dim)), Port("h", f, (1, m, d))),
+    }
+    outputs = (Port("hidden", f, (1, m, d)), *(Port(name[0], f, value.block_shape(m)) for name, value in qkv.items()))
+    shapes = {name: array.shape for name, array in make_weights(tiny).items()}
+
+    def weight_ports(names: tuple[str, ...], layer: str) -> tuple[Port, ...]:
+        return tuple(Port(f"w_{name}", f, shapes[name if name in shapes else f"{layer}.{name}"]) for name in names)
+
+    engines: list[TokenwiseEngine | AttentionEngine] = [
+        TokenwiseEngine(
+            "first", ports["first"], outputs, weight_ports(FIRST if not tiny.features else FIRST[1:], "0"), 1
+        ),
+        TokenwiseEngine("last", ports["mid"], outputs[:1], weight_ports(TAIL, "0"), 1),
+        AttentionEngine(
+            "attention",
+            tiny.q_heads,
+            tiny.kv_heads,
+            tiny.head_dim,
+            tiny.head_dim,
+            m,
+            tiny.key_tile,
+            tiny.head_dim**-0.5,
+            tiny.softcap,
+            tiny.q_heads if tiny.biased else 1,
+            f,
+        ),
+    ]
+    if tiny.layers > 1:
+        engines.append(TokenwiseEngine("mid", ports["mid"], outputs, weight_ports((*TAIL, *QKV), "0"), 1))
+    head: tuple[TokenwiseStage, ...] = ()
+    if tiny.head:
+        row, scores = Port("h", f, (1, m, d)), Port("logits", f, (1, m, tiny.vocabulary))
+        engines.append(TokenwiseEngine("norm", (row,), (Port("z", f, (1, m, d)),), weight_ports(("norm",), ""), 1))
+        engines.append(TokenwiseEngine("lm", (Port("z", f, (1, m, d)),), (scores,), weight_ports(("lm",), ""), 1))
+        head = (
+            TokenwiseStage("norm", "norm", ("h_last",), (Value("z", f, (1, "n", d)),), ("norm",)),
+            TokenwiseStage("lm", "lm", ("z",), (Value("logits", f, (1, "n", tiny.vocabulary)),), ("lm",)),
+        )
+    token_value = Value("tokens", f, (1, "n", d)) if tiny.features else Value("tokens", "int64", (1, "n"))
+    return Program(
+        name="tiny",
+        block_size=m,
+        key_tile=tiny.key_tile,
+        inputs=(
+            Input(token_value, "argument", None if tiny.features else tiny.vocabulary),
+            Input(Value("positions", "int64", (1, "n")), "positions", None),
+        ),
+        engines=tuple(engines),
+        body=tuple(stage for layer in range(big + 1) for stage in _layer(tiny, layer)),
+        head=head,
+        hidden="h_last",
+        logits="logits" if tiny.head else None,
+        pooling=tiny.pooling,
+        max_length=tiny.max_length,
+        trained_length=tiny.trained_length,
+    )
+
+
+FIRST = ("embed", "freq", "q", "k", "v")
+TAIL = ("o", "up", "down")
+QKV = ("q", "k", "v")
+
+
+def _values(tiny: Tiny, layer: int) -> dict[str, Value]:
+    heads = {"q": tiny.q_heads, "k": tiny.kv_heads, "v": tiny.kv_heads}
+    return {name: Value(f"{name}{layer}", "float32", (1, h, "n", tiny.head_dim)) for name, h in heads.items()}
+
+
+def _layer(tiny: Tiny, layer: int) -> tuple[Stage, ...]:
+    """The region before layer ``layer``'s attention, the attention, and at the end the last region."""
+    d = tiny.width
+    qkv = _values(tiny, layer)
+    h = Value(f"h{layer}", "float32", (1, "n", d))
+    outputs = (h, *qkv.values())
+    if layer == 0:
+        names = tuple(n if n in ("embed", "freq") else f"0.{n}" for n in (FIRST if not tiny.features else FIRST[1:]))
+        region = TokenwiseStage("first", "first", ("tokens", "positions"), outputs, names)
+    else:
+        names = (*(f"{layer - 1}.{n}" for n in TAIL), *(f"{layer}.{n}" for n in QKV))
+        region = TokenwiseStage(f"mid{layer}", "mid", (f"a{layer - 1}", f"h{layer - 1}"), outputs, names)
+    bias = RelativeBias(
+        f"{layer}.table" if tiny.table_reach else None,
+        f"{layer}.slope" if tiny.slope else None,
+    )
+    attention = AttentionStage(
+        f"attention{layer}",
+        "attention",
+        f"q{layer}",
+        f"k{layer}",
+        f"v{layer}",
+        Value(f"a{layer}", "float32", (1, tiny.q_heads, "n", tiny.head_dim)),
+        parse_mask(tiny.masks[layer % len(tiny.masks)]),
+        f"{layer}.sinks" if tiny.sinks else None,
+        bias if tiny.biased else None,
+    )
+    if layer < tiny.layers - 1:
+        return region, attention
+    tail = tuple(f"{layer}.{n}" for n in TAIL)
+    last = TokenwiseStage("last", "last", (f"a{layer}", f"h{layer}"), (Value("h_last", "float32", (1, "n", d)),), tail)
+    return region, attention, last
+
+
+# ---------------------------------------------------------------------------------------------------- engines
+
+
+class _Nodes:
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+
+    def __call__(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
+        name = output or f"{operator}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, list(inputs), [name], **attributes))
+        return name
+
+    def ints(self, *numbers: int) -> str:
+        name = f"ints_{len(self.constants)}"
+        self.constants.append(helper.make_tensor(name, TensorProto.INT64, [len(numbers)], numbers))
+        return name
+
+    def norm(self, x: str) -> str:
+        mean = self("ReduceMean", self("Mul", x, x), self.ints(-1))
+        return self("Div", x, self("Sqrt", mean))
+
+    def heads(self, tiny: Tiny, x: str) -> None:
+        normed = self.norm(x)
+        for name, heads in (("q", tiny.q_heads), ("k", tiny.kv_heads), ("v", tiny.kv_heads)):
+            flat = self("MatMul", normed, f"w_{name}")
+            split = self("Reshape", flat, self.ints(1, tiny.block_size, heads, tiny.head_dim))
+            self("Transpose", split, output=name, perm=[0, 2, 1, 3])
+
+    def tail(self, tiny: Tiny) -> str:
+        rows = self("Transpose", "a", perm=[0, 2, 1, 3])
+        rows = self("Reshape", rows, self.ints(1, tiny.block_size, tiny.q_heads * tiny.head_dim))
+        h = self("Add", "h", self("MatMul", rows, "w_o"))
+        inner = self("Tanh", self("MatMul", self.norm(h), "w_up"))
+        return self("Add", h, self("MatMul", inner, "w_down"), output="hidden")
+
+
+def _first(nodes: _Nodes, tiny: Tiny) -> None:
+    base = "x" if tiny.features else nodes("Gather", "w_embed", "x")
+    at = nodes("Unsqueeze", nodes("Cast", "at", to=TensorProto.FLOAT), nodes.ints(-1))
+    nodes("Add", base, nodes("Sin", nodes("Mul", at, "w_freq")), output="hidden")
+    nodes.heads(tiny, "hidden")
+
+
+def _mid(nodes: _Nodes, tiny: Tiny) -> None:
+    nodes.heads(tiny, nodes.tail(tiny))
+
+
+def _last(nodes: _Nodes, tiny: Tiny) -> None:
+    nodes.tail(tiny)
+
+
+def _head_norm(nodes: _Nodes, _: Tiny) -> None:
+    nodes("Mul", nodes.norm("h"), "w_norm", output="z")
+
+
+def _head_lm(nodes: _Nodes, _: Tiny) -> None:
+    nodes("MatMul", "z", "w_lm", output="logits")
+
+
+BUILDERS: dict[str, Callable[[_Nodes, Tiny], None]] = {
+    "first": _first,
+    "mid": _mid,
+    "last": _last,
+    "norm": _head_norm,
+    "lm": _head_lm,
+}
+ONNX_TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
+
+
+def _tokenwise_model(tiny: Tiny, engine: TokenwiseEngine, weights: list[WeightEntry]) -> onnx.ModelProto:
+    nodes = _Nodes()
+    BUILDERS[engine.name](nodes, tiny)
+    external = []
+    for port, entry in zip(engine.weights, weights, strict=True):
+        tensor = TensorProto(name=port.name, data_type=ONNX_TYPES[port.dtype], dims=port.shape)
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, text in (("location", "weights.bin"), ("offset", entry.offset), ("length", port.nbytes)):
+            tensor.external_data.add(key=key, value=str(text))
+        external.append(tensor)
+
+    def infos(ports: tuple[Port, ...]) -> list[onnx.ValueInfoProto]:
+        return [helper.make_tensor_value_info(p.name, ONNX_TYPES[p.dtype], p.shape) for p in ports]
+
+    graph = helper.make_graph(
+        nodes.nodes, engine.name, infos(engine.inputs), infos(engine.outputs), [*nodes.constants, *external]
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+
+
+# ---------------------------------------------------------------------------------------------------- bundle
+
+
+def write_tiny(path: Path, tiny: Tiny, *, program: Program | None = None, tokenizer: str | None = None) -> Path:
+    """Writes the bundle of ``tiny`` (or of an altered ``program``) into the new folder ``path``."""
+    program = program or make_program(tiny)
+    arrays = make_weights(tiny)
+    (path / "engines").mkdir(parents=True)
+    entries: dict[str, WeightEntry] = {}
+    data = bytearray()
+    for name in program.weights():
+        data += bytes(-len(data) % ALIGNMENT)
+        entries[name] = WeightEntry(len(data), arrays[name].dtype.name, arrays[name].shape)
+        data += arrays[name].tobytes()
+    files = {"engines/weights.bin": bytes(data), "program.json": json.dumps(to_json(program)).encode()}
+    if tokenizer is not None:
+        files["tokenizer/tokenizer.json"] = tokenizer.encode()
+    stages = [stage for stage in (*program.body, *program.head) if isinstance(stage, TokenwiseStage)]
+    for engine in program.engines:
+        if isinstance(engine, TokenwiseEngine):
+            stage = next(stage for stage in stages if stage.engine == engine.name)
+            model = _tokenwise_model(tiny, engine, [entries[name] for name in stage.weights])
+            files[f"engines/{engine.name}.onnx"] = model.SerializeToString()
+        else:
+            for variant in AttentionEngine.VARIANTS:
+                files[f"engines/{engine.name}.{variant}.onnx"] = _attention_bytes(engine, variant)
+    for name, content in files.items():
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).write_bytes(content)
+    manifest = Manifest(
+        FORMAT_VERSION,
+        "tests",
+        SourceIdentity("tiny", "module", "Tiny", "0" * 64),
+        program.block_size,
+        program.key_tile,
+        "tile",
+        "float32",
+        tiny.approximations,
+        entries,
+        {name: FileEntry(len(content), hashlib.sha256(content).hexdigest()) for name, content in files.items()},
+    )
+    write_manifest(path, to_json(manifest))
+    return path
+
+
+@lru_cache(maxsize=64)
+def _attention_bytes(engine: AttentionEngine, variant: str) -> bytes:
+    return attention_model(engine, variant).SerializeToString()
+
+
+def write_manifest(path: Path, data: Any) -> None:
+    (path / "manifest.json").write_text(json.dumps(data), encoding="utf-8")
+
+
+def read_manifest(path: Path) -> Any:
+    return json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+
+
+def rehash(path: Path, name: str) -> None:
+    """Makes the manifest agree with a file that a test altered."""
+    manifest = read_manifest(path)
+    content = (path / name).read_bytes()
+    manifest["files"][name] |= {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    write_manifest(path, manifest)
+
+
+def random_tokens(tiny: Tiny, length: int, seed: int = 1) -> Array:
+    rng = np.random.default_rng(seed)
+    if tiny.features:
+        return rng.standard_normal((length, tiny.width)).astype(np.float32)
+    return rng.integers(1, tiny.vocabulary, length)
