@@ -49,11 +49,13 @@ def attention_from_fx(program: FxProgram, node: fx.Node, layer: str) -> tuple[At
             bias = bias.plus(found, where)
     weights: dict[str, Tensor] = {}
     heads = int(query.meta["val"].shape[1])
-    names = {"table": None, "slope": None}
+    names: dict[str, str] = {}
     for kind, array in (("table", bias.table), ("slope", bias.slope)):
         if array is not None:
             names[kind] = _bias_name(program, arguments, kind)
-            weights[names[kind]] = torch.from_numpy(np.broadcast_to(array, (heads, *array.shape[1:])).astype(np.float32))
+            weights[names[kind]] = torch.from_numpy(
+                np.broadcast_to(array, (heads, *array.shape[1:])).astype(np.float32)
+            )
     sinks = arguments["sinks"]
     head_dim = int(query.meta["val"].shape[3])
     return (
@@ -62,13 +64,15 @@ def attention_from_fx(program: FxProgram, node: fx.Node, layer: str) -> tuple[At
             query=program.placeholders.get(query.name, query.name),
             key=program.placeholders.get(key.name, key.name),
             value=program.placeholders.get(value.name, value.name),
-            type=TensorType(str(node.meta["val"].dtype).removeprefix("torch."), tensor_shape(node.meta["val"], program.symbols)),
+            type=TensorType(
+                str(node.meta["val"].dtype).removeprefix("torch."), tensor_shape(node.meta["val"], program.symbols)
+            ),
             mask=conjunction(terms),
             scale=float(arguments["scale"]) if arguments["scale"] is not None else head_dim**-0.5,
             softcap=float(arguments["softcap"]),
             sinks=_sink_weight(program, cast("fx.Node", sinks), where) if sinks is not None else None,
-            bias_table=names["table"],
-            bias_slope=names["slope"],
+            bias_table=names.get("table"),
+            bias_slope=names.get("slope"),
             layer=layer,
         ),
         weights,
@@ -77,7 +81,7 @@ def attention_from_fx(program: FxProgram, node: fx.Node, layer: str) -> tuple[At
 
 def _arguments(node: fx.Node) -> dict[str, Any]:
     """The operands and attributes by common names, whichever operator it is."""
-    schema = cast("Any", node.target)._schema.arguments  # noqa: SLF001 - the only place where defaults are kept
+    schema = cast("Any", node.target)._schema.arguments
     given = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
     given |= {argument.name: value for argument, value in zip(schema, node.args, strict=False)} | dict(node.kwargs)
     if str(node.target) == _OURS:
@@ -98,7 +102,13 @@ def _arguments(node: fx.Node) -> dict[str, Any]:
 def _require_shapes(program: FxProgram, where: str, query: fx.Node, key: fx.Node, value: fx.Node) -> None:
     for name, operand in (("query", query), ("key", key), ("value", value)):
         shape = tensor_shape(operand.meta["val"], program.symbols)
-        if len(shape) != 4 or shape[0] != 1 or shape[2] != "n" or isinstance(shape[1], str) or isinstance(shape[3], str):
+        if (
+            len(shape) != 4
+            or shape[0] != 1
+            or shape[2] != "n"
+            or isinstance(shape[1], str)
+            or isinstance(shape[3], str)
+        ):
             raise CompileError(
                 where,
                 f"{name} has the shape [{', '.join(map(str, shape))}], expected [1, heads, n, head_dim]",

@@ -7,6 +7,8 @@ reference; while a model is captured only their shapes matter.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -47,9 +49,11 @@ def attention(
     """
     parse_mask(mask)
     if query.shape[1] % key.shape[1]:
-        raise CompileError("attention", f"{query.shape[1]} query heads over {key.shape[1]} key/value heads do not divide")
+        raise CompileError(
+            "attention", f"{query.shape[1]} query heads over {key.shape[1]} key/value heads do not divide"
+        )
     factor = float(scale) if scale is not None else float(query.shape[-1]) ** -0.5
-    return attention_op(query, key, value, mask_op(query, mask), bias, sinks, factor, softcap)
+    return cast("Tensor", attention_op(query, key, value, mask_op(query, mask), bias, sinks, factor, softcap))
 
 
 @torch.library.custom_op("twoheads::mask", mutates_args=())

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 from torch.export import Dim as ExportDim
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
@@ -70,7 +71,9 @@ def named_outputs(output: Any, where: str) -> dict[str, Tensor]:
         return dict(cast("Mapping[str, Tensor]", output))
     if isinstance(output, tuple) and len(output) == 2 and all(isinstance(item, Tensor) for item in output):
         return {"hidden": output[0], "logits": output[1]}
-    raise CompileError(where, f"returns {type(output).__name__}", "return a tensor, (hidden, logits) or those two by name")
+    raise CompileError(
+        where, f"returns {type(output).__name__}", "return a tensor, (hidden, logits) or those two by name"
+    )
 
 
 def capture(source: LoadedSource) -> Captured:
@@ -81,7 +84,9 @@ def capture(source: LoadedSource) -> Captured:
     """
     exported = _export(source)
     graph = exported.graph_module.graph
-    arguments = dict(zip(exported.graph_signature.user_inputs, source.inputs, strict=True))
+    arguments = {
+        str(node): name for node, name in zip(exported.graph_signature.user_inputs, source.inputs, strict=True)
+    }
     symbols = _token_symbols(exported, source, arguments)
     weights = _weight_names(exported)
     normalize_fx(graph, symbols)
@@ -95,7 +100,9 @@ def capture(source: LoadedSource) -> Captured:
     )
     outputs = _outputs(exported, graph)
     nodes, extra_weights = _source_nodes(program, outputs)
-    program = FxProgram(program.nodes, program.placeholders, program.inputs, {**program.weights, **extra_weights}, symbols)
+    program = FxProgram(
+        program.nodes, program.placeholders, program.inputs, {**program.weights, **extra_weights}, symbols
+    )
     used = {name for node in nodes for name in node.inputs}
     source_graph = SourceGraph(
         name=source.identity.name,
@@ -108,7 +115,9 @@ def capture(source: LoadedSource) -> Captured:
     )
     _require_all_attention(source, source_graph)
     if lost := sorted(source.missing_weights & used):
-        raise CompileError(source.identity.name, f"has no weight {lost[0]} ({len(lost)} missing)", "download the complete model")
+        raise CompileError(
+            source.identity.name, f"has no weight {lost[0]} ({len(lost)} missing)", "download the complete model"
+        )
     return Captured(source_graph, program)
 
 
@@ -120,14 +129,14 @@ def _export(source: LoadedSource) -> ExportedProgram:
     if source.hugging_face:
         register_hooks()
         model = cast("Any", source.module)
-        previous = model.config._attn_implementation  # noqa: SLF001 - the library's only name for it
+        previous = model.config._attn_implementation
         model.set_attn_implementation(CAPTURE)
     try:
         with torch.no_grad():
             return torch.export.export(wrapper, (examples,), dynamic_shapes=(dynamic,), strict=False)
     except CompileError:
         raise
-    except Exception as error:  # noqa: BLE001 - torch.export raises nearly every type for what it can't trace
+    except Exception as error:
         message = " ".join(str(error).split())[:400]
         raise CompileError(
             source.identity.name,
@@ -197,7 +206,7 @@ def _vocabulary(node: fx.Node) -> int | None:
 
 
 def _outputs(exported: ExportedProgram, graph: fx.Graph) -> dict[str, str]:
-    keys = exported.call_spec.out_spec.context  # keys of the wrapper's dictionary, in order
+    keys = cast("Any", exported.call_spec.out_spec).context  # keys of the wrapper's dictionary, in order
     results = cast("tuple[fx.Node, ...]", next(iter(reversed(list(graph.nodes)))).args[0])
     return {key: node.name for key, node in zip(cast("list[str]", keys), results, strict=True)}
 
@@ -246,7 +255,7 @@ def _tokenwise_node(program: FxProgram, node: fx.Node) -> TokenwiseNode:
 
     args, kwargs = fx.map_arg((node.args, node.kwargs), render)
     words = [repr(argument) for argument in args] + [f"{key}={value!r}" for key, value in sorted(kwargs.items())]
-    target = str(node.target) if isinstance(node.target, torch._ops.OpOverload) else cast("Any", node.target).__name__
+    target = str(node.target) if isinstance(node.target, OpOverload) else cast("Any", node.target).__name__
     value = node.meta.get("val")
     type_ = _type(value, program.symbols) if isinstance(value, Tensor) else None
     return TokenwiseNode(node.name, f"{target}({', '.join(words)})", tuple(inputs), type_, _layer(node))
@@ -279,7 +288,8 @@ def _require_all_attention(source: LoadedSource, graph: SourceGraph) -> None:
     named = ", ".join(suspects[:8]) + (", ..." if len(suspects) > 8 else "")
     raise CompileError(
         source.identity.name,
-        f"{len(captured)} of {max(1, source.layers)} attention layers were captured; not captured: {named or 'no layer found'}",
+        f"{len(captured)} of {max(1, source.layers)} attention layers were captured; "
+        f"not captured: {named or 'no layer found'}",
         f"{source.identity.architecture} computes attention in its own way; use one that calls "
         "scaled_dot_product_attention, transformers' attention interface or twoheads.compiler.attention",
     )

@@ -44,7 +44,11 @@ def check_tokenwise(graph: SourceGraph, program: FxProgram, regions: Iterable[Re
 
 
 def _check_region(
-    region: Region, program: FxProgram, types: Mapping[str, TensorType], run: Mapping[str, Any], other: Mapping[str, Any]
+    region: Region,
+    program: FxProgram,
+    types: Mapping[str, TensorType],
+    run: Mapping[str, Any],
+    other: Mapping[str, Any],
 ) -> None:
     kept = torch.arange(LENGTH) % 2 == 0
     # Order is shuffled as well, so that an operator that only looks at its neighbours can't see equal ones.

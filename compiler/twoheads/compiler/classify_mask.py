@@ -72,7 +72,9 @@ def classify(evaluate: Evaluate, constants: Set[int], where: str) -> tuple[Mask 
     lengths = (41, 2 * min(reach, 64) + 73, 2 * reach + 75)
     if lengths[-1] > LONGEST:
         raise CompileError(
-            where, f"its mask mentions {reach}, beyond what can be checked", "say the mask with twoheads.compiler.attention"
+            where,
+            f"its mask mentions {reach}, beyond what can be checked",
+            "say the mask with twoheads.compiler.attention",
         )
     masks: list[Mask] = []
     biases: list[BiasPattern] = []
@@ -126,13 +128,15 @@ def _read_bias(additive: npt.NDArray[np.float32], visible: npt.NDArray[np.bool_]
     """Reads the bias off its longest diagonal profile: by distance, linear (ALiBi) or constant beyond a reach (T5)."""
     if not additive.any():
         return BiasPattern(None, None)
-    heads, length, _ = additive.shape
+    length = additive.shape[1]
     # The bias at distance d = j - i for d = -(n-1) .. n-1: the last row holds d <= 0, the first row d >= 0.
     profile = np.concatenate([additive[:, -1, :-1], additive[:, 0, :]], axis=1)
     shown = np.concatenate([visible[-1, :-1], visible[0, :]])
     distance = np.arange(-(length - 1), length)
     slope = (profile[:, shown] @ distance[shown]) / max(1, int((distance[shown] ** 2).sum()))
-    if np.allclose(profile[:, shown], slope[:, None] * distance[shown], rtol=1e-6, atol=1e-6 * float(np.abs(profile).max())):
+    if np.allclose(
+        profile[:, shown], slope[:, None] * distance[shown], rtol=1e-6, atol=1e-6 * float(np.abs(profile).max())
+    ):
         return BiasPattern(None, _exact_slope(profile, distance, shown))
     table = np.where(shown, profile, 0.0).astype(np.float32)
     ends = [end for end in (0, -1) if shown[end]]
@@ -140,7 +144,9 @@ def _read_bias(additive: npt.NDArray[np.float32], visible: npt.NDArray[np.bool_]
     limit = max((int(np.abs(distance[at]).max()) for at in (v for v in varying if v.size)), default=0) + 1
     if limit >= length - 1 - 8:
         raise CompileError(
-            where, "its bias neither grows linearly with distance nor settles", "a bias must be linear or constant beyond a reach"
+            where,
+            "its bias neither grows linearly with distance nor settles",
+            "a bias must be linear or constant beyond a reach",
         )
     middle = length - 1
     return BiasPattern(table[:, middle - limit : middle + limit + 1].copy(), None)
@@ -149,10 +155,13 @@ def _read_bias(additive: npt.NDArray[np.float32], visible: npt.NDArray[np.bool_]
 def _exact_slope(profile: Dense, distance: Dense, shown: Dense) -> npt.NDArray[np.float32]:
     """The slope as the model has it: its value at distance 1 (or -1), not a fit."""
     at = int(np.flatnonzero(shown & (np.abs(distance) == 1))[0])
-    return (profile[:, at] * distance[at]).astype(np.float32)
+    slope: npt.NDArray[np.float32] = (profile[:, at] * distance[at]).astype(np.float32)
+    return slope
 
 
-def _require_bias(bias: BiasPattern, additive: npt.NDArray[np.float32], visible: npt.NDArray[np.bool_], where: str) -> None:
+def _require_bias(
+    bias: BiasPattern, additive: npt.NDArray[np.float32], visible: npt.NDArray[np.bool_], where: str
+) -> None:
     length = visible.shape[0]
     distance = np.arange(length)[None, :] - np.arange(length)[:, None]
     expected = np.zeros_like(additive)

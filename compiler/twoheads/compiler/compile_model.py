@@ -48,7 +48,7 @@ def compile_model(
 
     Args:
         source: A Hugging Face folder, a ``.gguf`` file, a transformers model or any other torch module.
-        example_inputs: For any other torch module: its tensor arguments, by position or name, each ``[1, tokens, ...]``.
+        example_inputs: For any other torch module: its tensor arguments by position or name, each ``[1, tokens, ...]``.
         block_size: Tokens of a query block: a multiple of 8 from 16 to 4096.
         key_tile: Tokens of a key tile, a multiple of ``block_size``; equal to it by default.
         lowering: ``tile``, or ``auto`` to let the compiler choose.
@@ -90,8 +90,10 @@ def plan_model(
     dtype: str = "float32",
     progress: Progress | None = None,
 ) -> Program:
-    """The block program that :func:`compile_model` would make, from the model's configuration alone: no weights are
-    loaded and no engine is built. Arguments and errors as there."""
+    """The block program that :func:`compile_model` would make, from the model's configuration alone.
+
+    No weights are loaded and no engine is built. Arguments and errors as there.
+    """
     tell = progress or (lambda _phase: None)
     tile = _check_options(block_size, key_tile, lowering, dtype)
     tell("reading the configuration")

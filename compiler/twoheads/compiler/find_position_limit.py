@@ -50,4 +50,3 @@ def _limit(program: FxProgram, node: TokenwiseNode, table: str, index: str, know
     outside = torch.nonzero((values.flatten() >= rows) | (values.flatten() < 0)).flatten()
     length = int(outside[0]) if outside.numel() else longest
     return Limit(length, f"{table} has {rows} rows")
-

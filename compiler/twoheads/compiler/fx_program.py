@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -26,10 +26,12 @@ def is_scalar(node: fx.Node) -> bool:
 
 def tensor_shape(value: Tensor, symbols: frozenset[str]) -> tuple[Dim, ...]:
     """The shape with the token axis as ``n``; sizes computed from it keep their expression, e.g. ``2*n``."""
-    return tuple(size if isinstance(size, int) else _expression(size, symbols) for size in value.shape)
+    return tuple(_dim(size, symbols) for size in value.shape)
 
 
-def _expression(size: torch.SymInt, symbols: frozenset[str]) -> Dim:
+def _dim(size: int | torch.SymInt, symbols: frozenset[str]) -> Dim:
+    if isinstance(size, int):
+        return size
     expression = size.node.expr
     if expression.is_Integer:
         return int(expression)
@@ -41,8 +43,16 @@ def block_expression(size: Any, tokens: int) -> Any:
     if not isinstance(size, torch.SymInt | torch.SymFloat | torch.SymBool):
         return size
     expression = size.node.expr
-    value = expression.subs({s: tokens for s in expression.free_symbols}) if hasattr(expression, "subs") else expression
-    return float(value) if isinstance(size, torch.SymFloat) else bool(value) if isinstance(size, torch.SymBool) else int(value)
+    value = (
+        expression.subs(dict.fromkeys(expression.free_symbols, tokens)) if hasattr(expression, "subs") else expression
+    )
+    return (
+        float(value)
+        if isinstance(size, torch.SymFloat)
+        else bool(value)
+        if isinstance(size, torch.SymBool)
+        else int(value)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +98,7 @@ class FxProgram:
                 results[name] = inputs[source] if source in inputs else self.weights[source]
             else:
                 args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: results[n.name])
-                results[name] = node.target(*args, **kwargs)
+                results[name] = cast("Any", node.target)(*args, **kwargs)
         return results
 
     def example_inputs(self, tokens: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -134,16 +144,16 @@ class TokenwiseRegion:
             env[sources.get(name, name)] = graph.placeholder(f"input_{at}")
         for at, name in enumerate(self.weights):
             env[sources[name]] = graph.placeholder(f"weight_{at}")
+
+        def look_up(operand: fx.Node) -> Any:
+            if operand.name in env:
+                return env[operand.name]
+            if is_scalar(operand):
+                return block_expression(operand.meta["val"], tokens)
+            raise InternalError(f"a region needs {operand.name}, which is neither in it nor an input")
+
         for name in self.nodes:
             node = self.program.nodes[name]
-
-            def look_up(operand: fx.Node) -> Any:
-                if operand.name in env:
-                    return env[operand.name]
-                if is_scalar(operand):
-                    return block_expression(operand.meta["val"], tokens)
-                raise InternalError(f"region node {name} needs {operand.name}, which is neither in it nor an input")
-
             args, kwargs = fx.map_arg((node.args, node.kwargs), look_up)
             env[name] = graph.create_node("call_function", node.target, args, kwargs, name)
         graph.output(tuple(env[name] for name in self.outputs))

@@ -8,7 +8,7 @@ does not ask the registries keeps its own attention; the capture notices, becaus
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -44,13 +44,13 @@ def _symbolic_mask(
     **_: Any,
 ) -> Tensor | None:
     """Transformers' mask interface: returns a ``[1, 1, n, n]`` symbolic mask, or ``None`` for no mask at all."""
-    if attention_mask is not None or (isinstance(q_offset, int) and q_offset) or (isinstance(kv_offset, int) and kv_offset):
+    if attention_mask is not None or q_offset != 0 or kv_offset != 0:
         raise CompileError("attention mask", "padding and cache offsets are no part of a captured model")
     mask = mask_from_closure(mask_function)
     if isinstance(mask, Full):
         return None
     # `like` only tells the operator the length: transformers builds masks before any query exists.
-    return mask_op(torch.empty((1, 1, q_length, 1), device=device), str(mask))
+    return cast("Tensor", mask_op(torch.empty((1, 1, q_length, 1), device=device), str(mask)))
 
 
 def _attention(
@@ -82,7 +82,10 @@ def mask_from_closure(function: MaskFunction) -> Mask:
         CompileError: A mask that depends on data, or one this version does not know.
     """
     name = function.__qualname__.split(".")[0]
-    cells = {key: cell.cell_contents for key, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)}
+    cells = {
+        key: cell.cell_contents
+        for key, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    }
     match name:
         case "causal_mask_function":
             return Causal()

@@ -1,7 +1,7 @@
-"""The ``tile`` lowering: token-wise engines for regions, ``(out, lse)`` engines for pairs of query block and key tile.
+"""The ``tile`` lowering: token-wise engines for regions, ``(out, lse)`` engines for (query block, key tile).
 
-It turns a partition into a block program. Exact for any mask and any length: Lemma 3.1's decomposition of attention over
-key blocks, with the partial softmaxes merged by log-sum-exp instead of recovered through a synthetic token.
+It turns a partition into a block program. Exact for any mask and any length: Lemma 3.1's decomposition of attention
+over key blocks, with the partial softmaxes merged by log-sum-exp instead of recovered through a synthetic token.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ class _Builder:
         return Port(name, type_.dtype, shape)
 
     def _weight_ports(self, region: Region) -> Iterator[Port]:
-        """Weight ports named by the weight's path without layer numbers, so that a template reads well for any layer."""
+        """Weight ports named by path without layer numbers, so that a template reads well for any layer."""
         taken: dict[str, int] = {}
         for name in region.weights:
             plain = re.sub(r"\.\d+(?=\.|$)", "", name)
@@ -196,7 +196,7 @@ class _Builder:
         )
 
     def _named(self, engine: AttentionEngine) -> AttentionEngine:
-            return self._attention.setdefault(engine, replace(engine, name=f"attention_{len(self._attention)}"))
+        return self._attention.setdefault(engine, replace(engine, name=f"attention_{len(self._attention)}"))
 
 
 def _with_flops(engine: TokenwiseEngine, region: TokenwiseRegion, tokens: int) -> TokenwiseEngine:
@@ -207,4 +207,3 @@ def _with_flops(engine: TokenwiseEngine, region: TokenwiseRegion, tokens: int) -
         with counter:
             region.module(tokens)(*arguments)
     return replace(engine, flops=counter.get_total_flops())
-

@@ -6,7 +6,7 @@ A block must know which positions it holds, so a graph may not create them: ``ar
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -43,9 +43,9 @@ def _erase_checks(graph: fx.Graph) -> None:
 
 
 def _positions(graph: fx.Graph, length: torch.SymInt, example: torch.Tensor) -> fx.Node:
-    for node in graph.nodes:
-        if node.op == "placeholder" and node.name == POSITIONS:
-            return node
+    for found in graph.nodes:
+        if found.op == "placeholder" and found.name == POSITIONS:
+            return cast("fx.Node", found)
     first = next(iter(graph.nodes))
     with graph.inserting_before(first):
         node = graph.placeholder(POSITIONS)
@@ -89,7 +89,7 @@ def _rewrite_arange(graph: fx.Graph, node: fx.Node, symbols: frozenset[str]) -> 
 
 
 def _rewrite_table_slice(graph: fx.Graph, node: fx.Node, symbols: frozenset[str]) -> None:
-    table, axis = node.args[0], int(node.args[1]) if len(node.args) > 1 else 0
+    table, axis = node.args[0], cast("int", node.args[1]) if len(node.args) > 1 else 0
     start = node.args[2] if len(node.args) > 2 and node.args[2] is not None else 0
     end = node.args[3] if len(node.args) > 3 else None
     if not isinstance(table, fx.Node) or is_scalar(table) or _number(end) is not None or _number(start) is None:

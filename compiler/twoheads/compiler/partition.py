@@ -24,7 +24,19 @@ HEAD = 1 << 30
 CONSTANT = -1
 """The home of what depends on weights only."""
 
-_VIEWS = ("alias", "unsqueeze", "squeeze", "expand", "view", "reshape", "transpose", "permute", "contiguous", "to", "dropout")
+_VIEWS = (
+    "alias",
+    "unsqueeze",
+    "squeeze",
+    "expand",
+    "view",
+    "reshape",
+    "transpose",
+    "permute",
+    "contiguous",
+    "to",
+    "dropout",
+)
 """Operators that move no information: a region that reads such a result recomputes it from what is behind it, so that
 one stored array (a RoPE table) serves every layer instead of one copy a layer."""
 
@@ -50,7 +62,7 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """The model as alternating steps: ``body`` in execution order, then the ``head`` region (``None`` if there is none)."""
+    """The model as alternating steps: ``body`` in execution order, then the ``head`` region or ``None``."""
 
     body: tuple[Region | AttentionNode, ...]
     head: Region | None
@@ -69,7 +81,9 @@ def partition(graph: SourceGraph) -> Partition:
     attentions: dict[int, list[AttentionNode]] = {}
     for node in graph.attentions:
         if homes[node.name] == HEAD:
-            raise CompileError(node.layer, "is attention after the model's last hidden states", "compile the base model")
+            raise CompileError(
+                node.layer, "is attention after the model's last hidden states", "compile the base model"
+            )
         attentions.setdefault(homes[node.name] - 1, []).append(node)
     body: list[Region | AttentionNode] = []
     head = regions.pop(HEAD, None)
@@ -184,11 +198,11 @@ def _require_token_type(shape: tuple[Dim, ...], name: str, layer: str) -> None:
     if symbolic.count(TOKENS) == 2:
         raise CompileError(
             where,
-            f"computes a value for every pair of tokens, [{', '.join(map(str, shape))}]: attention that was not captured",
+            f"computes [{', '.join(map(str, shape))}], a value for every pair of tokens: attention not captured",
             "use torch's scaled_dot_product_attention or twoheads.compiler.attention there",
         )
     raise CompileError(
         where,
-        f"has the shape [{', '.join(map(str, shape))}]: not one row a token, so a block of tokens can't compute it alone",
+        f"has the shape [{', '.join(map(str, shape))}]: not one row a token, so no block of tokens can compute it",
         "keep one axis over all tokens from input to output",
     )

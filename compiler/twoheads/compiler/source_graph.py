@@ -114,7 +114,9 @@ class SourceGraph:
 
     def __str__(self) -> str:
         lines = [f"graph {self.name}"]
-        lines += [f"  input %{e.value.name}: {TensorType(e.value.dtype, e.value.shape)} = {e.source}" for e in self.inputs]
+        lines += [
+            f"  input %{e.value.name}: {TensorType(e.value.dtype, e.value.shape)} = {e.source}" for e in self.inputs
+        ]
         for node in self.nodes:
             if isinstance(node, TokenwiseNode):
                 arguments = node.op

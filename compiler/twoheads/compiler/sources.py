@@ -122,7 +122,9 @@ def _from_folder(path: Path, *, weights: bool) -> LoadedSource:
     from transformers import AutoConfig
 
     if not (path / "config.json").is_file():
-        raise CompileError(str(path), "is not a model folder: it has no config.json", "give a Hugging Face model folder")
+        raise CompileError(
+            str(path), "is not a model folder: it has no config.json", "give a Hugging Face model folder"
+        )
     config = _quietly(str(path), lambda: AutoConfig.from_pretrained(path, local_files_only=True))
     model_class = _model_class(config, str(path))
     if not weights:
@@ -158,7 +160,7 @@ def _quietly(where: str, action: Any) -> Any:
         return action()
     except CompileError:
         raise
-    except Exception as error:  # noqa: BLE001 - the library raises nearly every type for an unreadable model
+    except Exception as error:
         message = " ".join(str(error).split())[:300] or type(error).__name__
         raise CompileError(where, f"transformers can't read it: {message}", "check the model folder or file") from error
 
@@ -172,7 +174,9 @@ def _model_class(config: Any, where: str) -> Any:
     name = names[0]
     model_class = getattr(transformers, name, None)
     if model_class is None:
-        raise CompileError(where, f"architecture {name} is not known to transformers {transformers.__version__}", "update transformers")
+        raise CompileError(
+            where, f"architecture {name} is not known to transformers {transformers.__version__}", "update transformers"
+        )
     if not name.endswith(HEADS) or getattr(config, "is_encoder_decoder", False):
         raise CompileError(
             where,
@@ -207,16 +211,18 @@ def _hugging_face(
     device = next(module.parameters()).device
     ids = torch.zeros((1, EXAMPLE_LENGTH), dtype=torch.int64, device=device)
     if "input_ids" not in parameters:
-        raise CompileError(name, f"{type(module).__name__} does not take token numbers (input_ids)", "compile a text model")
+        raise CompileError(
+            name, f"{type(module).__name__} does not take token numbers (input_ids)", "compile a text model"
+        )
     inputs = {"input_ids": SourceInput(ids, 1, "argument")}
-    if "token_type_ids" in parameters and getattr(text_config, "type_vocab_size", 0):
+    if "token_type_ids" in parameters and getattr(text_config, "type_vocab_size", None):
         inputs["token_type_ids"] = SourceInput(ids.clone(), 1, "zeros")
     return LoadedSource(
         identity=_identity(name, form, module, _stable_config(text_config)),
         module=module,
         inputs=inputs,
         hugging_face=True,
-        layers=int(getattr(text_config, "num_hidden_layers", 0)),
+        layers=int(getattr(text_config, "num_hidden_layers", None) or 0),
         missing_weights=missing,
         trained_length=getattr(text_config, "max_position_embeddings", None),
         pooling=pooling,
@@ -254,7 +260,15 @@ def _from_module(module: nn.Module, example_inputs: Mapping[str, Tensor] | tuple
 
 def _stable_config(config: Any) -> dict[str, Any]:
     """The configuration without what changes from one copy of a model to the next."""
-    volatile = ("_", "transformers_version", "dtype", "torch_dtype", "quantization_config", "architectures", "use_cache")
+    volatile = (
+        "_",
+        "transformers_version",
+        "dtype",
+        "torch_dtype",
+        "quantization_config",
+        "architectures",
+        "use_cache",
+    )
     entries = cast("dict[str, Any]", config.to_dict())
     return {key: value for key, value in entries.items() if not key.startswith(volatile)}
 
@@ -292,7 +306,9 @@ def _folder_pooling(path: Path, module: nn.Module) -> Pooling | None:
     modes = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last"}
     chosen = [key for key, value in settings.items() if key.startswith("pooling_mode_") and value is True]
     if len(chosen) != 1 or chosen[0] not in modes:
-        raise CompileError(str(path / kinds["Pooling"]), f"pooling {chosen} is not supported", "mean, cls and last-token pooling are")
+        raise CompileError(
+            str(path / kinds["Pooling"]), f"pooling {chosen} is not supported", "mean, cls and last-token pooling are"
+        )
     return Pooling(modes[chosen[0]], normalize="Normalize" in kinds)
 
 

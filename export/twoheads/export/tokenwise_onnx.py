@@ -8,11 +8,13 @@ from typing import Any
 
 import onnx
 import torch
-from onnxscript import opset20 as op
+from onnxscript import opset20
 
 from twoheads.compiler.fx_program import TokenwiseRegion
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.program import TokenwiseEngine
+
+op: Any = opset20  # its operators have no usable types
 
 __all__ = ["OPSET", "tokenwise_model"]
 
@@ -52,7 +54,9 @@ def tokenwise_model(region: TokenwiseRegion, engine: TokenwiseEngine) -> onnx.Mo
             )
     except Exception as error:  # the exporter raises nearly every type for an operator it can't translate
         message = " ".join(str(error).split())[:400]
-        raise CompileError(f"engine {engine.name}", f"has no ONNX form: {message}", "avoid the operator it names") from error
+        raise CompileError(
+            f"engine {engine.name}", f"has no ONNX form: {message}", "avoid the operator it names"
+        ) from error
     return _tidy(exported.model_proto, engine)
 
 
@@ -69,7 +73,7 @@ def _block_size(region: TokenwiseRegion, engine: TokenwiseEngine) -> int:
 
 
 def _linear(x: Any, weight: Any, bias: Any = None) -> Any:
-    """``aten.linear`` as Gemm on rows: the weight stays as it is stored ``[out, in]``, so a tied embedding is one array."""
+    """``aten.linear`` as Gemm on rows; the weight stays ``[out, in]`` as stored, so a tied embedding is one array."""
     rows = op.Reshape(x, op.Constant(value_ints=[-1, int(x.shape[-1])]))
     product = op.Gemm(rows, weight, transB=1) if bias is None else op.Gemm(rows, weight, bias, transB=1)
     return op.Reshape(product, op.Constant(value_ints=[*(int(dim) for dim in x.shape[:-1]), int(weight.shape[0])]))
