@@ -55,6 +55,23 @@ def test_a_run_imports_neither_torch_nor_onnx(case):
     assert run_code(case)
 
 
+def test_open_engines_share_their_working_memory(tmp_path):
+    """Sixty engines, each of which needs some megabytes while it runs, need them once."""
+    tiny = Tiny(block_size=512, key_tile=512, layers=60, width=64, head=False)
+    path = write_tiny(tmp_path / "bundle", tiny)
+    code = f"""
+import numpy as np
+from twoheads.runtime import load
+from twoheads.runtime.peak_memory import peak_memory
+bundle = load({str(path)!r}, threads=2)
+bundle.run(np.ones(1200, np.int64))
+print(peak_memory())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 190_000_000, "sixty arenas of a megabyte or more"
+
+
 def test_the_runtime_alone_installs_and_runs(case, tmp_path):
     wheels = tmp_path / "wheels"
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(wheels), str(ROOT / "runtime")]

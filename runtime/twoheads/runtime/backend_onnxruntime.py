@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ class OnnxRuntimeBackend:
                 "backend onnxruntime", f"can't be imported ({error})", "pip install onnxruntime"
             ) from error
         self._ort: Any = onnxruntime
+        _share_arena()
         self._wrap = onnxruntime.OrtValue.ortvalue_from_numpy
 
     def tensor(self, array: npt.NDArray[Any]) -> Any:
@@ -72,9 +74,23 @@ class OnnxRuntimeBackend:
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        options.add_session_config_entry("session.use_env_allocators", "1")
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         return options
+
+
+@lru_cache(maxsize=1)
+def _share_arena() -> None:
+    """Lets all sessions of the process take their intermediate arrays from one arena, once.
+
+    Each session's own arena would keep what its engine once needed: 640 MB for SmolLM2's 62 stages instead of 30 MB,
+    at the same speed.
+    """
+    import onnxruntime
+
+    kind, place = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, onnxruntime.OrtMemType.DEFAULT
+    onnxruntime.create_and_register_allocator(onnxruntime.OrtMemoryInfo("Cpu", kind, 0, place), None)
 
 
 class OnnxRuntimeEngine:
