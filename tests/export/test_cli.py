@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -433,18 +432,32 @@ def test_run_and_inspect_import_neither_torch_nor_onnx(bundle, text, tmp_path):
         assert done.returncode == 0, done.stderr
 
 
-def test_an_interrupted_compile_leaves_nothing_that_loads(tiny_llama, tmp_path):
-    """SIGINT in the middle of a real process: exit code 130, one line, no bundle."""
-    target = tmp_path / "b"
-    command = [sys.executable, "-m", "twoheads.export.cli", "compile", str(tiny_llama), "-o", str(target)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(2.5)  # importing torch takes about as long: the interrupt comes during the import or the capture
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert out == ""
-    assert err.strip() == "interrupted"
-    assert not target.exists()
+INTERRUPTED_COMPILE = """
+import os, sys, time
+from twoheads.export import bundle_writer
+from twoheads.export.cli import main
+
+def interrupt(*_arguments):
+    os.kill(os.getpid(), int(sys.argv[1]))
+    time.sleep(60)
+
+bundle_writer._write_engines = interrupt
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "message"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "")]
+)
+def test_an_interrupted_compile_leaves_nothing(tiny_llama, tmp_path, number, code, message):
+    """A signal while the bundle is written, in a real process: an exit code, at most one line, nothing on the disk."""
+    command = [sys.executable, "-c", INTERRUPTED_COMPILE, str(int(number)), "compile", str(tiny_llama)]
+    command += ["-o", str(tmp_path / "b"), "--block-size", "16"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.strip() == message
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_verbose_logs_to_stderr(cli, bundle):
