@@ -64,6 +64,11 @@ def test_the_manifest_lists_every_file_with_its_hash(tmp_path: Path) -> None:
     assert (bundle / "tokenizer" / "tokenizer.json").read_bytes() == b'{"version": "1.0"}'
 
 
+def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
+    first, second = (write_bundle(hand_made(), tmp_path / name) for name in ("first", "second"))
+    assert digest_of(first) == digest_of(second)
+
+
 def test_a_bundle_runs_and_computes_what_was_compiled(tmp_path: Path) -> None:
     compiled = replace(hand_made(layers=3), tokenizer_json=None)
     bundle = load(write_bundle(compiled, tmp_path / "bundle"))

@@ -128,6 +128,19 @@ def test_a_right_bundle_passes(decoder: Compiled, length: int) -> None:
     assert from_json(VerifyReport, json.loads(json.dumps(to_json(report), allow_nan=False))) == report
 
 
+def test_logits_that_do_not_fit_are_compared_at_some_positions(
+    decoder: Compiled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify_input, "ALL_LOGITS_BYTES", 1000)
+    monkeypatch.setattr(verify_input, "SPREAD", 20)
+    report = verify(decoder.bundle, decoder.folder, length=LENGTH)
+    assert report.passed, report
+    assert 20 <= report.positions_checked < 26
+    assert report.hidden.positions == LENGTH
+    name = next(n for n in json.loads((decoder.bundle / MANIFEST).read_text())["weights"] if "lm_head" in n)
+    assert not verify(edited_weight(decoder.bundle, tmp_path / "b", name, 1.001), decoder.module, length=LENGTH).passed
+
+
 def test_the_report_says_that_the_trained_context_ends_before(decoder: Compiled) -> None:
     assert verify(decoder.bundle, decoder.module, length=60).warnings == ()
     assert "64" in verify(decoder.bundle, decoder.module, length=LENGTH).warnings[0]

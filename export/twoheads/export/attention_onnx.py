@@ -6,7 +6,8 @@ All variants share one graph. Heads of a group are folded into rows, so that key
 Softmax hides its statistics, but not entirely: the largest probability of a row is ``exp(max - lse)``, therefore
 ``lse = max(s) - log(max(softmax(s)))``. Two row maxima around one fused Softmax pass over the scores less often than
 the textbook's max, subtract, exp, sum, and were the fastest of the exact formulations on ONNX Runtime's CPU kernels
-(256 x 256, 9/3 heads of 64, float32, one thread: 132 instead of 110 GFLOP/s).
+(256 x 256, 9/3 heads of 64, float32, one thread: 134 instead of 110 GFLOP/s, 120 instead of 102 when merging; the
+two matrix products alone would reach 190).
 
 Values of one number per row keep the shape ``[1, q_num_heads, block]``: a trailing dimension of 1 would make every
 scalar operation on them an inner loop of length 1.
@@ -37,7 +38,8 @@ DEAD = -1e30
 REACH = 60.0
 """Hidden scores are raised to ``max - REACH``: their weight ``exp(-60) = 9e-27`` vanishes beside the row's largest, 1,
 but it and its products with values stay normal numbers. Denormal ones make the exponential ten times slower and the
-matrix product five times."""
+matrix product five times. (Tiles without a mask need no such guard: in 1,024 tokens of text through all layers of
+SmolLM2-135M and Gemma-3-270M no score was more than 73 below the largest of its tile's row.)"""
 
 _DTYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 
