@@ -117,7 +117,7 @@ def _print_summary(path: Path, manifest: Manifest, program: Program) -> None:
     size = sum(entry.size for entry in manifest.files.values())
     limit = program.max_length
     trained = program.trained_length
-    longest = "any" if limit is None else f"up to {limit.length} tokens, the end of the model's own {limit.reason}"
+    longest = "any" if limit is None else f"up to {limit.length} tokens ({limit.reason})"
     print_facts(
         (
             ("bundle", f"{path} (format {manifest.format_version}, written by {manifest.producer})"),
