@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.runtime.tiny_bundle import Tiny, make_program, read_manifest, rehash, write_manifest, write_tiny
+from tests.runtime.tiny_bundle import make_program, read_manifest, rehash, write_manifest, write_tiny
+from tests.runtime.tiny_model import Tiny
 from twoheads.graphs.errors import BundleError
 from twoheads.graphs.masks import Causal
 from twoheads.graphs.program import AttentionStage, Input, Limit, Pooling, RelativeBias, TokenwiseEngine, Value

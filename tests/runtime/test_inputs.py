@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.runtime.tiny_bundle import Tiny, write_tiny
+from tests.runtime.tiny_bundle import write_tiny
+from tests.runtime.tiny_model import Tiny
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.program import Limit, Pooling
 from twoheads.runtime import load

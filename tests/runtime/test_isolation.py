@@ -1,16 +1,19 @@
-"""A fresh interpreter runs a bundle without torch or onnx, and the runtime's own wheel is enough to do so."""
+"""In processes of their own: a run needs neither torch nor onnx, the runtime alone is enough, interrupts stop it."""
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.runtime.tiny_bundle import Tiny, random_tokens, write_tiny
+from tests.runtime.tiny_bundle import write_tiny
+from tests.runtime.tiny_model import Tiny, random_tokens
 from twoheads.runtime import load
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +73,29 @@ print(peak_memory())
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 190_000_000, "sixty arenas of a megabyte or more"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
+def test_an_interrupt_ends_a_long_run_at_once(tmp_path):
+    path = write_tiny(tmp_path / "bundle", Tiny(masks=("full",), head=False))
+    code = f"""
+import numpy as np
+from twoheads.runtime import load, NpzWriter
+bundle = load({str(path)!r}, threads=2)
+print("running", flush=True)
+with NpzWriter({str(tmp_path / "out.npz")!r}) as file:
+    bundle.run(np.ones(100_000, np.int64), sink=file.array("hidden", (100_000, 12)))
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "running\n"
+    time.sleep(0.7)  # in the middle of the first attention's 39 million tiles
+    process.send_signal(signal.SIGINT)
+    began = time.perf_counter()
+    _, error = process.communicate(timeout=30)
+    assert time.perf_counter() - began < 5
+    assert "KeyboardInterrupt" in error.splitlines()[-1]
+    assert [file.name for file in tmp_path.iterdir()] == ["bundle"]
 
 
 def test_the_runtime_alone_installs_and_runs(case, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.runtime.tiny_bundle import dense_attention
+from tests.runtime.tiny_model import dense_attention
 from twoheads.graphs.errors import CompileError, InputError
 from twoheads.graphs.masks import Mask, parse_mask
 from twoheads.runtime import attention, merge_state

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.runtime.tiny_bundle import Tiny, random_tokens, write_tiny
+from tests.runtime.tiny_bundle import write_tiny
+from tests.runtime.tiny_model import Tiny, random_tokens
 from twoheads.graphs.errors import InternalError, TwoheadsError
 from twoheads.runtime import NpzWriter, load
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.runtime.tiny_bundle import Tiny, write_tiny
+from tests.runtime.tiny_bundle import write_tiny
+from tests.runtime.tiny_model import Tiny
 from twoheads.graphs.errors import BundleError, InputError
 from twoheads.runtime import LoadedBundle, load
 from twoheads.runtime.tokenizer import Tokenizer

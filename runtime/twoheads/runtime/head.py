@@ -128,11 +128,7 @@ class _Worker:
                 if value.name == head.logits.name:
                     self._logits = array
                     self._logits_ports.append((call, port))
-        # Rows of an array in memory are written in place, unless a later stage of the head reads them too.
-        read = {name for stage in head.stages for name in stage.inputs}
-        self._in_place = (
-            head.array is not None and head.logits.dtype == head.array.dtype.name and head.logits.name not in read
-        )
+        self._in_place = head.array is not None and head.logits.dtype == head.array.dtype.name
 
     def block(self, block: int) -> None:
         """Computes one block of rows."""
@@ -144,7 +140,7 @@ class _Worker:
             call.bind_input(port, hidden)
         logits = self._logits
         if self._in_place and head.array is not None and stop - start == self._size:
-            logits = head.array[start:stop][None]
+            logits = head.array[start:stop][None]  # whole blocks go straight into the result
         bound = self._wrap(logits)
         for call, port in self._logits_ports:
             call.bind_output(port, bound)
@@ -161,10 +157,12 @@ class _Worker:
             head.array[start:stop] = rows
 
     def _rows(self, block: int, start: int, stop: int) -> npt.NDArray[Any]:
-        """The block of hidden states: in place where all rows are wanted, else packed, padded with zeros."""
+        """The block of hidden states: in place where all rows are wanted, else packed.
+
+        What is left behind the rows of a last, partial block does not matter: the head is token-wise.
+        """
         hidden = self._head.hidden
         if self._head.positions is None:
             return hidden.block(block)
         self._packed[0, : stop - start] = hidden.rows()[self._head.positions[start:stop]]
-        self._packed[0, stop - start :] = 0
         return self._packed
