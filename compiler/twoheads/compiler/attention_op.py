@@ -1,12 +1,15 @@
 """Attention as one operator in a captured graph, and its mask as text instead of an ``N x N`` array.
 
 :func:`attention` is public: a module written by hand calls it to say exactly which attention it means (sinks, softcap
-and windows included). The Hugging Face hooks call the same operators. Their eager implementations are a plain dense
-reference; while a model is captured only their shapes matter.
+and windows included). The Hugging Face hooks call the same operators. While a model is captured only
+their shapes matter; run eagerly they compute what they say.
 """
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import cast
 
 import torch
@@ -15,7 +18,19 @@ from torch import Tensor
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.masks import parse_mask
 
-__all__ = ["attention"]
+__all__ = ["attention", "plain_attention"]
+
+_plain: ContextVar[bool] = ContextVar("plain", default=False)
+
+
+@contextmanager
+def plain_attention() -> Generator[None]:
+    """Within it, :func:`attention` computes by matrix products and a softmax only, never by a fused kernel."""
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
 
 
 def attention(
@@ -80,21 +95,32 @@ def attention_op(
     scale: float,
     softcap: float,
 ) -> Tensor:
-    """Dense reference of :func:`attention`; ``mask`` is bool or additive, broadcastable to ``[1, heads, n, n]``."""
+    """Eager form of :func:`attention`; ``mask`` is bool or additive, broadcastable to ``[1, heads, n, n]``."""
+    additive = _additive(mask, bias, query.dtype)
+    if softcap == 0 and sinks is None and not _plain.get():
+        grouped = query.shape[1] != key.shape[1]
+        return torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=additive, scale=scale, enable_gqa=grouped
+        )
     groups = query.shape[1] // key.shape[1]
-    scores = (query * scale) @ key.repeat_interleave(groups, 1).transpose(-1, -2)
+    keys, values = key.repeat_interleave(groups, 1).transpose(-1, -2), value.repeat_interleave(groups, 1)
+    scores = (query @ keys) * scale if _plain.get() else (query * scale) @ keys
     if softcap > 0:
         scores = torch.tanh(scores / softcap) * softcap
-    if bias is not None:
-        scores = scores + bias
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-    if sinks is not None:
-        column = sinks.to(scores.dtype).reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
-        probabilities = torch.cat([scores, column], -1).softmax(-1)[..., :-1]
-    else:
-        probabilities = scores.softmax(-1)
-    return probabilities @ value.repeat_interleave(groups, 1)
+    if additive is not None:
+        scores = scores + additive
+    if sinks is None:
+        return scores.softmax(-1) @ values
+    column = sinks.to(scores.dtype).reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+    return torch.cat([scores, column], -1).softmax(-1)[..., :-1] @ values
+
+
+def _additive(mask: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    if mask is not None and mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, float("-inf"))
+    if mask is None or bias is None:
+        return mask if bias is None else bias
+    return mask + bias
 
 
 @attention_op.register_fake

@@ -139,9 +139,10 @@ def _read_bias(additive: npt.NDArray[np.float32], visible: npt.NDArray[np.bool_]
     ):
         return BiasPattern(None, _exact_slope(profile, distance, shown))
     table = np.where(shown, profile, 0.0).astype(np.float32)
-    ends = [end for end in (0, -1) if shown[end]]
-    varying = [np.flatnonzero((table != table[:, [end]]).any(0) & shown) for end in ends]
-    limit = max((int(np.abs(distance[at]).max()) for at in (v for v in varying if v.size)), default=0) + 1
+    # On each side of the diagonal, the farthest distance at which the bias still differs from its value far away.
+    sides = ((distance < 0, 0), (distance > 0, -1))
+    varying = [np.flatnonzero((table != table[:, [end]]).any(0) & side) for side, end in sides]
+    limit = max((int(np.abs(distance[at]).max()) for at in varying if at.size), default=0) + 1
     if limit >= length - 1 - 8:
         raise CompileError(
             where,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from twoheads.compiler.attention_op import plain_attention
 from twoheads.graphs.errors import CompileError
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ BAND_BYTES = 256 << 20
 """Scores of one band of query rows of the plain attention, at most."""
 
 ROWS = 32
-"""Rows that the plain evaluation's matrix products have at least: a shorter input runs as a batch of copies of itself.
+"""Rows that a plain evaluation's matrix products have at least: a shorter input runs as a batch of copies of itself (a
+transformers model; other modules take a batch of 1 only).
 For a row or two torch switches to matrix-vector kernels, whose rounding is better than that of the products that every
 longer input (and every fixed-shape engine) uses, so a floor measured with them would not be one."""
 
@@ -36,16 +38,15 @@ def run_original(
     source: LoadedSource, tokens: Tensor, positions: Tensor | None, implementation: str
 ) -> tuple[Tensor, Tensor | None]:
     """See :meth:`LoadedSource.hidden_and_logits`."""
+    if not source.hugging_face:
+        if implementation == "plain":
+            with sdpa_kernel(SDPBackend.MATH), plain_attention():
+                return _run_module(source, tokens, positions)
+        return _run_module(source, tokens, positions)
     if implementation == "plain":
         tokens = tokens.expand(-(-ROWS // tokens.shape[1]), *tokens.shape[1:])
-    if not source.hugging_face:
-        with sdpa_kernel(SDPBackend.MATH if implementation == "plain" else list(_FUSED)):
-            return _run_module(source, tokens, positions)
     with _attention(source.module, implementation):
         return _run_hugging_face(source, tokens, positions)
-
-
-_FUSED = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
 
 
 def _run_module(source: LoadedSource, tokens: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor | None]:
