@@ -27,6 +27,14 @@ __all__ = ["Captured", "capture", "named_outputs"]
 
 logger = logging.getLogger(__name__)
 
+_INDEX_VIEWS = (
+    torch.ops.aten.view.default,
+    torch.ops.aten.reshape.default,
+    torch.ops.aten.unsqueeze.default,
+    torch.ops.aten.to.dtype,
+    torch.ops.aten.contiguous.default,
+)
+
 _ROOT = "module"
 """Name of the source model inside the wrapper that is exported; stripped from every path."""
 
@@ -52,15 +60,18 @@ class _Wrapper(nn.Module):
             return named_outputs(self.module(**inputs), type(self.module).__name__)
         model = cast("Any", self.module)
         seen: list[Tensor] = []
-        hook = model.base_model.register_forward_hook(lambda _module, _args, out: seen.append(out[0]))
+        # Some models' heads call the decoder inside of the base model directly; the last of them to return counts.
+        backbones = {model.base_model, *([model.get_decoder()] if hasattr(model, "get_decoder") else [])}
+        hooks = [part.register_forward_hook(lambda _module, _args, out: seen.append(out[0])) for part in backbones]
         try:
             # A cache object in the output can't be exported, and models without one don't take the argument.
             caching = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
             output = model(**inputs, **caching)
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
         logits = output.get("logits") if model.base_model is not model else None
-        return {"hidden": seen[0]} | ({"logits": logits} if logits is not None else {})
+        return {"hidden": seen[-1]} | ({"logits": logits} if logits is not None else {})
 
 
 def named_outputs(output: Any, where: str) -> dict[str, Tensor]:
@@ -133,7 +144,7 @@ def _export(source: LoadedSource) -> ExportedProgram:
         model.set_attn_implementation(CAPTURE)
     try:
         with torch.no_grad():
-            return torch.export.export(wrapper, (examples,), dynamic_shapes=(dynamic,), strict=False)
+            return _functional(torch.export.export(wrapper, (examples,), dynamic_shapes=(dynamic,), strict=False))
     except CompileError:
         raise
     except Exception as error:
@@ -146,6 +157,12 @@ def _export(source: LoadedSource) -> ExportedProgram:
     finally:
         if previous is not None:
             cast("Any", source.module).set_attn_implementation(previous)
+
+
+def _functional(exported: ExportedProgram) -> ExportedProgram:
+    """Replaces operators that write into their operands (``x += y``): a region must not change what others read."""
+    targets = [node.target for node in exported.graph_module.graph.nodes if isinstance(node.target, OpOverload)]
+    return exported.run_decompositions({}) if any(target._schema.is_mutable for target in targets) else exported
 
 
 def _token_symbols(exported: ExportedProgram, source: LoadedSource, arguments: Mapping[str, str]) -> frozenset[str]:
@@ -196,12 +213,13 @@ def _inputs(
 
 
 def _vocabulary(node: fx.Node) -> int | None:
-    """Rows of the smallest embedding table that is indexed by the input itself."""
-    tables = [
-        cast("fx.Node", user.args[0]).meta["val"].shape[0]
-        for user in node.users
-        if user.target is torch.ops.aten.embedding.default and user.args[1] is node
-    ]
+    """Rows of the smallest embedding table that is indexed by the input itself or by a view of it."""
+    tables: list[int] = []
+    for user in node.users:
+        if user.target is torch.ops.aten.embedding.default and user.args[1] is node:
+            tables.append(cast("fx.Node", user.args[0]).meta["val"].shape[0])
+        elif user.target in _INDEX_VIEWS:
+            tables.extend(rows for rows in (_vocabulary(user),) if rows is not None)
     return min(tables, default=None)
 
 

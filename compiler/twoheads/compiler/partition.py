@@ -132,7 +132,7 @@ def _assign(graph: SourceGraph, homes: Mapping[str, int]) -> tuple[dict[int, set
             name = stack.pop()
             if name in region or name not in nodes:
                 continue
-            if homes[name] in (home, CONSTANT) or _is_view(nodes[name], types):
+            if homes[name] in (home, CONSTANT) or (name != graph.hidden and _is_view(nodes[name], types)):
                 region.add(name)
                 stack.extend(nodes[name].inputs)
             else:

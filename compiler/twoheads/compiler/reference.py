@@ -68,15 +68,17 @@ def _run_hugging_face(source: LoadedSource, tokens: Tensor, positions: Tensor | 
     if base is model:
         return model(input_ids=tokens, **caching)[0][0], None
     seen: list[Tensor] = []
-    hook = base.register_forward_hook(lambda _module, _args, output: seen.append(output[0]))
+    backbones = {base, *([model.get_decoder()] if hasattr(model, "get_decoder") else [])}
+    hooks = [part.register_forward_hook(lambda _module, _args, output: seen.append(output[0])) for part in backbones]
     keep: dict[str, Any] = {}
     if positions is not None and "logits_to_keep" in type(model).forward.__code__.co_varnames:
         keep = {"logits_to_keep": positions}
     try:
         logits = model(input_ids=tokens, **caching, **keep)["logits"][0]
     finally:
-        hook.remove()
-    return seen[0][0], logits if positions is None or keep else logits[positions]
+        for hook in hooks:
+            hook.remove()
+    return seen[-1][0], logits if positions is None or keep else logits[positions]
 
 
 @contextmanager
