@@ -18,6 +18,7 @@ from twoheads.compiler.attention_node import attention_from_fx, is_attention
 from twoheads.compiler.fx_program import FxProgram, is_scalar, tensor_shape
 from twoheads.compiler.hugging_face_hooks import CAPTURE, register_hooks
 from twoheads.compiler.normalize_fx import POSITIONS, normalize_fx
+from twoheads.compiler.positions_from_constants import positions_from_constants
 from twoheads.compiler.source_graph import Node, SourceGraph, TensorType, TokenwiseNode
 from twoheads.compiler.sources import LoadedSource
 from twoheads.graphs.errors import CompileError
@@ -102,13 +103,19 @@ def capture(source: LoadedSource) -> Captured:
     weights = _weight_names(exported)
     normalize_fx(graph, symbols)
     names = {POSITIONS: POSITIONS, **arguments, **weights}
-    program = FxProgram(
-        nodes={node.name: node for node in graph.nodes if node.op != "output"},
-        placeholders={node.name: names[node.name] for node in graph.nodes if node.op == "placeholder"},
-        inputs=tuple(_inputs(graph, source, arguments, symbols)),
-        weights={weights[node.name]: _tensor(exported, node.name) for node in graph.nodes if node.name in weights},
-        symbols=symbols,
-    )
+
+    def read_program() -> FxProgram:
+        return FxProgram(
+            nodes={node.name: node for node in graph.nodes if node.op != "output"},
+            placeholders={node.name: names[node.name] for node in graph.nodes if node.op == "placeholder"},
+            inputs=tuple(_inputs(graph, source, arguments, symbols)),
+            weights={weights[node.name]: _tensor(exported, node.name) for node in graph.nodes if node.name in weights},
+            symbols=symbols,
+        )
+
+    program = read_program()
+    if positions_from_constants(graph, program):
+        program = read_program()
     outputs = _outputs(exported, graph)
     nodes, extra_weights = _source_nodes(program, outputs)
     program = FxProgram(
@@ -162,7 +169,11 @@ def _export(source: LoadedSource) -> ExportedProgram:
 def _functional(exported: ExportedProgram) -> ExportedProgram:
     """Replaces operators that write into their operands (``x += y``): a region must not change what others read."""
     targets = [node.target for node in exported.graph_module.graph.nodes if isinstance(node.target, OpOverload)]
-    return exported.run_decompositions({}) if any(target._schema.is_mutable for target in targets) else exported
+    return (
+        exported.run_decompositions({})
+        if any(cast("Any", target)._schema.is_mutable for target in targets)
+        else exported
+    )
 
 
 def _token_symbols(exported: ExportedProgram, source: LoadedSource, arguments: Mapping[str, str]) -> frozenset[str]:
@@ -276,7 +287,29 @@ def _tokenwise_node(program: FxProgram, node: fx.Node) -> TokenwiseNode:
     target = str(node.target) if isinstance(node.target, OpOverload) else cast("Any", node.target).__name__
     value = node.meta.get("val")
     type_ = _type(value, program.symbols) if isinstance(value, Tensor) else None
-    return TokenwiseNode(node.name, f"{target}({', '.join(words)})", tuple(inputs), type_, _layer(node))
+    text = f"{target}({', '.join(words)})"
+    return TokenwiseNode(node.name, text, tuple(inputs), type_, _layer(node), _uses_length(node))
+
+
+_SHAPED = frozenset(
+    f"aten.{name}"
+    for name in (
+        "view.default", "_unsafe_view.default", "reshape.default", "expand.default", "slice.Tensor",
+        "new_empty.default", "new_zeros.default", "new_ones.default", "empty.memory_format", "zeros.default",
+        "ones.default",
+    )
+)  # fmt: skip
+"""Operators that take sizes only to shape their result."""
+
+
+def _uses_length(node: fx.Node) -> bool:
+    """Whether a size computed from the length is an operand of arithmetic, a fill value or a position."""
+    sized = [operand for operand in node.all_input_nodes if not isinstance(operand.meta.get("val"), Tensor)]
+    sized = [operand for operand in sized if isinstance(operand.meta.get("val"), torch.SymInt | torch.SymFloat)]
+    if str(node.target) in ("aten.full.default", "aten.new_full.default"):
+        fill = node.args[1] if str(node.target) == "aten.full.default" else node.args[2]
+        return isinstance(fill, fx.Node) and fill in sized
+    return bool(sized) and str(node.target) not in _SHAPED
 
 
 class _Text(str):

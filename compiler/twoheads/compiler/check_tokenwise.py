@@ -7,7 +7,7 @@ whichever operator (a pooling, a convolution, a cumulative sum, a flip), is foun
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor, fx
 
 from twoheads.compiler.fx_program import FxProgram, block_expression, is_scalar
 from twoheads.compiler.partition import Region
-from twoheads.compiler.source_graph import SourceGraph, TensorType
+from twoheads.compiler.positions_from_constants import spread_constants
+from twoheads.compiler.source_graph import SourceGraph, TensorType, TokenwiseNode
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.program import TOKENS
 
@@ -28,7 +29,7 @@ TOLERANCE = 1e-4
 """Relative to the value's largest magnitude: rounding may differ where a kernel groups rows differently."""
 
 
-def check_tokenwise(graph: SourceGraph, program: FxProgram, regions: Iterable[Region]) -> None:
+def check_tokenwise(graph: SourceGraph, program: FxProgram, regions: Sequence[Region]) -> None:
     """Runs the model on a few random tokens and checks every region of ``regions``.
 
     Raises:
@@ -39,8 +40,29 @@ def check_tokenwise(graph: SourceGraph, program: FxProgram, regions: Iterable[Re
     outputs = [graph.hidden, *([graph.logits] if graph.logits else [])]
     runs = [program.evaluate(outputs, program.example_inputs(LENGTH, generator)) for _ in range(2)]
     by_source = [{program.placeholders.get(name, name): value for name, value in run.items()} for run in runs]
+    _check_constants(graph, program, {node.name for region in regions for node in region.nodes})
     for region in regions:
         _check_region(region, program, types, by_source[0], by_source[1])
+
+
+def _check_constants(graph: SourceGraph, program: FxProgram, members: set[str]) -> None:
+    """What depends on no input must be the same for every token and every length: a block does not know where it is."""
+    names = [name for name in spread_constants(program) if name in members]
+    generator = torch.Generator().manual_seed(3)
+    short, longer = (
+        program.evaluate(names, program.example_inputs(length, generator)) for length in (LENGTH, LENGTH + 7)
+    )
+    for node in graph.nodes:
+        if not isinstance(node, TokenwiseNode) or node.name not in names or node.type is None:
+            continue
+        axis = node.type.shape.index(TOKENS)
+        first = longer[node.name].narrow(axis, 0, 1)
+        if not all(_same(first.expand_as(run[node.name]), run[node.name]) for run in (short, longer)):
+            raise CompileError(
+                f'{node.layer or "model"} (node "{node.name}")',
+                f"makes numbers that depend on position or length from constants: {node.op}",
+                "compute them from torch.arange(length), which blocks receive as their positions",
+            )
 
 
 def _check_region(

@@ -33,7 +33,7 @@ def find_position_limit(graph: SourceGraph, program: FxProgram) -> Limit | None:
         if all(name in constant or name in positional for name in node.inputs):
             positional.add(node.name)
     if graph.max_length is not None and all(limit.length > graph.max_length for limit in limits):
-        limits.append(Limit(graph.max_length, "the shapes of the model's own tables"))
+        limits.append(Limit(graph.max_length, "a table in its graph"))
     # Of equal limits the last: a buffer of row numbers comes before the learned table that it indexes.
     return min(reversed(limits), key=lambda limit: limit.length, default=None)
 
@@ -49,4 +49,4 @@ def _limit(program: FxProgram, node: TokenwiseNode, table: str, index: str, know
     values = program.evaluate((fx_index.name,), inputs)[fx_index.name]
     outside = torch.nonzero((values.flatten() >= rows) | (values.flatten() < 0)).flatten()
     length = int(outside[0]) if outside.numel() else longest
-    return Limit(length, f"{table} has {rows} rows")
+    return Limit(length, f"its table {table} of {rows} rows")

@@ -14,7 +14,7 @@ from torch import fx
 from twoheads.compiler.fx_program import is_scalar, tensor_shape
 from twoheads.graphs.program import TOKENS
 
-__all__ = ["POSITIONS", "normalize_fx"]
+__all__ = ["POSITIONS", "affine_positions", "normalize_fx"]
 
 POSITIONS = "positions"
 """Name of the placeholder of position numbers, int64 ``[n]``."""
@@ -40,6 +40,19 @@ def _erase_checks(graph: fx.Graph) -> None:
     for node in reversed(list(graph.nodes)):
         if node.op == "call_function" and not node.users and any(check in str(node.target) for check in _CHECKS):
             graph.erase_node(node)
+
+
+def affine_positions(graph: fx.Graph, node: fx.Node, start: int, step: int) -> fx.Node:
+    """``start + step * positions`` (int64 ``[n]``), computed before ``node``, whose last axis has ``n`` entries."""
+    example = cast("torch.Tensor", node.meta["val"])
+    result = _positions(graph, cast("torch.SymInt", example.shape[-1]), example)
+    with graph.inserting_before(node):
+        for target, operand, neutral in ((aten.mul.Tensor, step, 1), (aten.add.Tensor, start, 0)):
+            if operand != neutral:
+                value = result.meta["val"]
+                result = graph.call_function(target, (result, operand))
+                result.meta = dict(node.meta) | {"val": value}
+    return result
 
 
 def _positions(graph: fx.Graph, length: torch.SymInt, example: torch.Tensor) -> fx.Node:
@@ -75,12 +88,8 @@ def _rewrite_arange(graph: fx.Graph, node: fx.Node, symbols: frozenset[str]) -> 
     step = _number(node.args[2]) if node.target is aten.arange.start_step else 1
     if start is None or step is None:
         return
-    result: fx.Node = _positions(graph, value.shape[0], value)
+    result = affine_positions(graph, node, start, step)
     with graph.inserting_before(node):
-        for target, operand, neutral in ((aten.mul.Tensor, step, 1), (aten.add.Tensor, start, 0)):
-            if operand != neutral:
-                result = graph.call_function(target, (result, operand))
-                result.meta = dict(node.meta) | {"val": value.to(torch.int64)}
         if value.dtype != torch.int64:
             result = graph.call_function(aten.to.dtype, (result, value.dtype))
             result.meta = dict(node.meta)

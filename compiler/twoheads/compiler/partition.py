@@ -162,6 +162,12 @@ def _region(
     weights = tuple(name for name in used if name in graph.weights)
     outputs = tuple(node.name for node in nodes if node.name in results and homes[node.name] == home)
     for node in nodes:
+        if node.uses_length:
+            raise CompileError(
+                f'{node.layer or "model"} (node "{node.name}")',
+                f"computes with the number of tokens, {node.op}: a block of a longer input does not know it",
+                "compute from positions, or from constants of the model",
+            )
         if homes[node.name] != CONSTANT and node.type is not None:
             _require_token_type(node.type.shape, node.name, node.layer)
     return Region(nodes, inputs, weights, outputs, _fingerprint(nodes, inputs, weights, outputs, types))

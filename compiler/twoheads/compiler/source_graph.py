@@ -38,6 +38,7 @@ class TokenwiseNode:
         inputs: Names of inputs, weights or earlier results.
         type: Of its result; ``None`` for results that are no single tensor (the parts of a ``split``).
         layer: Path of the module it belongs to, for messages.
+        uses_length: Whether the number of tokens enters as a number, not as a shape; a block doesn't know it.
     """
 
     name: str
@@ -45,6 +46,7 @@ class TokenwiseNode:
     inputs: tuple[str, ...]
     type: TensorType | None
     layer: str
+    uses_length: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 HEADS = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForTokenClassification", "Model")
 """Endings of architecture names whose head, if any, is token-wise."""
 
+SMALL = 1 << 16
+"""Entries of a tensor that a plan may fill with random numbers."""
+
 EXAMPLE_LENGTH = 29
 """Tokens of the example input: a prime, so that no other dimension of a model is equal to it by accident."""
 
@@ -128,7 +131,7 @@ def _from_folder(path: Path, *, weights: bool) -> LoadedSource:
     config = _quietly(str(path), lambda: AutoConfig.from_pretrained(path, local_files_only=True))
     model_class = _model_class(config, str(path))
     if not weights:
-        module, missing = _meta_model(model_class, config), frozenset[str]()
+        module, missing = _without_weights(model_class, config), frozenset[str]()
     else:
         if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
             raise CompileError(str(path), "has no weights (*.safetensors)", "download the complete model folder")
@@ -147,7 +150,7 @@ def _from_gguf(path: Path, *, weights: bool) -> LoadedSource:
     where, options = str(path), {"gguf_file": path.name, "local_files_only": True}
     if not weights:
         config = _quietly(where, lambda: AutoConfig.from_pretrained(path.parent, **options))
-        module = _quietly(where, lambda: _meta_model(AutoModelForCausalLM, config))
+        module = _quietly(where, lambda: _without_weights(AutoModelForCausalLM, config))
         return _hugging_face(path.stem, "gguf", module, frozenset(), None, None)
     module, missing = _load_weights(AutoModelForCausalLM, path.parent, where, gguf_file=path.name)
     tokenizer = _quietly(where, lambda: AutoTokenizer.from_pretrained(path.parent, **options))
@@ -186,10 +189,22 @@ def _model_class(config: Any, where: str) -> Any:
     return model_class
 
 
-def _meta_model(model_class: Any, config: Any) -> nn.Module:
+def _without_weights(model_class: Any, config: Any) -> nn.Module:
+    """The model with unset weights: reserved, never touched, so they cost no memory.
+
+    (On torch's meta device some models compute other graphs or none.) Small tensors get numbers, because a table of
+    attention biases is recognised by its values.
+    """
+    from transformers.initialization import no_init_weights
+
     build = model_class.from_config if hasattr(model_class, "from_config") else model_class
-    with torch.device("meta"):
-        return cast("nn.Module", build(config)).eval()
+    with no_init_weights():
+        module: Any = build(config).eval()
+    module.tie_weights()
+    for parameter in module.parameters():
+        if parameter.numel() <= SMALL:
+            nn.init.normal_(parameter)
+    return module
 
 
 def _load_weights(model_class: Any, folder: Path, where: str, **options: Any) -> tuple[nn.Module, frozenset[str]]:
