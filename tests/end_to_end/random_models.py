@@ -31,6 +31,8 @@ class Features:
 class RandomTransformer(nn.Module):
     """Token numbers ``[1, n]`` to ``(hidden [1, n, width], logits [1, n, vocabulary])``."""
 
+    table: Tensor
+
     def __init__(self, features: Features, seed: int = 0) -> None:
         super().__init__()
         torch.manual_seed(seed)
@@ -61,6 +63,8 @@ class RandomTransformer(nn.Module):
 
 
 class _Layer(nn.Module):
+    slopes: Tensor
+
     def __init__(self, features: Features, width: int, mask: str) -> None:
         super().__init__()
         self.features, self.mask = features, mask

@@ -81,6 +81,7 @@ def _check_region(
         changed = other[name].index_select(axis, shuffled)
         mixed[name] = torch.where(_along(kept, axis, run[name].ndim), run[name], changed)
     mixed |= {name: program.weights[name] for name in region.weights}
+    by_name = {node.name: node for node in region.nodes}
     for node in region.nodes:
         fx_node = program.nodes[node.name]
         mixed[node.name] = _call(program, fx_node, mixed)
@@ -90,9 +91,10 @@ def _check_region(
         rows = torch.nonzero(kept).flatten()
         expected, got = (value.index_select(axis, rows) for value in (run[node.name], mixed[node.name]))
         if not _same(expected, got):
+            culprit = by_name.get(node.inputs[0], node) if node.op.startswith("getitem") else node
             raise CompileError(
-                f'{node.layer or "model"} (node "{node.name}")',
-                f"mixes tokens: {node.op.split('(')[0]} makes one token's value depend on others",
+                f'{culprit.layer or "model"} (node "{culprit.name}")',
+                f"mixes tokens: {culprit.op.split('(')[0]} makes one token's value depend on others",
                 "only attention may mix tokens; move it out of the compiled part",
             )
 

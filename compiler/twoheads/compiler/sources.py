@@ -204,7 +204,7 @@ def _without_weights(model_class: Any, config: Any) -> nn.Module:
     for parameter in module.parameters():
         if parameter.numel() <= SMALL:
             nn.init.normal_(parameter)
-    return module
+    return cast("nn.Module", module)
 
 
 def _load_weights(model_class: Any, folder: Path, where: str, **options: Any) -> tuple[nn.Module, frozenset[str]]:

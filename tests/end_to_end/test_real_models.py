@@ -1,0 +1,70 @@
+"""Real weights through the whole path: compile once, run and verify at several lengths from the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from twoheads.compiler import compile_model
+from twoheads.export import verify, write_bundle
+from twoheads.graphs.errors import InputError
+from twoheads.runtime import load
+
+
+def digest(folder: Path) -> str:
+    """Of every file's name and bytes."""
+    total = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            total.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    return total.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def smollm2_bundle(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(compile_model(smollm2), tmp_path_factory.mktemp("smollm2") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def minilm_bundle(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(compile_model(minilm, block_size=128), tmp_path_factory.mktemp("minilm") / "bundle")
+
+
+def test_smollm2_from_one_bundle_at_many_lengths(smollm2: Path, smollm2_bundle: Path) -> None:
+    before = digest(smollm2_bundle)
+    for length in (1, 255, 257, 700):
+        report = verify(smollm2_bundle, smollm2, length=length)
+        assert report.passed, f"{length}: {report.ratio:.2f} times the noise floor"
+        assert report.engine_calls == report.formula_calls
+        assert report.top1_agreement == 1.0
+    assert digest(smollm2_bundle) == before
+
+
+def test_smollm2_continues_a_sentence(smollm2_bundle: Path) -> None:
+    bundle = load(smollm2_bundle)
+    assert bundle.tokenizer is not None
+    result = bundle.run(bundle.tokenizer.encode("The capital of France is"), output="last")
+    assert result.array is not None
+    assert bundle.tokenizer.decode([int(result.array[0].argmax())]).strip() == "Paris"
+
+
+@pytest.mark.parametrize("length", [1, 127, 128, 129, 512])
+def test_minilm_over_its_range(minilm: Path, minilm_bundle: Path, length: int) -> None:
+    assert verify(minilm_bundle, minilm, length=length).passed
+
+
+def test_beyond_its_table_minilm_says_that_the_model_ends(minilm_bundle: Path) -> None:
+    with pytest.raises(InputError, match=r"the model .*position_embeddings\.weight of 512 rows"):
+        load(minilm_bundle).run(np.full(513, 100))
+
+
+def test_minilm_tells_related_sentences_from_unrelated_ones(minilm_bundle: Path) -> None:
+    bundle = load(minilm_bundle)
+    assert bundle.tokenizer is not None
+    sentences = ("A man is eating food.", "A man eats a piece of bread.", "The stock market fell sharply.")
+    results = bundle.run([bundle.tokenizer.encode(sentence) for sentence in sentences])
+    first, related, unrelated = (result.array for result in results)
+    assert float(first @ related) > 0.5 > 0.2 > float(first @ unrelated)
