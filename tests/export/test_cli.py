@@ -246,12 +246,28 @@ def test_plan_of_a_source_and_of_its_bundle_agree(cli, tiny_llama, bundle):
     assert plan["engine_calls"] == plan["formula_calls"] == sum(stage["calls"] for stage in plan["stages"])
     assert plan["peak_bytes"] == sum(plan["memory"].values())
     assert plan["flops"] > 0
+    assert plan["theorem"] == "Theorem 3.5"
+    assert plan["floor_calls"] <= plan["engine_calls"] < plan["paper_calls"]
+    assert plan["rounds"] == len(plan["stages"])
+    attention = next(stage for stage in plan["stages"] if stage["kind"] == "attention")
+    assert attention["paper_formula"] == "2*n + 4*n*(n - 1)/2 = 98"
+    assert attention["paper_calls"] == 98
 
 
 def test_plan_for_people(cli, bundle):
     ran = cli("plan", bundle, "--length", 100, "--output", "hidden")
     assert ran.code == 0
-    for expected in ("100 tokens in 7 blocks of 16", "formula", "peak memory", "attention"):
+    facts = (
+        "100 tokens in 7 blocks of 16",
+        "formula",
+        "peak memory",
+        "attention",
+        "Theorem 3.5",
+        "SETH",
+        "floor",
+        "rounds",
+    )
+    for expected in facts:
         assert expected in ran.out
     assert cli("plan", bundle, "--length", 100, "--stages").out.count("\n") > ran.out.count("\n")
 
@@ -289,6 +305,7 @@ def test_run_writes_what_is_asked_for(cli, bundle, text, tmp_path):
     assert report == ran.json
     plan = cli("plan", bundle, "--length", 36, "--json").json
     assert report["engine_calls"] == plan["engine_calls"] == plan["formula_calls"]
+    assert report["rounds"] == plan["rounds"]
     assert {"seconds", "peak_bytes", "stages", "formula_calls"} <= report.keys()
 
     cli("run", bundle, "--text", text, "-o", out, "--output", "last")

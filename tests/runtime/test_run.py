@@ -74,6 +74,7 @@ def test_any_length_equals_the_whole_model(bundles, name, length, seed):
     result = bundle.run(tokens, output="hidden")
     assert_close(result.array, want["hidden"])
     assert result.report.engine_calls == result.report.formula_calls
+    assert result.report.rounds == bundle.schedule(length, "hidden").rounds == 2 * tiny.layers + 1
     if tiny.head:
         assert_close(bundle.run(tokens, output="logits").array, want["logits"])
 
@@ -117,6 +118,7 @@ def test_only_the_head_blocks_that_are_needed_run(bundles):
     assert calls["logits"]["lm"] == 5
     some = bundle.run(tokens, output="logits", positions=range(17)).report
     assert some.engine_calls == some.formula_calls
+    assert some.rounds == bundle.schedule(70, "logits", 17).rounds == 9
     assert next(stage.calls for stage in some.stages if stage.name == "lm") == 2
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -28,9 +29,11 @@ import numpy.typing as npt
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.masks import And, Causal, Chunk, Full, Mask, Or, Sinks, Window
 
-__all__ = ["Formula", "attention_formula", "symbols"]
+__all__ = ["INFINITE", "Formula", "Term", "attention_formula", "count_visible_pairs", "mask_terms", "symbols"]
 
 _INFINITE = 1 << 62
+_ROWS = 1 << 16
+"""Queries that are looked at together."""
 _MOST_TERMS = 64
 """Beyond this many terms a mask counts as unstructured: it is counted, not solved."""
 
@@ -260,6 +263,29 @@ def _ragged_chunks(left: int, right: int, chunk: int, grid: _Grid) -> _Sum:
         f"the first to the last key in the row's chunks of {chunk}",
         calls,
     )
+
+
+Term: TypeAlias = _Term
+INFINITE = _INFINITE
+"""What a term does not bound: a side of its band, its sinks or its chunk."""
+
+
+def mask_terms(mask: Mask) -> tuple[Term, ...] | None:
+    """``mask`` as the shortest disjunction of terms that the formulas know, or ``None``; one for all its spellings."""
+    return _simplify(_terms(mask))
+
+
+def count_visible_pairs(mask: Mask, length: int) -> int:
+    """The (query, key) pairs of an input of ``length`` tokens that ``mask`` shows; time in proportion to ``length``."""
+    if mask == Full():
+        return length * length
+    pairs = 0
+    for start in range(0, length, _ROWS):
+        i = np.arange(start, min(start + _ROWS, length), dtype=np.int64)[:, None]
+        edges = np.sort(np.clip(np.concatenate([0 * i, 0 * i + length, *_changes(mask, i)], 1), 0, length))
+        # Where two edges coincide the difference is 0, whatever the mask says of the key behind them.
+        pairs += int((mask.dense(i, edges[:, :-1]) * np.diff(edges)).sum())
+    return pairs
 
 
 def _count_tiles(mask: Mask, grid: _Grid) -> int:

@@ -109,6 +109,11 @@ class Schedule:
         return sum(stage.formula.calls for stage in self.stages)
 
     @property
+    def rounds(self) -> int:
+        """Rounds of calls that depend on each other, ``O(L)``: calls of one stage need none of that stage's results."""
+        return len(self.stages)
+
+    @property
     def flops(self) -> int:
         """Floating-point operations of the matrix products of all stages."""
         return sum(stage.flops for stage in self.stages)

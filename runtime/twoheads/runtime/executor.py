@@ -87,6 +87,7 @@ def _run_stage(run: RunState, stage: Stage) -> None:
         run_tokenwise(run, stage)
     else:
         run_attention(run, stage)
+    run.rounds += 1
     for store in stores:
         store.zero_padding()
     run.stores.release(run.schedule.release_after.get(stage.name, ()))

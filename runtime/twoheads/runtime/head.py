@@ -53,6 +53,7 @@ def run_head(
     head = _Head(run, stages, positions, sink)
     size = run.program.block_size
     run.crew.run(range(-(-head.rows // size)), lambda: _Worker(head).block)
+    run.rounds += len(stages)  # a block goes through all of them, each needs the result of the one before
     elapsed = time.perf_counter() - began
     counters = [run.counters[stage.name] for stage in stages]
     busy = sum(counter.busy_seconds for counter in counters)

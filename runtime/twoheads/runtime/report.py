@@ -35,6 +35,7 @@ class Report:
         length: Tokens of the input. block_size: ``M``. blocks: ``ceil(length / block_size)``.
         output: What was computed.
         engine_calls: Counted while running. formula_calls: The closed formula's number; equal, or something is wrong.
+        rounds: Rounds of calls that depended on each other, counted while running; ``O(L)``, whatever the length.
         seconds: Wall time of the run, without ``prepare_seconds``.
         prepare_seconds: Wall time to open engines that no earlier run had opened.
         peak_bytes: The process's memory high-water mark after the run; it includes whatever ran before.
@@ -51,6 +52,7 @@ class Report:
     output: str
     engine_calls: int
     formula_calls: int
+    rounds: int
     seconds: float
     prepare_seconds: float
     peak_bytes: int

@@ -81,6 +81,8 @@ class RunState:
         self.counters: dict[str, StageCounter] = {
             plan.name: StageCounter(plan.name, plan.kind) for plan in schedule.stages
         }
+        self.rounds = 0
+        """Times that the run has waited for all calls of a stage before it began calls that need their results."""
         self._rows: dict[str, list[Row]] = {}
 
     @property

@@ -196,6 +196,7 @@ class LoadedBundle:
             output=schedule.output,
             engine_calls=run.calls,
             formula_calls=schedule.formula_calls,
+            rounds=run.rounds,
             seconds=seconds,
             prepare_seconds=prepared,
             peak_bytes=peak_memory(),

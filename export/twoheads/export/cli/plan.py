@@ -1,7 +1,6 @@
 """``twoheads plan``: what a run of one length will cost, before anything is built or run."""
 
 import dataclasses
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +12,7 @@ from twoheads.export.cli.progress import PhaseProgress
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.program import Program
 from twoheads.graphs.schedule import Schedule, StagePlan, make_schedule
+from twoheads.graphs.theorems import LOWER_BOUND, StageClaim, program_claim, stage_claims
 from twoheads.runtime.bundle_reader import read_bundle
 from twoheads.runtime.crew import available_threads
 
@@ -73,7 +73,7 @@ def _program(subject: Path, block_size: int | None, key_tile: int | None) -> Pro
 
 def schedule_to_json(schedule: Schedule) -> dict[str, Any]:
     """The figures of ``plan --json``; sizes in bytes."""
-    program = schedule.program
+    program, claim = schedule.program, program_claim(schedule)
     return {
         "model": program.name,
         "length": schedule.length,
@@ -85,6 +85,10 @@ def schedule_to_json(schedule: Schedule) -> dict[str, Any]:
         "engine_calls": schedule.engine_calls,
         "formula_calls": schedule.formula_calls,
         "formula": schedule.formula,
+        "theorem": claim.theorem,
+        "rounds": claim.rounds,
+        "paper_calls": claim.paper_calls,
+        "floor_calls": claim.floor_calls,
         "flops": schedule.flops,
         "bytes_moved": schedule.bytes_moved,
         "peak_bytes": schedule.peak_bytes,
@@ -97,17 +101,22 @@ def schedule_to_json(schedule: Schedule) -> dict[str, Any]:
                 "calls": stage.calls,
                 "formula_calls": stage.formula.calls,
                 "formula": stage.formula.text,
+                "theorem": theory.theorem,
+                "paper_calls": None if theory.paper is None else theory.paper.calls,
+                "paper_formula": None if theory.paper is None else theory.paper.text,
+                "floor_calls": theory.floor.calls,
+                "floor_formula": theory.floor.text,
                 "flops": stage.flops,
                 "bytes_moved": stage.bytes_moved,
                 "outputs_bytes": stage.outputs_bytes,
             }
-            for stage in schedule.stages
+            for stage, theory in zip(schedule.stages, stage_claims(schedule), strict=True)
         ],
     }
 
 
 def _print_schedule(schedule: Schedule, *, every_stage: bool) -> None:
-    program, memory = schedule.program, schedule.memory
+    program, memory, claim = schedule.program, schedule.memory, program_claim(schedule)
     print_facts(
         (
             ("model", program.name),
@@ -115,6 +124,10 @@ def _print_schedule(schedule: Schedule, *, every_stage: bool) -> None:
             ("output", schedule.output + (f" at {schedule.positions} positions" if schedule.positions else "")),
             ("engine calls", f"{schedule.engine_calls} (by the formula: {schedule.formula_calls})"),
             ("formula", schedule.formula),
+            ("theorem", f"{claim.theorem}; {LOWER_BOUND}"),
+            ("paper's calls", _paper_text(schedule)),
+            ("floor", f"{claim.floor_calls} calls: every visible (query, key) pair must meet in one"),
+            ("rounds", f"{claim.rounds} of calls that depend on each other, whatever the length"),
             ("work", f"{count_text(schedule.flops)}FLOP, {size_text(schedule.bytes_moved)} moved"),
             (
                 "peak memory",
@@ -126,25 +139,38 @@ def _print_schedule(schedule: Schedule, *, every_stage: bool) -> None:
     )
     print_table(
         "",
-        ("stage", "kind", ">calls", "formula", ">FLOP", ">moved", ">outputs"),
-        [_row(stage, 1) for stage in schedule.stages] if every_stage else _grouped(schedule.stages),
+        ("stage", "theorem", ">calls", "formula", ">paper", ">floor", ">FLOP", ">moved", ">outputs"),
+        _rows(schedule, every_stage=every_stage),
     )
 
 
-def _grouped(stages: Iterable[StagePlan]) -> list[tuple[str, ...]]:
-    """One row for all stages that differ by name only, in order of first appearance."""
-    groups: dict[StagePlan, list[str]] = {}
-    for stage in stages:
-        groups.setdefault(dataclasses.replace(stage, name=""), []).append(stage.name)
-    return [_row(dataclasses.replace(stage, name=names[0]), len(names)) for stage, names in groups.items()]
+def _paper_text(schedule: Schedule) -> str:
+    """What the paper's own construction takes, and how it compares with ours; or which stage it does not cover."""
+    calls = program_claim(schedule).paper_calls
+    if calls is None:
+        missing = next(claim.stage for claim in stage_claims(schedule) if claim.paper is None)
+        return f"the paper has no construction for the mask of {missing}"
+    return f"{calls}, {calls / schedule.formula_calls:.1f} times ours"
 
 
-def _row(stage: StagePlan, times: int) -> tuple[str, ...]:
+def _rows(schedule: Schedule, *, every_stage: bool) -> list[tuple[str, ...]]:
+    """One row for every stage, or for all stages that differ by name only, in order of first appearance."""
+    groups: dict[tuple[StagePlan, StageClaim, str], list[str]] = {}
+    for stage, claim in zip(schedule.stages, stage_claims(schedule), strict=True):
+        same = dataclasses.replace(stage, name=""), dataclasses.replace(claim, stage="")
+        groups.setdefault((*same, stage.name if every_stage else ""), []).append(stage.name)
+    rows = groups.items()
+    return [_row(dataclasses.replace(stage, name=names[0]), claim, len(names)) for (stage, claim, _), names in rows]
+
+
+def _row(stage: StagePlan, claim: StageClaim, times: int) -> tuple[str, ...]:
     return (
         stage.name if times == 1 else f"{stage.name} ... ({times} alike)",
-        stage.kind,
+        claim.theorem,
         str(stage.calls) if times == 1 else f"{times} x {stage.calls}",
         stage.formula.text,
+        "-" if claim.paper is None else str(claim.paper.calls),
+        str(claim.floor.calls),
         count_text(stage.flops * times),
         size_text(stage.bytes_moved * times),
         size_text(stage.outputs_bytes),
