@@ -23,51 +23,69 @@ SIZES: dict[str, Any] = {
 GROUPED = SIZES | {"num_key_value_heads": 2}
 NO_TOKENS = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
 
+
+def make(model: Any, config: Any, **sizes: Any) -> Callable[[], hf.PreTrainedModel]:
+    return lambda: model(config(**sizes))
+
+
 FAMILIES: dict[str, Callable[[], hf.PreTrainedModel]] = {
-    "Llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**GROUPED)),
-    "Qwen3": lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**GROUPED, head_dim=8)),
-    "Mistral, windowed": lambda: hf.MistralForCausalLM(hf.MistralConfig(**GROUPED, sliding_window=9)),
-    "Gemma 2, softcap": lambda: hf.Gemma2ForCausalLM(
-        hf.Gemma2Config(**GROUPED, head_dim=8, sliding_window=7, attn_logit_softcapping=2.0)
+    "Llama": make(hf.LlamaForCausalLM, hf.LlamaConfig, **GROUPED),
+    "Qwen3": make(hf.Qwen3ForCausalLM, hf.Qwen3Config, **GROUPED, head_dim=8),
+    "Mistral, windowed": make(hf.MistralForCausalLM, hf.MistralConfig, **GROUPED, sliding_window=9),
+    "Gemma 2, softcap": make(
+        hf.Gemma2ForCausalLM, hf.Gemma2Config, **GROUPED, head_dim=8, sliding_window=7, attn_logit_softcapping=2.0
     ),
-    "Gemma 3, windowed and full": lambda: hf.Gemma3ForCausalLM(
-        hf.Gemma3TextConfig(
-            **GROUPED, head_dim=8, sliding_window=8, layer_types=["sliding_attention", "full_attention"]
-        )
+    "Gemma 3, windowed and full": make(
+        hf.Gemma3ForCausalLM,
+        hf.Gemma3TextConfig,
+        **GROUPED,
+        head_dim=8,
+        sliding_window=8,
+        layer_types=["sliding_attention", "full_attention"],
     ),
-    "SmolLM3, without RoPE": lambda: hf.SmolLM3ForCausalLM(
-        hf.SmolLM3Config(**GROUPED, **NO_TOKENS, no_rope_layers=[1, 0])
+    "SmolLM3, without RoPE": make(
+        hf.SmolLM3ForCausalLM, hf.SmolLM3Config, **GROUPED, **NO_TOKENS, no_rope_layers=[1, 0]
     ),
-    "GPT-2": lambda: hf.GPT2LMHeadModel(
-        hf.GPT2Config(vocab_size=67, n_embd=32, n_layer=2, n_head=4, n_positions=128, **NO_TOKENS)
+    "GPT-2": make(
+        hf.GPT2LMHeadModel, hf.GPT2Config, vocab_size=67, n_embd=32, n_layer=2, n_head=4, n_positions=128, **NO_TOKENS
     ),
-    "OPT": lambda: hf.OPTForCausalLM(
-        hf.OPTConfig(
-            vocab_size=67,
-            hidden_size=32,
-            ffn_dim=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=128,
-            word_embed_proj_dim=32,
-            **NO_TOKENS,
-        )
+    "OPT": make(
+        hf.OPTForCausalLM,
+        hf.OPTConfig,
+        vocab_size=67,
+        hidden_size=32,
+        ffn_dim=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        word_embed_proj_dim=32,
+        **NO_TOKENS,
     ),
-    "Falcon": lambda: hf.FalconForCausalLM(
-        hf.FalconConfig(vocab_size=67, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+    "Falcon": make(
+        hf.FalconForCausalLM,
+        hf.FalconConfig,
+        vocab_size=67,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
     ),
-    "BERT": lambda: hf.BertModel(hf.BertConfig(**SIZES, max_position_embeddings=128)),
-    "BERT, masked language model": lambda: hf.BertForMaskedLM(hf.BertConfig(**SIZES, max_position_embeddings=128)),
-    "ALBERT, shared layers": lambda: hf.AlbertModel(
-        hf.AlbertConfig(**SIZES, embedding_size=16, max_position_embeddings=128)
+    "BERT": make(hf.BertModel, hf.BertConfig, **SIZES, max_position_embeddings=128),
+    "BERT, masked language model": make(hf.BertForMaskedLM, hf.BertConfig, **SIZES, max_position_embeddings=128),
+    "ALBERT, shared layers": make(
+        hf.AlbertModel, hf.AlbertConfig, **SIZES, embedding_size=16, max_position_embeddings=128
     ),
-    "ModernBERT, symmetric window": lambda: hf.ModernBertModel(
-        hf.ModernBertConfig(
-            **SIZES, local_attention=16, global_attn_every_n_layers=2, cls_token_id=None, sep_token_id=None, **NO_TOKENS
-        )
+    "ModernBERT, symmetric window": make(
+        hf.ModernBertModel,
+        hf.ModernBertConfig,
+        **SIZES,
+        **NO_TOKENS,
+        local_attention=16,
+        global_attn_every_n_layers=2,
+        cls_token_id=None,
+        sep_token_id=None,
     ),
-    "T5 encoder, bucketed bias": lambda: hf.T5EncoderModel(
-        hf.T5Config(vocab_size=67, d_model=32, d_ff=48, num_layers=2, num_heads=4, d_kv=8)
+    "T5 encoder, bucketed bias": make(
+        hf.T5EncoderModel, hf.T5Config, vocab_size=67, d_model=32, d_ff=48, num_layers=2, num_heads=4, d_kv=8
     ),
 }
 
