@@ -15,6 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from twoheads.compiler.impose_attention import with_band
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.masks import parse_mask
 
@@ -97,6 +98,22 @@ def attention_op(
 ) -> Tensor:
     """Eager form of :func:`attention`; ``mask`` is bool or additive, broadcastable to ``[1, heads, n, n]``."""
     additive = _additive(mask, bias, query.dtype)
+    with with_band() as band:
+        if band is not None:
+            length = query.shape[2]
+            additive = _additive(additive, band(0, length, length).to(query.dtype), query.dtype)
+        return _attend(query, key, value, additive, sinks, scale, softcap)
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    additive: Tensor | None,
+    sinks: Tensor | None,
+    scale: float,
+    softcap: float,
+) -> Tensor:
     if softcap == 0 and sinks is None and not _plain.get():
         grouped = query.shape[1] != key.shape[1]
         return torch.nn.functional.scaled_dot_product_attention(

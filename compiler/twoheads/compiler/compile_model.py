@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
 from torch import Tensor, nn
 
+from twoheads.compiler.apply_policy import apply_policy
 from twoheads.compiler.capture import Captured, capture
 from twoheads.compiler.check_tokenwise import check_tokenwise
 from twoheads.compiler.compiled_model import CompiledModel
@@ -18,6 +20,7 @@ from twoheads.compiler.lower_tile import Lowered, lower_tile
 from twoheads.compiler.partition import Partition, Region, partition
 from twoheads.compiler.sources import LoadedSource, load_source
 from twoheads.graphs.errors import CompileError
+from twoheads.graphs.policy import Policy, parse_policy
 from twoheads.graphs.program import Program
 
 __all__ = ["LOWERINGS", "compile_model", "plan_model"]
@@ -42,6 +45,7 @@ def compile_model(
     key_tile: int | None = None,
     lowering: str = "auto",
     dtype: str = "float32",
+    attention: str = "full",
     progress: Progress | None = None,
 ) -> CompiledModel:
     """Compiles a model for fixed-shape engines of ``block_size`` tokens; any input length runs afterwards.
@@ -53,6 +57,8 @@ def compile_model(
         key_tile: Tokens of a key tile, a multiple of ``block_size``; equal to it by default.
         lowering: ``tile``, or ``auto`` to let the compiler choose.
         dtype: Of weights and activations; ``float32``.
+        attention: ``full``, or by name an approximation such as ``window:1024+sinks:4``; see
+            :mod:`twoheads.graphs.policy`.
         progress: Told the name of each phase.
 
     Raises:
@@ -60,10 +66,11 @@ def compile_model(
     """
     tell = progress or (lambda _phase: None)
     tile = _check_options(block_size, key_tile, lowering, dtype)
+    policy = parse_policy(attention)
     tell("loading the model")
     loaded = load_source(source, example_inputs=example_inputs)
     tell("capturing its graph")
-    captured, parts = _capture_and_partition(loaded)
+    captured, parts, imposed = _capture_and_partition(loaded, policy)
     tell("checking that regions are token-wise")
     check_tokenwise(captured.graph, captured.program, _unique_regions(parts))
     tell("lowering to a block program")
@@ -77,6 +84,7 @@ def compile_model(
         tokenizer_json=loaded.tokenizer_json,
         lowering="tile",
         dtype=dtype,
+        approximations=(str(policy),) if imposed else (),
     )
 
 
@@ -88,6 +96,7 @@ def plan_model(
     key_tile: int | None = None,
     lowering: str = "auto",
     dtype: str = "float32",
+    attention: str = "full",
     progress: Progress | None = None,
 ) -> Program:
     """The block program that :func:`compile_model` would make, from the model's configuration alone.
@@ -96,10 +105,11 @@ def plan_model(
     """
     tell = progress or (lambda _phase: None)
     tile = _check_options(block_size, key_tile, lowering, dtype)
+    policy = parse_policy(attention)
     tell("reading the configuration")
     loaded = load_source(source, example_inputs=example_inputs, weights=False)
     tell("capturing its graph")
-    captured, parts = _capture_and_partition(loaded)
+    captured, parts, _ = _capture_and_partition(loaded, policy)
     return _lower(loaded, captured, parts, block_size, tile).program
 
 
@@ -116,13 +126,15 @@ def _check_options(block_size: int, key_tile: int | None, lowering: str, dtype: 
     return tile
 
 
-def _capture_and_partition(loaded: LoadedSource) -> tuple[Captured, Partition]:
+def _capture_and_partition(loaded: LoadedSource, policy: Policy) -> tuple[Captured, Partition, bool]:
+    """The captured model under ``policy``, its parts, and whether the policy changed anything."""
     began = time.perf_counter()
-    captured = capture(loaded)
+    original = capture(loaded)
+    captured = replace(original, graph=apply_policy(original.graph, policy))
     parts = partition(captured.graph)
     logger.info("captured and partitioned %s in %.2f s", loaded.identity.name, time.perf_counter() - began)
     logger.debug("%s", captured.graph)
-    return captured, parts
+    return captured, parts, captured.graph is not original.graph
 
 
 def _unique_regions(parts: Partition) -> list[Region]:

@@ -26,6 +26,7 @@ class CompiledModel:
         tokenizer_json: A `tokenizers` file's contents, or ``None``.
         lowering: How attention was lowered.
         dtype: Of weights and activations.
+        approximations: Policies that the user imposed and that changed the model; empty for an exact one.
     """
 
     program: Program
@@ -35,3 +36,4 @@ class CompiledModel:
     tokenizer_json: bytes | None
     lowering: str
     dtype: str
+    approximations: tuple[str, ...] = ()

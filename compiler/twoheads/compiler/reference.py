@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from twoheads.compiler.attention_op import plain_attention
+from twoheads.compiler.impose_attention import Imposition, impose, imposed_band, with_band
 from twoheads.graphs.errors import CompileError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["run_original"]
 
 PLAIN = "twoheads_plain"
+FUSED = "twoheads_fused"
 BAND_BYTES = 256 << 20
 """Scores of one band of query rows of the plain attention, at most."""
 
@@ -35,9 +37,20 @@ longer input (and every fixed-shape engine) uses, so a floor measured with them 
 
 @torch.no_grad()
 def run_original(
-    source: LoadedSource, tokens: Tensor, positions: Tensor | None, implementation: str
+    source: LoadedSource,
+    tokens: Tensor,
+    positions: Tensor | None,
+    implementation: str,
+    imposition: Imposition | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """See :meth:`LoadedSource.hidden_and_logits`."""
+    with impose(imposition):
+        return _run(source, tokens, positions, implementation, imposed=imposition is not None)
+
+
+def _run(
+    source: LoadedSource, tokens: Tensor, positions: Tensor | None, implementation: str, *, imposed: bool
+) -> tuple[Tensor, Tensor | None]:
     if not source.hugging_face:
         if implementation == "plain":
             with sdpa_kernel(SDPBackend.MATH), plain_attention():
@@ -45,7 +58,7 @@ def run_original(
         return _run_module(source, tokens, positions)
     if implementation == "plain":
         tokens = tokens.expand(-(-ROWS // tokens.shape[1]), *tokens.shape[1:])
-    with _attention(source.module, implementation):
+    with _attention(source.module, implementation, imposed=imposed):
         return _run_hugging_face(source, tokens, positions)
 
 
@@ -82,17 +95,21 @@ def _run_hugging_face(source: LoadedSource, tokens: Tensor, positions: Tensor | 
 
 
 @contextmanager
-def _attention(module: torch.nn.Module, implementation: str) -> Generator[None]:
+def _attention(module: torch.nn.Module, implementation: str, *, imposed: bool) -> Generator[None]:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask
 
     AttentionInterface.register(PLAIN, _plain_attention)
     AttentionMaskInterface.register(PLAIN, eager_mask)
+    AttentionInterface.register(FUSED, _fused_attention)
+    AttentionMaskInterface.register(FUSED, eager_mask)
     model = cast("Any", module)
     previous = model.config._attn_implementation
     try:
         if implementation == "plain":
             model.set_attn_implementation(PLAIN)
+        elif imposed:
+            model.set_attn_implementation(FUSED)
         else:
             try:
                 model.set_attn_implementation("sdpa")
@@ -124,6 +141,7 @@ def _plain_attention(
     length, heads = query.shape[2], query.shape[1]
     band = max(1, BAND_BYTES // (4 * heads * length))
     out = query.new_empty((query.shape[0], length, heads, value.shape[-1]))
+    imposed = imposed_band()
     for start in range(0, length, band):
         rows = slice(start, min(start + band, length))
         scores = torch.matmul(query[:, :, rows], keys.transpose(2, 3)) * scale
@@ -136,10 +154,52 @@ def _plain_attention(
         elif causal:
             hidden = torch.arange(length)[None, :] > torch.arange(rows.start, rows.stop)[:, None]
             scores = scores.masked_fill(hidden, float("-inf"))
+        if imposed is not None:
+            scores = scores + imposed(rows.start, rows.stop, length)
         if s_aux is not None:
             column = s_aux.reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
             probabilities = torch.cat([scores, column], -1).softmax(-1)[..., :-1]
         else:
             probabilities = scores.softmax(-1)
         out[:, rows] = torch.matmul(probabilities, values).transpose(1, 2)
+    return out, None
+
+
+def _fused_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Torch's fused attention over bands of query rows, with the imposed terms added to its mask.
+
+    Where there is no fused form (softcap, learned sinks, a bias) the plain one, with the scale applied to the queries.
+    """
+    scale = float(scaling) if scaling is not None else float(query.shape[-1]) ** -0.5
+    if any(others.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
+        return _plain_attention(
+            module, query * scale, key, value, attention_mask, scaling=1.0, is_causal=is_causal, **others
+        )
+    causal = attention_mask is None and bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    length, groups = query.shape[2], query.shape[1] // key.shape[1]
+    keys, values = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    out = query.new_empty((query.shape[0], length, query.shape[1], value.shape[-1]))
+    band = max(1, BAND_BYTES // (4 * length))
+    with with_band() as imposed:
+        for start in range(0, length, band):
+            stop = min(start + band, length)
+            mask = torch.zeros((stop - start, length)) if imposed is None else imposed(start, stop, length)
+            if attention_mask is not None:
+                mask = mask + attention_mask[:, :, start:stop]
+            elif causal:
+                ahead = torch.arange(length)[None, :] > torch.arange(start, stop)[:, None]
+                mask = mask.masked_fill(ahead, float("-inf"))
+            part = torch.nn.functional.scaled_dot_product_attention(
+                query[:, :, start:stop], keys, values, attn_mask=mask, scale=scale
+            )
+            out[:, start:stop] = part.transpose(1, 2)
     return out, None

@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from twoheads.compiler.impose_attention import Imposition
 from twoheads.graphs.bundle_format import SourceIdentity
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.program import Pooling
@@ -71,7 +72,11 @@ class LoadedSource:
     tokenizer_json: bytes | None
 
     def hidden_and_logits(
-        self, tokens: Tensor, positions: Tensor | None = None, implementation: str = "fused"
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        implementation: str = "fused",
+        imposition: Imposition | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Runs the original over a whole sequence.
 
@@ -79,13 +84,14 @@ class LoadedSource:
             tokens: int64 ``[1, n]``, or features ``[1, n, width]`` of a module that takes them.
             positions: int64 ``[p]``: where logits are wanted; everywhere by default.
             implementation: ``fused`` (torch's own attention kernels) or ``plain`` (matrix products and a softmax).
+            imposition: Terms added to the scores of each attention, e.g. to hide keys; for one run.
 
         Returns:
             Last hidden states ``[n, width]`` and logits ``[p, classes]`` (``None`` without a head).
         """
         from twoheads.compiler.reference import run_original
 
-        return run_original(self, tokens, positions, implementation)
+        return run_original(self, tokens, positions, implementation, imposition)
 
 
 def load_source(

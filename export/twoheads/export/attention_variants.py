@@ -33,7 +33,8 @@ def _has_full_tile(mask: Mask, program: Program) -> bool:
     """Whether a query block of the program sees all of some key tile.
 
     Masks are made of distances and positions, so that what can happen happens within the first blocks or around the
-    numbers that the mask's text names.
+    numbers that the mask's text names. The last block of an input may have a single query: it sees a tile in full
+    that a whole block of queries would not (a window of 17 keys over blocks of 16).
     """
     block, tile = program.block_size, program.key_tile
     near = {0, *(int(number) // block for number in re.findall(r"\d+", str(mask)))}
@@ -44,5 +45,6 @@ def _has_full_tile(mask: Mask, program: Program) -> bool:
         segment.full
         for at in sorted(samples)
         if at >= 0
-        for segment in row_segments(mask, at, block_size=block, key_tile=tile, length=length)
+        for end in (at * block + 1, length)
+        for segment in row_segments(mask, at, block_size=block, key_tile=tile, length=end)
     )

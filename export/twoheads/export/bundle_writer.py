@@ -94,7 +94,7 @@ def _write_content(compiled: CompiledModel, folder: Path, target: Path, progress
         key_tile=program.key_tile,
         lowering=compiled.lowering,
         dtype=compiled.dtype,
-        approximations=(),
+        approximations=compiled.approximations,
         weights=entries,
         files=_files(folder, weights),
     )

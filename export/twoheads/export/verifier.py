@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from twoheads.export.approximation import ApproximationError, approximation_error, imposition
 from twoheads.export.noise_floor import Comparator, Comparison, Floor, noise_floor
 from twoheads.export.progress import Progress, silent
 from twoheads.export.verify_input import logits_positions, verify_input
@@ -22,6 +23,7 @@ from twoheads.runtime import LoadedBundle, Report, load
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from twoheads.compiler.impose_attention import Imposition
     from twoheads.compiler.sources import LoadedSource
 
 __all__ = ["VerifyReport", "verify"]
@@ -44,9 +46,12 @@ class VerifyReport:
         positions_checked: Positions of the logits, else of the hidden states.
         engine_calls: Counted in the run of the last output. formula_calls: By the closed formula.
         seconds: Wall time of ``original`` (fused attention), ``original_plain``, and ``ours``, of the last output.
-        approximations: That the bundle was compiled with.
+        approximations: That the bundle was compiled with. Where there is one, all numbers above compare with the
+            original *under the same mask*: they tell whether the compilation is exact.
+        approximate: How far that is from the original as it is; ``None`` for an exact bundle.
         warnings: Of the run.
-        passed: Every comparison passed, and in every run the counted calls were the formula's.
+        passed: Every comparison passed, and in every run the counted calls were the formula's. It says nothing about
+            ``approximate``.
     """
 
     length: int
@@ -65,6 +70,7 @@ class VerifyReport:
     formula_calls: int
     seconds: dict[str, float]
     approximations: tuple[str, ...]
+    approximate: ApproximationError | None
     warnings: tuple[str, ...]
     passed: bool
 
@@ -80,6 +86,7 @@ class _Original:
     embedding: Array | None
     embedding_floor: Floor | None
     seconds: dict[str, float]
+    approximate: ApproximationError | None
 
 
 def verify(
@@ -146,9 +153,15 @@ def _run_original(
     pooling = original.pooling
     progress("run the original, fused attention")
     hidden, logits, fused_seconds = _evaluate(original, given, positions, "fused")
+    approximate = None
+    if bundle.manifest.approximations:
+        progress("run the original, the bundle's mask")
+        exact = (hidden, logits)
+        hidden, logits, fused_seconds = _evaluate(original, given, positions, "fused", imposition(bundle))
+        approximate = approximation_error(*exact, hidden, logits)
     embedding = None if pooling is None else _pooled(hidden, pooling)
     progress("run the original, plain attention")
-    plain_hidden, plain_logits, plain_seconds = _evaluate(original, given, positions, "plain")
+    plain_hidden, plain_logits, plain_seconds = _evaluate(original, given, positions, "plain", imposition(bundle))
     heads = (logits is None, embedding is None)
     if heads != (bundle.program.logits is None, bundle.program.pooling is None) or len(hidden) != len(given):
         raise InternalError(f"the original of {bundle.program.name} gives other outputs than its bundle")
@@ -162,6 +175,7 @@ def _run_original(
             None if embedding is None or pooling is None else noise_floor(embedding, _pooled(plain_hidden, pooling))
         ),
         seconds={"original": fused_seconds, "original_plain": plain_seconds},
+        approximate=approximate,
     )
 
 
@@ -179,7 +193,11 @@ def check_same_source(compiled: SourceIdentity, found: SourceIdentity, bundle: s
 
 
 def _evaluate(
-    original: LoadedSource, given: npt.NDArray[Any], positions: npt.NDArray[np.int64] | None, implementation: str
+    original: LoadedSource,
+    given: npt.NDArray[Any],
+    positions: npt.NDArray[np.int64] | None,
+    implementation: str,
+    imposed: Imposition | None = None,
 ) -> tuple[Array, Array | None, float]:
     import torch
 
@@ -188,6 +206,7 @@ def _evaluate(
         torch.from_numpy(np.ascontiguousarray(given))[None],
         None if positions is None else torch.from_numpy(positions),
         implementation,
+        imposed,
     )
     seconds = time.perf_counter() - start
     return _array(hidden), None if logits is None else _array(logits), seconds
@@ -224,7 +243,7 @@ def _run_ours(
     if original.embedding is not None and original.embedding_floor is not None:
         embedding = Comparator(original.embedding, original.embedding_floor)
         runs.append(_run(bundle, given, "embedding", None, embedding, progress))
-    return _verdict(bundle, hidden, logits, embedding, runs, original.seconds)
+    return _verdict(bundle, hidden, logits, embedding, runs, original)
 
 
 def _run(
@@ -257,7 +276,7 @@ def _verdict(
     logits: Comparator | None,
     embedding: Comparator | None,
     runs: list[Report],
-    seconds: dict[str, float],
+    original: _Original,
 ) -> VerifyReport:
     compared = {"hidden": hidden, "logits": logits, "embedding": embedding}
     results = {name: comparator.result() for name, comparator in compared.items() if comparator is not None}
@@ -279,8 +298,9 @@ def _verdict(
         positions_checked=results.get("logits", results["hidden"]).positions,
         engine_calls=last.engine_calls,
         formula_calls=last.formula_calls,
-        seconds={**seconds, "ours": last.seconds},
+        seconds={**original.seconds, "ours": last.seconds},
         approximations=bundle.manifest.approximations,
+        approximate=original.approximate,
         warnings=last.warnings,
         passed=counted and all(result.passed for result in results.values()),
     )

@@ -8,10 +8,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from twoheads.graphs.bundle_format import Manifest
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.program import Input, Program, Value
 
-__all__ = ["check_output", "input_arrays", "resolve_positions", "split_inputs", "trained_length_warning"]
+__all__ = [
+    "approximation_warning",
+    "check_output",
+    "input_arrays",
+    "resolve_positions",
+    "split_inputs",
+    "trained_length_warning",
+]
 
 
 def split_inputs(tokens: Any) -> tuple[list[Any], bool]:
@@ -96,6 +104,16 @@ def resolve_positions(positions: Sequence[int] | npt.NDArray[Any], length: int) 
         raise InputError("positions", f"{at} is outside of an input of {length} tokens", f"give 0 to {length - 1}")
     whole = array.astype(np.int64)
     return np.where(whole < 0, whole + length, whole)
+
+
+def approximation_warning(manifest: Manifest) -> str | None:
+    """What to tell the user about a bundle that is not exact."""
+    if not manifest.approximations:
+        return None
+    return (
+        f"approximate: compiled with --attention {', '.join(manifest.approximations)}; what the model would have seen "
+        "beyond that is missing or estimated"
+    )
 
 
 def trained_length_warning(program: Program, length: int) -> str | None:

@@ -22,6 +22,7 @@ from twoheads.runtime.engine_pool import EnginePool
 from twoheads.runtime.executor import compute, prepare
 from twoheads.runtime.head import Sink
 from twoheads.runtime.inputs import (
+    approximation_warning,
     check_output,
     input_arrays,
     resolve_positions,
@@ -181,11 +182,11 @@ class LoadedBundle:
         return Result(array, output, self._report(run, seconds, prepared, notes))
 
     def _warn(self, length: int) -> tuple[str, ...]:
-        note = trained_length_warning(self.program, length)
-        if note is None:
-            return ()
-        warnings.warn(note, stacklevel=4)
-        return (note,)
+        notes = (approximation_warning(self.manifest), trained_length_warning(self.program, length))
+        told = tuple(note for note in notes if note is not None)
+        for note in told:
+            warnings.warn(note, stacklevel=4)
+        return told
 
     def _report(self, run: RunState, seconds: float, prepared: float, notes: tuple[str, ...]) -> Report:
         schedule = run.schedule

@@ -11,6 +11,7 @@ from twoheads.export.cli.console import print_facts, print_json, seconds_text, s
 from twoheads.export.cli.progress import PhaseProgress
 from twoheads.graphs.bundle_format import Manifest
 from twoheads.graphs.errors import InputError
+from twoheads.graphs.policy import parse_policy
 from twoheads.graphs.program import Program
 from twoheads.runtime.bundle_reader import read_bundle
 
@@ -26,6 +27,7 @@ def command(
     key_tile: options.KeyTile = None,
     lowering: options.LoweringOption = options.Lowering.AUTO,
     dtype: options.DtypeOption = options.Dtype.FLOAT32,
+    attention: options.Attention = "full",
     force: Annotated[bool, typer.Option("--force", help="Replace BUNDLE if it exists.")] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -38,6 +40,8 @@ def command(
     if output.exists() and not force:
         raise InputError(str(output), "exists already", "name another place, or replace it with --force")
 
+    parse_policy(attention)  # a wrong policy is told before the model is loaded
+
     from twoheads.compiler import compile_model
     from twoheads.export import write_bundle
 
@@ -49,6 +53,7 @@ def command(
             key_tile=key_tile,
             lowering=lowering.value,
             dtype=dtype.value,
+            attention=attention,
             progress=progress,
         )
         write_bundle(compiled, output, overwrite=force, progress=progress)
@@ -69,6 +74,7 @@ def _report(path: Path, manifest: Manifest, program: Program, seconds: float, *,
                 "key_tile": manifest.key_tile,
                 "lowering": manifest.lowering,
                 "dtype": manifest.dtype,
+                "approximations": list(manifest.approximations),
                 "engines": len(program.engines),
                 "stages": len(program.body) + len(program.head),
                 "files": len(manifest.files) + 1,
@@ -83,6 +89,7 @@ def _report(path: Path, manifest: Manifest, program: Program, seconds: float, *,
             ("source", f"{manifest.source.name} ({manifest.source.architecture})"),
             ("blocks", f"{manifest.block_size} tokens, key tiles of {manifest.key_tile}"),
             ("engines", f"{len(program.engines)} for {len(program.body) + len(program.head)} stages"),
+            ("approximations", ", ".join(manifest.approximations) or "none: exact to rounding"),
             ("size", f"{size_text(size)} in {len(manifest.files) + 1} files"),
             ("time", seconds_text(seconds)),
             ("next", f"twoheads run {path} --text FILE -o OUT.npz"),

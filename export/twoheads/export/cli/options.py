@@ -8,6 +8,7 @@ import typer
 
 __all__ = [
     "BLOCK_SIZE",
+    "Attention",
     "BlockSize",
     "Bundle",
     "Dtype",
@@ -60,6 +61,14 @@ KeyTile = Annotated[
     typer.Option("--key-tile", metavar="K", help="Keys of one attention call, a multiple of M; chosen if not given."),
 ]
 LoweringOption = Annotated[Lowering, typer.Option("--lowering", help="How attention is lowered.")]
+Attention = Annotated[
+    str,
+    typer.Option(
+        "--attention",
+        metavar="POLICY",
+        help="full (as the model is), or an approximation: window:1024, window:1024+sinks:4.",
+    ),
+]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Number format of weights and activations.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 Text = Annotated[Path | None, typer.Option("--text", metavar="FILE", help="The input as UTF-8 text.")]

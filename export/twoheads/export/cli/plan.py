@@ -10,6 +10,7 @@ from twoheads.export.cli import arguments, options
 from twoheads.export.cli.console import count_text, print_facts, print_json, print_table, size_text
 from twoheads.export.cli.progress import PhaseProgress
 from twoheads.graphs.errors import InputError
+from twoheads.graphs.policy import parse_policy
 from twoheads.graphs.program import Program
 from twoheads.graphs.schedule import Schedule, StagePlan, make_schedule
 from twoheads.graphs.theorems import LOWER_BOUND, StageClaim, program_claim, stage_claims
@@ -34,6 +35,7 @@ def command(
     key_tile: Annotated[
         int | None, typer.Option("--key-tile", metavar="K", help="For a SOURCE: keys of one attention call.")
     ] = None,
+    attention: options.Attention = "full",
     every_stage: Annotated[
         bool, typer.Option("--stages", help="One line for every stage, not one for all that are alike.")
     ] = False,
@@ -47,7 +49,7 @@ def command(
     Example: twoheads plan smollm2.bundle --length 100000
     """
     arguments.require_path(subject, "a model or a bundle")
-    program = _program(subject, block_size, key_tile)
+    program = _program(subject, block_size, key_tile, attention)
     rows = None if positions is None else int(arguments.parse_positions(positions, length).size)
     wanted = output.value if output else None
     schedule = make_schedule(program, length, output=wanted, positions=rows, workers=threads or available_threads())
@@ -57,18 +59,19 @@ def command(
     _print_schedule(schedule, every_stage=every_stage)
 
 
-def _program(subject: Path, block_size: int | None, key_tile: int | None) -> Program:
+def _program(subject: Path, block_size: int | None, key_tile: int | None, attention: str) -> Program:
     """The program of a bundle as it is, or that of a source as it would be compiled."""
     if arguments.is_bundle(subject):
-        if block_size is not None or key_tile is not None:
-            problem = "is a bundle, whose block size and key tile are fixed"
-            raise InputError(str(subject), problem, "leave --block-size and --key-tile out, or give the source")
+        if block_size is not None or key_tile is not None or not parse_policy(attention).exact:
+            problem = "is a bundle, whose block size, key tile and attention are fixed"
+            fix = "leave --block-size, --key-tile and --attention out, or give the source"
+            raise InputError(str(subject), problem, fix)
         return read_bundle(subject, check="size").program
     from twoheads.compiler import plan_model
 
     with PhaseProgress() as progress:
         size = options.BLOCK_SIZE if block_size is None else block_size
-        return plan_model(subject, block_size=size, key_tile=key_tile, progress=progress)
+        return plan_model(subject, block_size=size, key_tile=key_tile, attention=attention, progress=progress)
 
 
 def schedule_to_json(schedule: Schedule) -> dict[str, Any]:

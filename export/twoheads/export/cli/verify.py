@@ -81,6 +81,17 @@ def _print_report(report: "VerifyReport") -> None:
             ("same best token", "no logits" if agreement is None else f"at {agreement:.2%} of the checked positions"),
             ("time", ", ".join(f"{name} {seconds_text(spent)}" for name, spent in report.seconds.items())),
             ("approximations", ", ".join(report.approximations) or "none"),
-            ("verdict", "passed" if report.passed else "NOT PASSED"),
+            ("verdict", _verdict(report)),
         )
+    )
+
+
+def _verdict(report: "VerifyReport") -> str:
+    error = report.approximate
+    if error is None:
+        return "passed" if report.passed else "NOT PASSED"
+    same = "" if error.top1_agreement is None else f", the same best token at {error.top1_agreement:.2%}"
+    distance = f"hidden states {error.hidden_relative:.3g} (relative), {error.hidden_max_abs:.3g} at most{same}"
+    return f"approximate: {distance}, against the original as it is; against the original under the same mask: " + (
+        "passed" if report.passed else "NOT PASSED"
     )
