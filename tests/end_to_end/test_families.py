@@ -69,6 +69,16 @@ FAMILIES: dict[str, Callable[[], hf.PreTrainedModel]] = {
         num_hidden_layers=2,
         num_attention_heads=4,
     ),
+    "Mixtral, experts": make(hf.MixtralForCausalLM, hf.MixtralConfig, **GROUPED, num_local_experts=4),
+    "Qwen3-MoE, experts": make(
+        hf.Qwen3MoeForCausalLM,
+        hf.Qwen3MoeConfig,
+        **GROUPED,
+        head_dim=8,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+    ),
     "BERT": make(hf.BertModel, hf.BertConfig, **SIZES, max_position_embeddings=128),
     "BERT, masked language model": make(hf.BertForMaskedLM, hf.BertConfig, **SIZES, max_position_embeddings=128),
     "ALBERT, shared layers": make(

@@ -147,8 +147,9 @@ def _export(source: LoadedSource) -> ExportedProgram:
     if source.hugging_face:
         register_hooks()
         model = cast("Any", source.module)
-        previous = model.config._attn_implementation
+        previous = model.config._attn_implementation, model.config._experts_implementation
         model.set_attn_implementation(CAPTURE)
+        model.set_experts_implementation(CAPTURE)
     try:
         with torch.no_grad():
             return _functional(torch.export.export(wrapper, (examples,), dynamic_shapes=(dynamic,), strict=False))
@@ -163,7 +164,8 @@ def _export(source: LoadedSource) -> ExportedProgram:
         ) from error
     finally:
         if previous is not None:
-            cast("Any", source.module).set_attn_implementation(previous)
+            cast("Any", source.module).set_attn_implementation(previous[0])
+            cast("Any", source.module).set_experts_implementation(previous[1])
 
 
 def _functional(exported: ExportedProgram) -> ExportedProgram:

@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.moe import ExpertsInterface
 
 from twoheads.compiler.attention_op import attention_op, mask_op
 from twoheads.graphs.errors import CompileError
@@ -30,6 +31,7 @@ def register_hooks() -> None:
     """Registers the capture functions with transformers; may be called again."""
     AttentionInterface.register(CAPTURE, _attention)
     AttentionMaskInterface.register(CAPTURE, _symbolic_mask)
+    ExpertsInterface.register(CAPTURE, _dense_experts)
 
 
 def _symbolic_mask(
@@ -73,6 +75,36 @@ def _attention(
     scale = float(scaling) if scaling is not None else float(query.shape[-1]) ** -0.5
     out = attention_op(query, key, value, attention_mask, position_bias, s_aux, scale, float(softcap or 0.0))
     return out.transpose(1, 2), None
+
+
+def _dense_experts(module: Any, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """Transformers' experts interface: every expert on every token, weighted by its routing weight, mostly 0.
+
+    The library sorts tokens by expert, which mixes them and makes shapes depend on data; this is the same sum, token by
+    token, at the cost of all experts.
+
+    Args:
+        module: Holds the stacked weights of all experts.
+        hidden: ``[tokens, width]``.
+        top_k_index, top_k_weights: The chosen experts of each token and their weights, ``[tokens, k]``.
+    """
+    total = torch.zeros_like(hidden)
+    for expert in range(int(module.num_experts)):
+        first = "gate_up_proj" if module.has_gate else "up_proj"
+        inner = _expert_linear(module, first, expert, hidden)
+        inner = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
+        outer = _expert_linear(module, "down_proj", expert, inner)
+        if module.has_post_expert_norm:
+            outer = module.post_expert_norm(outer)
+        share = (top_k_weights * (top_k_index == expert)).sum(-1, keepdim=True)
+        total = total + outer * share
+    return total.to(hidden.dtype)
+
+
+def _expert_linear(module: Any, name: str, expert: int, x: Tensor) -> Tensor:
+    weight = getattr(module, name)[expert]
+    weight = weight.mT if module.is_transposed else weight
+    return torch.nn.functional.linear(x, weight, getattr(module, f"{name}_bias")[expert] if module.has_bias else None)
 
 
 def mask_from_closure(function: MaskFunction) -> Mask:
