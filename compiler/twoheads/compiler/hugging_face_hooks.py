@@ -86,7 +86,8 @@ def _dense_experts(module: Any, hidden: Tensor, top_k_index: Tensor, top_k_weigh
     Args:
         module: Holds the stacked weights of all experts.
         hidden: ``[tokens, width]``.
-        top_k_index, top_k_weights: The chosen experts of each token and their weights, ``[tokens, k]``.
+        top_k_index: The chosen experts of each token, ``[tokens, k]``.
+        top_k_weights: Their weights, ``[tokens, k]``.
     """
     total = torch.zeros_like(hidden)
     for expert in range(int(module.num_experts)):
