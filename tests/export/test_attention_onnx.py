@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from twoheads.export.attention_onnx import attention_model
 from twoheads.graphs.errors import CompileError, InternalError
 from twoheads.graphs.program import AttentionEngine
+from twoheads.runtime.merge import attention
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -217,6 +218,27 @@ def test_ports_are_the_declared_ones_and_operators_are_standard(dtype: str, vari
         assert shapes == [(port.name, port.shape) for port in ports]
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 20)]
     assert all(node.domain == "" for node in model.graph.node)
+
+
+@pytest.mark.parametrize("variant", AttentionEngine.PACKED_VARIANTS)
+def test_packed_engines_are_attention_without_a_mask_input(variant: str) -> None:
+    model = attention_model(PLAIN, variant)
+    onnx.checker.check_model(model, full_check=True)
+    inputs, (out,) = PLAIN.ports(variant)
+    assert [value.name for value in model.graph.input] == [port.name for port in inputs] == ["q", "k", "v"]
+    rng = np.random.default_rng(8)
+    arrays = {port.name: rng.standard_normal(port.shape).astype(np.float32) for port in inputs}
+    got = np.asarray(session(PLAIN, variant).run(["out"], arrays)[0])
+    mask = "causal" if variant == "packed_causal" else "full"
+    exact, _ = attention(*(array.astype(np.float64) for array in arrays.values()), mask=mask, scale=PLAIN.scale)
+    assert got.shape == out.shape
+    assert_close(got, exact, TOLERANCE["float32"])
+
+
+def test_engines_whose_scores_are_bent_have_no_packed_form() -> None:
+    for change in ({"softcap": 5.0}, {"dtype": "float16"}, {"scale": -1.0}):
+        with pytest.raises(InternalError, match="no variant"):
+            attention_model(replace(PLAIN, **change), "packed")
 
 
 def test_no_scale_means_no_multiplication() -> None:

@@ -58,7 +58,7 @@ def test_the_manifest_lists_every_file_with_its_hash(tmp_path: Path) -> None:
     assert manifest.format_version == 1
     assert manifest.producer.startswith("twoheads ")
     assert {name for name in listed if name.startswith("engines/attend")} == {
-        f"engines/attend.{variant}.onnx" for variant in AttentionEngine.VARIANTS
+        f"engines/attend.{variant}.onnx" for variant in (*AttentionEngine.VARIANTS, "packed_causal")
     }
     assert from_json(Program, json.loads((bundle / "program.json").read_text())) == hand_made().program
     assert (bundle / "tokenizer" / "tokenizer.json").read_bytes() == b'{"version": "1.0"}'
@@ -201,16 +201,19 @@ def variants(mask: str, *, sinks: str | None = None, bias: RelativeBias | None =
 
 def test_only_the_variants_that_can_be_called_are_written() -> None:
     every = set(AttentionEngine.VARIANTS)
-    masked = {"masked", "masked_merge"}
-    assert variants("causal") == every
-    assert variants("full") == every
-    assert variants("causal & window(15, 0)") == masked
+    masked, packed = {"masked", "masked_merge"}, {"packed_causal"}
+    assert variants("causal") == every | packed
+    assert variants("full") == every | {"packed"}
+    assert variants("causal & window(15, 0)") == masked | packed
     # A last block of one query, 16 keys after its tile's first, sees that tile in full.
-    assert variants("causal & window(16, 0)") == every
-    assert variants("causal & window(31, 0)") == every
-    assert variants("causal & (window(3, 0) | sinks(5))") == masked
-    assert variants("causal & (window(3, 0) | sinks(16))") == every
-    assert variants("causal & chunk(4096)") == every
+    assert variants("causal & window(16, 0)") == every | packed
+    assert variants("causal & window(31, 0)") == every | packed
+    assert variants("causal & (window(3, 0) | sinks(5))") == masked | packed
+    assert variants("causal & (window(3, 0) | sinks(16))") == every | packed
+    assert variants("causal & chunk(4096)") == every | packed
+    assert variants("causal | sinks(1)") == every | packed, "the first key is causal anyway"
+    assert variants("causal | sinks(20)") == every | {"packed"}, "requests of at most 8 tokens"
+    assert variants("window(0, 0)") == masked
     assert variants("causal", sinks="layers.0.in") == {"full_merge", "masked_merge"}
     assert variants("causal", bias=RelativeBias("layers.0.in", None)) == masked
 

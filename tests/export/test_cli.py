@@ -336,6 +336,38 @@ def test_run_takes_tokens_as_it_takes_text(cli, bundle, text, tmp_path):
         )
 
 
+def test_run_takes_every_line_as_an_input_of_its_own(cli, bundle, tmp_path):
+    text, out = tmp_path / "in.txt", tmp_path / "o.npz"
+    lines = ["the cat sat", "a mat", "the red dog run to", WORDS, "the sea"]
+    text.write_text("\n\n".join(lines), encoding="utf-8")
+    ran = cli("run", bundle, "--text", text, "--lines", "-o", out, "--output", "last", "--json")
+    assert ran.code == 0, ran.err
+    packed = np.load(out)["logits"]
+    assert packed.shape == (5, 16)
+    assert ran.json["requests"] == 5
+    assert [run["requests"] for run in ran.json["runs"]] == [4, 1], "the long line runs alone"
+    assert ran.json["engine_calls"] == ran.json["formula_calls"] == sum(r["engine_calls"] for r in ran.json["runs"])
+    off = cli("run", bundle, "--text", text, "--lines", "-o", out, "--output", "last", "--pack", "off", "--json")
+    assert [run["requests"] for run in off.json["runs"]] == [1] * 5
+    np.testing.assert_allclose(np.load(out)["logits"], packed, rtol=0, atol=1e-5)
+    assert off.json["engine_calls"] > ran.json["engine_calls"]
+    for line, row in zip(lines, packed, strict=True):
+        text.write_text(line, encoding="utf-8")
+        cli("run", bundle, "--text", text, "-o", out, "--output", "last")
+        np.testing.assert_allclose(np.load(out)["logits"][0], row, rtol=0, atol=1e-5)
+    shown = cli("run", bundle, "--text", text, "--lines", "-o", out, "--output", "last").out
+    assert "one row a line" in shown
+    assert "packed" in shown
+
+
+def test_run_refuses_lines_that_make_no_sense(cli, bundle, text, tmp_path):
+    out = tmp_path / "o.npz"
+    assert "--output last" in cli("run", bundle, "--text", text, "--lines", "-o", out).refused()
+    np.save(tmp_path / "t.npy", np.ones(5, np.int64))
+    cli("run", bundle, "--tokens", tmp_path / "t.npy", "--lines", "-o", out, "--output", "last").refused()
+    assert not out.exists()
+
+
 def test_run_beyond_the_trained_length_warns_and_runs(cli, bundle, tmp_path):
     np.save(tmp_path / "t.npy", np.ones(65, np.int64))
     ran = cli("run", bundle, "--tokens", tmp_path / "t.npy", "-o", tmp_path / "o.npz", "--json")

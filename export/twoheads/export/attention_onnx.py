@@ -15,14 +15,17 @@ scalar operation on them an inner loop of length 1.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from twoheads.graphs.errors import CompileError, InternalError
 from twoheads.graphs.program import AttentionEngine, Port
+from twoheads.graphs.request_codes import code_length
 
 __all__ = ["IR_VERSION", "OPSET", "attention_model"]
 
@@ -66,6 +69,11 @@ class _Graph:
             self.constants[name] = numpy_helper.from_array(array, name)
         return name
 
+    def array(self, name: str, array: npt.NDArray[np.int64]) -> str:
+        """A constant array under a name of its own."""
+        self.constants[name] = numpy_helper.from_array(array, name)
+        return name
+
     def reshape(self, value: str, *shape: int, output: str = "") -> str:
         """Another view of ``value``; free inside of the graph, a copy where it is the graph's output."""
         return self.node("Reshape", value, self.constant(list(shape)), output=output)
@@ -80,7 +88,7 @@ def attention_model(engine: AttentionEngine, variant: str) -> onnx.ModelProto:
 
     Args:
         engine: The attention's geometry.
-        variant: One of :attr:`AttentionEngine.VARIANTS`.
+        variant: One of :attr:`AttentionEngine.VARIANTS` or, where ``engine.packs``, ``PACKED_VARIANTS``.
 
     Returns:
         A model of standard operators with static shapes. Scores and ``lse`` are float32 whatever ``engine.dtype`` is.
@@ -91,6 +99,9 @@ def attention_model(engine: AttentionEngine, variant: str) -> onnx.ModelProto:
     """
     _check(engine, variant)
     graph = _Graph()
+    if variant in AttentionEngine.PACKED_VARIANTS:
+        _rename(graph, {_packed(graph, engine, causal=variant == "packed_causal"): "out"})
+        return _model(graph, engine, variant)
     scores = _scores(graph, engine, masked=variant.startswith("masked"))
     if variant.startswith("masked"):
         out, lse = _softmax_masked(graph, engine, scores)
@@ -102,6 +113,10 @@ def attention_model(engine: AttentionEngine, variant: str) -> onnx.ModelProto:
         out = graph.node("Cast", out, to=_DTYPES[engine.dtype])
     # Results are named by renaming the last node: an extra Identity would be an extra copy.
     _rename(graph, {out: "out", lse: "lse"})
+    return _model(graph, engine, variant)
+
+
+def _model(graph: _Graph, engine: AttentionEngine, variant: str) -> onnx.ModelProto:
     inputs, outputs = engine.ports(variant)
     proto = helper.make_graph(
         graph.nodes,
@@ -116,7 +131,7 @@ def attention_model(engine: AttentionEngine, variant: str) -> onnx.ModelProto:
 
 
 def _check(engine: AttentionEngine, variant: str) -> None:
-    if variant not in AttentionEngine.VARIANTS:
+    if variant not in AttentionEngine.VARIANTS + (AttentionEngine.PACKED_VARIANTS if engine.packs else ()):
         raise InternalError(f"engine {engine.name}: no variant {variant!r}")
     if engine.q_num_heads % engine.kv_num_heads:
         raise InternalError(
@@ -188,6 +203,24 @@ def _softmax_masked(graph: _Graph, engine: AttentionEngine, scores: str) -> tupl
     lse = graph.node("Add", largest, graph.node("Log", graph.node("Div", alive, graph.row_max(weights))))
     out = graph.node("Mul", _weighted_values(graph, engine, weights), graph.reshape(alive, *shape, 1))
     return out, graph.reshape(lse, *shape)
+
+
+def _packed(graph: _Graph, engine: AttentionEngine, *, causal: bool) -> str:
+    """``out`` of a block over itself, whose queries and keys carry the codes of Theorem 4.2 as further columns.
+
+    The triangle of a causal engine is a comparison of two constant vectors, which a backend computes once.
+    """
+    block = engine.block_size
+    wide = replace(engine, head_dim=engine.head_dim + code_length(block), key_tile=block)
+    scores = _scores(graph, wide, masked=False)
+    if causal:
+        at = np.arange(block, dtype=np.int64)
+        rows = np.tile(at, engine.q_num_heads // engine.kv_num_heads)[:, None]
+        later = graph.node("Less", graph.array("query_positions", rows), graph.array("key_positions", at))
+        scores = graph.node("Where", later, graph.constant(DEAD), scores)
+    # A score of another request would be a weight of 0 by way of denormal numbers, which are slow; see REACH.
+    floor = graph.node("Sub", graph.reshape(graph.row_max(scores), engine.kv_num_heads, -1, 1), graph.constant(REACH))
+    return _weighted_values(graph, wide, graph.node("Softmax", graph.node("Max", scores, floor), axis=-1))
 
 
 def _weighted_values(graph: _Graph, engine: AttentionEngine, weights: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from twoheads.graphs.masks import Mask
+from twoheads.graphs.packing import longest_packable, packed_variant
 from twoheads.graphs.program import AttentionEngine, AttentionStage, Program
 from twoheads.graphs.tiles import row_segments
 
@@ -15,9 +16,11 @@ def used_variants(program: Program, engine: AttentionEngine) -> tuple[str, ...]:
     """The variants of ``engine`` that some stage may call at some length, in the order of ``VARIANTS``.
 
     A bias needs a mask for every tile; learned sinks are the partial result that the first tile is merged with; a
-    narrow window never has a full tile. A variant too many costs a few kilobytes, so a doubt is a yes.
+    narrow window never has a full tile. A variant too many costs a few kilobytes, so a doubt is a yes. The packed ones
+    follow where the program can pack requests at all.
     """
     used: set[str] = set()
+    longest = longest_packable(program)
     for stage in program.body:
         if isinstance(stage, AttentionStage) and stage.engine == engine.name:
             kinds = ["masked"]
@@ -26,7 +29,9 @@ def used_variants(program: Program, engine: AttentionEngine) -> tuple[str, ...]:
             used.update(f"{kind}_merge" for kind in kinds)
             if stage.sinks is None:
                 used.update(kinds)
-    return tuple(variant for variant in AttentionEngine.VARIANTS if variant in used)
+            if longest:
+                used.add(packed_variant(stage.mask, longest) or "")
+    return tuple(variant for variant in AttentionEngine.VARIANTS + AttentionEngine.PACKED_VARIANTS if variant in used)
 
 
 def _has_full_tile(mask: Mask, program: Program) -> bool:

@@ -19,6 +19,7 @@ import numpy as np
 
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.masks import Mask
+from twoheads.graphs.request_codes import code_length
 
 __all__ = [
     "TOKENS",
@@ -117,6 +118,10 @@ class AttentionEngine:
     ``prev_out``, ``prev_lse`` and returns the merged one: ``merge_state`` fused into the engine, so that rows need no
     arithmetic on the host.
 
+    Where :attr:`packs`, there may be two more for many short requests in one block (Theorem 4.2), ``packed`` and
+    ``packed_causal``: attention of a block over itself that takes no mask and gives ``out`` only, its queries and keys
+    ``code_length(block_size)`` columns wider.
+
     Attributes:
         name: Unique in the program.
         q_num_heads, kv_num_heads: Query heads and key/value heads; the latter divide the former.
@@ -141,9 +146,12 @@ class AttentionEngine:
     dtype: str
 
     VARIANTS = ("full", "masked", "full_merge", "masked_merge")
+    PACKED_VARIANTS = ("packed", "packed_causal")
 
     def ports(self, variant: str) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
         """The inputs and outputs of one variant's ONNX file."""
+        if variant in self.PACKED_VARIANTS:
+            return self._packed_ports()
         q = Port("q", self.dtype, (1, self.q_num_heads, self.block_size, self.head_dim))
         k = Port("k", self.dtype, (1, self.kv_num_heads, self.key_tile, self.head_dim))
         v = Port("v", self.dtype, (1, self.kv_num_heads, self.key_tile, self.v_head_dim))
@@ -154,6 +162,19 @@ class AttentionEngine:
         if variant.endswith("_merge"):
             inputs += [Port("prev_out", self.dtype, out_shape), Port("prev_lse", "float32", out_shape[:3])]
         return tuple(inputs), (Port("out", self.dtype, out_shape), Port("lse", "float32", out_shape[:3]))
+
+    def _packed_ports(self) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+        width = self.head_dim + code_length(self.block_size)
+        return (
+            Port("q", self.dtype, (1, self.q_num_heads, self.block_size, width)),
+            Port("k", self.dtype, (1, self.kv_num_heads, self.block_size, width)),
+            Port("v", self.dtype, (1, self.kv_num_heads, self.block_size, self.v_head_dim)),
+        ), (Port("out", self.dtype, (1, self.q_num_heads, self.block_size, self.v_head_dim)),)
+
+    @property
+    def packs(self) -> bool:
+        """Whether codes can keep requests apart: nothing flattens the scores or is added to them by head."""
+        return self.dtype == "float32" and self.scale > 0 and not self.softcap and self.mask_heads == 1
 
     @property
     def flops(self) -> int:

@@ -88,6 +88,10 @@ class EnginePool:
                 self._open[name, variant] = handle
         return handle
 
+    def holds(self, name: str, variant: str) -> bool:
+        """Whether the bundle has variant ``variant`` of the attention engine ``name``."""
+        return self._bundle.has(self._bundle.engine_file(name, variant))
+
     def prepare_attention(self, name: str) -> None:
         """Opens every variant of ``name`` that the bundle holds."""
         for variant in AttentionEngine.VARIANTS:

@@ -13,6 +13,7 @@ from twoheads.graphs.errors import InternalError
 from twoheads.graphs.program import AttentionStage, Stage, TokenwiseStage
 from twoheads.runtime.attention_stage import run_attention
 from twoheads.runtime.head import Sink, run_head
+from twoheads.runtime.packed_stage import prepare_packed, run_packed_attention
 from twoheads.runtime.pooling import pool
 from twoheads.runtime.run_state import RunState
 from twoheads.runtime.tokenwise_stage import run_tokenwise
@@ -27,7 +28,9 @@ def prepare(run: RunState) -> float:
     stages = [stage for stage in (*run.program.body, *run.program.head) if stage.name in needed]
 
     def open_engine(stage: Stage) -> None:
-        if isinstance(stage, AttentionStage):
+        if isinstance(stage, AttentionStage) and run.packing is not None:
+            prepare_packed(run, stage)
+        elif isinstance(stage, AttentionStage):
             run.engines.prepare_attention(stage.engine)
         else:
             run.engines.tokenwise(stage)
@@ -85,11 +88,15 @@ def _run_stage(run: RunState, stage: Stage) -> None:
     stores = [run.stores.allocate(value) for value in outputs]
     if isinstance(stage, TokenwiseStage):
         run_tokenwise(run, stage)
+    elif run.packing is not None:
+        run_packed_attention(run, stage, run.packing)
     else:
         run_attention(run, stage)
     run.rounds += 1
     for store in stores:
         store.zero_padding()
+        for block, used in enumerate(run.packing.used if run.packing is not None else ()):
+            store.zero_rows(block, used)
     run.stores.release(run.schedule.release_after.get(stage.name, ()))
     run.counters[stage.name].seconds = time.perf_counter() - began
 

@@ -32,7 +32,10 @@ class Report:
     """One run. ``twoheads.graphs.json_codec.to_json`` turns it into JSON.
 
     Attributes:
-        length: Tokens of the input. block_size: ``M``. blocks: ``ceil(length / block_size)``.
+        requests: Inputs of the run: 1, or as many as were packed into its blocks (they share one report).
+        length: Tokens of the input, or of all of them together.
+        block_size: ``M``.
+        blocks: ``ceil(length / block_size)``, or the blocks into which the requests were packed.
         output: What was computed.
         engine_calls: Counted while running. formula_calls: The closed formula's number; equal, or something is wrong.
         rounds: Rounds of calls that depended on each other, counted while running; ``O(L)``, whatever the length.
@@ -46,6 +49,7 @@ class Report:
         warnings: What the user should know, e.g. a length beyond the trained context.
     """
 
+    requests: int
     length: int
     block_size: int
     blocks: int

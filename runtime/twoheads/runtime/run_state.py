@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from twoheads.graphs.packing import Packing
 from twoheads.graphs.program import AttentionStage, Program
 from twoheads.graphs.schedule import Schedule
 from twoheads.graphs.tiles import Segment
@@ -63,14 +64,18 @@ class RunState:
         schedule: Its expansion for the input.
         engines: Open engines.
         crew: The workers.
+        packing: The requests that share the run's blocks; ``None`` for one input.
     """
 
-    def __init__(self, program: Program, schedule: Schedule, engines: EnginePool, crew: Crew) -> None:
+    def __init__(
+        self, program: Program, schedule: Schedule, engines: EnginePool, crew: Crew, packing: Packing | None = None
+    ) -> None:
         self.program = program
         self.schedule = schedule
         self.engines = engines
         self.backend = engines.backend
         self.crew = crew
+        self.packing = packing
         attentions = [stage for stage in program.body if isinstance(stage, AttentionStage)]
         self.stores = Stores(
             length=schedule.length,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -13,6 +15,7 @@ import numpy.typing as npt
 
 from twoheads.graphs.bundle_format import Manifest
 from twoheads.graphs.errors import InputError
+from twoheads.graphs.packing import Packing, packed_schedule
 from twoheads.graphs.program import Program
 from twoheads.graphs.schedule import Schedule, make_schedule
 from twoheads.runtime.backend import open_backend
@@ -29,6 +32,8 @@ from twoheads.runtime.inputs import (
     split_inputs,
     trained_length_warning,
 )
+from twoheads.runtime.packed_run import Request, compute_packed, head_rows, packed_groups
+from twoheads.runtime.packed_stage import ScoresBeyondCodesError
 from twoheads.runtime.peak_memory import peak_memory
 from twoheads.runtime.report import Report, Result
 from twoheads.runtime.run_state import RunState
@@ -36,6 +41,8 @@ from twoheads.runtime.tokenizer import Tokenizer
 from twoheads.runtime.weights import Weights
 
 __all__ = ["LoadedBundle", "Progress", "load"]
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called with the engine calls done so far and all of them, in the thread that called ``run``."""
@@ -117,6 +124,7 @@ class LoadedBundle:
         positions: Sequence[int] | npt.NDArray[Any] | None = None,
         sink: Sink | None = None,
         progress: Progress | None = None,
+        pack: str = "auto",
     ) -> Result: ...
 
     @overload
@@ -127,6 +135,7 @@ class LoadedBundle:
         positions: Sequence[int] | npt.NDArray[Any] | None = None,
         sink: Sink | None = None,
         progress: Progress | None = None,
+        pack: str = "auto",
     ) -> list[Result]: ...
 
     def run(
@@ -136,8 +145,12 @@ class LoadedBundle:
         positions: Sequence[int] | npt.NDArray[Any] | None = None,
         sink: Sink | None = None,
         progress: Progress | None = None,
+        pack: str = "auto",
     ) -> Result | list[Result]:
         """Runs one input, or each of a list of inputs of any lengths.
+
+        Of a list, inputs of at most half a block are packed into the blocks of one run, where the bundle holds engines
+        for it: in each attention one call a block, without a mask, serves all of them (Theorem 4.2).
 
         Args:
             tokens: Tokens ``[N]`` or ``[1, N]`` (features ``[N, width]`` or ``[1, N, width]`` where the model takes
@@ -147,6 +160,7 @@ class LoadedBundle:
             positions: Which rows of ``logits`` or ``hidden``, in this order; negative ones count from the end.
             sink: Takes the rows in order as they are computed, instead of an array in memory.
             progress: Called now and then with engine calls done and all engine calls.
+            pack: ``auto``, or ``off`` to run the inputs of a list one after the other.
 
         Raises:
             InputError: The input, the output or a position is not one that the model has.
@@ -155,8 +169,59 @@ class LoadedBundle:
         inputs, several = split_inputs(tokens)
         if several and sink is not None:
             raise InputError("sink", f"can't take {len(inputs)} inputs", "run them one by one")
-        results = [self._run_one(given, output, positions, sink, progress) for given in inputs]
+        if pack not in ("auto", "off"):
+            raise InputError("pack", f"is {pack!r}", "give 'auto' or 'off'")
+        done: dict[int, Result] = {}
+        if several and pack == "auto":
+            done = self._run_packed(inputs, output, positions, progress)
+        results = [
+            done[at] if at in done else self._run_one(given, output, positions, sink, progress)
+            for at, given in enumerate(inputs)
+        ]
         return results if several else results[0]
+
+    def _run_packed(
+        self,
+        inputs: list[Any],
+        output: str | None,
+        positions: Sequence[int] | npt.NDArray[Any] | None,
+        progress: Progress | None,
+    ) -> dict[int, Result]:
+        """The results of those inputs that could be packed, by their place in the list."""
+        output = check_output(self.program, output, positions=positions is not None, sink=False)
+        requests: list[Request] = []
+        for given in inputs:
+            length, arrays = input_arrays(self.program, given)
+            rows = None if positions is None else resolve_positions(positions, length)
+            requests.append(Request(length, arrays, rows))
+        done: dict[int, Result] = {}
+        for members, packing in packed_groups(self.program, self._engines, [request.length for request in requests]):
+            try:
+                results = self._run_group([requests[at] for at in members], packing, output, progress)
+            except ScoresBeyondCodesError as error:
+                logger.info("runs %d inputs one by one: %s", len(members), error)
+            else:
+                done.update(zip(members, results, strict=True))
+        return done
+
+    def _run_group(
+        self, requests: list[Request], packing: Packing, output: str, progress: Progress | None
+    ) -> list[Result]:
+        computed = {"last": "logits", "embedding": "hidden"}.get(output, output)
+        rows = head_rows(requests, output)
+        schedule = packed_schedule(self.program, packing, output=computed, rows=rows, workers=self.threads)
+        notes = self._warn(max(request.length for request in requests))
+        total = schedule.engine_calls
+        with Crew(self.threads, None if progress is None else lambda: progress(run.calls, total)) as crew:
+            run = RunState(self.program, schedule, self._engines, crew, packing)
+            prepared = prepare(run)
+            began = time.perf_counter()
+            arrays = compute_packed(run, requests, output)
+            seconds = time.perf_counter() - began
+        report = replace(
+            self._report(run, seconds, prepared, notes), requests=len(requests), length=packing.tokens, output=output
+        )
+        return [Result(array, output, report) for array in arrays]
 
     def _run_one(
         self,
@@ -191,6 +256,7 @@ class LoadedBundle:
     def _report(self, run: RunState, seconds: float, prepared: float, notes: tuple[str, ...]) -> Report:
         schedule = run.schedule
         return Report(
+            requests=1,
             length=schedule.length,
             block_size=self.program.block_size,
             blocks=schedule.blocks,

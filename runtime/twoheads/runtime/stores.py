@@ -75,6 +75,11 @@ class ValueStore:
         if rest:
             self._tokens(len(self.array) - 1, rest, size)[...] = 0
 
+    def zero_rows(self, block: int, start: int) -> None:
+        """Zeroes block ``block`` from its row ``start`` on."""
+        index: Any = (*(slice(None),) * self.value.token_axis, slice(start, None))
+        self.block(block)[index] = 0
+
     def rows(self) -> npt.NDArray[Any]:
         """A block-major value ``[1, n, width]`` as a view ``[padded tokens, width]``."""
         return self.array.reshape(-1, self.array.shape[-1])

@@ -13,6 +13,7 @@ import typer
 from twoheads.export.cli import arguments, options
 from twoheads.export.cli.console import print_facts, print_json, print_table, print_warning, seconds_text, size_text
 from twoheads.export.cli.progress import CallProgress
+from twoheads.export.cli.run_lines import print_reports, read_lines, reports_to_json, run_lines
 from twoheads.graphs.errors import InputError, InternalError
 from twoheads.graphs.json_codec import to_json
 from twoheads.graphs.program import Program
@@ -33,6 +34,13 @@ class Check(StrEnum):
     SIZE = "size"
 
 
+class Pack(StrEnum):
+    """Whether short inputs share the blocks of one run."""
+
+    AUTO = "auto"
+    OFF = "off"
+
+
 def command(
     bundle: options.Bundle,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT.npz", help="The file to write.")],
@@ -43,6 +51,12 @@ def command(
     report: Annotated[
         Path | None, typer.Option("--report", metavar="R.json", help="Write calls, times and peak memory there.")
     ] = None,
+    lines: Annotated[
+        bool, typer.Option("--lines", help="Every line of the text is an input of its own: one row of output each.")
+    ] = False,
+    pack: Annotated[
+        Pack, typer.Option("--pack", help="auto: short lines share the calls of one run (Theorem 4.2); off: none do.")
+    ] = Pack.AUTO,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Blocks in parallel; all cores if not given.")
     ] = None,
@@ -55,6 +69,9 @@ def command(
 
     The array is named logits, hidden or embedding, in float32. It is streamed: logits larger than the memory are fine.
 
+    With --lines the file has one row for each line of the text; lines of at most half a block are packed into the
+    blocks of one run.
+
     Example: twoheads run smollm2.bundle --text book.txt -o out.npz --output last --report report.json
     """
     read_bundle(bundle, check="size")  # a wrong path is told before anything else
@@ -62,10 +79,17 @@ def command(
     if report is not None:
         arguments.check_output_path(report)
     _check_one_input(text, tokens)
+    if lines and (text is None or positions is not None):
+        raise InputError("--lines", "takes a --text, and no --positions", "leave the other option out")
 
     from twoheads.runtime import load
 
     loaded = load(bundle, threads=threads, check=check.value)
+    if lines and text is not None:
+        wanted = output.value if output else loaded.program.default_output
+        reports = run_lines(loaded, read_lines(text, bundle, loaded), wanted, pack.value, out)
+        _tell_lines(reports, out, report, as_json=as_json)
+        return
     sequence = _read_input(bundle, loaded, text, tokens)
     wanted = output.value if output else loaded.program.default_output
     rows = None if positions is None else _parse_rows(positions, wanted, int(sequence.size))
@@ -73,11 +97,22 @@ def command(
     for warning in done.warnings:
         print_warning(warning)
     if report is not None:
-        _write_report(report, done)
+        _write_report(report, to_json(done))
     if as_json:
         print_json(to_json(done))
     else:
         _print_report(done, out)
+
+
+def _tell_lines(reports: "tuple[Report, ...]", out: Path, path: Path | None, *, as_json: bool) -> None:
+    for warning in dict.fromkeys(warning for report in reports for warning in report.warnings):
+        print_warning(warning)
+    if path is not None:
+        _write_report(path, reports_to_json(reports))
+    if as_json:
+        print_json(reports_to_json(reports))
+    else:
+        print_reports(reports, out)
 
 
 def _check_one_input(text: Path | None, tokens: Path | None) -> None:
@@ -135,10 +170,10 @@ def _width(program: Program, output: str) -> int:
     raise InputError("--output", f"{program.name} gives no {output}", "choose one of those that `inspect` lists")
 
 
-def _write_report(path: Path, report: "Report") -> None:
+def _write_report(path: Path, data: Any) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        temporary.write_text(json.dumps(to_json(report), indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)

@@ -1,0 +1,149 @@
+"""Many short requests in the blocks of one run (Theorem 4.2): who goes where, and what the run then costs.
+
+A packed run is a run of the same program in which no query looks beyond its own block: every attention stage is one
+call a block, of an engine that takes no mask. Codes (:mod:`twoheads.graphs.request_codes`) keep the requests apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+
+from twoheads.graphs.errors import InternalError
+from twoheads.graphs.masks import Causal, Chunk, Full, Mask
+from twoheads.graphs.program import AttentionEngine, AttentionStage, Program, Stage
+from twoheads.graphs.request_codes import code_capacity
+from twoheads.graphs.schedule import Schedule, make_schedule
+
+__all__ = ["Packing", "Slot", "longest_packable", "pack", "packed_schedule", "packed_variant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where a request lies: ``length`` tokens from row ``start`` of block ``block``; ``code`` numbers it there."""
+
+    block: int
+    start: int
+    length: int
+    code: int
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """Requests packed into blocks.
+
+    Attributes:
+        block_size: ``M``, tokens of a block.
+        slots: One for each request, in the requests' order.
+        used: For each block, its rows that belong to requests; padding follows.
+    """
+
+    block_size: int
+    slots: tuple[Slot, ...]
+    used: tuple[int, ...]
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of the run."""
+        return len(self.used)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all requests, without padding."""
+        return sum(self.used)
+
+
+def pack(lengths: Sequence[int], block_size: int) -> Packing:
+    """Packs requests into blocks, longest first, each into the first block with room and a free code.
+
+    Raises:
+        InternalError: A request is empty or longer than a block.
+    """
+    capacity = code_capacity(block_size)
+    used: list[int] = []
+    count: list[int] = []
+    slots: dict[int, Slot] = {}
+    for request in sorted(range(len(lengths)), key=lambda at: (-lengths[at], at)):
+        length = lengths[request]
+        if not 0 < length <= block_size:
+            raise InternalError(f"a request of {length} tokens in a block of {block_size}")
+        fitting = (at for at in range(len(used)) if used[at] + length <= block_size and count[at] < capacity)
+        block = next(fitting, len(used))
+        if block == len(used):
+            used.append(0)
+            count.append(0)
+        slots[request] = Slot(block, used[block], length, count[block])
+        used[block] += length
+        count[block] += 1
+    return Packing(block_size, tuple(slots[request] for request in range(len(lengths))), tuple(used))
+
+
+@lru_cache(maxsize=256)
+def packed_variant(mask: Mask, length: int) -> str | None:
+    """The packed engine for requests of up to ``length`` tokens under ``mask``; ``None`` unless it is all or causal.
+
+    A window that is no shorter than the requests, or a chunk, does not restrict them.
+    """
+    at = np.arange(length, dtype=np.int64)
+    shape = (length, length)
+    visible = np.broadcast_to(mask.dense(at[:, None], at[None, :]), shape)
+    if visible.all():
+        return "packed"
+    return "packed_causal" if bool((visible == np.tri(length, dtype=np.bool_)).all()) else None
+
+
+@lru_cache(maxsize=16)
+def longest_packable(program: Program) -> int:
+    """The longest request that packed engines compute exactly, in tokens, 2 to half a block; 0 if there is none.
+
+    Half a block is where packing ends to pay: at least two requests then share a block.
+
+    Codes are columns of the scores, so a softcap would flatten them; a bias by distance or a learned sink needs a row
+    of its own in the scores. Such models run one by one.
+    """
+    stages = [stage for stage in program.body if isinstance(stage, AttentionStage)]
+    if not stages or not all(_takes_codes(program, stage) for stage in stages):
+        return 0
+    masks = {stage.mask for stage in stages}
+    fits, beyond = 0, program.block_size // 2 + 1
+    while beyond - fits > 1:
+        middle = (fits + beyond) // 2
+        if all(packed_variant(mask, middle) is not None for mask in masks):
+            fits = middle
+        else:
+            beyond = middle
+    return fits if fits > 1 else 0
+
+
+def _takes_codes(program: Program, stage: AttentionStage) -> bool:
+    engine = program.engine(stage.engine)
+    return isinstance(engine, AttentionEngine) and engine.packs and stage.bias is None and stage.sinks is None
+
+
+def packed_schedule(
+    program: Program, packing: Packing, *, output: str, rows: int | None = None, workers: int = 2
+) -> Schedule:
+    """The schedule of a packed run: one call a block in every stage.
+
+    Args:
+        program: What runs.
+        packing: The requests.
+        output: ``hidden`` or ``embedding``, or ``logits`` (also for the last position's).
+        rows: Rows of logits over all requests.
+        workers: Engine calls that run at the same time, for the workspace.
+    """
+    longest = longest_packable(program)
+    body = tuple(_alone(stage, packing.block_size, longest) for stage in program.body)
+    alone = replace(program, body=body, max_length=None)
+    return make_schedule(alone, packing.blocks * packing.block_size, output=output, positions=rows, workers=workers)
+
+
+def _alone(stage: Stage, block_size: int, longest: int) -> Stage:
+    """``stage`` with a mask that keeps each block to itself."""
+    if not isinstance(stage, AttentionStage):
+        return stage
+    inner = Full() if packed_variant(stage.mask, longest) == "packed" else Causal()
+    return replace(stage, mask=Chunk(block_size) & inner)
