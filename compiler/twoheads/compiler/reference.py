@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from twoheads.compiler.attention_op import plain_attention
-from twoheads.compiler.impose_attention import Imposition, impose, imposed_band, with_band
+from twoheads.compiler.impose_attention import Band, Imposition, impose, imposed_band, with_band
 from twoheads.graphs.errors import CompileError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ __all__ = ["run_original"]
 
 PLAIN = "twoheads_plain"
 FUSED = "twoheads_fused"
-BAND_BYTES = 256 << 20
+BAND_BYTES = 64 << 20
 """Scores of one band of query rows of the plain attention, at most."""
 
 ROWS = 32
@@ -144,25 +144,42 @@ def _plain_attention(
     imposed = imposed_band()
     for start in range(0, length, band):
         rows = slice(start, min(start + band, length))
-        scores = torch.matmul(query[:, :, rows], keys.transpose(2, 3)) * scale
+        additive = _band_mask(attention_mask, causal, imposed, rows, length)
+        seen = slice(0, length) if additive is None else _seen_keys(additive)
+        scores = torch.matmul(query[:, :, rows], keys[:, :, seen].transpose(2, 3)) * scale
         if softcap:
             scores = torch.tanh(scores / softcap) * softcap
         if position_bias is not None:
-            scores = scores + position_bias[:, :, rows]
-        if attention_mask is not None:
-            scores = scores + attention_mask[:, :, rows]
-        elif causal:
-            hidden = torch.arange(length)[None, :] > torch.arange(rows.start, rows.stop)[:, None]
-            scores = scores.masked_fill(hidden, float("-inf"))
-        if imposed is not None:
-            scores = scores + imposed(rows.start, rows.stop, length)
+            scores = scores + position_bias[:, :, rows, seen]
+        if additive is not None:
+            scores = scores + additive[..., seen]
         if s_aux is not None:
             column = s_aux.reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
             probabilities = torch.cat([scores, column], -1).softmax(-1)[..., :-1]
         else:
             probabilities = scores.softmax(-1)
-        out[:, rows] = torch.matmul(probabilities, values).transpose(1, 2)
+        out[:, rows] = torch.matmul(probabilities, values[:, :, seen]).transpose(1, 2)
     return out, None
+
+
+def _band_mask(
+    attention_mask: Tensor | None, causal: bool, imposed: Band | None, rows: slice, length: int
+) -> Tensor | None:
+    """Everything that is added to the scores of a band of rows to hide keys, ``[.., rows, length]``."""
+    additive = None if attention_mask is None else attention_mask[:, :, rows]
+    if causal:
+        ahead = torch.arange(length)[None, :] > torch.arange(rows.start, rows.stop)[:, None]
+        additive = torch.zeros(ahead.shape).masked_fill(ahead, float("-inf"))
+    if imposed is None:
+        return additive
+    term = imposed(rows.start, rows.stop, length)
+    return term if additive is None else additive + term
+
+
+def _seen_keys(additive: Tensor) -> slice:
+    """The range of keys that some row sees; the others weigh exactly 0, and there is no need to compute that."""
+    seen = torch.nonzero((additive > torch.finfo(additive.dtype).min).flatten(0, -2).any(0)).flatten()
+    return slice(int(seen[0]), int(seen[-1]) + 1) if seen.numel() else slice(0, additive.shape[-1])
 
 
 def _fused_attention(
