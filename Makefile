@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format typecheck pytest wheel models evaluate clean distclean
+.PHONY: help demo test lint format typecheck pytest wheel models evaluate theorems clean distclean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ models: $(MODELS)/smollm2/.complete $(MODELS)/minilm/.complete ## Fetch the real
 
 evaluate: $(VENV)/.installed $(MODELS)/smollm2/.complete $(MODELS)/minilm/.complete $(MODELS)/gemma3/.complete ## Measure real models over many lengths (an hour or more); writes docs/evaluation.md
 	$(BIN)/python -m tools.evaluate
+
+theorems: $(VENV)/.installed $(MODELS)/minilm/.complete ## Count the calls of every theorem on small models (minutes); writes docs/theorems.md
+	$(BIN)/python -m tools.theorems
 
 clean: ## Remove what builds, tests and the demo leave behind
 	rm -rf build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
