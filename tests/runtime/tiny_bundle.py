@@ -253,7 +253,7 @@ def write_tiny(path: Path, tiny: Tiny, *, program: Program | None = None, tokeni
             stage = next(stage for stage in stages if stage.engine == engine.name)
             model = _tokenwise_model(tiny, engine, [entries[name] for name in stage.weights])
             files[f"engines/{engine.name}.onnx"] = model.SerializeToString()
-        else:
+        elif isinstance(engine, AttentionEngine):
             for variant in AttentionEngine.VARIANTS + (AttentionEngine.PACKED_VARIANTS if engine.packs else ()):
                 files[f"engines/{engine.name}.{variant}.onnx"] = _attention_bytes(engine, variant)
     for name, content in files.items():

@@ -16,6 +16,7 @@ from twoheads.compiler.capture import Captured, capture
 from twoheads.compiler.check_tokenwise import check_tokenwise
 from twoheads.compiler.compiled_model import CompiledModel
 from twoheads.compiler.find_position_limit import find_position_limit
+from twoheads.compiler.lower_stock import lower_stock
 from twoheads.compiler.lower_tile import Lowered, lower_tile
 from twoheads.compiler.partition import Partition, Region, partition
 from twoheads.compiler.sources import LoadedSource, load_source
@@ -27,7 +28,7 @@ __all__ = ["LOWERINGS", "compile_model", "plan_model"]
 
 logger = logging.getLogger(__name__)
 
-LOWERINGS = ("auto", "tile")
+LOWERINGS = ("auto", "tile", "stock")
 DTYPES = ("float32",)
 
 Progress: TypeAlias = Callable[[str], None]
@@ -55,7 +56,7 @@ def compile_model(
         example_inputs: For any other torch module: its tensor arguments by position or name, each ``[1, tokens, ...]``.
         block_size: Tokens of a query block: a multiple of 8 from 16 to 4096.
         key_tile: Tokens of a key tile, a multiple of ``block_size``; equal to it by default.
-        lowering: ``tile``, or ``auto`` to let the compiler choose.
+        lowering: ``tile``, ``stock`` (softmax attention and nothing else), or ``auto`` to let the compiler choose.
         dtype: Of weights and activations; ``float32``.
         attention: ``full``, or by name an approximation such as ``window:1024+sinks:4``; see
             :mod:`twoheads.graphs.policy`.
@@ -74,7 +75,7 @@ def compile_model(
     tell("checking that regions are token-wise")
     check_tokenwise(captured.graph, captured.program, _unique_regions(parts))
     tell("lowering to a block program")
-    lowered = _lower(loaded, captured, parts, block_size, tile)
+    lowered = _lower(loaded, captured, parts, block_size, tile, lowering)
     weights = {name: captured.program.weights[name] for name in lowered.program.weights()}
     return CompiledModel(
         program=lowered.program,
@@ -82,7 +83,7 @@ def compile_model(
         weights=weights,
         identity=loaded.identity,
         tokenizer_json=loaded.tokenizer_json,
-        lowering="tile",
+        lowering="tile" if lowering == "auto" else lowering,
         dtype=dtype,
         approximations=(str(policy),) if imposed else (),
     )
@@ -110,7 +111,7 @@ def plan_model(
     loaded = load_source(source, example_inputs=example_inputs, weights=False)
     tell("capturing its graph")
     captured, parts, _ = _capture_and_partition(loaded, policy)
-    return _lower(loaded, captured, parts, block_size, tile).program
+    return _lower(loaded, captured, parts, block_size, tile, lowering).program
 
 
 def _check_options(block_size: int, key_tile: int | None, lowering: str, dtype: str) -> int:
@@ -142,9 +143,11 @@ def _unique_regions(parts: Partition) -> list[Region]:
     return list({region.fingerprint: region for region in regions}.values())
 
 
-def _lower(loaded: LoadedSource, captured: Captured, parts: Partition, block_size: int, key_tile: int) -> Lowered:
+def _lower(
+    loaded: LoadedSource, captured: Captured, parts: Partition, block_size: int, key_tile: int, lowering: str
+) -> Lowered:
     limit = find_position_limit(captured.graph, captured.program)
-    return lower_tile(
+    lowered = lower_tile(
         captured.graph,
         captured.program,
         parts,
@@ -155,3 +158,4 @@ def _lower(loaded: LoadedSource, captured: Captured, parts: Partition, block_siz
         # A learned table is a hard limit, so there is nothing beyond it to warn of.
         trained_length=loaded.trained_length if limit is None else None,
     )
+    return lower_stock(lowered) if lowering == "stock" else lowered

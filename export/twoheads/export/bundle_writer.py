@@ -16,6 +16,8 @@ from twoheads.export.attention_variants import used_variants
 from twoheads.export.engine_files import save_engine
 from twoheads.export.progress import Progress, silent
 from twoheads.export.staging import written_folder
+from twoheads.export.stock_onnx import stock_model
+from twoheads.export.stock_variants import used_stock_variants
 from twoheads.export.weights_file import NamedWeight, total_bytes, write_weights
 from twoheads.graphs.bundle_format import (
     ENGINES,
@@ -30,7 +32,7 @@ from twoheads.graphs.bundle_format import (
 )
 from twoheads.graphs.errors import BundleError, InternalError
 from twoheads.graphs.json_codec import to_json
-from twoheads.graphs.program import AttentionEngine, Program, TokenwiseEngine, TokenwiseStage
+from twoheads.graphs.program import AttentionEngine, Program, StockEngine, TokenwiseEngine, TokenwiseStage
 
 if TYPE_CHECKING:
     import onnx
@@ -123,6 +125,11 @@ def _write_engines(compiled: CompiledModel, folder: Path, entries: dict[str, Wei
             for variant in used_variants(program, engine):
                 file = folder / ENGINES / f"{engine.name}.{variant}.onnx"
                 save_engine(attention_model(engine, variant), file, *engine.ports(variant), {})
+            continue
+        if isinstance(engine, StockEngine):
+            for variant in used_stock_variants(program, engine):
+                file = folder / ENGINES / f"{engine.name}.{variant}.onnx"
+                save_engine(stock_model(engine, variant), file, *engine.ports(variant), {})
             continue
         model = _tokenwise_model(compiled.regions[engine.name], engine)
         bound = _first_weights(program, engine, entries)

@@ -19,7 +19,9 @@ import numpy as np
 
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.masks import Mask
+from twoheads.graphs.port import Port
 from twoheads.graphs.request_codes import code_length
+from twoheads.graphs.stock_engine import StockEngine
 
 __all__ = [
     "TOKENS",
@@ -34,6 +36,7 @@ __all__ = [
     "Program",
     "RelativeBias",
     "Stage",
+    "StockEngine",
     "TokenwiseEngine",
     "TokenwiseStage",
     "Value",
@@ -71,20 +74,6 @@ class Value:
     def nbytes(self, tokens: int) -> int:
         """Bytes of ``tokens`` positions."""
         return prod(self.block_shape(tokens)) * np.dtype(self.dtype).itemsize
-
-
-@dataclass(frozen=True, slots=True)
-class Port:
-    """A fixed-shape input, output or weight of an engine; ``name`` is its name in the engine's ONNX file."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the array."""
-        return prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +171,7 @@ class AttentionEngine:
         return 2 * self.q_num_heads * self.block_size * self.key_tile * (self.head_dim + self.v_head_dim)
 
 
-Engine: TypeAlias = TokenwiseEngine | AttentionEngine
+Engine: TypeAlias = TokenwiseEngine | AttentionEngine | StockEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +221,7 @@ class AttentionStage:
 
     Attributes:
         name: Unique in the program; usually the layer's path in the source model.
-        engine: An :class:`AttentionEngine`.
+        engine: An :class:`AttentionEngine` or :class:`StockEngine`.
         query, key, value: Token values ``[1, heads, n, head_dim]``.
         output: The token value ``[1, q_num_heads, n, v_head_dim]`` that it defines.
         mask: Which keys a query sees.

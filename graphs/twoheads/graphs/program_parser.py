@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_type_hints
 
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.masks import parse_mask
@@ -25,12 +25,13 @@ from twoheads.graphs.program import (
     Program,
     RelativeBias,
     Stage,
+    StockEngine,
     TokenwiseEngine,
     TokenwiseStage,
     Value,
 )
 
-__all__ = ["ATTENTION_FIELDS", "WHOLE", "parse_program"]
+__all__ = ["ENGINE_FORMS", "WHOLE", "engine_fields", "parse_program"]
 
 T = TypeVar("T")
 
@@ -39,19 +40,16 @@ WHOLE = re.compile(r"[+-]?[0-9]+")
 
 _TOKEN = re.compile(r'\s*(?:("(?:[^"\\]|\\.)*")|(->|[%@:,()\[\]=<])|([A-Za-z0-9_.+-]+)|(\S))')
 
-ATTENTION_FIELDS: dict[str, type[int] | type[float] | type[str]] = {
-    "q_num_heads": int,
-    "kv_num_heads": int,
-    "head_dim": int,
-    "v_head_dim": int,
-    "block_size": int,
-    "key_tile": int,
-    "scale": float,
-    "softcap": float,
-    "mask_heads": int,
-    "dtype": str,
+ENGINE_FORMS: dict[str, type[AttentionEngine] | type[StockEngine]] = {
+    "attention": AttentionEngine,
+    "stock": StockEngine,
 }
-"""Fields of an attention engine in the order of its text."""
+"""Engines that a word and their fields describe, e.g. ``attention q_num_heads=9 kv_num_heads=3 ...``."""
+
+
+def engine_fields(form: type[Any]) -> dict[str, type]:
+    """The fields of such an engine and their types, in the order of its text."""
+    return {name: kind for name, kind in get_type_hints(form).items() if name not in ("name", "VARIANTS")}
 
 
 def parse_program(text: str) -> Program:
@@ -278,15 +276,15 @@ class _Statement:
         self.expect("@")
         name = self.name()
         self.expect(":")
-        if self.takes("attention"):
-            readers: dict[type, Callable[[], Any]] = {
-                int: self.whole,
-                float: lambda: self.number(float, "a number"),
-                str: self.name,
-            }
-            return AttentionEngine(
-                name, **{key: self.entry(key, readers[kind]) for key, kind in ATTENTION_FIELDS.items()}
-            )
+        for word, form in ENGINE_FORMS.items():
+            if self.takes(word):
+                readers: dict[type, Callable[[], Any]] = {
+                    int: self.whole,
+                    float: lambda: self.number(float, "a number"),
+                    str: self.name,
+                }
+                fields = engine_fields(form).items()
+                return form(name, **{key: self.entry(key, readers[kind]) for key, kind in fields})
         inputs = self.bracketed(self.port)
         self.expect("->")
         outputs = self.bracketed(self.port)

@@ -27,17 +27,17 @@ import json
 import re
 
 from twoheads.graphs.program import (
-    AttentionEngine,
     AttentionStage,
     Dim,
     Engine,
     Port,
     Program,
     Stage,
+    TokenwiseEngine,
     TokenwiseStage,
     Value,
 )
-from twoheads.graphs.program_parser import ATTENTION_FIELDS, WHOLE, parse_program
+from twoheads.graphs.program_parser import ENGINE_FORMS, WHOLE, engine_fields, parse_program
 
 __all__ = ["parse_program", "print_program"]
 
@@ -87,9 +87,10 @@ def _ports(ports: tuple[Port, ...]) -> str:
 
 def _engine_lines(engine: Engine) -> list[str]:
     start = f"engine @{_name(engine.name)}:"
-    if isinstance(engine, AttentionEngine):
-        fields = ((name, getattr(engine, name)) for name in ATTENTION_FIELDS)
-        return [f"{start} attention " + " ".join(f"{name}={_scalar(value)}" for name, value in fields)]
+    if not isinstance(engine, TokenwiseEngine):
+        word = next(word for word, form in ENGINE_FORMS.items() if isinstance(engine, form))
+        fields = ((name, getattr(engine, name)) for name in engine_fields(type(engine)))
+        return [f"{start} {word} " + " ".join(f"{name}={_scalar(value)}" for name, value in fields)]
     lines = [f"{start} ({_ports(engine.inputs)}) -> ({_ports(engine.outputs)}) flops={engine.flops}"]
     return [*lines, f"    weights {_ports(engine.weights)}"] if engine.weights else lines
 

@@ -15,8 +15,18 @@ import numpy as np
 
 from twoheads.graphs.errors import InputError, InternalError
 from twoheads.graphs.formulas import Formula, attention_formula, symbols
+from twoheads.graphs.maskless_costs import AttentionCosts, stock_costs
 from twoheads.graphs.masks import Mask
-from twoheads.graphs.program import AttentionEngine, AttentionStage, Port, Program, Stage, TokenwiseEngine, Value
+from twoheads.graphs.program import (
+    AttentionEngine,
+    AttentionStage,
+    Port,
+    Program,
+    Stage,
+    StockEngine,
+    TokenwiseEngine,
+    Value,
+)
 from twoheads.graphs.tiles import Segment, row_segments
 
 __all__ = ["PROCESS_BYTES", "MemoryPlan", "Schedule", "StagePlan", "make_schedule"]
@@ -277,21 +287,33 @@ class _Expansion:
 
     def _plan_attention(self, stage: AttentionStage) -> StagePlan:
         engine = self._attention(stage.engine)
+        if isinstance(engine, AttentionEngine):
+            costs = self._tile_costs(stage, engine)
+        else:
+            costs = stock_costs(stage, engine, self.length)
+        return StagePlan(
+            name=stage.name,
+            kind="attention",
+            engine=engine.name,
+            calls=costs.calls,
+            formula=costs.formula,
+            flops=costs.flops,
+            bytes_moved=costs.bytes_moved,
+            outputs_bytes=self.nbytes(stage.output),
+        )
+
+    def _tile_costs(self, stage: AttentionStage, engine: AttentionEngine) -> AttentionCosts:
         sizes = {"block_size": engine.block_size, "key_tile": engine.key_tile, "length": self.length}
         tally = _tally(stage.mask, **sizes)
         masked = tally.tiles if stage.bias else tally.partial
         merges = tally.tiles - (0 if stage.sinks else tally.rows)
         plain = _nbytes(_ports(engine, "full"))
         mask, previous = (_nbytes(_ports(engine, variant)) - plain for variant in ("masked", "full_merge"))
-        return StagePlan(
-            name=stage.name,
-            kind="attention",
-            engine=engine.name,
+        return AttentionCosts(
             calls=tally.tiles,
             formula=attention_formula(stage.mask, **sizes),
             flops=tally.tiles * engine.flops,
             bytes_moved=tally.tiles * plain + masked * mask + merges * previous,
-            outputs_bytes=self.nbytes(stage.output),
         )
 
     def nbytes(self, value: Value) -> int:
@@ -350,9 +372,9 @@ class _Expansion:
             raise InternalError(f"program {self.program.name} has no token-wise engine {name!r}")
         return engine
 
-    def _attention(self, name: str) -> AttentionEngine:
+    def _attention(self, name: str) -> AttentionEngine | StockEngine:
         engine = self.engines.get(name)
-        if not isinstance(engine, AttentionEngine):
+        if not isinstance(engine, AttentionEngine | StockEngine):
             raise InternalError(f"program {self.program.name} has no attention engine {name!r}")
         return engine
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Hashable
 
 from twoheads.graphs.errors import BundleError, InternalError
-from twoheads.graphs.program import AttentionEngine, TokenwiseEngine, TokenwiseStage
+from twoheads.graphs.program import AttentionEngine, StockEngine, TokenwiseEngine, TokenwiseStage
 from twoheads.runtime.backend import Backend, EngineHandle
 from twoheads.runtime.bundle_reader import Bundle
 from twoheads.runtime.weights import Weights
@@ -48,6 +48,11 @@ class EnginePool:
             raise InternalError(f"engine {name} is not attention")
         return engine
 
+    def stock_engine(self, name: str) -> StockEngine | None:
+        """The declaration of the stock attention engine ``name``; ``None`` where that name is of another kind."""
+        engine = self._declared[name]
+        return engine if isinstance(engine, StockEngine) else None
+
     def tokenwise(self, stage: TokenwiseStage) -> EngineHandle:
         """The engine of ``stage``, open, with the stage's weights.
 
@@ -83,7 +88,7 @@ class EnginePool:
                         "is needed for this length, and the bundle does not hold it",
                         "compile the model again",
                     )
-                inputs, outputs = self.attention_engine(name).ports(variant)
+                inputs, outputs = (self.stock_engine(name) or self.attention_engine(name)).ports(variant)
                 handle = self.backend.load_engine(self._bundle.file(file), inputs, outputs, {})
                 self._open[name, variant] = handle
         return handle
@@ -94,6 +99,6 @@ class EnginePool:
 
     def prepare_attention(self, name: str) -> None:
         """Opens every variant of ``name`` that the bundle holds."""
-        for variant in AttentionEngine.VARIANTS:
+        for variant in (self.stock_engine(name) or self.attention_engine(name)).VARIANTS:
             if self._bundle.has(self._bundle.engine_file(name, variant)):
                 self.attention(name, variant)

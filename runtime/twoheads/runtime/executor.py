@@ -16,6 +16,7 @@ from twoheads.runtime.head import Sink, run_head
 from twoheads.runtime.packed_stage import prepare_packed, run_packed_attention
 from twoheads.runtime.pooling import pool
 from twoheads.runtime.run_state import RunState
+from twoheads.runtime.stock_stage import run_stock_attention
 from twoheads.runtime.tokenwise_stage import run_tokenwise
 
 __all__ = ["compute", "prepare"]
@@ -90,6 +91,8 @@ def _run_stage(run: RunState, stage: Stage) -> None:
         run_tokenwise(run, stage)
     elif run.packing is not None:
         run_packed_attention(run, stage, run.packing)
+    elif run.engines.stock_engine(stage.engine) is not None:
+        run_stock_attention(run, stage)
     else:
         run_attention(run, stage)
     run.rounds += 1

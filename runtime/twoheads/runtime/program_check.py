@@ -20,6 +20,7 @@ from twoheads.graphs.program import (
     Port,
     Program,
     Stage,
+    StockEngine,
     TokenwiseEngine,
     TokenwiseStage,
     Value,
@@ -112,7 +113,7 @@ class _Check:
             files = [f"{ENGINES}/{engine.name}.onnx"]
             ports: Iterable[Port] = (*engine.inputs, *engine.outputs, *engine.weights)
         else:
-            files = [f"{ENGINES}/{engine.name}.{variant}.onnx" for variant in AttentionEngine.VARIANTS]
+            files = [f"{ENGINES}/{engine.name}.{variant}.onnx" for variant in engine.VARIANTS]
             ports = ()
             self.require(engine.dtype in DTYPES, f"engine {engine.name}: dtype {engine.dtype!r}")
             self.require(
@@ -139,7 +140,7 @@ class _Check:
         engine = self.engines.get(stage.engine)
         if isinstance(stage, TokenwiseStage) and isinstance(engine, TokenwiseEngine):
             self.tokenwise(stage, engine)
-        elif isinstance(stage, AttentionStage) and isinstance(engine, AttentionEngine):
+        elif isinstance(stage, AttentionStage) and isinstance(engine, AttentionEngine | StockEngine):
             self.attention(stage, engine)
         else:
             raise self.refuse(f"stage {stage.name}: engine {stage.engine!r} is missing or of another kind")
@@ -153,18 +154,18 @@ class _Check:
         for name, port in zip(stage.weights, engine.weights, strict=True):
             self.weight(stage.name, name, port.dtype, port.shape)
 
-    def attention(self, stage: AttentionStage, engine: AttentionEngine) -> None:
+    def attention(self, stage: AttentionStage, engine: AttentionEngine | StockEngine) -> None:
         q, k, v = (self.value(stage.name, name) for name in (stage.query, stage.key, stage.value))
         self.define(stage.output, f"stage {stage.name}")
-        inputs, outputs = engine.ports("full")
+        heads, groups, keys = engine.q_num_heads, engine.kv_num_heads, engine.key_tile
         block = self.program.block_size
-        for value, port, tokens in (
-            (q, inputs[0], block),
-            (k, inputs[1], engine.key_tile),
-            (v, inputs[2], engine.key_tile),
-            (stage.output, outputs[0], block),
+        for value, name, shape, tokens in (
+            (q, "q", (1, heads, block, engine.head_dim), block),
+            (k, "k", (1, groups, keys, engine.head_dim), keys),
+            (v, "v", (1, groups, keys, engine.v_head_dim), keys),
+            (stage.output, "out", (1, heads, block, engine.v_head_dim), block),
         ):
-            self.agree(stage.name, value, port, tokens)
+            self.agree(stage.name, value, Port(name, engine.dtype, shape), tokens)
         if stage.sinks is not None:
             self.weight(stage.name, stage.sinks, None, (engine.q_num_heads,))
         if stage.bias is not None:

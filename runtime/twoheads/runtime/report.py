@@ -47,6 +47,8 @@ class Report:
         stages: In the order of execution.
         approximations: Names of the approximations the bundle was compiled with; empty means exact.
         warnings: What the user should know, e.g. a length beyond the trained context.
+        repeated_calls: Those of ``engine_calls`` that repeat another because its synthetic score was too far off (see
+            ``docs/stock.md``); normally 0.
     """
 
     requests: int
@@ -65,6 +67,7 @@ class Report:
     stages: tuple[StageReport, ...]
     approximations: tuple[str, ...]
     warnings: tuple[str, ...]
+    repeated_calls: int = 0
 
 
 @dataclass(frozen=True, slots=True)

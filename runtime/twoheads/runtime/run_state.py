@@ -23,6 +23,7 @@ class WorkerCount:
     """What one worker did in one stage; only that worker writes it, so no lock is needed."""
 
     calls: int = 0
+    repeats: int = 0
     seconds: float = 0.0
 
 
@@ -45,6 +46,11 @@ class StageCounter:
     def calls(self) -> int:
         """Engine calls so far."""
         return sum(worker.calls for worker in self._workers)
+
+    @property
+    def repeats(self) -> int:
+        """Those of the calls that repeat another."""
+        return sum(worker.repeats for worker in self._workers)
 
     @property
     def busy_seconds(self) -> float:
@@ -94,6 +100,11 @@ class RunState:
     def calls(self) -> int:
         """Engine calls so far, counted where they are made."""
         return sum(counter.calls for counter in self.counters.values())
+
+    @property
+    def repeats(self) -> int:
+        """Those of the calls that repeat another."""
+        return sum(counter.repeats for counter in self.counters.values())
 
     def rows(self, stage: AttentionStage) -> list[Row]:
         """The stage's query blocks with their tiles, longest first: the last to finish is then a short one.

@@ -272,4 +272,5 @@ class LoadedBundle:
             stages=tuple(counter.report() for counter in run.counters.values()),
             approximations=self.manifest.approximations,
             warnings=notes,
+            repeated_calls=run.repeats,
         )

@@ -106,10 +106,12 @@ def _engine_to_json(engine: Engine) -> dict[str, Any]:
             "flops": engine.flops,
         }
     variants = {}
-    for variant in AttentionEngine.VARIANTS:
+    for variant in engine.VARIANTS:
         inputs, outputs = engine.ports(variant)
         variants[variant] = {"inputs": ports(inputs), "outputs": ports(outputs)}
-    return {"name": engine.name, "kind": "attention", "variants": variants, "flops": engine.flops}
+    tiled = isinstance(engine, AttentionEngine)
+    flops = engine.flops if isinstance(engine, AttentionEngine) else engine.flops("full")
+    return {"name": engine.name, "kind": "attention" if tiled else "stock", "variants": variants, "flops": flops}
 
 
 def _print_summary(path: Path, manifest: Manifest, program: Program) -> None:
@@ -144,6 +146,6 @@ def _signature(engine: Engine) -> tuple[str, str, str, str]:
     if isinstance(engine, TokenwiseEngine):
         size = sum(port.nbytes for port in engine.weights)
         return engine.name, ports(engine.inputs), ports(engine.outputs), f"{len(engine.weights)}, {size_text(size)}"
-    # The merging, masked variant has every port there is.
-    inputs, outputs = engine.ports("masked_merge")
-    return engine.name, ports(inputs), ports(outputs), f"none; variants: {', '.join(AttentionEngine.VARIANTS)}"
+    # The masked variant (of tiles: the merging one) has every port there is.
+    inputs, outputs = engine.ports("masked_merge" if isinstance(engine, AttentionEngine) else "masked")
+    return engine.name, ports(inputs), ports(outputs), f"none; variants: {', '.join(engine.VARIANTS)}"

@@ -34,6 +34,7 @@ class Lowering(StrEnum):
 
     AUTO = "auto"
     TILE = "tile"
+    STOCK = "stock"
 
 
 class Dtype(StrEnum):

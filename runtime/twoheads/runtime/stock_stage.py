@@ -1,0 +1,394 @@
+"""Run one attention stage on an engine that is nothing but softmax attention, by Lemma 3.1's synthetic token.
+
+A call returns ``B / S`` beside the real keys' share ``y = A / S`` and the synthetic key's ``p0 = a / S``, where
+``S = A + a`` and ``a = exp(c)`` with a score ``c`` that the host chooses per query. If ``c`` is the log-sum-exp of the
+keys seen so far, ``p0`` is exactly their share, and merging takes no exponential: ``(B/S + p0 * out) / (y + p0)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from twoheads.graphs.maskless import MasklessRow, Triangle, code_words, maskless_rows
+from twoheads.graphs.maskless_costs import needs_mask
+from twoheads.graphs.masks import Intervals
+from twoheads.graphs.program import AttentionStage, StockEngine
+from twoheads.runtime.backend import Call
+from twoheads.runtime.bias import BiasTiles
+from twoheads.runtime.mask_tiles import MaskTiles
+from twoheads.runtime.run_state import Row, RunState, WorkerCount
+from twoheads.runtime.token_range import read_tokens, write_tokens
+
+__all__ = ["CODE_SCORE", "TRUSTED", "run_stock_attention", "stock_partial"]
+
+Array = npt.NDArray[Any]
+
+TRUSTED = {"float32": 1e-33, "float16": 6e-5}
+"""Shares below this are too close to the smallest normal number: the score was too far off, by 75 in float32."""
+
+CODE_SCORE = 1000.0
+"""By how much a score of another sub-block's key is lowered, at least."""
+
+SAMPLES = 8
+"""Keys from which the score for a query's first piece is estimated."""
+
+
+def run_stock_attention(run: RunState, stage: AttentionStage) -> None:
+    """Computes the output of ``stage`` for all queries; it must be allocated, as its inputs are."""
+    shared = _Shared(run, stage)
+    try:
+        if shared.masks is None:
+            rows = list(maskless_rows(stage.mask, shared.engine.block_size, run.schedule.length))
+            rows.sort(key=lambda row: -row.calls(shared.engine.key_tile))
+            run.crew.run(rows, lambda: _Worker(shared).row)
+        else:
+            run.crew.run(run.rows(stage), lambda: _Worker(shared).masked_row)
+    finally:
+        shared.close()
+
+
+class _Shared:
+    """What the workers of one stage read."""
+
+    def __init__(self, run: RunState, stage: AttentionStage) -> None:
+        engine = run.engines.stock_engine(stage.engine)
+        assert engine is not None
+        self.run, self.stage, self.engine = run, stage, engine
+        stores = run.stores
+        self.query, self.output = stores[stage.query], stores[stage.output.name]
+        self.keys, self.values = stores[stage.key], stores[stage.value]
+        view = run.engines.weights.view
+        self.sinks = None if stage.sinks is None else view(stage.sinks).astype(np.float32)
+        self.masks = self._masks() if needs_mask(stage) else None
+
+    def _masks(self) -> MaskTiles:
+        engine = self.engine
+        return MaskTiles(
+            self.stage.mask,
+            self._bias(),
+            mask_heads=engine.mask_heads,
+            block_size=engine.block_size,
+            key_tile=engine.key_tile,
+            length=self.run.schedule.length,
+            wrap=self._with_synthetic_key,
+            account=self.run.stores.account,
+        )
+
+    def _bias(self) -> BiasTiles | None:
+        bias, view = self.stage.bias, self.run.engines.weights.view
+        if bias is None:
+            return None
+        return BiasTiles(
+            None if bias.table is None else view(bias.table),
+            None if bias.slope is None else view(bias.slope),
+            block_size=self.engine.block_size,
+            key_tile=self.engine.key_tile,
+        )
+
+    def _with_synthetic_key(self, tile: Array) -> tuple[Array, Any]:
+        """A mask tile with a column of 0 for the synthetic key in front, as an array and a tensor."""
+        wide = np.concatenate([np.zeros((*tile.shape[:-1], 1), tile.dtype), tile], axis=-1)
+        return wide, self.run.backend.tensor(wide)
+
+    def close(self) -> None:
+        if self.masks is not None:
+            self.masks.close()
+
+
+@dataclass(slots=True)
+class _Keys:
+    """The key side of one variant's calls: ``k [groups, keys, query_dim]``, ``v [groups, keys, v_head_dim + 2]``."""
+
+    k: Array
+    v: Array
+    tensors: tuple[Any, Any]
+
+    @classmethod
+    def of(cls, engine: StockEngine, variant: str, wrap: Callable[[Array], Any]) -> _Keys:
+        ports, _ = engine.ports(variant)
+        k, v = np.zeros(ports[1].shape, ports[1].dtype), np.zeros(ports[2].shape, ports[2].dtype)
+        k[:, :, 0, engine.head_dim] = 1
+        v[:, :, 0, -1] = 1
+        return cls(k[0], v[0], (wrap(k), wrap(v)))
+
+
+@dataclass(slots=True)
+class _Queries:
+    """The query side: ``q [heads, block, query_dim]`` and where its call's result comes."""
+
+    q: Array
+    tensor: Any
+
+    @classmethod
+    def of(cls, engine: StockEngine, wrap: Callable[[Array], Any]) -> _Queries:
+        port = engine.ports("full")[0][0]
+        q = np.zeros(port.shape, port.dtype)
+        return cls(q[0], wrap(q))
+
+
+class _Worker:
+    """One thread's buffers and calls."""
+
+    def __init__(self, shared: _Shared) -> None:
+        engine, wrap = shared.engine, shared.run.backend.tensor
+        self._shared, self._engine, self._wrap = shared, engine, wrap
+        self._count: WorkerCount = shared.run.counters[shared.stage.name].worker()
+        self._forward, self._reversed = _Queries.of(engine, wrap), _Queries.of(engine, wrap)
+        port = engine.ports("full")[1][0]
+        result = np.zeros(port.shape, port.dtype)
+        self._result, self._result_tensor = result[0], wrap(result)
+        self._sides: dict[str, _Keys] = {}
+        self._calls: dict[str, Call] = {}
+        self._partial = _Partial(engine.q_num_heads, engine.block_size, engine.v_head_dim)
+
+    def row(self, row: MasklessRow) -> None:
+        """Computes one query block from its triangles and full keys."""
+        self._begin(row.start, row.size)
+        for triangle in row.triangles:
+            self._triangle(triangle, row.size)
+        for chunk in row.chunks(self._engine.key_tile):
+            self._chunk(chunk, row.size)
+        self._end(row.start, row.size)
+
+    def masked_row(self, row: Row) -> None:
+        """Computes one query block from its tiles, with masks."""
+        block, segments = row
+        size, tile_size, masks = self._engine.block_size, self._engine.key_tile, self._shared.masks
+        assert masks is not None
+        self._begin(block * size, size)
+        for segment in segments:
+            for tile in range(segment.start, segment.stop):
+                self._shared.run.crew.check()
+                stop = min((tile + 1) * tile_size, self._shared.run.schedule.length)
+                mask, tensor = masks.tensor(block, tile, full=segment.full)
+                side = self._side("masked")
+                shown = np.arange(tile_size) < stop - tile * tile_size
+                self._load(side.k[:, 1:], side.v[:, 1:], [(0, tile * tile_size, stop)], shown)
+                call = self._call("masked")
+                call.bind_input(3, tensor)
+                self._step("masked", self._forward, side.k[:, 1:], size, mask[..., 1:], upper=False)
+        self._end(block * size, size)
+
+    def _begin(self, start: int, size: int) -> None:
+        engine, length = self._engine, self._shared.run.schedule.length
+        real = min(size, length - start)
+        q = self._forward.q
+        read_tokens(self._shared.query, start, start + real, q[:, :real, : engine.head_dim])
+        q[:, real:] = 0
+        q[:, :, engine.head_dim + 1 :] = 0
+        self._partial.reset(self._shared.sinks)
+        self._turned = False
+
+    def _end(self, start: int, size: int) -> None:
+        stop = min(start + size, self._shared.run.schedule.length)
+        write_tokens(self._shared.output, start, stop, self._partial.out)
+
+    def _triangle(self, triangle: Triangle, size: int) -> None:
+        """One causal call; an upper triangle turns both queries and keys around."""
+        self._shared.run.crew.check()
+        engine, side = self._engine, self._side("causal")
+        queries = self._turn(size) if triangle.upper else self._forward
+        order = slice(None, None, -1 if triangle.upper else 1)
+        k, v = side.k[:, 1 : 1 + size][:, order], side.v[:, 1 : 1 + size][:, order]
+        first, last = max(0, triangle.start), min(triangle.start + size, self._shared.run.schedule.length)
+        shown = triangle.columns(size)
+        self._load(k, v, [(first - triangle.start, first, last)], shown)
+        self._load(side.k[:, 1 + size :], side.v[:, 1 + size :], [], np.zeros(engine.block_size - size, np.bool_))
+        self._encode(queries.q[:, :size][:, order], k, shown, triangle.sub_block)
+        self._step("causal", queries, k, size, lambda: triangle.dense(size), upper=triangle.upper)
+
+    def _turn(self, size: int) -> _Queries:
+        """The queries in reversed order."""
+        if not self._turned:
+            self._reversed.q[:, :size] = self._forward.q[:, :size][:, ::-1]
+            self._reversed.q[:, size:] = 0
+            self._turned = True
+        return self._reversed
+
+    def _encode(self, q: Array, k: Array, shown: npt.NDArray[np.bool_], sub_block: int) -> None:
+        """Writes the codes that keep sub-blocks apart: a word to queries, minus its complement to keys."""
+        engine = self._engine
+        if not engine.code_size:
+            return
+        if not sub_block:
+            q[..., engine.head_dim + 1 :] = 0
+            return
+        at = np.arange(q.shape[1]) // sub_block
+        words = code_words(engine.code_size, int(at[-1]) + 1)[at]
+        q[..., engine.head_dim + 1 :] = words * (CODE_SCORE / engine.scale)
+        k[..., engine.head_dim + 1 :] = np.where(words | ~shown[:, None], 0, -1)
+
+    def _chunk(self, chunk: Intervals, size: int) -> None:
+        """One call for keys that all queries see."""
+        self._shared.run.crew.check()
+        engine, side = self._engine, self._side("full")
+        spans: list[tuple[int, int, int]] = []
+        at = 0
+        for start, stop in chunk:
+            spans.append((at, start, stop))
+            at += stop - start
+        self._load(side.k[:, 1:], side.v[:, 1:], spans, np.arange(engine.key_tile) < at)
+        if engine.code_size:
+            self._forward.q[..., engine.head_dim + 1 :] = 0
+        self._step("full", self._forward, side.k[:, 1 : 1 + at], size, None, upper=False)
+
+    def _load(self, k: Array, v: Array, spans: Iterable[tuple[int, int, int]], shown: npt.NDArray[np.bool_]) -> None:
+        """Fills columns with keys ``(column, start, stop)``; a column that is not shown copies the synthetic key's
+        score and has no value, so that it lowers all shares alike.
+        """  # noqa: D205
+        engine = self._engine
+        for column, start, stop in spans:
+            if start < stop:
+                columns = slice(column, column + stop - start)
+                read_tokens(self._shared.keys, start, stop, k[:, columns, : engine.head_dim])
+                read_tokens(self._shared.values, start, stop, v[:, columns, : engine.v_head_dim])
+        k[..., engine.head_dim :] = 0
+        v[..., engine.v_head_dim :] = [1, 0]
+        if not shown.all():
+            hidden = ~shown
+            k[:, hidden] = 0
+            v[:, hidden] = 0
+            k[:, hidden, engine.head_dim] = 1
+
+    def _step(
+        self,
+        variant: str,
+        queries: _Queries,
+        k: Array,
+        size: int,
+        seen: Array | Callable[[], Array] | None,
+        *,
+        upper: bool,
+    ) -> None:
+        """Calls the engine, again where a score was too far off, and merges the result.
+
+        ``seen`` says what queries see of the columns ``k``: a mask to add, a function that gives a bool array, or
+        ``None`` for all; it is looked at only if a call must be repeated.
+        """
+        engine, partial = self._engine, self._partial
+        order = slice(None, None, -1 if upper else 1)
+        q, result = queries.q[:, :size][:, order], self._result[:, :size][:, order]
+        lse = partial.lse[:, :size]
+        score = lse.copy()
+        if np.isneginf(partial.lse).any() or partial.fresh:
+            score = np.maximum(score, self._estimate(q, k, seen))
+        score = self._set_score(q, score)
+        self._run(variant, queries)
+        doubtful = stock_doubtful(result, lse, TRUSTED[engine.dtype])
+        if doubtful.any():
+            best = self._largest(q, k, seen)
+            wrong = doubtful & (best > -np.inf)
+            if wrong.any():
+                score = self._set_score(q, np.where(wrong, best, score))
+                self._run(variant, queries)
+                self._count.repeats += 1
+        partial.merge(size, result, score)
+
+    def _set_score(self, q: Array, score: Array) -> Array:
+        """Writes synthetic scores into the queries' coordinate; returns them as the engine's product rounds them."""
+        at, scale = self._engine.head_dim, np.float32(self._engine.scale)
+        q[..., at] = score / scale
+        exact: Array = q[..., at].astype(np.float32) * scale
+        return exact
+
+    def _run(self, variant: str, queries: _Queries) -> None:
+        call, side = self._call(variant), self._side(variant)
+        call.bind_input(0, queries.tensor)
+        for port, tensor in enumerate(side.tensors, start=1):
+            call.bind_input(port, tensor)
+        call.bind_output(0, self._result_tensor)
+        call.run()
+        self._count.calls += 1
+
+    def _side(self, variant: str) -> _Keys:
+        if variant not in self._sides:
+            self._sides[variant] = _Keys.of(self._engine, variant, self._wrap)
+        return self._sides[variant]
+
+    def _call(self, variant: str) -> Call:
+        if variant not in self._calls:
+            self._calls[variant] = self._shared.run.engines.attention(self._shared.stage.engine, variant).new_call()
+        return self._calls[variant]
+
+    def _estimate(self, q: Array, k: Array, seen: Array | Callable[[], Array] | None) -> Array:
+        """A guess at a log-sum-exp ``[heads, size]``: the largest score of a few columns, plus the log of all.
+
+        Of a mask's columns those that a query sees count, if it sees any of the few.
+        """
+        step = max(1, k.shape[1] // SAMPLES)
+        columns = slice(step // 2, None, step)
+        scores = self._scores(q, k[:, columns])
+        largest = scores.max(-1)
+        if isinstance(seen, np.ndarray):
+            masked = (scores + seen[..., columns]).max(-1)
+            largest = np.where(masked > -np.inf, masked, largest)
+        estimate: Array = largest + np.float32(np.log(k.shape[1]))
+        return estimate
+
+    def _scores(self, q: Array, k: Array) -> Array:
+        """Scores ``[heads, size, columns]`` without the synthetic coordinate and codes."""
+        width, heads, size = self._engine.head_dim, self._engine.q_num_heads, q.shape[1]
+        grouped = q[..., :width].reshape(len(k), -1, width).astype(np.float32)
+        products = grouped @ k[..., :width].astype(np.float32).swapaxes(1, 2)
+        scores: Array = (products * np.float32(self._engine.scale)).reshape(heads, size, k.shape[1])
+        return scores
+
+    def _largest(self, q: Array, k: Array, seen: Array | Callable[[], Array] | None) -> Array:
+        """The largest score of each query ``[heads, size]``, ``-inf`` where it sees no column."""
+        scores = self._scores(q, k)
+        if callable(seen):
+            scores = np.where(seen(), scores, -np.inf)
+        elif seen is not None:
+            scores = scores + seen[:, : scores.shape[1]]
+        largest: Array = scores.max(-1)
+        return largest
+
+
+def stock_doubtful(result: Array, lse: Array, trusted: float) -> npt.NDArray[np.bool_]:
+    """Queries whose shares can't be trusted, bool ``[heads, size]``.
+
+    A vanishing synthetic share makes the log-sum-exp unknown. A vanishing real share does so only where nothing was
+    seen before; elsewhere it means that these keys do not matter beside those of before.
+    """
+    return (result[..., -1] < trusted) | (np.isneginf(lse) & (result[..., -2] < trusted))
+
+
+def stock_partial(result: Array, score: Array) -> tuple[Array, Array]:
+    """``(out, lse)`` of the real keys from a call's result ``[..., v_head_dim + 2]`` and the synthetic scores."""
+    real, synthetic = result[..., -2], result[..., -1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        lse = score + np.log(real / synthetic)
+    return result[..., :-2] / np.where(real > 0, real, 1)[..., None], lse
+
+
+class _Partial:
+    """The attention over the keys seen so far: ``out [heads, block, v_head_dim]`` and ``lse [heads, block]``."""
+
+    def __init__(self, heads: int, block: int, width: int) -> None:
+        self.out = np.zeros((heads, block, width), np.float32)
+        self.lse = np.zeros((heads, block), np.float32)
+        self.fresh = True
+
+    def reset(self, sinks: npt.NDArray[np.float32] | None) -> None:
+        """Nothing seen but, where there are any, the learned sinks ``[heads]``: logits without a value."""
+        self.out[...] = 0
+        self.lse[...] = -np.inf if sinks is None else sinks[:, None]
+        self.fresh = True
+
+    def merge(self, size: int, result: Array, score: Array) -> None:
+        """Adds a call's ``result [heads, size, v_head_dim + 2]`` that was made with the synthetic scores ``score``."""
+        out, lse = self.out[:, :size], self.lse[:, :size]
+        real, synthetic = result[..., -2].astype(np.float32), result[..., -1].astype(np.float32)
+        before = synthetic * np.exp(lse - score)
+        total = real + before
+        divisor = np.where(total > 0, total, 1)
+        out *= (before / divisor)[..., None]
+        out += result[..., :-2] / divisor[..., None]
+        with np.errstate(divide="ignore"):
+            lse[...] = score + np.log(total / synthetic)
+        self.fresh = False
