@@ -230,6 +230,7 @@ def test_a_packed_run_warns_as_single_ones_do(tmp_path):
     assert results[0].report.requests == 2
     assert results[0].report.warnings == tuple(str(warning.message) for warning in told)
     assert results[0].report.approximations == ("window:9",)
+    assert {warning.filename for warning in told} == {__file__}, "told where the caller is"
 
 
 def test_pack_is_auto_or_off(bundles):

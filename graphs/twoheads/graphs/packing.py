@@ -63,22 +63,24 @@ def pack(lengths: Sequence[int], block_size: int) -> Packing:
         InternalError: A request is empty or longer than a block.
     """
     capacity = code_capacity(block_size)
-    used: list[int] = []
-    count: list[int] = []
+    # Every request might open a block of its own; the first one that is not open yet always has room.
+    room = np.full(len(lengths), block_size, np.int64)
+    count = [0] * len(lengths)
+    used = [0] * len(lengths)
+    opened = 0
     slots: dict[int, Slot] = {}
     for request in sorted(range(len(lengths)), key=lambda at: (-lengths[at], at)):
         length = lengths[request]
         if not 0 < length <= block_size:
             raise InternalError(f"a request of {length} tokens in a block of {block_size}")
-        fitting = (at for at in range(len(used)) if used[at] + length <= block_size and count[at] < capacity)
-        block = next(fitting, len(used))
-        if block == len(used):
-            used.append(0)
-            count.append(0)
+        free = room[: opened + 1] >= length
+        block = int(np.argmax(free))
+        opened = max(opened, block + 1)
         slots[request] = Slot(block, used[block], length, count[block])
         used[block] += length
         count[block] += 1
-    return Packing(block_size, tuple(slots[request] for request in range(len(lengths))), tuple(used))
+        room[block] = block_size - used[block] if count[block] < capacity else 0
+    return Packing(block_size, tuple(slots[request] for request in range(len(lengths))), tuple(used[:opened]))
 
 
 @lru_cache(maxsize=256)

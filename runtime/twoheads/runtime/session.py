@@ -210,7 +210,7 @@ class LoadedBundle:
         computed = {"last": "logits", "embedding": "hidden"}.get(output, output)
         rows = head_rows(requests, output)
         schedule = packed_schedule(self.program, packing, output=computed, rows=rows, workers=self.threads)
-        notes = self._warn(max(request.length for request in requests))
+        notes = self._warn(max(request.length for request in requests), depth=5)
         total = schedule.engine_calls
         with Crew(self.threads, None if progress is None else lambda: progress(run.calls, total)) as crew:
             run = RunState(self.program, schedule, self._engines, crew, packing)
@@ -246,11 +246,11 @@ class LoadedBundle:
             seconds = time.perf_counter() - began
         return Result(array, output, self._report(run, seconds, prepared, notes))
 
-    def _warn(self, length: int) -> tuple[str, ...]:
+    def _warn(self, length: int, depth: int = 4) -> tuple[str, ...]:
         notes = (approximation_warning(self.manifest), trained_length_warning(self.program, length))
         told = tuple(note for note in notes if note is not None)
         for note in told:
-            warnings.warn(note, stacklevel=4)
+            warnings.warn(note, stacklevel=depth)
         return told
 
     def _report(self, run: RunState, seconds: float, prepared: float, notes: tuple[str, ...]) -> Report:
