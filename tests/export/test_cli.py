@@ -287,11 +287,13 @@ def test_inspect(cli, bundle):
     assert data["trained_length"] == 64
     assert data["tokenizer"] is True
     assert data["outputs"] == ["hidden", "logits", "last"]
+    assert data["packs_up_to"] == 8
     assert data["program"].startswith("program ")
     shown = cli("inspect", bundle, "--program", "--engines").out
     assert data["program"] in shown
     assert all(engine["name"] in shown for engine in data["engines"])
     assert "2 x causal" in shown
+    assert "inputs of up to 8 tokens share calls" in shown
 
 
 def test_run_writes_what_is_asked_for(cli, bundle, text, tmp_path):

@@ -8,7 +8,8 @@ import typer
 
 from twoheads.export.cli import options
 from twoheads.export.cli.console import print_facts, print_json, print_table, print_text, size_text
-from twoheads.graphs.bundle_format import TOKENIZER, WEIGHTS, Manifest
+from twoheads.graphs.bundle_format import ENGINES, TOKENIZER, WEIGHTS, Manifest
+from twoheads.graphs.packing import longest_packable, packed_variant
 from twoheads.graphs.program import AttentionEngine, AttentionStage, Engine, Port, Program, TokenwiseEngine
 from twoheads.runtime.bundle_reader import read_bundle
 
@@ -47,6 +48,15 @@ def _mask_counts(program: Program) -> Counter[str]:
     return Counter(str(stage.mask) for stage in _attention_stages(program))
 
 
+def _packs_up_to(manifest: Manifest, program: Program) -> int:
+    """The longest input that shares calls with others in a run of a list, in tokens; 0 if none does."""
+    longest = longest_packable(program)
+    needed = {
+        f"{ENGINES}/{stage.engine}.{packed_variant(stage.mask, longest)}.onnx" for stage in _attention_stages(program)
+    }
+    return longest if longest and needed <= manifest.files.keys() else 0
+
+
 def _outputs(program: Program) -> list[str]:
     """The outputs that a run can be asked for."""
     return (
@@ -78,6 +88,7 @@ def _to_json(path: Path, manifest: Manifest, program: Program, *, program_text: 
         "max_length": None if limit is None else {"length": limit.length, "reason": limit.reason},
         "trained_length": program.trained_length,
         "tokenizer": TOKENIZER in manifest.files,
+        "packs_up_to": _packs_up_to(manifest, program),
         "masks": dict(_mask_counts(program)),
         "layers": [{"name": stage.name, "mask": str(stage.mask)} for stage in _attention_stages(program)],
         "weights": len(manifest.weights),
@@ -119,6 +130,7 @@ def _print_summary(path: Path, manifest: Manifest, program: Program) -> None:
     size = sum(entry.size for entry in manifest.files.values())
     limit = program.max_length
     trained = program.trained_length
+    short = _packs_up_to(manifest, program)
     longest = "any" if limit is None else f"up to {limit.length} tokens ({limit.reason})"
     print_facts(
         (
@@ -129,6 +141,7 @@ def _print_summary(path: Path, manifest: Manifest, program: Program) -> None:
             ("lowering", f"{manifest.lowering}, {manifest.dtype}"),
             ("approximations", ", ".join(manifest.approximations) or "none: exact to rounding"),
             ("length", longest + ("" if trained is None else f"; trained on {trained}")),
+            ("packing", f"inputs of up to {short} tokens share calls" if short else "no: every input runs alone"),
             ("outputs", ", ".join(_outputs(program)) + f" (default: {program.default_output})"),
             ("tokenizer", "yes" if TOKENIZER in manifest.files else "no: runs take token numbers"),
             ("attention", "; ".join(f"{count} x {mask}" for mask, count in _mask_counts(program).items()) or "none"),
