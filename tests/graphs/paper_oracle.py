@@ -85,6 +85,29 @@ def window(oracle: Oracle, q: Array, k: Array, v: Array, left: int, right: int) 
     return result
 
 
+def window_and_sinks(oracle: Oracle, q: Array, k: Array, v: Array, r: int, s: int) -> Array:
+    """Theorem 5.1 with sinks, causal: chunks of ``M - r - s`` queries, the sinks' keys in front of the chunk's.
+
+    The first chunk, which holds the queries between the sinks (``s <= M - r - s``), has them at their own places.
+    """
+    result, step = np.zeros_like(v), oracle.size - r - s
+    for row in range(0, len(q), step):
+        first = row - r
+        index = np.concatenate([np.arange(s) if row else np.full(s, -1), np.arange(first, first + r + step)])
+        there = (index >= 0) & (index < len(k))
+        keys, values = (np.where(there[:, None], x[np.clip(index, 0, len(x) - 1)], 0) for x in (k, v))
+        sink = index < s
+        in_front = np.arange(len(index)) < s
+        queries, nothing = _rows(q, row, step), np.zeros((r, q.shape[1]))
+        front = np.zeros((s, q.shape[1]))
+        shown = there & (in_front | ~sink) if row else there
+        ahead = oracle.sums(np.concatenate([front, nothing, queries]), keys, values, shown)
+        behind = oracle.sums(np.concatenate([front, queries, nothing]), keys, values, there & ~sink)
+        a, b = (total[s + r :] - earlier[s : s + step] for total, earlier in zip(ahead, behind, strict=True))
+        result[row : row + step] = (b / np.where(a, a, 1)[:, None])[: len(q) - row]
+    return result
+
+
 def _rows(x: Array, start: int, count: int) -> Array:
     """Rows ``[start, start + count)`` of ``x``, zeros where there are none."""
     index = np.arange(start, start + count)

@@ -47,6 +47,17 @@ def test_the_paper_s_construction_is_right_and_takes_the_calls_we_say(mask: str,
     assert oracle.calls == _paper(mask, 8, length)
 
 
+@pytest.mark.parametrize("length", LENGTHS)
+def test_the_paper_s_construction_with_sinks(length: int) -> None:
+    q, k, v = _data(length)
+    oracle = paper_oracle.Oracle(12, causal=True)
+    got = paper_oracle.window_and_sinks(oracle, q, k, v, r=4, s=3)
+    mask = "causal & (window(3, 0) | sinks(3))"
+    wanted, _ = attention(q[None], k[None], v[None], mask=mask, scale=1.0)
+    np.testing.assert_allclose(got, wanted[0], rtol=0, atol=1e-9)
+    assert oracle.calls == _paper(mask, 12, length)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
