@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from tests.graphs.sample_masks import masks
+from twoheads.graphs.average import Average
 from twoheads.graphs.masks import Causal, Full, Mask
 from twoheads.graphs.program import (
     AttentionEngine,
@@ -169,7 +170,17 @@ _values = st.builds(Value, names, _dtypes, _tuples(st.one_of(_sizes, names)))
 _biases = st.one_of(st.none(), st.builds(RelativeBias, st.one_of(st.none(), names), st.one_of(st.none(), names)))
 _tokenwise = st.builds(TokenwiseStage, names, names, _tuples(names), _tuples(_values), _tuples(names))
 _attention = st.builds(
-    AttentionStage, names, names, names, names, names, _values, masks, st.one_of(st.none(), names), _biases
+    AttentionStage,
+    names,
+    names,
+    names,
+    names,
+    names,
+    _values,
+    masks,
+    st.one_of(st.none(), names),
+    _biases,
+    st.one_of(st.none(), st.builds(Average, _sizes, st.one_of(st.none(), _sizes), _sizes, _sizes)),
 )
 _engines = st.one_of(
     st.builds(TokenwiseEngine, names, _ports, _ports, _ports, _sizes),

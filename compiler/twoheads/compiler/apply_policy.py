@@ -5,24 +5,44 @@ from __future__ import annotations
 from dataclasses import replace
 
 from twoheads.compiler.source_graph import AttentionNode, Node, SourceGraph
+from twoheads.graphs.average import Average
+from twoheads.graphs.errors import CompileError
 from twoheads.graphs.policy import Policy, restrict
 
 __all__ = ["apply_policy"]
 
 
 def apply_policy(graph: SourceGraph, policy: Policy) -> SourceGraph:
-    """The graph with every attention's mask restricted to the policy's window and sinks (Theorem 5.1).
+    """The graph with every attention's mask restricted (Theorem 5.1) or its keys sampled (Theorem 4.1).
 
     Returns ``graph`` itself where that changes nothing: the policy is ``full``, or every layer is narrower already.
+    A sampling policy leaves layers with a window of their own as they are.
+
+    Raises:
+        CompileError: Keys are to be sampled in a layer with a bias.
     """
-    nodes: list[Node] = []
-    changed = False
-    for node in graph.nodes:
-        if isinstance(node, AttentionNode):
-            mask = restrict(node.mask, policy)
-            if mask != node.mask:
-                changed = True
-                nodes.append(replace(node, mask=mask))
-                continue
-        nodes.append(node)
-    return replace(graph, nodes=tuple(nodes)) if changed else graph
+    nodes = tuple(_apply(node, policy) for node in graph.nodes)
+    return (
+        graph if all(new is old for new, old in zip(nodes, graph.nodes, strict=True)) else replace(graph, nodes=nodes)
+    )
+
+
+def _apply(node: Node, policy: Policy) -> Node:
+    if not isinstance(node, AttentionNode):
+        return node
+    if policy.samples:
+        return _sample(node, policy)
+    mask = restrict(node.mask, policy)
+    return node if mask is node.mask else replace(node, mask=mask)
+
+
+def _sample(node: AttentionNode, policy: Policy) -> AttentionNode:
+    if not Average.applies_to(node.mask):
+        return node
+    if node.bias_table is not None or node.bias_slope is not None:
+        raise CompileError(
+            f"{node.layer or node.name} (attention)",
+            "adds a bias by distance to its scores, and sampled keys lie at any distance",
+            "choose a policy without average, e.g. window:1024",
+        )
+    return replace(node, average=Average(policy.samples, policy.window, policy.sinks, policy.seed))

@@ -67,7 +67,7 @@ def compile_model(
     """
     tell = progress or (lambda _phase: None)
     tile = _check_options(block_size, key_tile, lowering, dtype)
-    policy = parse_policy(attention)
+    policy = _check_policy(attention, lowering)
     tell("loading the model")
     loaded = load_source(source, example_inputs=example_inputs)
     tell("capturing its graph")
@@ -106,7 +106,7 @@ def plan_model(
     """
     tell = progress or (lambda _phase: None)
     tile = _check_options(block_size, key_tile, lowering, dtype)
-    policy = parse_policy(attention)
+    policy = _check_policy(attention, lowering)
     tell("reading the configuration")
     loaded = load_source(source, example_inputs=example_inputs, weights=False)
     tell("capturing its graph")
@@ -125,6 +125,15 @@ def _check_options(block_size: int, key_tile: int | None, lowering: str, dtype: 
     if dtype not in DTYPES:
         raise CompileError("dtype", f"is {dtype!r}", f"choose {', '.join(DTYPES)}")
     return tile
+
+
+def _check_policy(attention: str, lowering: str) -> Policy:
+    policy = parse_policy(attention)
+    if policy.samples and lowering not in ("auto", "tile"):
+        raise CompileError(
+            f"--attention {attention}", f"samples keys, which the lowering {lowering!r} can't", "choose --lowering tile"
+        )
+    return policy
 
 
 def _capture_and_partition(loaded: LoadedSource, policy: Policy) -> tuple[Captured, Partition, bool]:

@@ -6,6 +6,7 @@ computed for bands of query rows from positions alone, so nothing is shared with
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,10 +16,12 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from twoheads.graphs.average import draw_keys, sampled_row
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.policy import Policy
+from twoheads.graphs.program import AttentionStage
 
-__all__ = ["Band", "Imposition", "impose", "imposed_band", "window_band", "with_band"]
+__all__ = ["Band", "Imposition", "average_band", "impose", "imposed_band", "window_band", "with_band"]
 
 Band: TypeAlias = Callable[[int, int, int], Tensor]
 """``band(start, stop, length)``: float32 ``[stop - start, length]`` to add to the scores of those query rows."""
@@ -60,6 +63,30 @@ def window_band(policy: Policy) -> Band:
         i, j = torch.arange(start, stop)[:, None], torch.arange(length)[None, :]
         hidden = ((i - j).abs() >= window) & (j >= sinks)
         return torch.zeros(hidden.shape).masked_fill(hidden, float("-inf"))
+
+    return band
+
+
+def average_band(stage: AttentionStage, block_size: int, key_tile: int) -> Band:
+    """``log(remaining / drawn)`` for drawn keys, ``-inf`` for the others that were not drawn, 0 for exact ones.
+
+    The draws are the stage's own, for they are what is asked for; what they do to a softmax is told here in full.
+    """
+    average = stage.average
+
+    def band(start: int, stop: int, length: int) -> Tensor:
+        terms = torch.zeros((stop - start, length))
+        if average is None:
+            return terms
+        for block in range(start // block_size, (stop - 1) // block_size + 1):
+            rows = slice(max(start, block * block_size) - start, min(stop, (block + 1) * block_size) - start)
+            row = sampled_row(stage.mask, average, block, block_size=block_size, key_tile=key_tile, length=length)
+            for first, last in row.remaining:
+                terms[rows, first:last] = float("-inf")
+            if row.remaining:
+                drawn = draw_keys(average, stage.name, block, row.remaining, key_tile)
+                terms[rows, torch.from_numpy(drawn.ravel())] = math.log(row.remaining_keys / drawn.size)
+        return terms
 
     return band
 

@@ -193,6 +193,7 @@ class _Builder:
             mask=node.mask,
             sinks=node.sinks,
             bias=RelativeBias(node.bias_table, node.bias_slope) if biased else None,
+            average=node.average,
         )
 
     def _named(self, engine: AttentionEngine) -> AttentionEngine:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from twoheads.graphs.average import Average
 from twoheads.graphs.masks import Mask
 from twoheads.graphs.program import Dim, Input
 
@@ -70,6 +71,7 @@ class AttentionNode:
     bias_table: str | None
     bias_slope: str | None
     layer: str
+    average: Average | None = None
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -133,6 +135,7 @@ class SourceGraph:
                         ("sinks", node.sinks),
                         ("bias_table", node.bias_table),
                         ("bias_slope", node.bias_slope),
+                        ("average", node.average),
                     )
                     if value is not None
                 )

@@ -65,8 +65,11 @@ def imposition(bundle: LoadedBundle) -> Imposition | None:
     """What makes the original obey the bundle's policy, for one run; ``None`` for an exact bundle."""
     if not bundle.manifest.approximations:
         return None
-    from twoheads.compiler.impose_attention import Imposition, window_band
+    from twoheads.compiler.impose_attention import Imposition, average_band, window_band
 
     stages = [stage for stage in bundle.program.body if isinstance(stage, AttentionStage)]
     policy = parse_policy(bundle.manifest.approximations[0])
-    return Imposition((window_band(policy),) * len(stages))
+    if not policy.samples:
+        return Imposition((window_band(policy),) * len(stages))
+    sizes = (bundle.program.block_size, bundle.program.key_tile)
+    return Imposition(tuple(average_band(stage, *sizes) for stage in stages))

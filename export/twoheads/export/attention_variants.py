@@ -29,6 +29,8 @@ def used_variants(program: Program, engine: AttentionEngine) -> tuple[str, ...]:
             used.update(f"{kind}_merge" for kind in kinds)
             if stage.sinks is None:
                 used.update(kinds)
+            if stage.average is not None:
+                used.add("full")  # drawn keys
             if longest:
                 used.add(packed_variant(stage.mask, longest) or "")
     return tuple(variant for variant in AttentionEngine.VARIANTS + AttentionEngine.PACKED_VARIANTS if variant in used)

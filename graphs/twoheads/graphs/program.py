@@ -17,6 +17,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from twoheads.graphs.average import Average
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.masks import Mask
 from twoheads.graphs.port import Port
@@ -227,6 +228,7 @@ class AttentionStage:
         mask: Which keys a query sees.
         sinks: Name of a weight ``[q_num_heads]`` of learned sink logits (a logit without a value), or ``None``.
         bias: An additive bias on the scores (after scale and softcap), or ``None``.
+        average: How the keys outside of the near tiles are sampled (Theorem 4.1), or ``None``: all are attended to.
     """
 
     name: str
@@ -238,6 +240,7 @@ class AttentionStage:
     mask: Mask
     sinks: str | None
     bias: RelativeBias | None
+    average: Average | None = None
 
 
 Stage: TypeAlias = TokenwiseStage | AttentionStage

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
+from twoheads.graphs.average import Average
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.masks import parse_mask
 from twoheads.graphs.program import (
@@ -319,7 +320,19 @@ class _Statement:
         if self.takes("bias"):
             parts = dict(self.bracketed(self.bias_part))
             bias = RelativeBias(parts.get("table"), parts.get("slope"))
-        return AttentionStage(name, engine, *reads, outputs[0], mask, sinks, bias)
+        average = self.average() if self.takes("average") else None
+        return AttentionStage(name, engine, *reads, outputs[0], mask, sinks, bias, average)
+
+    def average(self) -> Average:
+        start = self.token
+        numbers = dict(self.bracketed(lambda: (self.name(), self.entry_value())))
+        if not {"samples", "sinks", "seed"} <= numbers.keys() <= {"samples", "window", "sinks", "seed"}:
+            _refuse(start, "(samples=..., sinks=..., seed=...), with a window or without")
+        return Average(numbers["samples"], numbers.get("window"), numbers["sinks"], numbers["seed"])
+
+    def entry_value(self) -> int:
+        self.expect("=")
+        return self.whole()
 
     def bias_part(self) -> tuple[str, str]:
         key = "table" if self.comes("table") else "slope"

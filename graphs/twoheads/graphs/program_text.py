@@ -113,4 +113,8 @@ def _stage_lines(keyword: str, stage: Stage) -> list[str]:
     if stage.bias is not None:
         parts = (("table", stage.bias.table), ("slope", stage.bias.slope))
         line += f" bias({', '.join(f'{key}={_name(name)}' for key, name in parts if name is not None)})"
+    if stage.average is not None:
+        average = stage.average
+        window = "" if average.window is None else f"window={average.window}, "
+        line += f" average(samples={average.samples}, {window}sinks={average.sinks}, seed={average.seed})"
     return [line]

@@ -13,6 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from twoheads.graphs.average import Average, average_formula, average_tally, sampled_row
 from twoheads.graphs.errors import InputError, InternalError
 from twoheads.graphs.formulas import Formula, attention_formula, symbols
 from twoheads.graphs.maskless_costs import AttentionCosts, stock_costs
@@ -139,8 +140,10 @@ class Schedule:
         return self.memory.total
 
     def rows(self, stage: AttentionStage) -> Iterator[tuple[int, tuple[Segment, ...]]]:
-        """The query blocks of an attention stage, each with its non-empty key tiles."""
-        yield from enumerate(_rows(stage.mask, self.program.block_size, self.program.key_tile, self.length))
+        """The query blocks of an attention stage, each with its non-empty key tiles; without those of drawn keys."""
+        sizes = (self.program.block_size, self.program.key_tile, self.length)
+        rows = _rows(stage.mask, *sizes) if stage.average is None else _exact_rows(stage.mask, stage.average, *sizes)
+        yield from enumerate(rows)
 
 
 def make_schedule(
@@ -230,7 +233,7 @@ def outputs_of(stage: Stage) -> tuple[Value, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Tally:
-    """Tiles of one attention: all, partial ones, and query blocks with at least one tile."""
+    """Tiles of one attention: all, partial ones, and those that are merged with nothing, the first of each block."""
 
     tiles: int
     partial: int
@@ -241,6 +244,20 @@ class _Tally:
 def _rows(mask: Mask, block_size: int, key_tile: int, length: int) -> tuple[tuple[Segment, ...], ...]:
     sizes = {"block_size": block_size, "key_tile": key_tile, "length": length}
     return tuple(row_segments(mask, block, **sizes) for block in range(-(-length // block_size)))
+
+
+@lru_cache(maxsize=16)
+def _exact_rows(
+    mask: Mask, average: Average, block_size: int, key_tile: int, length: int
+) -> tuple[tuple[Segment, ...], ...]:
+    sizes = {"block_size": block_size, "key_tile": key_tile, "length": length}
+    return tuple(sampled_row(mask, average, block, **sizes).exact for block in range(-(-length // block_size)))
+
+
+@lru_cache(maxsize=64)
+def _sampled_tally(mask: Mask, average: Average, block_size: int, key_tile: int, length: int) -> _Tally:
+    found = average_tally(mask, average, block_size=block_size, key_tile=key_tile, length=length)
+    return _Tally(found.exact + found.drawn, found.partial, found.rows + found.drawn)
 
 
 @lru_cache(maxsize=64)
@@ -304,14 +321,19 @@ class _Expansion:
 
     def _tile_costs(self, stage: AttentionStage, engine: AttentionEngine) -> AttentionCosts:
         sizes = {"block_size": engine.block_size, "key_tile": engine.key_tile, "length": self.length}
-        tally = _tally(stage.mask, **sizes)
+        average = stage.average
+        tally = _tally(stage.mask, **sizes) if average is None else _sampled_tally(stage.mask, average, **sizes)
         masked = tally.tiles if stage.bias else tally.partial
         merges = tally.tiles - (0 if stage.sinks else tally.rows)
         plain = _nbytes(_ports(engine, "full"))
         mask, previous = (_nbytes(_ports(engine, variant)) - plain for variant in ("masked", "full_merge"))
         return AttentionCosts(
             calls=tally.tiles,
-            formula=attention_formula(stage.mask, **sizes),
+            formula=(
+                attention_formula(stage.mask, **sizes)
+                if average is None
+                else average_formula(stage.mask, average, **sizes)
+            ),
             flops=tally.tiles * engine.flops,
             bytes_moved=tally.tiles * plain + masked * mask + merges * previous,
         )

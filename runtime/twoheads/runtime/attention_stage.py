@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.program import AttentionEngine, AttentionStage
+from twoheads.runtime.average_stage import Sampler, SamplerWorker
 from twoheads.runtime.backend import Call
 from twoheads.runtime.bias import BiasTiles
 from twoheads.runtime.mask_tiles import MaskTiles
@@ -23,6 +24,8 @@ def run_attention(run: RunState, stage: AttentionStage) -> None:
         run.crew.run(run.rows(stage), lambda: _Worker(shared).row)
     finally:
         shared.masks.close()
+    if shared.sampler is not None:
+        shared.sampler.finish()
 
 
 class _Shared:
@@ -50,6 +53,7 @@ class _Shared:
             account=stores.account,
         )
         self.initial = self._sinks()
+        self.sampler = None if stage.average is None else Sampler(run, stage, self.engine)
 
     def _bias(self) -> BiasTiles | None:
         bias = self.stage.bias
@@ -81,6 +85,8 @@ class _Worker:
         self._wrap = shared.run.backend.tensor
         self._count: WorkerCount = shared.run.counters[shared.stage.name].worker()
         states = (_state(shared.engine), _state(shared.engine))
+        self._final_lse = states[0][1]
+        self._sampler = None if shared.sampler is None else SamplerWorker(shared.sampler, self._count)
         self._states = [(self._wrap(out), self._wrap(lse)) for out, lse in states]
         self._calls: dict[tuple[bool, bool], Call] = {}
         shape = shared.output.value.block_shape(shared.engine.block_size)
@@ -113,6 +119,8 @@ class _Worker:
                 previous = (out, lse)
         if self._output is not None:
             np.copyto(target, self._output)
+        if self._sampler is not None:
+            self._sampler.add(block, query, target, self._final_lse)
 
     def _query_block(self, block: int) -> npt.NDArray[Any]:
         view = self._shared.query.block(block)

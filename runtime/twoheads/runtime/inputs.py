@@ -10,13 +10,14 @@ import numpy.typing as npt
 
 from twoheads.graphs.bundle_format import Manifest
 from twoheads.graphs.errors import InputError
-from twoheads.graphs.program import Input, Program, Value
+from twoheads.graphs.program import AttentionStage, Input, Program, Value
 
 __all__ = [
     "approximation_warning",
     "check_output",
     "input_arrays",
     "resolve_positions",
+    "samples_attention",
     "split_inputs",
     "trained_length_warning",
 ]
@@ -114,6 +115,11 @@ def approximation_warning(manifest: Manifest) -> str | None:
         f"approximate: compiled with --attention {', '.join(manifest.approximations)}; what the model would have seen "
         "beyond that is missing or estimated"
     )
+
+
+def samples_attention(program: Program) -> bool:
+    """Whether some attention of the program samples its keys."""
+    return any(isinstance(stage, AttentionStage) and stage.average is not None for stage in program.body)
 
 
 def trained_length_warning(program: Program, length: int) -> str | None:

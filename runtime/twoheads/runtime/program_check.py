@@ -11,6 +11,7 @@ from math import prod
 
 import numpy as np
 
+from twoheads.graphs.average import Average
 from twoheads.graphs.bundle_format import ENGINES, WEIGHTS, Manifest
 from twoheads.graphs.errors import BundleError
 from twoheads.graphs.program import (
@@ -166,6 +167,9 @@ class _Check:
             (stage.output, "out", (1, heads, block, engine.v_head_dim), block),
         ):
             self.agree(stage.name, value, Port(name, engine.dtype, shape), tokens)
+        if stage.average is not None:
+            self.require(isinstance(engine, AttentionEngine), f"stage {stage.name}: its engine can't sample keys")
+            self.average(stage, stage.average)
         if stage.sinks is not None:
             self.weight(stage.name, stage.sinks, None, (engine.q_num_heads,))
         if stage.bias is not None:
@@ -177,6 +181,17 @@ class _Check:
                 self.weight(stage.name, stage.bias.table, None, (engine.q_num_heads, width))
             if stage.bias.slope is not None:
                 self.weight(stage.name, stage.bias.slope, None, (engine.q_num_heads,))
+
+    def average(self, stage: AttentionStage, average: Average) -> None:
+        window = 1 if average.window is None else average.window
+        self.require(
+            average.samples >= 1 and window >= 1 and average.sinks >= 0 and 0 <= average.seed < 1 << 32,
+            f"stage {stage.name}: {average} is out of range",
+        )
+        self.require(
+            Average.applies_to(stage.mask) and stage.bias is None,
+            f"stage {stage.name}: keys can be sampled in full or causal attention without a bias only",
+        )
 
     def value(self, stage: str, name: str) -> Value:
         self.require(name in self.values, f"stage {stage}: reads {name!r} before anything defines it")

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy.typing as npt
 
+from twoheads.runtime.average_report import AverageReport
+
 __all__ = ["Report", "Result", "StageReport"]
 
 
@@ -49,6 +51,7 @@ class Report:
         warnings: What the user should know, e.g. a length beyond the trained context.
         repeated_calls: Those of ``engine_calls`` that repeat another because its synthetic score was too far off (see
             ``docs/stock.md``); normally 0.
+        average: The estimated error of sampled attention; ``None`` where the bundle samples nothing.
     """
 
     requests: int
@@ -68,6 +71,7 @@ class Report:
     approximations: tuple[str, ...]
     warnings: tuple[str, ...]
     repeated_calls: int = 0
+    average: AverageReport | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from twoheads.graphs.packing import Packing
 from twoheads.graphs.program import AttentionStage, Program
 from twoheads.graphs.schedule import Schedule
 from twoheads.graphs.tiles import Segment
+from twoheads.runtime.average_report import StageEstimate
 from twoheads.runtime.crew import Crew
 from twoheads.runtime.engine_pool import EnginePool
 from twoheads.runtime.report import StageReport
@@ -94,6 +95,7 @@ class RunState:
         }
         self.rounds = 0
         """Times that the run has waited for all calls of a stage before it began calls that need their results."""
+        self.estimates: list[StageEstimate] = []
         self._rows: dict[str, list[Row]] = {}
 
     @property
@@ -111,7 +113,7 @@ class RunState:
 
         Layers of equal mask share the list.
         """
-        key = str(stage.mask)
+        key = f"{stage.mask} {stage.average}"
         if key not in self._rows:
             rows = list(self.schedule.rows(stage))
             rows.sort(key=lambda row: -sum(segment.tiles for segment in row[1]))

@@ -18,6 +18,7 @@ from twoheads.graphs.errors import InputError
 from twoheads.graphs.packing import Packing, packed_schedule
 from twoheads.graphs.program import Program
 from twoheads.graphs.schedule import Schedule, make_schedule
+from twoheads.runtime.average_report import summarize
 from twoheads.runtime.backend import open_backend
 from twoheads.runtime.bundle_reader import Bundle, read_bundle
 from twoheads.runtime.crew import Crew, available_threads
@@ -29,6 +30,7 @@ from twoheads.runtime.inputs import (
     check_output,
     input_arrays,
     resolve_positions,
+    samples_attention,
     split_inputs,
     trained_length_warning,
 )
@@ -273,4 +275,5 @@ class LoadedBundle:
             approximations=self.manifest.approximations,
             warnings=notes,
             repeated_calls=run.repeats,
+            average=summarize(run.estimates) if samples_attention(self.program) else None,
         )

@@ -67,7 +67,7 @@ Attention = Annotated[
     typer.Option(
         "--attention",
         metavar="POLICY",
-        help="full (as the model is), or an approximation: window:1024, window:1024+sinks:4.",
+        help="full (as the model is), or an approximation: window:1024+sinks:4, average:samples=2+window:512+sinks:4.",
     ),
 ]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Number format of weights and activations.")]

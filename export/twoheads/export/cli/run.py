@@ -11,6 +11,7 @@ import numpy.typing as npt
 import typer
 
 from twoheads.export.cli import arguments, options
+from twoheads.export.cli.average_lines import average_lines
 from twoheads.export.cli.console import print_facts, print_json, print_table, print_warning, seconds_text, size_text
 from twoheads.export.cli.progress import CallProgress
 from twoheads.export.cli.run_lines import print_reports, read_lines, reports_to_json, run_lines
@@ -189,6 +190,7 @@ def _print_report(report: "Report", out: Path) -> None:
             ("time", f"{seconds_text(report.seconds)}, {report.length / max(report.seconds, 1e-9):.0f} tokens/s"),
             ("peak memory", size_text(report.peak_bytes)),
             ("approximations", ", ".join(report.approximations) or "none: exact to rounding"),
+            *average_lines(report.average),
         )
     )
     totals: dict[str, list[float]] = {}
