@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,8 +12,10 @@ from hypothesis import strategies as st
 from tests.graphs import paper_oracle
 from tests.graphs.sample_masks import Sizes, masks, sizes
 from tests.graphs.sample_programs import decoder
+from twoheads.graphs.average import Average
 from twoheads.graphs.formulas import attention_formula, count_visible_pairs
 from twoheads.graphs.masks import Causal, Mask, Window, parse_mask
+from twoheads.graphs.program import AttentionStage
 from twoheads.graphs.schedule import make_schedule
 from twoheads.graphs.theorems import floor_formula, paper_formula, program_claim, stage_claims, theorem_of
 from twoheads.runtime.merge import attention
@@ -154,5 +158,14 @@ def test_claims_of_a_program_add_up() -> None:
         assert total.floor_calls <= total.calls
         assert total.theorem == "Theorem 3.5, Theorem 5.1"
         assert total.rounds == len(schedule.stages) == 6, "O(L), whatever the length"
+    attention = program.body[1]
+    assert isinstance(attention, AttentionStage)
+    sampled = replace(
+        program, body=(program.body[0], replace(attention, average=Average(1, None, 0, 0)), *program.body[2:])
+    )
+    (claim, *_) = [claim for claim in stage_claims(make_schedule(sampled, 1000)) if claim.stage == attention.name]
+    assert claim.theorem == "Theorem 4.1"
+    assert claim.paper is not None
+    assert (claim.paper.calls, claim.floor.calls) == (63, 63)
     uncovered = program_claim(make_schedule(decoder(parse_mask("causal | sinks(4)")), 100))
     assert uncovered.paper_calls is None

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.runtime.tiny_bundle import make_program, read_manifest, write_manifest, write_tiny
 from tests.runtime.tiny_model import Tiny, random_tokens, reference
+from twoheads.graphs.average import Average
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.program import AttentionEngine, AttentionStage, Limit, Pooling
 from twoheads.graphs.request_codes import request_codes
@@ -231,6 +232,19 @@ def test_a_packed_run_warns_as_single_ones_do(tmp_path):
     assert results[0].report.warnings == tuple(str(warning.message) for warning in told)
     assert results[0].report.approximations == ("window:9",)
     assert {warning.filename for warning in told} == {__file__}, "told where the caller is"
+
+
+def test_sampled_attention_has_nothing_to_sample_in_short_requests(tmp_path):
+    tiny = replace(WIDE, masks=("causal", "full"), key_tile=256)
+    average = Average(samples=1, window=None, sinks=0, seed=0)
+    program = make_program(tiny)
+    body = tuple(replace(s, average=average) if isinstance(s, AttentionStage) else s for s in program.body)
+    bundle = load(write_tiny(tmp_path / "b", tiny, program=replace(program, body=body)))
+    inputs = [random_tokens(tiny, length, length) for length in (50, 60, 40, 64, 3)]
+    report = check(bundle, tiny, inputs, "hidden")[0].report
+    assert (report.requests, report.blocks) == (5, 2)
+    assert report.average is not None
+    assert report.average.relative_error == 0.0
 
 
 def test_pack_is_auto_or_off(bundles):

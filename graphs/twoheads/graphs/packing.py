@@ -148,4 +148,5 @@ def _alone(stage: Stage, block_size: int, longest: int) -> Stage:
     if not isinstance(stage, AttentionStage):
         return stage
     inner = Full() if packed_variant(stage.mask, longest) == "packed" else Causal()
-    return replace(stage, mask=Chunk(block_size) & inner)
+    # Nothing is left to be sampled: a request lies in the tile of its own queries, which is exact.
+    return replace(stage, mask=Chunk(block_size) & inner, average=None)
