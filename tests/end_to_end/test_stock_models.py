@@ -56,6 +56,13 @@ def test_a_softcap_is_refused_with_its_reason() -> None:
     with pytest.raises(CompileError, match=r"softcap 2\.0.*product and its softmax") as refused:
         compile_model(RandomTransformer(Features(softcap=2.0)), example_inputs=EXAMPLES, lowering="stock")
     assert "tile" in str(refused.value.fix)
+    with pytest.raises(CompileError, match="samples keys"):
+        compile_model(
+            RandomTransformer(Features()),
+            example_inputs=EXAMPLES,
+            lowering="stock",
+            attention="average:samples=2",
+        )
 
 
 def test_scores_far_from_the_estimate_are_repeated_and_counted(tmp_path: Path) -> None:

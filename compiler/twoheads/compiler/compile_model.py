@@ -16,6 +16,7 @@ from twoheads.compiler.capture import Captured, capture
 from twoheads.compiler.check_tokenwise import check_tokenwise
 from twoheads.compiler.compiled_model import CompiledModel
 from twoheads.compiler.find_position_limit import find_position_limit
+from twoheads.compiler.lower_oracle import lower_oracle
 from twoheads.compiler.lower_stock import lower_stock
 from twoheads.compiler.lower_tile import Lowered, lower_tile
 from twoheads.compiler.partition import Partition, Region, partition
@@ -28,7 +29,7 @@ __all__ = ["LOWERINGS", "compile_model", "plan_model"]
 
 logger = logging.getLogger(__name__)
 
-LOWERINGS = ("auto", "tile", "stock")
+LOWERINGS = ("auto", "tile", "stock", "oracle")
 DTYPES = ("float32",)
 
 Progress: TypeAlias = Callable[[str], None]
@@ -47,6 +48,8 @@ def compile_model(
     lowering: str = "auto",
     dtype: str = "float32",
     attention: str = "full",
+    oracle_layers: int = 2,
+    oracle_heads: int = 4,
     progress: Progress | None = None,
 ) -> CompiledModel:
     """Compiles a model for fixed-shape engines of ``block_size`` tokens; any input length runs afterwards.
@@ -56,10 +59,13 @@ def compile_model(
         example_inputs: For any other torch module: its tensor arguments by position or name, each ``[1, tokens, ...]``.
         block_size: Tokens of a query block: a multiple of 8 from 16 to 4096.
         key_tile: Tokens of a key tile, a multiple of ``block_size``; equal to it by default.
-        lowering: ``tile``, ``stock`` (softmax attention and nothing else), or ``auto`` to let the compiler choose.
+        lowering: ``tile``, ``stock`` (softmax attention and nothing else), ``oracle`` (a plain small transformer that
+            is told its parameters), or ``auto`` to let the compiler choose.
         dtype: Of weights and activations; ``float32``.
         attention: ``full``, or by name an approximation such as ``window:1024+sinks:4``; see
             :mod:`twoheads.graphs.policy`.
+        oracle_layers: ``L'`` of the ``oracle`` lowering, 1 to 32.
+        oracle_heads: ``H'`` of the ``oracle`` lowering, 1 to 32.
         progress: Told the name of each phase.
 
     Raises:
@@ -75,7 +81,7 @@ def compile_model(
     tell("checking that regions are token-wise")
     check_tokenwise(captured.graph, captured.program, _unique_regions(parts))
     tell("lowering to a block program")
-    lowered = _lower(loaded, captured, parts, block_size, tile, lowering)
+    lowered = _lower(loaded, captured, parts, block_size, tile, lowering, (oracle_layers, oracle_heads))
     weights = {name: captured.program.weights[name] for name in lowered.program.weights()}
     return CompiledModel(
         program=lowered.program,
@@ -98,6 +104,8 @@ def plan_model(
     lowering: str = "auto",
     dtype: str = "float32",
     attention: str = "full",
+    oracle_layers: int = 2,
+    oracle_heads: int = 4,
     progress: Progress | None = None,
 ) -> Program:
     """The block program that :func:`compile_model` would make, from the model's configuration alone.
@@ -111,7 +119,7 @@ def plan_model(
     loaded = load_source(source, example_inputs=example_inputs, weights=False)
     tell("capturing its graph")
     captured, parts, _ = _capture_and_partition(loaded, policy)
-    return _lower(loaded, captured, parts, block_size, tile, lowering).program
+    return _lower(loaded, captured, parts, block_size, tile, lowering, (oracle_layers, oracle_heads)).program
 
 
 def _check_options(block_size: int, key_tile: int | None, lowering: str, dtype: str) -> int:
@@ -153,7 +161,13 @@ def _unique_regions(parts: Partition) -> list[Region]:
 
 
 def _lower(
-    loaded: LoadedSource, captured: Captured, parts: Partition, block_size: int, key_tile: int, lowering: str
+    loaded: LoadedSource,
+    captured: Captured,
+    parts: Partition,
+    block_size: int,
+    key_tile: int,
+    lowering: str,
+    oracle: tuple[int, int],
 ) -> Lowered:
     limit = find_position_limit(captured.graph, captured.program)
     lowered = lower_tile(
@@ -167,4 +181,6 @@ def _lower(
         # A learned table is a hard limit, so there is nothing beyond it to warn of.
         trained_length=loaded.trained_length if limit is None else None,
     )
+    if lowering == "oracle":
+        return lower_oracle(lowered, layers=oracle[0], heads=oracle[1])
     return lower_stock(lowered) if lowering == "stock" else lowered

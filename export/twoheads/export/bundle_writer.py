@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from twoheads.export.attention_onnx import attention_model
 from twoheads.export.attention_variants import used_variants
 from twoheads.export.engine_files import save_engine
+from twoheads.export.oracle_onnx import oracle_model
 from twoheads.export.progress import Progress, silent
 from twoheads.export.staging import written_folder
 from twoheads.export.stock_onnx import stock_model
@@ -32,7 +33,7 @@ from twoheads.graphs.bundle_format import (
 )
 from twoheads.graphs.errors import BundleError, InternalError
 from twoheads.graphs.json_codec import to_json
-from twoheads.graphs.program import AttentionEngine, Program, StockEngine, TokenwiseEngine, TokenwiseStage
+from twoheads.graphs.program import AttentionEngine, OracleEngine, Program, StockEngine, TokenwiseEngine, TokenwiseStage
 
 if TYPE_CHECKING:
     import onnx
@@ -130,6 +131,10 @@ def _write_engines(compiled: CompiledModel, folder: Path, entries: dict[str, Wei
             for variant in used_stock_variants(program, engine):
                 file = folder / ENGINES / f"{engine.name}.{variant}.onnx"
                 save_engine(stock_model(engine, variant), file, *engine.ports(variant), {})
+            continue
+        if isinstance(engine, OracleEngine):
+            file = folder / ENGINES / f"{engine.name}.{engine.mask}.onnx"
+            save_engine(oracle_model(engine, engine.mask), file, *engine.ports(engine.mask), {})
             continue
         model = _tokenwise_model(compiled.regions[engine.name], engine)
         bound = _first_weights(program, engine, entries)

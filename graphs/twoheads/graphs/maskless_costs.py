@@ -8,13 +8,14 @@ from functools import lru_cache
 from twoheads.graphs.bands import band_of
 from twoheads.graphs.formulas import Formula, attention_formula
 from twoheads.graphs.maskless import maskless_rows
-from twoheads.graphs.maskless_formula import maskless_formula
+from twoheads.graphs.maskless_formula import maskless_formula, piece_count
 from twoheads.graphs.masks import Mask
+from twoheads.graphs.oracle_engine import OracleEngine
 from twoheads.graphs.program import AttentionStage
 from twoheads.graphs.stock_engine import StockEngine
 from twoheads.graphs.tiles import row_segments
 
-__all__ = ["AttentionCosts", "needs_mask", "stock_costs"]
+__all__ = ["AttentionCosts", "needs_mask", "oracle_costs", "oracle_formula", "stock_costs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,34 @@ def stock_costs(stage: AttentionStage, engine: StockEngine, length: int) -> Atte
         flops=sum(calls * engine.flops(variant) for variant, calls in counts.items()),
         bytes_moved=sum(calls * moved[variant] for variant, calls in counts.items()),
     )
+
+
+def oracle_costs(stage: AttentionStage, engine: OracleEngine, length: int) -> AttentionCosts:
+    """The costs of ``stage`` on an oracle: its heads' instances, ``H' L'`` a call (Lemma 3.3)."""
+    triangles, full = _pieces(stage.mask, block_size=engine.block_size, key_tile=engine.key_tile, length=length)
+    halves = 1 if engine.mask == "full" else 2
+    calls = -(-engine.q_num_heads * (triangles + halves * full) // engine.slots)
+    moved = sum(port.nbytes for group in engine.ports(engine.mask) for port in group)
+    return AttentionCosts(
+        calls=calls,
+        formula=oracle_formula(stage.mask, engine, length),
+        flops=calls * engine.flops(engine.mask),
+        bytes_moved=calls * moved,
+    )
+
+
+def oracle_formula(mask: Mask, engine: OracleEngine, length: int) -> Formula:
+    """Calls of an oracle for one attention: ``ceil(H (triangles + 2 full) / (H' L'))``.
+
+    A bidirectional oracle has no triangles and takes the full calls once (Theorem 3.4); a causal one takes each in two
+    halves, one of them in reversed order (Theorem 3.5).
+    """
+    found = piece_count(mask, block_size=engine.block_size, key_tile=engine.block_size, length=length)
+    halves = 1 if engine.mask == "full" else 2
+    calls = -(-engine.q_num_heads * (found.triangles + halves * found.full) // engine.slots)
+    pieces = f"{found.full}" if halves == 1 else f"({found.triangles} + 2*{found.full})"
+    text = f"ceil({engine.q_num_heads}*{pieces} / ({engine.heads}*{engine.layers})) = {calls}"
+    return Formula(f"{text}, from {found.text}", calls)
 
 
 @lru_cache(maxsize=64)

@@ -20,6 +20,7 @@ import numpy as np
 from twoheads.graphs.average import Average
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.masks import Mask
+from twoheads.graphs.oracle_engine import OracleEngine
 from twoheads.graphs.port import Port
 from twoheads.graphs.request_codes import code_length
 from twoheads.graphs.stock_engine import StockEngine
@@ -32,6 +33,7 @@ __all__ = [
     "Engine",
     "Input",
     "Limit",
+    "OracleEngine",
     "Pooling",
     "Port",
     "Program",
@@ -172,7 +174,7 @@ class AttentionEngine:
         return 2 * self.q_num_heads * self.block_size * self.key_tile * (self.head_dim + self.v_head_dim)
 
 
-Engine: TypeAlias = TokenwiseEngine | AttentionEngine | StockEngine
+Engine: TypeAlias = TokenwiseEngine | AttentionEngine | StockEngine | OracleEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +224,7 @@ class AttentionStage:
 
     Attributes:
         name: Unique in the program; usually the layer's path in the source model.
-        engine: An :class:`AttentionEngine` or :class:`StockEngine`.
+        engine: An :class:`AttentionEngine`, :class:`StockEngine` or :class:`OracleEngine`.
         query, key, value: Token values ``[1, heads, n, head_dim]``.
         output: The token value ``[1, q_num_heads, n, v_head_dim]`` that it defines.
         mask: Which keys a query sees.

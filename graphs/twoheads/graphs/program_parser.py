@@ -21,6 +21,7 @@ from twoheads.graphs.program import (
     Engine,
     Input,
     Limit,
+    OracleEngine,
     Pooling,
     Port,
     Program,
@@ -41,9 +42,10 @@ WHOLE = re.compile(r"[+-]?[0-9]+")
 
 _TOKEN = re.compile(r'\s*(?:("(?:[^"\\]|\\.)*")|(->|[%@:,()\[\]=<])|([A-Za-z0-9_.+-]+)|(\S))')
 
-ENGINE_FORMS: dict[str, type[AttentionEngine] | type[StockEngine]] = {
+ENGINE_FORMS: dict[str, type[AttentionEngine] | type[StockEngine] | type[OracleEngine]] = {
     "attention": AttentionEngine,
     "stock": StockEngine,
+    "oracle": OracleEngine,
 }
 """Engines that a word and their fields describe, e.g. ``attention q_num_heads=9 kv_num_heads=3 ...``."""
 

@@ -16,11 +16,12 @@ import numpy as np
 from twoheads.graphs.average import Average, average_formula, average_tally, sampled_row
 from twoheads.graphs.errors import InputError, InternalError
 from twoheads.graphs.formulas import Formula, attention_formula, symbols
-from twoheads.graphs.maskless_costs import AttentionCosts, stock_costs
+from twoheads.graphs.maskless_costs import AttentionCosts, oracle_costs, stock_costs
 from twoheads.graphs.masks import Mask
 from twoheads.graphs.program import (
     AttentionEngine,
     AttentionStage,
+    OracleEngine,
     Port,
     Program,
     Stage,
@@ -306,6 +307,8 @@ class _Expansion:
         engine = self._attention(stage.engine)
         if isinstance(engine, AttentionEngine):
             costs = self._tile_costs(stage, engine)
+        elif isinstance(engine, OracleEngine):
+            costs = oracle_costs(stage, engine, self.length)
         else:
             costs = stock_costs(stage, engine, self.length)
         return StagePlan(
@@ -394,9 +397,9 @@ class _Expansion:
             raise InternalError(f"program {self.program.name} has no token-wise engine {name!r}")
         return engine
 
-    def _attention(self, name: str) -> AttentionEngine | StockEngine:
+    def _attention(self, name: str) -> AttentionEngine | StockEngine | OracleEngine:
         engine = self.engines.get(name)
-        if not isinstance(engine, AttentionEngine | StockEngine):
+        if not isinstance(engine, AttentionEngine | StockEngine | OracleEngine):
             raise InternalError(f"program {self.program.name} has no attention engine {name!r}")
         return engine
 

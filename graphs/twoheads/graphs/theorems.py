@@ -38,7 +38,7 @@ from dataclasses import dataclass
 
 from twoheads.graphs.formulas import INFINITE, Formula, Term, attention_formula, count_visible_pairs, mask_terms
 from twoheads.graphs.masks import Mask, Window
-from twoheads.graphs.program import AttentionStage
+from twoheads.graphs.program import AttentionStage, OracleEngine
 from twoheads.graphs.schedule import Schedule
 
 __all__ = [
@@ -177,11 +177,27 @@ def _attention(schedule: Schedule, stage: AttentionStage) -> tuple[str, Formula 
     if stage.average is not None:
         blocks = schedule.blocks
         return "Theorem 4.1", Formula(f"n = {blocks}", blocks), Formula(f"ceil(N / M) = {blocks}", blocks)
+    paper = paper_formula(stage.mask, block_size=block, length=length)
+    engine = program.engine(stage.engine)
+    if isinstance(engine, OracleEngine):
+        pairs = engine.q_num_heads * count_visible_pairs(stage.mask, length)
+        meet = -(-pairs // (block * block * engine.slots))
+        floor = Formula(f"ceil({pairs} pairs of all heads / ({block}*{block}*{engine.slots})) = {meet}", meet)
+        return theorem_of(stage.mask, heads=heads), _packed(paper, engine), floor
     return (
         theorem_of(stage.mask, heads=heads),
-        paper_formula(stage.mask, block_size=block, length=length),
+        paper,
         floor_formula(stage.mask, block_size=block, key_tile=program.key_tile, length=length),
     )
+
+
+def _packed(paper: Formula | None, engine: OracleEngine) -> Formula | None:
+    """The paper's count for an oracle of ``H'`` heads and ``L'`` layers (Lemma 3.3)."""
+    if paper is None:
+        return None
+    calls = -(-engine.q_num_heads * paper.calls // engine.slots)
+    text = paper.text.rsplit(" = ", 1)[0]
+    return Formula(f"ceil({engine.q_num_heads}*({text}) / ({engine.heads}*{engine.layers})) = {calls}", calls)
 
 
 @dataclass(frozen=True, slots=True)

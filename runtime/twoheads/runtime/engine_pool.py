@@ -6,7 +6,7 @@ import threading
 from collections.abc import Hashable
 
 from twoheads.graphs.errors import BundleError, InternalError
-from twoheads.graphs.program import AttentionEngine, StockEngine, TokenwiseEngine, TokenwiseStage
+from twoheads.graphs.program import AttentionEngine, OracleEngine, StockEngine, TokenwiseEngine, TokenwiseStage
 from twoheads.runtime.backend import Backend, EngineHandle
 from twoheads.runtime.bundle_reader import Bundle
 from twoheads.runtime.weights import Weights
@@ -53,6 +53,14 @@ class EnginePool:
         engine = self._declared[name]
         return engine if isinstance(engine, StockEngine) else None
 
+    def oracle_engine(self, name: str) -> OracleEngine | None:
+        """The declaration of the oracle ``name``; ``None`` where that name is of another kind."""
+        engine = self._declared[name]
+        return engine if isinstance(engine, OracleEngine) else None
+
+    def _mixing_engine(self, name: str) -> AttentionEngine | StockEngine | OracleEngine:
+        return self.stock_engine(name) or self.oracle_engine(name) or self.attention_engine(name)
+
     def tokenwise(self, stage: TokenwiseStage) -> EngineHandle:
         """The engine of ``stage``, open, with the stage's weights.
 
@@ -88,7 +96,7 @@ class EnginePool:
                         "is needed for this length, and the bundle does not hold it",
                         "compile the model again",
                     )
-                inputs, outputs = (self.stock_engine(name) or self.attention_engine(name)).ports(variant)
+                inputs, outputs = self._mixing_engine(name).ports(variant)
                 handle = self.backend.load_engine(self._bundle.file(file), inputs, outputs, {})
                 self._open[name, variant] = handle
         return handle
@@ -99,6 +107,6 @@ class EnginePool:
 
     def prepare_attention(self, name: str) -> None:
         """Opens every variant of ``name`` that the bundle holds."""
-        for variant in (self.stock_engine(name) or self.attention_engine(name)).VARIANTS:
+        for variant in self._mixing_engine(name).VARIANTS:
             if self._bundle.has(self._bundle.engine_file(name, variant)):
                 self.attention(name, variant)

@@ -13,6 +13,7 @@ from twoheads.graphs.errors import InternalError
 from twoheads.graphs.program import AttentionStage, Stage, TokenwiseStage
 from twoheads.runtime.attention_stage import run_attention
 from twoheads.runtime.head import Sink, run_head
+from twoheads.runtime.oracle_stage import run_oracle_attention
 from twoheads.runtime.packed_stage import prepare_packed, run_packed_attention
 from twoheads.runtime.pooling import pool
 from twoheads.runtime.run_state import RunState
@@ -93,6 +94,8 @@ def _run_stage(run: RunState, stage: Stage) -> None:
         run_packed_attention(run, stage, run.packing)
     elif run.engines.stock_engine(stage.engine) is not None:
         run_stock_attention(run, stage)
+    elif run.engines.oracle_engine(stage.engine) is not None:
+        run_oracle_attention(run, stage)
     else:
         run_attention(run, stage)
     run.rounds += 1

@@ -18,6 +18,7 @@ from twoheads.graphs.program import (
     AttentionEngine,
     AttentionStage,
     Engine,
+    OracleEngine,
     Port,
     Program,
     Stage,
@@ -121,7 +122,7 @@ class _Check:
                 (engine.block_size, engine.key_tile) == (self.program.block_size, self.program.key_tile)
                 and engine.kv_num_heads > 0
                 and engine.q_num_heads % engine.kv_num_heads == 0
-                and engine.mask_heads in (1, engine.q_num_heads),
+                and (isinstance(engine, OracleEngine) or engine.mask_heads in (1, engine.q_num_heads)),
                 f"engine {engine.name}: its heads or tiles do not fit the program",
             )
         self.require(any(name in self.manifest.files for name in files), f"engine {engine.name} has no file {files[0]}")
@@ -141,7 +142,7 @@ class _Check:
         engine = self.engines.get(stage.engine)
         if isinstance(stage, TokenwiseStage) and isinstance(engine, TokenwiseEngine):
             self.tokenwise(stage, engine)
-        elif isinstance(stage, AttentionStage) and isinstance(engine, AttentionEngine | StockEngine):
+        elif isinstance(stage, AttentionStage) and isinstance(engine, AttentionEngine | StockEngine | OracleEngine):
             self.attention(stage, engine)
         else:
             raise self.refuse(f"stage {stage.name}: engine {stage.engine!r} is missing or of another kind")
@@ -155,7 +156,7 @@ class _Check:
         for name, port in zip(stage.weights, engine.weights, strict=True):
             self.weight(stage.name, name, port.dtype, port.shape)
 
-    def attention(self, stage: AttentionStage, engine: AttentionEngine | StockEngine) -> None:
+    def attention(self, stage: AttentionStage, engine: AttentionEngine | StockEngine | OracleEngine) -> None:
         q, k, v = (self.value(stage.name, name) for name in (stage.query, stage.key, stage.value))
         self.define(stage.output, f"stage {stage.name}")
         heads, groups, keys = engine.q_num_heads, engine.kv_num_heads, engine.key_tile
@@ -173,7 +174,8 @@ class _Check:
         if stage.sinks is not None:
             self.weight(stage.name, stage.sinks, None, (engine.q_num_heads,))
         if stage.bias is not None:
-            self.require(engine.mask_heads == engine.q_num_heads, f"stage {stage.name}: its engine takes no bias")
+            takes = not isinstance(engine, OracleEngine) and engine.mask_heads == engine.q_num_heads
+            self.require(takes, f"stage {stage.name}: its engine takes no bias")
             if stage.bias.table is not None:
                 entry = self.manifest.weights.get(stage.bias.table)
                 width = entry.shape[-1] if entry is not None and entry.shape else 0

@@ -15,10 +15,10 @@ __all__ = ["read_tokens", "write_tokens"]
 Array = npt.NDArray[Any]
 
 
-def read_tokens(store: ValueStore, start: int, stop: int, target: Array) -> None:
-    """Copies the tokens ``[start, stop)`` of a value ``[1, heads, n, width]`` to ``target [heads, tokens, width]``."""
+def read_tokens(store: ValueStore, start: int, stop: int, target: Array, heads: slice = slice(None)) -> None:
+    """Copies tokens ``[start, stop)`` of ``heads`` of a value ``[1, heads, n, width]``; ``[heads, tokens, width]``."""
     for part, at in _parts(store, start, stop):
-        np.copyto(target[:, at : at + part.shape[1]], part)
+        np.copyto(target[:, at : at + part.shape[1]], part[heads])
 
 
 def write_tokens(store: ValueStore, start: int, stop: int, source: Array) -> None:

@@ -26,6 +26,12 @@ def command(
     block_size: options.BlockSize = options.BLOCK_SIZE,
     key_tile: options.KeyTile = None,
     lowering: options.LoweringOption = options.Lowering.AUTO,
+    oracle_layers: Annotated[
+        int, typer.Option("--oracle-layers", metavar="L", help="For --lowering oracle: the small transformer's layers.")
+    ] = 2,
+    oracle_heads: Annotated[
+        int, typer.Option("--oracle-heads", metavar="H", help="For --lowering oracle: its heads in each layer.")
+    ] = 4,
     dtype: options.DtypeOption = options.Dtype.FLOAT32,
     attention: options.Attention = "full",
     force: Annotated[bool, typer.Option("--force", help="Replace BUNDLE if it exists.")] = False,
@@ -54,6 +60,8 @@ def command(
             lowering=lowering.value,
             dtype=dtype.value,
             attention=attention,
+            oracle_layers=oracle_layers,
+            oracle_heads=oracle_heads,
             progress=progress,
         )
         write_bundle(compiled, output, overwrite=force, progress=progress)

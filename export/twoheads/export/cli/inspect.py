@@ -10,7 +10,16 @@ from twoheads.export.cli import options
 from twoheads.export.cli.console import print_facts, print_json, print_table, print_text, size_text
 from twoheads.graphs.bundle_format import ENGINES, TOKENIZER, WEIGHTS, Manifest
 from twoheads.graphs.packing import longest_packable, packed_variant
-from twoheads.graphs.program import AttentionEngine, AttentionStage, Engine, Port, Program, TokenwiseEngine
+from twoheads.graphs.program import (
+    AttentionEngine,
+    AttentionStage,
+    Engine,
+    OracleEngine,
+    Port,
+    Program,
+    StockEngine,
+    TokenwiseEngine,
+)
 from twoheads.runtime.bundle_reader import read_bundle
 
 __all__ = ["NAME", "command"]
@@ -120,9 +129,10 @@ def _engine_to_json(engine: Engine) -> dict[str, Any]:
     for variant in engine.VARIANTS:
         inputs, outputs = engine.ports(variant)
         variants[variant] = {"inputs": ports(inputs), "outputs": ports(outputs)}
-    tiled = isinstance(engine, AttentionEngine)
+    kind = "stock" if isinstance(engine, StockEngine) else "oracle"
+    kind = "attention" if isinstance(engine, AttentionEngine) else kind
     flops = engine.flops if isinstance(engine, AttentionEngine) else engine.flops("full")
-    return {"name": engine.name, "kind": "attention" if tiled else "stock", "variants": variants, "flops": flops}
+    return {"name": engine.name, "kind": kind, "variants": variants, "flops": flops}
 
 
 def _print_summary(path: Path, manifest: Manifest, program: Program) -> None:
@@ -159,6 +169,10 @@ def _signature(engine: Engine) -> tuple[str, str, str, str]:
     if isinstance(engine, TokenwiseEngine):
         size = sum(port.nbytes for port in engine.weights)
         return engine.name, ports(engine.inputs), ports(engine.outputs), f"{len(engine.weights)}, {size_text(size)}"
+    if isinstance(engine, OracleEngine):
+        inputs, outputs = engine.ports(engine.mask)
+        return engine.name, ports(inputs[:1]), ports(outputs), f"{len(inputs) - 1} parameters as inputs; {engine.mask}"
     # The masked variant (of tiles: the merging one) has every port there is.
-    inputs, outputs = engine.ports("masked_merge" if isinstance(engine, AttentionEngine) else "masked")
+    widest = "masked_merge" if isinstance(engine, AttentionEngine) else "masked"
+    inputs, outputs = engine.ports(widest)
     return engine.name, ports(inputs), ports(outputs), f"none; variants: {', '.join(engine.VARIANTS)}"

@@ -35,6 +35,7 @@ class Lowering(StrEnum):
     AUTO = "auto"
     TILE = "tile"
     STOCK = "stock"
+    ORACLE = "oracle"
 
 
 class Dtype(StrEnum):
