@@ -182,11 +182,12 @@ def _write_report(path: Path, data: Any) -> None:
 
 
 def _print_report(report: "Report", out: Path) -> None:
+    repeated = f"; {report.repeated_calls} repeated" if report.repeated_calls else ""
     print_facts(
         (
             ("written", f"{out} ({size_text(out.stat().st_size)}), {report.output}"),
             ("length", f"{report.length} tokens in {report.blocks} blocks of {report.block_size}"),
-            ("engine calls", f"{report.engine_calls} (by the formula: {report.formula_calls})"),
+            ("engine calls", f"{report.engine_calls} (by the formula: {report.formula_calls}{repeated})"),
             ("time", f"{seconds_text(report.seconds)}, {report.length / max(report.seconds, 1e-9):.0f} tokens/s"),
             ("peak memory", size_text(report.peak_bytes)),
             ("approximations", ", ".join(report.approximations) or "none: exact to rounding"),
