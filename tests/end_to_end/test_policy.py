@@ -106,6 +106,16 @@ def test_verify_compares_under_the_same_mask_and_tells_the_distance(name: str, t
     assert any("approximate" in warning for warning in report.warnings)
 
 
+@pytest.mark.parametrize("lowering", ["stock", "oracle"])
+def test_a_policy_holds_in_every_lowering(lowering: str, tmp_path: Path) -> None:
+    compiled = compile_model(llama(), block_size=32, lowering=lowering, attention="window:20+sinks:4")
+    report = verify(write_bundle(compiled, tmp_path / "b"), llama(), length=100)
+    assert report.passed, report
+    assert report.engine_calls == report.formula_calls
+    with pytest.raises(CompileError, match="samples keys, which the lowering"):
+        compile_model(llama(), lowering=lowering, attention="average:samples=1")
+
+
 @pytest.fixture(scope="module")
 def windowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     compiled = compile_model(llama(), block_size=16, attention="window:17")
