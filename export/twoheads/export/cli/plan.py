@@ -36,6 +36,7 @@ def command(
         int | None, typer.Option("--key-tile", metavar="K", help="For a SOURCE: keys of one attention call.")
     ] = None,
     attention: options.Attention = "full",
+    lowering: options.LoweringOption = options.Lowering.AUTO,
     every_stage: Annotated[
         bool, typer.Option("--stages", help="One line for every stage, not one for all that are alike.")
     ] = False,
@@ -49,7 +50,7 @@ def command(
     Example: twoheads plan smollm2.bundle --length 100000
     """
     arguments.require_path(subject, "a model or a bundle")
-    program = _program(subject, block_size, key_tile, attention)
+    program = _program(subject, block_size, key_tile, attention, lowering)
     rows = None if positions is None else int(arguments.parse_positions(positions, length).size)
     wanted = output.value if output else None
     schedule = make_schedule(program, length, output=wanted, positions=rows, workers=threads or available_threads())
@@ -59,19 +60,29 @@ def command(
     _print_schedule(schedule, every_stage=every_stage)
 
 
-def _program(subject: Path, block_size: int | None, key_tile: int | None, attention: str) -> Program:
+def _program(
+    subject: Path, block_size: int | None, key_tile: int | None, attention: str, lowering: options.Lowering
+) -> Program:
     """The program of a bundle as it is, or that of a source as it would be compiled."""
     if arguments.is_bundle(subject):
-        if block_size is not None or key_tile is not None or not parse_policy(attention).exact:
-            problem = "is a bundle, whose block size, key tile and attention are fixed"
-            fix = "leave --block-size, --key-tile and --attention out, or give the source"
+        sized = block_size is not None or key_tile is not None or lowering != options.Lowering.AUTO
+        if sized or not parse_policy(attention).exact:
+            problem = "is a bundle, whose block size, key tile, lowering and attention are fixed"
+            fix = "leave --block-size, --key-tile, --lowering and --attention out, or give the source"
             raise InputError(str(subject), problem, fix)
         return read_bundle(subject, check="size").program
     from twoheads.compiler import plan_model
 
     with PhaseProgress() as progress:
         size = options.BLOCK_SIZE if block_size is None else block_size
-        return plan_model(subject, block_size=size, key_tile=key_tile, attention=attention, progress=progress)
+        return plan_model(
+            subject,
+            block_size=size,
+            key_tile=key_tile,
+            attention=attention,
+            lowering=lowering.value,
+            progress=progress,
+        )
 
 
 def schedule_to_json(schedule: Schedule) -> dict[str, Any]:
