@@ -172,9 +172,9 @@ def _approximate(rows: Sequence[Row]) -> list[str]:
         return []
     return [
         "Theorem 4.1 approximates full attention for inputs with bounded scores. These models have scores of about 10,",
-        "which is outside of its assumptions: what is shown is the number of calls, not a use. The paper's estimate",
-        "takes one call a block, ours the block's own tile as it is and two drawn ones, whose spread tells the error. A",
-        "window, with sinks or without, that was imposed by a policy is compared with torch under the same mask.",
+        "which is outside of its assumptions: what is shown is the count of calls, not a use. The paper's estimate",
+        "takes one call a block, ours the block's own tile as it is and two drawn ones, whose spread tells the error.",
+        "A window, with sinks or without, that was imposed by a policy is compared with torch under the same mask.",
         "",
     ]
 
