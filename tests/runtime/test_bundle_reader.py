@@ -64,6 +64,10 @@ def test_a_file(bundle):
     refused(bundle / "program.json", "is a file")
 
 
+def test_what_a_killed_compile_left(bundle):
+    refused(bundle.rename(bundle.with_name(".bundle.partial-host-1")), "an interrupted compile")
+
+
 def test_not_a_bundle(tmp_path):
     refused(tmp_path, "it has no manifest.json")
     (tmp_path / "config.json").write_text("{}")

@@ -18,12 +18,10 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
+from twoheads.graphs.bundle_format import PARTIAL
 from twoheads.graphs.errors import BundleError
 
-__all__ = ["PARTIAL", "REPLACED", "host_name", "sync_folder", "sync_tree", "write_error", "written_folder"]
-
-PARTIAL = "partial"
-"""Marks a folder that is being written."""
+__all__ = ["REPLACED", "host_name", "sync_folder", "sync_tree", "write_error", "written_folder"]
 
 REPLACED = "replaced"
 """Marks the former folder while the new one takes its place."""

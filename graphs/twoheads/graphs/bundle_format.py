@@ -22,6 +22,7 @@ __all__ = [
     "ENGINES",
     "FORMAT_VERSION",
     "MANIFEST",
+    "PARTIAL",
     "PROGRAM",
     "TOKENIZER",
     "WEIGHTS",
@@ -37,6 +38,8 @@ PROGRAM = "program.json"
 ENGINES = "engines"
 WEIGHTS = "engines/weights.bin"
 TOKENIZER = "tokenizer/tokenizer.json"
+PARTIAL = "partial"
+"""Marks a folder that is being written, ``.NAME.partial-...``; what a killed writer leaves under it never loads."""
 ALIGNMENT = 64
 """Bytes to which every weight's offset is aligned: a cache line, and AVX-512's vector."""
 

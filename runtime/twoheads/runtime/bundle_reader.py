@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from twoheads.graphs.bundle_format import ENGINES, FORMAT_VERSION, MANIFEST, PROGRAM, TOKENIZER, WEIGHTS, Manifest
+from twoheads.graphs.bundle_format import (
+    ENGINES,
+    FORMAT_VERSION,
+    MANIFEST,
+    PARTIAL,
+    PROGRAM,
+    TOKENIZER,
+    WEIGHTS,
+    Manifest,
+)
 from twoheads.graphs.errors import BundleError, CompileError, InputError
 from twoheads.graphs.json_codec import FormatError, from_json
 from twoheads.graphs.program import Program
@@ -82,6 +91,8 @@ def _read_manifest(folder: Path) -> Manifest:
         raise BundleError(str(folder), "does not exist", "name the folder that `twoheads compile` wrote")
     if not folder.is_dir():
         raise BundleError(str(folder), "is a file, and a bundle is a folder", "name the folder it lies in")
+    if folder.name.startswith(".") and f".{PARTIAL}-" in folder.name:
+        raise BundleError(str(folder), "is what an interrupted compile left", RECOMPILE)
     if not path.is_file():
         fix = "name the folder that `twoheads compile` wrote"
         if (folder / "config.json").exists():
