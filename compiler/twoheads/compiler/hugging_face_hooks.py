@@ -35,9 +35,8 @@ def register_hooks() -> None:
 
 
 def _symbolic_mask(
-    batch_size: int,
+    *,
     q_length: int,
-    kv_length: int,
     mask_function: MaskFunction,
     attention_mask: Tensor | None = None,
     q_offset: int = 0,
