@@ -6,8 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
-from tests.compiler.small_models import bert, captured, gemma3, gpt2, llama, opt
+from tests.compiler.small_models import WIDTH, OneLayer, bert, captured, gemma3, gpt2, llama, opt
 from twoheads.compiler import compile_model, plan_model
 from twoheads.compiler.find_position_limit import find_position_limit
 from twoheads.compiler.partition import Region, partition
@@ -75,6 +77,25 @@ def test_the_position_table_limits_the_length(module: object, length: int | None
         assert isinstance(limit, Limit)
         assert limit.length == length
         assert table in limit.reason
+
+
+def test_the_shortest_of_several_tables_is_the_limit() -> None:
+    long, short = torch.randn(50, WIDTH), torch.randn(30, WIDTH)
+
+    def both(x: Tensor) -> Tensor:
+        at = torch.arange(x.shape[1])
+        return x + long[at] + short[at] + long[at]
+
+    found = captured(OneLayer(before=both))
+    limit = find_position_limit(found.graph, found.program)
+    assert limit is not None
+    assert limit.length == 30
+
+
+def test_a_clamped_index_never_leaves_its_table() -> None:
+    table = torch.randn(10, WIDTH)
+    found = captured(OneLayer(before=lambda x: x + table[torch.arange(x.shape[1]).clamp(max=9)]))
+    assert find_position_limit(found.graph, found.program) is None
 
 
 def test_a_plan_needs_no_weights_and_is_the_compiled_program(tiny_llama: Path) -> None:

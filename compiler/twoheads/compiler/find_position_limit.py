@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import fx
 
 from twoheads.compiler.fx_program import FxProgram
 from twoheads.compiler.source_graph import SourceGraph, TokenwiseNode
@@ -12,7 +14,7 @@ from twoheads.graphs.program import Limit
 
 __all__ = ["find_position_limit"]
 
-_LOOK_UPS = ("aten.embedding.default", "aten.index_select.default", "aten.gather.default")
+_LOOK_UPS = ("aten.embedding.default", "aten.index_select.default", "aten.gather.default", "aten.index.Tensor")
 
 
 def find_position_limit(graph: SourceGraph, program: FxProgram) -> Limit | None:
@@ -29,7 +31,7 @@ def find_position_limit(graph: SourceGraph, program: FxProgram) -> Limit | None:
         if node.op.startswith(_LOOK_UPS) and len(node.inputs) == 2:
             table, index = node.inputs
             if table in constant and index in positional:
-                limits.append(_limit(program, node, table, index, limits))
+                limits.extend(_limits(program, node, table, limits))
         if all(name in constant or name in positional for name in node.inputs):
             positional.add(node.name)
     if graph.max_length is not None and all(limit.length > graph.max_length for limit in limits):
@@ -38,15 +40,29 @@ def find_position_limit(graph: SourceGraph, program: FxProgram) -> Limit | None:
     return min(reversed(limits), key=lambda limit: limit.length, default=None)
 
 
-def _limit(program: FxProgram, node: TokenwiseNode, table: str, index: str, known: list[Limit]) -> Limit:
-    fx_node: Any = program.nodes[node.name]
-    operand: Any = fx_node.args[0]
-    axis = int(fx_node.args[1]) if "embedding" not in node.op else 0
-    rows = int(operand.meta["val"].shape[axis])
-    longest = min([limit.length for limit in known] + [rows + 64])
+def _limits(program: FxProgram, node: TokenwiseNode, table: str, known: list[Limit]) -> Iterator[Limit]:
+    """The length at which the look-up leaves its table, if it does; an index may also be clamped or wrap around."""
+    axis, fx_index = _axis_and_index(program.nodes[node.name])
+    fx_table: Any = program.nodes[node.name].args[0]
+    rows = int(fx_table.meta["val"].shape[axis])
+    # Far enough to see an index that grows by one in four positions; not beyond where an earlier table ends.
+    longest = min([limit.length for limit in known] + [4 * rows + 64])
     inputs = program.example_inputs(longest, torch.Generator().manual_seed(0))
-    fx_index = fx_node.args[1] if "embedding" in node.op else fx_node.args[2]
-    values = program.evaluate((fx_index.name,), inputs)[fx_index.name]
-    outside = torch.nonzero((values.flatten() >= rows) | (values.flatten() < 0)).flatten()
-    length = int(outside[0]) if outside.numel() else longest
-    return Limit(length, f"its table {table} of {rows} rows")
+    values = program.evaluate((fx_index.name,), inputs)[fx_index.name].flatten()
+    outside = torch.nonzero((values >= rows) | (values < 0)).flatten()
+    reason = f"its table {table} of {rows} rows"
+    if outside.numel():
+        yield Limit(int(outside[0]), reason)
+    elif known and int(values[-1]) == rows - 1:  # both tables end here
+        yield Limit(longest, reason)
+
+
+def _axis_and_index(node: fx.Node) -> tuple[int, fx.Node]:
+    """Which axis of its table a look-up cuts, and by which node."""
+    arguments: Any = node.args
+    if node.target is torch.ops.aten.embedding.default:
+        return 0, arguments[1]
+    if node.target is torch.ops.aten.index.Tensor:  # table[:, index] has the indices [None, index]
+        axis = next(at for at, index in enumerate(arguments[1]) if index is not None)
+        return axis, arguments[1][axis]
+    return int(arguments[1]), arguments[2]
