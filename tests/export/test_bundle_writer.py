@@ -55,7 +55,7 @@ def test_the_manifest_lists_every_file_with_its_hash(tmp_path: Path) -> None:
     listed = {name: entry.sha256 for name, entry in manifest.files.items()}
     assert listed == {name: digest for name, digest in digest_of(bundle).items() if name != MANIFEST}
     assert all((bundle / name).stat().st_size == entry.size for name, entry in manifest.files.items())
-    assert manifest.format_version == 1
+    assert manifest.format_version == 2
     assert manifest.producer.startswith("twoheads ")
     assert {name for name in listed if name.startswith("engines/attend")} == {
         f"engines/attend.{variant}.onnx" for variant in (*AttentionEngine.VARIANTS, "packed_causal")

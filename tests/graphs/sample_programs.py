@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import strategies as st
 
 from tests.graphs.sample_masks import masks
@@ -17,6 +19,7 @@ from twoheads.graphs.program import (
     Port,
     Program,
     RelativeBias,
+    SequenceStage,
     TokenwiseEngine,
     TokenwiseStage,
     Value,
@@ -152,6 +155,56 @@ def encoder(block_size: int = 16) -> Program:
     )
 
 
+def classifier(block_size: int = 16) -> Program:
+    """A vision-like encoder: a CLS row before the tokens, one layer over ``n+1`` rows, a head on the first row."""
+    base = encoder(block_size)
+    first, attention, last = base.body
+    assert isinstance(first, TokenwiseStage)
+    assert isinstance(attention, AttentionStage)
+    assert isinstance(last, TokenwiseStage)
+
+    def longer(old: Value) -> Value:
+        return Value(old.name, old.dtype, tuple("n+1" if dim == "n" else dim for dim in old.shape))
+
+    rows = value("rows", 1, "n+1", WIDTH)
+    cls = value("cls", 1, 1, WIDTH)
+    pooled, logits = value("pooled", 1, 1, WIDTH), value("logits", 1, 5)
+    spread = (port("x", 1, block_size, WIDTH), port("length", 1, dtype="int64"))
+    state = tuple(e for e in base.engines if e.name in ("last", "attention"))
+    return Program(
+        name="tiny-classifier",
+        block_size=block_size,
+        key_tile=block_size,
+        inputs=(
+            Input(value("features", 1, "n", WIDTH), "argument", None),
+            Input(value("length", 1, dtype="int64"), "length", None, "n"),
+        ),
+        engines=(
+            TokenwiseEngine("cls", (), (port("cls", 1, 1, WIDTH),), (port("w0", 1, 1, WIDTH),), 0),
+            TokenwiseEngine("first", spread, _decoder_engines(block_size, block_size)[0].outputs, (), 1000),  # type: ignore[union-attr]
+            *state,
+            TokenwiseEngine("pooler", (port("x", 1, 1, WIDTH),), (port("y", 1, 5),), (port("w0", WIDTH, 5),), 320),
+        ),
+        body=(
+            TokenwiseStage("cls", "cls", (), (cls,), ("cls_token",)),
+            SequenceStage("cls.concat", "concat", ("cls", "features"), rows, (("axis", 1),)),
+            TokenwiseStage(first.name, "first", ("rows", "length"), tuple(map(longer, first.outputs)), ()),
+            replace(attention, output=longer(attention.output), bias=None),
+            replace(last, outputs=tuple(map(longer, last.outputs))),
+            SequenceStage(
+                "pool", "take", ("hidden",), pooled, (("axis", 1), ("from_end", 0), ("start", 0), ("step", 1))
+            ),
+            TokenwiseStage("pooler", "pooler", ("pooled",), (logits,), ("pooler.weight",)),
+        ),
+        head=(),
+        hidden="hidden",
+        logits="logits",
+        pooling=None,
+        max_length=None,
+        trained_length=None,
+    )
+
+
 names = st.one_of(
     st.sampled_from(["a", "mask", "n", "weights", "sinks", "normalize", "256", "-", "->", "a->b", "layers.0.q_proj"]),
     st.text(st.characters(exclude_categories=["Cs"]), max_size=6),
@@ -182,6 +235,9 @@ _attention = st.builds(
     _biases,
     st.one_of(st.none(), st.builds(Average, _sizes, st.one_of(st.none(), _sizes), _sizes, _sizes)),
 )
+_sequence = st.builds(
+    SequenceStage, names, names, _tuples(names), _values, _tuples(st.tuples(names, st.integers(-(1 << 40), 1 << 40)))
+)
 _engines = st.one_of(
     st.builds(TokenwiseEngine, names, _ports, _ports, _ports, _sizes),
     st.builds(
@@ -194,9 +250,9 @@ programs: st.SearchStrategy[Program] = st.builds(
     names,
     _sizes,
     _sizes,
-    _tuples(st.builds(Input, _values, names, st.one_of(st.none(), _sizes))),
+    _tuples(st.builds(Input, _values, names, st.one_of(st.none(), _sizes), st.one_of(st.none(), names))),
     _tuples(_engines),
-    _tuples(st.one_of(_tokenwise, _attention)),
+    _tuples(st.one_of(_tokenwise, _attention, _sequence)),
     _tuples(_tokenwise),
     names,
     st.one_of(st.none(), names),

@@ -9,7 +9,7 @@ from enum import Enum
 import pytest
 from hypothesis import given, settings
 
-from tests.graphs.sample_programs import decoder, encoder, programs
+from tests.graphs.sample_programs import classifier, decoder, encoder, programs
 from twoheads.graphs.bundle_format import FORMAT_VERSION, FileEntry, Manifest, SourceIdentity, WeightEntry
 from twoheads.graphs.json_codec import FormatError, from_json, to_json
 from twoheads.graphs.masks import Mask, parse_mask
@@ -52,6 +52,7 @@ class Tree:
     age: int | None
     spare: Leaf | None
     optional_rings: tuple[int, ...] | None
+    girths: tuple[tuple[str, int], ...]
 
 
 TREE = Tree(
@@ -67,6 +68,7 @@ TREE = Tree(
     age=None,
     spare=Leaf(3),
     optional_rings=(4,),
+    girths=(("foot", 3), ("crown", 1)),
 )
 
 
@@ -93,7 +95,7 @@ def test_sample_programs_and_manifests_round_trip() -> None:
         weights={"embed": WeightEntry(0, "float32", (100, 32))},
         files={"program.json": FileEntry(10, "ff")},
     )
-    for item in (decoder(), encoder(), manifest):
+    for item in (decoder(), encoder(), classifier(), manifest):
         assert from_json(type(item), json.loads(json.dumps(to_json(item)))) == item
 
 
@@ -127,6 +129,8 @@ def test_a_whole_number_is_a_float_but_a_float_is_no_whole_number() -> None:
         ({"spare": {"kind": "Leaf"}}, r"Tree\.spare: missing entry 'size'"),
         ({"spare": {"kind": "Leaf", "size": 1, "hue": 2}}, r"Tree\.spare: unknown entry 'hue'"),
         ({"optional_rings": [None]}, r"Tree\.optional_rings\[0\]: expected int, got NoneType"),
+        ({"girths": [["foot", "3"]]}, r"Tree\.girths\[0\]\[1\]: expected int, got str"),
+        ({"girths": [["foot"]]}, r"Tree\.girths\[0\]: expected 2 entries, got 1"),
         ({"kind": "Bush"}, r"Tree: expected Tree, got 'Bush'"),
     ],
 )

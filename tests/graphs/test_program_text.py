@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 
-from tests.graphs.sample_programs import decoder, encoder, programs
+from tests.graphs.sample_programs import classifier, decoder, encoder, programs
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.masks import parse_mask
 from twoheads.graphs.program import Program
@@ -22,8 +22,12 @@ def _two_layers() -> Program:
 
 @pytest.mark.parametrize(
     ("name", "program"),
-    [("decoder.program", _two_layers()), ("encoder.program", encoder())],
-    ids=["decoder", "encoder"],
+    [
+        ("decoder.program", _two_layers()),
+        ("encoder.program", encoder()),
+        ("classifier.program", classifier()),
+    ],
+    ids=["decoder", "encoder", "classifier"],
 )
 def test_text_is_the_golden_one(name: str, program: Program) -> None:
     golden = (GOLDEN / name).read_text(encoding="utf-8")
@@ -72,6 +76,15 @@ def test_floats_are_exact() -> None:
         (13, "stage s: %a: float32[1, n] = @e(%a, %b, %c) mask=causal", "expected a quoted string, found 'causal'"),
         (13, 'stage s: %a: f[1, n] = @e(%a, %b, %c) mask="full" bias(shape=w)', "expected 'slope', found 'shape'"),
         (13, 'head s: %a: float32[1, n] = @e(%a, %b, %c) mask="causal"', "expected no attention in the head"),
+        (
+            13,
+            "stage s: %a: float32[1, n], %b: float32[1] = take(%x)",
+            "expected '@' and an engine, or one output and an",
+        ),
+        (13, "stage s: %a: float32[1, n] = take(%x) axis=one", "expected a whole number, found 'one'"),
+        (13, "stage s: %a: float32[1, n] = take(%x) axis", "expected '=', found the end of the line"),
+        (13, "head s: %a: float32[1, n] = take(%x) axis=1", "expected no operator on whole values in the head"),
+        (3, "input %l: int64[1] = length(n", "expected ')', found the end of the line"),
         (13, "output embedding = %a", "expected hidden or logits, found 'embedding'"),
         (13, "program again block_size=1 key_tile=1", "expected no second program"),
     ],

@@ -14,8 +14,8 @@ from tests.graphs.sample_programs import decoder, encoder, value
 from twoheads.graphs import schedule as schedule_module
 from twoheads.graphs.errors import InputError, InternalError
 from twoheads.graphs.masks import Causal, Mask, parse_mask
-from twoheads.graphs.program import AttentionStage, Program, RelativeBias, TokenwiseStage
-from twoheads.graphs.schedule import PROCESS_BYTES, Schedule, make_schedule
+from twoheads.graphs.program import AttentionStage, Program, RelativeBias, SequenceStage, TokenwiseStage
+from twoheads.graphs.schedule import PROCESS_BYTES, Schedule, inputs_of, make_schedule, outputs_of
 from twoheads.graphs.tiles import row_segments
 
 if TYPE_CHECKING:
@@ -125,9 +125,9 @@ def test_only_one_layer_s_keys_are_alive_at_a_time() -> None:
     schedule = make_schedule(THREE, 40)
     alive: set[str] = {entry.value.name for entry in THREE.inputs}
     for stage in THREE.body:
-        reads = stage.inputs if isinstance(stage, TokenwiseStage) else (stage.query, stage.key, stage.value)
+        reads = inputs_of(stage)
         assert alive.issuperset(reads)
-        alive |= {v.name for v in (stage.outputs if isinstance(stage, TokenwiseStage) else (stage.output,))}
+        alive |= {v.name for v in outputs_of(stage)}
         assert len(alive & {"k0", "k1", "k2"}) <= 1
         alive -= set(schedule.release_after[stage.name])
     assert alive == {"hidden"}
@@ -231,7 +231,9 @@ def test_the_longest_input_of_a_limited_model_is_taken() -> None:
 @pytest.mark.parametrize(("stage", "engine"), [(0, "attention"), (0, "missing"), (1, "first")])
 def test_a_stage_with_the_wrong_engine_is_our_bug(stage: int, engine: str) -> None:
     body = list(THREE.body)
-    body[stage] = replace(body[stage], engine=engine)
+    changed = body[stage]
+    assert not isinstance(changed, SequenceStage)
+    body[stage] = replace(changed, engine=engine)
     with pytest.raises(InternalError, match=f"has no .* engine '{engine}'"):
         make_schedule(replace(THREE, body=tuple(body)), 5)
 

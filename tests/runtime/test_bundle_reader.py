@@ -12,6 +12,7 @@ import pytest
 
 from tests.runtime.tiny_bundle import make_program, read_manifest, rehash, write_manifest, write_tiny
 from tests.runtime.tiny_model import Tiny
+from twoheads.graphs.bundle_format import FORMAT_VERSION
 from twoheads.graphs.errors import BundleError
 from twoheads.graphs.masks import Causal
 from twoheads.graphs.program import AttentionStage, Input, Limit, Pooling, RelativeBias, TokenwiseEngine, Value
@@ -74,14 +75,14 @@ def test_not_a_bundle(tmp_path):
     assert "compile it first" in refused(tmp_path, "is not a bundle").fix
 
 
-@pytest.mark.parametrize("version", [0, 2, 99])
+@pytest.mark.parametrize("version", [0, FORMAT_VERSION - 1, FORMAT_VERSION + 1, 99])
 def test_another_format_version(bundle, version):
     manifest = read_manifest(bundle)
     write_manifest(bundle, {"format_version": version, "something": "else"} | ({} if version else manifest))
     if not version:
         write_manifest(bundle, manifest | {"format_version": version})
     fix = refused(bundle, f"has format version {version}", "manifest.json").fix
-    assert ("update" if version > 1 else "compile") in fix
+    assert ("update" if version > FORMAT_VERSION else "compile") in fix
 
 
 def _files(path):
@@ -132,7 +133,7 @@ def test_links_that_leave_the_folder(bundle, tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"format_version": 1}', b"[" * 100_000, b'{"format_version": true}'],
+    [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"format_version": 2}', b"[" * 100_000, b'{"format_version": true}'],
 )
 def test_a_manifest_that_is_not_one(bundle, text):
     (bundle / "manifest.json").write_bytes(text)

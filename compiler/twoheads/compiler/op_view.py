@@ -15,8 +15,8 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from twoheads.compiler.source_graph import TensorType
 from twoheads.graphs.masks import Mask
+from twoheads.graphs.program import Dim
 
 __all__ = ["Arrangement", "Array", "Kind", "OpNode", "OpView", "RecognisedAttention"]
 
@@ -99,8 +99,8 @@ class OpView(Protocol):
         """Names of the model's results."""
         ...
 
-    def type(self, name: str) -> TensorType | None:
-        """Type of a value, weights and inputs included, batch 1; ``None`` if it is no single tensor."""
+    def shape(self, name: str) -> tuple[Dim, ...] | None:
+        """Shape of a value, weights and inputs included, batch 1; ``None`` if it is no single tensor."""
         ...
 
     def depends_on_content(self, name: str) -> bool:

@@ -109,7 +109,7 @@ def _stored_weights(compiled: CompiledModel) -> list[NamedWeight]:
     program = compiled.program
     dtypes: dict[str, str] = {}
     for stage in (*program.body, *program.head):
-        engine = program.engine(stage.engine)
+        engine = program.engine(stage.engine) if isinstance(stage, TokenwiseStage) else None
         if isinstance(stage, TokenwiseStage) and isinstance(engine, TokenwiseEngine):
             dtypes.update((name, port.dtype) for port, name in zip(engine.weights, stage.weights, strict=True))
     names = program.weights()

@@ -32,7 +32,7 @@ __all__ = [
     "WeightEntry",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 PROGRAM = "program.json"
 ENGINES = "engines"

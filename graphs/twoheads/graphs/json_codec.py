@@ -1,7 +1,8 @@
 """Frozen dataclasses to JSON-ready dictionaries and back, with every type checked on the way in.
 
 Handles what the project's data is made of: ``str``, ``int``, ``float``, ``bool``, ``None``, enums by value, masks as
-text, ``tuple[X, ...]``, ``dict[str, X]``, optional values and unions of dataclasses (told apart by a ``kind`` entry).
+text, ``tuple[X, ...]``, ``tuple[X, Y]``, ``dict[str, X]``, optional values and unions of dataclasses (told apart by a
+``kind`` entry).
 """
 
 from __future__ import annotations
@@ -55,9 +56,7 @@ def _read(annotation: Any, data: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         return _read_union(get_args(annotation), data, where)
     if origin is tuple:
-        return tuple(
-            _read(get_args(annotation)[0], item, f"{where}[{at}]") for at, item in enumerate(_expect(list, data, where))
-        )
+        return _read_tuple(get_args(annotation), _expect(list, data, where), where)
     if origin is dict:
         entries = cast("dict[str, Any]", _expect(dict, data, where))
         return {key: _read(get_args(annotation)[1], item, f"{where}.{key}") for key, item in entries.items()}
@@ -73,6 +72,15 @@ def _read(annotation: Any, data: Any, where: str) -> Any:
     if annotation is float and type(data) is int:
         return float(data)
     return _expect(annotation, data, where)
+
+
+def _read_tuple(kinds: tuple[Any, ...], items: list[Any], where: str) -> tuple[Any, ...]:
+    if kinds[-1] is Ellipsis:
+        kinds = kinds[:1] * len(items)
+    if len(items) != len(kinds):
+        raise FormatError(f"{where}: expected {len(kinds)} entries, got {len(items)}")
+    pairs = zip(kinds, items, strict=True)
+    return tuple(_read(kind, item, f"{where}[{at}]") for at, (kind, item) in enumerate(pairs))
 
 
 def _read_mask(text: str, where: str) -> Mask:

@@ -1,11 +1,15 @@
 """The block program: how fixed-shape engines compute a model of any length, symbolic in the number of blocks.
 
 A program is data. It declares values, engines and stages; the length ``N`` appears only as the symbol ``n``, the
-token axis of a value. :mod:`twoheads.graphs.program_text` prints and parses it, :mod:`twoheads.graphs.schedule`
-expands it for one ``N``, and the runtime executes the schedule.
+token axis of a value, or as a formula of it (:mod:`twoheads.graphs.axes`). :mod:`twoheads.graphs.program_text` prints
+and parses a program, :mod:`twoheads.graphs.schedule` expands it for one ``N``, and the runtime executes the schedule.
 
-Execution model: the *body* runs stage after stage over all blocks of ``block_size`` tokens. The *head* stages read
-nothing but the ``hidden`` output and weights and are token-wise, so they run on any packed selection of positions.
+A value has at most one axis. One without an axis is a *row value*: an image, a pooled vector, the length itself. It is
+computed once a run.
+
+Execution model: the *body* runs stage after stage, each over all blocks of ``block_size`` rows of its axis. The *head*
+stages read nothing but the ``hidden`` output and weights and are token-wise, so they run on any packed selection of
+positions.
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ __all__ = [
     "Port",
     "Program",
     "RelativeBias",
+    "SequenceStage",
     "Stage",
     "StockEngine",
     "TokenwiseEngine",
@@ -46,14 +51,17 @@ __all__ = [
 ]
 
 TOKENS = "n"
-"""The symbol of the token axis in a value's shape."""
+"""The axis of the caller's tokens; where an encoder reads others (``m``), that of the decoder's."""
 
 Dim: TypeAlias = int | str
+"""A number, or an axis as :mod:`twoheads.graphs.axes` writes it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """An array over all tokens of an input: one dimension of ``shape`` is the symbol ``n``, the others are numbers.
+    """An array over all tokens of an input: one dimension of ``shape`` is an axis, the others are numbers.
+
+    A *row value* has numbers only: there is one in a run.
 
     Attributes:
         name: Unique in the program.
@@ -66,16 +74,24 @@ class Value:
     shape: tuple[Dim, ...]
 
     @property
+    def axis(self) -> str | None:
+        """The axis that it runs over; ``None`` for a row value."""
+        return next((dim for dim in self.shape if isinstance(dim, str)), None)
+
+    @property
     def token_axis(self) -> int:
-        """The dimension that runs over tokens."""
-        return self.shape.index(TOKENS)
+        """The index of the dimension that runs over its axis."""
+        for index, dim in enumerate(self.shape):
+            if isinstance(dim, str):
+                return index
+        raise InternalError(f"the row value {self.name} has no token axis")
 
     def block_shape(self, tokens: int) -> tuple[int, ...]:
-        """The shape of a block of ``tokens`` positions."""
+        """The shape of a block of ``tokens`` positions; of a row value, its shape."""
         return tuple(tokens if isinstance(dim, str) else dim for dim in self.shape)
 
     def nbytes(self, tokens: int) -> int:
-        """Bytes of ``tokens`` positions."""
+        """Bytes of ``tokens`` positions, or of the row value."""
         return prod(self.block_shape(tokens)) * np.dtype(self.dtype).itemsize
 
 
@@ -179,22 +195,29 @@ Engine: TypeAlias = TokenwiseEngine | AttentionEngine | StockEngine | OracleEngi
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """A token value that the run supplies.
+    """A value that the run supplies.
 
     Attributes:
-        value: The array, one row a token.
-        source: ``argument`` (the caller's tokens or features), ``positions`` (0, 1, 2, ...) or ``zeros``.
+        value: The array: one row a token, or a row value (an image).
+        source: ``argument`` (the caller's tokens or features), ``positions`` (0, 1, 2, ... on the value's axis),
+            ``zeros``, or ``length`` (an int64 row value ``[1]``: how many tokens ``axis`` has).
         limit: Exclusive upper bound of the entries (a vocabulary's size); ``None`` where there is none.
+        axis: Whose length, for the source ``length``; else ``None``.
     """
 
     value: Value
     source: str
     limit: int | None
+    axis: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TokenwiseStage:
-    """One call of ``engine`` for every block; ``weights`` names the tensors bound to its weight ports."""
+    """One call of ``engine`` for every block; ``weights`` names the tensors bound to its weight ports.
+
+    Its inputs and outputs are on one axis. Inputs may be row values beside, bound whole in every call. Where nothing is
+    on an axis, it is called once.
+    """
 
     name: str
     engine: str
@@ -222,6 +245,8 @@ class RelativeBias:
 class AttentionStage:
     """Attention of all query blocks over all non-empty key tiles of ``mask``, merged by log-sum-exp.
 
+    Query and output are on one axis, key and value on one, which is another in cross attention; the mask is then full.
+
     Attributes:
         name: Unique in the program; usually the layer's path in the source model.
         engine: An :class:`AttentionEngine`, :class:`StockEngine` or :class:`OracleEngine`.
@@ -245,7 +270,26 @@ class AttentionStage:
     average: Average | None = None
 
 
-Stage: TypeAlias = TokenwiseStage | AttentionStage
+@dataclass(frozen=True, slots=True)
+class SequenceStage:
+    """Rows of whole values, moved or counted on the host: no engine, no call.
+
+    Attributes:
+        name: Unique in the program.
+        operator: One of :data:`twoheads.graphs.sequence_operators.OPERATORS`.
+        inputs: The values it reads, of any axes.
+        output: The value that it defines.
+        attributes: The operator's attributes and their numbers, by name in alphabetical order.
+    """
+
+    name: str
+    operator: str
+    inputs: tuple[str, ...]
+    output: Value
+    attributes: tuple[tuple[str, int], ...] = ()
+
+
+Stage: TypeAlias = TokenwiseStage | AttentionStage | SequenceStage
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,10 +316,11 @@ class Program:
         name: The source model's name.
         block_size: ``M``, tokens of a block. key_tile: tokens of a key tile, a multiple of ``block_size``.
         inputs, engines: Declarations.
-        body: Stages over all blocks, ending in the value named ``hidden``.
-        head: Token-wise stages from ``hidden`` to ``logits``; empty where the model has no head.
-        hidden: Name of the value of last hidden states, ``[1, n, width]``.
-        logits: Name of the head's output ``[1, n, classes]``, or ``None``.
+        body: Stages over all blocks; they define the value named ``hidden``.
+        head: Token-wise stages from ``hidden`` to ``logits``; empty where the model has no head, or where its logits
+            are of the whole input: a row value that the body computes.
+        hidden: Name of the value of last hidden states, ``[1, n, width]``, or on another axis (``n+1``).
+        logits: Name of the head's output ``[1, n, classes]`` or of the body's row value ``[1, classes]``, or ``None``.
         pooling: How ``hidden`` becomes an embedding, or ``None`` where the model is not an embedder.
         max_length: What the model itself can't exceed, or ``None``.
         trained_length: The context it was trained on; longer inputs run with a warning. ``None`` if unknown.
@@ -312,11 +357,18 @@ class Program:
         raise InternalError(f"program {self.name} has no engine {name!r}")
 
     def values(self) -> Iterator[Value]:
-        """Every token value, in order of definition."""
+        """Every value, in order of definition."""
         for entry in self.inputs:
             yield entry.value
         for stage in (*self.body, *self.head):
             yield from stage.outputs if isinstance(stage, TokenwiseStage) else (stage.output,)
+
+    def value(self, name: str) -> Value:
+        """The value called ``name``."""
+        for value in self.values():
+            if value.name == name:
+                return value
+        raise InternalError(f"program {self.name} has no value {name!r}")
 
     def weights(self) -> tuple[str, ...]:
         """Every weight that a stage binds, once, in order of first use."""
@@ -324,6 +376,7 @@ class Program:
         for stage in (*self.body, *self.head):
             if isinstance(stage, TokenwiseStage):
                 names.update(dict.fromkeys(stage.weights))
+            if not isinstance(stage, AttentionStage):
                 continue
             extras = (stage.sinks, stage.bias.table if stage.bias else None, stage.bias.slope if stage.bias else None)
             names.update(dict.fromkeys(name for name in extras if name is not None))

@@ -26,6 +26,7 @@ from twoheads.graphs.program import (
     Port,
     Program,
     RelativeBias,
+    SequenceStage,
     Stage,
     StockEngine,
     TokenwiseEngine,
@@ -266,7 +267,11 @@ class _Statement:
     def input(self) -> Input:
         value = self.value()
         self.expect("=")
-        return Input(value, self.name("a source"), self.whole() if self.takes("<") else None)
+        source, axis = self.name("a source"), None
+        if self.takes("("):
+            axis = self.name("an axis")
+            self.expect(")")
+        return Input(value, source, self.whole() if self.takes("<") else None, axis)
 
     def output(self, parts: _Parts) -> None:
         kind = next((kind for kind in ("hidden", "logits") if self.takes(kind)), None)
@@ -300,11 +305,23 @@ class _Statement:
         outputs = () if self.takes("=") else self.listed(self.value)
         if outputs:
             self.expect("=")
-        self.expect("@")
+        if not self.takes("@"):
+            return self.sequence(name, outputs)
         engine, reads = self.name(), self.bracketed(self.reference)
         if self.takes("mask"):
             return self.attention(name, engine, reads, outputs)
         return TokenwiseStage(name, engine, reads, outputs, self.listed(self.name) if self.takes("weights") else ())
+
+    def sequence(self, name: str, outputs: tuple[Value, ...]) -> SequenceStage:
+        if len(outputs) != 1:
+            _refuse(self.token, "'@' and an engine, or one output and an operator")
+        operator, reads = self.name("'@' and an engine, or an operator"), self.bracketed(self.reference)
+        attributes: list[tuple[str, int]] = []
+        while self.token.kind != "end":
+            key = self.name("an attribute")
+            self.expect("=")
+            attributes.append((key, self.whole()))
+        return SequenceStage(name, operator, reads, outputs[0], tuple(attributes))
 
     def attention(self, name: str, engine: str, reads: tuple[str, ...], outputs: tuple[Value, ...]) -> AttentionStage:
         if len(reads) != 3 or len(outputs) != 1:
@@ -342,8 +359,9 @@ class _Statement:
 
     def head(self, parts: _Parts) -> None:
         stage = self.stage()
-        if isinstance(stage, AttentionStage):
-            _refuse(self.tokens[0], "no attention in the head")
+        if not isinstance(stage, TokenwiseStage):
+            what = "attention" if isinstance(stage, AttentionStage) else "operator on whole values"
+            _refuse(self.tokens[0], f"no {what} in the head")
         parts.head.append(stage)
 
 

@@ -12,13 +12,15 @@
     stage embed: %h0: float32[1, n, 576], %q0: float32[1, 9, n, 64] = @region_0(%input_ids)
         weights model.embed_tokens.weight
     stage layers.0.attn: %a0: float32[1, 9, n, 64] = @attention_0(%q0, %k0, %v0) mask="causal"
+    stage first: %first: float32[1, 1, 576] = take(%h30) axis=1 from_end=0 start=0 step=1
     head lm_head: %logits: float32[1, n, 49152] = @region_2(%h30)
     output hidden = %h30
     output logits = %logits
     pooling mean normalize
 
-Names other than letters, digits, ``_``, ``.`` and ``-`` are quoted as in JSON. ``#`` begins a line of comment. The text
-carries no ids, addresses or times, so equal programs have equal texts.
+An input that holds a length says whose: ``input %length: int64[1] = length(n)``. Names other than letters, digits,
+``_``, ``.`` and ``-`` are quoted as in JSON, as are axes with a division and those of constant length. ``#`` begins a
+line of comment. The text carries no ids, addresses or times, so equal programs have equal texts.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from twoheads.graphs.program import (
     Engine,
     Port,
     Program,
+    SequenceStage,
     Stage,
     TokenwiseEngine,
     TokenwiseStage,
@@ -42,6 +45,7 @@ from twoheads.graphs.program_parser import ENGINE_FORMS, WHOLE, engine_fields, p
 __all__ = ["parse_program", "print_program"]
 
 _BARE = re.compile(r"[A-Za-z0-9_.-]+")
+_BARE_AXIS = re.compile(r"[A-Za-z0-9_.+-]+")
 
 
 def print_program(program: Program) -> str:
@@ -53,7 +57,8 @@ def print_program(program: Program) -> str:
         lines.append(f"trained_length {program.trained_length}")
     for entry in program.inputs:
         limit = "" if entry.limit is None else f" < {entry.limit}"
-        lines.append(f"input {_value(entry.value)} = {_name(entry.source)}{limit}")
+        axis = "" if entry.axis is None else f"({_axis(entry.axis)})"
+        lines.append(f"input {_value(entry.value)} = {_name(entry.source)}{axis}{limit}")
     for engine in program.engines:
         lines += _engine_lines(engine)
     for stage in program.body:
@@ -73,8 +78,13 @@ def _name(name: str) -> str:
 
 
 def _shape(shape: tuple[Dim, ...]) -> str:
-    dims = (str(d) if isinstance(d, int) else json.dumps(d) if WHOLE.fullmatch(d) else _name(d) for d in shape)
-    return f"[{', '.join(dims)}]"
+    return f"[{', '.join(str(dim) if isinstance(dim, int) else _axis(dim) for dim in shape)}]"
+
+
+def _axis(axis: str) -> str:
+    if WHOLE.fullmatch(axis):
+        return json.dumps(axis)  # a constant number of rows; bare, it would be a number
+    return axis if _BARE_AXIS.fullmatch(axis) else _name(axis)
 
 
 def _value(value: Value) -> str:
@@ -100,6 +110,8 @@ def _scalar(value: str | float) -> str:
 
 
 def _stage_lines(keyword: str, stage: Stage) -> list[str]:
+    if isinstance(stage, SequenceStage):
+        return [_sequence_line(keyword, stage)]
     outputs = (stage.output,) if isinstance(stage, AttentionStage) else stage.outputs
     reads = (stage.query, stage.key, stage.value) if isinstance(stage, AttentionStage) else stage.inputs
     defined = " " + ", ".join(map(_value, outputs)) if outputs else ""
@@ -118,3 +130,9 @@ def _stage_lines(keyword: str, stage: Stage) -> list[str]:
         window = "" if average.window is None else f"window={average.window}, "
         line += f" average(samples={average.samples}, {window}sinks={average.sinks}, seed={average.seed})"
     return [line]
+
+
+def _sequence_line(keyword: str, stage: SequenceStage) -> str:
+    reads = ", ".join(f"%{_name(name)}" for name in stage.inputs)
+    attributes = "".join(f" {_name(name)}={number}" for name, number in stage.attributes)
+    return f"{keyword} {_name(stage.name)}: {_value(stage.output)} = {_name(stage.operator)}({reads}){attributes}"

@@ -24,9 +24,11 @@ from twoheads.graphs.program import (
     OracleEngine,
     Port,
     Program,
+    SequenceStage,
     Stage,
     StockEngine,
     TokenwiseEngine,
+    TokenwiseStage,
     Value,
 )
 from twoheads.graphs.tiles import Segment, row_segments
@@ -44,8 +46,8 @@ class StagePlan:
     """What one stage costs for one length.
 
     Attributes:
-        name, engine: Of the stage and of the engine it calls.
-        kind: ``tokenwise`` or ``attention``.
+        name, engine: Of the stage and of the engine it calls; of a sequence stage, its operator.
+        kind: ``tokenwise``, ``attention`` or ``sequence`` (no calls).
         calls: Engine calls, counted; ``formula`` derives the same number independently.
         flops: Floating-point operations of the matrix products of all calls.
         bytes_moved: Bytes of the ports of all calls, plus the weights of a token-wise engine once for each call.
@@ -225,13 +227,13 @@ def _walk_back(stages: tuple[Stage, ...], wanted: set[str]) -> tuple[Stage, ...]
 
 
 def inputs_of(stage: Stage) -> tuple[str, ...]:
-    """Names of the token values that a stage reads."""
+    """Names of the values that a stage reads."""
     return (stage.query, stage.key, stage.value) if isinstance(stage, AttentionStage) else stage.inputs
 
 
 def outputs_of(stage: Stage) -> tuple[Value, ...]:
-    """The token values that a stage defines."""
-    return (stage.output,) if isinstance(stage, AttentionStage) else stage.outputs
+    """The values that a stage defines."""
+    return stage.outputs if isinstance(stage, TokenwiseStage) else (stage.output,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +292,9 @@ class _Expansion:
         """The costs of ``stage``."""
         if isinstance(stage, AttentionStage):
             return self._plan_attention(stage)
+        if isinstance(stage, SequenceStage):
+            outputs_bytes = self.nbytes(stage.output)
+            return StagePlan(stage.name, "sequence", stage.operator, 0, Formula("0", 0), 0, 0, outputs_bytes)
         engine = self._tokenwise(stage.engine)
         calls = self.head_blocks if head else self.blocks
         return StagePlan(
@@ -378,6 +383,8 @@ class _Expansion:
         if isinstance(stage, AttentionStage):
             engine = self._attention(stage.engine)
             return 3 * engine.q_num_heads * engine.block_size * engine.key_tile * np.dtype(np.float32).itemsize
+        if isinstance(stage, SequenceStage):
+            return 0
         tokenwise = self._tokenwise(stage.engine)
         return 2 * _nbytes((*tokenwise.inputs, *tokenwise.outputs))
 
@@ -388,7 +395,7 @@ class _Expansion:
         """
         sizes: dict[str, int] = {}
         for stage in stages:
-            if not isinstance(stage, AttentionStage):
+            if isinstance(stage, TokenwiseStage):
                 ports = self._tokenwise(stage.engine).weights
                 sizes |= {name: port.nbytes for name, port in zip(stage.weights, ports, strict=True)}
         return sizes

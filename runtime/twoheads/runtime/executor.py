@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InternalError
-from twoheads.graphs.program import AttentionStage, Stage, TokenwiseStage
+from twoheads.graphs.program import AttentionStage, SequenceStage, Stage, TokenwiseStage
 from twoheads.runtime.attention_stage import run_attention
 from twoheads.runtime.head import Sink, run_head
 from twoheads.runtime.oracle_stage import run_oracle_attention
@@ -34,7 +34,7 @@ def prepare(run: RunState) -> float:
             prepare_packed(run, stage)
         elif isinstance(stage, AttentionStage):
             run.engines.prepare_attention(stage.engine)
-        else:
+        elif isinstance(stage, TokenwiseStage):
             run.engines.tokenwise(stage)
 
     run.crew.run(stages, lambda: open_engine)
@@ -90,6 +90,8 @@ def _run_stage(run: RunState, stage: Stage) -> None:
     stores = [run.stores.allocate(value) for value in outputs]
     if isinstance(stage, TokenwiseStage):
         run_tokenwise(run, stage)
+    elif isinstance(stage, SequenceStage):
+        raise InternalError(f"stage {stage.name}: the runtime computes no {stage.operator} yet")
     elif run.packing is not None:
         run_packed_attention(run, stage, run.packing)
     elif run.engines.stock_engine(stage.engine) is not None:

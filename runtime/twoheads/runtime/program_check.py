@@ -21,6 +21,7 @@ from twoheads.graphs.program import (
     OracleEngine,
     Port,
     Program,
+    SequenceStage,
     Stage,
     StockEngine,
     TokenwiseEngine,
@@ -139,6 +140,8 @@ class _Check:
         self.values[value.name] = value
 
     def stage(self, stage: Stage) -> None:
+        if isinstance(stage, SequenceStage):
+            raise self.refuse(f"stage {stage.name}: {stage.operator!r} is not known to this runtime")
         engine = self.engines.get(stage.engine)
         if isinstance(stage, TokenwiseStage) and isinstance(engine, TokenwiseEngine):
             self.tokenwise(stage, engine)
