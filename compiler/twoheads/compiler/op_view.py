@@ -15,8 +15,8 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from twoheads.compiler.source_graph import TensorType
 from twoheads.graphs.masks import Mask
-from twoheads.graphs.program import Dim
 
 __all__ = ["Arrangement", "Array", "Kind", "OpNode", "OpView", "RecognisedAttention"]
 
@@ -99,8 +99,8 @@ class OpView(Protocol):
         """Names of the model's results."""
         ...
 
-    def shape(self, name: str) -> tuple[Dim, ...] | None:
-        """Shape of a value, weights and inputs included, batch 1; ``None`` if it is no single tensor."""
+    def type(self, name: str) -> TensorType | None:
+        """Type of a value, weights and inputs included, batch 1; ``None`` if it is no single tensor."""
         ...
 
     def depends_on_content(self, name: str) -> bool:
@@ -164,6 +164,7 @@ class RecognisedAttention:
         bias_table: ``float32 [q_num_heads, 2 * reach + 1]`` by distance, or ``None``.
         bias_slope: ``float32 [q_num_heads]``, or ``None``.
         bias_source: Name of the value that holds the bias: attentions that share it share their bias.
+        max_length: Positions of the tables that mask or bias are cut from; ``None`` if they hold for every length.
         node: Name of the softmax, for messages.
         layer: Path of the module, for messages.
     """
@@ -180,5 +181,6 @@ class RecognisedAttention:
     bias_table: Array | None
     bias_slope: Array | None
     bias_source: str
+    max_length: int | None
     node: str
     layer: str
