@@ -24,7 +24,8 @@ from transformers import (
 )
 
 from twoheads.compiler import attention
-from twoheads.compiler.capture import Captured, capture
+from twoheads.compiler.capture import capture
+from twoheads.compiler.source_program import Captured
 from twoheads.compiler.sources import load_source
 
 WIDTH = 8

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from tests.compiler.small_models import WIDTH, OneLayer, bert, captured, gemma3, gpt2, llama, opt
 from twoheads.compiler import compile_model, plan_model
-from twoheads.compiler.find_position_limit import find_position_limit
+from twoheads.compiler.find_position_limit import find_position_limits
 from twoheads.compiler.partition import Region, partition
 from twoheads.compiler.source_graph import TokenwiseNode
-from twoheads.graphs.program import AttentionEngine, Limit, TokenwiseStage
+from twoheads.graphs.program import AttentionEngine, TokenwiseStage
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -70,13 +70,9 @@ def test_a_changed_operator_changes_the_fingerprint() -> None:
 )
 def test_the_position_table_limits_the_length(module: object, length: int | None, table: str) -> None:
     found = captured(module)  # type: ignore[arg-type]
-    limit = find_position_limit(found.graph, found.program)
-    if length is None:
-        assert limit is None
-    else:
-        assert isinstance(limit, Limit)
-        assert limit.length == length
-        assert table in limit.reason
+    limits = find_position_limits(found.graph, found.program)
+    assert [limit.length for limit in limits] == ([] if length is None else [length])
+    assert all(table in limit.reason and limit.axis == "n" for limit in limits)
 
 
 def test_the_shortest_of_several_tables_is_the_limit() -> None:
@@ -87,15 +83,14 @@ def test_the_shortest_of_several_tables_is_the_limit() -> None:
         return x + long[at] + short[at] + long[at]
 
     found = captured(OneLayer(before=both))
-    limit = find_position_limit(found.graph, found.program)
-    assert limit is not None
+    (limit,) = find_position_limits(found.graph, found.program)
     assert limit.length == 30
 
 
 def test_a_clamped_index_never_leaves_its_table() -> None:
     table = torch.randn(10, WIDTH)
     found = captured(OneLayer(before=lambda x: x + table[torch.arange(x.shape[1]).clamp(max=9)]))
-    assert find_position_limit(found.graph, found.program) is None
+    assert find_position_limits(found.graph, found.program) == ()
 
 
 def test_a_plan_needs_no_weights_and_is_the_compiled_program(tiny_llama: Path) -> None:

@@ -202,6 +202,7 @@ def classifier(block_size: int = 16) -> Program:
         pooling=None,
         max_length=None,
         trained_length=None,
+        other_limits=(Limit(1024, "its table positions of 1024 rows", "m"),),
     )
 
 

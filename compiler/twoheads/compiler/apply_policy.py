@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from twoheads.compiler.source_graph import AttentionNode, Node, SourceGraph
+from twoheads.compiler.source_graph import AttentionNode, SourceGraph
 from twoheads.graphs.average import Average
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.policy import Policy, restrict
@@ -16,20 +16,25 @@ def apply_policy(graph: SourceGraph, policy: Policy) -> SourceGraph:
     """The graph with every attention's mask restricted (Theorem 5.1) or its keys sampled (Theorem 4.1).
 
     Returns ``graph`` itself where that changes nothing: the policy is ``full``, or every layer is narrower already.
-    A sampling policy leaves layers with a window of their own as they are.
+    A sampling policy leaves layers with a window of their own as they are, and every policy leaves cross attention: it
+    speaks of distances within one sequence.
 
     Raises:
         CompileError: Keys are to be sampled in a layer with a bias.
     """
-    nodes = tuple(_apply(node, policy) for node in graph.nodes)
+    types = graph.types()
+    nodes = tuple(
+        _apply(node, policy)
+        if isinstance(node, AttentionNode) and types[node.query].axis == types[node.key].axis
+        else node
+        for node in graph.nodes
+    )
     return (
         graph if all(new is old for new, old in zip(nodes, graph.nodes, strict=True)) else replace(graph, nodes=nodes)
     )
 
 
-def _apply(node: Node, policy: Policy) -> Node:
-    if not isinstance(node, AttentionNode):
-        return node
+def _apply(node: AttentionNode, policy: Policy) -> AttentionNode:
     if policy.samples:
         return _sample(node, policy)
     mask = restrict(node.mask, policy)

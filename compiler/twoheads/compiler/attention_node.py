@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, fx
 
 from twoheads.compiler.classify_mask import BiasPattern, classify
-from twoheads.compiler.fx_program import FxProgram, is_scalar, tensor_shape
+from twoheads.compiler.fx_program import FxProgram, is_scalar
 from twoheads.compiler.source_graph import AttentionNode, TensorType
+from twoheads.compiler.source_program import example_inputs, input_lengths
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.masks import Causal, Full, Mask, conjunction, parse_mask
 
@@ -61,12 +62,10 @@ def attention_from_fx(program: FxProgram, node: fx.Node, layer: str) -> tuple[At
     return (
         AttentionNode(
             name=node.name,
-            query=program.placeholders.get(query.name, query.name),
-            key=program.placeholders.get(key.name, key.name),
-            value=program.placeholders.get(value.name, value.name),
-            type=TensorType(
-                str(node.meta["val"].dtype).removeprefix("torch."), tensor_shape(node.meta["val"], program.symbols)
-            ),
+            query=program.source_name(query),
+            key=program.source_name(key),
+            value=program.source_name(value),
+            type=TensorType(str(node.meta["val"].dtype).removeprefix("torch."), program.axes.shape(node.meta["val"])),
             mask=conjunction(terms),
             scale=float(arguments["scale"]) if arguments["scale"] is not None else head_dim**-0.5,
             softcap=float(arguments["softcap"]),
@@ -101,14 +100,9 @@ def _arguments(node: fx.Node) -> dict[str, Any]:
 
 def _require_shapes(program: FxProgram, where: str, query: fx.Node, key: fx.Node, value: fx.Node) -> None:
     for name, operand in (("query", query), ("key", key), ("value", value)):
-        shape = tensor_shape(operand.meta["val"], program.symbols)
-        if (
-            len(shape) != 4
-            or shape[0] != 1
-            or shape[2] != "n"
-            or isinstance(shape[1], str)
-            or isinstance(shape[3], str)
-        ):
+        shape = program.axes.shape(operand.meta["val"])
+        fixed = len(shape) == 4 and shape[0] == 1 and isinstance(shape[1], int) and isinstance(shape[3], int)
+        if not fixed or not program.axes.is_axis(operand.meta["val"].shape[2]):
             raise CompileError(
                 where,
                 f"{name} has the shape [{', '.join(map(str, shape))}], expected [1, heads, n, head_dim]",
@@ -119,7 +113,7 @@ def _require_shapes(program: FxProgram, where: str, query: fx.Node, key: fx.Node
 def _bias_name(program: FxProgram, arguments: dict[str, Any], kind: str) -> str:
     """A weight name shared by every layer that adds the same bias node."""
     operand = cast("fx.Node", arguments["bias"] if arguments["bias"] is not None else arguments["mask"])
-    return f"{program.placeholders.get(operand.name, operand.name)}.{kind}"
+    return f"{program.source_name(operand)}.{kind}"
 
 
 def _sink_weight(program: FxProgram, node: fx.Node, where: str) -> str:
@@ -135,12 +129,11 @@ def _mask_and_bias(program: FxProgram, node: fx.Node, where: str) -> tuple[Mask,
     if str(node.target) == _MASK:
         return parse_mask(cast("str", node.args[1])), BiasPattern(None, None)
     _require_positional(program, node, where)
-    generator = torch.Generator().manual_seed(0)
 
     def evaluate(length: int) -> np.ndarray[Any, Any]:
-        inputs = program.example_inputs(length, generator)
-        dense = cast("Tensor", program.evaluate((node.name,), inputs)[node.name])
-        return np.broadcast_to(dense.numpy(), (1, *dense.shape[-3:]) if dense.ndim >= 3 else (1, 1, *dense.shape))
+        inputs = example_inputs(program.inputs, input_lengths(program.inputs, length), 0)
+        dense = cast("np.ndarray[Any, Any]", program.evaluate((node.name,), inputs)[node.name])
+        return np.broadcast_to(dense, (1, *dense.shape[-3:]) if dense.ndim >= 3 else (1, 1, *dense.shape))
 
     mask, bias = classify(evaluate, _constants(program, node), where)
     return (Full() if mask is None else mask), bias

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -15,16 +14,18 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from twoheads.compiler.attention_node import attention_from_fx, is_attention
-from twoheads.compiler.fx_program import FxProgram, is_scalar, tensor_shape
+from twoheads.compiler.fx_axes import AxisNames
+from twoheads.compiler.fx_program import FxProgram, is_scalar
 from twoheads.compiler.hugging_face_hooks import CAPTURE, register_hooks
-from twoheads.compiler.normalize_fx import POSITIONS, normalize_fx
+from twoheads.compiler.normalize_fx import generated_source, normalize_fx
 from twoheads.compiler.positions_from_constants import positions_from_constants
 from twoheads.compiler.source_graph import Node, SourceGraph, TensorType, TokenwiseNode
+from twoheads.compiler.source_program import Captured
 from twoheads.compiler.sources import LoadedSource
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.program import TOKENS, Input, Value
 
-__all__ = ["Captured", "capture", "named_outputs"]
+__all__ = ["capture", "named_outputs"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +41,25 @@ _ROOT = "module"
 """Name of the source model inside the wrapper that is exported; stripped from every path."""
 
 
-@dataclass(frozen=True, slots=True)
-class Captured:
-    """A source graph and the FX program behind it."""
+_AXES = "mklpqrst"
+"""Names of the token axes beside ``n``, that of the last hidden states."""
 
-    graph: SourceGraph
-    program: FxProgram
+_VIEWS = frozenset(
+    (
+        "alias",
+        "unsqueeze",
+        "squeeze",
+        "expand",
+        "view",
+        "reshape",
+        "transpose",
+        "permute",
+        "contiguous",
+        "to",
+        "dropout",
+    )
+)
+"""Operators that move no information."""
 
 
 class _Wrapper(nn.Module):
@@ -99,18 +113,18 @@ def capture(source: LoadedSource) -> Captured:
     arguments = {
         str(node): name for node, name in zip(exported.graph_signature.user_inputs, source.inputs, strict=True)
     }
-    symbols = _token_symbols(exported, source, arguments)
+    axes = _axes(exported, source, arguments)
     weights = _weight_names(exported)
-    normalize_fx(graph, symbols)
-    names = {POSITIONS: POSITIONS, **arguments, **weights}
+    normalize_fx(graph, axes)
 
     def read_program() -> FxProgram:
+        names = {node.name: arguments.get(node.name) or weights.get(node.name) or node.name for node in graph.nodes}
         return FxProgram(
             nodes={node.name: node for node in graph.nodes if node.op != "output"},
             placeholders={node.name: names[node.name] for node in graph.nodes if node.op == "placeholder"},
-            inputs=tuple(_inputs(graph, source, arguments, symbols)),
+            inputs=tuple(_inputs(graph, source, arguments, axes)),
             weights={weights[node.name]: _tensor(exported, node.name) for node in graph.nodes if node.name in weights},
-            symbols=symbols,
+            axes=axes,
         )
 
     program = read_program()
@@ -118,25 +132,25 @@ def capture(source: LoadedSource) -> Captured:
         program = read_program()
     outputs = _outputs(exported, graph)
     nodes, extra_weights = _source_nodes(program, outputs)
-    program = FxProgram(
-        program.nodes, program.placeholders, program.inputs, {**program.weights, **extra_weights}, symbols
-    )
+    program = program.with_weights(extra_weights)
     used = {name for node in nodes for name in node.inputs}
     source_graph = SourceGraph(
         name=source.identity.name,
         inputs=program.inputs,
-        weights={name: _type(tensor, symbols) for name, tensor in program.weights.items()},
+        weights={name: _type(tensor, axes) for name, tensor in program.weights.items()},
         nodes=nodes,
         hidden=outputs["hidden"],
         logits=outputs.get("logits"),
-        max_length=_longest(exported, symbols),
+        max_length=_longest(exported, axes),
     )
     _require_all_attention(source, source_graph)
     if lost := sorted(source.missing_weights & used):
         raise CompileError(
             source.identity.name, f"has no weight {lost[0]} ({len(lost)} missing)", "download the complete model"
         )
-    return Captured(source_graph, program)
+    return Captured(
+        source_graph, program, source.identity, source.tokenizer_json, source.pooling, source.trained_length
+    )
 
 
 def _export(source: LoadedSource) -> ExportedProgram:
@@ -178,25 +192,36 @@ def _functional(exported: ExportedProgram) -> ExportedProgram:
     )
 
 
-def _token_symbols(exported: ExportedProgram, source: LoadedSource, arguments: Mapping[str, str]) -> frozenset[str]:
-    symbols: set[str] = set()
-    for node in exported.graph_module.graph.nodes:
-        if node.op == "placeholder" and node.name in arguments:
-            size = node.meta["val"].shape[source.inputs[arguments[node.name]].token_axis]
-            if not isinstance(size, int) and len(size.node.expr.free_symbols) == 1:
-                symbols |= {str(symbol) for symbol in size.node.expr.free_symbols}
-    if not symbols:
+def _axes(exported: ExportedProgram, source: LoadedSource, arguments: Mapping[str, str]) -> AxisNames:
+    """Names the symbols that mean numbers of tokens: ``n`` is that of the last hidden states."""
+    graph = exported.graph_module.graph
+    hidden = next(node for node in graph.nodes if node.name == _outputs(exported, graph)["hidden"])
+    symbols = dict.fromkeys(_symbols(hidden.meta["val"].shape))
+    fixed: list[str] = []
+    for node in graph.nodes:
+        if node.op != "placeholder" or node.name not in arguments:
+            continue
+        axis = source.inputs[arguments[node.name]].token_axis
+        found = [] if axis is None else _symbols(node.meta["val"].shape[axis : axis + 1])
+        symbols |= dict.fromkeys(found)
+        fixed.extend([] if found or axis is None else [arguments[node.name]])
+    if not symbols or fixed:
         raise CompileError(
             source.identity.name,
-            "its code fixes the number of tokens to that of the example input",
+            f"its code fixes the number of tokens{f' of {fixed[0]}' if fixed else ''} to that of the example input",
             "remove constants and branches that depend on the length",
         )
-    return frozenset(symbols)
+    return AxisNames(dict(zip(symbols, (TOKENS, *_AXES), strict=False)))
 
 
-def _longest(exported: ExportedProgram, symbols: frozenset[str]) -> int | None:
-    """The largest length that the exported guards admit; ``None`` if they admit every practical one."""
-    bounds = [int(r.upper) for s, r in exported.range_constraints.items() if str(s) in symbols and r.upper.is_Integer]
+def _symbols(sizes: Sequence[int | torch.SymInt]) -> list[str]:
+    return [str(symbol) for size in sizes if not isinstance(size, int) for symbol in size.node.expr.free_symbols]
+
+
+def _longest(exported: ExportedProgram, axes: AxisNames) -> int | None:
+    """The largest ``n`` that the exported guards admit; ``None`` if they admit every practical one."""
+    ranges = exported.range_constraints.items()
+    bounds = [int(r.upper) for s, r in ranges if axes.symbols.get(str(s)) == TOKENS and r.upper.is_Integer]
     return min((bound for bound in bounds if bound < 1 << 40), default=None)
 
 
@@ -214,15 +239,18 @@ def _tensor(exported: ExportedProgram, placeholder: str) -> Tensor:
     return cast("Tensor", tensor).detach()
 
 
-def _inputs(
-    graph: fx.Graph, source: LoadedSource, arguments: Mapping[str, str], symbols: frozenset[str]
-) -> Iterator[Input]:
+def _inputs(graph: fx.Graph, source: LoadedSource, arguments: Mapping[str, str], axes: AxisNames) -> Iterator[Input]:
     for node in graph.nodes:
-        if node.op == "placeholder" and (node.name in arguments or node.name == POSITIONS):
-            name = arguments.get(node.name, POSITIONS)
-            kind = source.inputs[name].source if node.name in arguments else "positions"
-            type_ = _type(node.meta["val"], symbols)
-            yield Input(Value(name, type_.dtype, type_.shape), kind, _vocabulary(node))
+        if node.op != "placeholder":
+            continue
+        type_ = _type(node.meta["val"], axes)
+        generated = generated_source(node)
+        if generated is not None:
+            kind, axis = generated
+            yield Input(Value(node.name, type_.dtype, type_.shape), kind, None, axis if kind == "length" else None)
+        elif node.name in arguments:
+            name = arguments[node.name]
+            yield Input(Value(name, type_.dtype, type_.shape), source.inputs[name].source, _vocabulary(node))
 
 
 def _vocabulary(node: fx.Node) -> int | None:
@@ -242,8 +270,8 @@ def _outputs(exported: ExportedProgram, graph: fx.Graph) -> dict[str, str]:
     return {key: node.name for key, node in zip(cast("list[str]", keys), results, strict=True)}
 
 
-def _type(value: Tensor, symbols: frozenset[str]) -> TensorType:
-    return TensorType(str(value.dtype).removeprefix("torch."), tensor_shape(value, symbols))
+def _type(value: Tensor, axes: AxisNames) -> TensorType:
+    return TensorType(str(value.dtype).removeprefix("torch."), axes.shape(value))
 
 
 def _layer(node: fx.Node) -> str:
@@ -280,17 +308,17 @@ def _tokenwise_node(program: FxProgram, node: fx.Node) -> TokenwiseNode:
     def render(operand: fx.Node) -> Any:
         if is_scalar(operand):
             value = operand.meta["val"]
-            return _Text(str(value) if isinstance(value, int | float) else _size_text(value, program.symbols))
-        source = program.placeholders.get(operand.name, operand.name)
-        return _Text(f"%{inputs.setdefault(source, len(inputs))}")
+            return _Text(str(program.axes.dim(value)) if isinstance(value, torch.SymInt) else str(value))
+        return _Text(f"%{inputs.setdefault(program.source_name(operand), len(inputs))}")
 
     args, kwargs = fx.map_arg((node.args, node.kwargs), render)
     words = [repr(argument) for argument in args] + [f"{key}={value!r}" for key, value in sorted(kwargs.items())]
     target = str(node.target) if isinstance(node.target, OpOverload) else cast("Any", node.target).__name__
     value = node.meta.get("val")
-    type_ = _type(value, program.symbols) if isinstance(value, Tensor) else None
+    type_ = _type(value, program.axes) if isinstance(value, Tensor) else None
     text = f"{target}({', '.join(words)})"
-    return TokenwiseNode(node.name, text, tuple(inputs), type_, _layer(node), _uses_length(node))
+    is_view = target.startswith("aten.") and target.split(".")[1] in _VIEWS
+    return TokenwiseNode(node.name, text, tuple(inputs), type_, _layer(node), _uses_length(node), is_view)
 
 
 _SHAPED = frozenset(
@@ -321,11 +349,6 @@ class _Text(str):
 
     def __repr__(self) -> str:
         return str(self)
-
-
-def _size_text(size: Any, symbols: frozenset[str]) -> str:
-    expression = size.node.expr
-    return str(expression.subs({s: TOKENS for s in expression.free_symbols if str(s) in symbols}))
 
 
 def _require_all_attention(source: LoadedSource, graph: SourceGraph) -> None:

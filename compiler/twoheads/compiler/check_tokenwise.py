@@ -2,7 +2,7 @@
 
 The check is an experiment on the region itself, with its real weights: half of the tokens are replaced by other tokens
 of a real run, and every intermediate value of the other half must stay as it was. Whatever mixes positions, by
-whichever operator (a pooling, a convolution, a cumulative sum, a flip), is found and named.
+whichever operator (a sort, a cumulative product, an unusual convolution), is found and named.
 """
 
 from __future__ import annotations
@@ -10,54 +10,57 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, fx
+import numpy as np
+import numpy.typing as npt
 
-from twoheads.compiler.fx_program import FxProgram, block_expression, is_scalar
 from twoheads.compiler.partition import Region
-from twoheads.compiler.positions_from_constants import spread_constants
 from twoheads.compiler.source_graph import SourceGraph, TensorType, TokenwiseNode
+from twoheads.compiler.source_program import SourceProgram, example_inputs, input_lengths
+from twoheads.graphs.axes import axis_length
 from twoheads.graphs.errors import CompileError
-from twoheads.graphs.program import TOKENS
 
 __all__ = ["check_tokenwise"]
 
 LENGTH = 16
-"""Tokens of the trial run."""
+"""Tokens of the trial run; each further input of another length is longer by ``STEP``."""
+
+STEP = 3
 
 TOLERANCE = 1e-4
 """Relative to the value's largest magnitude: rounding may differ where a kernel groups rows differently."""
 
+Array = npt.NDArray[Any]
 
-def check_tokenwise(graph: SourceGraph, program: FxProgram, regions: Sequence[Region]) -> None:
+
+def check_tokenwise(graph: SourceGraph, program: SourceProgram, regions: Sequence[Region]) -> None:
     """Runs the model on a few random tokens and checks every region of ``regions``.
 
     Raises:
         CompileError: Names the node that mixes positions.
     """
     types = graph.types()
-    generator = torch.Generator().manual_seed(1)
     outputs = [graph.hidden, *([graph.logits] if graph.logits else [])]
-    runs = [program.evaluate(outputs, program.example_inputs(LENGTH, generator)) for _ in range(2)]
-    by_source = [{program.placeholders.get(name, name): value for name, value in run.items()} for run in runs]
+    lengths = input_lengths(program.inputs, LENGTH, step=STEP)
+    run, other = (program.evaluate(outputs, example_inputs(program.inputs, lengths, seed)) for seed in (1, 2))
     _check_constants(graph, program, {node.name for region in regions for node in region.nodes})
     for region in regions:
-        _check_region(region, program, types, by_source[0], by_source[1])
+        if region.axis is not None:
+            _Trial(region, program, types, lengths, run, other).check()
 
 
-def _check_constants(graph: SourceGraph, program: FxProgram, members: set[str]) -> None:
+def _check_constants(graph: SourceGraph, program: SourceProgram, members: set[str]) -> None:
     """What depends on no input must be the same for every token and every length: a block does not know where it is."""
-    names = [name for name in spread_constants(program) if name in members]
-    generator = torch.Generator().manual_seed(3)
-    short, longer = (
-        program.evaluate(names, program.example_inputs(length, generator)) for length in (LENGTH, LENGTH + 7)
+    names = [name for name in _spread_constants(graph) if name in members]
+    shorter, longer = (
+        program.evaluate(names, example_inputs(program.inputs, input_lengths(program.inputs, tokens, step=STEP), 3))
+        for tokens in (LENGTH, LENGTH + 7)
     )
     for node in graph.nodes:
         if not isinstance(node, TokenwiseNode) or node.name not in names or node.type is None:
             continue
-        axis = node.type.shape.index(TOKENS)
-        first = longer[node.name].narrow(axis, 0, 1)
-        if not all(_same(first.expand_as(run[node.name]), run[node.name]) for run in (short, longer)):
+        axis = node.type.shape.index(node.type.axis)  # type: ignore[arg-type]  # a spread constant has an axis
+        first = np.take(longer[node.name], [0], axis)
+        if not all(_same(np.broadcast_to(first, run[node.name].shape), run[node.name]) for run in (shorter, longer)):
             raise CompileError(
                 f'{node.layer or "model"} (node "{node.name}")',
                 f"makes numbers that depend on position or length from constants: {node.op}",
@@ -65,57 +68,69 @@ def _check_constants(graph: SourceGraph, program: FxProgram, members: set[str]) 
             )
 
 
-def _check_region(
-    region: Region,
-    program: FxProgram,
-    types: Mapping[str, TensorType],
-    run: Mapping[str, Any],
-    other: Mapping[str, Any],
-) -> None:
-    kept = torch.arange(LENGTH) % 2 == 0
-    # Order is shuffled as well, so that an operator that only looks at its neighbours can't see equal ones.
-    shuffled = torch.randperm(LENGTH, generator=torch.Generator().manual_seed(2))
-    mixed: dict[str, Any] = {}
-    for name in region.inputs:
-        axis = types[name].shape.index(TOKENS)
-        changed = other[name].index_select(axis, shuffled)
-        mixed[name] = torch.where(_along(kept, axis, run[name].ndim), run[name], changed)
-    mixed |= {name: program.weights[name] for name in region.weights}
-    by_name = {node.name: node for node in region.nodes}
-    for node in region.nodes:
-        fx_node = program.nodes[node.name]
-        mixed[node.name] = _call(program, fx_node, mixed)
-        if node.type is None or TOKENS not in node.type.shape:
-            continue
-        axis = node.type.shape.index(TOKENS)
-        rows = torch.nonzero(kept).flatten()
-        expected, got = (value.index_select(axis, rows) for value in (run[node.name], mixed[node.name]))
-        if not _same(expected, got):
-            culprit = by_name.get(node.inputs[0], node) if node.op.startswith("getitem") else node
-            raise CompileError(
-                f'{culprit.layer or "model"} (node "{culprit.name}")',
-                f"mixes tokens: {culprit.op.split('(')[0]} makes one token's value depend on others",
-                "only attention may mix tokens; move it out of the compiled part",
-            )
+def _spread_constants(graph: SourceGraph) -> list[str]:
+    """Names of results that have a token axis but depend on no input and no positions."""
+    dependent = {entry.value.name for entry in graph.inputs}
+    spread: list[str] = []
+    for node in graph.nodes:
+        if not dependent.isdisjoint(node.inputs):
+            dependent.add(node.name)
+        elif node.type is not None and node.type.axis is not None:
+            spread.append(node.name)
+    return spread
 
 
-@torch.no_grad()
-def _call(program: FxProgram, node: fx.Node, values: Mapping[str, Any]) -> Any:
-    def look_up(operand: fx.Node) -> Any:
-        if is_scalar(operand):
-            return block_expression(operand.meta["val"], LENGTH)
-        return values[program.placeholders.get(operand.name, operand.name)]
+class _Trial:
+    """One region's run with half of its tokens replaced."""
 
-    args, kwargs = fx.map_arg((node.args, node.kwargs), look_up)
-    return node.target(*args, **kwargs)  # type: ignore[operator]  # every node of a region is a call
+    def __init__(
+        self,
+        region: Region,
+        program: SourceProgram,
+        types: Mapping[str, TensorType],
+        lengths: Mapping[str, int],
+        run: Mapping[str, Any],
+        other: Mapping[str, Any],
+    ) -> None:
+        self.region, self.program, self.types, self.lengths = region, program, types, lengths
+        self.run, self.other = run, other
+        self.axis = region.axis or ""
+        self.tokens = axis_length(self.axis, lengths)
+        self.kept = np.arange(self.tokens) % 2 == 0
+        # Order is shuffled as well, so that an operator that only looks at its neighbours can't see equal ones.
+        self.shuffled = np.random.default_rng(2).permutation(self.tokens)
+
+    def check(self) -> None:
+        """Raises at the first node whose kept tokens have changed."""
+        mixed = {name: self._mixed(name) for name in self.region.inputs}
+        by_name = {node.name: node for node in self.region.nodes}
+        for node in self.region.nodes:
+            mixed[node.name] = self.program.evaluate_node(node.name, mixed, self.lengths)
+            if node.type is None or node.type.axis is None:
+                continue
+            at = node.type.shape.index(self.axis)
+            rows = np.flatnonzero(self.kept)
+            if not _same(np.take(self.run[node.name], rows, at), np.take(mixed[node.name], rows, at)):
+                culprit = by_name.get(node.inputs[0], node) if node.op.startswith("getitem") else node
+                raise CompileError(
+                    f'{culprit.layer or "model"} (node "{culprit.name}")',
+                    f"mixes tokens: {culprit.op.split('(')[0]} makes one token's value depend on others",
+                    "only attention may mix tokens; move it out of the compiled part",
+                )
+
+    def _mixed(self, name: str) -> Array:
+        """An input with every other token replaced; a row value, which all tokens share, as it is."""
+        shape = self.types[name].shape
+        value: Array = self.run[name]
+        if self.types[name].axis is None:
+            return value
+        at = shape.index(self.axis)
+        mask = self.kept.reshape([-1 if dim == at else 1 for dim in range(len(shape))])
+        return np.where(mask, value, np.take(self.other[name], self.shuffled, at))
 
 
-def _along(mask: Tensor, axis: int, rank: int) -> Tensor:
-    return mask.reshape([-1 if at == axis else 1 for at in range(rank)])
-
-
-def _same(expected: Tensor, got: Tensor) -> bool:
-    if not expected.dtype.is_floating_point:
-        return torch.equal(expected, got)
-    magnitude = float(expected.abs().max()) if expected.numel() else 0.0
-    return torch.allclose(expected, got, rtol=0.0, atol=TOLERANCE * max(magnitude, 1e-30), equal_nan=True)
+def _same(expected: Array, got: Array) -> bool:
+    if expected.dtype.kind != "f":
+        return np.array_equal(expected, got)
+    magnitude = float(np.abs(expected).max()) if expected.size else 0.0
+    return np.allclose(expected, got, rtol=0.0, atol=TOLERANCE * max(magnitude, 1e-30), equal_nan=True)

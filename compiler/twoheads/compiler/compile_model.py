@@ -7,23 +7,23 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from twoheads.compiler.apply_policy import apply_policy
-from twoheads.compiler.capture import Captured, capture
 from twoheads.compiler.check_tokenwise import check_tokenwise
 from twoheads.compiler.compiled_model import CompiledModel
-from twoheads.compiler.find_position_limit import find_position_limit
+from twoheads.compiler.find_position_limit import find_position_limits
 from twoheads.compiler.lower_oracle import lower_oracle
 from twoheads.compiler.lower_stock import lower_stock
 from twoheads.compiler.lower_tile import Lowered, lower_tile
 from twoheads.compiler.partition import Partition, Region, partition
-from twoheads.compiler.sources import LoadedSource, load_source
+from twoheads.compiler.source_program import Captured
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.policy import Policy, parse_policy
 from twoheads.graphs.program import Program
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 __all__ = ["LOWERINGS", "compile_model", "plan_model"]
 
@@ -35,8 +35,8 @@ DTYPES = ("float32",)
 Progress: TypeAlias = Callable[[str], None]
 """Called with the name of each phase as it begins."""
 
-Source: TypeAlias = str | Path | nn.Module
-Examples: TypeAlias = Mapping[str, Tensor] | tuple[Tensor, ...]
+Source: TypeAlias = "str | Path | nn.Module"
+Examples: TypeAlias = "Mapping[str, Tensor] | tuple[Tensor, ...]"
 
 
 def compile_model(
@@ -75,20 +75,20 @@ def compile_model(
     tile = _check_options(block_size, key_tile, lowering, dtype)
     policy = _check_policy(attention, lowering)
     tell("loading the model")
-    loaded = load_source(source, example_inputs=example_inputs)
+    front = _front(source, example_inputs, weights=True)
     tell("capturing its graph")
-    captured, parts, imposed = _capture_and_partition(loaded, policy)
+    captured, parts, imposed = _capture_and_partition(front, policy)
     tell("checking that regions are token-wise")
     check_tokenwise(captured.graph, captured.program, _unique_regions(parts))
     tell("lowering to a block program")
-    lowered = _lower(loaded, captured, parts, block_size, tile, lowering, (oracle_layers, oracle_heads))
+    lowered = _lower(captured, parts, block_size, tile, lowering, (oracle_layers, oracle_heads))
     weights = {name: captured.program.weights[name] for name in lowered.program.weights()}
     return CompiledModel(
         program=lowered.program,
         regions=lowered.regions,
         weights=weights,
-        identity=loaded.identity,
-        tokenizer_json=loaded.tokenizer_json,
+        identity=captured.identity,
+        tokenizer_json=captured.tokenizer_json,
         lowering="tile" if lowering == "auto" else lowering,
         dtype=dtype,
         approximations=(str(policy),) if imposed else (),
@@ -116,10 +116,19 @@ def plan_model(
     tile = _check_options(block_size, key_tile, lowering, dtype)
     policy = _check_policy(attention, lowering)
     tell("reading the configuration")
-    loaded = load_source(source, example_inputs=example_inputs, weights=False)
+    front = _front(source, example_inputs, weights=False)
     tell("capturing its graph")
-    captured, parts, _ = _capture_and_partition(loaded, policy)
-    return _lower(loaded, captured, parts, block_size, tile, lowering, (oracle_layers, oracle_heads)).program
+    captured, parts, _ = _capture_and_partition(front, policy)
+    return _lower(captured, parts, block_size, tile, lowering, (oracle_layers, oracle_heads)).program
+
+
+def _front(source: Source, example_inputs: Any, *, weights: bool) -> Callable[[], Captured]:
+    """The model, loaded by the front door for its kind: what captures it."""
+    from twoheads.compiler.capture import capture
+    from twoheads.compiler.sources import load_source
+
+    loaded = load_source(source, example_inputs=example_inputs, weights=weights)
+    return lambda: capture(loaded)
 
 
 def _check_options(block_size: int, key_tile: int | None, lowering: str, dtype: str) -> int:
@@ -144,13 +153,13 @@ def _check_policy(attention: str, lowering: str) -> Policy:
     return policy
 
 
-def _capture_and_partition(loaded: LoadedSource, policy: Policy) -> tuple[Captured, Partition, bool]:
+def _capture_and_partition(front: Callable[[], Captured], policy: Policy) -> tuple[Captured, Partition, bool]:
     """The captured model under ``policy``, its parts, and whether the policy changed anything."""
     began = time.perf_counter()
-    original = capture(loaded)
+    original = front()
     captured = replace(original, graph=apply_policy(original.graph, policy))
     parts = partition(captured.graph)
-    logger.info("captured and partitioned %s in %.2f s", loaded.identity.name, time.perf_counter() - began)
+    logger.info("captured and partitioned %s in %.2f s", captured.graph.name, time.perf_counter() - began)
     logger.debug("%s", captured.graph)
     return captured, parts, captured.graph is not original.graph
 
@@ -161,26 +170,10 @@ def _unique_regions(parts: Partition) -> list[Region]:
 
 
 def _lower(
-    loaded: LoadedSource,
-    captured: Captured,
-    parts: Partition,
-    block_size: int,
-    key_tile: int,
-    lowering: str,
-    oracle: tuple[int, int],
+    captured: Captured, parts: Partition, block_size: int, key_tile: int, lowering: str, oracle: tuple[int, int]
 ) -> Lowered:
-    limit = find_position_limit(captured.graph, captured.program)
-    lowered = lower_tile(
-        captured.graph,
-        captured.program,
-        parts,
-        block_size=block_size,
-        key_tile=key_tile,
-        pooling=loaded.pooling,
-        max_length=limit,
-        # A learned table is a hard limit, so there is nothing beyond it to warn of.
-        trained_length=loaded.trained_length if limit is None else None,
-    )
+    limits = find_position_limits(captured.graph, captured.program)
+    lowered = lower_tile(captured, parts, block_size=block_size, key_tile=key_tile, limits=limits)
     if lowering == "oracle":
         return lower_oracle(lowered, layers=oracle[0], heads=oracle[1])
     return lower_stock(lowered) if lowering == "stock" else lowered

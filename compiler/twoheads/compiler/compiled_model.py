@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from twoheads.compiler.fx_program import TokenwiseRegion
+from twoheads.compiler.source_program import TokenwiseRegion, Weight
 from twoheads.graphs.bundle_format import SourceIdentity
 from twoheads.graphs.program import Program
 
@@ -21,7 +19,7 @@ class CompiledModel:
     Attributes:
         program: The block program.
         regions: For each token-wise engine by name, the region that its ONNX file is emitted from.
-        weights: Every tensor a stage binds, by name; references into the source model, not copies.
+        weights: Every array a stage binds, by name; references into the source model, not copies.
         identity: What was compiled.
         tokenizer_json: A `tokenizers` file's contents, or ``None``.
         lowering: How attention was lowered.
@@ -31,7 +29,7 @@ class CompiledModel:
 
     program: Program
     regions: Mapping[str, TokenwiseRegion]
-    weights: Mapping[str, Tensor]
+    weights: Mapping[str, Weight]
     identity: SourceIdentity
     tokenizer_json: bytes | None
     lowering: str

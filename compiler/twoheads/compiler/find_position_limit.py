@@ -1,68 +1,69 @@
-"""Finds how long an input the model itself can take: where a learned position table ends."""
+"""Finds how long an input the model itself can take: where learned position tables end."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import numpy as np
 
-import torch
-from torch import fx
+from twoheads.compiler.source_graph import SequenceNode, SourceGraph, TokenwiseNode
+from twoheads.compiler.source_program import LookUp, SourceProgram, example_inputs
+from twoheads.graphs.axes import axis_inputs, parse_axis
+from twoheads.graphs.program import TOKENS, Limit
 
-from twoheads.compiler.fx_program import FxProgram
-from twoheads.compiler.source_graph import SourceGraph, TokenwiseNode
-from twoheads.graphs.program import Limit
-
-__all__ = ["find_position_limit"]
-
-_LOOK_UPS = ("aten.embedding.default", "aten.index_select.default", "aten.gather.default", "aten.index.Tensor")
+__all__ = ["find_position_limits"]
 
 
-def find_position_limit(graph: SourceGraph, program: FxProgram) -> Limit | None:
-    """The longest input whose positions all fall into the model's tables, or ``None`` if no table bounds it."""
+def find_position_limits(graph: SourceGraph, program: SourceProgram) -> tuple[Limit, ...]:
+    """For each input axis that has a limit, the longest input whose positions all fall into the model's tables."""
+    found = [*_table_limits(graph, program)]
+    known = {limit.axis for limit in found}
+    if graph.max_length is not None and all(limit.length > graph.max_length for limit in found if limit.axis == TOKENS):
+        found.append(Limit(graph.max_length, "a table in its graph"))
+        known.add(TOKENS)
+    # Of equal limits the last: a buffer of row numbers comes before the learned table that it indexes.
+    return tuple(
+        min((limit for limit in reversed(found) if limit.axis == axis), key=lambda limit: limit.length)
+        for axis in sorted(known)
+    )
+
+
+def _table_limits(graph: SourceGraph, program: SourceProgram) -> list[Limit]:
     positional = {entry.value.name for entry in graph.inputs if entry.source == "positions"}
     constant = set(graph.weights)
+    types = graph.types()
     limits: list[Limit] = []
     for node in graph.nodes:
-        if not isinstance(node, TokenwiseNode):
+        if not isinstance(node, TokenwiseNode | SequenceNode):
             continue
-        if all(name in constant for name in node.inputs):
+        if node.inputs and all(name in constant for name in node.inputs):
             constant.add(node.name)
             continue
-        if node.op.startswith(_LOOK_UPS) and len(node.inputs) == 2:
-            table, index = node.inputs
-            if table in constant and index in positional:
-                limits.extend(_limits(program, node, table, limits))
+        look_up = program.look_up(node.name) if isinstance(node, TokenwiseNode) else None
+        if look_up is not None and look_up.table in constant and look_up.index in positional:
+            axis = types[look_up.index].axis
+            if axis is not None and len(axis_inputs(axis)) == 1:
+                limits.extend(_limits(graph, program, look_up, axis, limits))
         if all(name in constant or name in positional for name in node.inputs):
             positional.add(node.name)
-    if graph.max_length is not None and all(limit.length > graph.max_length for limit in limits):
-        limits.append(Limit(graph.max_length, "a table in its graph"))
-    # Of equal limits the last: a buffer of row numbers comes before the learned table that it indexes.
-    return min(reversed(limits), key=lambda limit: limit.length, default=None)
+    return limits
 
 
-def _limits(program: FxProgram, node: TokenwiseNode, table: str, known: list[Limit]) -> Iterator[Limit]:
+def _limits(graph: SourceGraph, program: SourceProgram, look_up: LookUp, axis: str, known: list[Limit]) -> list[Limit]:
     """The length at which the look-up leaves its table, if it does; an index may also be clamped or wrap around."""
-    axis, fx_index = _axis_and_index(program.nodes[node.name])
-    fx_table: Any = program.nodes[node.name].args[0]
-    rows = int(fx_table.meta["val"].shape[axis])
+    types = graph.types()
+    rows = types[look_up.table].shape[look_up.axis]
+    (source,) = axis_inputs(axis)
+    ends = [limit.length for limit in known if limit.axis == source]
+    if isinstance(rows, str):
+        return []
     # Far enough to see an index that grows by one in four positions; not beyond where an earlier table ends.
-    longest = min([limit.length for limit in known] + [4 * rows + 64])
-    inputs = program.example_inputs(longest, torch.Generator().manual_seed(0))
-    values = program.evaluate((fx_index.name,), inputs)[fx_index.name].flatten()
-    outside = torch.nonzero((values >= rows) | (values < 0)).flatten()
-    reason = f"its table {table} of {rows} rows"
-    if outside.numel():
-        yield Limit(int(outside[0]), reason)
-    elif known and int(values[-1]) == rows - 1:  # both tables end here
-        yield Limit(longest, reason)
-
-
-def _axis_and_index(node: fx.Node) -> tuple[int, fx.Node]:
-    """Which axis of its table a look-up cuts, and by which node."""
-    arguments: Any = node.args
-    if node.target is torch.ops.aten.embedding.default:
-        return 0, arguments[1]
-    if node.target is torch.ops.aten.index.Tensor:  # table[:, index] has the indices [None, index]
-        axis = next(at for at, index in enumerate(arguments[1]) if index is not None)
-        return axis, arguments[1][axis]
-    return int(arguments[1]), arguments[2]
+    longest = min([*ends, 4 * rows + 64])
+    lengths = {name: longest for entry in graph.inputs if entry.value.axis for name in axis_inputs(entry.value.axis)}
+    values = np.ravel(program.evaluate((look_up.index,), example_inputs(graph.inputs, lengths, 0))[look_up.index])
+    outside = np.flatnonzero((values >= rows) | (values < 0))
+    reason = f"its table {look_up.table} of {rows} rows"
+    if outside.size:  # the longest input whose axis ends before that
+        parts = parse_axis(axis)
+        return [Limit((int(outside[0]) + 1) * parts.div - 1 - parts.add, reason, source)]
+    if ends and int(values[-1]) == rows - 1:  # both tables end here
+        return [Limit(longest, reason, source)]
+    return []

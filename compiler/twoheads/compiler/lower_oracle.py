@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from twoheads.compiler.lower_stock import refuse_cross_attention
 from twoheads.compiler.lower_tile import Lowered
 from twoheads.graphs.bands import band_of
 from twoheads.graphs.errors import CompileError
@@ -37,6 +38,7 @@ def lower_oracle(lowered: Lowered, *, layers: int, heads: int) -> Lowered:
             f"is {program.key_tile}; in an oracle queries and keys travel side by side, {program.block_size} of each",
             "leave --key-tile out",
         )
+    refuse_cross_attention(program, "oracle")
     engines = tuple(_oracle(program, engine, layers, heads) for engine in program.engines)
     return replace(lowered, program=replace(program, engines=engines))
 

@@ -13,7 +13,7 @@ from twoheads.graphs.maskless import code_size
 from twoheads.graphs.maskless_costs import needs_mask
 from twoheads.graphs.program import AttentionEngine, AttentionStage, Engine, Program, StockEngine
 
-__all__ = ["lower_stock"]
+__all__ = ["lower_stock", "refuse_cross_attention"]
 
 
 def lower_stock(lowered: Lowered) -> Lowered:
@@ -23,6 +23,7 @@ def lower_stock(lowered: Lowered) -> Lowered:
         CompileError: A softcap, which a plain softmax attention does not have.
     """
     program = lowered.program
+    refuse_cross_attention(program, "stock")
     engines = tuple(_stock_engine(program, engine) for engine in program.engines)
     if engines == program.engines:
         return lowered
@@ -53,3 +54,20 @@ def _stock_engine(program: Program, engine: Engine) -> Engine:
         mask_heads=engine.mask_heads,
         dtype=engine.dtype,
     )
+
+
+def refuse_cross_attention(program: Program, lowering: str) -> None:
+    """Refuses programs whose queries and keys come from different sequences.
+
+    Raises:
+        CompileError: Names the layer.
+    """
+    axes = {value.name: value.axis for value in program.values()}
+    for stage in program.body:
+        if isinstance(stage, AttentionStage) and axes[stage.query] != axes[stage.key]:
+            raise CompileError(
+                f"{stage.name} (attention)",
+                f"attends from tokens along {axes[stage.query]} to tokens along {axes[stage.key]}, and the lowering "
+                f"{lowering!r} knows self-attention only",
+                "compile with --lowering tile",
+            )

@@ -10,20 +10,18 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
-
-from twoheads.compiler.fx_program import FxProgram, TokenwiseRegion
 from twoheads.compiler.partition import Partition, Region
-from twoheads.compiler.source_graph import AttentionNode, SourceGraph, TensorType
+from twoheads.compiler.source_graph import AttentionNode, SequenceNode, TensorType
+from twoheads.compiler.source_program import Captured, TokenwiseRegion
 from twoheads.graphs.program import (
+    TOKENS,
     AttentionEngine,
     AttentionStage,
     Limit,
-    Pooling,
     Port,
     Program,
     RelativeBias,
+    SequenceStage,
     Stage,
     TokenwiseEngine,
     TokenwiseStage,
@@ -42,18 +40,11 @@ class Lowered:
 
 
 def lower_tile(
-    graph: SourceGraph,
-    fx_program: FxProgram,
-    parts: Partition,
-    *,
-    block_size: int,
-    key_tile: int,
-    pooling: Pooling | None,
-    max_length: Limit | None,
-    trained_length: int | None,
+    captured: Captured, parts: Partition, *, block_size: int, key_tile: int, limits: tuple[Limit, ...]
 ) -> Lowered:
-    """Lowers a partitioned graph; ``block_size`` and ``key_tile`` in tokens, the latter a multiple of the former."""
-    builder = _Builder(graph, fx_program, block_size, key_tile)
+    """Lowers a partitioned model; ``block_size`` and ``key_tile`` in tokens, the latter a multiple of the former."""
+    graph = captured.graph
+    builder = _Builder(captured, block_size, key_tile)
     body = tuple(builder.stages(parts))
     head = (builder.tokenwise(parts.head, "head"),) if parts.head else ()
     program = Program(
@@ -66,9 +57,11 @@ def lower_tile(
         head=head,
         hidden=builder.names[graph.hidden],
         logits=builder.names[graph.logits] if graph.logits else None,
-        pooling=pooling,
-        max_length=max_length,
-        trained_length=trained_length,
+        pooling=captured.pooling,
+        max_length=next((limit for limit in limits if limit.axis == TOKENS), None),
+        other_limits=tuple(limit for limit in limits if limit.axis != TOKENS),
+        # A learned table is a hard limit, so there is nothing beyond it to warn of.
+        trained_length=None if limits else captured.trained_length,
     )
     return Lowered(program, builder.regions)
 
@@ -76,13 +69,13 @@ def lower_tile(
 class _Builder:
     """Collects engines while stages are made; equal regions and equal attention geometries share an engine."""
 
-    def __init__(self, graph: SourceGraph, fx_program: FxProgram, block_size: int, key_tile: int) -> None:
-        self.graph = graph
-        self.types = graph.types()
-        self.fx_program = fx_program
+    def __init__(self, captured: Captured, block_size: int, key_tile: int) -> None:
+        self.graph = captured.graph
+        self.types = self.graph.types()
+        self.program = captured.program
         self.block_size = block_size
         self.key_tile = key_tile
-        self.names = {entry.value.name: entry.value.name for entry in graph.inputs}
+        self.names = {entry.value.name: entry.value.name for entry in self.graph.inputs}
         self.regions: dict[str, TokenwiseRegion] = {}
         self._tokenwise: dict[str, TokenwiseEngine] = {}
         self._attention: dict[AttentionEngine, AttentionEngine] = {}
@@ -99,8 +92,10 @@ class _Builder:
             if isinstance(step, Region):
                 yield self.tokenwise(step, f"region_{regions}")
                 regions += 1
-            else:
+            elif isinstance(step, AttentionNode):
                 yield self._attend(step)
+            else:
+                yield self._move(step)
 
     def _name_operands(self, parts: Partition) -> None:
         """Names values after what they are to an attention: ``layers.0.self_attn.query``."""
@@ -110,13 +105,15 @@ class _Builder:
                 self.names[step.name] = f"{layer}.out"
                 for role, name in zip(("query", "key", "value"), step.inputs, strict=True):
                     self.names.setdefault(name, f"{layer}.{role}")
+            elif isinstance(step, SequenceNode):
+                self.names.setdefault(step.name, f"{self._layer_name(step)}.{step.operator}")
         self.names.setdefault(self.graph.hidden, "hidden")
         if self.graph.logits:
             self.names.setdefault(self.graph.logits, "logits")
 
-    def _layer_name(self, node: AttentionNode) -> str:
+    def _layer_name(self, node: AttentionNode | SequenceNode) -> str:
         """The layer's path; a module called again (ALBERT's shared layer) gets a number."""
-        path = node.layer or "attention"
+        path = node.layer or ("attention" if isinstance(node, AttentionNode) else "sequence")
         count = self._layers[path] = self._layers.get(path, 0) + 1
         return path if count == 1 else f"{path}.call_{count}"
 
@@ -138,13 +135,8 @@ class _Builder:
 
     def _make_engine(self, region: Region, number: int, stage: str) -> TokenwiseEngine:
         name = "head" if stage == "head" else f"tokenwise_{number}"
-        lowered = TokenwiseRegion(
-            program=self.fx_program,
-            nodes=tuple(node.name for node in region.nodes),
-            inputs=region.inputs,
-            weights=region.weights,
-            outputs=region.outputs,
-        )
+        nodes = tuple(node.name for node in region.nodes)
+        lowered = self.program.region(nodes, region.inputs, region.weights, region.outputs, region.axis)
         self.regions[name] = lowered
         engine = TokenwiseEngine(
             name=name,
@@ -153,7 +145,7 @@ class _Builder:
             weights=tuple(self._weight_ports(region)),
             flops=0,
         )
-        return _with_flops(engine, lowered, self.block_size)
+        return replace(engine, flops=lowered.flops(engine))
 
     def _port(self, name: str, type_: TensorType) -> Port:
         shape = tuple(self.block_size if isinstance(dim, str) else dim for dim in type_.shape)
@@ -196,15 +188,14 @@ class _Builder:
             average=node.average,
         )
 
+    def _move(self, node: SequenceNode) -> SequenceStage:
+        return SequenceStage(
+            name=self.names[node.name],
+            operator=node.operator,
+            inputs=tuple(self.names[name] for name in node.inputs),
+            output=Value(self.names[node.name], node.type.dtype, node.type.shape),
+            attributes=tuple(sorted(node.attributes)),
+        )
+
     def _named(self, engine: AttentionEngine) -> AttentionEngine:
         return self._attention.setdefault(engine, replace(engine, name=f"attention_{len(self._attention)}"))
-
-
-def _with_flops(engine: TokenwiseEngine, region: TokenwiseRegion, tokens: int) -> TokenwiseEngine:
-    """Counts the matrix products of one call on shapes alone."""
-    counter = FlopCounterMode(display=False)
-    with FakeTensorMode(allow_non_fake_inputs=False) as mode:
-        arguments = [mode.from_tensor(argument) for argument in region.port_arguments(engine)]
-        with counter:
-            region.module(tokens)(*arguments)
-    return replace(engine, flops=counter.get_total_flops())

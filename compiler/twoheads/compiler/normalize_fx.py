@@ -1,23 +1,26 @@
 """Rewrites of a freshly exported FX graph: drop what has no effect, and read positions from an input.
 
 A block must know which positions it holds, so a graph may not create them: ``arange(n)`` becomes the input
-``positions``, and a table cut to the length, ``table[:n]``, becomes a look-up of ``table`` at ``positions``.
+``positions``, and a table cut to the length, ``table[:n]``, becomes a look-up of ``table`` at ``positions``. Each token
+axis has positions of its own.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any, cast
 
 import torch
 from torch import fx
 
-from twoheads.compiler.fx_program import is_scalar, tensor_shape
+from twoheads.compiler.fx_axes import AxisNames
+from twoheads.compiler.fx_program import is_scalar
 from twoheads.graphs.program import TOKENS
 
-__all__ = ["POSITIONS", "affine_positions", "normalize_fx"]
+__all__ = ["affine_positions", "generated_input", "generated_source", "normalize_fx"]
 
-POSITIONS = "positions"
-"""Name of the placeholder of position numbers, int64 ``[n]``."""
+_GENERATED = "twoheads_input"
+"""Key of a placeholder's meta data: the source of an input that the model does not have itself, and its axis."""
 
 aten = torch.ops.aten
 
@@ -25,14 +28,14 @@ _ARANGES: tuple[Any, ...] = (aten.arange.default, aten.arange.start, aten.arange
 _CHECKS = ("_assert_tensor_metadata", "sym_constrain_range", "_assert_scalar", "_assert_async")
 
 
-def normalize_fx(graph: fx.Graph, symbols: frozenset[str]) -> None:
+def normalize_fx(graph: fx.Graph, axes: AxisNames) -> None:
     """Rewrites ``graph`` in place."""
     _erase_checks(graph)
     for node in list(graph.nodes):
         if node.target in _ARANGES:
-            _rewrite_arange(graph, node, symbols)
+            _rewrite_arange(graph, node, axes)
         elif node.target is aten.slice.Tensor:
-            _rewrite_table_slice(graph, node, symbols)
+            _rewrite_table_slice(graph, node, axes)
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
 
 
@@ -42,10 +45,10 @@ def _erase_checks(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def affine_positions(graph: fx.Graph, node: fx.Node, start: int, step: int) -> fx.Node:
-    """``start + step * positions`` (int64 ``[n]``), computed before ``node``, whose last axis has ``n`` entries."""
+def affine_positions(graph: fx.Graph, node: fx.Node, start: int, step: int, axes: AxisNames) -> fx.Node:
+    """``start + step * positions`` (int64 ``[n]``), computed before ``node``, whose last axis is a token axis."""
     example = cast("torch.Tensor", node.meta["val"])
-    result = _positions(graph, cast("torch.SymInt", example.shape[-1]), example)
+    result = _positions(graph, example.shape[-1], example, axes)
     with graph.inserting_before(node):
         for target, operand, neutral in ((aten.mul.Tensor, step, 1), (aten.add.Tensor, start, 0)):
             if operand != neutral:
@@ -55,15 +58,33 @@ def affine_positions(graph: fx.Graph, node: fx.Node, start: int, step: int) -> f
     return result
 
 
-def _positions(graph: fx.Graph, length: torch.SymInt, example: torch.Tensor) -> fx.Node:
+def generated_input(graph: fx.Graph, source: str, axis: str, value: torch.Tensor) -> fx.Node:
+    """The placeholder of an input that the run makes itself: ``positions`` along ``axis``, or its ``length``.
+
+    Args:
+        graph: Where it is looked for, and added if it is not there.
+        source: As in :class:`twoheads.graphs.program.Input`; with the axis it makes the name.
+        axis: A token axis.
+        value: An example of the shape and dtype.
+    """
     for found in graph.nodes:
-        if found.op == "placeholder" and found.name == POSITIONS:
+        if found.op == "placeholder" and found.meta.get(_GENERATED) == (source, axis):
             return cast("fx.Node", found)
-    first = next(iter(graph.nodes))
-    with graph.inserting_before(first):
-        node = graph.placeholder(POSITIONS)
-    node.meta["val"] = example.new_empty((length,), dtype=torch.int64)
+    name = source if axis == TOKENS else f"{source}_{re.sub(r'[^a-z0-9]', '_', axis)}"
+    with graph.inserting_before(next(iter(graph.nodes))):
+        node = graph.placeholder(name)
+    node.meta.update({"val": value, _GENERATED: (source, axis)})
     return node
+
+
+def generated_source(node: fx.Node) -> tuple[str, str] | None:
+    """Source and axis of a placeholder made by :func:`generated_input`; ``None`` for every other node."""
+    return cast("tuple[str, str] | None", node.meta.get(_GENERATED))
+
+
+def _positions(graph: fx.Graph, length: int | torch.SymInt, example: torch.Tensor, axes: AxisNames) -> fx.Node:
+    value = example.new_empty((length,), dtype=torch.int64)
+    return generated_input(graph, "positions", str(axes.dim(length)), value)
 
 
 def _replace(graph: fx.Graph, node: fx.Node, target: Any, args: tuple[Any, ...]) -> None:
@@ -80,15 +101,15 @@ def _number(argument: Any) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def _rewrite_arange(graph: fx.Graph, node: fx.Node, symbols: frozenset[str]) -> None:
+def _rewrite_arange(graph: fx.Graph, node: fx.Node, axes: AxisNames) -> None:
     value = node.meta["val"]
-    if tensor_shape(value, symbols) != (TOKENS,):
+    if not axes.is_axis(value.shape[0]):
         return
     start = 0 if node.target is aten.arange.default else _number(node.args[0])
     step = _number(node.args[2]) if node.target is aten.arange.start_step else 1
     if start is None or step is None:
         return
-    result = affine_positions(graph, node, start, step)
+    result = affine_positions(graph, node, start, step, axes)
     with graph.inserting_before(node):
         if value.dtype != torch.int64:
             result = graph.call_function(aten.to.dtype, (result, value.dtype))
@@ -97,18 +118,17 @@ def _rewrite_arange(graph: fx.Graph, node: fx.Node, symbols: frozenset[str]) -> 
     graph.erase_node(node)
 
 
-def _rewrite_table_slice(graph: fx.Graph, node: fx.Node, symbols: frozenset[str]) -> None:
+def _rewrite_table_slice(graph: fx.Graph, node: fx.Node, axes: AxisNames) -> None:
     table, axis = node.args[0], cast("int", node.args[1]) if len(node.args) > 1 else 0
     start = node.args[2] if len(node.args) > 2 and node.args[2] is not None else 0
     end = node.args[3] if len(node.args) > 3 else None
     if not isinstance(table, fx.Node) or is_scalar(table) or _number(end) is not None or _number(start) is None:
         return
-    cut, whole = tensor_shape(node.meta["val"], symbols), tensor_shape(table.meta["val"], symbols)
+    value, whole = node.meta["val"], axes.shape(table.meta["val"])
     axis %= len(whole)
-    if isinstance(whole[axis], str) or cut[axis] != TOKENS:
+    if isinstance(whole[axis], str) or not axes.is_axis(value.shape[axis]):
         return
-    value = node.meta["val"]
-    index = _positions(graph, value.shape[axis], value)
+    index = _positions(graph, value.shape[axis], value, axes)
     if offset := _number(start):
         with graph.inserting_before(node):
             index = graph.call_function(aten.add.Tensor, (index, offset))

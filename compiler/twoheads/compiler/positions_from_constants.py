@@ -10,20 +10,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
-from twoheads.compiler.fx_program import FxProgram, is_scalar, tensor_shape
+from twoheads.compiler.fx_program import FxProgram, is_scalar
 from twoheads.compiler.normalize_fx import affine_positions
-from twoheads.graphs.program import TOKENS
+from twoheads.compiler.source_program import example_inputs, input_lengths
 
-__all__ = ["positions_from_constants", "spread_constants"]
+__all__ = ["positions_from_constants"]
 
 LENGTHS = (16, 23)
 """Lengths at which a function of position is read off and confirmed."""
 
 
-def spread_constants(program: FxProgram) -> frozenset[str]:
+def _spread_constants(program: FxProgram) -> frozenset[str]:
     """Names of tensor nodes that have a token axis but depend on no input and no positions."""
     inputs = {entry.value.name for entry in program.inputs}
     dependent: set[str] = set()
@@ -33,14 +34,14 @@ def spread_constants(program: FxProgram) -> frozenset[str]:
             continue
         if program.placeholders.get(name, "") in inputs or any(up.name in dependent for up in node.all_input_nodes):
             dependent.add(name)
-        elif isinstance(node.meta.get("val"), Tensor) and TOKENS in tensor_shape(node.meta["val"], program.symbols):
+        elif isinstance(node.meta.get("val"), Tensor) and any(map(program.axes.is_axis, node.meta["val"].shape)):
             spread.add(name)
     return frozenset(spread)
 
 
 def positions_from_constants(graph: fx.Graph, program: FxProgram) -> bool:
     """Rewrites ``graph``, the one behind ``program``, in place; returns whether anything changed."""
-    spread = spread_constants(program)
+    spread = _spread_constants(program)
     found = dict(_affine(program, [name for name in spread if _is_index(program, program.nodes[name])]))
     # Only the last of a chain: what leads up to it falls away.
     ends = {
@@ -49,7 +50,7 @@ def positions_from_constants(graph: fx.Graph, program: FxProgram) -> bool:
         if any(user.name not in found and not is_scalar(user) for user in program.nodes[name].users)
     }
     for name in ends:
-        _rewrite(graph, program.nodes[name], *found[name])
+        _rewrite(graph, program, program.nodes[name], *found[name])
     if ends:
         graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
     return bool(ends)
@@ -57,26 +58,26 @@ def positions_from_constants(graph: fx.Graph, program: FxProgram) -> bool:
 
 def _is_index(program: FxProgram, node: fx.Node) -> bool:
     value = cast("Tensor", node.meta["val"])
-    shape = tensor_shape(value, program.symbols)
-    return value.dtype == torch.int64 and shape in ((TOKENS,), (1, TOKENS))
+    flat = value.ndim == 1 or (value.ndim == 2 and value.shape[0] == 1)
+    return value.dtype == torch.int64 and flat and program.axes.is_axis(value.shape[-1])
 
 
 def _affine(program: FxProgram, names: list[str]) -> Iterator[tuple[str, tuple[int, int]]]:
     """``(start, step)`` of every named node whose value is ``start + step * position`` with a step other than 0."""
-    generator = torch.Generator().manual_seed(0)
     runs: list[Mapping[str, Any]] = [
-        program.evaluate(names, program.example_inputs(length, generator)) for length in LENGTHS
+        program.evaluate(names, example_inputs(program.inputs, input_lengths(program.inputs, length, step=2), 0))
+        for length in LENGTHS
     ]
     for name in names:
-        values = [cast("Tensor", run[name]).flatten() for run in runs]
+        values = [np.ravel(run[name]) for run in runs]
         start, step = int(values[0][0]), int(values[0][1] - values[0][0])
-        expected = [start + step * torch.arange(length) for length in LENGTHS]
-        if step and all(torch.equal(value, wanted) for value, wanted in zip(values, expected, strict=True)):
+        expected = [start + step * np.arange(len(value)) for value in values]
+        if step and all(np.array_equal(value, wanted) for value, wanted in zip(values, expected, strict=True)):
             yield name, (start, step)
 
 
-def _rewrite(graph: fx.Graph, node: fx.Node, start: int, step: int) -> None:
-    result = affine_positions(graph, node, start, step)
+def _rewrite(graph: fx.Graph, program: FxProgram, node: fx.Node, start: int, step: int) -> None:
+    result = affine_positions(graph, node, start, step, program.axes)
     if cast("Tensor", node.meta["val"]).ndim == 2:
         with graph.inserting_before(node):
             result = graph.call_function(torch.ops.aten.unsqueeze.default, (result, 0))

@@ -1,7 +1,7 @@
-"""The captured model: token-wise nodes and attention nodes over one token axis, as frozen data.
+"""The captured model: token-wise nodes, and the attentions and sequence operators that move rows, as frozen data.
 
-Both front doors produce it (torch today), and every pass reads it; none of them needs torch. A node's ``op`` text holds
-its operator and all constant arguments, with ``%0, %1, ...`` where its inputs go, so that equal texts mean equal
+Both front doors produce it (torch and ONNX), and every pass reads it; none of them needs either. A node's ``op`` text
+holds its operator and all constant arguments, with ``%0, %1, ...`` where its inputs go, so that equal texts mean equal
 computations.
 """
 
@@ -15,15 +15,23 @@ from twoheads.graphs.average import Average
 from twoheads.graphs.masks import Mask
 from twoheads.graphs.program import Dim, Input
 
-__all__ = ["AttentionNode", "Node", "SourceGraph", "TensorType", "TokenwiseNode"]
+__all__ = ["AttentionNode", "Node", "SequenceNode", "SourceGraph", "TensorType", "TokenwiseNode"]
 
 
 @dataclass(frozen=True, slots=True)
 class TensorType:
-    """A NumPy dtype name and a shape, whose token axis is the symbol ``n``."""
+    """A NumPy dtype name and a shape, of whose dimensions at most one is a token axis such as ``n`` or ``n+1``.
+
+    A graph may hold other texts where sizes depend on a length in other ways (``2*n``) or twice; no region may.
+    """
 
     dtype: str
     shape: tuple[Dim, ...]
+
+    @property
+    def axis(self) -> str | None:
+        """The token axis; ``None`` without one."""
+        return next((dim for dim in self.shape if isinstance(dim, str)), None)
 
     def __str__(self) -> str:
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
@@ -40,6 +48,7 @@ class TokenwiseNode:
         type: Of its result; ``None`` for results that are no single tensor (the parts of a ``split``).
         layer: Path of the module it belongs to, for messages.
         uses_length: Whether the number of tokens enters as a number, not as a shape; a block doesn't know it.
+        is_view: Whether it moves no information: a region that reads the result of one in another region recomputes it.
     """
 
     name: str
@@ -48,6 +57,7 @@ class TokenwiseNode:
     type: TensorType | None
     layer: str
     uses_length: bool = False
+    is_view: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +65,9 @@ class AttentionNode:
     """Softmax attention with a symbolic mask; see :class:`twoheads.graphs.program.AttentionStage` for the maths.
 
     ``query [1, q_num_heads, n, head_dim]``, ``key [1, kv_num_heads, n, head_dim]``,
-    ``value [1, kv_num_heads, n, v_head_dim]`` give ``name [1, q_num_heads, n, v_head_dim]``. ``sinks``,
-    ``bias_table`` and ``bias_slope`` name weights or are ``None``.
+    ``value [1, kv_num_heads, n, v_head_dim]`` give ``name [1, q_num_heads, n, v_head_dim]``. Keys and values may lie on
+    another axis than queries (cross attention). ``sinks``, ``bias_table`` and ``bias_slope`` name weights or are
+    ``None``.
     """
 
     name: str
@@ -79,7 +90,28 @@ class AttentionNode:
         return self.query, self.key, self.value
 
 
-Node: TypeAlias = TokenwiseNode | AttentionNode
+@dataclass(frozen=True, slots=True)
+class SequenceNode:
+    """Rows moved, or reduced over all tokens, by an operator of :mod:`twoheads.graphs.sequence_operators`.
+
+    Attributes:
+        name: Of its result.
+        operator: Its name there.
+        inputs: Results or inputs, never weights.
+        type: Of its result.
+        attributes: Its whole numbers by name.
+        layer: Path of the module it belongs to.
+    """
+
+    name: str
+    operator: str
+    inputs: tuple[str, ...]
+    type: TensorType
+    attributes: tuple[tuple[str, int], ...]
+    layer: str
+
+
+Node: TypeAlias = TokenwiseNode | AttentionNode | SequenceNode
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +159,10 @@ class SourceGraph:
                 for at in reversed(range(len(node.inputs))):
                     arguments = arguments.replace(f"%{at}", f"%{node.inputs[at]}")
                 lines.append(f"  %{node.name}: {node.type or 'tuple'} = {arguments}")
+            elif isinstance(node, SequenceNode):
+                operands = ", ".join(f"%{name}" for name in node.inputs)
+                words = "".join(f" {key}={value}" for key, value in node.attributes)
+                lines.append(f"  %{node.name}: {node.type} = {node.operator}({operands}){words}")
             else:
                 extras = "".join(
                     f", {key}={value}"

@@ -38,10 +38,10 @@ EXAMPLE_LENGTH = 29
 
 @dataclass(frozen=True, slots=True)
 class SourceInput:
-    """One tensor argument of the source: an example ``[.., tokens, ..]``, its token axis and who supplies it."""
+    """One tensor argument of the source: an example, its token axis (``None`` without one) and who supplies it."""
 
     example: Tensor
-    token_axis: int
+    token_axis: int | None
     source: str
 
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import onnx
 
     from twoheads.compiler.compiled_model import CompiledModel
-    from twoheads.compiler.fx_program import TokenwiseRegion
+    from twoheads.compiler.source_program import TokenwiseRegion
 
 __all__ = ["write_bundle"]
 
@@ -143,8 +143,11 @@ def _write_engines(compiled: CompiledModel, folder: Path, entries: dict[str, Wei
 
 
 def _tokenwise_model(region: TokenwiseRegion, engine: TokenwiseEngine) -> onnx.ModelProto:
+    from twoheads.compiler.fx_program import FxRegion
     from twoheads.export.tokenwise_onnx import tokenwise_model
 
+    if not isinstance(region, FxRegion):
+        raise InternalError(f"engine {engine.name} has a region of an unknown front door, {type(region).__name__}")
     return tokenwise_model(region, engine)
 
 

@@ -1,4 +1,4 @@
-"""Token-wise regions to ONNX, with weights as graph inputs named after the engine's ports."""
+"""Token-wise regions of torch programs to ONNX, with weights as graph inputs named after the engine's ports."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import onnx
 import torch
 from onnxscript import opset20
 
-from twoheads.compiler.fx_program import TokenwiseRegion
+from twoheads.compiler.fx_program import FxRegion
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.program import TokenwiseEngine
 
@@ -22,7 +22,7 @@ OPSET = 20
 """ONNX operator set of every engine: the newest one that all the runtimes and vendor compilers we target read."""
 
 
-def tokenwise_model(region: TokenwiseRegion, engine: TokenwiseEngine) -> onnx.ModelProto:
+def tokenwise_model(region: FxRegion, engine: TokenwiseEngine) -> onnx.ModelProto:
     """The region as a fixed-shape ONNX model.
 
     Args:
@@ -35,9 +35,8 @@ def tokenwise_model(region: TokenwiseRegion, engine: TokenwiseEngine) -> onnx.Mo
     Raises:
         CompileError: An operator has no ONNX form.
     """
-    tokens = _block_size(region, engine)
     names = [port.name for port in (*engine.inputs, *engine.weights)]
-    module = region.module(tokens)
+    module = region.module(region.block_size(engine))
     try:
         with warnings.catch_warnings(), _quiet_exporter():
             warnings.simplefilter("ignore")
@@ -58,18 +57,6 @@ def tokenwise_model(region: TokenwiseRegion, engine: TokenwiseEngine) -> onnx.Mo
             f"engine {engine.name}", f"has no ONNX form: {message}", "avoid the operator it names"
         ) from error
     return _tidy(exported.model_proto, engine)
-
-
-def _block_size(region: TokenwiseRegion, engine: TokenwiseEngine) -> int:
-    by_name = {entry.value.name: entry.value for entry in region.program.inputs}
-    for name, port in zip(region.inputs, engine.inputs, strict=True):
-        if name in by_name:
-            return port.shape[by_name[name].token_axis]
-        shape = region.program.nodes[name].meta["val"].shape
-        for size, dim in zip(shape, port.shape, strict=True):
-            if not isinstance(size, int):
-                return dim
-    raise CompileError(f"engine {engine.name}", "reads no token value", "this is a bug of twoheads; please report it")
 
 
 def _linear(x: Any, weight: Any, bias: Any = None) -> Any:

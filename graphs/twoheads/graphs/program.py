@@ -294,10 +294,11 @@ Stage: TypeAlias = TokenwiseStage | AttentionStage | SequenceStage
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """The longest input the *model* can take, in tokens, and why (e.g. the name of a learned position table)."""
+    """The longest input the *model* can take, in tokens of an input axis, and why (e.g. a learned position table)."""
 
     length: int
     reason: str
+    axis: str = TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,6 +324,7 @@ class Program:
         logits: Name of the head's output ``[1, n, classes]`` or of the body's row value ``[1, classes]``, or ``None``.
         pooling: How ``hidden`` becomes an embedding, or ``None`` where the model is not an embedder.
         max_length: What the model itself can't exceed, or ``None``.
+        other_limits: The same for further input axes (an encoder's).
         trained_length: The context it was trained on; longer inputs run with a warning. ``None`` if unknown.
     """
 
@@ -338,6 +340,7 @@ class Program:
     pooling: Pooling | None
     max_length: Limit | None
     trained_length: int | None
+    other_limits: tuple[Limit, ...] = ()
 
     def __str__(self) -> str:
         from twoheads.graphs.program_text import print_program

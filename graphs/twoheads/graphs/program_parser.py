@@ -83,6 +83,7 @@ def parse_program(text: str) -> Program:
         pooling=single.get("pooling"),
         max_length=single.get("max_length"),
         trained_length=single.get("trained_length"),
+        other_limits=tuple(parts.limits),
     )
 
 
@@ -94,6 +95,7 @@ class _Parts:
     engines: list[Engine] = field(default_factory=list[Engine])
     body: list[Stage] = field(default_factory=list[Stage])
     head: list[TokenwiseStage] = field(default_factory=list[TokenwiseStage])
+    limits: list[Limit] = field(default_factory=list[Limit])
     single: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
@@ -158,6 +160,7 @@ class _Statement:
         readers: dict[str, Callable[[_Parts], None]] = {
             "program": self.program,
             "max_length": lambda parts: self.once(parts, "max_length", Limit(self.whole(), self.string())),
+            "axis_limit": lambda parts: parts.limits.append(self.axis_limit()),
             "trained_length": lambda parts: self.once(parts, "trained_length", self.whole()),
             "input": lambda parts: parts.inputs.append(self.input()),
             "engine": lambda parts: parts.engines.append(self.engine()),
@@ -173,6 +176,10 @@ class _Statement:
         reader(parts)
         if self.token.kind != "end":
             _refuse(self.token, "the end of the line")
+
+    def axis_limit(self) -> Limit:
+        axis = self.name("an input axis")
+        return Limit(self.whole(), self.string(), axis)
 
     @property
     def token(self) -> _Token:

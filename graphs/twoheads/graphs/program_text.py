@@ -4,6 +4,7 @@
 
     program SmolLM2-135M block_size=256 key_tile=256
     max_length 8192 "position table"
+    axis_limit m 1024 "the encoder's position table"
     trained_length 8192
     input %input_ids: int64[1, n] = argument < 49152
     engine @region_0: (input_ids: int64[1, 256]) -> (h: float32[1, 256, 576], q: float32[1, 9, 256, 64]) flops=31
@@ -53,6 +54,7 @@ def print_program(program: Program) -> str:
     lines = [f"program {_name(program.name)} block_size={program.block_size} key_tile={program.key_tile}"]
     if program.max_length is not None:
         lines.append(f"max_length {program.max_length.length} {json.dumps(program.max_length.reason)}")
+    lines += [f"axis_limit {limit.axis} {limit.length} {json.dumps(limit.reason)}" for limit in program.other_limits]
     if program.trained_length is not None:
         lines.append(f"trained_length {program.trained_length}")
     for entry in program.inputs:
