@@ -54,13 +54,16 @@ class BiasPattern:
         return other
 
 
-def classify(evaluate: Evaluate, constants: Set[int], where: str) -> tuple[Mask | None, BiasPattern]:
+def classify(
+    evaluate: Evaluate, constants: Set[int], where: str, *, longest: int | None = None
+) -> tuple[Mask | None, BiasPattern]:
     """Recognises the array that ``evaluate(length)`` returns.
 
     Args:
         evaluate: Gives the array at a length: ``[1, heads or 1, length, length]``, bool (True = visible) or additive.
         constants: Whole numbers that the array's computation mentions.
         where: The layer, for messages.
+        longest: Longest input the model takes at all (its mask is cut from a table), if known.
 
     Returns:
         The mask (``None`` if it hides nothing) and the bias.
@@ -69,7 +72,7 @@ def classify(evaluate: Evaluate, constants: Set[int], where: str) -> tuple[Mask 
         CompileError: It is no known family, or its constants are too large to evaluate.
     """
     reach = max((c for c in constants if c > 1), default=0)
-    lengths = (41, 2 * min(reach, 64) + 73, 2 * reach + 75)
+    lengths = [min(length, longest or length) for length in (41, 2 * min(reach, 64) + 73, 2 * reach + 75)]
     if lengths[-1] > LONGEST:
         raise CompileError(
             where,
