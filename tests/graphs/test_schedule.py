@@ -11,11 +11,20 @@ from hypothesis import strategies as st
 
 from tests.graphs.sample_masks import masks
 from tests.graphs.sample_programs import decoder, encoder, value
-from twoheads.graphs import schedule as schedule_module
+from twoheads.graphs import stage_costs
 from twoheads.graphs.errors import InputError, InternalError
 from twoheads.graphs.masks import Causal, Mask, parse_mask
-from twoheads.graphs.program import AttentionStage, Program, RelativeBias, SequenceStage, TokenwiseStage
-from twoheads.graphs.schedule import PROCESS_BYTES, Schedule, inputs_of, make_schedule, outputs_of
+from twoheads.graphs.program import (
+    AttentionStage,
+    Program,
+    RelativeBias,
+    SequenceStage,
+    TokenwiseStage,
+    inputs_of,
+    outputs_of,
+)
+from twoheads.graphs.schedule import PROCESS_BYTES, Schedule, make_schedule
+from twoheads.graphs.stage_costs import StagePlan
 from twoheads.graphs.tiles import row_segments
 
 if TYPE_CHECKING:
@@ -26,7 +35,7 @@ H, Q, KV, A, HIDDEN, IDS = 128, 128, 64, 128, 128, 16
 """Bytes of one token of each value of the sample decoder (both inputs together for IDS)."""
 
 
-def _plan(schedule: Schedule, name: str) -> schedule_module.StagePlan:
+def _plan(schedule: Schedule, name: str) -> StagePlan:
     return next(stage for stage in schedule.stages if stage.name == name)
 
 
@@ -196,7 +205,7 @@ def test_equal_layers_are_classified_once(monkeypatch: pytest.MonkeyPatch) -> No
         blocks.append(block)
         return row_segments(mask, block, **sizes)
 
-    monkeypatch.setattr(schedule_module, "row_segments", counting)
+    monkeypatch.setattr(stage_costs, "row_segments", counting)
     length = 1_000_003
     schedule = make_schedule(decoder(*[Causal()] * 30, block_size=256, key_tile=256), length)
     assert schedule.engine_calls == schedule.formula_calls

@@ -225,7 +225,7 @@ BAD_PROGRAMS = {
         lambda p: dataclasses.replace(
             p, inputs=(Input(Value("tokens", "int64", (1, 16)), "argument", 40), *p.inputs[1:])
         ),
-        "one token axis",
+        "no argument has the axis n",
     ),
     "head that reads the body": (
         lambda p: dataclasses.replace(p, head=(dataclasses.replace(p.head[0], inputs=("h0",)), *p.head[1:])),

@@ -55,7 +55,7 @@ def test_a_store_holds_every_token_where_blocks_and_tiles_find_it(length, tile, 
 
 
 def test_stores_count_bytes():
-    stores = Stores(length=10, block_size=4, key_tile=8, tiled=("k",))
+    stores = Stores(rows=lambda _: 10, block_size=4, key_tile=8, tiled=("k",))
     k = stores.allocate(Value("k", "float32", (1, 1, "n", 2)))
     assert k.nbytes == 16 * 2 * 4
     stores.allocate(Value("x", "int64", (1, "n")))

@@ -143,7 +143,9 @@ def _layer(tiny: Tiny, layer: int) -> tuple[Stage, ...]:
 # ---------------------------------------------------------------------------------------------------- engines
 
 
-class _Nodes:
+class Nodes:
+    """ONNX nodes and constants of an engine, one call an operator."""
+
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
@@ -177,42 +179,41 @@ class _Nodes:
         return self("Add", h, self("MatMul", inner, "w_down"), output="hidden")
 
 
-def _first(nodes: _Nodes, tiny: Tiny) -> None:
+def _first(nodes: Nodes, tiny: Tiny) -> None:
     base = "x" if tiny.features else nodes("Gather", "w_embed", "x")
     at = nodes("Unsqueeze", nodes("Cast", "at", to=TensorProto.FLOAT), nodes.ints(-1))
     nodes("Add", base, nodes("Sin", nodes("Mul", at, "w_freq")), output="hidden")
     nodes.heads(tiny, "hidden")
 
 
-def _mid(nodes: _Nodes, tiny: Tiny) -> None:
+def _mid(nodes: Nodes, tiny: Tiny) -> None:
     nodes.heads(tiny, nodes.tail(tiny))
 
 
-def _last(nodes: _Nodes, tiny: Tiny) -> None:
+def _last(nodes: Nodes, tiny: Tiny) -> None:
     nodes.tail(tiny)
 
 
-def _head_norm(nodes: _Nodes, _: Tiny) -> None:
+def _head_norm(nodes: Nodes, _: Tiny) -> None:
     nodes("Mul", nodes.norm("h"), "w_norm", output="z")
 
 
-def _head_lm(nodes: _Nodes, _: Tiny) -> None:
+def _head_lm(nodes: Nodes, _: Tiny) -> None:
     nodes("MatMul", "z", "w_lm", output="logits")
 
 
-BUILDERS: dict[str, Callable[[_Nodes, Tiny], None]] = {
+BUILDERS: dict[str, Callable[[Nodes, Tiny], None]] = {
     "first": _first,
     "mid": _mid,
     "last": _last,
     "norm": _head_norm,
     "lm": _head_lm,
 }
-ONNX_TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
+ONNX_TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "bool": TensorProto.BOOL}
 
 
-def _tokenwise_model(tiny: Tiny, engine: TokenwiseEngine, weights: list[WeightEntry]) -> onnx.ModelProto:
-    nodes = _Nodes()
-    BUILDERS[engine.name](nodes, tiny)
+def tokenwise_model(nodes: Nodes, engine: TokenwiseEngine, weights: list[WeightEntry]) -> onnx.ModelProto:
+    """The engine that computes ``nodes``, its weights at the given places of ``weights.bin``."""
     external = []
     for port, entry in zip(engine.weights, weights, strict=True):
         tensor = TensorProto(name=port.name, data_type=ONNX_TYPES[port.dtype], dims=port.shape)
@@ -235,8 +236,28 @@ def _tokenwise_model(tiny: Tiny, engine: TokenwiseEngine, weights: list[WeightEn
 
 def write_tiny(path: Path, tiny: Tiny, *, program: Program | None = None, tokenizer: str | None = None) -> Path:
     """Writes the bundle of ``tiny`` (or of an altered ``program``) into the new folder ``path``."""
+
+    def build(engine: TokenwiseEngine) -> Nodes:
+        nodes = Nodes()
+        BUILDERS[engine.name](nodes, tiny)
+        return nodes
+
     program = program or make_program(tiny)
-    arrays = make_weights(tiny)
+    return write_bundle(
+        path, program, make_weights(tiny), build, tokenizer=tokenizer, approximations=tiny.approximations
+    )
+
+
+def write_bundle(
+    path: Path,
+    program: Program,
+    arrays: dict[str, Any],
+    build: Callable[[TokenwiseEngine], Nodes],
+    *,
+    tokenizer: str | None = None,
+    approximations: tuple[str, ...] = (),
+) -> Path:
+    """Writes a bundle of ``program`` with the weights ``arrays``; ``build`` makes the nodes of token-wise engines."""
     (path / "engines").mkdir(parents=True)
     entries: dict[str, WeightEntry] = {}
     data = bytearray()
@@ -251,7 +272,7 @@ def write_tiny(path: Path, tiny: Tiny, *, program: Program | None = None, tokeni
     for engine in program.engines:
         if isinstance(engine, TokenwiseEngine):
             stage = next(stage for stage in stages if stage.engine == engine.name)
-            model = _tokenwise_model(tiny, engine, [entries[name] for name in stage.weights])
+            model = tokenwise_model(build(engine), engine, [entries[name] for name in stage.weights])
             files[f"engines/{engine.name}.onnx"] = model.SerializeToString()
         elif isinstance(engine, AttentionEngine):
             for variant in AttentionEngine.VARIANTS + (AttentionEngine.PACKED_VARIANTS if engine.packs else ()):
@@ -267,7 +288,7 @@ def write_tiny(path: Path, tiny: Tiny, *, program: Program | None = None, tokeni
         program.key_tile,
         "tile",
         "float32",
-        tiny.approximations,
+        approximations,
         entries,
         {name: FileEntry(len(content), hashlib.sha256(content).hexdigest()) for name, content in files.items()},
     )

@@ -29,7 +29,16 @@ import numpy.typing as npt
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.masks import And, Causal, Chunk, Full, Mask, Or, Sinks, Window
 
-__all__ = ["INFINITE", "Formula", "Term", "attention_formula", "count_visible_pairs", "mask_terms", "symbols"]
+__all__ = [
+    "INFINITE",
+    "Formula",
+    "Term",
+    "attention_formula",
+    "count_visible_pairs",
+    "cross_formula",
+    "mask_terms",
+    "symbols",
+]
 
 _INFINITE = 1 << 62
 _ROWS = 1 << 16
@@ -64,6 +73,12 @@ def attention_formula(mask: Mask, *, block_size: int, key_tile: int, length: int
         calls = _count_tiles(mask, grid)
         return Formula(f"sum over n = {grid.blocks} rows of their tiles with a visible key = {calls}", calls)
     return Formula(f"{count.text} = {count.calls}", count.calls)
+
+
+def cross_formula(*, block_size: int, key_tile: int, queries: int, keys: int) -> Formula:
+    """Engine calls of a cross attention: every block of queries meets every tile of the other axis's keys."""
+    calls = -(-queries // block_size) * -(-keys // key_tile)
+    return Formula(f"ceil({queries}/M)*ceil({keys}/K) = {calls}", calls)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.masks import Causal, Chunk, Full, Mask
-from twoheads.graphs.program import AttentionEngine, AttentionStage, Program, Stage
+from twoheads.graphs.program import TOKENS, AttentionEngine, AttentionStage, Program, SequenceStage, Stage
 from twoheads.graphs.request_codes import code_capacity
 from twoheads.graphs.schedule import Schedule, make_schedule
 
@@ -104,8 +104,13 @@ def longest_packable(program: Program) -> int:
     Half a block is where packing ends to pay: at least two requests then share a block.
 
     Codes are columns of the scores, so a softcap would flatten them; a bias by distance or a learned sink needs a row
-    of its own in the scores. Such models run one by one.
+    of its own in the scores. What moves rows, or reads something that is not one row a token, knows nothing of
+    requests. Such models run one by one.
     """
+    if any(isinstance(stage, SequenceStage) for stage in program.body):
+        return 0
+    if any(value.axis != TOKENS for value in program.values()):
+        return 0
     stages = [stage for stage in program.body if isinstance(stage, AttentionStage)]
     if not stages or not all(_takes_codes(program, stage) for stage in stages):
         return 0

@@ -48,6 +48,8 @@ __all__ = [
     "TokenwiseEngine",
     "TokenwiseStage",
     "Value",
+    "inputs_of",
+    "outputs_of",
 ]
 
 TOKENS = "n"
@@ -352,6 +354,18 @@ class Program:
         """What a run returns unless told otherwise: ``embedding``, else ``logits``, else ``hidden``."""
         return "embedding" if self.pooling else "logits" if self.logits else "hidden"
 
+    @property
+    def pooled_logits(self) -> bool:
+        """Whether the logits are one row of the whole input, computed by the body, and not a row a token."""
+        return self.logits is not None and self.value(self.logits).axis is None
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What a run can be asked for."""
+        last = ("last",) if self.logits is not None and not self.pooled_logits else ()
+        logits = ("logits",) if self.logits is not None else ()
+        return ("hidden", *logits, *last, *(("embedding",) if self.pooling else ()))
+
     def engine(self, name: str) -> Engine:
         """The engine called ``name``."""
         for engine in self.engines:
@@ -384,3 +398,13 @@ class Program:
             extras = (stage.sinks, stage.bias.table if stage.bias else None, stage.bias.slope if stage.bias else None)
             names.update(dict.fromkeys(name for name in extras if name is not None))
         return tuple(names)
+
+
+def inputs_of(stage: Stage) -> tuple[str, ...]:
+    """Names of the values that a stage reads."""
+    return (stage.query, stage.key, stage.value) if isinstance(stage, AttentionStage) else stage.inputs
+
+
+def outputs_of(stage: Stage) -> tuple[Value, ...]:
+    """The values that a stage defines."""
+    return stage.outputs if isinstance(stage, TokenwiseStage) else (stage.output,)

@@ -18,6 +18,8 @@ together. With ``n = ceil(N / M)`` blocks one attention layer then takes
   the window touches, two calls where one triangle may be enough and four where the whole pair is seen, hence *at
   least* that many; sinks (``s < M``) join as chunks of ``M - s`` queries behind the sinks' keys, two calls each;
 * **chunks**: independent inputs of a chunk's length;
+* **cross attention**: Lemma 3.1 asks nothing of the keys but that they are a set, so its pairs of blocks may be those
+  of two inputs: ``2 * ceil(N / M) * ceil(N' / M)`` for ``N`` queries and ``N'`` keys;
 * **average** (Theorem 4.1): each block of queries meets one block of permuted keys; both sums carry the factor
   ``N / M``, which cancels, so the plain ``B / A`` of one call is the estimate: ``n``.
 
@@ -28,7 +30,8 @@ a call: ``ceil(pairs / (M * K))``, and at least ``n`` calls, for every query mus
 is higher: under SETH ``((N / M)^2)^(1 - o(1))`` calls are needed, whatever is computed outside.
 
 A *round* is a set of calls of which none needs another's result. Calls of one stage depend on earlier stages only, so
-a program has as many rounds as stages, ``O(L)``. (Our engines may merge a row's tiles one after the other, which saves
+a program has as many rounds as stages that call, ``O(L)``. Sequence stages move rows and call nothing: the paper, too,
+counts calls and lets the host move numbers. (Our engines may merge a row's tiles one after the other, which saves
 memory traffic on few processors; :func:`twoheads.runtime.merge.merge_state` merges them in any order.)
 """
 
@@ -38,7 +41,7 @@ from dataclasses import dataclass
 
 from twoheads.graphs.formulas import INFINITE, Formula, Term, attention_formula, count_visible_pairs, mask_terms
 from twoheads.graphs.masks import Mask, Window
-from twoheads.graphs.program import AttentionStage, OracleEngine
+from twoheads.graphs.program import AttentionStage, OracleEngine, SequenceStage
 from twoheads.graphs.schedule import Schedule
 
 __all__ = [
@@ -52,6 +55,9 @@ __all__ = [
     "theorem_of",
 ]
 
+NO_CALL = "no call"
+"""The claim of a stage that only moves rows."""
+
 LOWER_BOUND = "under SETH, ((N/M)^2)^(1-o(1)) calls are needed in the worst case of full or causal attention"
 """The paper's lower bound, as text: it bounds the worst case over inputs, not this one."""
 
@@ -62,7 +68,8 @@ class StageClaim:
 
     Attributes:
         stage: The stage's name.
-        theorem: What makes it exact (or, Theorem 4.1, approximate); ``token-wise`` for stages that mix no tokens.
+        theorem: What makes it exact (or, Theorem 4.1, approximate); ``token-wise`` for stages that mix no tokens,
+            ``no call`` for those that only move rows.
         formula: Our calls, in closed form with constants.
         paper: The calls of the paper's own construction, ``None`` where the paper has none.
         floor: The fewest calls of any construction with calls of this size.
@@ -150,6 +157,8 @@ def stage_claims(schedule: Schedule) -> tuple[StageClaim, ...]:
         stage = stages.get(plan.name)
         if isinstance(stage, AttentionStage):
             theorem, paper, floor = _attention(schedule, stage)
+        elif isinstance(stage, SequenceStage):
+            theorem, paper, floor = NO_CALL, plan.formula, plan.formula
         else:
             theorem, paper, floor = "token-wise", plan.formula, plan.formula
         claims.append(StageClaim(plan.name, theorem, plan.formula, paper, floor))
@@ -159,7 +168,7 @@ def stage_claims(schedule: Schedule) -> tuple[StageClaim, ...]:
 def program_claim(schedule: Schedule) -> ProgramClaim:
     """The theory of the whole schedule."""
     claims = stage_claims(schedule)
-    theorems = sorted({claim.theorem for claim in claims if claim.theorem != "token-wise"})
+    theorems = sorted({claim.theorem for claim in claims if claim.theorem not in ("token-wise", NO_CALL)})
     paper = [claim.paper.calls for claim in claims if claim.paper is not None]
     return ProgramClaim(
         theorem=", ".join(theorems) or "token-wise",
@@ -172,10 +181,13 @@ def program_claim(schedule: Schedule) -> ProgramClaim:
 
 def _attention(schedule: Schedule, stage: AttentionStage) -> tuple[str, Formula | None, Formula]:
     """Theorem, the paper's count and the floor of one attention stage."""
-    program, length = schedule.program, schedule.length
+    program, length = schedule.program, schedule.value_rows(stage.output)
     block, heads = program.block_size, int(stage.output.shape[1])
+    key = program.value(stage.key)
+    if key.axis != stage.output.axis:
+        return _cross(length, schedule.value_rows(key), block, program.key_tile)
     if stage.average is not None:
-        blocks = schedule.blocks
+        blocks = -(-length // block)
         return "Theorem 4.1", Formula(f"n = {blocks}", blocks), Formula(f"ceil(N / M) = {blocks}", blocks)
     paper = paper_formula(stage.mask, block_size=block, length=length)
     engine = program.engine(stage.engine)
@@ -189,6 +201,16 @@ def _attention(schedule: Schedule, stage: AttentionStage) -> tuple[str, Formula 
         paper,
         floor_formula(stage.mask, block_size=block, key_tile=program.key_tile, length=length),
     )
+
+
+def _cross(queries: int, keys: int, block: int, tile: int) -> tuple[str, Formula, Formula]:
+    """Theorem, the paper's count and the floor of attention over another axis's keys, all of them."""
+    calls = 2 * -(-queries // block) * -(-keys // block)
+    paper = Formula(f"2*ceil({queries}/M)*ceil({keys}/M) = {calls}", calls)
+    meet, enter = -(-queries * keys // (block * tile)), -(-queries // block)
+    if enter >= meet:
+        return "Lemma 3.1", paper, Formula(f"ceil({queries}/M) = {enter}", enter)
+    return "Lemma 3.1", paper, Formula(f"ceil({queries}*{keys} pairs / ({block}*{tile})) = {meet}", meet)
 
 
 def _packed(paper: Formula | None, engine: OracleEngine) -> Formula | None:

@@ -38,6 +38,7 @@ class _Shared:
         stores = run.stores
         self.query, self.output = stores[stage.query], stores[stage.output.name]
         keys, values = stores[stage.key], stores[stage.value]
+        self.cross = keys.value.axis != self.output.value.axis
         wrap = run.backend.tensor
         self.keys = [wrap(keys.tile(tile)) for tile in range(len(keys.array))]
         self.values = [wrap(values.tile(tile)) for tile in range(len(values.array))]
@@ -48,7 +49,7 @@ class _Shared:
             mask_heads=self.engine.mask_heads,
             block_size=self.engine.block_size,
             key_tile=self.engine.key_tile,
-            length=run.schedule.length,
+            length=keys.length,
             wrap=wrap,
             account=stores.account,
         )
@@ -111,7 +112,9 @@ class _Worker:
             for tile in range(segment.start, segment.stop):
                 check()
                 remaining -= 1
-                mask = shared.masks.tensor(block, tile, full=segment.full) if masked else None
+                # In cross attention every block sees what the first one sees, all keys of the other axis.
+                seen = 0 if shared.cross else block
+                mask = shared.masks.tensor(seen, tile, full=segment.full) if masked else None
                 # The last tile writes straight into the store; the two states alternate, so that no call reads what
                 # it writes.
                 out, lse = self._states[remaining & 1]

@@ -36,7 +36,7 @@ class Sampler:
         self.run, self.stage, self.engine = run, stage, engine
         self.average: Average = stage.average
         self.query, self.keys, self.values = (run.stores[name] for name in (stage.query, stage.key, stage.value))
-        self.length = run.schedule.length
+        self.length = run.stores[stage.key].length
         # Softmax ignores a constant added to all keys, unless a softcap comes between.
         heads, width = engine.kv_num_heads, engine.head_dim
         self.centre = np.zeros((heads, width)) if engine.softcap else _mean(self.keys, self.length)

@@ -10,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InternalError
-from twoheads.graphs.program import AttentionStage, SequenceStage, Stage, TokenwiseStage
+from twoheads.graphs.program import AttentionStage, SequenceStage, Stage, TokenwiseStage, outputs_of
 from twoheads.runtime.attention_stage import run_attention
 from twoheads.runtime.head import Sink, run_head
 from twoheads.runtime.oracle_stage import run_oracle_attention
 from twoheads.runtime.packed_stage import prepare_packed, run_packed_attention
 from twoheads.runtime.pooling import pool
 from twoheads.runtime.run_state import RunState
+from twoheads.runtime.sequence_stage import run_sequence
 from twoheads.runtime.stock_stage import run_stock_attention
 from twoheads.runtime.tokenwise_stage import run_tokenwise
 
@@ -60,9 +61,12 @@ def compute(
     """
     run_body(run, inputs)
     schedule, program = run.schedule, run.program
+    if schedule.output == "logits" and program.logits is not None and program.pooled_logits:
+        return run.stores[program.logits].whole().reshape(-1).astype(np.float32)
+    length = run.stores[program.hidden].length
     if schedule.output in ("logits", "last"):
         if schedule.output == "last":
-            positions = np.array([schedule.length - 1])
+            positions = np.array([length - 1])
         needed = {plan.name for plan in schedule.stages}
         stages = tuple(stage for stage in program.head if stage.name in needed)
         return run_head(run, stages, positions, sink)
@@ -70,7 +74,7 @@ def compute(
     if schedule.output == "embedding":
         if program.pooling is None:
             raise InternalError(f"{program.name} has no pooling")
-        return pool(hidden[: schedule.length], program.pooling)
+        return pool(hidden[:length], program.pooling)
     return _hidden_rows(run, hidden, positions, sink)
 
 
@@ -86,12 +90,11 @@ def run_body(run: RunState, inputs: Mapping[str, npt.NDArray[Any]]) -> None:
 
 def _run_stage(run: RunState, stage: Stage) -> None:
     began = time.perf_counter()
-    outputs = stage.outputs if isinstance(stage, TokenwiseStage) else (stage.output,)
-    stores = [run.stores.allocate(value) for value in outputs]
+    stores = [run.stores.allocate(value) for value in outputs_of(stage)]
     if isinstance(stage, TokenwiseStage):
         run_tokenwise(run, stage)
     elif isinstance(stage, SequenceStage):
-        raise InternalError(f"stage {stage.name}: the runtime computes no {stage.operator} yet")
+        run_sequence(run, stage)
     elif run.packing is not None:
         run_packed_attention(run, stage, run.packing)
     elif run.engines.stock_engine(stage.engine) is not None:
@@ -100,7 +103,7 @@ def _run_stage(run: RunState, stage: Stage) -> None:
         run_oracle_attention(run, stage)
     else:
         run_attention(run, stage)
-    run.rounds += 1
+    run.rounds += not isinstance(stage, SequenceStage)
     for store in stores:
         store.zero_padding()
         for block, used in enumerate(run.packing.used if run.packing is not None else ()):
@@ -113,7 +116,7 @@ def _hidden_rows(
     run: RunState, hidden: npt.NDArray[Any], positions: npt.NDArray[np.int64] | None, sink: Sink | None
 ) -> npt.NDArray[Any] | None:
     """The wanted rows of ``hidden [padded tokens, width]``, in memory or block by block into the sink."""
-    rows = run.schedule.length if positions is None else len(positions)
+    rows = run.stores[run.program.hidden].length if positions is None else len(positions)
     if sink is None:
         wanted = hidden[:rows] if positions is None else hidden[positions]
         return wanted.astype(np.float32)

@@ -43,7 +43,7 @@ def run_head(
     Args:
         run: A run whose body has finished.
         stages: The head's stages.
-        positions: Positions in ``[0, length)``, in the order in which rows are wanted.
+        positions: Rows of the hidden states, in the order in which rows are wanted.
         sink: Where the rows go; ``None`` to return them.
 
     Returns:
@@ -78,8 +78,8 @@ class _Head:
         self.run = run
         self.stages = stages
         self.positions = positions
-        self.rows = run.schedule.length if positions is None else len(positions)
         self.hidden = run.stores[run.program.hidden]
+        self.rows = self.hidden.length if positions is None else len(positions)
         self.logits = values[run.program.logits]
         self.sink = sink
         width = self.logits.block_shape(1)[-1]

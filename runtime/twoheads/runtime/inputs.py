@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from twoheads.graphs.axes import axis_inputs, axis_length
 from twoheads.graphs.bundle_format import Manifest
 from twoheads.graphs.errors import InputError
-from twoheads.graphs.program import AttentionStage, Input, Program, Value
+from twoheads.graphs.program import AttentionStage, Input, Program
+from twoheads.graphs.program_lengths import input_axes, value_rows
 
 __all__ = [
     "approximation_warning",
@@ -40,13 +42,13 @@ def split_inputs(tokens: Any) -> tuple[list[Any], bool]:
     return [tokens], False
 
 
-def input_arrays(program: Program, given: Any) -> tuple[int, dict[str, npt.NDArray[Any]]]:
-    """The length of an input and an array for every input value, shaped as the value with ``length`` tokens.
+def input_arrays(program: Program, given: Any) -> tuple[dict[str, int], dict[str, npt.NDArray[Any]]]:
+    """The length of every input axis, and an array for every input value, shaped as the value with those lengths.
 
     Args:
-        program: Its ``argument`` inputs must be given; ``positions`` and ``zeros`` may be.
+        program: Its ``argument`` inputs must be given; what the run generates (positions, zeros, lengths) may be.
         given: An array for the only argument, or a mapping from names to arrays; ``[N]``, ``[1, N]``, or features
-            ``[N, width]``, ``[1, N, width]``.
+            ``[N, width]``, ``[1, N, width]``; without the batch of 1, too, where an input has a fixed size.
 
     Raises:
         InputError: Missing, unknown, empty, of the wrong kind or rank, out of range, or of differing lengths.
@@ -57,16 +59,35 @@ def input_arrays(program: Program, given: Any) -> tuple[int, dict[str, npt.NDArr
         for entry in program.inputs
         if entry.value.name in named
     }
-    lengths = {name: array.shape[_value(program, name).token_axis] for name, array in arrays.items()}
-    length = next(iter(lengths.values()))
-    for name, other in lengths.items():
-        if other != length:
-            first = next(iter(lengths))
-            raise InputError(f"input {name}", f"has {other} tokens, {first} has {length}", "give arrays of one length")
+    lengths = _lengths(program, arrays)
     for entry in program.inputs:
         if entry.value.name not in arrays:
-            arrays[entry.value.name] = _generated(entry, length)
-    return length, arrays
+            arrays[entry.value.name] = _generated(entry, lengths)
+    return lengths, arrays
+
+
+def _lengths(program: Program, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, int]:
+    """The length of every input axis, from the first array on it; the other arrays must agree."""
+    first: dict[str, str] = {}
+    lengths: dict[str, int] = {}
+    given = {entry.value.name: entry.value for entry in program.inputs if entry.value.name in arrays}
+    names = input_axes(program)
+    for name, value in given.items():
+        if value.axis in names and value.axis not in first:
+            first[value.axis] = name
+            lengths[value.axis] = arrays[name].shape[value.token_axis]
+    if missing := [axis for axis in names if axis not in lengths]:
+        on = [entry.value.name for entry in program.inputs if entry.value.axis == missing[0]]
+        raise InputError("input", f"nothing tells the length of {missing[0]}", f"give {' or '.join(on)}")
+    for name, value in given.items():
+        if value.axis is None:
+            continue
+        found, expected = arrays[name].shape[value.token_axis], axis_length(value.axis, lengths)
+        if found != expected:
+            other = next((first[axis] for axis in axis_inputs(value.axis)), "")
+            told = f"{other} has {lengths[value.axis]}" if value.axis in first else f"expected {expected}"
+            raise InputError(f"input {name}", f"has {found} tokens, {told}", "give arrays of one length")
+    return lengths
 
 
 def check_output(program: Program, output: str | None, *, positions: bool, sink: bool) -> str:
@@ -75,18 +96,17 @@ def check_output(program: Program, output: str | None, *, positions: bool, sink:
     Raises:
         InputError: The program does not give it, or positions or a sink make no sense with it.
     """
-    known = ["hidden"]
-    if program.logits:
-        known += ["logits", "last"]
-    if program.pooling:
-        known.append("embedding")
+    known = program.outputs
     output = output or program.default_output
     if output not in known:
         raise InputError("output", f"{program.name} does not give {output!r}", f"ask for one of: {', '.join(known)}")
-    if positions and output not in ("logits", "hidden"):
-        raise InputError("positions", f"can't be chosen for {output!r}", "ask for logits or hidden")
-    if sink and output == "embedding":
-        raise InputError("sink", "an embedding is one vector, not rows", "run without a sink")
+    pooled = output == "embedding" or (output == "logits" and program.pooled_logits)
+    if positions and (pooled or output == "last"):
+        ask = "hidden" if program.logits is None or program.pooled_logits else "logits or hidden"
+        raise InputError("positions", f"can't be chosen for {output!r}", f"ask for {ask}")
+    if sink and pooled:
+        what = "an embedding is" if output == "embedding" else f"the logits of {program.name} are"
+        raise InputError("sink", f"{what} one vector, not rows", "run without a sink")
     return output
 
 
@@ -208,15 +228,14 @@ def _check_limit(name: str, flat: npt.NDArray[Any], limit: int) -> None:
     )
 
 
-def _generated(entry: Input, length: int) -> npt.NDArray[Any]:
+def _generated(entry: Input, lengths: Mapping[str, int]) -> npt.NDArray[Any]:
     value = entry.value
+    if entry.source == "length" and entry.axis is not None:
+        return np.full(value.block_shape(1), axis_length(entry.axis, lengths), value.dtype)
+    rows = value_rows(value, lengths)
     if entry.source == "zeros":
-        return np.zeros(value.block_shape(length), value.dtype)
+        return np.zeros(value.block_shape(rows), value.dtype)
     shape = [1] * len(value.shape)
-    shape[value.token_axis] = length
-    positions = np.arange(length, dtype=value.dtype).reshape(shape)
-    return np.broadcast_to(positions, value.block_shape(length))
-
-
-def _value(program: Program, name: str) -> Value:
-    return next(entry.value for entry in program.inputs if entry.value.name == name)
+    shape[value.token_axis] = rows
+    positions = np.arange(rows, dtype=value.dtype).reshape(shape)
+    return np.broadcast_to(positions, value.block_shape(rows))

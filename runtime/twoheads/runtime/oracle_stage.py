@@ -47,7 +47,7 @@ class _Instance:
 def run_oracle_attention(run: RunState, stage: AttentionStage) -> None:
     """Computes the output of ``stage`` for all queries; it must be allocated, as its inputs are."""
     shared = _Shared(run, stage)
-    rows = maskless_rows(stage.mask, shared.engine.block_size, run.schedule.length)
+    rows = maskless_rows(stage.mask, shared.engine.block_size, shared.length)
     run.crew.run(rows, lambda: shared.estimate)
     instances = [instance for row in rows for instance in _instances(row, shared.engine)]
     run.crew.run(list(_calls(instances, shared.engine.slots)), lambda: _Worker(shared, repeat=False).call)
@@ -125,9 +125,10 @@ class _Shared:
         engine = run.engines.oracle_engine(stage.engine)
         assert engine is not None
         self.run, self.stage, self.engine = run, stage, engine
-        stores, length = run.stores, run.schedule.length
+        stores = run.stores
         self.query, self.keys, self.values = (stores[name] for name in (stage.query, stage.key, stage.value))
         self.output = stores[stage.output.name]
+        self.length = length = self.output.length
         self.parameters = [run.backend.tensor(array) for array in oracle_parameters(engine)]
         self.sinks = None if stage.sinks is None else run.engines.weights.view(stage.sinks).astype(np.float64)
         self.score = np.zeros((engine.q_num_heads, length), np.float32)
@@ -137,7 +138,7 @@ class _Shared:
         self.lock = threading.Lock()
 
     def stop(self, row: MasklessRow) -> int:
-        return min(row.start + row.size, self.run.schedule.length)
+        return min(row.start + row.size, self.length)
 
     def estimate(self, row: MasklessRow) -> None:
         """A guess at the log-sum-exps of a row's queries from a few of their keys."""
@@ -166,7 +167,7 @@ class _Shared:
         unsure = self.unsure | (self.weight < TRUSTED[self.engine.dtype])
         found: set[tuple[int, int]] = set()
         if unsure.any():
-            for row in maskless_rows(self.stage.mask, self.engine.block_size, self.run.schedule.length):
+            for row in maskless_rows(self.stage.mask, self.engine.block_size, self.length):
                 here = slice(row.start, self.stop(row))
                 for head in np.flatnonzero(unsure[:, here].any(-1)).tolist():
                     found.add((row.start, head))

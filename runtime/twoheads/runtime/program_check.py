@@ -12,8 +12,10 @@ from math import prod
 import numpy as np
 
 from twoheads.graphs.average import Average
+from twoheads.graphs.axes import axis_inputs, parse_axis
 from twoheads.graphs.bundle_format import ENGINES, WEIGHTS, Manifest
 from twoheads.graphs.errors import BundleError
+from twoheads.graphs.masks import Full
 from twoheads.graphs.program import (
     AttentionEngine,
     AttentionStage,
@@ -28,6 +30,8 @@ from twoheads.graphs.program import (
     TokenwiseStage,
     Value,
 )
+from twoheads.graphs.program_lengths import input_axes
+from twoheads.graphs.sequence_check import sequence_problem
 
 __all__ = ["check_program"]
 
@@ -55,6 +59,8 @@ class _Check:
         self.where = where
         self.engines = {engine.name: engine for engine in program.engines}
         self.values: dict[str, Value] = {}
+        self.given: set[str] | None = None
+        """The axes whose lengths an input decides; ``None`` until the inputs are read."""
 
     def refuse(self, problem: str) -> BundleError:
         return BundleError(self.where, problem, "compile the model again with `twoheads compile`")
@@ -76,10 +82,8 @@ class _Check:
         for engine in program.engines:
             self.engine(engine)
         for entry in program.inputs:
-            self.require(
-                entry.source in ("argument", "positions", "zeros"), f"input {entry.value.name}: source {entry.source!r}"
-            )
             self.define(entry.value, "an input")
+        self.inputs()
         names = [stage.name for stage in (*program.body, *program.head)]
         self.require(len(set(names)) == len(names), "has two stages of one name")
         for stage in program.body:
@@ -88,19 +92,54 @@ class _Check:
         self.require(hidden is not None and _is_rows(hidden), f"hidden {program.hidden!r} is not a value [1, n, width]")
         self.head()
 
+    def inputs(self) -> None:
+        """What the run generates can be generated, and arguments tell every length."""
+        for entry in self.program.inputs:
+            value, where = entry.value, f"input {entry.value.name}"
+            self.require(
+                entry.source in ("argument", "positions", "zeros", "length"), f"{where}: source {entry.source!r}"
+            )
+            self.require(entry.source != "positions" or value.axis is not None, f"{where}: positions without an axis")
+            whose = entry.axis if entry.source == "length" else None
+            fits = entry.source != "length" or (value.dtype, value.shape) == ("int64", (1,))
+            self.require(fits and entry.axis == whose, f"{where}: is no length of {entry.axis}")
+            self.require(entry.source != "length" or whose is not None, f"{where}: is the length of nothing")
+            if whose is not None:
+                self.axis(whose, where)
+        arguments = [entry for entry in self.program.inputs if entry.source == "argument"]
+        told = [entry.value.axis for entry in arguments or self.program.inputs]
+        for axis in told:
+            plain = axis is None or axis.isdigit() or axis_inputs(axis) == (axis,)
+            self.require(plain, f"an argument is on the axis {axis}, which is none of its own")
+        given = {axis for axis in told if axis is not None}
+        for name in input_axes(self.program):
+            self.require(name in given, f"no argument has the axis {name}")
+        self.given = given
+
+    def axis(self, axis: str, where: str) -> None:
+        try:
+            parse_axis(axis)
+        except ValueError as error:
+            raise self.refuse(f"{where}: {error}") from None
+
     def head(self) -> None:
         known = {self.program.hidden}
         for stage in self.program.head:
             self.require(set(stage.inputs) <= known, f"head stage {stage.name}: reads more than the hidden states")
             self.stage(stage)
             known.update(value.name for value in stage.outputs)
-        if self.program.logits is not None:
-            logits = self.values.get(self.program.logits)
-            from_head = self.program.logits in known - {self.program.hidden}
-            self.require(
-                logits is not None and from_head and _is_rows(logits),
-                f"logits {self.program.logits!r} is not a head value [1, n, classes]",
-            )
+        if self.program.logits is None:
+            return
+        logits = self.values.get(self.program.logits)
+        if logits is not None and logits.axis is None:
+            pooled = prod(logits.block_shape(1)[:-1]) == 1 and not self.program.head
+            self.require(pooled, f"logits {self.program.logits!r} are not one row of the body")
+            return
+        from_head = self.program.logits in known - {self.program.hidden}
+        self.require(
+            logits is not None and from_head and _is_rows(logits),
+            f"logits {self.program.logits!r} is not a head value [1, n, classes] or a row of the body",
+        )
 
     def weights(self) -> None:
         size = self.manifest.files[WEIGHTS].size if WEIGHTS in self.manifest.files else 0
@@ -132,16 +171,23 @@ class _Check:
 
     def define(self, value: Value, where: str) -> None:
         self.require(value.name not in self.values, f"defines {value.name!r} twice")
-        axes = sum(isinstance(dim, str) for dim in value.shape)
+        axes = [dim for dim in value.shape if isinstance(dim, str)]
         self.require(
-            axes == 1 and "n" in value.shape and value.dtype in DTYPES,
-            f"{where}: value {value.name!r} is {value.dtype}{list(value.shape)}, expected one token axis n",
+            len(axes) <= 1 and value.dtype in DTYPES and all(dim > 0 for dim in value.block_shape(1)),
+            f"{where}: value {value.name!r} is {value.dtype}{list(value.shape)}, expected at most one axis",
         )
+        for axis in axes:
+            self.axis(axis, f"{where}: value {value.name!r}")
+            unknown = set(axis_inputs(axis)) - self.given if self.given is not None else set[str]()
+            self.require(not unknown, f"{where}: no input has the axis {', '.join(sorted(unknown))} of {value.name!r}")
         self.values[value.name] = value
 
     def stage(self, stage: Stage) -> None:
         if isinstance(stage, SequenceStage):
-            raise self.refuse(f"stage {stage.name}: {stage.operator!r} is not known to this runtime")
+            problem = sequence_problem(stage, [self.value(stage.name, name) for name in stage.inputs])
+            self.require(problem is None, f"stage {stage.name}: {problem}")
+            self.define(stage.output, f"stage {stage.name}")
+            return
         engine = self.engines.get(stage.engine)
         if isinstance(stage, TokenwiseStage) and isinstance(engine, TokenwiseEngine):
             self.tokenwise(stage, engine)
@@ -155,6 +201,10 @@ class _Check:
         for value in stage.outputs:
             self.define(value, f"stage {stage.name}")
         self.fit(stage.name, stage.outputs, engine.outputs)
+        axes = {value.axis for value in stage.outputs} | {self.values[name].axis for name in stage.inputs}
+        self.require(len(axes - {None}) <= 1, f"stage {stage.name}: mixes the axes {sorted(axes - {None}, key=str)}")
+        mixed = axes != {None} and any(value.axis is None for value in stage.outputs)
+        self.require(not mixed, f"stage {stage.name}: a token-wise stage makes one row of all tokens")
         self.require(len(stage.weights) == len(engine.weights), f"stage {stage.name}: wrong number of weights")
         for name, port in zip(stage.weights, engine.weights, strict=True):
             self.weight(stage.name, name, port.dtype, port.shape)
@@ -171,6 +221,16 @@ class _Check:
             (stage.output, "out", (1, heads, block, engine.v_head_dim), block),
         ):
             self.agree(stage.name, value, Port(name, engine.dtype, shape), tokens)
+        self.require(
+            (q.axis, k.axis) == (stage.output.axis, v.axis) and None not in (q.axis, k.axis),
+            f"stage {stage.name}: queries on {q.axis}, keys on {k.axis}, values on {v.axis} give {stage.output.axis}",
+        )
+        if q.axis != k.axis:
+            takes = isinstance(engine, AttentionEngine) and stage.mask == Full()
+            self.require(
+                takes and stage.bias is None and stage.average is None,
+                f"stage {stage.name}: attention from {q.axis} to {k.axis} is full, without a bias, and tiled",
+            )
         if stage.average is not None:
             self.require(isinstance(engine, AttentionEngine), f"stage {stage.name}: its engine can't sample keys")
             self.average(stage, stage.average)
@@ -226,4 +286,4 @@ class _Check:
 
 
 def _is_rows(value: Value) -> bool:
-    return len(value.shape) == 3 and value.shape[0] == 1 and value.token_axis == 1
+    return len(value.shape) == 3 and value.shape[0] == 1 and isinstance(value.shape[1], str)

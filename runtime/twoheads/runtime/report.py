@@ -18,7 +18,7 @@ class StageReport:
 
     Attributes:
         name: The stage's name in the program.
-        kind: ``tokenwise`` or ``attention``.
+        kind: ``tokenwise``, ``attention`` or ``sequence``.
         calls: Engine calls, counted where they are made.
         seconds: Wall time; head stages that run interleaved share theirs by the time spent in each.
     """
@@ -35,9 +35,11 @@ class Report:
 
     Attributes:
         requests: Inputs of the run: 1, or as many as were packed into its blocks (they share one report).
-        length: Tokens of the input, or of all of them together.
+        length: Tokens of the input, or of all of them together (see ``Schedule.length``).
+        lengths: Tokens by input axis; empty for inputs of a fixed size and for packed requests.
         block_size: ``M``.
-        blocks: ``ceil(length / block_size)``, or the blocks into which the requests were packed.
+        blocks: Blocks of the hidden states, usually ``ceil(length / block_size)``, or the blocks into which the
+            requests were packed.
         output: What was computed.
         engine_calls: Counted while running. formula_calls: The closed formula's number; equal, or something is wrong.
         rounds: Rounds of calls that depended on each other, counted while running; ``O(L)``, whatever the length.
@@ -56,6 +58,7 @@ class Report:
 
     requests: int
     length: int
+    lengths: dict[str, int]
     block_size: int
     blocks: int
     output: str
@@ -79,8 +82,9 @@ class Result:
     """A run's outcome.
 
     Attributes:
-        array: ``logits [rows, vocabulary]``, ``last [1, vocabulary]``, ``hidden [rows, width]`` or
-            ``embedding [width]``, float32; ``None`` if the rows went to a sink.
+        array: ``logits [rows, vocabulary]`` (``[classes]`` where the model classifies the whole input),
+            ``last [1, vocabulary]``, ``hidden [rows, width]`` or ``embedding [width]``, float32; ``None`` if the rows
+            went to a sink.
         output: Which of these it is.
         report: Counts, time, memory.
     """

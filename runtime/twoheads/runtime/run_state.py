@@ -85,7 +85,7 @@ class RunState:
         self.packing = packing
         attentions = [stage for stage in program.body if isinstance(stage, AttentionStage)]
         self.stores = Stores(
-            length=schedule.length,
+            rows=schedule.value_rows,
             block_size=program.block_size,
             key_tile=program.key_tile,
             tiled=(name for stage in attentions for name in (stage.key, stage.value)),
@@ -111,9 +111,10 @@ class RunState:
     def rows(self, stage: AttentionStage) -> list[Row]:
         """The stage's query blocks with their tiles, longest first: the last to finish is then a short one.
 
-        Layers of equal mask share the list.
+        Layers of equal mask and axes share the list.
         """
-        key = f"{stage.mask} {stage.average}"
+        axes = (stage.output.axis, self.program.value(stage.key).axis)
+        key = f"{stage.mask} {stage.average} {axes}"
         if key not in self._rows:
             rows = list(self.schedule.rows(stage))
             rows.sort(key=lambda row: -sum(segment.tiles for segment in row[1]))

@@ -17,6 +17,7 @@ from twoheads.graphs.bundle_format import Manifest
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.packing import Packing, packed_schedule
 from twoheads.graphs.program import Program
+from twoheads.graphs.program_lengths import main_length, value_rows
 from twoheads.graphs.schedule import Schedule, make_schedule
 from twoheads.runtime.average_report import summarize
 from twoheads.runtime.backend import open_backend
@@ -105,11 +106,13 @@ class LoadedBundle:
         """The bundle's table of contents."""
         return self._bundle.manifest
 
-    def schedule(self, length: int, output: str | None = None, positions: int | None = None) -> Schedule:
+    def schedule(
+        self, length: int | Mapping[str, int], output: str | None = None, positions: int | None = None
+    ) -> Schedule:
         """What a run of ``length`` tokens will do: calls, operations, bytes, memory; nothing is run.
 
         Args:
-            length: Tokens of the input.
+            length: Tokens of the input; by axis where inputs have several lengths, ``{"n": 1000, "m": 300}``.
             output: ``hidden``, ``logits``, ``last`` or ``embedding``; ``None`` for the program's default.
             positions: Rows of logits; ``None`` for all.
 
@@ -156,9 +159,10 @@ class LoadedBundle:
 
         Args:
             tokens: Tokens ``[N]`` or ``[1, N]`` (features ``[N, width]`` or ``[1, N, width]`` where the model takes
-                such), a mapping from input names to arrays, or a list of these, which gives a list of results.
-            output: ``logits`` (every position), ``last`` (the last one's logits), ``hidden`` or ``embedding``;
-                ``None`` for the program's default.
+                such, an image), a mapping from input names to arrays, which may have several lengths where the model
+                has (encoder and decoder), or a list of these, which gives a list of results.
+            output: ``logits`` (every position, or of the whole input where the model classifies it), ``last`` (the
+                last one's logits), ``hidden`` or ``embedding``; ``None`` for the program's default.
             positions: Which rows of ``logits`` or ``hidden``, in this order; negative ones count from the end.
             sink: Takes the rows in order as they are computed, instead of an array in memory.
             progress: Called now and then with engine calls done and all engine calls.
@@ -193,9 +197,9 @@ class LoadedBundle:
         output = check_output(self.program, output, positions=positions is not None, sink=False)
         requests: list[Request] = []
         for given in inputs:
-            length, arrays = input_arrays(self.program, given)
-            rows = None if positions is None else resolve_positions(positions, length)
-            requests.append(Request(length, arrays, rows))
+            lengths, arrays = input_arrays(self.program, given)
+            rows = None if positions is None else resolve_positions(positions, self._hidden_rows(lengths))
+            requests.append(Request(main_length(self.program, lengths), arrays, rows))
         done: dict[int, Result] = {}
         for members, packing in packed_groups(self.program, self._engines, [request.length for request in requests]):
             try:
@@ -221,7 +225,11 @@ class LoadedBundle:
             arrays = compute_packed(run, requests, output)
             seconds = time.perf_counter() - began
         report = replace(
-            self._report(run, seconds, prepared, notes), requests=len(requests), length=packing.tokens, output=output
+            self._report(run, seconds, prepared, notes),
+            requests=len(requests),
+            length=packing.tokens,
+            lengths={},
+            output=output,
         )
         return [Result(array, output, report) for array in arrays]
 
@@ -234,10 +242,10 @@ class LoadedBundle:
         progress: Progress | None,
     ) -> Result:
         output = check_output(self.program, output, positions=positions is not None, sink=sink is not None)
-        length, arrays = input_arrays(self.program, given)
-        rows = None if positions is None else resolve_positions(positions, length)
-        schedule = self.schedule(length, output, None if rows is None or output != "logits" else len(rows))
-        notes = self._warn(length)
+        lengths, arrays = input_arrays(self.program, given)
+        rows = None if positions is None else resolve_positions(positions, self._hidden_rows(lengths))
+        schedule = self.schedule(lengths, output, None if rows is None or output != "logits" else len(rows))
+        notes = self._warn(schedule.length)
 
         total = schedule.engine_calls
         with Crew(self.threads, None if progress is None else lambda: progress(run.calls, total)) as crew:
@@ -247,6 +255,9 @@ class LoadedBundle:
             array = compute(run, arrays, rows, sink)
             seconds = time.perf_counter() - began
         return Result(array, output, self._report(run, seconds, prepared, notes))
+
+    def _hidden_rows(self, lengths: Mapping[str, int]) -> int:
+        return value_rows(self.program.value(self.program.hidden), lengths)
 
     def _warn(self, length: int, depth: int = 4) -> tuple[str, ...]:
         notes = (approximation_warning(self.manifest), trained_length_warning(self.program, length))
@@ -260,6 +271,7 @@ class LoadedBundle:
         return Report(
             requests=1,
             length=schedule.length,
+            lengths=schedule.lengths,
             block_size=self.program.block_size,
             blocks=schedule.blocks,
             output=schedule.output,

@@ -43,7 +43,7 @@ def run_stock_attention(run: RunState, stage: AttentionStage) -> None:
     shared = _Shared(run, stage)
     try:
         if shared.masks is None:
-            rows = list(maskless_rows(stage.mask, shared.engine.block_size, run.schedule.length))
+            rows = list(maskless_rows(stage.mask, shared.engine.block_size, shared.length))
             rows.sort(key=lambda row: -row.calls(shared.engine.key_tile))
             run.crew.run(rows, lambda: _Worker(shared).row)
         else:
@@ -62,6 +62,7 @@ class _Shared:
         stores = run.stores
         self.query, self.output = stores[stage.query], stores[stage.output.name]
         self.keys, self.values = stores[stage.key], stores[stage.value]
+        self.length = self.output.length
         view = run.engines.weights.view
         self.sinks = None if stage.sinks is None else view(stage.sinks).astype(np.float32)
         self.masks = self._masks() if needs_mask(stage) else None
@@ -74,7 +75,7 @@ class _Shared:
             mask_heads=engine.mask_heads,
             block_size=engine.block_size,
             key_tile=engine.key_tile,
-            length=self.run.schedule.length,
+            length=self.length,
             wrap=self._with_synthetic_key,
             account=self.run.stores.account,
         )
@@ -164,7 +165,7 @@ class _Worker:
         for segment in segments:
             for tile in range(segment.start, segment.stop):
                 self._shared.run.crew.check()
-                stop = min((tile + 1) * tile_size, self._shared.run.schedule.length)
+                stop = min((tile + 1) * tile_size, self._shared.length)
                 mask, tensor = masks.tensor(block, tile, full=segment.full)
                 side = self._side("masked")
                 shown = np.arange(tile_size) < stop - tile * tile_size
@@ -175,7 +176,7 @@ class _Worker:
         self._end(block * size, size)
 
     def _begin(self, start: int, size: int) -> None:
-        engine, length = self._engine, self._shared.run.schedule.length
+        engine, length = self._engine, self._shared.length
         real = min(size, length - start)
         q = self._forward.q
         read_tokens(self._shared.query, start, start + real, q[:, :real, : engine.head_dim])
@@ -185,7 +186,7 @@ class _Worker:
         self._turned = False
 
     def _end(self, start: int, size: int) -> None:
-        stop = min(start + size, self._shared.run.schedule.length)
+        stop = min(start + size, self._shared.length)
         write_tokens(self._shared.output, start, stop, self._partial.out)
 
     def _triangle(self, triangle: Triangle, size: int) -> None:
@@ -195,7 +196,7 @@ class _Worker:
         queries = self._turn(size) if triangle.upper else self._forward
         order = slice(None, None, -1 if triangle.upper else 1)
         k, v = side.k[:, 1 : 1 + size][:, order], side.v[:, 1 : 1 + size][:, order]
-        first, last = max(0, triangle.start), min(triangle.start + size, self._shared.run.schedule.length)
+        first, last = max(0, triangle.start), min(triangle.start + size, self._shared.length)
         shown = triangle.columns(size)
         self._load(k, v, [(first - triangle.start, first, last)], shown)
         self._load(side.k[:, 1 + size :], side.v[:, 1 + size :], [], np.zeros(engine.block_size - size, np.bool_))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from math import prod
 from typing import Any
 
@@ -18,11 +18,11 @@ class ValueStore:
     """One value of all tokens as ``[tiles, *block_shape(tile)]``: every tile is contiguous.
 
     A tile is one block (block-major), or as many blocks as a key tile holds for the keys and values of attention
-    (tile-major), where a block is then a slice of its tile.
+    (tile-major), where a block is then a slice of its tile. A row value is one tile.
 
     Args:
         value: What is stored.
-        length: Tokens of the input.
+        length: Rows along its axis, 1 for a row value.
         block_size: Tokens of a block.
         tile: Tokens of a tile, a multiple of ``block_size``.
     """
@@ -31,8 +31,9 @@ class ValueStore:
         self.value = value
         self.length = length
         self.block_size = block_size
-        self.blocks_per_tile = tile // block_size
-        self.array: npt.NDArray[Any] = np.empty((-(-length // tile), *value.block_shape(tile)), value.dtype)
+        self.blocks_per_tile = 1 if value.axis is None else tile // block_size
+        tiles = 1 if value.axis is None else -(-length // tile)
+        self.array: npt.NDArray[Any] = np.empty((tiles, *value.block_shape(tile)), value.dtype)
         # A slice of a tile is contiguous only where nothing but 1 stands before the token axis.
         self.direct = self.blocks_per_tile == 1 or prod(value.block_shape(tile)[: value.token_axis]) == 1
 
@@ -42,7 +43,12 @@ class ValueStore:
         return self.array.nbytes
 
     def block(self, block: int) -> npt.NDArray[Any]:
-        """Block ``block`` as a view ``block_shape(block_size)``; contiguous if :attr:`direct`."""
+        """Block ``block`` as a view ``block_shape(block_size)``; contiguous if :attr:`direct`.
+
+        A row value is the same in every block.
+        """
+        if self.value.axis is None:
+            return self.tile(0)
         tile, part = divmod(block, self.blocks_per_tile)
         if self.blocks_per_tile == 1:
             return self.tile(tile)
@@ -60,6 +66,9 @@ class ValueStore:
 
     def fill(self, source: npt.NDArray[Any]) -> None:
         """Copies ``source``, shaped as the value with ``length`` tokens, and zeroes the padding."""
+        if self.value.axis is None:
+            np.copyto(self.array[0], source)
+            return
         size = self.block_size * self.blocks_per_tile
         before = (slice(None),) * self.value.token_axis
         for tile in range(len(self.array)):
@@ -68,8 +77,23 @@ class ValueStore:
             np.copyto(self._tokens(tile, 0, stop), part)
         self.zero_padding()
 
+    def whole(self) -> npt.NDArray[Any]:
+        """The value with ``length`` tokens; a view where tokens lie one after the other in memory, else a copy."""
+        if self.value.axis is None:
+            return self.tile(0)
+        axis = self.value.token_axis
+        if prod(self.array.shape[1 : axis + 1]) == 1:
+            flat = self.array.reshape(*self.array.shape[1 : axis + 1], -1, *self.array.shape[axis + 2 :])
+        else:
+            flat = np.concatenate(self.array, axis)
+        index: Any = (*(slice(None),) * axis, slice(0, self.length))
+        view: npt.NDArray[Any] = flat[index]
+        return view
+
     def zero_padding(self) -> None:
         """Zeroes what lies beyond ``length``: whatever an engine makes of padding must not reach a real token."""
+        if self.value.axis is None:
+            return
         size = self.block_size * self.blocks_per_tile
         rest = self.length % size
         if rest:
@@ -89,14 +113,14 @@ class Stores:
     """The values alive in a run, and the bytes they and their companions take.
 
     Args:
-        length: Tokens of the input.
+        rows: Rows of a value along its axis, 1 for a row value.
         block_size: Tokens of a block.
         key_tile: Tokens of a key tile.
         tiled: Names of the values that attention reads as keys or values.
     """
 
-    def __init__(self, *, length: int, block_size: int, key_tile: int, tiled: Iterable[str]) -> None:
-        self._length = length
+    def __init__(self, *, rows: Callable[[Value], int], block_size: int, key_tile: int, tiled: Iterable[str]) -> None:
+        self._rows = rows
         self._block_size = block_size
         self._key_tile = key_tile
         self._tiled = frozenset(tiled)
@@ -107,7 +131,7 @@ class Stores:
     def allocate(self, value: Value) -> ValueStore:
         """A store for ``value``, its contents undefined."""
         tile = self._key_tile if value.name in self._tiled else self._block_size
-        store = ValueStore(value, length=self._length, block_size=self._block_size, tile=tile)
+        store = ValueStore(value, length=self._rows(value), block_size=self._block_size, tile=tile)
         self._stores[value.name] = store
         self.account(store.nbytes)
         return store

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from twoheads.graphs.errors import InternalError
 from twoheads.graphs.program import TokenwiseStage
 from twoheads.runtime.run_state import RunState
 from twoheads.runtime.stores import ValueStore
@@ -16,7 +17,10 @@ __all__ = ["run_tokenwise"]
 
 
 def run_tokenwise(run: RunState, stage: TokenwiseStage) -> None:
-    """Computes the outputs of ``stage`` for all blocks; they must be allocated, as its inputs are."""
+    """Computes the outputs of ``stage`` for all blocks, or once; they must be allocated, as its inputs are.
+
+    Row values are the same array in every block. Where everything is a row value, there is one call.
+    """
     handle = run.engines.tokenwise(stage)
     inputs = [run.stores[name] for name in stage.inputs]
     outputs = [run.stores[value.name] for value in stage.outputs]
@@ -53,7 +57,10 @@ def run_tokenwise(run: RunState, stage: TokenwiseStage) -> None:
 
         return block
 
-    run.crew.run(range(run.schedule.blocks), start)
+    lengths = {store.length for store in (*outputs, *inputs) if store.value.axis is not None}
+    if len(lengths) > 1:
+        raise InternalError(f"stage {stage.name}: values of {sorted(lengths)} rows in one token-wise stage")
+    run.crew.run(range(-(-max(lengths, default=1) // run.program.block_size)), start)
 
 
 def _scratch(store: ValueStore) -> npt.NDArray[Any] | None:

@@ -1,0 +1,25 @@
+"""Run one sequence stage: rows of whole values moved, or positions counted, on the host; no engine call."""
+
+from __future__ import annotations
+
+from twoheads.graphs.errors import InputError
+from twoheads.graphs.program import SequenceStage
+from twoheads.graphs.sequence_operators import compute_sequence
+from twoheads.runtime.run_state import RunState
+
+__all__ = ["run_sequence"]
+
+
+def run_sequence(run: RunState, stage: SequenceStage) -> None:
+    """Computes the output of ``stage``; it must be allocated, as its inputs are.
+
+    Raises:
+        InputError: The input asks for what is not there, e.g. an index beyond the last row.
+    """
+    output = run.stores[stage.output.name]
+    inputs = [run.stores[name].whole() for name in stage.inputs]
+    shape = stage.output.block_shape(output.length)
+    try:
+        output.fill(compute_sequence(stage.operator, dict(stage.attributes), inputs, shape, stage.output.dtype))
+    except ValueError as error:
+        raise InputError(f"stage {stage.name}", str(error), "give an input that the model can take") from None
