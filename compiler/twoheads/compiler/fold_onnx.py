@@ -1,0 +1,95 @@
+"""Computes what depends on weights alone, and removes what computes nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import onnx
+
+from twoheads.compiler.onnx_run import EMBEDDED, OnnxGraph, OnnxNode
+
+__all__ = ["fold_onnx", "graph_of", "without_dead_nodes"]
+
+
+def graph_of(
+    opsets: Mapping[str, int], nodes: Iterable[onnx.NodeProto], weights: Mapping[str, object], outputs: Iterable[str]
+) -> OnnxGraph:
+    """A graph of a file's nodes without identities, whose unused results have no names."""
+    kept = _without_identities(list(nodes), set(outputs))
+    used = {name for node in kept for name in node.input} | set(outputs)
+    for node in kept:
+        names = [name if name in used else "" for name in node.output]
+        del node.output[:]
+        node.output.extend(names)
+    graph = OnnxGraph(opsets, tuple(OnnxNode(node, _layer(node)) for node in kept), dict(weights))  # type: ignore[arg-type]
+    return without_dead_nodes(graph, outputs)
+
+
+def fold_onnx(graph: OnnxGraph, outputs: Iterable[str]) -> OnnxGraph:
+    """The graph with everything that depends on weights alone as weights.
+
+    A large matrix that is transposed is left as it is: products read it transposed, and tied weights stay one array.
+    """
+    constant = set(graph.weights)
+    folded: list[OnnxNode] = []
+    for node in graph.nodes:
+        if all(name in constant for name in node.inputs):
+            constant.update(node.outputs)
+            folded.append(node)
+    members = {node.outputs[0] for node in folded}
+    rest = [node for node in graph.nodes if node.outputs[0] not in members]
+    asked = {name for node in rest for name in node.inputs} | set(outputs)
+    transposed = [node for node in folded if asked.issuperset(node.outputs) and _is_transposed_weight(node, graph)]
+    stay = {node.outputs[0] for node in transposed}
+    results = [name for node in folded for name in node.outputs if name in asked and name not in stay]
+    if not folded:
+        return graph
+    weights = {**graph.weights, **graph.run(results, {}, {})}
+    kept = tuple(node for node in graph.nodes if node.outputs[0] not in members or node.outputs[0] in stay)
+    return without_dead_nodes(replace(graph, nodes=kept, weights=weights), outputs)
+
+
+def without_dead_nodes(graph: OnnxGraph, outputs: Iterable[str]) -> OnnxGraph:
+    """Only what ``outputs`` need, weights included."""
+    wanted = tuple(outputs)
+    nodes = graph.needed(wanted)
+    used = {name for node in nodes for name in node.inputs} | set(wanted)
+    weights = {name: array for name, array in graph.weights.items() if name in used}
+    same = len(nodes) == len(graph.nodes) and len(weights) == len(graph.weights)
+    return graph if same else replace(graph, nodes=nodes, weights=weights)
+
+
+def _is_transposed_weight(node: OnnxNode, graph: OnnxGraph) -> bool:
+    source = graph.weights.get(node.inputs[0]) if node.proto.op_type == "Transpose" else None
+    return source is not None and source.ndim == 2 and source.size > EMBEDDED
+
+
+def _without_identities(nodes: list[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodeProto]:
+    """Identities and dropouts fall away; those that name a result of the model stay."""
+    alias: dict[str, str] = {}
+    kept: list[onnx.NodeProto] = []
+    for node in nodes:
+        names = [alias.get(name, name) for name in node.input]
+        del node.input[:]
+        node.input.extend(names)
+        if node.op_type == "Dropout":  # in evaluation: its mask output has no reader
+            node.op_type = "Identity"
+            del node.input[1:], node.output[1:], node.attribute[:]
+        if node.op_type == "Identity" and node.output[0] not in outputs:
+            alias[node.output[0]] = names[0]
+        else:
+            kept.append(node)
+    return kept
+
+
+def _layer(node: onnx.NodeProto) -> str:
+    """The module's path, as the exporters write it into metadata (dynamo) or the node's name (TorchScript)."""
+    scopes = next((entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"), "")
+    if scopes:
+        paths = re.findall(r"'([^']*)'", scopes)
+        return paths[-2] if len(paths) > 1 else ""
+    if "/" in node.name:
+        return ".".join(part for part in node.name.split("/")[:-1] if part)
+    return ""
