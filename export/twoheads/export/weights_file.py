@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Iterable
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import numpy as np
+import numpy.typing as npt
 
 from twoheads.graphs.bundle_format import ALIGNMENT, FileEntry, WeightEntry
 from twoheads.graphs.errors import CompileError, InternalError
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
     from typing_extensions import Buffer
 
 __all__ = ["NamedWeight", "WeightsFile", "total_bytes", "write_weights"]
@@ -23,8 +27,8 @@ CHUNK = 16 << 20
 WeightsFile: TypeAlias = tuple[dict[str, WeightEntry], FileEntry]
 """Where every weight lies, and the size and hash of the file."""
 
-NamedWeight: TypeAlias = "tuple[str, torch.Tensor, str]"
-"""A weight's name, its tensor, and the dtype in which it is stored."""
+NamedWeight: TypeAlias = "tuple[str, Tensor | npt.NDArray[Any], str]"
+"""A weight's name, its tensor or array, and the dtype in which it is stored."""
 
 _Memory: TypeAlias = tuple[int, int, tuple[int, ...], tuple[int, ...], str, str]
 
@@ -54,7 +58,7 @@ def write_weights(path: Path, weights: Iterable[NamedWeight], *, progress: Calla
                 raise InternalError(f"weight {name} is written twice")
             memory = _memory(tensor, dtype)
             if memory not in places:
-                chunks = _chunks(_converted(name, tensor, dtype), padding=-size % ALIGNMENT)
+                chunks = _chunks(_array(name, tensor, dtype), padding=-size % ALIGNMENT)
                 places[memory] = size + len(chunks[0])
                 for chunk in chunks:
                     digest.update(chunk)
@@ -67,37 +71,48 @@ def write_weights(path: Path, weights: Iterable[NamedWeight], *, progress: Calla
 
 def total_bytes(weights: Iterable[NamedWeight]) -> int:
     """Bytes that :func:`write_weights` will write at most, padding included."""
-    sizes = {_memory(tensor, dtype): tensor.numel() * _torch_dtype(dtype).itemsize for _, tensor, dtype in weights}
+    sizes = {_memory(tensor, dtype): prod(tensor.shape) * _dtype(dtype).itemsize for _, tensor, dtype in weights}
     return sum(size + ALIGNMENT for size in sizes.values())
 
 
-def _converted(name: str, tensor: torch.Tensor, dtype: str) -> torch.Tensor:
-    wanted = _torch_dtype(dtype)
-    if tensor.dtype == wanted:
-        return tensor
-    if not (tensor.dtype.is_floating_point and wanted.is_floating_point):
-        raise InternalError(f"weight {name} is {tensor.dtype}, its port {dtype}")
-    return tensor.to(wanted)
+def _array(name: str, tensor: Tensor | npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
+    """The weight in the dtype in which it is stored; its own memory where it has that dtype already."""
+    wanted = _dtype(dtype)
+    if isinstance(tensor, np.ndarray):
+        found, floats = str(tensor.dtype), tensor.dtype.name.startswith(("float", "bfloat"))
+    else:
+        found, floats = str(tensor.dtype).removeprefix("torch."), tensor.dtype.is_floating_point
+    if found != dtype and not (floats and wanted.kind == "f"):
+        raise InternalError(f"weight {name} is {found}, its port {dtype}")
+    if isinstance(tensor, np.ndarray):
+        return tensor.astype(wanted, copy=False)
+    # NumPy has no bfloat16: torch converts.
+    plain = tensor.detach()
+    return (plain if found == dtype else plain.to(getattr(_torch(), dtype))).contiguous().numpy()
 
 
-def _chunks(tensor: torch.Tensor, *, padding: int) -> list[memoryview]:
-    """The alignment's zeros, then the tensor's bytes in pieces that share its memory where it is contiguous."""
-    import torch
-
-    plain = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    view = memoryview(cast("Buffer", plain.numpy()))
+def _chunks(array: npt.NDArray[Any], *, padding: int) -> list[memoryview]:
+    """The alignment's zeros, then the array's bytes in pieces that share its memory where it is contiguous."""
+    view = memoryview(cast("Buffer", np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
     return [memoryview(bytes(padding)), *(view[at : at + CHUNK] for at in range(0, len(view), CHUNK))]
 
 
-def _memory(tensor: torch.Tensor, dtype: str) -> _Memory:
+def _memory(tensor: Tensor | npt.NDArray[Any], dtype: str) -> _Memory:
+    if isinstance(tensor, np.ndarray):
+        start = tensor.__array_interface__["data"][0]
+        return start, 0, tuple(tensor.shape), tensor.strides, str(tensor.dtype), dtype
     start = tensor.untyped_storage().data_ptr()
     return start, int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride(), str(tensor.dtype), dtype
 
 
-def _torch_dtype(name: str) -> torch.dtype:
+def _dtype(name: str) -> np.dtype[Any]:
+    try:
+        return np.dtype(name)
+    except TypeError as error:
+        raise InternalError(f"weights of dtype {name} can't be stored") from error
+
+
+def _torch() -> Any:
     import torch
 
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
-        raise InternalError(f"weights of dtype {name} can't be stored")
-    return dtype
+    return torch
