@@ -124,6 +124,10 @@ def plan_model(
 
 def _front(source: Source, example_inputs: Any, *, weights: bool) -> Callable[[], Captured]:
     """The model, loaded by the front door for its kind: what captures it."""
+    if isinstance(source, str | Path) and Path(source).suffix == ".onnx":
+        from twoheads.compiler.capture_onnx import capture_onnx
+
+        return lambda: capture_onnx(source)
     from twoheads.compiler.capture import capture
     from twoheads.compiler.sources import load_source
 

@@ -143,6 +143,12 @@ def _write_engines(compiled: CompiledModel, folder: Path, entries: dict[str, Wei
 
 
 def _tokenwise_model(region: TokenwiseRegion, engine: TokenwiseEngine) -> onnx.ModelProto:
+    from twoheads.compiler.onnx_program import OnnxRegion
+
+    if isinstance(region, OnnxRegion):
+        from twoheads.export.tokenwise_from_onnx import tokenwise_from_onnx
+
+        return tokenwise_from_onnx(region, engine)
     from twoheads.compiler.fx_program import FxRegion
     from twoheads.export.tokenwise_onnx import tokenwise_model
 

@@ -1,0 +1,68 @@
+"""Small transformers as ONNX files, by the exporters that people use; made in seconds, deterministic."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+__all__ = ["VOCABULARY", "export_model", "small_model"]
+
+VOCABULARY = 99
+
+
+class _FirstOutput(nn.Module):
+    """A transformers model as the exporters want it: tensors in, one tensor out."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        caching = {"use_cache": False} if hasattr(self.model, "lm_head") else {}
+        return self.model(input_ids=input_ids, attention_mask=attention_mask, **caching)[0]
+
+
+def small_model(kind: str) -> nn.Module:
+    """``bert``, ``gpt2`` or ``llama`` (grouped heads), two layers, ready to be exported."""
+    torch.manual_seed(0)
+    model: Any
+    if kind == "bert":
+        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+        model = BertModel(
+            BertConfig(vocab_size=VOCABULARY, max_position_embeddings=128, **sizes), add_pooling_layer=False
+        )
+    elif kind == "gpt2":
+        model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=VOCABULARY, n_positions=128))
+    else:
+        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, num_key_value_heads=2, **sizes))
+    return _FirstOutput(model).eval()
+
+
+def export_model(model: nn.Module, path: Path, *, output: str, opset: int, dynamo: bool, mask: bool = True) -> Path:
+    """Exports a model of ``input_ids`` and, if wanted, ``attention_mask``, with dynamic batch and tokens."""
+    ids = torch.randint(0, VOCABULARY, (2, 11), generator=torch.Generator().manual_seed(0))
+    names = ["input_ids", "attention_mask"][: 1 + mask]
+    arguments = (ids, torch.ones_like(ids))[: 1 + mask]
+    if dynamo:
+        sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens", max=100)}
+        dynamic: dict[str, Any] = {"dynamic_shapes": tuple(sizes for _ in names)}
+    else:
+        dynamic = {"dynamic_axes": {name: {0: "batch", 1: "tokens"} for name in (*names, output)}}
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                model, arguments, str(path), dynamo=dynamo, opset_version=opset, input_names=names,
+                output_names=[output], verbose=False, **dynamic,
+            )  # fmt: skip
+    finally:
+        logging.disable(logging.NOTSET)
+    return path
