@@ -15,6 +15,8 @@ __all__ = ["VOCABULARY", "export_model", "small_model"]
 
 VOCABULARY = 99
 
+SIZES: Any = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+
 
 class _FirstOutput(nn.Module):
     """A transformers model as the exporters want it: tensors in, one tensor out."""
@@ -33,15 +35,13 @@ def small_model(kind: str) -> nn.Module:
     torch.manual_seed(0)
     model: Any
     if kind == "bert":
-        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
         model = BertModel(
-            BertConfig(vocab_size=VOCABULARY, max_position_embeddings=128, **sizes), add_pooling_layer=False
+            BertConfig(vocab_size=VOCABULARY, max_position_embeddings=128, **SIZES), add_pooling_layer=False
         )
     elif kind == "gpt2":
         model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=VOCABULARY, n_positions=128))
     else:
-        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, num_key_value_heads=2, **sizes))
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, num_key_value_heads=2, **SIZES))
     return _FirstOutput(model).eval()
 
 

@@ -71,14 +71,15 @@ def choose_outputs(
     tokens = [name for name in names if types[name].axis is not None and len(types[name].shape) == 3]
     for name in tokens:
         others = [other for other in (*tokens, *_called_logits(rows, names)) if other != name]
-        if logits := next((other for other in others if name in _upstream(by_name, other)), None):
-            return Outputs(name, logits)
+        for other in others:
+            if name in _upstream(by_name, other):
+                return Outputs(name, other)
     for name in _called_logits(tokens, names) or tokens[:1]:
-        hidden = _before_product(by_name, types, name) if LOGITS.search(names[name]) else None
-        return Outputs(hidden, name) if hidden else Outputs(name, None)
+        before = _before_product(by_name, types, name) if LOGITS.search(names[name]) else None
+        return Outputs(before, name) if before else Outputs(name, None)
     for name in rows:
-        if hidden := _reduced_from(by_name, types, name):
-            return Outputs(hidden, name)
+        if source := _reduced_from(by_name, types, name):
+            return Outputs(source, name)
     raise CompileError(
         ", ".join(names.values()),
         "has no output of one row a token, nor one made of such rows",

@@ -156,7 +156,7 @@ def run_model(
         CompileError: ONNX Runtime does not know an operator, or fails; its message is repeated.
     """
     try:
-        import onnxruntime
+        import onnxruntime  # type: ignore[import-untyped]
     except ImportError as error:
         raise InternalError("reading ONNX files needs onnxruntime") from error
 
