@@ -94,8 +94,6 @@ def test_version(cli):
     "words",
     [
         ["fly"],
-        ["plan", "x"],
-        ["plan", "x", "--length", "many"],
         ["compile", "x", "-o", "y", "--dtype", "int3"],
         ["run", "x", "-o", "y", "--threads", "0"],
     ],
@@ -274,6 +272,10 @@ def test_plan_for_people(cli, bundle):
 
 def test_plan_refuses(cli, bundle):
     assert "--block-size" in cli("plan", bundle, "--length", 5, "--block-size", 16).refused()
+    assert "length: is not given" in cli("plan", bundle).refused()
+    for wrong in ("many", "n=", "n=5,6", "1.5"):
+        assert "neither a whole number nor" in cli("plan", bundle, "--length", wrong).refused()
+    assert "is given for n, m" in cli("plan", bundle, "--length", "n=5,m=6").refused()
     cli("plan", bundle, "--length", 0).refused()
     cli("plan", bundle, "--length", -3, "--json").refused()
     cli("plan", bundle, "--length", 5, "--output", "embedding").refused()

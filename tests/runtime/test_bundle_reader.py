@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,16 @@ from tests.runtime.tiny_model import Tiny
 from twoheads.graphs.bundle_format import FORMAT_VERSION
 from twoheads.graphs.errors import BundleError
 from twoheads.graphs.masks import Causal
-from twoheads.graphs.program import AttentionStage, Input, Limit, Pooling, RelativeBias, TokenwiseEngine, Value
+from twoheads.graphs.program import (
+    AttentionStage,
+    Input,
+    Limit,
+    Pooling,
+    RelativeBias,
+    SequenceStage,
+    TokenwiseEngine,
+    Value,
+)
 from twoheads.runtime import load
 from twoheads.runtime.bundle_reader import read_bundle
 
@@ -239,6 +249,62 @@ def test_programs_that_do_not_fit(bundle, name):
     from twoheads.graphs.json_codec import to_json
 
     alter, words = BAD_PROGRAMS[name]
+    (bundle / "program.json").write_text(json.dumps(to_json(alter(make_program(Tiny(layers=2))))))
+    rehash(bundle, "program.json")
+    refused(bundle, "program.json", words)
+
+
+def _sequence(operator: str, inputs: Any, shape: Any, dtype: Any = "int64", **attributes: int) -> Any:
+    """Adds a stage that moves rows in front of the others."""
+    stage = SequenceStage("moved", operator, inputs, Value("moved", dtype, shape), tuple(attributes.items()))
+    return lambda p: dataclasses.replace(p, body=(stage, *p.body))
+
+
+TAKE = {"axis": 1, "from_end": 0, "start": 0, "step": 1}
+ROWS = ("tokens",)
+BAD_SEQUENCES = {
+    "operator": (_sequence("sort", ROWS, (1, "n"), axis=1), "stage moved: 'sort' is not a sequence operator"),
+    "arity": (_sequence("take", ("tokens", "positions"), (1, 1), **TAKE), "take of 2 inputs"),
+    "attributes": (_sequence("take", ROWS, (1, 1), axis=1), "expected ['axis', 'from_end', 'start', 'step']"),
+    "attribute of two": (_sequence("add", ("tokens", "positions"), (1, "n"), value=1), "add with attributes"),
+    "another axis": (_sequence("take", ROWS, (1, "n"), **(TAKE | {"axis": 0})), "whose token axis is 1"),
+    "no dimension": (_sequence("take", ROWS, (1, 1), **(TAKE | {"axis": 2})), "which has 2 dimensions"),
+    "from the side": (_sequence("take", ROWS, (1, 1), **(TAKE | {"from_end": 2})), "from_end=2"),
+    "dtype": (_sequence("take", ROWS, (1, 1), "float32", **TAKE), "take of int64 makes no float32"),
+    "cast": (_sequence("cast", ROWS, (1, "n"), "int32", to=2), "cast to 2 makes no int32"),
+    "comparison": (_sequence("equal", ROWS, (1, "n"), value=1), "equal makes bool, not int64"),
+    "shape": (_sequence("sum", ROWS, (1, "n"), axis=1), "sum makes [1, 1], not [1, 'n']"),
+    "sum of axes": (_sequence("concat", ("tokens", "positions"), (1, "n"), axis=1), "concat makes [1, 'n+n']"),
+    "no axis": (_sequence("take", ROWS, (1, "n+n//2"), **TAKE), "axis 'n+n//2' is written 'n'"),
+    "foreign axis": (_sequence("take", ROWS, (1, "m"), **TAKE), "no input has the axis m"),
+    "two axes": (_sequence("take", ROWS, ("n", "n"), **TAKE), "at most one axis"),
+    "unknown value": (_sequence("take", ("nothing",), (1, 1), **TAKE), "reads 'nothing' before"),
+    "not computed": (
+        lambda p: _sequence("cumsum", ("h0",), (1, "n", 12), axis=1)(
+            dataclasses.replace(p, inputs=(*p.inputs, Input(Value("h0", "float32", (1, "n", 12)), "zeros", None)))
+        ),
+        "whole numbers and truth values, not with float32",
+    ),
+    "length of nothing": (
+        lambda p: dataclasses.replace(p, inputs=(*p.inputs, Input(Value("l", "int64", (1,)), "length", None))),
+        "input l: is the length of nothing",
+    ),
+    "axis of an argument": (
+        lambda p: dataclasses.replace(p, inputs=(*p.inputs, Input(Value("x", "int64", (1, "n+1")), "argument", None))),
+        "an argument is on the axis n+1",
+    ),
+    "logits of several rows": (
+        lambda p: dataclasses.replace(_sequence("take", ROWS, (2, 1), **TAKE)(p), logits="moved", head=()),
+        "take makes",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(BAD_SEQUENCES))
+def test_stages_that_move_rows_wrongly(bundle, name):
+    from twoheads.graphs.json_codec import to_json
+
+    alter, words = BAD_SEQUENCES[name]
     (bundle / "program.json").write_text(json.dumps(to_json(alter(make_program(Tiny(layers=2))))))
     rehash(bundle, "program.json")
     refused(bundle, "program.json", words)

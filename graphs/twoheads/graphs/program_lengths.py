@@ -41,7 +41,8 @@ def resolve_lengths(program: Program, length: int | Mapping[str, int]) -> dict[s
         if length != fixed:
             raise InputError("length", f"is {length}, and {program.name} takes {fixed} only", f"give {fixed}")
     if lengths.keys() != set(axes):
-        raise InputError("length", f"is given for {', '.join(lengths) or 'no axis'}", f"give {_example(axes)}")
+        problem = f"is given for {', '.join(lengths)}" if lengths else "is not given"
+        raise InputError("length", problem, f"give {_example(axes)}")
     for axis, number in lengths.items():
         if number < 1:
             raise InputError("length" if len(axes) == 1 else f"length of {axis}", f"is {number}", "give 1 or more")
@@ -49,6 +50,8 @@ def resolve_lengths(program: Program, length: int | Mapping[str, int]) -> dict[s
 
 
 def _example(axes: tuple[str, ...]) -> str:
+    if len(axes) == 1:
+        return f"the tokens of the input, or {axes[0]}=..."
     return ", ".join(f"{axis}=..." for axis in axes) or "none: the input has a fixed size"
 
 

@@ -184,9 +184,10 @@ class _Check:
 
     def stage(self, stage: Stage) -> None:
         if isinstance(stage, SequenceStage):
-            problem = sequence_problem(stage, [self.value(stage.name, name) for name in stage.inputs])
-            self.require(problem is None, f"stage {stage.name}: {problem}")
+            inputs = [self.value(stage.name, name) for name in stage.inputs]
             self.define(stage.output, f"stage {stage.name}")
+            problem = sequence_problem(stage, inputs)
+            self.require(problem is None, f"stage {stage.name}: {problem}")
             return
         engine = self.engines.get(stage.engine)
         if isinstance(stage, TokenwiseStage) and isinstance(engine, TokenwiseEngine):

@@ -17,6 +17,7 @@ __all__ = [
     "check_output_path",
     "encode_text",
     "is_bundle",
+    "parse_lengths",
     "parse_positions",
     "read_text",
     "read_tokens",
@@ -129,6 +130,22 @@ def encode_text(text: str, tokenizer: TextEncoder | None, *, source: Path, bundl
     if tokens.size == 0:
         raise InputError(str(source), "the text gives no tokens", "give at least one word")
     return tokens
+
+
+def parse_lengths(text: str) -> int | dict[str, int]:
+    """A length: ``1000``, or one for every axis, ``n=1000,m=300``.
+
+    Raises:
+        InputError: Neither of these.
+    """
+    try:
+        if "=" not in text:
+            return int(text)
+        pairs = [item.split("=") for item in text.split(",")]
+        return {axis.strip(): int(number) for axis, number in pairs}
+    except ValueError:
+        problem = "is neither a whole number nor one for every axis"
+        raise InputError(f"--length {text}", problem, "give e.g. 1000, or n=1000,m=300") from None
 
 
 def parse_positions(text: str, length: int) -> npt.NDArray[np.int64]:

@@ -14,12 +14,15 @@ from twoheads.graphs.program import (
     AttentionEngine,
     AttentionStage,
     Engine,
+    Input,
     OracleEngine,
     Port,
     Program,
+    SequenceStage,
     StockEngine,
     TokenwiseEngine,
 )
+from twoheads.graphs.program_lengths import stage_axes
 from twoheads.runtime.bundle_reader import read_bundle
 
 __all__ = ["NAME", "command"]
@@ -53,8 +56,14 @@ def _attention_stages(program: Program) -> list[AttentionStage]:
 
 
 def _mask_counts(program: Program) -> Counter[str]:
-    """How many attention layers have which mask."""
-    return Counter(str(stage.mask) for stage in _attention_stages(program))
+    """How many attention layers have which mask; those that look at another axis say so."""
+    values = {value.name: value for value in program.values()}
+
+    def text(stage: AttentionStage) -> str:
+        queries, keys = stage_axes(stage, values)
+        return str(stage.mask) + ("" if queries == keys else f" from {queries} to {keys}")
+
+    return Counter(map(text, _attention_stages(program)))
 
 
 def _packs_up_to(manifest: Manifest, program: Program) -> int:
@@ -64,15 +73,6 @@ def _packs_up_to(manifest: Manifest, program: Program) -> int:
         f"{ENGINES}/{stage.engine}.{packed_variant(stage.mask, longest)}.onnx" for stage in _attention_stages(program)
     }
     return longest if longest and needed <= manifest.files.keys() else 0
-
-
-def _outputs(program: Program) -> list[str]:
-    """The outputs that a run can be asked for."""
-    return (
-        ["hidden"]
-        + (["logits", "last"] if program.logits is not None else [])
-        + (["embedding"] if program.pooling is not None else [])
-    )
 
 
 def _to_json(path: Path, manifest: Manifest, program: Program, *, program_text: bool) -> dict[str, Any]:
@@ -92,7 +92,16 @@ def _to_json(path: Path, manifest: Manifest, program: Program, *, program_text: 
         "lowering": manifest.lowering,
         "dtype": manifest.dtype,
         "approximations": list(manifest.approximations),
-        "outputs": _outputs(program),
+        "inputs": [
+            {
+                "name": entry.value.name,
+                "dtype": entry.value.dtype,
+                "shape": list(entry.value.shape),
+                "source": entry.source,
+            }
+            for entry in program.inputs
+        ],
+        "outputs": list(program.outputs),
         "default_output": program.default_output,
         "max_length": None if limit is None else {"length": limit.length, "reason": limit.reason},
         "trained_length": program.trained_length,
@@ -141,6 +150,8 @@ def _print_summary(path: Path, manifest: Manifest, program: Program) -> None:
     limit = program.max_length
     trained = program.trained_length
     short = _packs_up_to(manifest, program)
+    moved = sum(isinstance(stage, SequenceStage) for stage in program.body)
+    moving = f" ({moved} of them move rows and call no engine)" if moved else ""
     longest = "any" if limit is None else f"up to {limit.length} tokens ({limit.reason})"
     print_facts(
         (
@@ -152,14 +163,19 @@ def _print_summary(path: Path, manifest: Manifest, program: Program) -> None:
             ("approximations", ", ".join(manifest.approximations) or "none: exact to rounding"),
             ("length", longest + ("" if trained is None else f"; trained on {trained}")),
             ("packing", f"inputs of up to {short} tokens share calls" if short else "no: every input runs alone"),
-            ("outputs", ", ".join(_outputs(program)) + f" (default: {program.default_output})"),
+            ("inputs", ", ".join(_input_text(entry) for entry in program.inputs if entry.source == "argument")),
+            ("outputs", ", ".join(program.outputs) + f" (default: {program.default_output})"),
             ("tokenizer", "yes" if TOKENIZER in manifest.files else "no: runs take token numbers"),
             ("attention", "; ".join(f"{count} x {mask}" for mask, count in _mask_counts(program).items()) or "none"),
-            ("stages", f"{len(program.body)} in the body, {len(program.head)} in the head"),
+            ("stages", f"{len(program.body)} in the body{moving}, {len(program.head)} in the head"),
             ("engines", ", ".join(engine.name for engine in program.engines)),
             ("size", f"{size_text(size)} in {len(manifest.files) + 1} files, {len(manifest.weights)} weights"),
         )
     )
+
+
+def _input_text(entry: Input) -> str:
+    return f"{entry.value.name} {entry.value.dtype}[{', '.join(map(str, entry.value.shape))}]"
 
 
 def _signature(engine: Engine) -> tuple[str, str, str, str]:

@@ -12,6 +12,7 @@ from twoheads.export.cli.progress import PhaseProgress
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.policy import parse_policy
 from twoheads.graphs.program import Program
+from twoheads.graphs.program_lengths import resolve_lengths, value_rows
 from twoheads.graphs.schedule import Schedule, StagePlan, make_schedule
 from twoheads.graphs.theorems import LOWER_BOUND, StageClaim, program_claim, stage_claims
 from twoheads.runtime.bundle_reader import read_bundle
@@ -26,7 +27,12 @@ def command(
     subject: Annotated[
         Path, typer.Argument(metavar="SOURCE|BUNDLE", help="A model that is not compiled yet, or a bundle.")
     ],
-    length: Annotated[int, typer.Option("--length", "-n", metavar="N", help="Tokens of the input.")],
+    length: Annotated[
+        str | None,
+        typer.Option(
+            "--length", "-n", metavar="N", help="Tokens of the input; of several, by axis: n=1000,m=300 (see inspect)."
+        ),
+    ] = None,
     output: options.OutputOption = None,
     positions: options.Positions = None,
     block_size: Annotated[
@@ -47,13 +53,17 @@ def command(
 ) -> None:
     """Tell the engine calls, the formula they follow, FLOPs, bytes and memory of a run of N tokens.
 
+    The length is left out where the inputs have a fixed size, such as images.
+
     Example: twoheads plan smollm2.bundle --length 100000
     """
     arguments.require_path(subject, "a model or a bundle")
     program = _program(subject, block_size, key_tile, attention, lowering)
-    rows = None if positions is None else int(arguments.parse_positions(positions, length).size)
+    lengths = resolve_lengths(program, {} if length is None else arguments.parse_lengths(length))
+    hidden = value_rows(program.value(program.hidden), lengths)
+    rows = None if positions is None else int(arguments.parse_positions(positions, hidden).size)
     wanted = output.value if output else None
-    schedule = make_schedule(program, length, output=wanted, positions=rows, workers=threads or available_threads())
+    schedule = make_schedule(program, lengths, output=wanted, positions=rows, workers=threads or available_threads())
     if as_json:
         print_json(schedule_to_json(schedule))
         return
@@ -91,6 +101,7 @@ def schedule_to_json(schedule: Schedule) -> dict[str, Any]:
     return {
         "model": program.name,
         "length": schedule.length,
+        "lengths": schedule.lengths,
         "block_size": program.block_size,
         "key_tile": program.key_tile,
         "blocks": schedule.blocks,
@@ -134,7 +145,7 @@ def _print_schedule(schedule: Schedule, *, every_stage: bool) -> None:
     print_facts(
         (
             ("model", program.name),
-            ("length", f"{schedule.length} tokens in {schedule.blocks} blocks of {program.block_size}"),
+            ("length", _length_text(schedule)),
             ("output", schedule.output + (f" at {schedule.positions} positions" if schedule.positions else "")),
             ("engine calls", f"{schedule.engine_calls} (by the formula: {schedule.formula_calls})"),
             ("formula", schedule.formula),
@@ -156,6 +167,13 @@ def _print_schedule(schedule: Schedule, *, every_stage: bool) -> None:
         ("stage", "theorem", ">calls", "formula", ">paper", ">floor", ">FLOP", ">moved", ">outputs"),
         _rows(schedule, every_stage=every_stage),
     )
+
+
+def _length_text(schedule: Schedule) -> str:
+    """Tokens and blocks; the length of every axis where there are several."""
+    several = ", ".join(f"{axis} = {length}" for axis, length in schedule.lengths.items())
+    tokens = f"{several} tokens" if len(schedule.lengths) > 1 else f"{schedule.length} tokens"
+    return f"{tokens} in {schedule.blocks} blocks of {schedule.program.block_size}"
 
 
 def _paper_text(schedule: Schedule) -> str:
