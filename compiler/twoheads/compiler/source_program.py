@@ -20,6 +20,9 @@ from twoheads.graphs.program import Input, Pooling, TokenwiseEngine
 
 __all__ = ["Captured", "LookUp", "SourceProgram", "TokenwiseRegion", "Weight", "example_inputs", "input_lengths"]
 
+SPECIAL = 4
+"""Token numbers below this are mostly special ones (padding, begin, end)."""
+
 Weight: TypeAlias = Any
 """A weight where the source has it, referenced, never copied: a torch tensor or a NumPy array."""
 
@@ -127,7 +130,10 @@ def _names(axis: str | None) -> tuple[str, ...]:
 
 
 def example_inputs(inputs: Iterable[Input], lengths: Mapping[str, int], seed: int) -> dict[str, npt.NDArray[Any]]:
-    """An array for every input at ``lengths``: token numbers below their limit, normal features, positions, zeros."""
+    """An array for every input at ``lengths``: token numbers below their limit, normal features, positions, zeros.
+
+    Half of the tokens are of the first few: special tokens, on which padding and position arithmetic turns, are there.
+    """
     generator = np.random.default_rng(seed)
     made: dict[str, npt.NDArray[Any]] = {}
     for entry in inputs:
@@ -144,5 +150,8 @@ def example_inputs(inputs: Iterable[Input], lengths: Mapping[str, int], seed: in
         elif dtype.kind == "f":
             made[value.name] = generator.standard_normal(shape).astype(dtype)
         else:
-            made[value.name] = generator.integers(0, entry.limit or 2, shape).astype(dtype)
+            limit = entry.limit or 2
+            special = generator.integers(0, min(limit, SPECIAL), shape)
+            other = generator.integers(0, limit, shape)
+            made[value.name] = np.where(generator.random(shape) < 0.5, special, other).astype(dtype)
     return made
