@@ -13,6 +13,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from twoheads.compiler.attach_attention import attach_attention
+from twoheads.compiler.expand_contrib import expand_contrib
 from twoheads.compiler.fold_onnx import fold_onnx, graph_of
 from twoheads.compiler.measure_onnx import measure_onnx
 from twoheads.compiler.onnx_file import OnnxFile, read_onnx
@@ -81,6 +82,10 @@ def onnx_program(file: OnnxFile, outputs: Sequence[str] = ()) -> OnnxProgram:
     graph = fold_onnx(graph_of(bound.file.opsets, bound.file.nodes, bound.file.weights, wanted), wanted)
     arguments = tuple(replace(entry, limit=_limit(graph, entry.value.name)) for entry in bound.arguments)
     measured = measure_onnx(graph, arguments, wanted, where)
+    plain = expand_contrib(graph, measured.types)
+    if plain is not graph:
+        graph = fold_onnx(plain, wanted)
+        measured = measure_onnx(graph, arguments, wanted, where)
     resolved = resolve_lengths(graph, measured, wanted)
     inputs = (*arguments, *resolved.inputs)
     types = dict(measure_onnx(resolved.graph, inputs, wanted, where).types)
