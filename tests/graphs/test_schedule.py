@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.graphs.sample_masks import masks
-from tests.graphs.sample_programs import decoder, encoder, value
+from tests.graphs.sample_programs import classifier, decoder, encoder, value
 from twoheads.graphs import stage_costs
 from twoheads.graphs.errors import InputError, InternalError
 from twoheads.graphs.masks import Causal, Mask, parse_mask
@@ -23,6 +23,7 @@ from twoheads.graphs.program import (
     inputs_of,
     outputs_of,
 )
+from twoheads.graphs.program_lengths import check_limit
 from twoheads.graphs.schedule import PROCESS_BYTES, Schedule, make_schedule
 from twoheads.graphs.stage_costs import StagePlan
 from twoheads.graphs.tiles import row_segments
@@ -253,3 +254,11 @@ def test_the_bias_of_a_slope_counts_like_a_table() -> None:
         replace(s, bias=RelativeBias(None, "slope")) if isinstance(s, AttentionStage) else s for s in program.body
     )
     assert make_schedule(replace(program, body=body), 33).bytes_moved == make_schedule(program, 33).bytes_moved
+
+
+def test_each_axis_has_a_limit_of_its_own() -> None:
+    program = classifier()  # its encoder's axis m, which no input has, may have 1024 rows
+    assert [limit.axis for limit in program.limits] == ["m"]
+    check_limit(program, {"n": 5000, "m": 1024})
+    with pytest.raises(InputError, match=r"length of m: 1025 tokens .* its table positions of 1024 rows"):
+        check_limit(program, {"n": 5, "m": 1025})

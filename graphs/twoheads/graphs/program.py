@@ -366,6 +366,11 @@ class Program:
         logits = ("logits",) if self.logits is not None else ()
         return ("hidden", *logits, *last, *(("embedding",) if self.pooling else ()))
 
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        """What the model itself can't exceed, along all input axes."""
+        return (*(() if self.max_length is None else (self.max_length,)), *self.other_limits)
+
     def engine(self, name: str) -> Engine:
         """The engine called ``name``."""
         for engine in self.engines:

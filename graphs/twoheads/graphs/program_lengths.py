@@ -59,17 +59,17 @@ def check_limit(program: Program, lengths: Mapping[str, int]) -> None:
     """Refuses lengths that the model itself can't take.
 
     Raises:
-        InputError: A length is beyond ``program.max_length``.
+        InputError: A length is beyond one of the program's limits.
     """
-    limit = program.max_length
-    longest = max(lengths.values(), default=0)
-    if limit is not None and longest > limit.length:
-        raise InputError(
-            "length",
-            f"{longest} tokens exceed what the model {program.name} itself can take: {limit.reason} ends at "
-            f"{limit.length} (the engines would run any length)",
-            f"give {limit.length} tokens or fewer",
-        )
+    for limit in program.limits:
+        length = lengths.get(limit.axis, 0)
+        if length > limit.length:
+            raise InputError(
+                "length" if len(lengths) == 1 else f"length of {limit.axis}",
+                f"{length} tokens exceed what the model {program.name} itself can take: {limit.reason} ends at "
+                f"{limit.length} (the engines would run any length)",
+                f"give {limit.length} tokens or fewer",
+            )
 
 
 def main_length(program: Program, lengths: Mapping[str, int]) -> int:

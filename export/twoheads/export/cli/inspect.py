@@ -104,6 +104,9 @@ def _to_json(path: Path, manifest: Manifest, program: Program, *, program_text: 
         "outputs": list(program.outputs),
         "default_output": program.default_output,
         "max_length": None if limit is None else {"length": limit.length, "reason": limit.reason},
+        "other_limits": {
+            other.axis: {"length": other.length, "reason": other.reason} for other in program.other_limits
+        },
         "trained_length": program.trained_length,
         "tokenizer": TOKENIZER in manifest.files,
         "packs_up_to": _packs_up_to(manifest, program),
@@ -153,6 +156,7 @@ def _print_summary(path: Path, manifest: Manifest, program: Program) -> None:
     moved = sum(isinstance(stage, SequenceStage) for stage in program.body)
     moving = f" ({moved} of them move rows and call no engine)" if moved else ""
     longest = "any" if limit is None else f"up to {limit.length} tokens ({limit.reason})"
+    longest += "".join(f"; {other.axis} up to {other.length} ({other.reason})" for other in program.other_limits)
     print_facts(
         (
             ("bundle", f"{path} (format {manifest.format_version}, written by {manifest.producer})"),
