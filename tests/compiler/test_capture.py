@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.compiler.small_models import EXAMPLES, OneLayer, bert, bloom, captured, gemma3, gpt2, llama, opt
+from tests.compiler.small_models import EXAMPLES, OneLayer, bert, captured, gemma3, gpt2, llama, opt
 from twoheads.compiler import attention
 from twoheads.compiler.capture import capture
 from twoheads.compiler.source_graph import AttentionNode
@@ -79,9 +79,15 @@ def test_positions_counted_from_constants_become_positions() -> None:
     assert not any("cumsum" in str(getattr(node, "op", "")) for node in graph.nodes)
 
 
-def test_a_model_that_bypasses_the_hook_is_refused_with_its_layers() -> None:
-    with pytest.raises(CompileError, match=r"0 of 2 attention layers .*transformer\.h\.0\.self_attention"):
-        captured(bloom())
+def test_a_layer_that_attends_in_its_own_way_is_refused_by_name() -> None:
+    class LinearAttention(nn.Module):
+        def forward(self, hidden_states: Tensor, **_: object) -> tuple[Tensor, None]:
+            return hidden_states, None
+
+    model = llama()
+    model.model.layers[1].self_attn = LinearAttention()
+    with pytest.raises(CompileError, match=r"2 of 3 attention layers .*model\.layers\.1\.self_attn"):
+        captured(model)
 
 
 def test_a_module_without_attention_is_refused() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,6 +11,7 @@ from twoheads.compiler.attention_scores import Scores
 from twoheads.compiler.classify_mask import HIDDEN, BiasPattern, classify
 from twoheads.compiler.op_experiments import EXACT, experiment_lengths, lengths_of, zeros_like
 from twoheads.compiler.op_view import Array, Kind, OpNode, OpView
+from twoheads.graphs.axes import axis_length
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.masks import Full, Mask
 
@@ -73,7 +74,7 @@ def _read_mask_and_bias(
     view: OpView, softmax: OpNode, scores: Scores, axis: str, limit: int | None
 ) -> tuple[Mask, BiasPattern]:
     def evaluate(length: int) -> Array:
-        zeros = scores_of_zero(view, scores, lengths_of(axis, length))
+        zeros = _up_to_the_tables_end(lambda rows: scores_of_zero(view, scores, lengths_of(axis, rows)), length)
         dense = np.broadcast_to(zeros, (len(zeros), length, length))
         return (_without_row_shifts(dense) if shifted else dense)[None]
 
@@ -84,11 +85,29 @@ def _read_mask_and_bias(
     return mask or Full(), bias
 
 
+def _up_to_the_tables_end(compute: Callable[[int], Array], length: int) -> Array:
+    """``compute(length)``; if only shorter lengths can be computed, a look-up by position ends before."""
+    try:
+        return compute(length)
+    except CompileError:
+        low, high = 0, length
+        while high - low > 1:
+            middle = (low + high) // 2
+            try:
+                compute(middle)
+                low = middle
+            except CompileError:
+                high = middle
+        if not low:
+            raise
+    raise _TableEnds(low)
+
+
 def _by_distance(dense: Array) -> bool:
     """Whether entries that are no mask depend on their distance only."""
     shown = (dense[..., 1:, 1:] > HIDDEN) & (dense[..., :-1, :-1] > HIDDEN)
-    moved = np.where(shown, dense[..., 1:, 1:] - dense[..., :-1, :-1], 0)
-    return bool(np.all(np.abs(moved) <= EXACT * np.abs(np.where(shown, dense[..., 1:, 1:], 0)).max(initial=0.0)))
+    later, before = (np.where(shown, part, 0) for part in (dense[..., 1:, 1:], dense[..., :-1, :-1]))
+    return bool(np.all(np.abs(later - before) <= EXACT * np.abs(later).max(initial=0.0)))
 
 
 def _without_row_shifts(dense: Array) -> Array:
@@ -112,18 +131,24 @@ def scores_of_zero(view: OpView, scores: Scores, lengths: Mapping[str, int]) -> 
                 given[name] = zeros_like(view, name, lengths)
         wanted.append(scores.product.name)
     values = view.evaluate(wanted, lengths, given)
-    _require_whole(view, scores.terms(), values, lengths)
+    rows, keys = _axes(view, scores.product)
+    _require_whole(values, (axis_length(rows, lengths), axis_length(keys, lengths)))
     if scores.product.kind is Kind.BADDBMM:
         start = values[scores.product.name].reshape(-1, *values[scores.product.name].shape[-2:])
     return scores.apply(start, values, _leading(view, scores.product))
 
 
-def _require_whole(view: OpView, names: Iterable[str], values: Mapping[str, Array], lengths: Mapping[str, int]) -> None:
-    """A slice of a table has fewer rows than its type says where the table ends."""
-    for name in names:
-        sizes, expected = values[name].shape, zeros_like(view, name, lengths).shape
-        if cut := [got for got, size in zip(sizes, expected, strict=True) if got != size]:
-            raise _TableEnds(min(cut))
+def _require_whole(values: Mapping[str, Array], sizes: tuple[int, int]) -> None:
+    """A slice of a table has fewer rows than were asked for where the table ends."""
+    found = {got for array in values.values() for got in array.shape[-2:]}
+    if cut := found - {1, *sizes}:
+        raise _TableEnds(min(cut))
+
+
+def _axes(view: OpView, product: OpNode) -> tuple[str, str]:
+    type_ = view.type(product.name)
+    rows, keys = ("", "") if type_ is None else type_.shape[-2:]
+    return str(rows), str(keys)
 
 
 def _leading(view: OpView, product: OpNode) -> tuple[int, ...]:

@@ -13,13 +13,17 @@ from torch.export import Dim as ExportDim
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
+from twoheads.compiler.attach_attention_fx import attach_attention_fx
 from twoheads.compiler.attention_node import attention_from_fx, is_attention
 from twoheads.compiler.fx_axes import AxisNames
 from twoheads.compiler.fx_program import FxProgram, is_scalar
+from twoheads.compiler.fx_view import FxView, layer_of
 from twoheads.compiler.hugging_face_hooks import CAPTURE, register_hooks
 from twoheads.compiler.normalize_fx import generated_source, normalize_fx
+from twoheads.compiler.op_view import RecognisedAttention
 from twoheads.compiler.positions_from_constants import positions_from_constants
-from twoheads.compiler.source_graph import Node, SourceGraph, TensorType, TokenwiseNode
+from twoheads.compiler.recognise_attention import recognise_attention
+from twoheads.compiler.source_graph import AttentionNode, Node, SourceGraph, TensorType, TokenwiseNode
 from twoheads.compiler.source_program import Captured
 from twoheads.compiler.sources import LoadedSource
 from twoheads.graphs.errors import CompileError
@@ -130,9 +134,13 @@ def capture(source: LoadedSource) -> Captured:
     program = read_program()
     if positions_from_constants(graph, program):
         program = read_program()
+    found = recognise_attention(FxView(source.identity.name, program))
+    recognised, bias_weights = attach_attention_fx(graph, program, found)
+    if found:
+        program = read_program()
     outputs = _outputs(exported, graph)
-    nodes, extra_weights = _source_nodes(program, outputs)
-    program = program.with_weights(extra_weights)
+    nodes, extra_weights = _source_nodes(program, outputs, recognised)
+    program = program.with_weights(bias_weights | extra_weights)
     used = {name for node in nodes for name in node.inputs}
     source_graph = SourceGraph(
         name=source.identity.name,
@@ -141,7 +149,7 @@ def capture(source: LoadedSource) -> Captured:
         nodes=nodes,
         hidden=outputs["hidden"],
         logits=outputs.get("logits"),
-        max_length=_longest(exported, axes),
+        max_length=_longest(exported, axes, found),
     )
     _require_all_attention(source, source_graph)
     if lost := sorted(source.missing_weights & used):
@@ -218,10 +226,11 @@ def _symbols(sizes: Sequence[int | torch.SymInt]) -> list[str]:
     return [str(symbol) for size in sizes if not isinstance(size, int) for symbol in size.node.expr.free_symbols]
 
 
-def _longest(exported: ExportedProgram, axes: AxisNames) -> int | None:
-    """The largest ``n`` that the exported guards admit; ``None`` if they admit every practical one."""
+def _longest(exported: ExportedProgram, axes: AxisNames, found: Sequence[RecognisedAttention]) -> int | None:
+    """The largest ``n`` that the exported guards and tables of masks admit; ``None`` if that is every practical one."""
     ranges = exported.range_constraints.items()
     bounds = [int(r.upper) for s, r in ranges if axes.symbols.get(str(s)) == TOKENS and r.upper.is_Integer]
+    bounds += [attention.max_length for attention in found if attention.max_length is not None]
     return min((bound for bound in bounds if bound < 1 << 40), default=None)
 
 
@@ -274,21 +283,19 @@ def _type(value: Tensor, axes: AxisNames) -> TensorType:
     return TensorType(str(value.dtype).removeprefix("torch."), axes.shape(value))
 
 
-def _layer(node: fx.Node) -> str:
-    stack = node.meta.get("nn_module_stack")
-    path = str(list(stack.values())[-1][0]) if stack else ""
-    return path.removeprefix(_ROOT).removeprefix(".")
-
-
-def _source_nodes(program: FxProgram, outputs: Mapping[str, str]) -> tuple[tuple[Node, ...], dict[str, Tensor]]:
+def _source_nodes(
+    program: FxProgram, outputs: Mapping[str, str], recognised: Mapping[str, AttentionNode]
+) -> tuple[tuple[Node, ...], dict[str, Tensor]]:
     """Every node that an output needs; what only makes masks and biases is folded into attention nodes."""
     nodes: dict[str, Node] = {}
     extra_weights: dict[str, Tensor] = {}
     for name, node in program.nodes.items():
         if node.op != "call_function" or is_scalar(node):
             continue
-        if is_attention(node):
-            nodes[name], made = attention_from_fx(program, node, _layer(node))
+        if name in recognised:
+            nodes[name] = recognised[name]
+        elif is_attention(node):
+            nodes[name], made = attention_from_fx(program, node, layer_of(node))
             extra_weights.update(made)
         else:
             nodes[name] = _tokenwise_node(program, node)
@@ -318,7 +325,7 @@ def _tokenwise_node(program: FxProgram, node: fx.Node) -> TokenwiseNode:
     type_ = _type(value, program.axes) if isinstance(value, Tensor) else None
     text = f"{target}({', '.join(words)})"
     is_view = target.startswith("aten.") and target.split(".")[1] in _VIEWS
-    return TokenwiseNode(node.name, text, tuple(inputs), type_, _layer(node), _uses_length(node), is_view)
+    return TokenwiseNode(node.name, text, tuple(inputs), type_, layer_of(node), _uses_length(node), is_view)
 
 
 _SHAPED = frozenset(

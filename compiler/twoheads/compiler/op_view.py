@@ -94,11 +94,6 @@ class OpView(Protocol):
         """Every operator by the name of its result, in topological order; shape arithmetic may be left out."""
         ...
 
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """Names of the model's results."""
-        ...
-
     def type(self, name: str) -> TensorType | None:
         """Type of a value, weights and inputs included, batch 1; ``None`` if it is no single tensor."""
         ...
@@ -123,6 +118,9 @@ class OpView(Protocol):
 
         Returns:
             Exactly the wanted values by name.
+
+        Raises:
+            CompileError: They can't be computed at these lengths: a table of positions ends.
         """
         ...
 
