@@ -46,7 +46,8 @@ def _consumers(view: OpView) -> Mapping[str, list[OpNode]]:
 
 def _over_tokens(view: OpView, softmax: OpNode) -> bool:
     type_ = view.type(softmax.name)
-    return type_ is not None and bool(type_.shape) and isinstance(type_.shape[-1], str)
+    over_tokens = type_ is not None and bool(type_.shape) and isinstance(type_.shape[-1], str)
+    return over_tokens and view.depends_on_content(softmax.name)  # a constant one is left to the check for mixing
 
 
 def _recognise(view: OpView, softmax: OpNode, consumers: Mapping[str, list[OpNode]]) -> RecognisedAttention:
