@@ -17,9 +17,12 @@ from twoheads.graphs.program_lengths import input_axes, value_rows
 __all__ = [
     "approximation_warning",
     "check_output",
+    "complete_arrays",
+    "given_arrays",
     "input_arrays",
     "resolve_positions",
     "samples_attention",
+    "split_batch",
     "split_inputs",
     "trained_length_warning",
 ]
@@ -42,6 +45,33 @@ def split_inputs(tokens: Any) -> tuple[list[Any], bool]:
     return [tokens], False
 
 
+def split_batch(program: Program, given: Any) -> list[dict[str, npt.NDArray[Any]]] | None:
+    """The inputs of a batch: arrays ``[B, ...]``, ``B > 1``, for values ``[1, ...]``; ``None`` if it is one input.
+
+    Arrays without the batch dimension belong to every input.
+
+    Raises:
+        InputError: Missing or unknown arrays, or batches of different sizes.
+    """
+    named = {name: _as_array(f"input {name}", array) for name, array in _named(program, given).items()}
+    shapes = {entry.value.name: entry.value.shape for entry in program.inputs}
+    batched = {
+        name: len(array)
+        for name, array in named.items()
+        if array.ndim == len(shapes[name]) and shapes[name][0] == 1 and len(array) > 1
+    }
+    if not batched:
+        return None
+    size = next(iter(batched.values()))
+    for name, other in batched.items():
+        if other != size:
+            first = next(iter(batched))
+            raise InputError(f"input {name}", f"has {other} rows, {first} has {size}", "give arrays of one batch")
+    return [
+        {name: array[at : at + 1] if name in batched else array for name, array in named.items()} for at in range(size)
+    ]
+
+
 def input_arrays(program: Program, given: Any) -> tuple[dict[str, int], dict[str, npt.NDArray[Any]]]:
     """The length of every input axis, and an array for every input value, shaped as the value with those lengths.
 
@@ -53,17 +83,30 @@ def input_arrays(program: Program, given: Any) -> tuple[dict[str, int], dict[str
     Raises:
         InputError: Missing, unknown, empty, of the wrong kind or rank, out of range, or of differing lengths.
     """
+    lengths, arrays = given_arrays(program, given)
+    return lengths, complete_arrays(program, lengths, arrays)
+
+
+def given_arrays(program: Program, given: Any) -> tuple[dict[str, int], dict[str, npt.NDArray[Any]]]:
+    """As :func:`input_arrays`, but only those that are given."""
     named = _named(program, given)
     arrays = {
         entry.value.name: _array(entry, named[entry.value.name])
         for entry in program.inputs
         if entry.value.name in named
     }
-    lengths = _lengths(program, arrays)
-    for entry in program.inputs:
-        if entry.value.name not in arrays:
-            arrays[entry.value.name] = _generated(entry, lengths)
-    return lengths, arrays
+    return _lengths(program, arrays), arrays
+
+
+def complete_arrays(
+    program: Program,
+    lengths: Mapping[str, int],
+    arrays: Mapping[str, npt.NDArray[Any]],
+    sources: Sequence[str] = ("positions", "zeros", "length"),
+) -> dict[str, npt.NDArray[Any]]:
+    """``arrays`` and, for ``lengths``, those of the inputs with one of ``sources`` that were not given."""
+    generated = (entry for entry in program.inputs if entry.source in sources and entry.value.name not in arrays)
+    return {**arrays, **{entry.value.name: _generated(entry, lengths) for entry in generated}}
 
 
 def _lengths(program: Program, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, int]:

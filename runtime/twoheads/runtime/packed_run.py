@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,27 +14,13 @@ from twoheads.graphs.program import AttentionStage, Program, Value
 from twoheads.runtime.engine_pool import EnginePool
 from twoheads.runtime.executor import compute
 from twoheads.runtime.pooling import pool
+from twoheads.runtime.requests import Request
 from twoheads.runtime.run_state import RunState
 
-__all__ = ["Request", "compute_packed", "head_rows", "packed_groups"]
+__all__ = ["compute_packed", "head_rows", "packed_groups"]
 
 MOST_BLOCKS = 64
 """Blocks of one packed run: enough that a layer's weights are read once for many, few enough to stay small."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One short input.
-
-    Attributes:
-        length: Its tokens.
-        arrays: An array for every input value, shaped as the value with ``length`` tokens.
-        rows: Which of its positions are wanted, ``None`` for all.
-    """
-
-    length: int
-    arrays: Mapping[str, npt.NDArray[Any]]
-    rows: npt.NDArray[np.int64] | None
 
 
 def packed_groups(

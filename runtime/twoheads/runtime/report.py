@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy.typing as npt
 
-from twoheads.runtime.average_report import AverageReport
+from twoheads.runtime.average_report import AverageReport, summarize
 
-__all__ = ["Report", "Result", "StageReport"]
+__all__ = ["Report", "Result", "StageReport", "merge_reports"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,3 +93,35 @@ class Result:
     array: npt.NDArray[Any] | None
     output: str
     report: Report
+
+
+def merge_reports(reports: Sequence[Report]) -> Report:
+    """One report for several runs; those that share a run count once."""
+    first, *others = {id(report): report for report in reports}.values()
+    if not others:
+        return first
+    runs = [first, *others]
+    stages: dict[tuple[str, str], StageReport] = {}
+    for stage in (stage for run in runs for stage in run.stages):
+        known = stages.get((stage.name, stage.kind))
+        calls, seconds = (known.calls, known.seconds) if known else (0, 0.0)
+        stages[stage.name, stage.kind] = replace(stage, calls=stage.calls + calls, seconds=stage.seconds + seconds)
+    sampled = [run.average for run in runs if run.average is not None]
+    return replace(
+        first,
+        requests=sum(run.requests for run in runs),
+        length=sum(run.length for run in runs),
+        lengths={},
+        blocks=sum(run.blocks for run in runs),
+        engine_calls=sum(run.engine_calls for run in runs),
+        formula_calls=sum(run.formula_calls for run in runs),
+        repeated_calls=sum(run.repeated_calls for run in runs),
+        rounds=sum(run.rounds for run in runs),
+        seconds=sum(run.seconds for run in runs),
+        prepare_seconds=sum(run.prepare_seconds for run in runs),
+        peak_bytes=max(run.peak_bytes for run in runs),
+        store_bytes=max(run.store_bytes for run in runs),
+        stages=tuple(stages.values()),
+        warnings=tuple(dict.fromkeys(warning for run in runs for warning in run.warnings)),
+        average=summarize([stage for report in sampled for stage in report.stages]) if sampled else None,
+    )

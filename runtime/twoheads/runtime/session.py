@@ -17,7 +17,6 @@ from twoheads.graphs.bundle_format import Manifest
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.packing import Packing, packed_schedule
 from twoheads.graphs.program import Program
-from twoheads.graphs.program_lengths import main_length, value_rows
 from twoheads.graphs.schedule import Schedule, make_schedule
 from twoheads.runtime.average_report import summarize
 from twoheads.runtime.backend import open_backend
@@ -29,16 +28,14 @@ from twoheads.runtime.head import Sink
 from twoheads.runtime.inputs import (
     approximation_warning,
     check_output,
-    input_arrays,
-    resolve_positions,
     samples_attention,
-    split_inputs,
     trained_length_warning,
 )
-from twoheads.runtime.packed_run import Request, compute_packed, head_rows, packed_groups
+from twoheads.runtime.packed_run import compute_packed, head_rows, packed_groups
 from twoheads.runtime.packed_stage import ScoresBeyondCodesError
 from twoheads.runtime.peak_memory import peak_memory
 from twoheads.runtime.report import Report, Result
+from twoheads.runtime.requests import Request, read_inputs
 from twoheads.runtime.run_state import RunState
 from twoheads.runtime.tokenizer import Tokenizer
 from twoheads.runtime.weights import Weights
@@ -130,6 +127,8 @@ class LoadedBundle:
         sink: Sink | None = None,
         progress: Progress | None = None,
         pack: str = "auto",
+        attention_mask: Any = None,
+        documents: Sequence[int] | npt.NDArray[Any] | None = None,
     ) -> Result: ...
 
     @overload
@@ -141,6 +140,8 @@ class LoadedBundle:
         sink: Sink | None = None,
         progress: Progress | None = None,
         pack: str = "auto",
+        attention_mask: Any = None,
+        documents: Sequence[int] | npt.NDArray[Any] | None = None,
     ) -> list[Result]: ...
 
     def run(
@@ -151,55 +152,67 @@ class LoadedBundle:
         sink: Sink | None = None,
         progress: Progress | None = None,
         pack: str = "auto",
+        attention_mask: Any = None,
+        documents: Sequence[int] | npt.NDArray[Any] | None = None,
     ) -> Result | list[Result]:
-        """Runs one input, or each of a list of inputs of any lengths.
+        """Runs one input, or each of several inputs of any lengths.
 
-        Of a list, inputs of at most half a block are packed into the blocks of one run, where the bundle holds engines
+        Of several, inputs of at most half a block are packed into the blocks of one run, where the bundle holds engines
         for it: in each attention one call a block, without a mask, serves all of them (Theorem 4.2).
+
+        Padding is not computed: only the tokens that ``attention_mask`` keeps are run, and their rows stand in the
+        result where the tokens stood; rows of padding are 0, and an embedding, the last logits or those of the whole
+        input are those of the real tokens. A token's position is its place in what was given, padding counted, unless
+        the mapping gives positions: so the models compute it that number the padded row. (What depends on the number of
+        tokens depends on that of the real ones.) Tokens may be hidden between others only where no layer counts
+        distances.
 
         Args:
             tokens: Tokens ``[N]`` or ``[1, N]`` (features ``[N, width]`` or ``[1, N, width]`` where the model takes
-                such, an image), a mapping from input names to arrays, which may have several lengths where the model
-                has (encoder and decoder), or a list of these, which gives a list of results.
+                such, an image), or a mapping from input names to arrays, which may have several lengths where the model
+                has (encoder and decoder), and may hold the ``attention_mask``. A batch ``[B, N]``, or a list of these
+                of any lengths, gives a list of results.
             output: ``logits`` (every position, or of the whole input where the model classifies it), ``last`` (the
                 last one's logits), ``hidden`` or ``embedding``; ``None`` for the program's default.
             positions: Which rows of ``logits`` or ``hidden``, in this order; negative ones count from the end.
             sink: Takes the rows in order as they are computed, instead of an array in memory.
             progress: Called now and then with engine calls done and all engine calls.
-            pack: ``auto``, or ``off`` to run the inputs of a list one after the other.
+            pack: ``auto``, or ``off`` to run several inputs one after the other.
+            attention_mask: 1 for real tokens and 0 for padding, on either side, shaped as the tokens: ``[N]``,
+                ``[1, N]`` or ``[B, N]``, or a list. Of several arguments it speaks of ``input_ids``.
+            documents: The lengths of documents that lie one after the other in ``tokens``, or for every token the
+                number of its document. Each sees itself only, and its positions begin at 0. The result has their rows
+                in place; one row a document where the output is one of the whole input.
 
         Raises:
             InputError: The input, the output or a position is not one that the model has.
             BundleError: An engine can't be opened.
         """
-        inputs, several = split_inputs(tokens)
-        if several and sink is not None:
-            raise InputError("sink", f"can't take {len(inputs)} inputs", "run them one by one")
         if pack not in ("auto", "off"):
             raise InputError("pack", f"is {pack!r}", "give 'auto' or 'off'")
-        done: dict[int, Result] = {}
-        if several and pack == "auto":
-            done = self._run_packed(inputs, output, positions, progress)
-        results = [
-            done[at] if at in done else self._run_one(given, output, positions, sink, progress)
-            for at, given in enumerate(inputs)
-        ]
+        output = check_output(self.program, output, positions=positions is not None, sink=sink is not None)
+        inputs, several = read_inputs(
+            self.program,
+            tokens,
+            output=output,
+            positions=positions,
+            attention_mask=attention_mask,
+            documents=documents,
+        )
+        if sink is not None and (several or inputs[0].places):
+            what = f"{len(inputs)} inputs" if several else "rows that are not computed, or several documents"
+            raise InputError("sink", f"can't take {what}", "run them one by one")
+        requests = [request for given in inputs for request in given.requests]
+        done = self._run_packed(requests, output, progress) if pack == "auto" and len(requests) > 1 else {}
+        for at, request in enumerate(requests):
+            if at not in done:
+                done[at] = self._run_one(request, output, sink, progress)
+        computed = iter([done[at] for at in range(len(requests))])
+        results = [given.assemble([next(computed) for _ in given.requests]) for given in inputs]
         return results if several else results[0]
 
-    def _run_packed(
-        self,
-        inputs: list[Any],
-        output: str | None,
-        positions: Sequence[int] | npt.NDArray[Any] | None,
-        progress: Progress | None,
-    ) -> dict[int, Result]:
-        """The results of those inputs that could be packed, by their place in the list."""
-        output = check_output(self.program, output, positions=positions is not None, sink=False)
-        requests: list[Request] = []
-        for given in inputs:
-            lengths, arrays = input_arrays(self.program, given)
-            rows = None if positions is None else resolve_positions(positions, self._hidden_rows(lengths))
-            requests.append(Request(main_length(self.program, lengths), arrays, rows))
+    def _run_packed(self, requests: list[Request], output: str, progress: Progress | None) -> dict[int, Result]:
+        """The results of those requests that could be packed, by their place in the list."""
         done: dict[int, Result] = {}
         for members, packing in packed_groups(self.program, self._engines, [request.length for request in requests]):
             try:
@@ -233,31 +246,18 @@ class LoadedBundle:
         )
         return [Result(array, output, report) for array in arrays]
 
-    def _run_one(
-        self,
-        given: Any,
-        output: str | None,
-        positions: Sequence[int] | npt.NDArray[Any] | None,
-        sink: Sink | None,
-        progress: Progress | None,
-    ) -> Result:
-        output = check_output(self.program, output, positions=positions is not None, sink=sink is not None)
-        lengths, arrays = input_arrays(self.program, given)
-        rows = None if positions is None else resolve_positions(positions, self._hidden_rows(lengths))
-        schedule = self.schedule(lengths, output, None if rows is None or output != "logits" else len(rows))
+    def _run_one(self, request: Request, output: str, sink: Sink | None, progress: Progress | None) -> Result:
+        rows = request.rows
+        schedule = self.schedule(request.lengths, output, None if rows is None or output != "logits" else len(rows))
         notes = self._warn(schedule.length)
-
         total = schedule.engine_calls
         with Crew(self.threads, None if progress is None else lambda: progress(run.calls, total)) as crew:
             run = RunState(self.program, schedule, self._engines, crew)
             prepared = prepare(run)
             began = time.perf_counter()
-            array = compute(run, arrays, rows, sink)
+            array = compute(run, request.arrays, rows, sink)
             seconds = time.perf_counter() - began
         return Result(array, output, self._report(run, seconds, prepared, notes))
-
-    def _hidden_rows(self, lengths: Mapping[str, int]) -> int:
-        return value_rows(self.program.value(self.program.hidden), lengths)
 
     def _warn(self, length: int, depth: int = 4) -> tuple[str, ...]:
         notes = (approximation_warning(self.manifest), trained_length_warning(self.program, length))

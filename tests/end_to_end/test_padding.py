@@ -1,0 +1,133 @@
+"""Padded batches and packed documents against the library's own models under its own masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+
+from tests.end_to_end.agreement import bundle_of
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 67,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+}
+PLAIN: dict[str, Any] = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+MODELS: dict[str, Callable[[], Any]] = {
+    "bert": lambda: hf.BertModel(hf.BertConfig(**SIZES)),
+    "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**SIZES, num_key_value_heads=2)),
+    "mistral": lambda: hf.MistralForCausalLM(hf.MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=9)),
+    "gpt2": lambda: hf.GPT2LMHeadModel(
+        hf.GPT2Config(vocab_size=67, n_embd=32, n_layer=2, n_head=4, n_positions=128, **PLAIN)
+    ),
+}
+BLOCK, LENGTH = 16, 41
+SIDES = ((0, 0), (0, 36), (29, 0), (5, 7))
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Any]]:
+    made: dict[str, tuple[Any, Any]] = {}
+
+    def get(name: str) -> tuple[Any, Any]:
+        if name not in made:
+            torch.manual_seed(0)
+            model = MODELS[name]().eval()
+            for parameter in model.parameters():
+                if parameter.ndim > 1:  # the initial weights are so small that attention would hardly matter
+                    torch.nn.init.normal_(parameter, std=0.15)
+            made[name] = model, bundle_of(model, tmp_path_factory.mktemp(name), block_size=BLOCK)
+        return made[name]
+
+    return get
+
+
+def original(model: Any, tokens: Any, output: str, **arguments: Any) -> Any:
+    with torch.no_grad():
+        base = model if output == "logits" else getattr(model, "base_model", model)
+        found = base(torch.from_numpy(tokens), **arguments)
+    return (found.logits if output == "logits" else found.last_hidden_state).numpy()
+
+
+def batch() -> tuple[Any, Any]:
+    """Four inputs of one length, padded on no side, the right, the left and both, and their mask."""
+    tokens = np.random.default_rng(0).integers(0, 67, (len(SIDES), LENGTH))
+    masks = np.ones_like(tokens)
+    for mask, (left, right) in zip(masks, SIDES, strict=True):
+        mask[:left] = 0
+        mask[LENGTH - right :] = 0
+    return tokens, masks
+
+
+def close(found: Any, want: Any) -> None:
+    np.testing.assert_allclose(found, want, atol=2e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_a_padded_batch_is_the_librarys(compiled: Any, name: str) -> None:
+    model, bundle = compiled(name)
+    tokens, masks = batch()
+    outputs = ["hidden"] if name == "bert" else ["hidden", "logits"]
+    for output in outputs:
+        want = original(model, tokens, output, attention_mask=torch.from_numpy(masks))
+        unmasked = original(model, tokens, output)
+        assert np.abs(want - unmasked)[masks == 1].max() > 1e-3 * np.abs(want).max(), "the mask matters"
+        results = bundle.run({"input_ids": tokens, "attention_mask": masks}, output=output)
+        for result, rows, mask in zip(results, want, masks, strict=True):
+            close(result.array[mask == 1], rows[mask == 1])
+            assert not result.array[mask == 0].any()
+            assert result.report.engine_calls == result.report.formula_calls
+        alone = bundle.run(tokens[2], output=output, attention_mask=masks[2])
+        close(alone.array[masks[2] == 1], want[2][masks[2] == 1])
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "gpt2"])
+def test_holes_are_the_librarys(compiled: Any, name: str) -> None:
+    model, bundle = compiled(name)
+    tokens = np.random.default_rng(1).integers(0, 67, LENGTH)
+    mask = (np.random.default_rng(2).random(LENGTH) > 0.3).astype(np.int64)
+    mask[0] = 1  # the library gives a first row that sees nothing the mean of all values
+    want = original(model, tokens[None], "hidden", attention_mask=torch.from_numpy(mask[None]))[0]
+    close(bundle.run(tokens, output="hidden", attention_mask=mask).array[mask == 1], want[mask == 1])
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "mistral", "gpt2"])
+def test_documents_are_blocks_on_the_masks_diagonal(compiled: Any, name: str) -> None:
+    model, bundle = compiled(name)
+    lengths = [3, 20, 1, 11, 6]
+    tokens = np.random.default_rng(3).integers(0, 67, sum(lengths))
+    number = np.repeat(np.arange(len(lengths)), lengths)
+    at = np.concatenate([np.arange(length) for length in lengths])
+    i, j = np.arange(len(tokens))[:, None], np.arange(len(tokens))[None, :]
+    visible = number[:, None] == number[None, :]
+    if name != "bert":
+        visible &= j <= i
+    if name == "mistral":
+        visible &= i - j < 9
+    bias = torch.from_numpy(np.where(visible, 0, np.finfo(np.float32).min).astype(np.float32))[None, None]
+    positions = torch.from_numpy(at[None])
+    want = original(model, tokens[None], "hidden", attention_mask=bias, position_ids=positions)[0]
+    result = bundle.run(tokens, output="hidden", documents=lengths)
+    close(result.array, want)
+    assert result.report.engine_calls == result.report.formula_calls
+    assert result.report.requests == len(lengths)
+    parts = [bundle.run(part, output="hidden").array for part in np.split(tokens, np.cumsum(lengths)[:-1])]
+    close(result.array, np.concatenate(parts))
+    close(bundle.run(tokens, output="hidden", documents=number).array, result.array)
+
+
+def test_what_a_tokenizer_gives_is_an_input(compiled: Any) -> None:
+    _, bundle = compiled("bert")
+    tokens, masks = batch()
+    encoding = hf.BatchEncoding({"input_ids": torch.from_numpy(tokens), "attention_mask": torch.from_numpy(masks)})
+    results = bundle.run(encoding, output="hidden")
+    for result, row, mask in zip(results, tokens, masks, strict=True):
+        close(result.array, bundle.run(row, output="hidden", attention_mask=mask).array)
