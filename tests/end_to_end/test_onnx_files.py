@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,8 @@ import pytest
 
 from tests.end_to_end.onnx_models import VOCABULARY, export_model, small_model
 from twoheads.compiler import compile_model
-from twoheads.export import write_bundle
+from twoheads.export import verify, write_bundle
+from twoheads.graphs.errors import InputError
 from twoheads.runtime import load
 
 BLOCK = 16
@@ -51,4 +55,58 @@ def run_file(file: Path, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The file's first output for one sequence of tokens, all of them real."""
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     feeds = {value.name: np.ones((1, len(ids)), np.int64) for value in session.get_inputs()}
-    return session.run(None, {**feeds, "input_ids": ids[None]})[0]
+    return np.asarray(session.run(None, {**feeds, "input_ids": ids[None]})[0])
+
+
+def test_verify_runs_the_file_as_it_is_and_passes(tmp_path):
+    file = export_model(small_model("gpt2"), tmp_path / "model.onnx", output="logits", opset=17, dynamo=False)
+    bundle = write_bundle(compile_model(file, block_size=BLOCK), tmp_path / "bundle")
+    for length in (1, BLOCK, 3 * BLOCK + 5):
+        report = verify(bundle, file, length=length)
+        assert report.passed
+        assert report.logits is not None
+        assert report.noise_floor < 1e-5 * report.max_magnitude
+
+
+def test_verify_refuses_another_file(tmp_path):
+    gpt2 = export_model(small_model("gpt2"), tmp_path / "gpt2.onnx", output="logits", opset=17, dynamo=False)
+    llama = export_model(small_model("llama"), tmp_path / "llama.onnx", output="logits", opset=17, dynamo=False)
+    bundle = write_bundle(compile_model(gpt2, block_size=BLOCK), tmp_path / "bundle")
+    with pytest.raises(InputError, match="other weight shapes"):
+        verify(bundle, llama, length=20)
+
+
+def test_verify_notices_a_wrong_weight(tmp_path):
+    file = export_model(small_model("gpt2"), tmp_path / "model.onnx", output="logits", opset=17, dynamo=False)
+    compiled = compile_model(file, block_size=BLOCK)
+    name = next(name for name in compiled.weights if "c_proj" in name and name.endswith("weight"))
+    wrong = {**compiled.weights, name: np.asarray(compiled.weights[name]) * np.float32(1.001)}
+    bundle = write_bundle(replace(compiled, weights=wrong), tmp_path / "bundle")
+    assert not verify(bundle, file, length=20).passed
+
+
+ALONE = """
+import sys
+
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "transformers"):
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, NoTorch())
+from twoheads.export.cli import main
+for command in (["plan", FILE, "--length", "100"], ["compile", FILE, "-o", BUNDLE, "--block-size", "16"],
+                ["verify", BUNDLE, "--against", FILE, "--length", "40"]):
+    sys.argv = ["twoheads", *command]
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, (command, end.code)
+"""
+
+
+def test_plan_compile_and_verify_need_no_torch(tmp_path):
+    file = export_model(small_model("llama"), tmp_path / "model.onnx", output="logits", opset=17, dynamo=False)
+    program = ALONE.replace("FILE", repr(str(file))).replace("BUNDLE", repr(str(tmp_path / "bundle")))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

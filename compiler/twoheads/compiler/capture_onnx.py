@@ -31,7 +31,7 @@ from twoheads.compiler.source_program import Captured, example_inputs
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.program import Input
 
-__all__ = ["capture_onnx", "onnx_program"]
+__all__ = ["capture_onnx", "onnx_program", "spelled_out"]
 
 logger = logging.getLogger(__name__)
 
@@ -81,11 +81,8 @@ def onnx_program(file: OnnxFile, outputs: Sequence[str] = ()) -> OnnxProgram:
     where = str(file.path)
     graph = fold_onnx(graph_of(bound.file.opsets, bound.file.nodes, bound.file.weights, wanted), wanted)
     arguments = tuple(replace(entry, limit=_limit(graph, entry.value.name)) for entry in bound.arguments)
+    graph = spelled_out(graph, arguments, wanted, where)
     measured = measure_onnx(graph, arguments, wanted, where)
-    plain = expand_contrib(graph, measured.types)
-    if plain is not graph:
-        graph = fold_onnx(plain, wanted)
-        measured = measure_onnx(graph, arguments, wanted, where)
     resolved = resolve_lengths(graph, measured, wanted)
     inputs = (*arguments, *resolved.inputs)
     types = dict(measure_onnx(resolved.graph, inputs, wanted, where).types)
@@ -93,6 +90,14 @@ def onnx_program(file: OnnxFile, outputs: Sequence[str] = ()) -> OnnxProgram:
     types |= {name: TensorType(_dtype(array.dtype), array.shape) for name, array in resolved.graph.weights.items()}
     _check_resolved(graph, resolved.graph, inputs, wanted, measured.runs)
     return OnnxProgram(resolved.graph, inputs, types)
+
+
+def spelled_out(graph: OnnxGraph, arguments: Sequence[Input], outputs: Sequence[str], where: str) -> OnnxGraph:
+    """The graph in standard operators; the same graph if it is already."""
+    if all(not node.proto.domain and node.proto.op_type != "SimplifiedLayerNormalization" for node in graph.nodes):
+        return graph
+    types = measure_onnx(graph, arguments, outputs, where).types
+    return fold_onnx(expand_contrib(graph, types), outputs)
 
 
 def _dtype(dtype: np.dtype[np.generic]) -> str:

@@ -55,7 +55,8 @@ def compile_model(
     """Compiles a model for fixed-shape engines of ``block_size`` tokens; any input length runs afterwards.
 
     Args:
-        source: A Hugging Face folder, a ``.gguf`` file, a transformers model or any other torch module.
+        source: A Hugging Face folder, a ``.gguf`` or ``.onnx`` file, a transformers model or any other torch
+            module. An ONNX file needs no torch.
         example_inputs: For any other torch module: its tensor arguments by position or name, each ``[1, tokens, ...]``.
         block_size: Tokens of a query block: a multiple of 8 from 16 to 4096.
         key_tile: Tokens of a key tile, a multiple of ``block_size``; equal to it by default.

@@ -99,7 +99,13 @@ class OnnxGraph:
         return tuple(reversed(found))
 
     def run(
-        self, names: Iterable[str], given: Mapping[str, Array], lengths: Mapping[str, int], *, every: bool = False
+        self,
+        names: Iterable[str],
+        given: Mapping[str, Array],
+        lengths: Mapping[str, int],
+        *,
+        every: bool = False,
+        optimise: bool = False,
     ) -> dict[str, Array]:
         """Computes ``names`` (with ``every``: and all results on the way) from ``given`` values at ``lengths``."""
         wanted = list(dict.fromkeys(names))
@@ -112,7 +118,7 @@ class OnnxGraph:
         results = {name: array for name, array in (known | weights).items() if every or name in wanted}
         if outputs:
             model, feeds = self.model(nodes, known, weights, outputs, lengths)
-            results |= run_model(model, feeds, outputs)
+            results |= run_model(model, feeds, outputs, optimise=optimise)
         return results
 
     def weight(self, name: str) -> Array:

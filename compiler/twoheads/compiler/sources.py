@@ -115,7 +115,9 @@ def load_source(
         return _from_module(source, example_inputs)
     path = Path(source)
     if not path.exists():
-        raise CompileError(str(path), "there is no such file or folder", "give a model folder or a .gguf file")
+        raise CompileError(
+            str(path), "there is no such file or folder", "give a model folder, a .gguf file or an .onnx file"
+        )
     if path.is_dir():
         return _from_folder(path, weights=weights)
     if path.suffix == ".gguf":
@@ -123,7 +125,7 @@ def load_source(
     raise CompileError(
         str(path),
         f"a {path.suffix or 'file without suffix'} is not a model this version reads",
-        "give a Hugging Face folder (config.json and safetensors) or a .gguf file",
+        "give a Hugging Face folder (config.json and safetensors), a .gguf file or an .onnx file",
     )
 
 

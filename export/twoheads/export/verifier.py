@@ -6,7 +6,7 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -24,11 +24,14 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from twoheads.compiler.impose_attention import Imposition
+    from twoheads.compiler.onnx_reference import OnnxOriginal
     from twoheads.compiler.sources import LoadedSource
 
 __all__ = ["VerifyReport", "verify"]
 
 Array: TypeAlias = npt.NDArray[np.float32]
+
+Source: TypeAlias = "str | Path | nn.Module"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,7 @@ class _Original:
 
 def verify(
     bundle: str | Path,
-    source: str | Path | nn.Module,
+    source: Source,
     *,
     length: int,
     text: str | None = None,
@@ -106,7 +109,7 @@ def verify(
 
     Args:
         bundle: The bundle's folder.
-        source: What it was compiled from: a folder, a ``.gguf`` file or a torch module.
+        source: What it was compiled from: a folder, a ``.gguf`` or ``.onnx`` file or a torch module.
         length: Tokens to run.
         text: What to run on, read with the bundle's tokenizer. By default Python's language reference.
         tokens: Or the tokens (features) themselves, ``[N, ...]`` or ``[1, N, ...]``, ``length`` of them or more.
@@ -139,16 +142,14 @@ def _positions(program: Program, length: int) -> npt.NDArray[np.int64] | None:
 
 def _run_original(
     bundle: LoadedBundle,
-    source: str | Path | nn.Module,
+    source: Source,
     example_inputs: Any,
     given: npt.NDArray[Any],
     positions: npt.NDArray[np.int64] | None,
     progress: Progress,
 ) -> _Original:
     """Both evaluations of the original; of the plain one only the distance is kept, and of the model nothing."""
-    from twoheads.compiler.sources import load_source
-
-    original = load_source(source, example_inputs=example_inputs)
+    original = _load_original(bundle, source, example_inputs)
     check_same_source(bundle.manifest.source, original.identity, str(bundle.path))
     pooling = original.pooling
     progress("run the original, fused attention")
@@ -179,6 +180,22 @@ def _run_original(
     )
 
 
+def _load_original(bundle: LoadedBundle, source: Source, example_inputs: Any) -> LoadedSource | OnnxOriginal:
+    if not isinstance(source, str | Path) or Path(source).suffix != ".onnx":
+        from twoheads.compiler.sources import load_source
+
+        return load_source(source, example_inputs=example_inputs)
+    if bundle.manifest.approximations:
+        raise InputError(
+            str(source),
+            f"can't be run under {', '.join(bundle.manifest.approximations)}: an ONNX file's attention is fixed",
+            "verify an exact bundle of the same file; the approximation is the same pass for both",
+        )
+    from twoheads.compiler.onnx_reference import load_onnx_original
+
+    return load_onnx_original(source)
+
+
 def check_same_source(compiled: SourceIdentity, found: SourceIdentity, bundle: str) -> None:
     """Refuses a source that the bundle can't have been compiled from; a copy under another name is fine.
 
@@ -193,14 +210,17 @@ def check_same_source(compiled: SourceIdentity, found: SourceIdentity, bundle: s
 
 
 def _evaluate(
-    original: LoadedSource,
+    original: LoadedSource | OnnxOriginal,
     given: npt.NDArray[Any],
     positions: npt.NDArray[np.int64] | None,
     implementation: str,
     imposed: Imposition | None = None,
 ) -> tuple[Array, Array | None, float]:
+    if original.identity.form == "onnx":
+        return _evaluate_onnx(cast("OnnxOriginal", original), given, positions, implementation)
     import torch
 
+    original = cast("LoadedSource", original)
     start = time.perf_counter()
     hidden, logits = original.hidden_and_logits(
         torch.from_numpy(np.ascontiguousarray(given))[None],
@@ -210,6 +230,15 @@ def _evaluate(
     )
     seconds = time.perf_counter() - start
     return _array(hidden), None if logits is None else _array(logits), seconds
+
+
+def _evaluate_onnx(
+    original: OnnxOriginal, given: npt.NDArray[Any], positions: npt.NDArray[np.int64] | None, implementation: str
+) -> tuple[Array, Array | None, float]:
+    start = time.perf_counter()
+    name = original.inputs[0].value.name
+    hidden, logits = original.hidden_and_logits({name: given[None]}, positions, implementation)
+    return hidden, logits, time.perf_counter() - start
 
 
 def _array(tensor: Tensor) -> Array:

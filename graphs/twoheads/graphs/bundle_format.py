@@ -63,7 +63,7 @@ class WeightEntry:
 
 @dataclass(frozen=True, slots=True)
 class SourceIdentity:
-    """What was compiled: its name, its form (``folder``, ``gguf`` or ``module``) and architecture's class name.
+    """What was compiled: name, form (``folder``, ``gguf``, ``onnx`` or ``module``) and architecture's class.
 
     ``sha256`` identifies the source's configuration and weight shapes, so that ``verify`` can tell a foreign source.
     """

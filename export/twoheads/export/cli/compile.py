@@ -37,11 +37,11 @@ def command(
     force: Annotated[bool, typer.Option("--force", help="Replace BUNDLE if it exists.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Compile SOURCE (a Hugging Face folder or a .gguf file) into a bundle that runs any length.
+    """Compile SOURCE (a Hugging Face folder, a .gguf file or an .onnx file) into a bundle that runs any length.
 
     Example: twoheads compile SmolLM2-135M.gguf -o smollm2.bundle --block-size 256
     """
-    arguments.require_path(source, "a model folder or a .gguf file")
+    arguments.require_path(source, "a model folder, a .gguf file or an .onnx file")
     arguments.check_output_path(output, folder=True)
     if output.exists() and not force:
         raise InputError(str(output), "exists already", "name another place, or replace it with --force")

@@ -53,7 +53,7 @@ class Output(StrEnum):
     EMBEDDING = "embedding"
 
 
-Source = Annotated[Path, typer.Argument(metavar="SOURCE", help="A Hugging Face folder or a .gguf file.")]
+Source = Annotated[Path, typer.Argument(metavar="SOURCE", help="A Hugging Face folder, a .gguf file or an .onnx file.")]
 Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that `twoheads compile` wrote.")]
 BlockSize = Annotated[
     int, typer.Option("--block-size", metavar="M", help="Tokens of a block: a multiple of 8 from 16 to 4096.")
