@@ -6,10 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from tests.runtime.axes_models import classifier, encoder_decoder, image
+from tests.runtime.axes_models import CLASSES, WIDTH, classifier, counted_positions, encoder_decoder, image
+from tests.runtime.tiny_bundle import write_tiny
+from tests.runtime.tiny_model import Tiny, random_tokens
 from twoheads.export.cli import main
+from twoheads.graphs.program import Pooling
+from twoheads.runtime import load
+
+SIZES = {"source": 20, "target": 11}
 
 
 @pytest.fixture
@@ -65,3 +72,73 @@ def test_inspect_tells_cross_attention(cli, tmp_path: Path) -> None:
     encoder_decoder().load(tmp_path / "b")
     masks = cli("inspect", tmp_path / "b", "--json")["masks"]
     assert masks == {"full": 1, "causal": 1, "full from n to m": 1}
+
+
+def test_run_on_arrays(cli, tmp_path: Path) -> None:
+    model = encoder_decoder()
+    bundle, rng = model.load(tmp_path / "b"), np.random.default_rng(0)
+    arrays = {name: rng.standard_normal((length, WIDTH)).astype(np.float32) for name, length in SIZES.items()}
+    np.savez(tmp_path / "in.npz", **arrays)
+    words = ("run", tmp_path / "b", "--input", tmp_path / "in.npz", "-o", tmp_path / "out.npz", "--json")
+    report = cli(*words)
+    assert report["lengths"] == {"n": SIZES["target"], "m": SIZES["source"]}
+    assert report["engine_calls"] == report["formula_calls"]
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npz")["hidden"], bundle.run(arrays).array)
+
+    mask = (np.arange(SIZES["source"]) < 9).astype(np.int64)
+    np.savez(tmp_path / "in.npz", **arrays, attention_mask=mask)
+    assert cli(*words)["lengths"] == {"n": SIZES["target"], "m": 9}
+    short = bundle.run(arrays | {"source": arrays["source"][:9]})
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npz")["hidden"], short.array)
+
+
+def test_run_on_batches_and_documents(cli, tmp_path: Path) -> None:
+    tiny = Tiny(masks=("full",), pooling=Pooling("mean", True))
+    bundle = load(write_tiny(tmp_path / "b", tiny))
+    tokens = np.stack([random_tokens(tiny, 12, seed) for seed in range(3)])
+    mask = np.array([[1] * 12, [1] * 5 + [0] * 7, [0] * 8 + [1] * 4])
+    np.savez(tmp_path / "in.npz", tokens=tokens, attention_mask=mask)
+    words = ("run", tmp_path / "b", "--input", tmp_path / "in.npz", "-o", tmp_path / "out.npz")
+    for output, shape in (("hidden", (3, 12, 12)), ("embedding", (3, 12)), ("last", (3, 1, 40))):
+        report = cli(*words, "--output", output, "--json")
+        assert report["requests"] == 3
+        assert report["engine_calls"] == report["formula_calls"]
+        found = np.load(tmp_path / "out.npz")["logits" if output == "last" else output]
+        assert found.shape == shape
+        want = [result.array for result in bundle.run(tokens, output=output, attention_mask=mask)]
+        np.testing.assert_allclose(found, np.stack(want), atol=1e-5)
+
+    np.savez(tmp_path / "in.npz", tokens=tokens.reshape(-1), documents=[30, 6])
+    cli(*words, "--output", "embedding")
+    want = bundle.run(tokens.reshape(-1), output="embedding", documents=[30, 6]).array
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npz")["embedding"], want)
+
+
+def test_run_refuses_arrays_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image().load(tmp_path / "b")
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    (tmp_path / "text.npz").write_text("no numbers")
+    np.savez(tmp_path / "other.npz", pictures=np.zeros(3))
+    np.savez(tmp_path / "pixels.npz", pixels=np.zeros((1, 6, 6), np.float32))
+    for name, words, expected in (
+        ("none.npz", (), "no such file"),
+        ("one.npy", (), "is a single array"),
+        ("text.npz", (), "not a .npz file of numbers"),
+        ("other.npz", (), "has no such input"),
+        ("pixels.npz", ("--positions", "0"), "leave it out with --input"),
+        ("pixels.npz", ("--tokens", "x.npy"), "two inputs are given"),
+    ):
+        line = ["run", tmp_path / "b", "--input", tmp_path / name, "-o", tmp_path / "out.npz", *words]
+        assert main([str(word) for word in line]) == 1
+        assert expected in capsys.readouterr().err
+    line = ["run", tmp_path / "b", "--input", tmp_path / "pixels.npz", "-o", tmp_path / "out.npz"]
+    assert main([str(word) for word in line]) == 0
+    assert np.load(tmp_path / "out.npz")["logits"].shape == (CLASSES,)
+
+
+def test_run_streams_as_many_rows_as_there_are(cli, tmp_path: Path) -> None:
+    model = counted_positions()
+    bundle = model.load(tmp_path / "b")
+    np.save(tmp_path / "t.npy", np.arange(20) % 7)
+    cli("run", tmp_path / "b", "--tokens", tmp_path / "t.npy", "-o", tmp_path / "out.npz")
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npz")["hidden"], bundle.run(np.arange(20) % 7).array)

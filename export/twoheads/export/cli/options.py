@@ -8,6 +8,7 @@ import typer
 
 __all__ = [
     "BLOCK_SIZE",
+    "Arrays",
     "Attention",
     "BlockSize",
     "Bundle",
@@ -76,6 +77,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and no
 Text = Annotated[Path | None, typer.Option("--text", metavar="FILE", help="The input as UTF-8 text.")]
 Tokens = Annotated[
     Path | None, typer.Option("--tokens", metavar="FILE.npy", help="The input as token numbers, [N] or [1, N].")
+]
+Arrays = Annotated[
+    Path | None,
+    typer.Option(
+        "--input",
+        metavar="FILE.npz",
+        help="Arrays by input name, each of one input or of a batch; beside them attention_mask or documents.",
+    ),
 ]
 OutputOption = Annotated[
     Output | None,

@@ -14,10 +14,12 @@ from twoheads.export.cli import arguments, options
 from twoheads.export.cli.average_lines import average_lines
 from twoheads.export.cli.console import print_facts, print_json, print_table, print_warning, seconds_text, size_text
 from twoheads.export.cli.progress import CallProgress
+from twoheads.export.cli.run_arrays import read_arrays, run_arrays
 from twoheads.export.cli.run_lines import print_reports, read_lines, reports_to_json, run_lines
 from twoheads.graphs.errors import InputError, InternalError
 from twoheads.graphs.json_codec import to_json
 from twoheads.graphs.program import Program
+from twoheads.graphs.program_lengths import resolve_lengths, value_rows
 from twoheads.runtime.bundle_reader import read_bundle
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ def command(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT.npz", help="The file to write.")],
     text: options.Text = None,
     tokens: options.Tokens = None,
+    arrays: options.Arrays = None,
     output: options.OutputOption = None,
     positions: options.Positions = None,
     report: Annotated[
@@ -70,6 +73,9 @@ def command(
 
     The array is named logits, hidden or embedding, in float32. It is streamed: logits larger than the memory are fine.
 
+    With --input the model reads arrays by name: images, features, an encoder's and a decoder's tokens, a padded batch
+    with its attention_mask (rows of padding are 0), or documents in one sequence.
+
     With --lines the file has one row for each line of the text; lines of at most half a block are packed into the
     blocks of one run.
 
@@ -79,7 +85,7 @@ def command(
     arguments.check_output_path(out)
     if report is not None:
         arguments.check_output_path(report)
-    _check_one_input(text, tokens)
+    _check_one_input(text, tokens, arrays)
     if lines and (text is None or positions is not None):
         raise InputError("--lines", "takes a --text, and no --positions", "leave the other option out")
 
@@ -91,10 +97,17 @@ def command(
         reports = run_lines(loaded, read_lines(text, bundle, loaded), wanted, pack.value, out)
         _tell_lines(reports, out, report, as_json=as_json)
         return
-    sequence = _read_input(bundle, loaded, text, tokens)
     wanted = output.value if output else loaded.program.default_output
-    rows = None if positions is None else _parse_rows(positions, wanted, int(sequence.size))
-    done = _run_to_file(loaded, sequence, wanted, rows, out)
+    if arrays is not None:
+        if positions is not None:
+            raise InputError("--positions", "picks rows of one text or token sequence", "leave it out with --input")
+        done = run_arrays(loaded, read_arrays(arrays), wanted, pack.value, out)
+    else:
+        sequence = _read_input(bundle, loaded, text, tokens)
+        lengths = resolve_lengths(loaded.program, int(sequence.size))
+        count = value_rows(loaded.program.value(loaded.program.hidden), lengths)
+        rows = None if positions is None else _parse_rows(positions, loaded.program, wanted, count)
+        done = _run_to_file(loaded, sequence, wanted, count, rows, out)
     for warning in done.warnings:
         print_warning(warning)
     if report is not None:
@@ -116,10 +129,11 @@ def _tell_lines(reports: "tuple[Report, ...]", out: Path, path: Path | None, *, 
         print_reports(reports, out)
 
 
-def _check_one_input(text: Path | None, tokens: Path | None) -> None:
-    if (text is None) == (tokens is None):
-        problem = "no input is given" if text is None else "two inputs are given"
-        raise InputError("twoheads run", problem, "give either --text FILE or --tokens FILE.npy")
+def _check_one_input(text: Path | None, tokens: Path | None, arrays: Path | None) -> None:
+    count = sum(path is not None for path in (text, tokens, arrays))
+    if count != 1:
+        problem = "two inputs are given" if count else "no input is given"
+        raise InputError("twoheads run", problem, "give one of --text FILE, --tokens FILE.npy, --input FILE.npz")
 
 
 def _read_input(bundle: Path, loaded: "LoadedBundle", text: Path | None, tokens: Path | None) -> npt.NDArray[Any]:
@@ -131,24 +145,37 @@ def _read_input(bundle: Path, loaded: "LoadedBundle", text: Path | None, tokens:
     return arguments.encode_text(content, loaded.tokenizer, source=text, bundle=bundle)
 
 
-def _parse_rows(positions: str, output: str, length: int) -> npt.NDArray[np.int64]:
-    if output not in ("logits", "hidden"):
+def _has_rows(program: Program, output: str) -> bool:
+    """Whether the output has one row a token."""
+    return output == "hidden" or (output == "logits" and not program.pooled_logits)
+
+
+def _parse_rows(positions: str, program: Program, output: str, length: int) -> npt.NDArray[np.int64]:
+    if not _has_rows(program, output):
         problem = f"picks rows of logits or hidden states, and the output is {output}"
         raise InputError("--positions", problem, "leave it out, or ask for --output logits or --output hidden")
     return arguments.parse_positions(positions, length)
 
 
 def _run_to_file(
-    loaded: "LoadedBundle", tokens: npt.NDArray[Any], output: str, positions: npt.NDArray[np.int64] | None, out: Path
+    loaded: "LoadedBundle",
+    tokens: npt.NDArray[Any],
+    output: str,
+    count: int,
+    positions: npt.NDArray[np.int64] | None,
+    out: Path,
 ) -> "Report":
-    """Runs and writes ``logits``, ``hidden`` (both streamed) or ``embedding``, and which ``positions`` were picked."""
+    """Runs and writes ``logits``, ``hidden`` (both streamed) or ``embedding``, and which ``positions`` were picked.
+
+    ``count`` is how many rows there are.
+    """
     from twoheads.runtime import NpzWriter
 
     with NpzWriter(out) as file, CallProgress("engine calls") as progress:
-        if output in ("logits", "hidden"):
+        if _has_rows(loaded.program, output):
             if positions is not None:
                 file.add("positions", positions)
-            rows = int(tokens.size) if positions is None else int(positions.size)
+            rows = count if positions is None else int(positions.size)
             sink = file.array(output, (rows, _width(loaded.program, output)))
             return loaded.run(tokens, output=output, positions=positions, sink=sink, progress=progress).report
         result = loaded.run(tokens, output=output, progress=progress)
