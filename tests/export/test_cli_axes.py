@@ -77,7 +77,9 @@ def test_inspect_tells_cross_attention(cli, tmp_path: Path) -> None:
 def test_run_on_arrays(cli, tmp_path: Path) -> None:
     model = encoder_decoder()
     bundle, rng = model.load(tmp_path / "b"), np.random.default_rng(0)
-    arrays = {name: rng.standard_normal((length, WIDTH)).astype(np.float32) for name, length in SIZES.items()}
+    arrays: dict[str, Any] = {
+        name: rng.standard_normal((length, WIDTH)).astype(np.float32) for name, length in SIZES.items()
+    }
     np.savez(tmp_path / "in.npz", **arrays)
     words = ("run", tmp_path / "b", "--input", tmp_path / "in.npz", "-o", tmp_path / "out.npz", "--json")
     report = cli(*words)
@@ -105,13 +107,13 @@ def test_run_on_batches_and_documents(cli, tmp_path: Path) -> None:
         assert report["engine_calls"] == report["formula_calls"]
         found = np.load(tmp_path / "out.npz")["logits" if output == "last" else output]
         assert found.shape == shape
-        want = [result.array for result in bundle.run(tokens, output=output, attention_mask=mask)]
-        np.testing.assert_allclose(found, np.stack(want), atol=1e-5)
+        want: Any = bundle.run(tokens, output=output, attention_mask=mask)
+        np.testing.assert_allclose(found, np.stack([result.array for result in want]), atol=1e-5)
 
     np.savez(tmp_path / "in.npz", tokens=tokens.reshape(-1), documents=[30, 6])
     cli(*words, "--output", "embedding")
-    want = bundle.run(tokens.reshape(-1), output="embedding", documents=[30, 6]).array
-    np.testing.assert_array_equal(np.load(tmp_path / "out.npz")["embedding"], want)
+    whole = bundle.run(tokens.reshape(-1), output="embedding", documents=[30, 6])
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npz")["embedding"], whole.array)
 
 
 def test_run_refuses_arrays_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
