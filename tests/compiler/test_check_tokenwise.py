@@ -11,28 +11,34 @@ from torch import Tensor
 from tests.compiler.small_models import EXAMPLES, WIDTH, OneLayer, llama
 from twoheads.compiler import compile_model
 from twoheads.graphs.errors import CompileError
+from twoheads.graphs.program import SequenceStage
 
 KERNEL = torch.randn(WIDTH, WIDTH, 3, generator=torch.Generator().manual_seed(0))
 
 MIXING: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
-    "mean over tokens": (lambda x: x - x.mean(1, keepdim=True), "mean"),
-    "softmax over tokens": (lambda x: x.softmax(1), "softmax"),
     "cumulative sum": (lambda x: x.cumsum(1), "cumsum"),
-    "reversal": (lambda x: x.flip(1), "flip"),
     "shift": (lambda x: x.roll(1, 1), "roll"),
-    "convolution": (lambda x: torch.nn.functional.conv1d(x.mT, KERNEL, padding=1).mT, "conv1d"),
-    "first token": (lambda x: x + x[:, :1], "slice|select"),
     "sort": (lambda x: x.sort(1).values, "sort"),
-    "largest token": (lambda x: x + x.amax(1, keepdim=True), "amax"),
-    "length as a number": (lambda x: x / x.shape[1], "number of tokens|fixes"),
     "length as a fill": (lambda x: x + torch.full((1, x.shape[1], 1), float(x.shape[1])), "number of tokens|fixes"),
     "count of constants": (lambda x: x + torch.ones(x.shape[1]).softmax(0)[None, :, None], "constants"),
-    "count of what never happens": (lambda x: x + (x[..., :1] > 1e6).cumsum(1), "cumsum"),
+    "count of what never happens": (lambda x: x + (x[..., :1] > 1e6).float().cumsum(1), "cumsum"),
     "squared count": (lambda x: x + torch.ones(x.shape[1]).cumsum(0).square()[None, :, None], "constants"),
     "tokens as features": (lambda x: (x @ x.mT) @ x, "every pair of tokens"),
     "tokens regrouped": (lambda x: x.reshape(1, WIDTH, -1).mT, "mixes tokens|not one row"),
-    "one token fewer": (lambda x: torch.cat([x[:, 1:], x[:, :1]], 1), "not one row|slice|mixes"),
+    "normalisation over tokens": (lambda x: x / x.norm(dim=1, keepdim=True), "norm"),
 }
+
+MOVING: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean over tokens": lambda x: x - x.mean(1, keepdim=True),
+    "softmax over tokens": lambda x: x.softmax(1),
+    "reversal": lambda x: x.flip(1),
+    "convolution": lambda x: torch.nn.functional.conv1d(x.mT, KERNEL, padding=1).mT,
+    "first token": lambda x: x + x[:, :1],
+    "largest token": lambda x: x + x.amax(1, keepdim=True),
+    "count": lambda x: x + (x[..., :1] > 0.5).cumsum(1),
+    "rotation": lambda x: torch.cat([x[:, 1:], x[:, :1]], 1),
+}
+"""What sequence operators express."""
 
 
 @pytest.mark.parametrize("name", MIXING)
@@ -42,6 +48,21 @@ def test_mixing_is_refused_and_named(name: str, place: str) -> None:
     module = OneLayer(before=operation) if place == "before" else OneLayer(after=operation)
     with pytest.raises(CompileError, match=named):
         compile_model(module, example_inputs=EXAMPLES, block_size=16)
+
+
+@pytest.mark.parametrize("name", MOVING)
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_known_row_movement_becomes_stages_of_the_host(name: str, place: str) -> None:
+    operation = MOVING[name]
+    module = OneLayer(before=operation) if place == "before" else OneLayer(after=operation)
+    program = compile_model(module, example_inputs=EXAMPLES, block_size=16).program
+    assert any(isinstance(stage, SequenceStage) for stage in program.body)
+
+
+def test_a_length_in_arithmetic_is_an_input() -> None:
+    module = OneLayer(before=lambda x: x / x.shape[1])
+    program = compile_model(module, example_inputs=EXAMPLES, block_size=16).program
+    assert [entry.axis for entry in program.inputs if entry.source == "length"] == ["n"]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,9 @@ _OURS = "twoheads.attention.default"
 _SDPA = "aten.scaled_dot_product_attention.default"
 _MASK = "twoheads.mask.default"
 
+CROSS_LENGTHS = (16, 23)
+"""Lengths at which a mask between two inputs is looked at."""
+
 
 def is_attention(node: fx.Node) -> bool:
     """Whether the node is an attention operator that we read."""
@@ -43,8 +46,11 @@ def attention_from_fx(program: FxProgram, node: fx.Node, layer: str) -> tuple[At
     _require_shapes(program, where, query, key, value)
     terms: list[Mask] = [Causal()] if arguments["is_causal"] else []
     bias = BiasPattern(None, None)
+    axes = {program.axes.dim(operand.meta["val"].shape[2]) for operand in (query, key)}
     for operand in (arguments["mask"], arguments["bias"]):
-        if operand is not None:
+        if operand is not None and len(axes) > 1:
+            _require_no_effect(program, cast("fx.Node", operand), where)
+        elif operand is not None:
             mask, found = _mask_and_bias(program, cast("fx.Node", operand), where)
             terms.append(mask)
             bias = bias.plus(found, where)
@@ -139,6 +145,20 @@ def _mask_and_bias(program: FxProgram, node: fx.Node, where: str) -> tuple[Mask,
     return (Full() if mask is None else mask), bias
 
 
+def _require_no_effect(program: FxProgram, node: fx.Node, where: str) -> None:
+    """Refuses a mask or a bias of cross attention, unless it hides nothing and adds nothing (T5 adds zeros)."""
+    _require_positional(program, node, where)
+    for tokens in CROSS_LENGTHS:
+        inputs = example_inputs(program.inputs, input_lengths(program.inputs, tokens, step=3), 0)
+        dense = cast("np.ndarray[Any, Any]", program.evaluate((node.name,), inputs)[node.name])
+        if not (dense.all() if dense.dtype == np.bool_ else not dense.any()):
+            raise CompileError(
+                where,
+                "has a mask or a bias between two different inputs, and only those among one input's tokens have one",
+                "let every token of one input see all tokens of the other",
+            )
+
+
 def _require_positional(program: FxProgram, node: fx.Node, where: str) -> None:
     """Refuses a mask that depends on what the input says, not only on positions."""
     stack, seen = [node], set[str]()
@@ -148,7 +168,7 @@ def _require_positional(program: FxProgram, node: fx.Node, where: str) -> None:
         if current.name in seen or is_scalar(current):
             continue
         seen.add(current.name)
-        if sources.get(program.placeholders.get(current.name, ""), "positions") != "positions":
+        if sources.get(program.placeholders.get(current.name, ""), "positions") not in ("positions", "length"):
             raise CompileError(
                 where,
                 f"its mask or bias depends on the input {current.name!r}, so tiles can't express it",

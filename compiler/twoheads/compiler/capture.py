@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -11,25 +13,31 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.export import Dim as ExportDim
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, OutputKind
 
+from twoheads.compiler.architectures import refuse_known, replaced
 from twoheads.compiler.attach_attention_fx import attach_attention_fx
 from twoheads.compiler.attention_node import attention_from_fx, is_attention
 from twoheads.compiler.fx_axes import AxisNames
 from twoheads.compiler.fx_program import FxProgram, is_scalar
 from twoheads.compiler.fx_view import FxView, layer_of
-from twoheads.compiler.hugging_face_hooks import CAPTURE, register_hooks
+from twoheads.compiler.hugging_face_hooks import CAPTURE, register_hooks, set_attention
+from twoheads.compiler.lengths_from_sizes import lengths_from_sizes, uses_length
+from twoheads.compiler.lift_constant_tokens import constant_token_counts, lift_constant_tokens
+from twoheads.compiler.model_outputs import hugging_face_outputs, named_outputs
 from twoheads.compiler.normalize_fx import generated_source, normalize_fx
+from twoheads.compiler.normalize_sequence import normalize_sequence
 from twoheads.compiler.op_view import RecognisedAttention
 from twoheads.compiler.positions_from_constants import positions_from_constants
 from twoheads.compiler.recognise_attention import recognise_attention
+from twoheads.compiler.sequence_node import is_sequence, sequence_from_fx
 from twoheads.compiler.source_graph import AttentionNode, Node, SourceGraph, TensorType, TokenwiseNode
 from twoheads.compiler.source_program import Captured
 from twoheads.compiler.sources import LoadedSource
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.program import TOKENS, Input, Value
 
-__all__ = ["capture", "named_outputs"]
+__all__ = ["capture"]
 
 logger = logging.getLogger(__name__)
 
@@ -77,33 +85,7 @@ class _Wrapper(nn.Module):
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         if not self.hugging_face:
             return named_outputs(self.module(**inputs), type(self.module).__name__)
-        model = cast("Any", self.module)
-        seen: list[Tensor] = []
-        # Some models' heads call the decoder inside of the base model directly; the last of them to return counts.
-        backbones = {model.base_model, *([model.get_decoder()] if hasattr(model, "get_decoder") else [])}
-        hooks = [part.register_forward_hook(lambda _module, _args, out: seen.append(out[0])) for part in backbones]
-        try:
-            # A cache object in the output can't be exported, and models without one don't take the argument.
-            caching = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
-            output = model(**inputs, **caching)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        logits = output.get("logits") if model.base_model is not model else None
-        return {"hidden": seen[-1]} | ({"logits": logits} if logits is not None else {})
-
-
-def named_outputs(output: Any, where: str) -> dict[str, Tensor]:
-    """The module's result as ``hidden`` and, from a dictionary or a second tensor, ``logits``."""
-    if isinstance(output, Tensor):
-        return {"hidden": output}
-    if isinstance(output, Mapping) and "hidden" in output and set(output) <= {"hidden", "logits"}:
-        return dict(cast("Mapping[str, Tensor]", output))
-    if isinstance(output, tuple) and len(output) == 2 and all(isinstance(item, Tensor) for item in output):
-        return {"hidden": output[0], "logits": output[1]}
-    raise CompileError(
-        where, f"returns {type(output).__name__}", "return a tensor, (hidden, logits) or those two by name"
-    )
+        return hugging_face_outputs(self.module, inputs)
 
 
 def capture(source: LoadedSource) -> Captured:
@@ -113,13 +95,13 @@ def capture(source: LoadedSource) -> Captured:
         CompileError: The model can't be exported, or some of its attention is not captured (layers are named).
     """
     exported = _export(source)
-    graph = exported.graph_module.graph
     arguments = {
         str(node): name for node, name in zip(exported.graph_signature.user_inputs, source.inputs, strict=True)
     }
-    axes = _axes(exported, source, arguments)
+    graph, axes = _with_token_axes(exported, source, arguments)
     weights = _weight_names(exported)
     normalize_fx(graph, axes)
+    lengths_from_sizes(graph, axes)
 
     def read_program() -> FxProgram:
         names = {node.name: arguments.get(node.name) or weights.get(node.name) or node.name for node in graph.nodes}
@@ -136,8 +118,9 @@ def capture(source: LoadedSource) -> Captured:
         program = read_program()
     found = recognise_attention(FxView(source.identity.name, program))
     recognised, bias_weights = attach_attention_fx(graph, program, found)
-    if found:
-        program = read_program()
+    renamed = normalize_sequence(graph, axes.constants)
+    recognised = {name: _renamed(attention, renamed) for name, attention in recognised.items()}
+    program = read_program()
     outputs = _outputs(exported, graph)
     nodes, extra_weights = _source_nodes(program, outputs, recognised)
     program = program.with_weights(bias_weights | extra_weights)
@@ -161,19 +144,20 @@ def capture(source: LoadedSource) -> Captured:
     )
 
 
+def _renamed(attention: AttentionNode, names: Mapping[str, str]) -> AttentionNode:
+    query, key, value = (names.get(name, name) for name in attention.inputs)
+    return replace(attention, query=query, key=key, value=value)
+
+
 def _export(source: LoadedSource) -> ExportedProgram:
     examples = {name: entry.example for name, entry in source.inputs.items()}
-    dynamic = {name: {entry.token_axis: ExportDim.AUTO} for name, entry in source.inputs.items()}
+    dynamic = {
+        name: {} if entry.token_axis is None else {entry.token_axis: ExportDim.AUTO}
+        for name, entry in source.inputs.items()
+    }
     wrapper = _Wrapper(source).eval()
-    previous = None
-    if source.hugging_face:
-        register_hooks()
-        model = cast("Any", source.module)
-        previous = model.config._attn_implementation, model.config._experts_implementation
-        model.set_attn_implementation(CAPTURE)
-        model.set_experts_implementation(CAPTURE)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _capturing(source):
             return _functional(torch.export.export(wrapper, (examples,), dynamic_shapes=(dynamic,), strict=False))
     except CompileError:
         raise
@@ -184,10 +168,26 @@ def _export(source: LoadedSource) -> ExportedProgram:
             f"torch.export can't trace {source.identity.architecture}: {type(error).__name__}: {message}",
             "rewrite the data-dependent or length-dependent code it names",
         ) from error
+
+
+@contextmanager
+def _capturing(source: LoadedSource) -> Generator[None]:
+    """A transformers model under our hooks and replacements."""
+    if not source.hugging_face:
+        yield
+        return
+    register_hooks()
+    model = cast("Any", source.module)
+    refuse_known(model)
+    previous = model.config._attn_implementation, model.config._experts_implementation
+    set_attention(model, CAPTURE)
+    model.set_experts_implementation(CAPTURE)
+    try:
+        with replaced(model):
+            yield
     finally:
-        if previous is not None:
-            cast("Any", source.module).set_attn_implementation(previous[0])
-            cast("Any", source.module).set_experts_implementation(previous[1])
+        set_attention(model, previous[0])
+        model.set_experts_implementation(previous[1])
 
 
 def _functional(exported: ExportedProgram) -> ExportedProgram:
@@ -200,26 +200,37 @@ def _functional(exported: ExportedProgram) -> ExportedProgram:
     )
 
 
-def _axes(exported: ExportedProgram, source: LoadedSource, arguments: Mapping[str, str]) -> AxisNames:
-    """Names the symbols that mean numbers of tokens: ``n`` is that of the last hidden states."""
+def _with_token_axes(
+    exported: ExportedProgram, source: LoadedSource, arguments: Mapping[str, str]
+) -> tuple[fx.Graph, AxisNames]:
+    """The graph and what its shape symbols count: ``n`` is the axis of the last hidden states.
+
+    A constant number of tokens (a vision transformer's) becomes an axis of its own.
+    """
     graph = exported.graph_module.graph
     hidden = next(node for node in graph.nodes if node.name == _outputs(exported, graph)["hidden"])
     symbols = dict.fromkeys(_symbols(hidden.meta["val"].shape))
-    fixed: list[str] = []
+    dims: dict[str, tuple[int, str]] = {}
     for node in graph.nodes:
-        if node.op != "placeholder" or node.name not in arguments:
+        axis = source.inputs[arguments[node.name]].token_axis if node.name in arguments else None
+        if axis is None:
             continue
-        axis = source.inputs[arguments[node.name]].token_axis
-        found = [] if axis is None else _symbols(node.meta["val"].shape[axis : axis + 1])
+        found = _symbols(node.meta["val"].shape[axis : axis + 1])
+        if not found:
+            raise CompileError(
+                source.identity.name,
+                f"its code fixes the number of tokens of {arguments[node.name]} to that of the example input",
+                "remove constants and branches that depend on the length",
+            )
         symbols |= dict.fromkeys(found)
-        fixed.extend([] if found or axis is None else [arguments[node.name]])
-    if not symbols or fixed:
-        raise CompileError(
-            source.identity.name,
-            f"its code fixes the number of tokens{f' of {fixed[0]}' if fixed else ''} to that of the example input",
-            "remove constants and branches that depend on the length",
-        )
-    return AxisNames(dict(zip(symbols, (TOKENS, *_AXES), strict=False)))
+        dims[node.name] = axis, found[0]
+    names = dict(zip(symbols, (TOKENS, *_AXES), strict=False))
+    counts = constant_token_counts(graph)
+    if not counts:
+        return graph, AxisNames(names)
+    axes = {name: (axis, names[symbol]) for name, (axis, symbol) in dims.items()}
+    lifted = lift_constant_tokens(graph, counts, axes, source.identity.name)
+    return lifted.graph, AxisNames(lifted.symbols)
 
 
 def _symbols(sizes: Sequence[int | torch.SymInt]) -> list[str]:
@@ -276,6 +287,13 @@ def _vocabulary(node: fx.Node) -> int | None:
 def _outputs(exported: ExportedProgram, graph: fx.Graph) -> dict[str, str]:
     keys = cast("Any", exported.call_spec.out_spec).context  # keys of the wrapper's dictionary, in order
     results = cast("tuple[fx.Node, ...]", next(iter(reversed(list(graph.nodes)))).args[0])
+    for spec in exported.graph_signature.output_specs:
+        if spec.kind is not OutputKind.USER_OUTPUT:
+            raise CompileError(
+                f"{spec.target}".removeprefix(f"{_ROOT}."),
+                "is written to by the forward pass, so what a run gives would depend on the runs before it",
+                "keep what a pass computes out of the model's weights and buffers",
+            )
     return {key: node.name for key, node in zip(cast("list[str]", keys), results, strict=True)}
 
 
@@ -297,6 +315,8 @@ def _source_nodes(
         elif is_attention(node):
             nodes[name], made = attention_from_fx(program, node, layer_of(node))
             extra_weights.update(made)
+        elif is_sequence(node):
+            nodes[name] = sequence_from_fx(program, node, layer_of(node))
         else:
             nodes[name] = _tokenwise_node(program, node)
     needed: set[str] = set()
@@ -325,28 +345,7 @@ def _tokenwise_node(program: FxProgram, node: fx.Node) -> TokenwiseNode:
     type_ = _type(value, program.axes) if isinstance(value, Tensor) else None
     text = f"{target}({', '.join(words)})"
     is_view = target.startswith("aten.") and target.split(".")[1] in _VIEWS
-    return TokenwiseNode(node.name, text, tuple(inputs), type_, layer_of(node), _uses_length(node), is_view)
-
-
-_SHAPED = frozenset(
-    f"aten.{name}"
-    for name in (
-        "view.default", "_unsafe_view.default", "reshape.default", "expand.default", "slice.Tensor",
-        "new_empty.default", "new_zeros.default", "new_ones.default", "empty.memory_format", "zeros.default",
-        "ones.default",
-    )
-)  # fmt: skip
-"""Operators that take sizes only to shape their result."""
-
-
-def _uses_length(node: fx.Node) -> bool:
-    """Whether a size computed from the length is an operand of arithmetic, a fill value or a position."""
-    sized = [operand for operand in node.all_input_nodes if not isinstance(operand.meta.get("val"), Tensor)]
-    sized = [operand for operand in sized if isinstance(operand.meta.get("val"), torch.SymInt | torch.SymFloat)]
-    if str(node.target) in ("aten.full.default", "aten.new_full.default"):
-        fill = node.args[1] if str(node.target) == "aten.full.default" else node.args[2]
-        return isinstance(fill, fx.Node) and fill in sized
-    return bool(sized) and str(node.target) not in _SHAPED
+    return TokenwiseNode(node.name, text, tuple(inputs), type_, layer_of(node), uses_length(node), is_view)
 
 
 class _Text(str):

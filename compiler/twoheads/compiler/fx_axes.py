@@ -26,10 +26,15 @@ class AxisNames:
     """What the shape symbols of an exported program mean.
 
     Attributes:
-        symbols: The input axis of each symbol, e.g. ``{"s43": "n"}``.
+        symbols: The input axis of each symbol, e.g. ``{"s43": "n"}``, or its only value, ``{"s41": "197"}``.
     """
 
     symbols: Mapping[str, str]
+
+    @property
+    def constants(self) -> dict[str, int]:
+        """The symbols that have one value only."""
+        return {symbol: int(axis) for symbol, axis in self.symbols.items() if axis.isdigit()}
 
     def shape(self, value: Tensor) -> tuple[Dim, ...]:
         """The shape with token axes by name; sizes computed from lengths otherwise keep their expression."""
@@ -57,7 +62,8 @@ class AxisNames:
             return size
         expression = size.node.expr
         if hasattr(expression, "subs"):
-            expression = expression.subs({s: lengths[self.symbols[str(s)]] for s in expression.free_symbols})
+            values = {**lengths} | {str(constant): constant for constant in self.constants.values()}
+            expression = expression.subs({s: values[self.symbols[str(s)]] for s in expression.free_symbols})
         kind = float if isinstance(size, torch.SymFloat) else bool if isinstance(size, torch.SymBool) else int
         return kind(expression)
 
@@ -66,7 +72,10 @@ class AxisNames:
         expression = size.node.expr
         by_symbol = {str(symbol): symbol for symbol in expression.free_symbols}
         if len(by_symbol) == 1 and str(expression) in self.symbols:
-            return make_axis(names)
+            return names[0]
+        names = [name for name in names if not name.isdigit()]
+        if not names:
+            return str(self.evaluate(size, {}))
         probes = [{name: probe + 101 * at for at, name in enumerate(names)} for probe in PROBES]
         values = [self.evaluate(size, probe) for probe in probes]
         for count in range(len(names), 0, -1):

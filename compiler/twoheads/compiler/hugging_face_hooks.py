@@ -19,7 +19,7 @@ from twoheads.compiler.attention_op import attention_op, mask_op
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.masks import Causal, Chunk, Full, Mask, Window, conjunction, disjunction
 
-__all__ = ["CAPTURE", "mask_from_closure", "register_hooks"]
+__all__ = ["CAPTURE", "mask_from_closure", "register_hooks", "set_attention"]
 
 CAPTURE = "twoheads_capture"
 """The name under which transformers finds our functions (``model.set_attn_implementation(CAPTURE)``)."""
@@ -32,6 +32,15 @@ def register_hooks() -> None:
     AttentionInterface.register(CAPTURE, _attention)
     AttentionMaskInterface.register(CAPTURE, _symbolic_mask)
     ExpertsInterface.register(CAPTURE, _dense_experts)
+
+
+def set_attention(model: Any, implementation: str) -> None:
+    """Makes a transformers model use the attention registered as ``implementation``.
+
+    A model that has its own attention only stays as it is, without the library's warning.
+    """
+    if type(model)._can_set_attn_implementation() or model.config.sub_configs:
+        model.set_attn_implementation(implementation)
 
 
 def _symbolic_mask(

@@ -190,7 +190,7 @@ def _recomputed(graph: SourceGraph, node: TokenwiseNode, types: Mapping[str, Ten
     if node.name == graph.hidden or not node.is_view or len(node.inputs) != 1 or node.type is None:
         return False
     source = types.get(node.inputs[0])
-    return source is not None and source.dtype == node.type.dtype and source.axis == node.type.axis
+    return source is not None and source.dtype == node.type.dtype and source.axis == node.type.axis is not None
 
 
 def _region(

@@ -6,7 +6,7 @@ products with a softmax. The plain one works on bands of query rows, so that lon
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from twoheads.compiler.architectures import has_own_attention, reset_rope
 from twoheads.compiler.attention_op import plain_attention
+from twoheads.compiler.hugging_face_hooks import set_attention
 from twoheads.compiler.impose_attention import Band, Imposition, impose, imposed_band, with_band
-from twoheads.graphs.errors import CompileError
+from twoheads.compiler.model_outputs import hugging_face_outputs, named_outputs
 
 if TYPE_CHECKING:
     from twoheads.compiler.sources import LoadedSource
@@ -38,60 +40,69 @@ longer input (and every fixed-shape engine) uses, so a floor measured with them 
 @torch.no_grad()
 def run_original(
     source: LoadedSource,
-    tokens: Tensor,
+    given: Mapping[str, Tensor],
     positions: Tensor | None,
     implementation: str,
     imposition: Imposition | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """See :meth:`LoadedSource.hidden_and_logits`."""
+    forward = type(source.module).forward.__code__.co_varnames
+    keep = {"logits_to_keep": positions} if positions is not None and "logits_to_keep" in forward else {}
     with impose(imposition):
-        return _run(source, tokens, positions, implementation, imposed=imposition is not None)
+        outputs = _run(source, given, keep, implementation, imposed=imposition is not None)
+    hidden, logits = outputs["hidden"][0], outputs.get("logits")
+    if logits is None:
+        return hidden, None
+    if logits.ndim == 2:
+        return hidden, logits[:1]
+    return hidden, logits[0] if positions is None or keep else logits[0, positions]
 
 
 def _run(
-    source: LoadedSource, tokens: Tensor, positions: Tensor | None, implementation: str, *, imposed: bool
-) -> tuple[Tensor, Tensor | None]:
+    source: LoadedSource,
+    given: Mapping[str, Tensor],
+    keep: Mapping[str, Tensor],
+    implementation: str,
+    *,
+    imposed: bool,
+) -> dict[str, Tensor]:
     if not source.hugging_face:
         if implementation == "plain":
             with sdpa_kernel(SDPBackend.MATH), plain_attention():
-                return _run_module(source, tokens, positions)
-        return _run_module(source, tokens, positions)
+                return named_outputs(source.module(**given), source.identity.name)
+        return named_outputs(source.module(**given), source.identity.name)
+    reset_rope(source.module)
     if implementation == "plain":
-        tokens = tokens.expand(-(-ROWS // tokens.shape[1]), *tokens.shape[1:])
-    with _attention(source.module, implementation, imposed=imposed):
-        return _run_hugging_face(source, tokens, positions)
+        given = {name: tensor.expand(_copies(source, given), *tensor.shape[1:]) for name, tensor in given.items()}
+    with (
+        _attention(source.module, implementation, imposed=imposed),
+        _double(source.module, given, enabled=implementation == "plain") as inputs,
+    ):
+        outputs = hugging_face_outputs(source.module, inputs, **keep)
+    return {name: tensor.float() for name, tensor in outputs.items()}
 
 
-def _run_module(source: LoadedSource, tokens: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    from twoheads.compiler.capture import named_outputs
-
-    if len(source.inputs) != 1:
-        raise CompileError(source.identity.name, f"takes {len(source.inputs)} inputs", "verify modules of one input")
-    outputs = named_outputs(source.module(**{next(iter(source.inputs)): tokens}), source.identity.name)
-    logits = outputs.get("logits")
-    if logits is not None:
-        logits = logits[0] if positions is None else logits[0, positions]
-    return outputs["hidden"][0], logits
+def _copies(source: LoadedSource, given: Mapping[str, Tensor]) -> int:
+    """How many copies of the inputs make ``ROWS`` rows of the shortest."""
+    config = cast("Any", source.module).config.get_text_config()
+    pools_last = type(source.module).__name__.endswith("ForSequenceClassification")
+    if pools_last and getattr(config, "pad_token_id", None) is None:
+        return 1  # the library refuses batches where it could not tell padding
+    axes = {name: source.inputs[name].token_axis for name in given}
+    return max((-(-ROWS // given[name].shape[axis]) for name, axis in axes.items() if axis is not None), default=1)
 
 
-def _run_hugging_face(source: LoadedSource, tokens: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    model = cast("Any", source.module)
-    base = model.base_model
-    caching = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
-    if base is model:
-        return model(input_ids=tokens, **caching)[0][0], None
-    seen: list[Tensor] = []
-    backbones = {base, *([model.get_decoder()] if hasattr(model, "get_decoder") else [])}
-    hooks = [part.register_forward_hook(lambda _module, _args, output: seen.append(output[0])) for part in backbones]
-    keep: dict[str, Any] = {}
-    if positions is not None and "logits_to_keep" in type(model).forward.__code__.co_varnames:
-        keep = {"logits_to_keep": positions}
+@contextmanager
+def _double(module: torch.nn.Module, given: Mapping[str, Tensor], *, enabled: bool) -> Generator[dict[str, Tensor]]:
+    """A model whose attention has one form only is evaluated in double precision for the second opinion."""
+    if not enabled or not has_own_attention(module):
+        yield dict(given)
+        return
+    module.double()
     try:
-        logits = model(input_ids=tokens, **caching, **keep)["logits"][0]
+        yield {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in given.items()}
     finally:
-        for hook in hooks:
-            hook.remove()
-    return seen[-1][0], logits if positions is None or keep else logits[positions]
+        module.float()
 
 
 @contextmanager
@@ -107,17 +118,17 @@ def _attention(module: torch.nn.Module, implementation: str, *, imposed: bool) -
     previous = model.config._attn_implementation
     try:
         if implementation == "plain":
-            model.set_attn_implementation(PLAIN)
+            set_attention(model, PLAIN)
         elif imposed:
-            model.set_attn_implementation(FUSED)
+            set_attention(model, FUSED)
         else:
             try:
-                model.set_attn_implementation("sdpa")
+                set_attention(model, "sdpa")
             except ValueError:  # the architecture has no fused form (softcap, learned sinks)
-                model.set_attn_implementation("eager")
+                set_attention(model, "eager")
         yield
     finally:
-        model.set_attn_implementation(previous)
+        set_attention(model, previous)
 
 
 def _plain_attention(
@@ -133,19 +144,19 @@ def _plain_attention(
     is_causal: bool | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Matrix products and a softmax over bands of query rows; ``attention_mask`` is additive ``[1, 1, n, n]``."""
+    """Matrix products and a softmax over bands of query rows; ``attention_mask`` is additive ``[1, 1, n, m]``."""
     groups = query.shape[1] // key.shape[1]
     keys, values = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scale = float(scaling) if scaling is not None else float(query.shape[-1]) ** -0.5
     causal = attention_mask is None and bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    length, heads = query.shape[2], query.shape[1]
-    band = max(1, BAND_BYTES // (4 * heads * length))
+    length, keys_length, heads = query.shape[2], key.shape[2], query.shape[1]
+    band = max(1, BAND_BYTES // (4 * heads * keys_length))
     out = query.new_empty((query.shape[0], length, heads, value.shape[-1]))
     imposed = imposed_band()
     for start in range(0, length, band):
         rows = slice(start, min(start + band, length))
-        additive = _band_mask(attention_mask, causal, imposed, rows, length)
-        seen = slice(0, length) if additive is None else _seen_keys(additive)
+        additive = _band_mask(attention_mask, causal, imposed, rows, keys_length)
+        seen = slice(0, keys_length) if additive is None else _seen_keys(additive)
         scores = torch.matmul(query[:, :, rows], keys[:, :, seen].transpose(2, 3)) * scale
         if softcap:
             scores = torch.tanh(scores / softcap) * softcap
@@ -202,18 +213,18 @@ def _fused_attention(
             module, query * scale, key, value, attention_mask, scaling=1.0, is_causal=is_causal, **others
         )
     causal = attention_mask is None and bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    length, groups = query.shape[2], query.shape[1] // key.shape[1]
+    length, keys_length, groups = query.shape[2], key.shape[2], query.shape[1] // key.shape[1]
     keys, values = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     out = query.new_empty((query.shape[0], length, query.shape[1], value.shape[-1]))
-    band = max(1, BAND_BYTES // (4 * length))
+    band = max(1, BAND_BYTES // (4 * keys_length))
     with with_band() as imposed:
         for start in range(0, length, band):
             stop = min(start + band, length)
-            mask = torch.zeros((stop - start, length)) if imposed is None else imposed(start, stop, length)
+            mask = torch.zeros((stop - start, keys_length)) if imposed is None else imposed(start, stop, keys_length)
             if attention_mask is not None:
                 mask = mask + attention_mask[:, :, start:stop]
             elif causal:
-                ahead = torch.arange(length)[None, :] > torch.arange(start, stop)[:, None]
+                ahead = torch.arange(keys_length)[None, :] > torch.arange(start, stop)[:, None]
                 mask = mask.masked_fill(ahead, float("-inf"))
             part = torch.nn.functional.scaled_dot_product_attention(
                 query[:, :, start:stop], keys, values, attn_mask=mask, scale=scale

@@ -18,31 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from twoheads.compiler.impose_attention import Imposition
+from twoheads.compiler.source_inputs import SourceInput, attention_layers, hugging_face_inputs
 from twoheads.graphs.bundle_format import SourceIdentity
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.program import Pooling
 
-__all__ = ["LoadedSource", "SourceInput", "load_source"]
+__all__ = ["LoadedSource", "load_source"]
 
 logger = logging.getLogger(__name__)
 
-HEADS = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForTokenClassification", "Model")
-"""Endings of architecture names whose head, if any, is token-wise."""
-
 SMALL = 1 << 16
 """Entries of a tensor that a plan may fill with random numbers."""
-
-EXAMPLE_LENGTH = 29
-"""Tokens of the example input: a prime, so that no other dimension of a model is equal to it by accident."""
-
-
-@dataclass(frozen=True, slots=True)
-class SourceInput:
-    """One tensor argument of the source: an example, its token axis (``None`` without one) and who supplies it."""
-
-    example: Tensor
-    token_axis: int | None
-    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +59,7 @@ class LoadedSource:
 
     def hidden_and_logits(
         self,
-        tokens: Tensor,
+        given: Tensor | Mapping[str, Tensor],
         positions: Tensor | None = None,
         implementation: str = "fused",
         imposition: Imposition | None = None,
@@ -81,17 +67,19 @@ class LoadedSource:
         """Runs the original over a whole sequence.
 
         Args:
-            tokens: int64 ``[1, n]``, or features ``[1, n, width]`` of a module that takes them.
-            positions: int64 ``[p]``: where logits are wanted; everywhere by default.
+            given: Arguments by name, each of batch 1; or the first alone, e.g. int64 ``[1, n]``.
+            positions: int64 ``[p]``: where logits are wanted; everywhere by default. A pooled head has no positions.
             implementation: ``fused`` (torch's own attention kernels) or ``plain`` (matrix products and a softmax).
             imposition: Terms added to the scores of each attention, e.g. to hide keys; for one run.
 
         Returns:
-            Last hidden states ``[n, width]`` and logits ``[p, classes]`` (``None`` without a head).
+            Last hidden states ``[n, width]`` and logits: ``[p, classes]``, ``[1, classes]`` of a pooled head, ``None``
+            without a head.
         """
         from twoheads.compiler.reference import run_original
 
-        return run_original(self, tokens, positions, implementation, imposition)
+        named = given if isinstance(given, Mapping) else {next(iter(self.inputs)): given}
+        return run_original(self, named, positions, implementation, imposition)
 
 
 def load_source(
@@ -105,7 +93,7 @@ def load_source(
     Args:
         source: A Hugging Face folder, a ``.gguf`` file, or a torch module.
         example_inputs: For a torch module that is not a transformers model: its tensor arguments, by position or
-            name, of batch 1 with tokens on axis 1.
+            name, of batch 1 with tokens on axis 1, or images ``[1, channels, rows, columns]`` of the only size.
         weights: Load the weights; without them the module has shapes only (``plan``).
 
     Raises:
@@ -188,12 +176,6 @@ def _model_class(config: Any, where: str) -> Any:
         raise CompileError(
             where, f"architecture {name} is not known to transformers {transformers.__version__}", "update transformers"
         )
-    if not name.endswith(HEADS) or getattr(config, "is_encoder_decoder", False):
-        raise CompileError(
-            where,
-            f"architecture {name} is not supported: its head or its decoder mixes tokens outside of self-attention",
-            "compile its base encoder, or a causal, masked or token-classification language model",
-        )
     return model_class
 
 
@@ -228,24 +210,14 @@ def _load_weights(model_class: Any, folder: Path, where: str, **options: Any) ->
 def _hugging_face(
     name: str, form: str, module: nn.Module, missing: frozenset[str], pooling: Pooling | None, tokenizer: bytes | None
 ) -> LoadedSource:
-    model = cast("Any", module)
-    text_config = model.config.get_text_config()
-    parameters = inspect.signature(model.forward).parameters
-    device = next(module.parameters()).device
-    ids = torch.zeros((1, EXAMPLE_LENGTH), dtype=torch.int64, device=device)
-    if "input_ids" not in parameters:
-        raise CompileError(
-            name, f"{type(module).__name__} does not take token numbers (input_ids)", "compile a text model"
-        )
-    inputs = {"input_ids": SourceInput(ids, 1, "argument")}
-    if "token_type_ids" in parameters and getattr(text_config, "type_vocab_size", None):
-        inputs["token_type_ids"] = SourceInput(ids.clone(), 1, "zeros")
+    text_config = cast("Any", module).config.get_text_config()
+    inputs = hugging_face_inputs(name, module)
     return LoadedSource(
         identity=_identity(name, form, module, _stable_config(text_config)),
         module=module,
         inputs=inputs,
         hugging_face=True,
-        layers=int(getattr(text_config, "num_hidden_layers", None) or 0),
+        layers=attention_layers(module, inputs),
         missing_weights=missing,
         trained_length=getattr(text_config, "max_position_embeddings", None),
         pooling=pooling,
@@ -270,13 +242,16 @@ def _from_module(module: nn.Module, example_inputs: Mapping[str, Tensor] | tuple
         names = list(inspect.signature(module.forward).parameters)
         example_inputs = dict(zip(names, example_inputs, strict=False))
     for name, example in example_inputs.items():
-        if example.ndim < 2 or example.shape[0] != 1 or example.shape[1] < 3:
+        if example.ndim not in (2, 3, 4) or example.shape[0] != 1 or example.shape[1] < 3:
             raise CompileError(
                 f"example input {name!r}",
                 f"has shape {list(example.shape)}",
-                "give [1, tokens] or [1, tokens, features] with 3 tokens or more",
+                "give [1, tokens] or [1, tokens, features], 3 tokens or more, or an image [1, channels, rows, columns]",
             )
-    inputs = {name: SourceInput(example, 1, "argument") for name, example in example_inputs.items()}
+    inputs = {
+        name: SourceInput(example, None if example.ndim == 4 else 1, "argument")
+        for name, example in example_inputs.items()
+    }
     identity = _identity(type(module).__name__, "module", module, {})
     return LoadedSource(identity, module, inputs, False, 0, frozenset(), None, None, None)
 
@@ -305,7 +280,7 @@ def _identity(name: str, form: str, module: nn.Module, config: dict[str, Any]) -
 def _default_pooling(module: nn.Module) -> Pooling | None:
     """Mean pooling for a bidirectional model without a head, as sentence-transformers assumes for a bare encoder."""
     model = cast("Any", module)
-    bare = model.base_model is module
+    bare = model.base_model is module and model.main_input_name == "input_ids" and not model.config.is_encoder_decoder
     causal = any(getattr(part, "is_causal", False) for part in module.modules())
     return Pooling("mean", normalize=False) if bare and not causal else None
 

@@ -1,0 +1,70 @@
+"""What a model returns, by the two names that a program has: last hidden states, and logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from twoheads.graphs.errors import CompileError
+
+__all__ = ["hugging_face_outputs", "named_outputs"]
+
+
+def named_outputs(output: Any, where: str) -> dict[str, Tensor]:
+    """The module's result as ``hidden`` and, from a dictionary or a second tensor, ``logits``."""
+    if isinstance(output, Tensor):
+        return {"hidden": output}
+    if isinstance(output, Mapping) and "hidden" in output and set(output) <= {"hidden", "logits"}:
+        return dict(cast("Mapping[str, Tensor]", output))
+    if isinstance(output, tuple) and len(output) == 2 and all(isinstance(item, Tensor) for item in output):
+        return {"hidden": output[0], "logits": output[1]}
+    raise CompileError(
+        where, f"returns {type(output).__name__}", "return a tensor, (hidden, logits) or those two by name"
+    )
+
+
+def hugging_face_outputs(module: nn.Module, inputs: Mapping[str, Tensor], **options: Any) -> dict[str, Tensor]:
+    """Runs a transformers model.
+
+    Args:
+        module: The model.
+        inputs: Its tensor arguments.
+        options: Further arguments.
+
+    Returns:
+        ``hidden``: what the backbone (of an encoder-decoder: the decoder) returns. ``logits``, where the model has a
+        head: ``[1, n, classes]``, or ``[1, classes]`` of a pooled one; a question-answering head's start and end
+        logits are the two columns of ``[1, n, 2]``.
+
+    Raises:
+        CompileError: It has no backbone whose hidden states could be told from its logits.
+    """
+    model = cast("Any", module)
+    seen: list[Tensor] = []
+    # Some models' heads call the decoder inside of the base model directly; the last of them to return counts.
+    backbones = {part for part in (model.base_model, model.get_decoder()) if part is not model}
+    if not backbones and hasattr(model, "get_encoder") and model.get_encoder() is not model:
+        backbones = {model.get_encoder()}
+    hooks = [part.register_forward_hook(lambda _module, _args, out: seen.append(out[0])) for part in backbones]
+    try:
+        # A cache object in the output can't be exported, and models without one don't take the argument.
+        caching = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
+        output = model(**inputs, **caching, **options)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    logits = _logits(output)
+    if logits is None:
+        return {"hidden": output[0]}
+    if not seen:
+        raise CompileError(type(module).__name__, "has logits but no base model", "compile the model below its head")
+    return {"hidden": seen[-1], "logits": logits}
+
+
+def _logits(output: Any) -> Tensor | None:
+    if "start_logits" in output and "end_logits" in output:
+        return torch.stack([output["start_logits"], output["end_logits"]], -1)
+    return cast("Tensor | None", output.get("logits"))

@@ -1,0 +1,101 @@
+"""The tensor arguments of a model: what they are called, what they look like, and which axis of theirs is cut."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from twoheads.graphs.errors import CompileError
+
+__all__ = ["SourceInput", "attention_layers", "hugging_face_inputs"]
+
+EXAMPLE_LENGTH = 29
+"""Tokens of the example input: a prime, so that no other dimension of a model is equal to it by accident."""
+
+DECODER_LENGTH = 37
+"""Tokens of a decoder's example input, another prime."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceInput:
+    """One tensor argument of the source: an example, its token axis, if any, and who supplies it."""
+
+    example: Tensor
+    token_axis: int | None
+    source: str
+
+
+def hugging_face_inputs(name: str, module: nn.Module) -> dict[str, SourceInput]:
+    """The arguments that a transformers model needs: its main one, token types, a decoder's tokens.
+
+    Args:
+        name: The model's, for messages.
+        module: The model.
+
+    Raises:
+        CompileError: Its main argument is none that this version knows the shape of.
+    """
+    model = cast("Any", module)
+    main = _MAIN.get(model.main_input_name)
+    parameters = inspect.signature(model.forward).parameters
+    if main is None or model.main_input_name not in parameters:
+        raise CompileError(
+            name,
+            f"{type(module).__name__} takes {model.main_input_name}, which this version can't make an example of",
+            f"compile a model that takes one of {', '.join(_MAIN)}",
+        )
+    inputs = {model.main_input_name: main(model.config)}
+    if "token_type_ids" in parameters and getattr(model.config.get_text_config(), "type_vocab_size", None):
+        inputs["token_type_ids"] = _tokens(EXAMPLE_LENGTH, "zeros")
+    if getattr(model.config, "is_encoder_decoder", False) and "decoder_input_ids" in parameters:
+        inputs["decoder_input_ids"] = _tokens(DECODER_LENGTH, "argument")
+    return inputs
+
+
+def attention_layers(module: nn.Module, inputs: Mapping[str, SourceInput]) -> int:
+    """Number of attentions that the configuration promises for ``inputs``; 0 if it does not say."""
+    config = cast("Any", module).config
+    if not getattr(config, "is_encoder_decoder", False):
+        return int(getattr(config.get_text_config(), "num_hidden_layers", None) or 0)
+    encoder = _first(config, "encoder_layers", "num_layers", "num_hidden_layers")
+    decoder = _first(config, "decoder_layers", "num_decoder_layers", "num_hidden_layers")
+    # A decoder's layer attends to its own tokens and to the encoder's.
+    return encoder + (2 * decoder if "decoder_input_ids" in inputs else 0)
+
+
+def _first(config: Any, *names: str) -> int:
+    return int(next((getattr(config, name) for name in names if getattr(config, name, None)), 0))
+
+
+def _tokens(length: int, source: str) -> SourceInput:
+    return SourceInput(torch.zeros((1, length), dtype=torch.int64), 1, source)
+
+
+def _ids(_config: Any) -> SourceInput:
+    return _tokens(EXAMPLE_LENGTH, "argument")
+
+
+def _image(config: Any) -> SourceInput:
+    """``[1, channels, height, width]`` of the configured size; a model of one size is not cut along its input."""
+    vision = getattr(config, "vision_config", config)
+    size = vision.image_size
+    height, width = (size, size) if isinstance(size, int) else tuple(size)
+    return SourceInput(torch.zeros((1, int(getattr(vision, "num_channels", 3)), height, width)), None, "argument")
+
+
+def _spectrogram(config: Any) -> SourceInput:
+    """Log-mel features ``[1, bins, frames]`` of Whisper's fixed window."""
+    return SourceInput(torch.zeros((1, config.num_mel_bins, 2 * config.max_source_positions)), None, "argument")
+
+
+_MAIN: Mapping[str, Callable[[Any], SourceInput]] = {
+    "input_ids": _ids,
+    "pixel_values": _image,
+    "input_features": _spectrogram,
+}
+"""The example of a main argument, made from the model's configuration, by the argument's name."""
