@@ -67,7 +67,7 @@ def refuse_known(module: nn.Module) -> None:
 _TRANSFORMER = "compile a model whose tokens meet in softmax attention only"
 _RELATIVE = "compile a model with rotary or absolute positions, or a bias by distance (T5, ALiBi)"
 _REFUSED: Mapping[str, tuple[str, str]] = {
-    r"Mamba\w*Mixer|RwkvSelfAttention|GatedDeltaNet|LightningAttention|RecurrentBlock|xLSTM\w*Layer|KimiDeltaAttention": (
+    r"Mamba\w*Mixer|RwkvSelfAttention|GatedDeltaNet|(Kimi)?DeltaAttention|LightningAttention|RecurrentBlock|xLSTM": (
         "is a recurrence: a token depends on a state that is made of all tokens before it, one after the other",
         _TRANSFORMER,
     ),
