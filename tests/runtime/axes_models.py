@@ -131,13 +131,13 @@ class Model:
             trained_length=None,
         )
 
-    def load(self, path: Path, threads: int = 1) -> Any:
+    def load(self, path: Path, threads: int = 1, lower: Callable[[Program], Program] = lambda program: program) -> Any:
         def build(engine: TokenwiseEngine) -> Nodes:
             nodes = Nodes()
             self.builders[engine.name](nodes)
             return nodes
 
-        return load(write_bundle(path, self.program(), self.weights, build), threads=threads)
+        return load(write_bundle(path, lower(self.program()), self.weights, build), threads=threads)
 
     def expected(self, inputs: Mapping[str, Array]) -> Outputs:
         weights = {name: array.astype(np.float64) for name, array in self.weights.items()}
@@ -204,7 +204,7 @@ def classifier(pool: str = "first", key_tile: int = BLOCK) -> Model:
     return model
 
 
-def convolution() -> Model:
+def convolution(key_tile: int = 2 * BLOCK) -> Model:
     """A convolution of 3 rows with stride 2 and padding 1, then attention over ``(n+1)//2`` rows."""
 
     def reference(weights: Mapping[str, Array], inputs: Mapping[str, Array]) -> Outputs:
@@ -215,7 +215,7 @@ def convolution() -> Model:
         rows = np.sum(taps, 0)
         return {"hidden": attention(weights, "layer", rows, rows, "layer", "layer", Causal())}
 
-    model = Model(reference, 2 * BLOCK)
+    model = Model(reference, key_tile)
     model.input("features", 1, "n", WIDTH)
     axis = "(n+1)//2"
     for at in range(3):
@@ -233,7 +233,7 @@ def convolution() -> Model:
     return model
 
 
-def encoder_decoder() -> Model:
+def encoder_decoder(key_tile: int = 2 * BLOCK) -> Model:
     """An encoder over ``m`` rows, a causal decoder over ``n`` rows, and attention from one to the other."""
 
     def reference(weights: Mapping[str, Array], inputs: Mapping[str, Array]) -> Outputs:
@@ -242,7 +242,7 @@ def encoder_decoder() -> Model:
         rows = attention(weights, "decoder", target, target, "decoder", "decoder", Causal())
         return {"hidden": attention(weights, "cross", rows, memory, "ask", "memory", Full())}
 
-    model = Model(reference, 2 * BLOCK)
+    model = Model(reference, key_tile)
     model.input("source", 1, "m", WIDTH)
     model.input("target", 1, "n", WIDTH)
     for name, rows, made, mask in (

@@ -22,8 +22,11 @@ from tests.runtime.axes_models import (
     encoder_decoder,
     image,
 )
-from twoheads.graphs.errors import InputError
-from twoheads.graphs.program import SequenceStage
+from twoheads.compiler.lower_oracle import lower_oracle
+from twoheads.compiler.lower_stock import lower_stock
+from twoheads.compiler.lower_tile import Lowered
+from twoheads.graphs.errors import CompileError, InputError
+from twoheads.graphs.program import Program, SequenceStage
 from twoheads.graphs.schedule import make_schedule
 from twoheads.graphs.theorems import program_claim, stage_claims
 
@@ -179,3 +182,27 @@ def test_an_index_beyond_the_rows(tmp_path: Path) -> None:
     bundle = model.load(tmp_path / "b")
     with pytest.raises(InputError, match="stage pooled: row 9 of 4"):
         bundle.run({"features": features(3), "ids": [9, 0, 1]})
+
+
+def lower(kind: str, program: Program) -> Program:
+    lowered = Lowered(program, {})
+    return (lower_stock(lowered) if kind == "stock" else lower_oracle(lowered, layers=2, heads=2)).program
+
+
+@pytest.mark.parametrize("kind", ["stock", "oracle"])
+@pytest.mark.parametrize("make", [classifier, lambda: convolution(BLOCK)], ids=["longer", "shorter"])
+def test_other_lowerings_on_an_axis_of_their_own(tmp_path: Path, kind: str, make: Any) -> None:
+    model = make()
+    bundle = model.load(tmp_path / "b", lower=lambda program: lower(kind, program))
+    for length in LENGTHS:
+        x = features(length)
+        result = bundle.run(x, output="hidden")
+        want = model.expected({"features": x})["hidden"]
+        np.testing.assert_allclose(result.array, want, atol=5e-5 * max(1, np.abs(want).max()))
+        assert result.report.engine_calls - result.report.repeated_calls == result.report.formula_calls
+
+
+@pytest.mark.parametrize("kind", ["stock", "oracle"])
+def test_other_lowerings_refuse_cross_attention(kind: str) -> None:
+    with pytest.raises(CompileError, match="along n to tokens along m"):
+        lower(kind, encoder_decoder(BLOCK).program())

@@ -14,6 +14,8 @@ from onnx import TensorProto, helper
 
 from tests.runtime.tiny_model import Tiny, make_weights
 from twoheads.export.attention_onnx import attention_model
+from twoheads.export.oracle_onnx import oracle_model
+from twoheads.export.stock_onnx import stock_model
 from twoheads.graphs.bundle_format import ALIGNMENT, FORMAT_VERSION, FileEntry, Manifest, SourceIdentity, WeightEntry
 from twoheads.graphs.json_codec import to_json
 from twoheads.graphs.masks import parse_mask
@@ -25,6 +27,7 @@ from twoheads.graphs.program import (
     Program,
     RelativeBias,
     Stage,
+    StockEngine,
     TokenwiseEngine,
     TokenwiseStage,
     Value,
@@ -277,6 +280,11 @@ def write_bundle(
         elif isinstance(engine, AttentionEngine):
             for variant in AttentionEngine.VARIANTS + (AttentionEngine.PACKED_VARIANTS if engine.packs else ()):
                 files[f"engines/{engine.name}.{variant}.onnx"] = _attention_bytes(engine, variant)
+        elif isinstance(engine, StockEngine):
+            for variant in engine.VARIANTS:
+                files[f"engines/{engine.name}.{variant}.onnx"] = stock_model(engine, variant).SerializeToString()
+        else:
+            files[f"engines/{engine.name}.{engine.mask}.onnx"] = oracle_model(engine, engine.mask).SerializeToString()
     for name, content in files.items():
         (path / name).parent.mkdir(exist_ok=True)
         (path / name).write_bytes(content)
