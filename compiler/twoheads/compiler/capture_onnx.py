@@ -13,6 +13,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from twoheads.compiler.attach_attention import attach_attention
+from twoheads.compiler.expand_attention import expand_attention
 from twoheads.compiler.expand_contrib import expand_contrib
 from twoheads.compiler.fold_onnx import fold_onnx, graph_of
 from twoheads.compiler.measure_onnx import measure_onnx
@@ -94,10 +95,11 @@ def onnx_program(file: OnnxFile, outputs: Sequence[str] = ()) -> OnnxProgram:
 
 def spelled_out(graph: OnnxGraph, arguments: Sequence[Input], outputs: Sequence[str], where: str) -> OnnxGraph:
     """The graph in standard operators; the same graph if it is already."""
-    if all(not node.proto.domain and node.proto.op_type != "SimplifiedLayerNormalization" for node in graph.nodes):
+    special = ("Attention", "SimplifiedLayerNormalization")
+    if all(not node.proto.domain and node.proto.op_type not in special for node in graph.nodes):
         return graph
     types = measure_onnx(graph, arguments, outputs, where).types
-    return fold_onnx(expand_contrib(graph, types), outputs)
+    return fold_onnx(expand_contrib(expand_attention(graph, types), types), outputs)
 
 
 def _dtype(dtype: np.dtype[np.generic]) -> str:
