@@ -57,19 +57,7 @@ _AXES = "mklpqrst"
 """Names of the token axes beside ``n``, that of the last hidden states."""
 
 _VIEWS = frozenset(
-    (
-        "alias",
-        "unsqueeze",
-        "squeeze",
-        "expand",
-        "view",
-        "reshape",
-        "transpose",
-        "permute",
-        "contiguous",
-        "to",
-        "dropout",
-    )
+    "alias unsqueeze squeeze expand view reshape transpose permute contiguous to dropout".split()  # noqa: SIM905
 )
 """Operators that move no information."""
 
@@ -118,7 +106,8 @@ def capture(source: LoadedSource) -> Captured:
         program = read_program()
     found = recognise_attention(FxView(source.identity.name, program))
     recognised, bias_weights = attach_attention_fx(graph, program, found)
-    renamed = normalize_sequence(graph, axes.constants)
+    operands = {name for attention in recognised.values() for name in attention.inputs}
+    renamed = normalize_sequence(graph, axes.constants, operands)
     recognised = {name: _renamed(attention, renamed) for name, attention in recognised.items()}
     program = read_program()
     outputs = _outputs(exported, graph)

@@ -7,7 +7,7 @@ of the regions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
@@ -25,12 +25,15 @@ UNBOUNDED = 1 << 40
 """Ends of slices beyond this mean the end of the value."""
 
 
-def normalize_sequence(graph: fx.Graph, constants: Mapping[str, int] | None = None) -> dict[str, str]:
+def normalize_sequence(
+    graph: fx.Graph, constants: Mapping[str, int] | None = None, keep: Set[str] = frozenset()
+) -> dict[str, str]:
     """Rewrites ``graph`` in place.
 
     Args:
         graph: Of an exported program, whose positions are an input.
         constants: Shape symbols that have one value only, because the model fixes that number of tokens.
+        keep: Names of nodes that stay even where no node reads them: operands of attentions that were recognised.
 
     Returns:
         Names of the nodes that took the place of others, by the names of those.
@@ -47,7 +50,7 @@ def normalize_sequence(graph: fx.Graph, constants: Mapping[str, int] | None = No
             renamed[node.name] = new.name
     renamed |= move_to_host(graph)
     if renamed:
-        graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+        graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or node.name in keep)
     return renamed
 
 
