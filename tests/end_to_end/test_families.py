@@ -4,29 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 import transformers as hf
 
 from tests.end_to_end.agreement import assert_agrees, bundle_of
+from tests.end_to_end.families import GROUPED, NO_TOKENS, SIZES, make, with_large_weights
 from twoheads.compiler.sources import load_source
-
-SIZES: dict[str, Any] = {
-    "vocab_size": 67,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-}
-GROUPED = SIZES | {"num_key_value_heads": 2}
-NO_TOKENS = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
-
-
-def make(model: Any, config: Any, **sizes: Any) -> Callable[[], hf.PreTrainedModel]:
-    return lambda: model(config(**sizes))
-
 
 FAMILIES: dict[str, Callable[[], hf.PreTrainedModel]] = {
     "Llama": make(hf.LlamaForCausalLM, hf.LlamaConfig, **GROUPED),
@@ -102,11 +86,7 @@ FAMILIES: dict[str, Callable[[], hf.PreTrainedModel]] = {
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_agrees_with_torch_at_any_length(name: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model = FAMILIES[name]().eval()
-    for parameter in model.parameters():
-        if parameter.ndim > 1:  # the initial weights are so small that attention would hardly matter
-            torch.nn.init.normal_(parameter, std=0.15)
+    model = with_large_weights(FAMILIES[name])
     bundle, source = bundle_of(model, tmp_path, block_size=16), load_source(model)
     for length in (1, 15, 16, 17, 70, 128):
         assert_agrees(bundle, source, length)
