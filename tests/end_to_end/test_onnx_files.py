@@ -110,3 +110,13 @@ def test_plan_compile_and_verify_need_no_torch(tmp_path):
     program = ALONE.replace("FILE", repr(str(file))).replace("BUNDLE", repr(str(tmp_path / "bundle")))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("folder", [".", "onnx"])
+def test_a_tokenizer_beside_the_file_comes_along(tmp_path: Path, folder: str) -> None:
+    (tmp_path / folder).mkdir(exist_ok=True)
+    file = export_model(
+        small_model("bert"), tmp_path / folder / "model.onnx", output="last_hidden_state", opset=14, dynamo=False
+    )
+    (tmp_path / "tokenizer.json").write_bytes(b'{"version": "1.0"}')
+    assert compile_model(file, block_size=BLOCK).tokenizer_json == b'{"version": "1.0"}'

@@ -72,7 +72,14 @@ def capture_onnx(path: str | Path, outputs: Sequence[str] = ()) -> Captured:
         logits=chosen.logits,
         max_length=min(limits, default=None),
     )
-    return Captured(graph, program, file.identity)
+    return Captured(graph, program, file.identity, _tokenizer_beside(file.path))
+
+
+def _tokenizer_beside(path: Path) -> bytes | None:
+    """The ``tokenizer.json`` in the file's folder, or in the one above a folder ``onnx``, where exporters put it."""
+    folders = [path.parent, *([path.parent.parent] if path.parent.name == "onnx" else [])]
+    found = next((folder / "tokenizer.json" for folder in folders if (folder / "tokenizer.json").is_file()), None)
+    return None if found is None else found.read_bytes()
 
 
 def onnx_program(file: OnnxFile, outputs: Sequence[str] = ()) -> OnnxProgram:
