@@ -324,6 +324,34 @@ def test_run_writes_what_is_asked_for(cli, bundle, text, tmp_path):
     np.testing.assert_array_equal(np.load(out)["hidden"], hidden[[35, 3]])
 
 
+def test_run_tells_what_it_spills_and_refuses_what_does_not_fit(cli, bundle, text, tmp_path):
+    out, folder = tmp_path / "o.npz", tmp_path / "spill"
+    plain = cli("run", bundle, "--text", text, "-o", out)
+    assert "nothing is spilled" not in plain.err
+    expected = np.load(out)["logits"]
+    ran = cli("run", bundle, "--text", text, "-o", out, "--memory-limit", "2GB")
+    assert "of the 2 GB allowed; nothing is spilled" in ran.err
+    np.testing.assert_array_equal(np.load(out)["logits"], expected)
+    out.unlink()
+    ran = cli("run", bundle, "--text", text, "-o", out, "--memory-limit", "1.5 MiB")
+    assert ran.code == 1
+    assert "memory limit 1.6 MB: the run of 36 tokens needs" in ran.err
+    assert not out.exists()
+    assert "is not a folder" in cli("run", bundle, "--text", text, "-o", out, "--spill", folder).err
+    assert "is not a size" in cli("run", bundle, "--text", text, "-o", out, "--memory-limit", "much").err
+
+
+def test_plan_tells_what_a_limit_spills(cli, bundle):
+    words = ("plan", bundle, "--length", 60, "--output", "hidden", "--threads", 1)
+    needs = cli(*words, "--json").json["peak_bytes"]
+    fits = cli(*words, "--memory-limit", needs, "--json").json["spill"]
+    assert fits == {"limit": needs, "values": [], "disk_bytes": 0, "peak_bytes": needs}
+    assert "nothing is spilled" in cli(*words, "--memory-limit", "1GB").out
+    refused = cli(*words, "--memory-limit", "1MB")
+    assert refused.code == 1
+    assert "nothing can be spilled" in refused.err
+
+
 def test_run_takes_tokens_as_it_takes_text(cli, bundle, text, tmp_path):
     from tokenizers import Tokenizer
 

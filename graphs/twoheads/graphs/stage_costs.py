@@ -228,18 +228,24 @@ class StageCosts:
         size = self.program.key_tile if value.name in self._tiled else self.program.block_size
         return value.nbytes(-(-self._rows[value.name] // size) * size)
 
-    def liveness(self, body: tuple[Stage, ...], kept: set[str]) -> tuple[dict[str, tuple[str, ...]], int]:
+    def liveness(
+        self, body: tuple[Stage, ...], kept: set[str], sizes: Mapping[str, int] | None = None
+    ) -> tuple[dict[str, tuple[str, ...]], int]:
         """Which values die after which stage, and the most bytes alive at once.
 
         Inputs are alive from the start, other values from the stage that defines them, all until their last reader;
-        ``kept`` values stay.
+        ``kept`` values stay. ``sizes`` are the values' bytes, if not all of each counts.
         """
-        alive = {entry.value.name: self.nbytes(entry.value) for entry in self.program.inputs}
+
+        def size(value: Value) -> int:
+            return self.nbytes(value) if sizes is None else sizes[value.name]
+
+        alive = {entry.value.name: size(entry.value) for entry in self.program.inputs}
         last_reader = {name: stage.name for stage in body for name in inputs_of(stage)}
         released: dict[str, tuple[str, ...]] = {}
         peak = sum(alive.values())
         for stage in body:
-            defined = {value.name: self.nbytes(value) for value in outputs_of(stage)}
+            defined = {value.name: size(value) for value in outputs_of(stage)}
             alive |= defined
             peak = max(peak, sum(alive.values()))
             ending = [name for name in (*inputs_of(stage), *defined) if last_reader.get(name, stage.name) == stage.name]

@@ -37,11 +37,11 @@ class _Shared:
         self.engine = run.engines.attention_engine(stage.engine)
         stores = run.stores
         self.query, self.output = stores[stage.query], stores[stage.output.name]
-        keys, values = stores[stage.key], stores[stage.value]
+        self.key_store, self.value_store = keys, values = stores[stage.key], stores[stage.value]
         self.cross = keys.value.axis != self.output.value.axis
         wrap = run.backend.tensor
-        self.keys = [wrap(keys.tile(tile)) for tile in range(len(keys.array))]
-        self.values = [wrap(values.tile(tile)) for tile in range(len(values.array))]
+        self.keys = [wrap(tile) for tile in keys.array]
+        self.values = [wrap(tile) for tile in values.array]
         self.biased = stage.bias is not None
         self.masks = MaskTiles(
             stage.mask,
@@ -137,6 +137,8 @@ class _Worker:
         call = self._calls.get((masked, merge))
         if call is None:
             call = self._calls[masked, merge] = self._open(masked, merge)
+        for store in (self._shared.key_store, self._shared.value_store):
+            store.touch(tile, store.nbytes // len(store.array))
         call.bind_input(0, query)
         call.bind_input(1, self._shared.keys[tile])
         call.bind_input(2, self._shared.values[tile])

@@ -184,12 +184,15 @@ class SamplerWorker:
 def _gather(store: ValueStore, positions: npt.NDArray[np.int64], target: Array) -> None:
     """Copies the tokens at ``positions [key_tile]`` of a value into ``target [1, heads, key_tile, width]``."""
     tile, at = np.divmod(positions, store.array.shape[3])
+    store.touch(int(tile[0]), target.nbytes)
     np.copyto(target[0], store.array[tile, 0, :, at].swapaxes(0, 1))
 
 
 def _mean(store: ValueStore, length: int) -> Array:
     """The mean ``[heads, width]`` over all tokens of a value ``[1, heads, n, width]``; padding is zero."""
-    total: Array = store.array.sum((0, 1, 3), dtype=np.float64)
+    total = np.zeros(store.array.shape[2:5:2])
+    for tile in range(len(store.array)):
+        total += store.tile(tile).sum((0, 2), dtype=np.float64)
     return total / length
 
 

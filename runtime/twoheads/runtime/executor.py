@@ -70,12 +70,11 @@ def compute(
         needed = {plan.name for plan in schedule.stages}
         stages = tuple(stage for stage in program.head if stage.name in needed)
         return run_head(run, stages, positions, sink)
-    hidden = run.stores[program.hidden].rows()
     if schedule.output == "embedding":
         if program.pooling is None:
             raise InternalError(f"{program.name} has no pooling")
-        return pool(hidden[:length], program.pooling)
-    return _hidden_rows(run, hidden, positions, sink)
+        return pool(run.stores[program.hidden].rows()[:length], program.pooling)
+    return _hidden_rows(run, positions, sink)
 
 
 def run_body(run: RunState, inputs: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -112,16 +111,15 @@ def _run_stage(run: RunState, stage: Stage) -> None:
     run.counters[stage.name].seconds = time.perf_counter() - began
 
 
-def _hidden_rows(
-    run: RunState, hidden: npt.NDArray[Any], positions: npt.NDArray[np.int64] | None, sink: Sink | None
-) -> npt.NDArray[Any] | None:
-    """The wanted rows of ``hidden [padded tokens, width]``, in memory or block by block into the sink."""
-    rows = run.stores[run.program.hidden].length if positions is None else len(positions)
+def _hidden_rows(run: RunState, positions: npt.NDArray[np.int64] | None, sink: Sink | None) -> npt.NDArray[Any] | None:
+    """The wanted rows of the hidden states, in memory or block by block into the sink."""
+    store = run.stores[run.program.hidden]
+    rows = store.length if positions is None else len(positions)
     if sink is None:
-        wanted = hidden[:rows] if positions is None else hidden[positions]
+        wanted = store.rows()[:rows] if positions is None else store.rows()[positions]
         return wanted.astype(np.float32)
-    for start in range(0, rows, run.program.block_size):
-        stop = min(start + run.program.block_size, rows)
-        part = hidden[start:stop] if positions is None else hidden[positions[start:stop]]
-        sink.write(start, part.astype(np.float32, copy=False))
+    size = store.block_size
+    for start in range(0, rows, size):
+        block = store.block(start // size)[0] if positions is None else store.rows()[positions[start : start + size]]
+        sink.write(start, block[: rows - start].astype(np.float32, copy=False))
     return None

@@ -47,13 +47,14 @@ class Report:
         seconds: Wall time of the run, without ``prepare_seconds``.
         prepare_seconds: Wall time to open engines that no earlier run had opened.
         peak_bytes: The process's memory high-water mark after the run; it includes whatever ran before.
-        store_bytes: High-water mark of the token values alone (hidden states, queries, keys, values, masks).
+        store_bytes: High-water mark of the token values in memory alone (hidden states, queries, keys, values, masks).
         threads: Workers that ran blocks in parallel.
         stages: In the order of execution.
         approximations: Names of the approximations the bundle was compiled with; empty means exact.
         warnings: What the user should know, e.g. a length beyond the trained context.
         repeated_calls: Those of ``engine_calls`` that repeat another because its synthetic score was too far off (see
             ``docs/stock.md``); normally 0.
+        spilled_bytes: Token values that were written to files rather than held in memory.
         average: The estimated error of sampled attention; ``None`` where the bundle samples nothing.
     """
 
@@ -75,6 +76,7 @@ class Report:
     approximations: tuple[str, ...]
     warnings: tuple[str, ...]
     repeated_calls: int = 0
+    spilled_bytes: int = 0
     average: AverageReport | None = None
 
 
@@ -121,6 +123,7 @@ def merge_reports(reports: Sequence[Report]) -> Report:
         prepare_seconds=sum(run.prepare_seconds for run in runs),
         peak_bytes=max(run.peak_bytes for run in runs),
         store_bytes=max(run.store_bytes for run in runs),
+        spilled_bytes=sum(run.spilled_bytes for run in runs),
         stages=tuple(stages.values()),
         warnings=tuple(dict.fromkeys(warning for run in runs for warning in run.warnings)),
         average=summarize([stage for report in sampled for stage in report.stages]) if sampled else None,

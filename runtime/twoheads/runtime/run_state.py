@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from twoheads.graphs.packing import Packing
 from twoheads.graphs.program import AttentionStage, Program
@@ -72,10 +74,20 @@ class RunState:
         engines: Open engines.
         crew: The workers.
         packing: The requests that share the run's blocks; ``None`` for one input.
+        spilled: Names of the values that live in files.
+        folder: Where these files are.
     """
 
     def __init__(
-        self, program: Program, schedule: Schedule, engines: EnginePool, crew: Crew, packing: Packing | None = None
+        self,
+        program: Program,
+        schedule: Schedule,
+        engines: EnginePool,
+        crew: Crew,
+        packing: Packing | None = None,
+        *,
+        spilled: Iterable[str] = (),
+        folder: Path | None = None,
     ) -> None:
         self.program = program
         self.schedule = schedule
@@ -89,6 +101,8 @@ class RunState:
             block_size=program.block_size,
             key_tile=program.key_tile,
             tiled=(name for stage in attentions for name in (stage.key, stage.value)),
+            spilled=spilled,
+            folder=folder,
         )
         self.counters: dict[str, StageCounter] = {
             plan.name: StageCounter(plan.name, plan.kind) for plan in schedule.stages

@@ -18,6 +18,7 @@ from twoheads.graphs.errors import InputError
 from twoheads.graphs.packing import Packing, packed_schedule
 from twoheads.graphs.program import Program
 from twoheads.graphs.schedule import Schedule, make_schedule
+from twoheads.graphs.spill import SpillPlan, plan_spill
 from twoheads.runtime.average_report import summarize
 from twoheads.runtime.backend import open_backend
 from twoheads.runtime.bundle_reader import Bundle, read_bundle
@@ -37,6 +38,7 @@ from twoheads.runtime.peak_memory import peak_memory
 from twoheads.runtime.report import Report, Result
 from twoheads.runtime.requests import Request, read_inputs
 from twoheads.runtime.run_state import RunState
+from twoheads.runtime.spill_file import check_room
 from twoheads.runtime.tokenizer import Tokenizer
 from twoheads.runtime.weights import Weights
 
@@ -54,6 +56,8 @@ def load(
     backend: str = "onnxruntime",
     threads: int | None = None,
     check: str = "full",
+    memory_limit: int | None = None,
+    spill: str | os.PathLike[str] | None = None,
 ) -> LoadedBundle:
     """Opens the bundle in folder ``path``.
 
@@ -62,6 +66,10 @@ def load(
         backend: What runs the engines; ``onnxruntime`` (CPU) is the default.
         threads: Blocks computed at the same time; ``None`` for every processor that the process may use.
         check: ``full`` (sizes and sha256 of all files) or ``size``.
+        memory_limit: Bytes of memory that a run may take by its plan; one that does not fit is refused. What this
+            process holds beside runs, results included, does not count.
+        spill: A folder for files of token values: of as many, the largest first, as the limit takes, or, without a
+            limit, of all large ones. The files are gone when the run is over, however it ends.
 
     Raises:
         BundleError: It is not a bundle, damaged, or of another version.
@@ -69,7 +77,18 @@ def load(
     """
     if threads is not None and threads < 1:
         raise InputError("threads", f"is {threads}", "give 1 or more")
-    return LoadedBundle(read_bundle(path, check=check), backend=backend, threads=threads or available_threads())
+    if memory_limit is not None and memory_limit < 1:
+        raise InputError("memory_limit", f"is {memory_limit}", "give bytes, 1 or more")
+    folder = None if spill is None else Path(spill)
+    if folder is not None and not folder.is_dir():
+        raise InputError("spill", f"{folder} is not a folder", "create it, or name another")
+    return LoadedBundle(
+        read_bundle(path, check=check),
+        backend=backend,
+        threads=threads or available_threads(),
+        memory_limit=memory_limit,
+        spill=folder,
+    )
 
 
 class LoadedBundle:
@@ -79,13 +98,18 @@ class LoadedBundle:
         program: The block program.
         manifest: The bundle's table of contents.
         threads: Workers of a run.
+        memory_limit, spill: See :func:`load`.
         tokenizer: The bundle's tokenizer, or ``None`` if it has none.
     """
 
-    def __init__(self, bundle: Bundle, *, backend: str, threads: int) -> None:
+    def __init__(
+        self, bundle: Bundle, *, backend: str, threads: int, memory_limit: int | None = None, spill: Path | None = None
+    ) -> None:
         self._bundle = bundle
         self._engines = EnginePool(bundle, Weights(bundle.weights_file, bundle.manifest.weights), open_backend(backend))
         self.threads = threads
+        self.memory_limit = memory_limit
+        self.spill = spill
         self.tokenizer = Tokenizer(bundle.tokenizer_file) if bundle.tokenizer_file is not None else None
 
     @property
@@ -117,6 +141,18 @@ class LoadedBundle:
             InputError: The model can't take that length or does not give that output.
         """
         return make_schedule(self.program, length, output=output, positions=positions, workers=self.threads)
+
+    def spill_plan(self, schedule: Schedule) -> SpillPlan:
+        """Which values a run of ``schedule`` keeps in files, and what it then takes of memory and disk.
+
+        Raises:
+            InputError: It does not fit into the memory limit.
+            TwoheadsError: The spill folder's disk has too little room.
+        """
+        plan = plan_spill(schedule, limit=self.memory_limit, disk=self.spill is not None, workers=self.threads)
+        if self.spill is not None:
+            check_room(self.spill, plan.disk_bytes)
+        return plan
 
     @overload
     def run(
@@ -229,10 +265,11 @@ class LoadedBundle:
         computed = {"last": "logits", "embedding": "hidden"}.get(output, output)
         rows = head_rows(requests, output)
         schedule = packed_schedule(self.program, packing, output=computed, rows=rows, workers=self.threads)
+        spilled = self.spill_plan(schedule).values
         notes = self._warn(max(request.length for request in requests), depth=5)
         total = schedule.engine_calls
         with Crew(self.threads, None if progress is None else lambda: progress(run.calls, total)) as crew:
-            run = RunState(self.program, schedule, self._engines, crew, packing)
+            run = RunState(self.program, schedule, self._engines, crew, packing, spilled=spilled, folder=self.spill)
             prepared = prepare(run)
             began = time.perf_counter()
             arrays = compute_packed(run, requests, output)
@@ -249,10 +286,11 @@ class LoadedBundle:
     def _run_one(self, request: Request, output: str, sink: Sink | None, progress: Progress | None) -> Result:
         rows = request.rows
         schedule = self.schedule(request.lengths, output, None if rows is None or output != "logits" else len(rows))
+        spilled = self.spill_plan(schedule).values
         notes = self._warn(schedule.length)
         total = schedule.engine_calls
         with Crew(self.threads, None if progress is None else lambda: progress(run.calls, total)) as crew:
-            run = RunState(self.program, schedule, self._engines, crew)
+            run = RunState(self.program, schedule, self._engines, crew, spilled=spilled, folder=self.spill)
             prepared = prepare(run)
             began = time.perf_counter()
             array = compute(run, request.arrays, rows, sink)
@@ -287,5 +325,6 @@ class LoadedBundle:
             approximations=self.manifest.approximations,
             warnings=notes,
             repeated_calls=run.repeats,
+            spilled_bytes=run.stores.spilled_bytes,
             average=summarize(run.estimates) if samples_attention(self.program) else None,
         )

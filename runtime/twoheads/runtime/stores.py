@@ -1,15 +1,18 @@
-"""Where the token values of a run live: in memory, block by block, so that an engine reads and writes them in place."""
+"""Where the token values of a run live, in memory or in mapped files: an engine reads and writes blocks in place."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from math import prod
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.program import Value
+from twoheads.runtime.spill_file import MappedFile
 
 __all__ = ["Stores", "ValueStore"]
 
@@ -25,15 +28,23 @@ class ValueStore:
         length: Rows along its axis, 1 for a row value.
         block_size: Tokens of a block.
         tile: Tokens of a tile, a multiple of ``block_size``.
+        spill: A file to create for it; ``None`` to hold it in memory.
+
+    Raises:
+        TwoheadsError: The disk has no room for the file.
     """
 
-    def __init__(self, value: Value, *, length: int, block_size: int, tile: int) -> None:
+    def __init__(self, value: Value, *, length: int, block_size: int, tile: int, spill: Path | None = None) -> None:
         self.value = value
         self.length = length
         self.block_size = block_size
         self.blocks_per_tile = 1 if value.axis is None else tile // block_size
         tiles = 1 if value.axis is None else -(-length // tile)
-        self.array: npt.NDArray[Any] = np.empty((tiles, *value.block_shape(tile)), value.dtype)
+        shape = (tiles, *value.block_shape(tile))
+        self._file = None if spill is None else MappedFile(spill, prod(shape) * np.dtype(value.dtype).itemsize)
+        self.array: npt.NDArray[Any] = (
+            np.empty(shape, value.dtype) if self._file is None else self._file.array(shape, value.dtype)
+        )
         # A slice of a tile is contiguous only where nothing but 1 stands before the token axis.
         self.direct = self.blocks_per_tile == 1 or prod(value.block_shape(tile)[: value.token_axis]) == 1
 
@@ -41,6 +52,21 @@ class ValueStore:
     def nbytes(self) -> int:
         """Bytes of the array."""
         return self.array.nbytes
+
+    @property
+    def spilled(self) -> bool:
+        """Whether it lives in a file."""
+        return self._file is not None
+
+    def touch(self, tile: int, nbytes: int) -> None:
+        """Notes that ``nbytes`` of tile ``tile`` are about to be read or written, and has the next tile fetched.
+
+        Whoever reads :attr:`array` itself tells it here, the methods do so themselves.
+        """
+        if self._file is not None:
+            self._file.touch(nbytes)
+            tile_bytes = self.nbytes // len(self.array)
+            self._file.prefetch((tile + 1) * tile_bytes, tile_bytes)
 
     def block(self, block: int) -> npt.NDArray[Any]:
         """Block ``block`` as a view ``block_shape(block_size)``; contiguous if :attr:`direct`.
@@ -57,11 +83,13 @@ class ValueStore:
     def tile(self, tile: int) -> npt.NDArray[Any]:
         """Tile ``tile`` as a contiguous view."""
         view: npt.NDArray[Any] = self.array[tile]
+        self.touch(tile, view.nbytes)
         return view
 
     def _tokens(self, tile: int, start: int, stop: int) -> npt.NDArray[Any]:
         index: Any = (tile, *(slice(None),) * self.value.token_axis, slice(start, stop))
         view: npt.NDArray[Any] = self.array[index]
+        self.touch(tile, view.nbytes)
         return view
 
     def fill(self, source: npt.NDArray[Any]) -> None:
@@ -105,36 +133,72 @@ class ValueStore:
         self.block(block)[index] = 0
 
     def rows(self) -> npt.NDArray[Any]:
-        """A block-major value ``[1, n, width]`` as a view ``[padded tokens, width]``."""
+        """A block-major value ``[1, n, width]`` as a view ``[padded tokens, width]``.
+
+        Of a value in a file, take few rows of it: their pages stay until others of the value are touched.
+        """
         return self.array.reshape(-1, self.array.shape[-1])
 
 
 class Stores:
     """The values alive in a run, and the bytes they and their companions take.
 
+    ``peak_bytes`` is the most held in memory, ``peak_disk_bytes`` in files, ``spilled_bytes`` all that went to files.
+
     Args:
         rows: Rows of a value along its axis, 1 for a row value.
         block_size: Tokens of a block.
         key_tile: Tokens of a key tile.
         tiled: Names of the values that attention reads as keys or values.
+        spilled: Names of the values that live in files.
+        folder: Where these files are.
     """
 
-    def __init__(self, *, rows: Callable[[Value], int], block_size: int, key_tile: int, tiled: Iterable[str]) -> None:
+    def __init__(
+        self,
+        *,
+        rows: Callable[[Value], int],
+        block_size: int,
+        key_tile: int,
+        tiled: Iterable[str],
+        spilled: Iterable[str] = (),
+        folder: Path | None = None,
+    ) -> None:
         self._rows = rows
         self._block_size = block_size
         self._key_tile = key_tile
         self._tiled = frozenset(tiled)
         self._stores: dict[str, ValueStore] = {}
+        self._spilled = frozenset(spilled)
+        self._folder = folder
         self._live = 0
+        self._on_disk = 0
         self.peak_bytes = 0
+        self.peak_disk_bytes = 0
+        self.spilled_bytes = 0
 
     def allocate(self, value: Value) -> ValueStore:
-        """A store for ``value``, its contents undefined."""
+        """A store for ``value``, its contents undefined.
+
+        Raises:
+            TwoheadsError: The value lives in a file, and the disk has no room for it.
+        """
         tile = self._key_tile if value.name in self._tiled else self._block_size
-        store = ValueStore(value, length=self._rows(value), block_size=self._block_size, tile=tile)
+        sizes = {"length": self._rows(value), "block_size": self._block_size, "tile": tile}
+        store = ValueStore(value, **sizes, spill=self._spill_path(value))
         self._stores[value.name] = store
-        self.account(store.nbytes)
+        if store.spilled:
+            self._on_disk += store.nbytes
+            self.spilled_bytes += store.nbytes
+            self.peak_disk_bytes = max(self.peak_disk_bytes, self._on_disk)
+        else:
+            self.account(store.nbytes)
         return store
+
+    def _spill_path(self, value: Value) -> Path | None:
+        if self._folder is None or value.name not in self._spilled:
+            return None
+        return self._folder / f".twoheads-{uuid4().hex}.spill"
 
     def account(self, nbytes: int) -> None:
         """Adds ``nbytes`` (negative: subtracts) held beside the values, e.g. mask tiles."""
@@ -151,7 +215,9 @@ class Stores:
         """Frees the values ``names``, as far as they exist."""
         for name in names:
             store = self._stores.pop(name, None)
-            if store is not None:
+            if store is not None and store.spilled:
+                self._on_disk -= store.nbytes
+            elif store is not None:
                 self.account(-store.nbytes)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ __all__ = [
     "is_bundle",
     "parse_lengths",
     "parse_positions",
+    "parse_size",
     "read_text",
     "read_tokens",
     "require_path",
@@ -146,6 +148,23 @@ def parse_lengths(text: str) -> int | dict[str, int]:
     except ValueError:
         problem = "is neither a whole number nor one for every axis"
         raise InputError(f"--length {text}", problem, "give e.g. 1000, or n=1000,m=300") from None
+
+
+def parse_size(text: str) -> int:
+    """Bytes: ``4GB``, ``1.5 GiB``, ``900MB``, or a plain number of bytes.
+
+    Raises:
+        InputError: Not a size, or none at all.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?)b?|b?)\s*", text, re.IGNORECASE)
+    if found is None:
+        raise InputError(text, "is not a size of memory", "give e.g. 4GB, 1.5GiB or 900MB")
+    number, prefix, binary = found.groups()
+    unit = 1 if prefix is None else (1024 if binary else 1000) ** (" kmgt".index(prefix.lower()))
+    size = int(float(number) * unit)
+    if size < 1:
+        raise InputError(text, "is no memory at all", "give e.g. 4GB, 1.5GiB or 900MB")
+    return size
 
 
 def parse_positions(text: str, length: int) -> npt.NDArray[np.int64]:

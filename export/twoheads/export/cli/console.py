@@ -18,6 +18,7 @@ __all__ = [
     "print_error",
     "print_facts",
     "print_json",
+    "print_note",
     "print_table",
     "print_text",
     "print_warning",
@@ -45,6 +46,11 @@ def print_error(message: str) -> None:
 def print_warning(message: str) -> None:
     """Prints one ``warning: ...`` message on stderr."""
     stderr_console().print(f"[bold yellow]warning:[/] {escape(message)}")
+
+
+def print_note(message: str) -> None:
+    """Prints one line on stderr that is neither a warning nor an error."""
+    stderr_console().print(escape(message))
 
 
 def print_json(data: Any) -> None:

@@ -18,10 +18,12 @@ __all__ = [
     "KeyTile",
     "Lowering",
     "LoweringOption",
+    "MemoryLimit",
     "Output",
     "OutputOption",
     "Positions",
     "Source",
+    "Spill",
     "Text",
     "Tokens",
 ]
@@ -89,6 +91,18 @@ Arrays = Annotated[
 OutputOption = Annotated[
     Output | None,
     typer.Option("--output", help="What to compute; by default an embedding where the model has one, else logits."),
+]
+MemoryLimit = Annotated[
+    str | None,
+    typer.Option("--memory-limit", metavar="SIZE", help='The most memory a run may take, e.g. "4GB" or "900MB".'),
+]
+Spill = Annotated[
+    Path | None,
+    typer.Option(
+        "--spill",
+        metavar="DIR",
+        help="Keep token values in files there: as few as --memory-limit allows, or all large ones without it.",
+    ),
 ]
 Positions = Annotated[
     str | None,

@@ -9,11 +9,13 @@ import typer
 from twoheads.export.cli import arguments, options
 from twoheads.export.cli.console import count_text, print_facts, print_json, print_table, size_text
 from twoheads.export.cli.progress import PhaseProgress
+from twoheads.export.cli.spill_line import spill_line
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.policy import parse_policy
 from twoheads.graphs.program import Program
 from twoheads.graphs.program_lengths import resolve_lengths, value_rows
 from twoheads.graphs.schedule import Schedule, StagePlan, make_schedule
+from twoheads.graphs.spill import NOTHING_SPILLED, SpillPlan, plan_spill
 from twoheads.graphs.theorems import LOWER_BOUND, StageClaim, program_claim, stage_claims
 from twoheads.runtime.bundle_reader import read_bundle
 from twoheads.runtime.crew import available_threads
@@ -49,9 +51,12 @@ def command(
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Blocks in parallel, for the memory; all cores if not given.")
     ] = None,
+    memory_limit: options.MemoryLimit = None,
     as_json: options.Json = False,
 ) -> None:
     """Tell the engine calls, the formula they follow, FLOPs, bytes and memory of a run of N tokens.
+
+    With --memory-limit it tells what a run with that limit keeps in files, or refuses with the numbers.
 
     The length is left out where the inputs have a fixed size, such as images.
 
@@ -63,11 +68,16 @@ def command(
     hidden = value_rows(program.value(program.hidden), lengths)
     rows = None if positions is None else int(arguments.parse_positions(positions, hidden).size)
     wanted = output.value if output else None
-    schedule = make_schedule(program, lengths, output=wanted, positions=rows, workers=threads or available_threads())
+    workers = threads or available_threads()
+    schedule = make_schedule(program, lengths, output=wanted, positions=rows, workers=workers)
+    limit = None if memory_limit is None else arguments.parse_size(memory_limit)
+    spill = NOTHING_SPILLED if limit is None else plan_spill(schedule, limit=limit, disk=True, workers=workers)
     if as_json:
-        print_json(schedule_to_json(schedule))
+        print_json(schedule_to_json(schedule) | ({} if limit is None else {"spill": _spill_to_json(spill)}))
         return
     _print_schedule(schedule, every_stage=every_stage)
+    if limit is not None:
+        print_facts((("spilling", spill_line(spill)),))
 
 
 def _program(
@@ -137,6 +147,15 @@ def schedule_to_json(schedule: Schedule) -> dict[str, Any]:
             }
             for stage, theory in zip(schedule.stages, stage_claims(schedule), strict=True)
         ],
+    }
+
+
+def _spill_to_json(spill: SpillPlan) -> dict[str, Any]:
+    return {
+        "limit": spill.limit,
+        "values": sorted(spill.values),
+        "disk_bytes": spill.disk_bytes,
+        "peak_bytes": None if spill.memory is None else spill.memory.total,
     }
 
 

@@ -12,10 +12,19 @@ import typer
 
 from twoheads.export.cli import arguments, options
 from twoheads.export.cli.average_lines import average_lines
-from twoheads.export.cli.console import print_facts, print_json, print_table, print_warning, seconds_text, size_text
+from twoheads.export.cli.console import (
+    print_facts,
+    print_json,
+    print_note,
+    print_table,
+    print_warning,
+    seconds_text,
+    size_text,
+)
 from twoheads.export.cli.progress import CallProgress
 from twoheads.export.cli.run_arrays import read_arrays, run_arrays
 from twoheads.export.cli.run_lines import print_reports, read_lines, reports_to_json, run_lines
+from twoheads.export.cli.spill_line import spill_line
 from twoheads.graphs.errors import InputError, InternalError
 from twoheads.graphs.json_codec import to_json
 from twoheads.graphs.program import Program
@@ -64,6 +73,8 @@ def command(
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Blocks in parallel; all cores if not given.")
     ] = None,
+    memory_limit: options.MemoryLimit = None,
+    spill: options.Spill = None,
     check: Annotated[
         Check, typer.Option("--check", help="full: the sha256 of every file; size: sizes only.")
     ] = Check.FULL,
@@ -79,6 +90,9 @@ def command(
     With --lines the file has one row for each line of the text; lines of at most half a block are packed into the
     blocks of one run.
 
+    With --memory-limit a run that does not fit is refused before it starts, with what it would need; with --spill its
+    largest values go to files until it fits.
+
     Example: twoheads run smollm2.bundle --text book.txt -o out.npz --output last --report report.json
     """
     read_bundle(bundle, check="size")  # a wrong path is told before anything else
@@ -91,7 +105,8 @@ def command(
 
     from twoheads.runtime import load
 
-    loaded = load(bundle, threads=threads, check=check.value)
+    limit = None if memory_limit is None else arguments.parse_size(memory_limit)
+    loaded = load(bundle, threads=threads, check=check.value, memory_limit=limit, spill=spill)
     if lines and text is not None:
         wanted = output.value if output else loaded.program.default_output
         reports = run_lines(loaded, read_lines(text, bundle, loaded), wanted, pack.value, out)
@@ -107,6 +122,8 @@ def command(
         lengths = resolve_lengths(loaded.program, int(sequence.size))
         count = value_rows(loaded.program.value(loaded.program.hidden), lengths)
         rows = None if positions is None else _parse_rows(positions, loaded.program, wanted, count)
+        if limit is not None or spill is not None:
+            _tell_plan(loaded, lengths, wanted, rows)
         done = _run_to_file(loaded, sequence, wanted, count, rows, out)
     for warning in done.warnings:
         print_warning(warning)
@@ -155,6 +172,18 @@ def _parse_rows(positions: str, program: Program, output: str, length: int) -> n
         problem = f"picks rows of logits or hidden states, and the output is {output}"
         raise InputError("--positions", problem, "leave it out, or ask for --output logits or --output hidden")
     return arguments.parse_positions(positions, length)
+
+
+def _tell_plan(
+    loaded: "LoadedBundle", lengths: dict[str, int], output: str, positions: npt.NDArray[np.int64] | None
+) -> None:
+    """Says before the run what it will take of memory and disk.
+
+    Raises:
+        InputError: It does not fit into the memory limit.
+    """
+    schedule = loaded.schedule(lengths, output, None if positions is None else int(positions.size))
+    print_note(spill_line(loaded.spill_plan(schedule)))
 
 
 def _run_to_file(
@@ -217,6 +246,7 @@ def _print_report(report: "Report", out: Path) -> None:
             ("engine calls", f"{report.engine_calls} (by the formula: {report.formula_calls}{repeated})"),
             ("time", f"{seconds_text(report.seconds)}, {report.length / max(report.seconds, 1e-9):.0f} tokens/s"),
             ("peak memory", size_text(report.peak_bytes)),
+            *((("spilled", size_text(report.spilled_bytes)),) if report.spilled_bytes else ()),
             ("approximations", ", ".join(report.approximations) or "none: exact to rounding"),
             *average_lines(report.average),
         )

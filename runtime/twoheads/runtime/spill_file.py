@@ -1,0 +1,111 @@
+"""Files that hold values of a run, mapped into memory, with their pages let go behind readers and writers."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import shutil
+import threading
+from collections.abc import Generator, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from twoheads.graphs.errors import TwoheadsError
+from twoheads.graphs.spill import WINDOW_BYTES, size_text
+
+__all__ = ["MappedFile", "check_room"]
+
+ZEROS = bytes(1 << 20)
+
+
+class MappedFile:
+    """A new file of ``nbytes``, mapped, and removed from its folder at once: no kill leaves it behind.
+
+    All of its disk space is claimed at the start. Otherwise a full disk would show only when a page is written through
+    the mapping, which kills the process.
+
+    Args:
+        path: Where; nothing may be there.
+        nbytes: Its size, 1 or more.
+
+    Raises:
+        TwoheadsError: The disk is full, or the folder refuses the file.
+    """
+
+    def __init__(self, path: Path, nbytes: int) -> None:
+        self.nbytes = nbytes
+        self._touched = 0
+        self._lock = threading.Lock()
+        with _disk_errors(path, nbytes):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                _claim(descriptor, nbytes)
+                self._map = mmap.mmap(descriptor, nbytes)
+            finally:
+                os.close(descriptor)
+                os.unlink(path)
+
+    def array(self, shape: Sequence[int], dtype: str) -> npt.NDArray[Any]:
+        """The file as an array, which keeps the mapping alive."""
+        return np.frombuffer(self._map, dtype, prod(shape)).reshape(shape)
+
+    def touch(self, nbytes: int) -> None:
+        """Notes that ``nbytes`` are about to be read or written; lets all pages go where a window is full.
+
+        That loses nothing: a page that is touched again, even by another thread at this moment, comes back from the
+        page cache or the disk.
+        """
+        with self._lock:
+            self._touched += nbytes
+            if self._touched < WINDOW_BYTES:
+                return
+            self._touched = 0
+        _advise(self._map, "MADV_DONTNEED", 0, self.nbytes)
+
+    def prefetch(self, start: int, nbytes: int) -> None:
+        """Has the system read ``nbytes`` from ``start`` on while the engines compute."""
+        first = start - start % mmap.PAGESIZE
+        stop = min(start + nbytes, self.nbytes)
+        if first < stop:
+            _advise(self._map, "MADV_WILLNEED", first, stop - first)
+
+
+def check_room(folder: Path, nbytes: int) -> None:
+    """Refuses a run whose values will not fit on the disk of ``folder``, before it starts.
+
+    Raises:
+        TwoheadsError: With what is needed and what is free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < nbytes:
+        problem = f"has {size_text(free)} free, and the run spills up to {size_text(nbytes)} at once"
+        raise TwoheadsError(str(folder), problem, "free disk space, spill to another folder, or allow more memory")
+
+
+@contextlib.contextmanager
+def _disk_errors(path: Path, nbytes: int) -> Generator[None]:
+    """Turns the operating system's refusals into an error that names the folder and what was needed."""
+    try:
+        yield
+    except OSError as error:
+        problem = f"can't take {nbytes} bytes of a run's values: {error.strerror or error}"
+        raise TwoheadsError(str(path.parent), problem, "free disk space, or spill to another folder") from error
+
+
+def _claim(descriptor: int, nbytes: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, nbytes)
+        return
+    for start in range(0, nbytes, len(ZEROS)):  # a system without it, such as macOS
+        os.write(descriptor, ZEROS[: nbytes - start])
+
+
+def _advise(mapped: mmap.mmap, name: str, start: int, nbytes: int) -> None:
+    advice = getattr(mmap, name, None)  # a hint, which not every system takes
+    if advice is not None:
+        mapped.madvise(advice, start, nbytes)
