@@ -94,8 +94,7 @@ class _Attacher:
         name = f"{source}.arranged{_suffix(arrangement)}"
         if name not in self._made:
             self._made.add(name)
-            self._before.setdefault(found.output, []).extend(_views(source, name, arrangement, found.layer))
-            self._types[name] = TensorType(self._types[source].dtype, _arranged(self._types[source].shape, arrangement))
+            self._before.setdefault(found.output, []).extend(self._arranged(source, name, arrangement, found.layer))
         return name
 
     def _result(self, found: RecognisedAttention, type_: TensorType) -> str:
@@ -107,10 +106,44 @@ class _Attacher:
         self._renamed[output] = original
         self._types[original] = self._types[output]
         self._after[output] = [
-            *_undone(original, name, arrangement, type_.shape, found.layer),
-            *_views(name, output, arrangement, found.layer),
+            *self._undone(original, name, arrangement, type_.shape, found.layer),
+            *self._arranged(name, output, arrangement, found.layer),
         ]
         return name
+
+    def _arranged(self, source: str, name: str, arrangement: Arrangement, layer: str) -> list[OnnxNode]:
+        """Nodes that arrange ``source`` as ``name``."""
+        nodes: list[OnnxNode] = []
+        if arrangement.permutation is not None:
+            result = name if arrangement.shape is None else f"{name}.transposed"
+            nodes.append(self._transpose(source, result, arrangement.permutation, layer))
+            source = result
+        if arrangement.shape is not None:
+            nodes.append(self._reshape(source, name, arrangement.shape, layer))
+        return nodes
+
+    def _undone(
+        self, source: str, name: str, arrangement: Arrangement, shape: Sequence[Dim], layer: str
+    ) -> list[OnnxNode]:
+        """Nodes that make a value of ``shape``, as ``name``, out of what ``arrangement`` has made of it."""
+        permutation = arrangement.permutation or tuple(range(len(shape)))
+        moved = [shape[at] for at in permutation]
+        back = [permutation.index(at) for at in range(len(permutation))]
+        sizes = [-1 if isinstance(dim, str) else dim for dim in moved]
+        between = f"{name}.reshaped"
+        return [self._reshape(source, between, sizes, layer), self._transpose(between, name, back, layer)]
+
+    def _transpose(self, source: str, name: str, permutation: Sequence[int], layer: str) -> OnnxNode:
+        type_ = self._types[source]
+        self._types[name] = TensorType(type_.dtype, tuple(type_.shape[at] for at in permutation))
+        return OnnxNode(helper.make_node("Transpose", [source], [name], perm=list(permutation)), layer)
+
+    def _reshape(self, source: str, name: str, shape: Sequence[int], layer: str) -> OnnxNode:
+        type_ = self._types[source]
+        sizes = tuple(type_.axis or 1 if size == -1 else size for size in shape)
+        self._types[name] = TensorType(type_.dtype, sizes)
+        proto = helper.make_node("Reshape", [source, "shape"], [name])
+        return OnnxNode(proto, layer, constants={1: np.array(shape, np.int64)})
 
     def _with_renamed(self, node: OnnxNode) -> OnnxNode:
         if self._renamed.keys().isdisjoint(node.outputs):
@@ -126,41 +159,3 @@ class _Attacher:
 def _suffix(arrangement: Arrangement) -> str:
     parts = (arrangement.permutation or (), arrangement.shape or ())
     return "".join(f".{'_'.join(str(number).replace('-', 'n') for number in part)}" for part in parts if part)
-
-
-def _arranged(shape: Sequence[Dim], arrangement: Arrangement) -> tuple[Dim, ...]:
-    moved = [shape[at] for at in arrangement.permutation] if arrangement.permutation else list(shape)
-    if arrangement.shape is None:
-        return tuple(moved)
-    axis = next(dim for dim in moved if isinstance(dim, str))
-    return tuple(axis if size == -1 else size for size in arrangement.shape)
-
-
-def _views(source: str, name: str, arrangement: Arrangement, layer: str) -> list[OnnxNode]:
-    """Nodes that arrange ``source`` as ``name``."""
-    nodes: list[OnnxNode] = []
-    if arrangement.permutation is not None:
-        result = name if arrangement.shape is None else f"{name}.transposed"
-        nodes.append(_transpose(source, result, arrangement.permutation, layer))
-        source = result
-    if arrangement.shape is not None:
-        nodes.append(_reshape(source, name, arrangement.shape, layer))
-    return nodes
-
-
-def _undone(source: str, name: str, arrangement: Arrangement, shape: Sequence[Dim], layer: str) -> list[OnnxNode]:
-    """Nodes that make a value of ``shape``, as ``name``, out of what ``arrangement`` has made of it."""
-    permutation = arrangement.permutation or tuple(range(len(shape)))
-    moved = tuple(-1 if isinstance(shape[at], str) else int(shape[at]) for at in permutation)
-    back = tuple(permutation.index(at) for at in range(len(permutation)))
-    nodes = [_reshape(source, f"{name}.reshaped", moved, layer)]
-    return [*nodes, _transpose(f"{name}.reshaped", name, back, layer)]
-
-
-def _transpose(source: str, name: str, permutation: Sequence[int], layer: str) -> OnnxNode:
-    return OnnxNode(helper.make_node("Transpose", [source], [name], perm=list(permutation)), layer)
-
-
-def _reshape(source: str, name: str, shape: Sequence[int], layer: str) -> OnnxNode:
-    proto = helper.make_node("Reshape", [source, "shape"], [name])
-    return OnnxNode(proto, layer, constants={1: np.array(shape, np.int64)})

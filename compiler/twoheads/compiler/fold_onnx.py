@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import onnx
 
+from twoheads.compiler.onnx_file import Array
 from twoheads.compiler.onnx_run import EMBEDDED, OnnxGraph, OnnxNode
+from twoheads.graphs.errors import CompileError
 
 __all__ = ["fold_onnx", "graph_of", "without_dead_nodes"]
 
 
 def graph_of(
-    opsets: Mapping[str, int], nodes: Iterable[onnx.NodeProto], weights: Mapping[str, object], outputs: Iterable[str]
+    opsets: Mapping[str, int], nodes: Sequence[onnx.NodeProto], weights: Mapping[str, Array], outputs: Iterable[str]
 ) -> OnnxGraph:
     """A graph of a file's nodes without identities, whose unused results have no names."""
+    for node in nodes:
+        _refuse_training(node, weights)
     kept = _without_identities(list(nodes), set(outputs))
     used = {name for node in kept for name in node.input} | set(outputs)
     for node in kept:
         names = [name if name in used else "" for name in node.output]
         del node.output[:]
         node.output.extend(names)
-    graph = OnnxGraph(opsets, tuple(OnnxNode(node, _layer(node)) for node in kept), dict(weights))  # type: ignore[arg-type]
+    graph = OnnxGraph(opsets, tuple(OnnxNode(node, _layer(node)) for node in kept), dict(weights))
     return without_dead_nodes(graph, outputs)
 
 
@@ -59,6 +63,19 @@ def without_dead_nodes(graph: OnnxGraph, outputs: Iterable[str]) -> OnnxGraph:
     weights = {name: array for name, array in graph.weights.items() if name in used}
     same = len(nodes) == len(graph.nodes) and len(weights) == len(graph.weights)
     return graph if same else replace(graph, nodes=nodes, weights=weights)
+
+
+def _refuse_training(node: onnx.NodeProto, weights: Mapping[str, Array]) -> None:
+    """Refuses a dropout that drops: it draws random numbers in every run."""
+    if node.op_type != "Dropout" or len(node.input) < 3 or not node.input[2]:
+        return
+    ratio, training = (weights.get(name) for name in node.input[1:3])
+    if training is None or (bool(training) and (ratio is None or float(ratio) > 0)):
+        raise CompileError(
+            f'node "{node.name or node.output[0]}" (Dropout)',
+            "drops at random: the file was exported in training mode",
+            "export it again after model.eval()",
+        )
 
 
 def _is_transposed_weight(node: OnnxNode, graph: OnnxGraph) -> bool:

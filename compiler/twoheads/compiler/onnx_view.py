@@ -18,9 +18,12 @@ from twoheads.compiler.onnx_run import OnnxNode
 from twoheads.compiler.op_view import Kind, OpNode
 from twoheads.compiler.size_formula import SizeFormula
 from twoheads.compiler.source_graph import TensorType
-from twoheads.compiler.source_program import example_inputs
+from twoheads.compiler.source_program import example_inputs, input_lengths
 
 __all__ = ["OnnxView"]
+
+OTHER_LENGTH = 12
+"""Tokens of the input axes that an experiment does not name."""
 
 KINDS: Mapping[str, Kind] = {
     "MatMul": Kind.MATMUL,
@@ -102,8 +105,9 @@ class OnnxView:
         self, names: Iterable[str], lengths: Mapping[str, int], given: Mapping[str, Array] | None = None
     ) -> dict[str, Array]:
         """Values at ``lengths``; see the protocol."""
-        inputs = example_inputs(self.program.inputs, lengths, 0)
-        return self.program.graph.run(names, {**inputs, **(given or {})}, lengths)
+        every = {**input_lengths(self.program.inputs, OTHER_LENGTH), **lengths}
+        inputs = example_inputs(self.program.inputs, every, 0)
+        return self.program.graph.run(names, {**inputs, **(given or {})}, every)
 
     def _operands(self, node: OnnxNode) -> tuple[str | float, ...]:
         """Names of values; a constant number as such, other operands that the node holds are left out."""
