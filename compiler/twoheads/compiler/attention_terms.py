@@ -20,6 +20,9 @@ __all__ = ["Terms", "read_terms"]
 PROBE = 41
 """Tokens at which a bias is first looked at."""
 
+BUCKETS = 128
+"""How far T5's buckets of distances reach, and those of what was made after it."""
+
 
 class _TableEnds(Exception):  # noqa: N818 - no error: the mask is read again up to there
     """A term is cut from a table of ``limit`` positions, which is shorter than what was asked for."""
@@ -81,7 +84,11 @@ def _read_mask_and_bias(
     shifted = False
     shifted = scores.sinks is None and not _by_distance(evaluate(min(PROBE, limit or PROBE)))
     constants = frozenset(value for name in scores.terms() for value in view.constants(name))
-    mask, bias = classify(evaluate, constants, softmax.where, longest=limit)
+    try:
+        mask, bias = classify(evaluate, constants, softmax.where, longest=limit)
+    except CompileError:
+        # Buckets of distances (T5) may settle beyond every number that their computation mentions.
+        mask, bias = classify(evaluate, constants | {BUCKETS}, softmax.where, longest=limit)
     return mask or Full(), bias
 
 

@@ -10,7 +10,6 @@ import onnx
 
 from twoheads.compiler.onnx_file import Array
 from twoheads.compiler.onnx_run import EMBEDDED, OnnxGraph, OnnxNode
-from twoheads.graphs.errors import CompileError
 
 __all__ = ["fold_onnx", "graph_of", "without_dead_nodes"]
 
@@ -19,8 +18,6 @@ def graph_of(
     opsets: Mapping[str, int], nodes: Sequence[onnx.NodeProto], weights: Mapping[str, Array], outputs: Iterable[str]
 ) -> OnnxGraph:
     """A graph of a file's nodes without identities, whose unused results have no names."""
-    for node in nodes:
-        _refuse_training(node, weights)
     kept = _without_identities(list(nodes), set(outputs))
     used = {name for node in kept for name in node.input} | set(outputs)
     for node in kept:
@@ -65,33 +62,24 @@ def without_dead_nodes(graph: OnnxGraph, outputs: Iterable[str]) -> OnnxGraph:
     return graph if same else replace(graph, nodes=nodes, weights=weights)
 
 
-def _refuse_training(node: onnx.NodeProto, weights: Mapping[str, Array]) -> None:
-    """Refuses a dropout that drops: it draws random numbers in every run."""
-    if node.op_type != "Dropout" or len(node.input) < 3 or not node.input[2]:
-        return
-    ratio, training = (weights.get(name) for name in node.input[1:3])
-    if training is None or (bool(training) and (ratio is None or float(ratio) > 0)):
-        raise CompileError(
-            f'node "{node.name or node.output[0]}" (Dropout)',
-            "drops at random: the file was exported in training mode",
-            "export it again after model.eval()",
-        )
-
-
 def _is_transposed_weight(node: OnnxNode, graph: OnnxGraph) -> bool:
     source = graph.weights.get(node.inputs[0]) if node.proto.op_type == "Transpose" else None
     return source is not None and source.ndim == 2 and source.size > EMBEDDED
 
 
 def _without_identities(nodes: list[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodeProto]:
-    """Identities and dropouts fall away; those that name a result of the model stay."""
+    """Identities and dropouts fall away; those that name a result of the model stay.
+
+    So do dropouts of a file that was exported in training mode: ONNX Runtime removes most of them as well, and a run
+    is no training.
+    """
     alias: dict[str, str] = {}
     kept: list[onnx.NodeProto] = []
     for node in nodes:
         names = [alias.get(name, name) for name in node.input]
         del node.input[:]
         node.input.extend(names)
-        if node.op_type == "Dropout":  # in evaluation: its mask output has no reader
+        if node.op_type == "Dropout":  # its mask has no reader
             node.op_type = "Identity"
             del node.input[1:], node.output[1:], node.attribute[:]
         if node.op_type == "Identity" and node.output[0] not in outputs:

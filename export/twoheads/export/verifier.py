@@ -17,7 +17,7 @@ from twoheads.export.progress import Progress, silent
 from twoheads.export.verify_input import logits_positions, verify_input
 from twoheads.graphs.bundle_format import SourceIdentity
 from twoheads.graphs.errors import InputError, InternalError
-from twoheads.graphs.program import Pooling, Program
+from twoheads.graphs.program import Pooling, Program, Value
 from twoheads.runtime import LoadedBundle, Report, load
 
 if TYPE_CHECKING:
@@ -134,10 +134,14 @@ def verify(
 
 
 def _positions(program: Program, length: int) -> npt.NDArray[np.int64] | None:
-    if program.logits is None:
+    logits = _logits(program)
+    if logits is None or logits.axis is None:
         return None
-    classes = next(value.block_shape(1)[-1] for value in program.values() if value.name == program.logits)
-    return logits_positions(length, classes, program.block_size)
+    return logits_positions(length, logits.block_shape(1)[-1], program.block_size)
+
+
+def _logits(program: Program) -> Value | None:
+    return next((value for value in program.values() if value.name == program.logits), None)
 
 
 def _run_original(
@@ -284,6 +288,8 @@ def _run(
     progress: Progress,
 ) -> Report:
     phase = f"run the bundle, {output}"
+    logits = _logits(bundle.program)
+    one_vector = output == "embedding" or (output == "logits" and logits is not None and logits.axis is None)
     progress(phase)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the report repeats them
@@ -291,7 +297,7 @@ def _run(
             given,
             output=output,
             positions=positions,
-            sink=None if output == "embedding" else comparator,
+            sink=None if one_vector else comparator,
             progress=lambda done, total: progress(phase, done, total),
         )
     if result.array is not None:
