@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ALLOWED", "SMALLEST_RELATIVE", "Comparator", "Comparison", "Floor", "noise_floor"]
+__all__ = ["ALLOWED", "SMALLEST_RELATIVE", "Comparator", "Comparison", "Floor", "noise_floor", "pooled_floor"]
 
 ALLOWED = 4.0
 """A bundle passes when its error is at most this many noise floors."""
@@ -67,6 +67,15 @@ def noise_floor(fused: Array, plain: Array) -> Floor:
         difference, finite = max(difference, step), finite and clean
         magnitude = max(magnitude, _largest_magnitude(fused[rows]))
     return Floor(max(difference, SMALLEST_RELATIVE * magnitude), magnitude, finite)
+
+
+def pooled_floor(own: Floor, hidden: Floor) -> Floor:
+    """The floor of a few numbers computed from one row of hidden states.
+
+    Two or three logits may agree by chance; relative to their size they can't be more exact than what they come from.
+    """
+    inherited = hidden.value / hidden.max_magnitude * own.max_magnitude if hidden.max_magnitude else 0.0
+    return Floor(max(own.value, inherited), own.max_magnitude, own.finite)
 
 
 class Comparator:

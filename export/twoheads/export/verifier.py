@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -12,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.export.approximation import ApproximationError, approximation_error, imposition
-from twoheads.export.noise_floor import Comparator, Comparison, Floor, noise_floor
+from twoheads.export.noise_floor import Comparator, Comparison, Floor, noise_floor, pooled_floor
 from twoheads.export.progress import Progress, silent
-from twoheads.export.verify_input import logits_positions, verify_input
+from twoheads.export.verify_input import logits_positions, verify_inputs, verify_lengths
 from twoheads.graphs.bundle_format import SourceIdentity
 from twoheads.graphs.errors import InputError, InternalError
-from twoheads.graphs.program import Pooling, Program, Value
+from twoheads.graphs.program import Pooling, Program
+from twoheads.graphs.program_lengths import value_rows
 from twoheads.runtime import LoadedBundle, Report, load
 
 if TYPE_CHECKING:
@@ -96,9 +98,9 @@ def verify(
     bundle: str | Path,
     source: Source,
     *,
-    length: int,
+    length: int | Mapping[str, int],
     text: str | None = None,
-    tokens: npt.NDArray[Any] | None = None,
+    tokens: npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]] | None = None,
     progress: Progress | None = None,
     example_inputs: Any = None,
 ) -> VerifyReport:
@@ -110,9 +112,11 @@ def verify(
     Args:
         bundle: The bundle's folder.
         source: What it was compiled from: a folder, a ``.gguf`` or ``.onnx`` file or a torch module.
-        length: Tokens to run.
-        text: What to run on, read with the bundle's tokenizer. By default Python's language reference.
-        tokens: Or the tokens (features) themselves, ``[N, ...]`` or ``[1, N, ...]``, ``length`` of them or more.
+        length: Tokens to run; by axis where inputs may have several lengths, ``{"n": 300, "m": 1000}``.
+        text: What to run on, read with the bundle's tokenizer. By default Python's language reference; images, features
+            and a decoder's tokens are random.
+        tokens: Or the tokens (features) themselves, ``[N, ...]`` or ``[1, N, ...]``, ``length`` of them or more; or an
+            array for every argument by name.
         progress: Called as ``progress(phase, done, total)``.
         example_inputs: For a torch module, as given to ``compile_model``.
 
@@ -125,30 +129,30 @@ def verify(
     report("load the bundle")
     loaded = load(bundle)
     # Fails on a length that the model can't take before the original, which may take minutes, is touched.
-    loaded.schedule(length)
-    given = verify_input(loaded, length, text=text, tokens=tokens)
-    positions = _positions(loaded.program, length)
+    lengths = verify_lengths(loaded.program, length)
+    rows = value_rows(loaded.program.value(loaded.program.hidden), lengths)
+    loaded.schedule(lengths if lengths else rows)
+    given = verify_inputs(loaded, lengths, text=text, tokens=tokens)
+    positions = _positions(loaded.program, rows)
     report("load the original")
     original = _run_original(loaded, source, example_inputs, given, positions, report)
+    if len(original.hidden) != rows:
+        raise InternalError(f"the original of {loaded.program.name} gives {len(original.hidden)} rows, not {rows}")
     return _run_ours(loaded, given, positions, original, report)
 
 
 def _positions(program: Program, length: int) -> npt.NDArray[np.int64] | None:
-    logits = _logits(program)
-    if logits is None or logits.axis is None:
+    if program.logits is None or program.pooled_logits:
         return None
-    return logits_positions(length, logits.block_shape(1)[-1], program.block_size)
-
-
-def _logits(program: Program) -> Value | None:
-    return next((value for value in program.values() if value.name == program.logits), None)
+    classes = next(value.block_shape(1)[-1] for value in program.values() if value.name == program.logits)
+    return logits_positions(length, classes, program.block_size)
 
 
 def _run_original(
     bundle: LoadedBundle,
     source: Source,
     example_inputs: Any,
-    given: npt.NDArray[Any],
+    given: Mapping[str, npt.NDArray[Any]],
     positions: npt.NDArray[np.int64] | None,
     progress: Progress,
 ) -> _Original:
@@ -168,13 +172,17 @@ def _run_original(
     progress("run the original, plain attention")
     plain_hidden, plain_logits, plain_seconds = _evaluate(original, given, positions, "plain", imposition(bundle))
     heads = (logits is None, embedding is None)
-    if heads != (bundle.program.logits is None, bundle.program.pooling is None) or len(hidden) != len(given):
+    if heads != (bundle.program.logits is None, bundle.program.pooling is None):
         raise InternalError(f"the original of {bundle.program.name} gives other outputs than its bundle")
+    hidden_floor = noise_floor(hidden, plain_hidden)
+    logits_floor = None if logits is None or plain_logits is None else noise_floor(logits, plain_logits)
+    if logits_floor is not None and bundle.program.pooled_logits:
+        logits_floor = pooled_floor(logits_floor, hidden_floor)
     return _Original(
         hidden=hidden,
-        hidden_floor=noise_floor(hidden, plain_hidden),
+        hidden_floor=hidden_floor,
         logits=logits,
-        logits_floor=None if logits is None or plain_logits is None else noise_floor(logits, plain_logits),
+        logits_floor=logits_floor,
         embedding=embedding,
         embedding_floor=(
             None if embedding is None or pooling is None else noise_floor(embedding, _pooled(plain_hidden, pooling))
@@ -215,7 +223,7 @@ def check_same_source(compiled: SourceIdentity, found: SourceIdentity, bundle: s
 
 def _evaluate(
     original: LoadedSource | OnnxOriginal,
-    given: npt.NDArray[Any],
+    given: Mapping[str, npt.NDArray[Any]],
     positions: npt.NDArray[np.int64] | None,
     implementation: str,
     imposed: Imposition | None = None,
@@ -227,7 +235,7 @@ def _evaluate(
     original = cast("LoadedSource", original)
     start = time.perf_counter()
     hidden, logits = original.hidden_and_logits(
-        torch.from_numpy(np.ascontiguousarray(given))[None],
+        {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in given.items()},
         None if positions is None else torch.from_numpy(positions),
         implementation,
         imposed,
@@ -237,11 +245,13 @@ def _evaluate(
 
 
 def _evaluate_onnx(
-    original: OnnxOriginal, given: npt.NDArray[Any], positions: npt.NDArray[np.int64] | None, implementation: str
+    original: OnnxOriginal,
+    given: Mapping[str, npt.NDArray[Any]],
+    positions: npt.NDArray[np.int64] | None,
+    implementation: str,
 ) -> tuple[Array, Array | None, float]:
     start = time.perf_counter()
-    name = original.inputs[0].value.name
-    hidden, logits = original.hidden_and_logits({name: given[None]}, positions, implementation)
+    hidden, logits = original.hidden_and_logits(dict(given), positions, implementation)
     return hidden, logits, time.perf_counter() - start
 
 
@@ -262,7 +272,7 @@ def _pooled(hidden: Array, pooling: Pooling) -> Array:
 
 def _run_ours(
     bundle: LoadedBundle,
-    given: npt.NDArray[Any],
+    given: Mapping[str, npt.NDArray[Any]],
     positions: npt.NDArray[np.int64] | None,
     original: _Original,
     progress: Progress,
@@ -281,23 +291,22 @@ def _run_ours(
 
 def _run(
     bundle: LoadedBundle,
-    given: npt.NDArray[Any],
+    given: Mapping[str, npt.NDArray[Any]],
     output: str,
     positions: npt.NDArray[np.int64] | None,
     comparator: Comparator,
     progress: Progress,
 ) -> Report:
     phase = f"run the bundle, {output}"
-    logits = _logits(bundle.program)
-    one_vector = output == "embedding" or (output == "logits" and logits is not None and logits.axis is None)
     progress(phase)
+    one_row = output == "embedding" or (output == "logits" and bundle.program.pooled_logits)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the report repeats them
         result = bundle.run(
             given,
             output=output,
             positions=positions,
-            sink=None if one_vector else comparator,
+            sink=None if one_row else comparator,
             progress=lambda done, total: progress(phase, done, total),
         )
     if result.array is not None:
