@@ -39,7 +39,7 @@ _ARITHMETIC: Mapping[Any, Any] = {
     torch.sym_max: aten.maximum.default,
     torch.sym_min: aten.minimum.default,
     torch.sym_float: aten.to.dtype,
-    torch._sym_sqrt: aten.sqrt.default,  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+    torch.sym_sqrt: aten.sqrt.default,
 }
 """What a size is computed by, and the same on values of one entry."""
 
