@@ -75,7 +75,7 @@ def test_weights_are_the_models_own_tensors() -> None:
 
 def test_positions_counted_from_constants_become_positions() -> None:
     graph = captured(opt()).graph  # computes cumsum(ones) - 1
-    assert "positions" in {entry.value.name for entry in graph.inputs}
+    assert "counts" in {entry.value.name for entry in graph.inputs}
     assert not any("cumsum" in str(getattr(node, "op", "")) for node in graph.nodes)
 
 

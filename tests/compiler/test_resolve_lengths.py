@@ -67,7 +67,7 @@ def test_a_table_cut_at_the_length_is_looked_up_by_position(tmp_path):
     assert captured.graph.max_length is None  # found by the pass that reads look-ups, of whichever front door
 
 
-def test_counting_tokens_by_a_running_sum_reads_positions(tmp_path):
+def test_counting_tokens_by_a_running_sum_reads_counts(tmp_path):
     ones = helper.make_tensor("ones", TensorProto.INT64, [1], [1])
     nodes = [
         *LENGTH,
@@ -81,7 +81,7 @@ def test_counting_tokens_by_a_running_sum_reads_positions(tmp_path):
     _, program = _program(tmp_path, nodes, {"table": np.eye(64, 8, dtype=np.float32)})
     assert "CumSum" not in _operators(program)
     positions = np.arange(5)
-    counted = program.evaluate(["counted"], {"x": np.zeros((1, 5, 8), np.float32), "positions": positions})["counted"]
+    counted = program.evaluate(["counted"], {"x": np.zeros((1, 5, 8), np.float32), "counts": positions})["counted"]
     np.testing.assert_array_equal(counted, positions + 1)
 
 

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-__all__ = ["VOCABULARY", "export_model", "small_model"]
+__all__ = ["VOCABULARY", "FirstOutput", "export_model", "small_model"]
 
 VOCABULARY = 99
 
 SIZES: Any = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
-class _FirstOutput(nn.Module):
+class FirstOutput(nn.Module):
     """A transformers model as the exporters want it: tensors in, one tensor out."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -42,7 +42,7 @@ def small_model(kind: str) -> nn.Module:
         model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=VOCABULARY, n_positions=128))
     else:
         model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, num_key_value_heads=2, **SIZES))
-    return _FirstOutput(model).eval()
+    return FirstOutput(model).eval()
 
 
 def export_model(model: nn.Module, path: Path, *, output: str, opset: int, dynamo: bool, mask: bool = True) -> Path:

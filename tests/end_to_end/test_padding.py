@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime  # type: ignore[import-untyped]
 import pytest
 import torch
 import transformers as hf
 
 from tests.end_to_end.agreement import bundle_of
+from tests.end_to_end.onnx_models import VOCABULARY, FirstOutput, export_model
+from twoheads.compiler import compile_model
+from twoheads.export import write_bundle
+from twoheads.runtime import load
 
 SIZES: dict[str, Any] = {
-    "vocab_size": 67,
+    "vocab_size": VOCABULARY,
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
@@ -26,7 +32,23 @@ MODELS: dict[str, Callable[[], Any]] = {
     "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**SIZES, num_key_value_heads=2)),
     "mistral": lambda: hf.MistralForCausalLM(hf.MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=9)),
     "gpt2": lambda: hf.GPT2LMHeadModel(
-        hf.GPT2Config(vocab_size=67, n_embd=32, n_layer=2, n_head=4, n_positions=128, **PLAIN)
+        hf.GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128, **PLAIN)
+    ),
+    "opt": lambda: hf.OPTForCausalLM(
+        hf.OPTConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            ffn_dim=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=128,
+            word_embed_proj_dim=32,
+            **PLAIN,
+        )
+    ),
+    "roberta": lambda: hf.RobertaModel(hf.RobertaConfig(**SIZES, pad_token_id=1)),
+    "bloom": lambda: hf.BloomForCausalLM(
+        hf.BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4, pad_token_id=None)
     ),
 }
 BLOCK, LENGTH = 16, 41
@@ -59,12 +81,12 @@ def original(model: Any, tokens: Any, output: str, **arguments: Any) -> Any:
 
 def batch() -> tuple[Any, Any]:
     """Four inputs of one length, padded on no side, the right, the left and both, and their mask."""
-    tokens = np.random.default_rng(0).integers(0, 67, (len(SIDES), LENGTH))
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY, (len(SIDES), LENGTH))
     masks = np.ones_like(tokens)
     for mask, (left, right) in zip(masks, SIDES, strict=True):
         mask[:left] = 0
         mask[LENGTH - right :] = 0
-    return tokens, masks
+    return np.where(masks == 1, tokens, 1), masks  # 1 is RoBERTa's padding, which it numbers by
 
 
 def close(found: Any, want: Any) -> None:
@@ -75,7 +97,7 @@ def close(found: Any, want: Any) -> None:
 def test_a_padded_batch_is_the_librarys(compiled: Any, name: str) -> None:
     model, bundle = compiled(name)
     tokens, masks = batch()
-    outputs = ["hidden"] if name == "bert" else ["hidden", "logits"]
+    outputs = ["hidden"] if name in ("bert", "roberta") else ["hidden", "logits"]
     for output in outputs:
         want = original(model, tokens, output, attention_mask=torch.from_numpy(masks))
         unmasked = original(model, tokens, output)
@@ -89,10 +111,10 @@ def test_a_padded_batch_is_the_librarys(compiled: Any, name: str) -> None:
         close(alone.array[masks[2] == 1], want[2][masks[2] == 1])
 
 
-@pytest.mark.parametrize("name", ["bert", "llama", "gpt2"])
+@pytest.mark.parametrize("name", ["bert", "llama", "gpt2", "opt"])
 def test_holes_are_the_librarys(compiled: Any, name: str) -> None:
     model, bundle = compiled(name)
-    tokens = np.random.default_rng(1).integers(0, 67, LENGTH)
+    tokens = np.random.default_rng(1).integers(0, VOCABULARY, LENGTH)
     mask = (np.random.default_rng(2).random(LENGTH) > 0.3).astype(np.int64)
     mask[0] = 1  # the library gives a first row that sees nothing the mean of all values
     want = original(model, tokens[None], "hidden", attention_mask=torch.from_numpy(mask[None]))[0]
@@ -103,7 +125,7 @@ def test_holes_are_the_librarys(compiled: Any, name: str) -> None:
 def test_documents_are_blocks_on_the_masks_diagonal(compiled: Any, name: str) -> None:
     model, bundle = compiled(name)
     lengths = [3, 20, 1, 11, 6]
-    tokens = np.random.default_rng(3).integers(0, 67, sum(lengths))
+    tokens = np.random.default_rng(3).integers(0, VOCABULARY, sum(lengths))
     number = np.repeat(np.arange(len(lengths)), lengths)
     at = np.concatenate([np.arange(length) for length in lengths])
     i, j = np.arange(len(tokens))[:, None], np.arange(len(tokens))[None, :]
@@ -131,3 +153,24 @@ def test_what_a_tokenizer_gives_is_an_input(compiled: Any) -> None:
     results = bundle.run(encoding, output="hidden")
     for result, row, mask in zip(results, tokens, masks, strict=True):
         close(result.array, bundle.run(row, output="hidden", attention_mask=mask).array)
+
+
+def test_positions_that_add_up_the_mask_count_real_tokens(compiled: Any) -> None:
+    sources = {name: {entry.source for entry in compiled(name)[1].program.inputs} for name in ("opt", "gpt2")}
+    assert "counts" in sources["opt"]
+    assert "positions" in sources["gpt2"]
+    assert "counts" not in sources["gpt2"]
+
+
+@pytest.mark.parametrize(("name", "dynamo"), [("bert", False), ("llama", True), ("opt", False), ("opt", True)])
+def test_a_padded_batch_is_the_onnx_files(compiled: Any, tmp_path: Path, name: str, dynamo: bool) -> None:
+    model, output = compiled(name)[0], "last_hidden_state" if name == "bert" else "logits"
+    opset = 18 if dynamo else 17
+    file = export_model(FirstOutput(model), tmp_path / "model.onnx", output=output, opset=opset, dynamo=dynamo)
+    bundle = load(write_bundle(compile_model(file, block_size=BLOCK), tmp_path / "bundle"))
+    tokens, masks = batch()
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    want: Any = session.run(None, {"input_ids": tokens, "attention_mask": masks})[0]
+    results: Any = bundle.run({"input_ids": tokens, "attention_mask": masks})
+    for result, rows, mask in zip(results, want, masks, strict=True):
+        close(result.array[mask == 1], rows[mask == 1])

@@ -18,6 +18,7 @@ from twoheads.compiler.source_graph import AttentionNode, TensorType
 from twoheads.compiler.source_program import example_inputs, input_lengths
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.masks import Causal, Full, Mask, conjunction, parse_mask
+from twoheads.graphs.program import COUNTING
 
 __all__ = ["attention_from_fx", "is_attention"]
 
@@ -168,7 +169,7 @@ def _require_positional(program: FxProgram, node: fx.Node, where: str) -> None:
         if current.name in seen or is_scalar(current):
             continue
         seen.add(current.name)
-        if sources.get(program.placeholders.get(current.name, ""), "positions") not in ("positions", "length"):
+        if sources.get(program.placeholders.get(current.name, ""), "positions") not in (*COUNTING, "length"):
             raise CompileError(
                 where,
                 f"its mask or bias depends on the input {current.name!r}, so tiles can't express it",

@@ -67,7 +67,7 @@ def _check_constants(graph: SourceGraph, program: SourceProgram, members: set[st
     for node in graph.nodes:
         if not isinstance(node, TokenwiseNode) or node.name not in names or node.type is None:
             continue
-        axis = node.type.shape.index(node.type.axis)  # type: ignore[arg-type]  # a spread constant has an axis
+        axis = node.type.shape.index(node.type.axis)  # a spread constant has an axis
         first = np.take(longer[node.name], [0], axis)
         if not all(_same(np.broadcast_to(first, run[node.name].shape), run[node.name]) for run in (shorter, longer)):
             raise CompileError(

@@ -7,7 +7,7 @@ import numpy as np
 from twoheads.compiler.source_graph import SequenceNode, SourceGraph, TokenwiseNode
 from twoheads.compiler.source_program import LookUp, SourceProgram, example_inputs
 from twoheads.graphs.axes import axis_inputs, parse_axis
-from twoheads.graphs.program import TOKENS, Limit
+from twoheads.graphs.program import COUNTING, TOKENS, Limit
 
 __all__ = ["find_position_limits"]
 
@@ -27,7 +27,7 @@ def find_position_limits(graph: SourceGraph, program: SourceProgram) -> tuple[Li
 
 
 def _table_limits(graph: SourceGraph, program: SourceProgram) -> list[Limit]:
-    positional = {entry.value.name for entry in graph.inputs if entry.source == "positions"}
+    positional = {entry.value.name for entry in graph.inputs if entry.source in COUNTING}
     constant = set(graph.weights)
     types = graph.types()
     limits: list[Limit] = []

@@ -133,7 +133,7 @@ def _to_numpy(value: Any) -> Any:
 
 def _to_torch(value: Any) -> Any:
     if isinstance(value, list):
-        return [_to_torch(item) for item in cast("list[Any]", value)]
+        return [_to_torch(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
     return torch.from_numpy(value) if hasattr(value, "__array_interface__") and value.ndim else torch.as_tensor(value)
 
 

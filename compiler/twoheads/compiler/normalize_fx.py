@@ -45,10 +45,12 @@ def _erase_checks(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def affine_positions(graph: fx.Graph, node: fx.Node, start: int, step: int, axes: AxisNames) -> fx.Node:
+def affine_positions(
+    graph: fx.Graph, node: fx.Node, start: int, step: int, axes: AxisNames, source: str = "positions"
+) -> fx.Node:
     """``start + step * positions`` (int64 ``[n]``), computed before ``node``, whose last axis is a token axis."""
     example = cast("torch.Tensor", node.meta["val"])
-    result = _positions(graph, example.shape[-1], example, axes)
+    result = _positions(graph, example.shape[-1], example, axes, source)
     with graph.inserting_before(node):
         for target, operand, neutral in ((aten.mul.Tensor, step, 1), (aten.add.Tensor, start, 0)):
             if operand != neutral:
@@ -82,9 +84,11 @@ def generated_source(node: fx.Node) -> tuple[str, str] | None:
     return cast("tuple[str, str] | None", node.meta.get(_GENERATED))
 
 
-def _positions(graph: fx.Graph, length: int | torch.SymInt, example: torch.Tensor, axes: AxisNames) -> fx.Node:
+def _positions(
+    graph: fx.Graph, length: int | torch.SymInt, example: torch.Tensor, axes: AxisNames, source: str = "positions"
+) -> fx.Node:
     value = example.new_empty((length,), dtype=torch.int64)
-    return generated_input(graph, "positions", str(axes.dim(length)), value)
+    return generated_input(graph, source, str(axes.dim(length)), value)
 
 
 def _replace(graph: fx.Graph, node: fx.Node, target: Any, args: tuple[Any, ...]) -> None:

@@ -2,7 +2,7 @@
 
 What depends on no input but varies from token to token is a function of position, and a block must read positions from
 its input. If the function is ``start + step * position``, it becomes exactly that; anything else is refused later, when
-regions are checked.
+regions are checked. A cumulative sum of ones is that of an attention mask without padding, so it reads ``counts``.
 """
 
 from __future__ import annotations
@@ -77,10 +77,24 @@ def _affine(program: FxProgram, names: list[str]) -> Iterator[tuple[str, tuple[i
 
 
 def _rewrite(graph: fx.Graph, program: FxProgram, node: fx.Node, start: int, step: int) -> None:
-    result = affine_positions(graph, node, start, step, program.axes)
+    source = "counts" if _adds_up(node) else "positions"
+    result = affine_positions(graph, node, start, step, program.axes, source)
     if cast("Tensor", node.meta["val"]).ndim == 2:
         with graph.inserting_before(node):
             result = graph.call_function(torch.ops.aten.unsqueeze.default, (result, 0))
         result.meta = dict(node.meta)
     node.replace_all_uses_with(result)
     graph.erase_node(node)
+
+
+def _adds_up(node: fx.Node) -> bool:
+    """Whether ``node`` comes from a cumulative sum."""
+    stack, seen = [node], set[fx.Node]()
+    while stack:
+        current = stack.pop()
+        if current.target is torch.ops.aten.cumsum.default:
+            return True
+        if current not in seen:
+            seen.add(current)
+            stack.extend(current.all_input_nodes)
+    return False

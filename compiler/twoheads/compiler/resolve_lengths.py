@@ -111,7 +111,8 @@ class _Resolver:
         for node in graph.nodes:
             name = node.outputs[0]
             if name in affine and self._is_end(graph, name, affine):
-                nodes.extend(self._position_nodes(name, *affine[name], node.layer))
+                source = "counts" if _adds_up(graph, node) else "positions"
+                nodes.extend(self._position_nodes(name, *affine[name], node.layer, source))
             elif (start_step := self._table_rows(graph, node)) is not None:
                 nodes.extend(self._look_up(node, *start_step))
             else:
@@ -169,15 +170,17 @@ class _Resolver:
         known = set(found)
         return name in self.wanted or any(name in node.inputs and node.outputs[0] not in known for node in graph.nodes)
 
-    def _position_input(self, axis: str) -> str:
-        name = "positions" if axis == TOKENS else f"positions_{re.sub(r'[^a-z0-9]', '_', axis)}"
-        self.inputs.setdefault(name, Input(Value(name, "int64", (axis,)), "positions", None))
+    def _position_input(self, axis: str, source: str = "positions") -> str:
+        name = source if axis == TOKENS else f"{source}_{re.sub(r'[^a-z0-9]', '_', axis)}"
+        self.inputs.setdefault(name, Input(Value(name, "int64", (axis,)), source, None))
         return name
 
-    def _position_nodes(self, name: str, start: int, step: int, axis: str, layer: str) -> Iterator[OnnxNode]:
+    def _position_nodes(
+        self, name: str, start: int, step: int, axis: str, layer: str, source: str
+    ) -> Iterator[OnnxNode]:
         type_ = self.types[name]
         shape = [-1 if isinstance(dim, str) else 1 for dim in type_.shape]
-        yield from _line_nodes(self._position_input(axis), name, (step, start, 1), type_.dtype, shape, layer)
+        yield from _line_nodes(self._position_input(axis, source), name, (step, start, 1), type_.dtype, shape, layer)
 
     def _length_nodes(self, name: str, size: SizeFormula, layer: str) -> Iterator[OnnxNode]:
         axis = size.of[0]
@@ -256,3 +259,18 @@ def _is_axis(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _adds_up(graph: OnnxGraph, node: OnnxNode) -> bool:
+    """Whether ``node`` comes from a cumulative sum: of ones, that is of an attention mask without padding."""
+    producers = {name: other for other in graph.nodes for name in other.outputs}
+    stack, seen = [node], set[str]()
+    while stack:
+        current = stack.pop()
+        if current.proto.op_type == "CumSum":
+            return True
+        for name in current.inputs:
+            if name in producers and name not in seen:
+                seen.add(name)
+                stack.append(producers[name])
+    return False

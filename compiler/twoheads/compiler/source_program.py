@@ -16,7 +16,7 @@ import numpy.typing as npt
 from twoheads.compiler.source_graph import SourceGraph
 from twoheads.graphs.axes import axis_inputs, axis_length
 from twoheads.graphs.bundle_format import SourceIdentity
-from twoheads.graphs.program import Input, Pooling, TokenwiseEngine
+from twoheads.graphs.program import COUNTING, Input, Pooling, TokenwiseEngine
 
 __all__ = ["Captured", "LookUp", "SourceProgram", "TokenwiseRegion", "Weight", "example_inputs", "input_lengths"]
 
@@ -142,7 +142,7 @@ def example_inputs(inputs: Iterable[Input], lengths: Mapping[str, int], seed: in
         shape, dtype = value.block_shape(tokens), np.dtype(value.dtype)
         if entry.source == "length" and entry.axis is not None:
             made[value.name] = np.full(shape, axis_length(entry.axis, lengths), dtype)
-        elif entry.source == "positions":
+        elif entry.source in COUNTING:
             view = [-1 if at == value.token_axis else 1 for at in range(len(shape))]
             made[value.name] = np.broadcast_to(np.arange(tokens, dtype=dtype).reshape(view), shape).copy()
         elif entry.source == "zeros":

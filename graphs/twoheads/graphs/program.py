@@ -30,6 +30,7 @@ from twoheads.graphs.request_codes import code_length
 from twoheads.graphs.stock_engine import StockEngine
 
 __all__ = [
+    "COUNTING",
     "TOKENS",
     "AttentionEngine",
     "AttentionStage",
@@ -54,6 +55,9 @@ __all__ = [
 
 TOKENS = "n"
 """The axis of the caller's tokens; where an encoder reads others (``m``), that of the decoder's."""
+
+COUNTING = ("positions", "counts")
+"""Sources of inputs that number the tokens; they differ where there is padding."""
 
 Dim: TypeAlias = int | str
 """A number, or an axis as :mod:`twoheads.graphs.axes` writes it."""
@@ -202,7 +206,8 @@ class Input:
     Attributes:
         value: The array: one row a token, or a row value (an image).
         source: ``argument`` (the caller's tokens or features), ``positions`` (0, 1, 2, ... on the value's axis),
-            ``zeros``, or ``length`` (an int64 row value ``[1]``: how many tokens ``axis`` has).
+            ``counts`` (the same, but of a model that adds up its attention mask: padding is not counted), ``zeros``, or
+            ``length`` (an int64 row value ``[1]``: how many tokens ``axis`` has).
         limit: Exclusive upper bound of the entries (a vocabulary's size); ``None`` where there is none.
         axis: Whose length, for the source ``length``; else ``None``.
     """

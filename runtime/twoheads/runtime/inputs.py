@@ -11,7 +11,7 @@ import numpy.typing as npt
 from twoheads.graphs.axes import axis_inputs, axis_length
 from twoheads.graphs.bundle_format import Manifest
 from twoheads.graphs.errors import InputError
-from twoheads.graphs.program import AttentionStage, Input, Program
+from twoheads.graphs.program import COUNTING, AttentionStage, Input, Program
 from twoheads.graphs.program_lengths import input_axes, value_rows
 
 __all__ = [
@@ -102,7 +102,7 @@ def complete_arrays(
     program: Program,
     lengths: Mapping[str, int],
     arrays: Mapping[str, npt.NDArray[Any]],
-    sources: Sequence[str] = ("positions", "zeros", "length"),
+    sources: Sequence[str] = (*COUNTING, "zeros", "length"),
 ) -> dict[str, npt.NDArray[Any]]:
     """``arrays`` and, for ``lengths``, those of the inputs with one of ``sources`` that were not given."""
     generated = (entry for entry in program.inputs if entry.source in sources and entry.value.name not in arrays)

@@ -17,6 +17,7 @@ from twoheads.graphs.bundle_format import ENGINES, WEIGHTS, Manifest
 from twoheads.graphs.errors import BundleError
 from twoheads.graphs.masks import Full
 from twoheads.graphs.program import (
+    COUNTING,
     AttentionEngine,
     AttentionStage,
     Engine,
@@ -97,9 +98,9 @@ class _Check:
         for entry in self.program.inputs:
             value, where = entry.value, f"input {entry.value.name}"
             self.require(
-                entry.source in ("argument", "positions", "zeros", "length"), f"{where}: source {entry.source!r}"
+                entry.source in ("argument", *COUNTING, "zeros", "length"), f"{where}: source {entry.source!r}"
             )
-            self.require(entry.source != "positions" or value.axis is not None, f"{where}: positions without an axis")
+            self.require(entry.source not in COUNTING or value.axis is not None, f"{where}: positions without an axis")
             whose = entry.axis if entry.source == "length" else None
             fits = entry.source != "length" or (value.dtype, value.shape) == ("int64", (1,))
             self.require(fits and entry.axis == whose, f"{where}: is no length of {entry.axis}")

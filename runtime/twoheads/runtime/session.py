@@ -199,9 +199,9 @@ class LoadedBundle:
         Padding is not computed: only the tokens that ``attention_mask`` keeps are run, and their rows stand in the
         result where the tokens stood; rows of padding are 0, and an embedding, the last logits or those of the whole
         input are those of the real tokens. A token's position is its place in what was given, padding counted, unless
-        the mapping gives positions: so the models compute it that number the padded row. (What depends on the number of
-        tokens depends on that of the real ones.) Tokens may be hidden between others only where no layer counts
-        distances.
+        the mapping gives positions: so the models compute it that number the padded row. Models that add up the mask
+        (OPT) number real tokens. (What depends on the number of tokens depends on that of the real ones.) Tokens may be
+        hidden between others only where no layer counts distances.
 
         Args:
             tokens: Tokens ``[N]`` or ``[1, N]`` (features ``[N, width]`` or ``[1, N, width]`` where the model takes
