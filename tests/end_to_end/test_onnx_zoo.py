@@ -1,0 +1,97 @@
+"""Every file of the zoo runs at any length as ONNX Runtime runs the file itself; what can't be compiled says why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import helper
+
+from tests.end_to_end.onnx_hand_made import HAND_MADE, hand_made
+from tests.end_to_end.onnx_zoo import VOCABULARY, ZOO, ZooFile
+from twoheads.compiler import compile_model
+from twoheads.export import write_bundle
+from twoheads.graphs.errors import CompileError
+from twoheads.runtime import load
+
+BLOCK = 16
+LENGTHS = (1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5)
+
+FULL = 5e-6
+"""Largest difference, relative to the largest magnitude; the order of additions differs."""
+
+HALF = 5e-3
+"""Of a half-precision file, which ONNX Runtime rounds after every operator; we compute with its weights in float32."""
+
+
+def run_file(file: Path, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The file's first output for one sequence of tokens without a past, all of them real."""
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    feeds: dict[str, Any] = {}
+    for value in session.get_inputs():
+        if value.name.startswith("past"):
+            feeds[value.name] = np.zeros(
+                [1 if at == 0 else d if isinstance(d, int) else 0 for at, d in enumerate(value.shape)], np.float32
+            )
+        else:
+            feeds[value.name] = np.ones((1, len(ids)), np.int32 if "int32" in value.type else np.int64)
+    feeds["input_ids"] = ids[None].astype(feeds["input_ids"].dtype)
+    result: np.ndarray[Any, Any] = np.asarray(session.run(None, feeds)[0])
+    return result
+
+
+def assert_agrees(file: Path, folder: Path, tolerance: float) -> None:
+    bundle = load(write_bundle(compile_model(file, block_size=BLOCK), folder / "bundle"))
+    for length in LENGTHS:
+        ids = np.random.default_rng(length).integers(0, VOCABULARY, length)
+        expected, result = run_file(file, ids), bundle.run(ids)
+        assert result.report.engine_calls == result.report.formula_calls
+        assert result.array is not None
+        difference = np.abs(result.array.reshape(expected.shape) - expected).max() / np.abs(expected).max()
+        assert difference <= tolerance, f"differs by {difference:.1e} at {length} tokens"
+
+
+@pytest.mark.parametrize("file", ZOO, ids=str)
+def test_a_file_of_the_zoo_runs_at_any_length(file: ZooFile, tmp_path: Path) -> None:
+    assert_agrees(file.make(tmp_path / "model.onnx"), tmp_path, HALF if "half" in file.maker else FULL)
+
+
+@pytest.mark.parametrize("name", HAND_MADE)
+def test_a_hand_made_file_runs_at_any_length(name: str, tmp_path: Path) -> None:
+    operator, opset, attributes = HAND_MADE[name]
+    path = tmp_path / "model.onnx"
+    onnx.save(hand_made(operator, opset, **attributes), str(path))
+    assert_agrees(path, tmp_path, FULL)
+
+
+def test_a_bias_that_depends_on_content_is_refused_by_node_and_layer(tmp_path: Path) -> None:
+    file = ZooFile("deberta", "legacy", 17, "eager").make(tmp_path / "model.onnx")
+    with pytest.raises(
+        CompileError, match=r"encoder\.layer\.0\.attention\.self.*terms of the scores that depend on act"
+    ):
+        compile_model(file)
+
+
+def test_dynamic_quantisation_is_refused_because_its_scale_mixes_tokens(tmp_path: Path) -> None:
+    from onnxruntime.quantization import quantize_dynamic
+
+    file = ZooFile("bert", "legacy", 17, "eager").make(tmp_path / "model.onnx")
+    quantize_dynamic(file, tmp_path / "int8.onnx")
+    with pytest.raises(CompileError, match="scale taken over all tokens"):
+        compile_model(tmp_path / "int8.onnx")
+
+
+def test_recurrence_is_refused_by_name(tmp_path: Path) -> None:
+    model = hand_made("Attention", 23)
+    shape = {"W": (1, 256, 64), "R": (1, 256, 64)}
+    model.graph.initializer.extend(
+        onnx.numpy_helper.from_array(np.zeros(size, np.float32), name) for name, size in shape.items()
+    )
+    model.graph.node.insert(1, helper.make_node("LSTM", ["embedded", "W", "R"], ["remembered"], hidden_size=64))
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    with pytest.raises(CompileError, match=r"LSTM.*is recurrent"):
+        compile_model(tmp_path / "model.onnx")
