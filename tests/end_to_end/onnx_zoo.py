@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import onnx
-import onnxruntime
+import onnxruntime  # type: ignore[import-untyped]
 import torch
 import transformers as hf
 from torch import Tensor, nn
@@ -41,8 +41,7 @@ MODELS: Mapping[str, Callable[[], tuple[Any, Any]]] = {
     "modernbert": lambda: (
         hf.ModernBertModel,
         hf.ModernBertConfig(
-            **SIZES, **NO_TOKENS, local_attention=16, global_attn_every_n_layers=2,
-            cls_token_id=None, sep_token_id=None,
+            **SIZES, **NO_TOKENS, **WINDOWED, cls_token_id=None, sep_token_id=None
         ),
     ),
     "t5 encoder": lambda: (
@@ -67,7 +66,7 @@ MODELS: Mapping[str, Callable[[], tuple[Any, Any]]] = {
     "deberta": lambda: (
         hf.DebertaV2Model,
         hf.DebertaV2Config(
-            **SIZES, **POSITIONS, relative_attention=True, pos_att_type=["c2p", "p2c"], position_buckets=8
+            **SIZES, **POSITIONS, **DISENTANGLED
         ),
     ),
 }  # fmt: skip
@@ -131,7 +130,7 @@ class ZooFile:
 
 
 def _optimised(path: Path, kind: str, *, half: bool = False) -> Path:
-    from onnxruntime.transformers.optimizer import optimize_model
+    from onnxruntime.transformers.optimizer import optimize_model  # type: ignore[import-untyped]
 
     family = "gpt2" if kind == "gpt2" else "bert"
     optimised = optimize_model(str(path), family, num_heads=4, hidden_size=64, opt_level=0)
@@ -160,7 +159,7 @@ def _for_runtime(path: Path, kind: str) -> Path:
 
 
 def _half(path: Path, kind: str) -> Path:
-    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.float16 import convert_float_to_float16  # type: ignore[import-untyped]
 
     onnx.save(convert_float_to_float16(onnx.load(str(path)), keep_io_types=False), str(path))
     return path

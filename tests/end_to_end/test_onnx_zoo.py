@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
+import onnxruntime  # type: ignore[import-untyped]
 import pytest
 from onnx import helper
 
@@ -77,7 +77,7 @@ def test_a_bias_that_depends_on_content_is_refused_by_node_and_layer(tmp_path: P
 
 
 def test_dynamic_quantisation_is_refused_because_its_scale_mixes_tokens(tmp_path: Path) -> None:
-    from onnxruntime.quantization import quantize_dynamic
+    from onnxruntime.quantization import quantize_dynamic  # type: ignore[import-untyped]
 
     file = ZooFile("bert", "legacy", 17, "eager").make(tmp_path / "model.onnx")
     quantize_dynamic(file, tmp_path / "int8.onnx")
