@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from transformers import RobertaConfig, RobertaModel
 
 from tests.compiler.small_models import WIDTH, OneLayer, bert, captured, gemma3, gpt2, llama, opt
 from twoheads.compiler import compile_model, plan_model
@@ -73,6 +74,16 @@ def test_the_position_table_limits_the_length(module: object, length: int | None
     limits = find_position_limits(found.graph, found.program)
     assert [limit.length for limit in limits] == ([] if length is None else [length])
     assert all(table in limit.reason and limit.axis == "n" for limit in limits)
+
+
+@pytest.mark.parametrize("padding", [0, 1, 2])
+def test_positions_counted_without_padding_reach_the_end_of_their_table_too(padding: int) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = RobertaConfig(**sizes, vocab_size=20, max_position_embeddings=40, pad_token_id=padding)  # type: ignore[arg-type]
+    found = captured(RobertaModel(config))
+    (limit,) = find_position_limits(found.graph, found.program)
+    assert limit.length == 40 - 1 - padding
+    assert "position_embeddings" in limit.reason
 
 
 def test_the_shortest_of_several_tables_is_the_limit() -> None:
