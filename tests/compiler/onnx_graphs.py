@@ -39,9 +39,9 @@ def save_model(
     path: Path,
     nodes: Sequence[onnx.NodeProto],
     weights: Mapping[str, np.ndarray[Any, Any]],
-    outputs: Mapping[str, Sequence[int | str]],
+    outputs: Mapping[str, Sequence[int | str | None]],
     *,
-    inputs: Mapping[str, tuple[int, Sequence[int | str]]] | None = None,
+    inputs: Mapping[str, tuple[int, Sequence[int | str | None]]] | None = None,
     opset: int = 17,
     external: bool = False,
 ) -> Path:

@@ -12,7 +12,7 @@ from twoheads.compiler.onnx_file import read_onnx
 from twoheads.compiler.onnx_inputs import bind_inputs
 from twoheads.graphs.errors import CompileError
 
-OUTPUTS = {"hidden": ["batch", "tokens", 8]}
+OUTPUTS: dict[str, list[int | str | None]] = {"hidden": ["batch", "tokens", 8]}
 
 
 def _node(operator, inputs=("hidden",), **attributes):
@@ -96,7 +96,9 @@ def test_half_precision_counts_as_float32(tmp_path):
 def _bound(tmp_path, **inputs):
     ids = {"input_ids": (TensorProto.INT64, ["batch", "tokens"])}
     nodes = [helper.make_node("Cast", [name], [f"{name}_out"], to=TensorProto.FLOAT) for name in (*ids, *inputs)]
-    outputs = {f"{name}_out": [None] * len(kind[1]) for name, kind in (ids | inputs).items()}
+    outputs: dict[str, list[int | str | None]] = {
+        f"{name}_out": [None] * len(kind[1]) for name, kind in (ids | inputs).items()
+    }
     return bind_inputs(read_onnx(save_model(tmp_path / "m.onnx", nodes, {}, outputs, inputs=ids | inputs)))
 
 

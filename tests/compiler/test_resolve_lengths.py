@@ -12,7 +12,7 @@ from twoheads.compiler.onnx_file import read_onnx
 from twoheads.compiler.size_formula import SizeFormula, fit_size
 from twoheads.graphs.errors import CompileError
 
-OUTPUTS = {"hidden": ["batch", "tokens", 8]}
+OUTPUTS: dict[str, list[int | str | None]] = {"hidden": ["batch", "tokens", 8]}
 RUNS = [{"n": length} for length in (13, 18, 29, 22)]
 
 LENGTH = [
