@@ -53,13 +53,31 @@ def fold_onnx(graph: OnnxGraph, outputs: Iterable[str]) -> OnnxGraph:
 
 
 def without_dead_nodes(graph: OnnxGraph, outputs: Iterable[str]) -> OnnxGraph:
-    """Only what ``outputs`` need, weights included."""
+    """Only what ``outputs`` need, weights included; concatenations lose parts that hold nothing."""
     wanted = tuple(outputs)
+    whole = tuple(_without_empty_parts(node, graph.weights) for node in graph.nodes)
+    if any(new is not old for new, old in zip(whole, graph.nodes, strict=True)):
+        graph = replace(graph, nodes=whole)
     nodes = graph.needed(wanted)
     used = {name for node in nodes for name in node.inputs} | set(wanted)
     weights = {name: array for name, array in graph.weights.items() if name in used}
     same = len(nodes) == len(graph.nodes) and len(weights) == len(graph.weights)
     return graph if same else replace(graph, nodes=nodes, weights=weights)
+
+
+def _without_empty_parts(node: OnnxNode, weights: Mapping[str, Array]) -> OnnxNode:
+    """A concatenation without operands that hold nothing, such as an empty past."""
+    parts = [name for name in node.proto.input if name not in weights or weights[name].size]
+    if node.proto.op_type != "Concat" or len(parts) == len(node.proto.input) or not parts:
+        return node
+    proto = onnx.NodeProto()
+    proto.CopyFrom(node.proto)
+    del proto.input[:]
+    proto.input.extend(parts)
+    if len(parts) == 1:
+        proto.op_type = "Identity"
+        del proto.attribute[:]
+    return replace(node, proto=proto)
 
 
 def _is_transposed_weight(node: OnnxNode, graph: OnnxGraph) -> bool:
