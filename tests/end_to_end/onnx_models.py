@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import BertConfig, BertModel, DynamicCache, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-__all__ = ["VOCABULARY", "FirstOutput", "export_model", "small_model"]
+__all__ = ["VOCABULARY", "FirstOutput", "export_model", "export_with_past", "small_model"]
 
 VOCABULARY = 99
 
@@ -62,6 +62,43 @@ def export_model(model: nn.Module, path: Path, *, output: str, opset: int, dynam
             torch.onnx.export(
                 model, arguments, str(path), dynamo=dynamo, opset_version=opset, input_names=names,
                 output_names=[output], verbose=False, **dynamic,
+            )  # fmt: skip
+    finally:
+        logging.disable(logging.NOTSET)
+    return path
+
+
+class _WithPast(nn.Module):
+    """A decoder as it is exported for generation: past keys and values in, present ones out."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+        cache = DynamicCache()
+        cache.update(key, value, 0)
+        output = self.model(input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True)
+        return output.logits, output.past_key_values.layers[0].keys, output.past_key_values.layers[0].values
+
+
+def export_with_past(path: Path) -> Path:
+    """A GPT-2 of one layer with inputs and outputs for keys and values."""
+    torch.manual_seed(0)
+    model: Any = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=VOCABULARY, n_positions=128))
+    past = torch.randn(2, 4, 3, 8)
+    arguments = (torch.zeros(2, 5, dtype=torch.long), torch.ones(2, 8, dtype=torch.long), past, past)
+    names = ["input_ids", "attention_mask", "past_key_values.0.key", "past_key_values.0.value"]
+    outputs = ["logits", "present.0.key", "present.0.value"]
+    dynamic = {name: {0: "batch", 1: f"{name} tokens"} for name in (*names[:2], "logits")}
+    dynamic |= {name: {0: "batch", 2: f"{name} tokens"} for name in (*names[2:], *outputs[1:])}
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                _WithPast(model).eval(), arguments, str(path), dynamo=False, opset_version=17, input_names=names,
+                output_names=outputs, dynamic_axes=dynamic,
             )  # fmt: skip
     finally:
         logging.disable(logging.NOTSET)

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime  # type: ignore[import-untyped]
 import pytest
 
-from tests.end_to_end.onnx_models import VOCABULARY, export_model, small_model
+from tests.end_to_end.onnx_models import VOCABULARY, export_model, export_with_past, small_model
 from twoheads.compiler import compile_model
 from twoheads.export import verify, write_bundle
 from twoheads.graphs.errors import InputError
@@ -49,6 +49,20 @@ def test_an_exported_file_runs_at_any_length_as_onnx_runtime_runs_it(tmp_path, k
         got = result.array
         assert got is not None
         np.testing.assert_allclose(got.reshape(expected.shape), expected, rtol=0, atol=2e-6 * np.abs(expected).max())
+
+
+def test_a_file_with_a_past_runs_with_an_empty_one(tmp_path):
+    file = export_with_past(tmp_path / "model.onnx")
+    ours = load(write_bundle(compile_model(file, block_size=BLOCK), tmp_path / "bundle"))
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    ids = np.random.default_rng(0).integers(0, VOCABULARY, 3 * BLOCK + 5)
+    past = np.zeros((1, 4, 0, 8), np.float32)
+    feeds = {"input_ids": ids[None], "attention_mask": np.ones((1, len(ids)), np.int64)}
+    feeds |= {"past_key_values.0.key": past, "past_key_values.0.value": past}
+    expected = np.asarray(session.run(["logits"], feeds)[0])
+    got = ours.run(ids).array
+    assert got is not None
+    np.testing.assert_allclose(got, expected[0], rtol=0, atol=2e-6 * np.abs(expected).max())
 
 
 def run_file(file: Path, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
