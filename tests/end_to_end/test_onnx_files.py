@@ -57,7 +57,7 @@ def test_a_file_with_a_past_runs_with_an_empty_one(tmp_path):
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     ids = np.random.default_rng(0).integers(0, VOCABULARY, 3 * BLOCK + 5)
     past = np.zeros((1, 4, 0, 8), np.float32)
-    feeds = {"input_ids": ids[None], "attention_mask": np.ones((1, len(ids)), np.int64)}
+    feeds: dict[str, Any] = {"input_ids": ids[None], "attention_mask": np.ones((1, len(ids)), np.int64)}
     feeds |= {"past_key_values.0.key": past, "past_key_values.0.value": past}
     expected = np.asarray(session.run(["logits"], feeds)[0])
     got = ours.run(ids).array

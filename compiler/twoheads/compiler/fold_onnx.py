@@ -17,15 +17,26 @@ __all__ = ["fold_onnx", "graph_of", "without_dead_nodes"]
 def graph_of(
     opsets: Mapping[str, int], nodes: Sequence[onnx.NodeProto], weights: Mapping[str, Array], outputs: Iterable[str]
 ) -> OnnxGraph:
-    """A graph of a file's nodes without identities, whose unused results have no names."""
+    """A graph of a file's nodes without identities, whose unused optional results have no names."""
     kept = _without_identities(list(nodes), set(outputs))
     used = {name for node in kept for name in node.input} | set(outputs)
     for node in kept:
-        names = [name if name in used else "" for name in node.output]
+        optional = _optional_results(node, opsets)
+        names = ["" if name not in used and at in optional else name for at, name in enumerate(node.output)]
         del node.output[:]
         node.output.extend(names)
     graph = OnnxGraph(opsets, tuple(OnnxNode(node, _layer(node)) for node in kept), dict(weights))
     return without_dead_nodes(graph, outputs)
+
+
+def _optional_results(node: onnx.NodeProto, opsets: Mapping[str, int]) -> set[int]:
+    """Places of results that an operator may leave out; all but the first where its definition is not known."""
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opsets[node.domain], node.domain)
+    except (KeyError, onnx.defs.SchemaError):
+        return set(range(1, len(node.output)))
+    kinds = [result.option for result in schema.outputs]
+    return {at for at, kind in enumerate(kinds) if kind == onnx.defs.OpSchema.FormalParameterOption.Optional}
 
 
 def fold_onnx(graph: OnnxGraph, outputs: Iterable[str]) -> OnnxGraph:
