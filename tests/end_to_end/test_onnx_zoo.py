@@ -21,6 +21,9 @@ from twoheads.runtime import load
 BLOCK = 16
 LENGTHS = (1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5)
 
+BUILT = Path(__file__).parents[1] / "data" / "onnx" / "model.onnx"
+"""By onnxruntime-genai's model builder; see the README beside it."""
+
 FULL = 5e-6
 """Largest difference, relative to the largest magnitude; the order of additions differs."""
 
@@ -66,6 +69,19 @@ def test_a_hand_made_file_runs_at_any_length(name: str, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     onnx.save(hand_made(operator, opset, **attributes), str(path))
     assert_agrees(path, tmp_path, FULL)
+
+
+def test_a_file_of_a_model_builder_runs_without_its_past(tmp_path: Path) -> None:
+    bundle = load(write_bundle(compile_model(BUILT, block_size=BLOCK), tmp_path / "bundle"))
+    session = onnxruntime.InferenceSession(str(BUILT), providers=["CPUExecutionProvider"])
+    pasts = [value.name for value in session.get_inputs() if value.name.startswith("past")]
+    empty = np.zeros((1, 1, 0, 16), np.float32)
+    for length in (1, BLOCK, BLOCK + 1, 32):
+        ids = np.random.default_rng(length).integers(0, 24, length)
+        feeds = {"input_ids": ids[None], "attention_mask": np.ones((1, length), np.int64)} | dict.fromkeys(pasts, empty)
+        expected, got = np.asarray(session.run(["logits"], feeds)[0]), bundle.run(ids).array
+        assert got is not None
+        np.testing.assert_allclose(got, expected[0], rtol=0, atol=FULL * np.abs(expected).max())
 
 
 def test_a_bias_that_depends_on_content_is_refused_by_node_and_layer(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ or none.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -39,6 +39,7 @@ def bind_inputs(file: OnnxFile) -> Bound:
         CompileError: An input is of no known kind, or its shape is not fixed up to one token axis.
     """
     kinds = {value.name: _kind(value) for value in file.inputs}
+    file = _without_optional_past(file, {name for name, kind in kinds.items() if kind == "past"})
     two = any(value.name.startswith("decoder_") and kinds[value.name] == "argument" for value in file.inputs)
     axes = {value.name: _axis(value, two=two) for value in file.inputs}
     arguments = tuple(_argument(v, axes[v.name]) for v in file.inputs if kinds[v.name] == "argument")
@@ -102,6 +103,22 @@ def _argument(value: GraphInput, axis: str) -> Input:
         else:
             shape.append(axis)
     return Input(Value(value.name, value.dtype, tuple(shape)), "argument", None)
+
+
+def _without_optional_past(file: OnnxFile, past: Set[str]) -> OnnxFile:
+    """Leaves out pasts whose reader can do without: their shape need not be known (model builders name all of it)."""
+    nodes: list[onnx.NodeProto] = []
+    for node in file.nodes:
+        copy = node
+        if node.op_type == "GroupQueryAttention" and not past.isdisjoint(node.input):
+            copy = onnx.NodeProto()
+            copy.CopyFrom(node)
+            for at, name in enumerate(node.input):
+                copy.input[at] = "" if name in past else name
+        nodes.append(copy)
+    read = {name for node in nodes for name in node.input}
+    inputs = tuple(value for value in file.inputs if value.name in read or value.name not in past)
+    return replace(file, nodes=tuple(nodes), inputs=inputs)
 
 
 def _empty(value: GraphInput) -> Array:
