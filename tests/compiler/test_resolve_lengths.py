@@ -9,7 +9,8 @@ from onnx import TensorProto, helper
 from tests.compiler.onnx_graphs import attention_nodes, attention_weights, save_model
 from twoheads.compiler.capture_onnx import capture_onnx, onnx_program
 from twoheads.compiler.onnx_file import read_onnx
-from twoheads.compiler.size_formula import SizeFormula, fit_size
+from twoheads.compiler.size_formula import SizeFormula, fit_size, lengths_for
+from twoheads.graphs.axes import axis_length
 from twoheads.graphs.errors import CompileError
 
 OUTPUTS: dict[str, list[int | str | None]] = {"hidden": ["batch", "tokens", 8]}
@@ -114,3 +115,18 @@ def test_a_length_baked_into_the_file_is_refused(tmp_path):
     nodes = [helper.make_node("Add", ["x", "baked"], ["y"]), *attention_nodes("y", "hidden")]
     with pytest.raises(CompileError, match="does not run at 13 tokens"):
         _program(tmp_path, nodes, {"baked": np.zeros((1, 11, 8), np.float32)})
+
+
+def test_a_file_of_a_fixed_number_of_tokens_is_refused_with_a_remedy(tmp_path):
+    inputs = {"x": (TensorProto.FLOAT, [1, 20, 8])}
+    outputs: dict[str, list[int | str | None]] = {"hidden": [1, 20, 8]}
+    path = save_model(tmp_path / "m.onnx", attention_nodes("x", "hidden"), attention_weights(), outputs, inputs=inputs)
+    with pytest.raises(CompileError, match="fixed number of tokens") as refused:
+        capture_onnx(path)
+    assert "dynamic token axis" in refused.value.fix
+
+
+@pytest.mark.parametrize("axis", ["n", "n+1", "(n+1)//2", "n-2", "n+n", "m+n", "197"])
+def test_a_block_of_an_axis_has_lengths(axis):
+    lengths = lengths_for(axis, 16)
+    assert axis == "197" or axis_length(axis, lengths) == 16

@@ -57,7 +57,7 @@ def capture_onnx(path: str | Path, outputs: Sequence[str] = ()) -> Captured:
     names = model_outputs(file, outputs)
     found = recognise_attention(OnnxView(file.identity.name, program, tuple(names)))
     if not found:
-        raise CompileError(str(path), "no attention was found in it", "compile a transformer")
+        raise _without_attention(path, program)
     limits = [attention.max_length for attention in found if attention.max_length is not None]
     program, attentions = attach_attention(program, found)
     program = _with_named_weights(program)
@@ -80,6 +80,17 @@ def _tokenizer_beside(path: Path) -> bytes | None:
     folders = [path.parent, *([path.parent.parent] if path.parent.name == "onnx" else [])]
     found = next((folder / "tokenizer.json" for folder in folders if (folder / "tokenizer.json").is_file()), None)
     return None if found is None else found.read_bytes()
+
+
+def _without_attention(path: str | Path, program: OnnxProgram) -> CompileError:
+    if all(entry.value.axis is None for entry in program.inputs):
+        shapes = ", ".join(f"{entry.value.name} {list(entry.value.shape)}" for entry in program.inputs)
+        return CompileError(
+            str(path),
+            f"has a fixed number of tokens ({shapes}), so no token axis can be seen in it",
+            "export it with a dynamic token axis, or compile the torch model, where inputs of a fixed size work",
+        )
+    return CompileError(str(path), "no attention was found in it", "compile a transformer")
 
 
 def onnx_program(file: OnnxFile, outputs: Sequence[str] = ()) -> OnnxProgram:

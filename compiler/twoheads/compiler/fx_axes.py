@@ -13,7 +13,7 @@ from torch import Tensor
 from twoheads.graphs.axes import make_axis, parse_axis
 from twoheads.graphs.program import Dim
 
-__all__ = ["AxisNames", "lengths_for"]
+__all__ = ["AxisNames"]
 
 PROBES = range(64, 64 + 2 * 32)
 """Lengths at which two sizes are compared: every remainder of every divisor up to ``LARGEST_DIVISOR``."""
@@ -87,14 +87,6 @@ class AxisNames:
                     if least <= most:
                         return make_axis(of, least, div)
         return None
-
-
-def lengths_for(axis: str | None, tokens: int) -> dict[str, int]:
-    """Lengths of the input axes at which ``axis`` has ``tokens`` entries; empty for none and for a constant axis."""
-    if axis is None:
-        return {}
-    parts = parse_axis(axis)
-    return {name: 0 if at else tokens * parts.div - parts.add for at, name in enumerate(parts.of)}
 
 
 def _parses(axis: str) -> bool:

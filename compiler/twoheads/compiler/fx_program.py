@@ -16,7 +16,8 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from twoheads.compiler.fx_axes import AxisNames, lengths_for
+from twoheads.compiler.fx_axes import AxisNames
+from twoheads.compiler.size_formula import lengths_for
 from twoheads.compiler.source_program import LookUp
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.program import Input, TokenwiseEngine

@@ -84,8 +84,11 @@ def _run(
         return graph.run(outputs, feeds, lengths, every=True)
     except CompileError as error:
         sizes = " and ".join(f"{length} tokens" for length in lengths.values()) or "its own size"
+        invalid = "INVALID_GRAPH" in error.problem
         raise CompileError(
             where,
             f"does not run at {sizes} with batch 1: {error.problem}",
-            "export it with a dynamic token axis, or fix the file",
+            "the file itself is invalid: export it again, for another operator set"
+            if invalid
+            else "export it with a dynamic token axis and dynamic batch",
         ) from error

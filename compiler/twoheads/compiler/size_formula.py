@@ -80,4 +80,6 @@ def lengths_for(axis: str | None, tokens: int) -> dict[str, int]:
     if axis is None:
         return {}
     parts = parse_axis(axis)
-    return {name: 0 if at else tokens * parts.div - parts.add for at, name in enumerate(parts.of)}
+    names = tuple(dict.fromkeys(parts.of))
+    total = tokens * parts.div - parts.add
+    return {name: 0 if at else total // parts.of.count(name) for at, name in enumerate(names)}
