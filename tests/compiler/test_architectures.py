@@ -22,6 +22,7 @@ SIZES: dict[str, Any] = {
     "num_hidden_layers": 1,
     "num_attention_heads": 4,
 }
+VISION = {key: size for key, size in SIZES.items() if key != "vocab_size"}
 CONTEXT = 40
 
 
@@ -89,6 +90,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "RWKV": (
         lambda: hf.RwkvModel(hf.RwkvConfig(vocab_size=61, hidden_size=32, num_hidden_layers=2)),
         r"blocks\.0\.attention .*recurrence",
+    ),
+    "a masked autoencoder": (
+        lambda: hf.ViTMAEModel(hf.ViTMAEConfig(**VISION, image_size=32, patch_size=8)),
+        "random numbers",
     ),
     "FNet": (
         lambda: hf.FNetModel(hf.FNetConfig(vocab_size=61, hidden_size=32, num_hidden_layers=1)),

@@ -67,6 +67,7 @@ CASES: dict[str, tuple[Callable[..., Tensor], list[str]]] = {
     "learned pooling": (learned_pooling, ["max", "sum", "sum"]),
     "convolution": (lambda m, x, _: m.convolve(x, padding=1), ["take"] * 3),
     "convolution with a stride": (lambda m, x, _: m.convolve(x, padding=2, stride=2), ["take"] * 3),
+    "causal convolution": (lambda m, x, _: m.convolve(x, padding=2)[..., : x.shape[1]], ["take"] * 4),
     "dilated convolution": (lambda m, x, _: m.convolve(x, padding="same", dilation=2), ["take"] * 3),
     "positions without padding": (
         lambda _, __, ids: torch.cumsum(ids.ne(1).int(), 1).type_as(ids) * ids.ne(1).int() + 1,

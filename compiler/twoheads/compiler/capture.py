@@ -124,6 +124,7 @@ def capture(source: LoadedSource) -> Captured:
         max_length=_longest(exported, axes, found),
     )
     _require_all_attention(source, source_graph)
+    _require_no_chance(source_graph)
     if lost := sorted(source.missing_weights & used):
         raise CompileError(
             source.identity.name, f"has no weight {lost[0]} ({len(lost)} missing)", "download the complete model"
@@ -337,6 +338,10 @@ def _tokenwise_node(program: FxProgram, node: fx.Node) -> TokenwiseNode:
     return TokenwiseNode(node.name, text, tuple(inputs), type_, layer_of(node), uses_length(node), is_view)
 
 
+_RANDOM = tuple(f"aten.{name}" for name in ("rand", "bernoulli", "multinomial", "normal", "uniform", "exponential"))
+"""Beginnings of operators that draw random numbers."""
+
+
 class _Text(str):
     """A string that prints without quotes inside a rendered argument list."""
 
@@ -344,6 +349,17 @@ class _Text(str):
 
     def __repr__(self) -> str:
         return str(self)
+
+
+def _require_no_chance(graph: SourceGraph) -> None:
+    """Refuses numbers drawn at random (the masked patches of an autoencoder): nothing could be compared with them."""
+    for node in graph.nodes:
+        if isinstance(node, TokenwiseNode) and node.op.startswith(_RANDOM):
+            raise CompileError(
+                f'{node.layer or "model"} (node "{node.name}")',
+                f"draws random numbers, {node.op.split('(')[0]}: two runs of the model differ",
+                "compile a model whose result depends on its input only",
+            )
 
 
 def _require_all_attention(source: LoadedSource, graph: SourceGraph) -> None:

@@ -160,13 +160,15 @@ def _slice(build: _Builder, node: fx.Node) -> fx.Node | None:
 
 
 def _end(end: Any, x: Any, axis: int | None) -> int | None:
-    """Where a slice ends: ``UNBOUNDED`` for the value's end, however it is written."""
+    """Where a slice ends, from the value's end where that is known: ``UNBOUNDED`` or negative."""
     if end is None or axis is None:
         return UNBOUNDED
     value = end.meta.get("val") if isinstance(end, fx.Node) else end
     if isinstance(value, SymInt) and not _is_number(value):
-        whole = x.meta["val"].shape[axis]
-        return UNBOUNDED if value.node.expr == whole.node.expr else None
+        rest = x.meta["val"].shape[axis].node.expr - value.node.expr
+        if not rest.is_Integer:
+            return None
+        return -int(rest) if rest > 0 else UNBOUNDED
     return _number(end)
 
 

@@ -61,7 +61,11 @@ def attention_layers(module: nn.Module, inputs: Mapping[str, SourceInput]) -> in
     """Number of attentions that the configuration promises for ``inputs``; 0 if it does not say."""
     config = cast("Any", module).config
     if not getattr(config, "is_encoder_decoder", False):
-        return int(getattr(config.get_text_config(), "num_hidden_layers", None) or 0)
+        text = config.get_text_config()
+        kinds = getattr(text, "layer_types", None)
+        if kinds and any("attention" in kind for kind in kinds):  # others may be convolutions
+            return sum("attention" in kind for kind in kinds)
+        return int(getattr(text, "num_hidden_layers", None) or 0)
     encoder = _first(config, "encoder_layers", "num_layers", "num_hidden_layers")
     decoder = _first(config, "decoder_layers", "num_decoder_layers", "num_hidden_layers")
     # A decoder's layer attends to its own tokens and to the encoder's.
