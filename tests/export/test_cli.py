@@ -337,8 +337,41 @@ def test_run_tells_what_it_spills_and_refuses_what_does_not_fit(cli, bundle, tex
     assert ran.code == 1
     assert "memory limit 1.6 MB: the run of 36 tokens needs" in ran.err
     assert not out.exists()
-    assert "is not a folder" in cli("run", bundle, "--text", text, "-o", out, "--spill", folder).err
+    assert "can't be written" in cli("run", bundle, "--text", text, "-o", out, "--spill", folder / "deeper").err
     assert "is not a size" in cli("run", bundle, "--text", text, "-o", out, "--memory-limit", "much").err
+
+
+def test_run_resumes_what_was_stopped_and_tells_its_status(cli, bundle, text, tmp_path, monkeypatch):
+    from twoheads.runtime import Job
+
+    out, folder, original = tmp_path / "o.npz", tmp_path / "job", Job.write_journal
+    cli("run", bundle, "--text", text, "-o", tmp_path / "plain.npz", "--positions", "3,-1")
+
+    def full(job, content):
+        if len(content["finished_stages"]) == 3:
+            raise OSError(28, "No space left on device")
+        original(job, content)
+
+    monkeypatch.setattr(Job, "write_journal", full)
+    stopped = cli("run", bundle, "--text", text, "-o", out, "--spill", folder, "--positions", "3,-1")
+    assert stopped.code == 1
+    assert "No space left" in stopped.err
+    monkeypatch.undo()
+    assert not out.exists()
+    assert "unfinished job" in cli("run", bundle, "--text", text, "-o", out, "--spill", folder).err
+    assert cli("status", folder, "--json").json["state"] == "stopped"
+    assert "give --resume DIR alone" in cli("run", bundle, "--resume", folder).err
+    resumed = cli("run", "--resume", folder)
+    assert resumed.code == 0, resumed.err
+    for name in ("logits", "positions"):
+        np.testing.assert_array_equal(np.load(out)[name], np.load(tmp_path / "plain.npz")[name])
+    status = cli("status", folder, "--json").json
+    assert status["state"] == "finished"
+    assert status["calls"] == status["total"] > 0
+    assert "time left" in cli("status", folder).out
+    assert "is finished" in cli("run", "--resume", folder).err
+    assert "holds no job" in cli("status", tmp_path).err
+    assert "a BUNDLE is missing" in cli("run", "--text", text, "-o", out).err
 
 
 def test_plan_tells_what_a_limit_spills(cli, bundle):

@@ -144,8 +144,8 @@ def test_only_one_layers_keys_and_values_are_alive(bundles, monkeypatch):
     arrays: dict[str, weakref.ref] = {}
     original = Stores.allocate
 
-    def allocate(stores, value):
-        store = original(stores, value)
+    def allocate(stores, value, **options):
+        store = original(stores, value, **options)
         alive = {name for name, array in arrays.items() if array() is not None}
         assert alive <= set(stores.live), "a released array is still held"
         arrays[value.name] = weakref.ref(store.array)

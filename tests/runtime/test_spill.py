@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ from twoheads.graphs.program import Pooling, Value
 from twoheads.graphs.schedule import make_schedule
 from twoheads.graphs.spill import plan_spill
 from twoheads.runtime import load, spill_file
+from twoheads.runtime.spill_file import MappedFile
 from twoheads.runtime.stores import Stores, ValueStore
 
 MODELS = {
@@ -143,7 +145,7 @@ def test_stores_count_memory_and_disk_apart(tmp_path):
 def test_pages_are_let_go_and_come_back(tmp_path):
     """The whole file is read and written, and little of it is resident at the end."""
     value = Value("x", "float32", (1, "n", 1024))
-    store = ValueStore(value, length=16384, block_size=256, tile=256, spill=tmp_path / "x")
+    store = ValueStore(value, length=16384, block_size=256, tile=256, file=partial(MappedFile, tmp_path / "x"))
     for block in range(64):
         store.block(block)[...] = block
     assert [float(store.block(block)[0, -1, -1]) for block in range(64)] == list(range(64))

@@ -62,12 +62,18 @@ class Crew:
         if self._stop.is_set():
             raise Stopped
 
-    def run(self, items: Iterable[T], start: Callable[[], Callable[[T], None]]) -> None:
-        """Works off ``items``, taken in order; returns when all are done.
+    def run(
+        self,
+        items: Iterable[T],
+        start: Callable[[], Callable[[T], None]],
+        pause: Callable[[], bool] | None = None,
+    ) -> int:
+        """Works off ``items``, taken in order; returns how many are left: none, unless it was to pause.
 
         Args:
             items: The pieces.
             start: Called once in every worker: prepares its buffers and returns what it does with an item.
+            pause: Asked after each item; a worker that hears yes takes no more. So every worker does one at least.
 
         Raises:
             BaseException: What a worker raised first, or what interrupted the caller, after all workers have stopped.
@@ -86,6 +92,8 @@ class Crew:
                     except IndexError:
                         return
                     do(item)
+                    if pause is not None and pause():
+                        return
             except Stopped:
                 pass
             except BaseException as error:  # noqa: BLE001 - also KeyboardInterrupt and SystemExit: the caller must hear of them
@@ -101,6 +109,7 @@ class Crew:
             raise
         if first_error:
             raise first_error[0]
+        return len(queue)
 
     def _wait(self, futures: list[Future[None]]) -> None:
         pending = set(futures)

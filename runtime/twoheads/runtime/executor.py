@@ -78,10 +78,16 @@ def compute(
 
 
 def run_body(run: RunState, inputs: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Runs the body; afterwards the hidden states are in their store and nothing else that was released."""
+    """Runs the body, or what a checkpoint leaves of it.
+
+    Afterwards the hidden states are in their store, and nothing that was released.
+    """
+    done = frozenset[str]() if run.checkpoints is None else run.checkpoints.restore()
+    gone = {name for stage in done for name in run.schedule.release_after.get(stage, ())}
     for entry in run.program.inputs:
-        run.stores.allocate(entry.value).fill(inputs[entry.value.name])
-    needed = {plan.name for plan in run.schedule.stages}
+        if entry.value.name not in gone:
+            run.stores.allocate(entry.value).fill(inputs[entry.value.name])
+    needed = {plan.name for plan in run.schedule.stages} - done
     for stage in run.program.body:
         if stage.name in needed:
             _run_stage(run, stage)
@@ -89,7 +95,8 @@ def run_body(run: RunState, inputs: Mapping[str, npt.NDArray[Any]]) -> None:
 
 def _run_stage(run: RunState, stage: Stage) -> None:
     began = time.perf_counter()
-    stores = [run.stores.allocate(value) for value in outputs_of(stage)]
+    partly = run.checkpoints is not None and run.checkpoints.is_partly_done(stage)
+    stores = [run.stores.allocate(value, reopen=partly) for value in outputs_of(stage)]
     if isinstance(stage, TokenwiseStage):
         run_tokenwise(run, stage)
     elif isinstance(stage, SequenceStage):
@@ -107,8 +114,11 @@ def _run_stage(run: RunState, stage: Stage) -> None:
         store.zero_padding()
         for block, used in enumerate(run.packing.used if run.packing is not None else ()):
             store.zero_rows(block, used)
-    run.stores.release(run.schedule.release_after.get(stage.name, ()))
-    run.counters[stage.name].seconds = time.perf_counter() - began
+    run.counters[stage.name].seconds += time.perf_counter() - began
+    released = run.schedule.release_after.get(stage.name, ())
+    if run.checkpoints is not None:
+        run.checkpoints.finish(stage, released)
+    run.stores.release(released)
 
 
 def _hidden_rows(run: RunState, positions: npt.NDArray[np.int64] | None, sink: Sink | None) -> npt.NDArray[Any] | None:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from twoheads.graphs.packing import Packing
-from twoheads.graphs.program import AttentionStage, Program
+from twoheads.graphs.program import AttentionStage, Program, Stage
 from twoheads.graphs.schedule import Schedule
 from twoheads.graphs.tiles import Segment
 from twoheads.runtime.average_report import StageEstimate
+from twoheads.runtime.checkpoint import Checkpoints
 from twoheads.runtime.crew import Crew
 from twoheads.runtime.engine_pool import EnginePool
+from twoheads.runtime.job import Job
 from twoheads.runtime.report import StageReport
 from twoheads.runtime.stores import Stores
 
 __all__ = ["RunState", "StageCounter", "WorkerCount"]
 
+T = TypeVar("T")
 Row = tuple[int, tuple[Segment, ...]]
 
 
@@ -44,6 +48,11 @@ class StageCounter:
         count = WorkerCount()
         self._workers.append(count)
         return count
+
+    def restore(self, calls: int, repeats: int, seconds: float) -> None:
+        """Adds what an earlier process did."""
+        self._workers.append(WorkerCount(calls, repeats))
+        self.seconds += seconds
 
     @property
     def calls(self) -> int:
@@ -76,6 +85,7 @@ class RunState:
         packing: The requests that share the run's blocks; ``None`` for one input.
         spilled: Names of the values that live in files.
         folder: Where these files are.
+        job: Keeps all values, and checkpoints, in its folder.
     """
 
     def __init__(
@@ -88,6 +98,7 @@ class RunState:
         *,
         spilled: Iterable[str] = (),
         folder: Path | None = None,
+        job: Job | None = None,
     ) -> None:
         self.program = program
         self.schedule = schedule
@@ -102,11 +113,14 @@ class RunState:
             key_tile=program.key_tile,
             tiled=(name for stage in attentions for name in (stage.key, stage.value)),
             spilled=spilled,
-            folder=folder,
+            folder=folder if job is None else job.values,
+            keep=job is not None,
         )
+        self.checkpoints = None if job is None else Checkpoints(job, self)
         self.counters: dict[str, StageCounter] = {
             plan.name: StageCounter(plan.name, plan.kind) for plan in schedule.stages
         }
+        self.restored_calls = 0
         self.rounds = 0
         """Times that the run has waited for all calls of a stage before it began calls that need their results."""
         self.estimates: list[StageEstimate] = []
@@ -121,6 +135,13 @@ class RunState:
     def repeats(self) -> int:
         """Those of the calls that repeat another."""
         return sum(counter.repeats for counter in self.counters.values())
+
+    def work(self, stage: Stage, items: Iterable[T], start: Callable[[], Callable[[T], None]]) -> None:
+        """Works off the independent items of ``stage``, with checkpoints where the run has such."""
+        if self.checkpoints is None:
+            self.crew.run(items, start)
+        else:
+            self.checkpoints.work(stage, items, start)
 
     def rows(self, stage: AttentionStage) -> list[Row]:
         """The stage's query blocks with their tiles, longest first: the last to finish is then a short one.

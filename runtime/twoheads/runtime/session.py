@@ -8,12 +8,13 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, overload
 
 import numpy.typing as npt
 
-from twoheads.graphs.bundle_format import Manifest
+from twoheads.graphs.bundle_format import MANIFEST, Manifest
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.packing import Packing, packed_schedule
 from twoheads.graphs.program import Program
@@ -32,6 +33,7 @@ from twoheads.runtime.inputs import (
     samples_attention,
     trained_length_warning,
 )
+from twoheads.runtime.job import Job
 from twoheads.runtime.packed_run import compute_packed, head_rows, packed_groups
 from twoheads.runtime.packed_stage import ScoresBeyondCodesError
 from twoheads.runtime.peak_memory import peak_memory
@@ -142,15 +144,20 @@ class LoadedBundle:
         """
         return make_schedule(self.program, length, output=output, positions=positions, workers=self.threads)
 
-    def spill_plan(self, schedule: Schedule) -> SpillPlan:
+    def spill_plan(self, schedule: Schedule, job: Job | None = None) -> SpillPlan:
         """Which values a run of ``schedule`` keeps in files, and what it then takes of memory and disk.
+
+        A ``job`` has files of all values; those that are not spilled count as memory as well.
 
         Raises:
             InputError: It does not fit into the memory limit.
             TwoheadsError: The spill folder's disk has too little room.
         """
-        plan = plan_spill(schedule, limit=self.memory_limit, disk=self.spill is not None, workers=self.threads)
-        if self.spill is not None:
+        disk = self.spill is not None or job is not None
+        plan = plan_spill(schedule, limit=self.memory_limit, disk=disk, workers=self.threads)
+        if job is not None and not job.resumed:
+            check_room(job.folder, schedule.memory.values)
+        elif job is None and self.spill is not None:
             check_room(self.spill, plan.disk_bytes)
         return plan
 
@@ -283,18 +290,57 @@ class LoadedBundle:
         )
         return [Result(array, output, report) for array in arrays]
 
-    def _run_one(self, request: Request, output: str, sink: Sink | None, progress: Progress | None) -> Result:
+    def run_job(
+        self,
+        job: Job,
+        tokens: npt.NDArray[Any] | Sequence[int] | Mapping[str, Any],
+        output: str | None = None,
+        positions: Sequence[int] | npt.NDArray[Any] | None = None,
+        sink: Sink | None = None,
+        progress: Progress | None = None,
+    ) -> Result:
+        """Runs one input with checkpoints in the folder of ``job``, or goes on from the last one.
+
+        The arguments and the result are those of :meth:`run`; the rows of a sink are all written again.
+
+        Raises:
+            InputError: The job is of another bundle, input or output; or as :meth:`run`.
+            TwoheadsError: A file of the job is damaged, or the disk is full: the last checkpoint then stays good.
+        """
+        output = check_output(self.program, output, positions=positions is not None, sink=sink is not None)
+        inputs, several = read_inputs(
+            self.program, tokens, output=output, positions=positions, attention_mask=None, documents=None
+        )
+        if several or inputs[0].places or len(inputs[0].requests) != 1:
+            raise InputError("a job", "runs one input without padding", "run several one by one, in a folder each")
+        request = inputs[0].requests[0]
+        manifest = sha256((self.path / MANIFEST).read_bytes()).hexdigest()
+        job.identify({"bundle": manifest, "output": output, "lengths": request.lengths, "input": _digest(request)})
+        return self._run_one(request, output, sink, progress, job)
+
+    def _run_one(
+        self, request: Request, output: str, sink: Sink | None, progress: Progress | None, job: Job | None = None
+    ) -> Result:
         rows = request.rows
         schedule = self.schedule(request.lengths, output, None if rows is None or output != "logits" else len(rows))
-        spilled = self.spill_plan(schedule).values
+        spilled = self.spill_plan(schedule, job).values
         notes = self._warn(schedule.length)
         total = schedule.engine_calls
-        with Crew(self.threads, None if progress is None else lambda: progress(run.calls, total)) as crew:
-            run = RunState(self.program, schedule, self._engines, crew, spilled=spilled, folder=self.spill)
+        began = time.perf_counter()
+
+        def tick(*, last: bool = False) -> None:
+            if progress is not None:
+                progress(run.calls, total)
+            if job is not None:
+                job.tell(run.calls, total, began=run.restored_calls, seconds=time.perf_counter() - began, now=last)
+
+        with Crew(self.threads, None if progress is None and job is None else tick) as crew:
+            run = RunState(self.program, schedule, self._engines, crew, spilled=spilled, folder=self.spill, job=job)
             prepared = prepare(run)
             began = time.perf_counter()
             array = compute(run, request.arrays, rows, sink)
             seconds = time.perf_counter() - began
+            tick(last=True)
         return Result(array, output, self._report(run, seconds, prepared, notes))
 
     def _warn(self, length: int, depth: int = 4) -> tuple[str, ...]:
@@ -328,3 +374,13 @@ class LoadedBundle:
             spilled_bytes=run.stores.spilled_bytes,
             average=summarize(run.estimates) if samples_attention(self.program) else None,
         )
+
+
+def _digest(request: Request) -> str:
+    """The sha256 of an input's arrays and of the rows that are wanted."""
+    digest = sha256()
+    for name, array in sorted({**request.arrays, "": request.rows}.items()):
+        digest.update(repr((name, None if array is None else (array.dtype.str, array.shape))).encode())
+        if array is not None:
+            digest.update(array.tobytes())
+    return digest.hexdigest()

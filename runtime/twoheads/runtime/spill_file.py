@@ -24,31 +24,45 @@ ZEROS = bytes(1 << 20)
 
 
 class MappedFile:
-    """A new file of ``nbytes``, mapped, and removed from its folder at once: no kill leaves it behind.
+    """A file of ``nbytes``, mapped; removed from its folder at once unless it is to be kept: no kill leaves it behind.
 
     All of its disk space is claimed at the start. Otherwise a full disk would show only when a page is written through
     the mapping, which kills the process.
 
     Args:
-        path: Where; nothing may be there.
+        path: Where; a file that is there is replaced.
         nbytes: Its size, 1 or more.
+        window: Whether pages are let go behind readers and writers.
+        keep: Leave the file in its folder.
+        reopen: Map a file that was kept, with what it holds.
 
     Raises:
-        TwoheadsError: The disk is full, or the folder refuses the file.
+        TwoheadsError: The disk is full, the folder refuses the file, or there is none of this size to reopen.
     """
 
-    def __init__(self, path: Path, nbytes: int) -> None:
+    def __init__(
+        self, path: Path, nbytes: int, *, window: bool = True, keep: bool = False, reopen: bool = False
+    ) -> None:
+        self.path = path
         self.nbytes = nbytes
+        self.window = window
         self._touched = 0
         self._lock = threading.Lock()
         with _disk_errors(path, nbytes):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            descriptor = os.open(path, os.O_RDWR if reopen else os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
             try:
-                _claim(descriptor, nbytes)
+                if reopen:
+                    _check_size(path, descriptor, nbytes)
+                else:
+                    _claim(descriptor, nbytes)
                 self._map = mmap.mmap(descriptor, nbytes)
+            except BaseException:
+                keep = keep and reopen
+                raise
             finally:
                 os.close(descriptor)
-                os.unlink(path)
+                if not keep:
+                    os.unlink(path)
 
     def array(self, shape: Sequence[int], dtype: str) -> npt.NDArray[Any]:
         """The file as an array, which keeps the mapping alive."""
@@ -60,6 +74,8 @@ class MappedFile:
         That loses nothing: a page that is touched again, even by another thread at this moment, comes back from the
         page cache or the disk.
         """
+        if not self.window:
+            return
         with self._lock:
             self._touched += nbytes
             if self._touched < WINDOW_BYTES:
@@ -67,11 +83,16 @@ class MappedFile:
             self._touched = 0
         _advise(self._map, "MADV_DONTNEED", 0, self.nbytes)
 
+    def flush(self) -> None:
+        """Returns when the disk has what was written."""
+        with _disk_errors(self.path, self.nbytes):
+            self._map.flush()
+
     def prefetch(self, start: int, nbytes: int) -> None:
         """Has the system read ``nbytes`` from ``start`` on while the engines compute."""
         first = start - start % mmap.PAGESIZE
         stop = min(start + nbytes, self.nbytes)
-        if first < stop:
+        if self.window and first < stop:
             _advise(self._map, "MADV_WILLNEED", first, stop - first)
 
 
@@ -95,6 +116,13 @@ def _disk_errors(path: Path, nbytes: int) -> Generator[None]:
     except OSError as error:
         problem = f"can't take {nbytes} bytes of a run's values: {error.strerror or error}"
         raise TwoheadsError(str(path.parent), problem, "free disk space, or spill to another folder") from error
+
+
+def _check_size(path: Path, descriptor: int, nbytes: int) -> None:
+    size = os.fstat(descriptor).st_size
+    if size != nbytes:
+        problem = f"has {size} bytes, the checkpoint says {nbytes}"
+        raise TwoheadsError(str(path), problem, "start the run again in another folder")
 
 
 def _claim(descriptor: int, nbytes: int) -> None:

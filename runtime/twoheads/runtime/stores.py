@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
+from hashlib import sha256
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,9 @@ from twoheads.runtime.spill_file import MappedFile
 __all__ = ["Stores", "ValueStore"]
 
 
+MakeFile = Callable[[int], MappedFile]
+
+
 class ValueStore:
     """One value of all tokens as ``[tiles, *block_shape(tile)]``: every tile is contiguous.
 
@@ -28,20 +33,20 @@ class ValueStore:
         length: Rows along its axis, 1 for a row value.
         block_size: Tokens of a block.
         tile: Tokens of a tile, a multiple of ``block_size``.
-        spill: A file to create for it; ``None`` to hold it in memory.
+        file: Makes the file that holds as many bytes; ``None`` to hold it in memory.
 
     Raises:
         TwoheadsError: The disk has no room for the file.
     """
 
-    def __init__(self, value: Value, *, length: int, block_size: int, tile: int, spill: Path | None = None) -> None:
+    def __init__(self, value: Value, *, length: int, block_size: int, tile: int, file: MakeFile | None = None) -> None:
         self.value = value
         self.length = length
         self.block_size = block_size
         self.blocks_per_tile = 1 if value.axis is None else tile // block_size
         tiles = 1 if value.axis is None else -(-length // tile)
         shape = (tiles, *value.block_shape(tile))
-        self._file = None if spill is None else MappedFile(spill, prod(shape) * np.dtype(value.dtype).itemsize)
+        self._file = None if file is None else file(prod(shape) * np.dtype(value.dtype).itemsize)
         self.array: npt.NDArray[Any] = (
             np.empty(shape, value.dtype) if self._file is None else self._file.array(shape, value.dtype)
         )
@@ -55,8 +60,18 @@ class ValueStore:
 
     @property
     def spilled(self) -> bool:
-        """Whether it lives in a file."""
-        return self._file is not None
+        """Whether it lives in a file whose pages are let go."""
+        return self._file is not None and self._file.window
+
+    @property
+    def path(self) -> Path | None:
+        """Its file, if it has one."""
+        return None if self._file is None else self._file.path
+
+    def flush(self) -> None:
+        """Returns when the disk has the value, if it has a file."""
+        if self._file is not None:
+            self._file.flush()
 
     def touch(self, tile: int, nbytes: int) -> None:
         """Notes that ``nbytes`` of tile ``tile`` are about to be read or written, and has the next tile fetched.
@@ -152,6 +167,7 @@ class Stores:
         tiled: Names of the values that attention reads as keys or values.
         spilled: Names of the values that live in files.
         folder: Where these files are.
+        keep: Give every value a file that lasts until it is released, whatever happens to the process.
     """
 
     def __init__(
@@ -163,7 +179,9 @@ class Stores:
         tiled: Iterable[str],
         spilled: Iterable[str] = (),
         folder: Path | None = None,
+        keep: bool = False,
     ) -> None:
+        self._keep = keep
         self._rows = rows
         self._block_size = block_size
         self._key_tile = key_tile
@@ -177,15 +195,15 @@ class Stores:
         self.peak_disk_bytes = 0
         self.spilled_bytes = 0
 
-    def allocate(self, value: Value) -> ValueStore:
-        """A store for ``value``, its contents undefined.
+    def allocate(self, value: Value, *, reopen: bool = False) -> ValueStore:
+        """A store for ``value``, its contents undefined, or with ``reopen`` what its kept file holds.
 
         Raises:
-            TwoheadsError: The value lives in a file, and the disk has no room for it.
+            TwoheadsError: The value lives in a file, and the disk has no room for it, or the kept file is not there.
         """
         tile = self._key_tile if value.name in self._tiled else self._block_size
         sizes = {"length": self._rows(value), "block_size": self._block_size, "tile": tile}
-        store = ValueStore(value, **sizes, spill=self._spill_path(value))
+        store = ValueStore(value, **sizes, file=self._file(value, reopen=reopen))
         self._stores[value.name] = store
         if store.spilled:
             self._on_disk += store.nbytes
@@ -195,10 +213,13 @@ class Stores:
             self.account(store.nbytes)
         return store
 
-    def _spill_path(self, value: Value) -> Path | None:
-        if self._folder is None or value.name not in self._spilled:
+    def _file(self, value: Value, *, reopen: bool) -> MakeFile | None:
+        spilled = value.name in self._spilled
+        if self._folder is None or not (spilled or self._keep):
             return None
-        return self._folder / f".twoheads-{uuid4().hex}.spill"
+        # A value's name may be none for a file.
+        name = f"{sha256(value.name.encode()).hexdigest()[:24]}.bin" if self._keep else f".twoheads-{uuid4().hex}.spill"
+        return partial(MappedFile, self._folder / name, window=spilled, keep=self._keep, reopen=reopen)
 
     def account(self, nbytes: int) -> None:
         """Adds ``nbytes`` (negative: subtracts) held beside the values, e.g. mask tiles."""
@@ -219,6 +240,8 @@ class Stores:
                 self._on_disk -= store.nbytes
             elif store is not None:
                 self.account(-store.nbytes)
+            if store is not None and store.path is not None:
+                store.path.unlink(missing_ok=True)
 
     @property
     def live(self) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from twoheads.export.cli import compile as compile_command
 from twoheads.export.cli import inspect as inspect_command
 from twoheads.export.cli import plan as plan_command
 from twoheads.export.cli import run as run_command
+from twoheads.export.cli import status as status_command
 from twoheads.export.cli import verify as verify_command
 from twoheads.export.cli.console import print_error, stderr_console
 from twoheads.graphs.errors import TwoheadsError
@@ -55,7 +56,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (compile_command, plan_command, inspect_command, run_command, verify_command):
+for _command in (compile_command, plan_command, inspect_command, run_command, status_command, verify_command):
     app.command(_command.NAME)(_command.command)
 
 

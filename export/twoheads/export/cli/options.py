@@ -19,6 +19,7 @@ __all__ = [
     "Lowering",
     "LoweringOption",
     "MemoryLimit",
+    "OptionalBundle",
     "Output",
     "OutputOption",
     "Positions",
@@ -58,6 +59,9 @@ class Output(StrEnum):
 
 Source = Annotated[Path, typer.Argument(metavar="SOURCE", help="A Hugging Face folder, a .gguf file or an .onnx file.")]
 Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that `twoheads compile` wrote.")]
+OptionalBundle = Annotated[
+    Path | None, typer.Argument(metavar="BUNDLE", help="A folder that `twoheads compile` wrote.", show_default=False)
+]
 BlockSize = Annotated[
     int, typer.Option("--block-size", metavar="M", help="Tokens of a block: a multiple of 8 from 16 to 4096.")
 ]

@@ -21,9 +21,10 @@ from twoheads.export.cli.console import (
     seconds_text,
     size_text,
 )
-from twoheads.export.cli.progress import CallProgress
 from twoheads.export.cli.run_arrays import read_arrays, run_arrays
+from twoheads.export.cli.run_job import resume_job, start_job
 from twoheads.export.cli.run_lines import print_reports, read_lines, reports_to_json, run_lines
+from twoheads.export.cli.run_to_file import has_rows, run_to_file
 from twoheads.export.cli.spill_line import spill_line
 from twoheads.graphs.errors import InputError, InternalError
 from twoheads.graphs.json_codec import to_json
@@ -54,8 +55,8 @@ class Pack(StrEnum):
 
 
 def command(
-    bundle: options.Bundle,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT.npz", help="The file to write.")],
+    bundle: options.OptionalBundle = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="OUT.npz", help="The file to write.")] = None,
     text: options.Text = None,
     tokens: options.Tokens = None,
     arrays: options.Arrays = None,
@@ -75,6 +76,10 @@ def command(
     ] = None,
     memory_limit: options.MemoryLimit = None,
     spill: options.Spill = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option("--resume", metavar="DIR", help="Go on with the run that was stopped, from its --spill folder."),
+    ] = None,
     check: Annotated[
         Check, typer.Option("--check", help="full: the sha256 of every file; size: sizes only.")
     ] = Check.FULL,
@@ -91,10 +96,24 @@ def command(
     blocks of one run.
 
     With --memory-limit a run that does not fit is refused before it starts, with what it would need; with --spill its
-    largest values go to files until it fits.
+    largest values go to files until it fits. Of a text or of tokens that folder also keeps checkpoints: after a kill or
+    a full disk, `twoheads run --resume DIR` goes on, with the same result to the bit; `twoheads status DIR` looks.
 
     Example: twoheads run smollm2.bundle --text book.txt -o out.npz --output last --report report.json
     """
+    if resume is not None:
+        given = [
+            option for option in (bundle, out, text, tokens, arrays, positions, output, spill) if option is not None
+        ]
+        if given or lines:
+            raise InputError("--resume", "knows its bundle, input and output", "give --resume DIR alone")
+        limit = None if memory_limit is None else arguments.parse_size(memory_limit)
+        done, written = resume_job(resume, threads=threads, check=check.value, memory_limit=limit)
+        _tell(done, written, report, as_json=as_json)
+        return
+    if bundle is None or out is None:
+        missing = "a BUNDLE" if bundle is None else "--out OUT.npz"
+        raise InputError("twoheads run", f"{missing} is missing", "see `twoheads run --help`")
     read_bundle(bundle, check="size")  # a wrong path is told before anything else
     arguments.check_output_path(out)
     if report is not None:
@@ -106,7 +125,9 @@ def command(
     from twoheads.runtime import load
 
     limit = None if memory_limit is None else arguments.parse_size(memory_limit)
-    loaded = load(bundle, threads=threads, check=check.value, memory_limit=limit, spill=spill)
+    as_job = spill is not None and arrays is None and not lines
+    folder = None if as_job else spill
+    loaded = load(bundle, threads=threads, check=check.value, memory_limit=limit, spill=folder)
     if lines and text is not None:
         wanted = output.value if output else loaded.program.default_output
         reports = run_lines(loaded, read_lines(text, bundle, loaded), wanted, pack.value, out)
@@ -122,9 +143,17 @@ def command(
         lengths = resolve_lengths(loaded.program, int(sequence.size))
         count = value_rows(loaded.program.value(loaded.program.hidden), lengths)
         rows = None if positions is None else _parse_rows(positions, loaded.program, wanted, count)
-        if limit is not None or spill is not None:
-            _tell_plan(loaded, lengths, wanted, rows)
-        done = _run_to_file(loaded, sequence, wanted, count, rows, out)
+        schedule = loaded.schedule(lengths, wanted, None if rows is None else int(rows.size))
+        if spill is not None:
+            done = start_job(spill, loaded, schedule, sequence, rows, out)
+        else:
+            if limit is not None:
+                print_note(spill_line(loaded.spill_plan(schedule)))
+            done = run_to_file(loaded, sequence, wanted, count, rows, out)
+    _tell(done, out, report, as_json=as_json)
+
+
+def _tell(done: "Report", out: Path, report: Path | None, *, as_json: bool) -> None:
     for warning in done.warnings:
         print_warning(warning)
     if report is not None:
@@ -162,69 +191,11 @@ def _read_input(bundle: Path, loaded: "LoadedBundle", text: Path | None, tokens:
     return arguments.encode_text(content, loaded.tokenizer, source=text, bundle=bundle)
 
 
-def _has_rows(program: Program, output: str) -> bool:
-    """Whether the output has one row a token."""
-    return output == "hidden" or (output == "logits" and not program.pooled_logits)
-
-
 def _parse_rows(positions: str, program: Program, output: str, length: int) -> npt.NDArray[np.int64]:
-    if not _has_rows(program, output):
+    if not has_rows(program, output):
         problem = f"picks rows of logits or hidden states, and the output is {output}"
         raise InputError("--positions", problem, "leave it out, or ask for --output logits or --output hidden")
     return arguments.parse_positions(positions, length)
-
-
-def _tell_plan(
-    loaded: "LoadedBundle", lengths: dict[str, int], output: str, positions: npt.NDArray[np.int64] | None
-) -> None:
-    """Says before the run what it will take of memory and disk.
-
-    Raises:
-        InputError: It does not fit into the memory limit.
-    """
-    schedule = loaded.schedule(lengths, output, None if positions is None else int(positions.size))
-    print_note(spill_line(loaded.spill_plan(schedule)))
-
-
-def _run_to_file(
-    loaded: "LoadedBundle",
-    tokens: npt.NDArray[Any],
-    output: str,
-    count: int,
-    positions: npt.NDArray[np.int64] | None,
-    out: Path,
-) -> "Report":
-    """Runs and writes ``logits``, ``hidden`` (both streamed) or ``embedding``, and which ``positions`` were picked.
-
-    ``count`` is how many rows there are.
-    """
-    from twoheads.runtime import NpzWriter
-
-    with NpzWriter(out) as file, CallProgress("engine calls") as progress:
-        if _has_rows(loaded.program, output):
-            if positions is not None:
-                file.add("positions", positions)
-            rows = count if positions is None else int(positions.size)
-            sink = file.array(output, (rows, _width(loaded.program, output)))
-            return loaded.run(tokens, output=output, positions=positions, sink=sink, progress=progress).report
-        result = loaded.run(tokens, output=output, progress=progress)
-        if result.array is None:
-            raise InternalError(f"a run without a sink returned no {output}")
-        file.add("logits" if output == "last" else output, result.array)
-        return result.report
-
-
-def _width(program: Program, output: str) -> int:
-    """Numbers of one row of ``logits`` or ``hidden``: the last dimension of the value.
-
-    Raises:
-        InputError: The program has no such output.
-    """
-    name = program.logits if output == "logits" else program.hidden
-    for value in program.values():
-        if value.name == name:
-            return int(value.shape[-1])
-    raise InputError("--output", f"{program.name} gives no {output}", "choose one of those that `inspect` lists")
 
 
 def _write_report(path: Path, data: Any) -> None:

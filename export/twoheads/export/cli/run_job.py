@@ -1,0 +1,94 @@
+"""``twoheads run --spill DIR`` and ``--resume DIR``: a run that goes on after it was killed."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from twoheads.export.cli import arguments
+from twoheads.export.cli.console import print_note, size_text
+from twoheads.export.cli.run_to_file import run_to_file
+from twoheads.export.cli.spill_line import spill_line
+from twoheads.graphs.errors import TwoheadsError
+from twoheads.graphs.program_lengths import resolve_lengths, value_rows
+from twoheads.graphs.schedule import Schedule
+
+if TYPE_CHECKING:
+    from twoheads.runtime import Job, LoadedBundle, Report
+
+__all__ = ["resume_job", "start_job"]
+
+INPUT = "input.npz"
+
+
+def start_job(
+    folder: Path,
+    loaded: LoadedBundle,
+    schedule: Schedule,
+    tokens: npt.NDArray[Any],
+    positions: npt.NDArray[np.int64] | None,
+    out: Path,
+) -> Report:
+    """Runs with checkpoints in ``folder``, which also keeps the input and all that a later ``--resume`` needs."""
+    from twoheads.runtime import Job
+
+    with Job(folder) as job:
+        data = io.BytesIO()
+        if positions is None:
+            np.savez(data, tokens=tokens)
+        else:
+            np.savez(data, tokens=tokens, positions=positions)
+        job.add_file(INPUT, data.getvalue())
+        job.request = {
+            "bundle": os.path.abspath(loaded.path),
+            "out": os.path.abspath(out),
+            "output": schedule.output,
+            "memory_limit": loaded.memory_limit,
+        }
+        return _run(job, loaded, schedule, tokens, positions, out)
+
+
+def resume_job(folder: Path, *, threads: int | None, check: str, memory_limit: int | None) -> tuple[Report, Path]:
+    """Goes on with the job in ``folder``; returns its report and the file it wrote.
+
+    Raises:
+        InputError: There is no job, it is finished, or another process runs it.
+        TwoheadsError: It is damaged.
+    """
+    from twoheads.runtime import Job, load
+
+    with Job(folder, resume=True) as job:
+        try:
+            bundle, out, output = (job.request[name] for name in ("bundle", "out", "output"))
+            limit = memory_limit or job.request["memory_limit"]
+            with np.load(folder / INPUT, allow_pickle=False) as saved:
+                tokens, positions = saved["tokens"], saved.get("positions")
+        except (OSError, ValueError, KeyError) as error:
+            fix = "run it again, or go on with it by `run_job` in Python if it was started so"
+            raise TwoheadsError(str(folder), f"does not hold the input of a run: {error}", fix) from None
+        loaded = load(bundle, threads=threads, check=check, memory_limit=limit)
+        lengths = resolve_lengths(loaded.program, int(tokens.size))
+        schedule = loaded.schedule(lengths, output, None if positions is None else int(positions.size))
+        return _run(job, loaded, schedule, tokens, positions, Path(out)), Path(out)
+
+
+def _run(
+    job: Job,
+    loaded: LoadedBundle,
+    schedule: Schedule,
+    tokens: npt.NDArray[Any],
+    positions: npt.NDArray[np.int64] | None,
+    out: Path,
+) -> Report:
+    arguments.check_output_path(out)
+    plan = loaded.spill_plan(schedule, job)
+    print_note(f"{spill_line(plan)}; with checkpoints, up to {size_text(schedule.memory.values)} in {job.folder}")
+    count = value_rows(loaded.program.value(loaded.program.hidden), schedule.lengths)
+    report = run_to_file(loaded, tokens, schedule.output, count, positions, out, job)
+    job.finish()
+    return report

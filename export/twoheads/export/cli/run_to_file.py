@@ -1,0 +1,71 @@
+"""One input's run with the result streamed to a ``.npz`` file, in a job or without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from twoheads.export.cli.progress import CallProgress
+from twoheads.graphs.errors import InputError, InternalError
+from twoheads.graphs.program import Program
+
+if TYPE_CHECKING:
+    from twoheads.runtime import Job, LoadedBundle, Report, Result
+
+__all__ = ["has_rows", "run_to_file"]
+
+
+def has_rows(program: Program, output: str) -> bool:
+    """Whether the output has one row a token."""
+    return output == "hidden" or (output == "logits" and not program.pooled_logits)
+
+
+def run_to_file(
+    loaded: LoadedBundle,
+    tokens: npt.NDArray[Any],
+    output: str,
+    count: int,
+    positions: npt.NDArray[np.int64] | None,
+    out: Path,
+    job: Job | None = None,
+) -> Report:
+    """Runs and writes ``logits``, ``hidden`` (both streamed) or ``embedding``, and which ``positions`` were picked.
+
+    ``count`` is how many rows there are.
+    """
+    from twoheads.runtime import NpzWriter
+
+    def run(**options: Any) -> Result:
+        if job is not None:
+            return loaded.run_job(job, tokens, output=output, progress=progress, **options)
+        result: Result = loaded.run(tokens, output=output, progress=progress, **options)
+        return result
+
+    with NpzWriter(out) as file, CallProgress("engine calls") as progress:
+        if has_rows(loaded.program, output):
+            if positions is not None:
+                file.add("positions", positions)
+            rows = count if positions is None else int(positions.size)
+            sink = file.array(output, (rows, _width(loaded.program, output)))
+            return run(positions=positions, sink=sink).report
+        result = run()
+        if result.array is None:
+            raise InternalError(f"a run without a sink returned no {output}")
+        file.add("logits" if output == "last" else output, result.array)
+        return result.report
+
+
+def _width(program: Program, output: str) -> int:
+    """Numbers of one row of ``logits`` or ``hidden``: the last dimension of the value.
+
+    Raises:
+        InputError: The program has no such output.
+    """
+    name = program.logits if output == "logits" else program.hidden
+    for value in program.values():
+        if value.name == name:
+            return int(value.shape[-1])
+    raise InputError("--output", f"{program.name} gives no {output}", "choose one of those that `inspect` lists")

@@ -1,0 +1,180 @@
+"""Checkpoints of a run in a job folder: after every stage, and every few minutes in a long one.
+
+A stage's output is written once, by independent blocks, so a checkpoint is the list of finished stages, the files that
+hold what later stages read, and, of a stage that is not finished, how many of its items are done in the order in which
+they are taken. A run that goes on computes the same bits, because no block's result depends on another block's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from twoheads.graphs.errors import InternalError, TwoheadsError
+from twoheads.graphs.json_codec import from_json, to_json
+from twoheads.graphs.program import Stage, outputs_of
+from twoheads.runtime.average_report import StageEstimate
+from twoheads.runtime.job import Job, sync_folder
+from twoheads.runtime.stores import ValueStore
+
+if TYPE_CHECKING:
+    from twoheads.runtime.run_state import RunState
+
+__all__ = ["CHECKPOINT_SECONDS", "Checkpoints"]
+
+T = TypeVar("T")
+
+CHECKPOINT_SECONDS = 120.0
+"""The longest that a stage computes between checkpoints: what a kill can cost."""
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        job: Where they are.
+        run: Whose; its stores keep every value in the job's folder.
+    """
+
+    def __init__(self, job: Job, run: RunState) -> None:
+        self._job = job
+        self._run = run
+        self._finished: list[str] = []
+        self._sums: dict[str, str] = {}
+        self._part: dict[str, Any] | None = None
+
+    def restore(self) -> frozenset[str]:
+        """Opens what the last checkpoint holds, and returns the stages that need not run again.
+
+        Raises:
+            TwoheadsError: A file is missing, damaged, or not one of this run.
+        """
+        journal = self._job.journal()
+        if journal is None:
+            return frozenset()
+        run = self._run
+        self._finished = list(journal["finished_stages"])
+        self._part = journal["part"]
+        run.rounds = journal["rounds"]
+        run.estimates.extend(from_json(StageEstimate, data) for data in journal["estimates"])
+        for name, (calls, repeats, seconds) in journal["counters"].items():
+            run.counters[name].restore(calls, repeats, seconds)
+        run.restored_calls = run.calls
+        for name, digest in journal["values"].items():
+            store = run.stores.allocate(run.program.value(name), reopen=True)
+            if _digest(store) != digest:
+                raise _damaged(store)
+            self._sums[name] = digest
+        return frozenset(self._finished)
+
+    def is_partly_done(self, stage: Stage) -> bool:
+        """Whether the stage's outputs hold items of an earlier process."""
+        return self._part is not None and self._part["stage"] == stage.name
+
+    def work(self, stage: Stage, items: Iterable[T], start: Callable[[], Callable[[T], None]]) -> None:
+        """Works off the stage's items that are not done yet, with a checkpoint every few minutes.
+
+        Args:
+            stage: Whose.
+            items: Blocks, or tuples that begin with one; the same, in the same order, in every process.
+            start: See :meth:`~twoheads.runtime.crew.Crew.run`.
+        """
+        queue = list(items)
+        done = self._verified(stage, queue)
+        while done < len(queue):
+            until = time.monotonic() + CHECKPOINT_SECONDS
+            left = self._run.crew.run(queue[done:], start, pause=partial(_is_past, until))
+            if left:
+                self._save_part(stage, queue, done, len(queue) - left)
+            done = len(queue) - left
+
+    def _verified(self, stage: Stage, queue: Sequence[Any]) -> int:
+        """Items that an earlier process did; their blocks must hold what it wrote."""
+        if self._part is None or self._part["stage"] != stage.name:
+            self._part = None
+            return 0
+        for start, stop, digests in self._part["pieces"]:
+            for name, digest in digests.items():
+                if _digest_blocks(self._run.stores[name], queue[start:stop]) != digest:
+                    raise _damaged(self._run.stores[name])
+        return int(self._part["pieces"][-1][1])
+
+    def _save_part(self, stage: Stage, queue: Sequence[Any], start: int, stop: int) -> None:
+        if start == stop:
+            return
+        stores = [self._run.stores[value.name] for value in outputs_of(stage)]
+        digests = {store.value.name: _digest_blocks(store, queue[start:stop]) for store in stores}
+        if self._part is None:
+            self._part = {"stage": stage.name, "pieces": []}
+        self._part["pieces"].append([start, stop, digests])
+        self._flush(stores)
+        self._write()
+
+    def finish(self, stage: Stage, released: Iterable[str]) -> None:
+        """Makes the end of ``stage`` a checkpoint; afterwards the values ``released`` may go."""
+        ending = set(released)
+        stores = [self._run.stores[value.name] for value in outputs_of(stage) if value.name not in ending]
+        self._sums |= {store.value.name: _digest(store) for store in stores}
+        self._sums = {name: digest for name, digest in self._sums.items() if name not in ending}
+        self._finished.append(stage.name)
+        self._part = None
+        self._flush(stores)
+        self._write()
+
+    def _flush(self, stores: Iterable[ValueStore]) -> None:
+        for store in stores:
+            store.flush()
+        sync_folder(self._job.values)
+
+    def _write(self) -> None:
+        run = self._run
+        self._job.write_journal(
+            {
+                "finished_stages": self._finished,
+                "part": self._part,
+                "values": self._sums,
+                "rounds": run.rounds,
+                "estimates": [to_json(estimate) for estimate in run.estimates],
+                "counters": {name: (c.calls, c.repeats, c.seconds) for name, c in run.counters.items() if c.calls},
+            }
+        )
+
+
+def _is_past(moment: float) -> bool:
+    return time.monotonic() >= moment
+
+
+def _digest(store: ValueStore) -> str:
+    digest = hashlib.sha256()
+    for tile in range(len(store.array)):
+        digest.update(store.tile(tile).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _digest_blocks(store: ValueStore, items: Sequence[Any]) -> str:
+    digest = hashlib.sha256()
+    for item in items:
+        block = item[0] if isinstance(item, tuple) else item
+        if not isinstance(block, int):
+            raise InternalError(f"value {store.value.name}: the item {item!r} names no block")
+        digest.update(np.ascontiguousarray(_real_rows(store, block)).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _real_rows(store: ValueStore, block: int) -> Any:
+    """A block without its padding, which is zeroed when the stage ends: a kill may come before or after that."""
+    value, view = store.value, store.block(block)
+    if value.axis is None:
+        return view
+    index: Any = (*(slice(None),) * value.token_axis, slice(0, store.length - block * store.block_size))
+    return view[index]
+
+
+def _damaged(store: ValueStore) -> TwoheadsError:
+    where = str(store.path or store.value.name)
+    return TwoheadsError(where, "does not hold what the checkpoint says", "start the run again in another folder")
