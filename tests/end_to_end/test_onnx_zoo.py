@@ -101,6 +101,15 @@ def test_dynamic_quantisation_is_refused_because_its_scale_mixes_tokens(tmp_path
         compile_model(tmp_path / "int8.onnx")
 
 
+def test_a_fixed_number_of_tokens_is_refused_with_its_remedy(tmp_path: Path) -> None:
+    model = hand_made("Attention", 23)
+    for dim, size in zip(model.graph.input[0].type.tensor_type.shape.dim, (1, 12), strict=True):
+        dim.dim_value = size
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    with pytest.raises(CompileError, match=r"fixed number of tokens .*\n.*dynamic token axis"):
+        compile_model(tmp_path / "model.onnx")
+
+
 def test_recurrence_is_refused_by_name(tmp_path: Path) -> None:
     model = hand_made("Attention", 23)
     shape = {"W": (1, 256, 64), "R": (1, 256, 64)}
