@@ -79,7 +79,7 @@ def lengths_from_sizes(graph: fx.Graph, axes: AxisNames) -> bool:
         if not isinstance(node.meta.get("val"), Tensor) or node.target not in _TAKES_NUMBER or not uses_length(node):
             continue
         with graph.inserting_before(node):
-            first, second = (_as_tensor(graph, node, operand, axes) for operand in node.args)
+            first, second = (_operand(graph, node, operand, axes) for operand in node.args)
             if first is None or second is None or node.kwargs:
                 continue
             new = graph.call_function(_TAKES_NUMBER[node.target], (first, second))
@@ -93,6 +93,16 @@ def lengths_from_sizes(graph: fx.Graph, axes: AxisNames) -> bool:
 
 def _is_size(operand: Any) -> bool:
     return isinstance(operand, fx.Node) and isinstance(operand.meta.get("val"), SymInt | SymFloat)
+
+
+def _operand(graph: fx.Graph, node: fx.Node, operand: Any, axes: AxisNames) -> Any:
+    """``operand``, where it is a size as a value with all dimensions 1: a value that is stored has one at least."""
+    scalar = _as_tensor(graph, node, operand, axes)
+    example = cast("Tensor", node.meta["val"])
+    if scalar is None or not _is_size(operand) or not example.ndim:
+        return scalar
+    ones = [1] * example.ndim
+    return _call(graph, node, scalar.meta["val"].new_empty(ones), aten.reshape.default, scalar, ones)
 
 
 def _as_tensor(graph: fx.Graph, node: fx.Node, operand: Any, axes: AxisNames) -> Any:
