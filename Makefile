@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format typecheck pytest wheel models evaluate theorems quality clean distclean
+.PHONY: help demo test lint format typecheck pytest wheel models evaluate theorems quality zoo clean distclean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ theorems: $(VENV)/.installed $(MODELS)/minilm/.complete ## Count the calls of ev
 
 quality: $(VENV)/.installed $(MODELS)/smollm2/.complete ## Measure what the approximations cost on SmolLM2-135M (half an hour); writes docs/approximations.md
 	$(BIN)/python -m tools.quality
+
+zoo: $(VENV)/.installed ## Compile a small model of every family and maker (ten minutes); writes docs/models.md
+	$(BIN)/python -m tools.zoo
 
 clean: ## Remove what builds, tests and the demo leave behind
 	rm -rf build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,8 +11,8 @@ import onnxruntime  # type: ignore[import-untyped]
 import pytest
 from onnx import helper
 
-from tests.end_to_end.onnx_hand_made import HAND_MADE, hand_made
-from tests.end_to_end.onnx_zoo import VOCABULARY, ZOO, ZooFile
+from tools.zoo.exported_files import VOCABULARY, ZOO, ZooFile
+from tools.zoo.hand_made_files import HAND_MADE, hand_made
 from twoheads.compiler import compile_model
 from twoheads.export import write_bundle
 from twoheads.graphs.errors import CompileError

@@ -7,17 +7,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import transformers as hf
+from torch import nn
 
 from tests.end_to_end.agreement import bundle_of
-from tests.end_to_end.families import SIZES, make, with_large_weights
-from tests.end_to_end.test_more_families import FAMILIES
+from tools.zoo.torch_heads import TASKS
 from twoheads.export import verify
 from twoheads.graphs.errors import InputError
+from twoheads.graphs.program import SequenceStage
+
+
+def zoo_model(name: str, folder: Path) -> nn.Module:
+    torch.manual_seed(0)
+    module = next(entry for entry in TASKS if entry.name == name).make(folder)
+    assert isinstance(module, nn.Module)
+    return module
+
+
+def test_a_pooled_head_runs_once(tmp_path: Path) -> None:
+    program = bundle_of(zoo_model("BERT, sequence classification", tmp_path), tmp_path, block_size=16).program
+    taken = [stage for stage in program.body if isinstance(stage, SequenceStage)]
+    assert [stage.operator for stage in taken] == ["take"]
+    assert program.pooled_logits
 
 
 def test_an_encoder_decoder(tmp_path: Path) -> None:
-    model = with_large_weights(FAMILIES["BART"])
+    model = zoo_model("BART", tmp_path)
     bundle = bundle_of(model, tmp_path, block_size=16)
     report = verify(bundle.path, model, length={"n": 21, "m": 50})
     assert report.passed
@@ -32,19 +46,18 @@ def test_an_encoder_decoder(tmp_path: Path) -> None:
 
 
 def test_an_image_model(tmp_path: Path) -> None:
-    model = with_large_weights(FAMILIES["ViT, classes of images"])
+    model = zoo_model("ViT, image classification", tmp_path)
     bundle = bundle_of(model, tmp_path, block_size=16)
-    report = verify(bundle.path, model, length=17)
+    report = verify(bundle.path, model, length=50)
     assert report.passed
     assert report.logits is not None
-    assert (report.hidden.positions, report.logits.positions) == (17, 1)
-    with pytest.raises(InputError, match="17 only"):
-        verify(bundle.path, model, length=16)
+    assert (report.hidden.positions, report.logits.positions) == (50, 1)
+    with pytest.raises(InputError, match="50 only"):
+        verify(bundle.path, model, length=49)
 
 
 def test_a_wrong_pooled_head_is_found(tmp_path: Path) -> None:
-    build = make(hf.BertForSequenceClassification, hf.BertConfig, **SIZES, max_position_embeddings=64, num_labels=3)
-    model = with_large_weights(build)
+    model = zoo_model("BERT, sequence classification", tmp_path)
     bundle = bundle_of(model, tmp_path, block_size=16)
     assert verify(bundle.path, model, length=40).passed
     with torch.no_grad():

@@ -99,8 +99,9 @@ def onnx_program(file: OnnxFile, outputs: Sequence[str] = ()) -> OnnxProgram:
     wanted = list(model_outputs(file, outputs))
     where = str(file.path)
     graph = fold_onnx(graph_of(bound.file.opsets, bound.file.nodes, bound.file.weights, wanted), wanted)
+    graph = spelled_out(graph, bound.arguments, wanted, where)
+    # Tables are found where ONNX Runtime's fused look-ups are spelled out.
     arguments = tuple(replace(entry, limit=_limit(graph, entry.value.name)) for entry in bound.arguments)
-    graph = spelled_out(graph, arguments, wanted, where)
     measured = measure_onnx(graph, arguments, wanted, where)
     resolved = resolve_lengths(graph, measured, wanted)
     inputs = (*arguments, *resolved.inputs)

@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 
 from twoheads.export.cli import compile as compile_command
 from twoheads.export.cli import inspect as inspect_command
+from twoheads.export.cli import models as models_command
 from twoheads.export.cli import plan as plan_command
 from twoheads.export.cli import run as run_command
 from twoheads.export.cli import status as status_command
@@ -56,7 +57,15 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (compile_command, plan_command, inspect_command, run_command, status_command, verify_command):
+for _command in (
+    compile_command,
+    plan_command,
+    inspect_command,
+    run_command,
+    status_command,
+    verify_command,
+    models_command,
+):
     app.command(_command.NAME)(_command.command)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from tests.end_to_end.onnx_zoo import VOCABULARY
+from tools.zoo.exported_files import VOCABULARY
 
 __all__ = ["HAND_MADE", "hand_made"]
 

@@ -87,7 +87,7 @@ class FirstOutput(nn.Module):
             else {}
         )
         caching |= {"use_cache": False} if isinstance(model, hf.GPT2LMHeadModel) else {}
-        return model(input_ids=input_ids, attention_mask=attention_mask, **caching)[0]
+        return cast("Tensor", model(input_ids=input_ids, attention_mask=attention_mask, **caching)[0])
 
 
 def model(kind: str, attention: str) -> nn.Module:

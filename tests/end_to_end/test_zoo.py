@@ -1,0 +1,38 @@
+"""Every model of the zoo compiles and agrees with the original, or is refused with the reason that is expected."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tools.zoo.entry import Entry
+from tools.zoo.measure import measure
+from tools.zoo.torch_families import BACKBONES
+from tools.zoo.torch_heads import REFUSED, TASKS
+
+ROUNDING = 2e-6
+"""Of the largest magnitude; what is wrong is wrong by a thousand times that."""
+
+ZOO = (*BACKBONES, *TASKS, *REFUSED)
+
+
+@pytest.mark.parametrize("entry", ZOO, ids=lambda entry: entry.name)
+def test_a_model_of_the_zoo_does_what_is_expected(entry: Entry, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    row = measure(entry, tmp_path)
+    if entry.refusal is not None:
+        assert row["refusal"] is not None, "a bundle was made"
+        assert entry.refusal in row["refusal"]
+        return
+    assert row["refusal"] is None
+    assert row["engine_calls"] == row["formula_calls"]
+    # So small a model has a handful of sums, and its floor is luck on a processor that the table was not made on.
+    rounding = max(4 * row["noise_floor"], ROUNDING * row["magnitude"])
+    assert row["error"] <= rounding, f"error {row['error']:.2e}, noise floor {row['noise_floor']:.2e}"
+
+
+def test_names_are_unique() -> None:
+    names = [entry.name for entry in ZOO]
+    assert len(set(names)) == len(names)

@@ -1,0 +1,1 @@
+"""The zoo: small random models of every family and maker, what coverage is measured on."""
