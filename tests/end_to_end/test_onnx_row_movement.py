@@ -11,7 +11,7 @@ from tests.compiler.onnx_graphs import attention_nodes, attention_weights, save_
 from twoheads.compiler import compile_model
 from twoheads.compiler.capture_onnx import capture_onnx
 from twoheads.compiler.source_graph import SequenceNode
-from twoheads.export import write_bundle
+from twoheads.export import verify, write_bundle
 from twoheads.graphs.errors import CompileError
 from twoheads.runtime import load
 
@@ -100,3 +100,23 @@ def test_sums_over_tokens_are_refused_by_name_and_work_within_a_token_is_not(tmp
         else:
             with pytest.raises(CompileError, match="mixes tokens: CumSum"):
                 compile_model(path, block_size=BLOCK)
+
+
+def test_results_may_be_chosen_by_name(tmp_path):
+    nodes = [
+        *attention_nodes("x", "one"),
+        helper.make_node("Neg", ["one"], ["two"]),
+        helper.make_node("MatMul", ["two", "head"], ["three"]),
+    ]
+    outputs: dict[str, list[int | str | None]] = {
+        "one": ["batch", "tokens", 8],
+        "two": ["batch", "tokens", 8],
+        "three": ["batch", "tokens", 3],
+    }
+    path = save_model(tmp_path / "m.onnx", nodes, WEIGHTS, outputs)
+    chosen = capture_onnx(path, ("two", "three")).graph
+    assert (chosen.hidden, chosen.logits) == ("two", "three")
+    bundle = write_bundle(compile_model(path, block_size=BLOCK, results=("two", "three")), tmp_path / "bundle")
+    assert verify(bundle, path, length=20, results=("two", "three")).passed
+    with pytest.raises(CompileError, match="no output 'four'"):
+        capture_onnx(path, ("four",))

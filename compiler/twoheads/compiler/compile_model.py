@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -50,6 +50,7 @@ def compile_model(
     attention: str = "full",
     oracle_layers: int = 2,
     oracle_heads: int = 4,
+    results: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> CompiledModel:
     """Compiles a model for fixed-shape engines of ``block_size`` tokens; any input length runs afterwards.
@@ -67,6 +68,8 @@ def compile_model(
             :mod:`twoheads.graphs.policy`.
         oracle_layers: ``L'`` of the ``oracle`` lowering, 1 to 32.
         oracle_heads: ``H'`` of the ``oracle`` lowering, 1 to 32.
+        results: For an ONNX file: its names of the last hidden states and, if wanted, of the logits; chosen by default,
+            see :mod:`twoheads.compiler.onnx_outputs`.
         progress: Told the name of each phase.
 
     Raises:
@@ -76,7 +79,7 @@ def compile_model(
     tile = _check_options(block_size, key_tile, lowering, dtype)
     policy = _check_policy(attention, lowering)
     tell("loading the model")
-    front = _front(source, example_inputs, weights=True)
+    front = _front(source, example_inputs, weights=True, results=results)
     tell("capturing its graph")
     captured, parts, imposed = _capture_and_partition(front, policy)
     tell("checking that regions are token-wise")
@@ -123,12 +126,16 @@ def plan_model(
     return _lower(captured, parts, block_size, tile, lowering, (oracle_layers, oracle_heads)).program
 
 
-def _front(source: Source, example_inputs: Any, *, weights: bool) -> Callable[[], Captured]:
+def _front(
+    source: Source, example_inputs: Any, *, weights: bool, results: Sequence[str] = ()
+) -> Callable[[], Captured]:
     """The model, loaded by the front door for its kind: what captures it."""
     if isinstance(source, str | Path) and Path(source).suffix == ".onnx":
         from twoheads.compiler.capture_onnx import capture_onnx
 
-        return lambda: capture_onnx(source)
+        return lambda: capture_onnx(source, results)
+    if results:
+        raise CompileError("results", "are named for a source that is no ONNX file", "leave them out")
     from twoheads.compiler.capture import capture
     from twoheads.compiler.sources import load_source
 

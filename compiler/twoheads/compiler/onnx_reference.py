@@ -7,7 +7,7 @@ file, and rounds differently wherever a compiled model may: in projections, in s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -89,13 +89,13 @@ class OnnxOriginal:
         return hidden, logits[positions] if rows and positions is not None else logits
 
 
-def load_onnx_original(path: str | Path) -> OnnxOriginal:
+def load_onnx_original(path: str | Path, results: Sequence[str] = ()) -> OnnxOriginal:
     """Reads a file again, to be run as it is.
 
     Raises:
         CompileError: As ``capture_onnx``, which says which results count.
     """
-    captured = capture_onnx(path)
+    captured = capture_onnx(path, results)
     names = [captured.graph.hidden, *([captured.graph.logits] if captured.graph.logits else [])]
     bound = bind_inputs(read_onnx(path))
     graph = graph_of(bound.file.opsets, bound.file.nodes, bound.file.weights, names)

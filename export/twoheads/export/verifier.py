@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -103,6 +103,7 @@ def verify(
     tokens: npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]] | None = None,
     progress: Progress | None = None,
     example_inputs: Any = None,
+    results: Sequence[str] = (),
 ) -> VerifyReport:
     """Runs the original and the bundle on the same ``length`` tokens and compares them.
 
@@ -119,6 +120,7 @@ def verify(
             array for every argument by name.
         progress: Called as ``progress(phase, done, total)``.
         example_inputs: For a torch module, as given to ``compile_model``.
+        results: For an ONNX file, as given to ``compile_model``.
 
     Raises:
         BundleError: The bundle is damaged.
@@ -135,7 +137,7 @@ def verify(
     given = verify_inputs(loaded, lengths, text=text, tokens=tokens)
     positions = _positions(loaded.program, rows)
     report("load the original")
-    original = _run_original(loaded, source, example_inputs, given, positions, report)
+    original = _run_original(loaded, _load_original(loaded, source, example_inputs, results), given, positions, report)
     if len(original.hidden) != rows:
         raise InternalError(f"the original of {loaded.program.name} gives {len(original.hidden)} rows, not {rows}")
     return _run_ours(loaded, given, positions, original, report)
@@ -150,14 +152,12 @@ def _positions(program: Program, length: int) -> npt.NDArray[np.int64] | None:
 
 def _run_original(
     bundle: LoadedBundle,
-    source: Source,
-    example_inputs: Any,
+    original: LoadedSource | OnnxOriginal,
     given: Mapping[str, npt.NDArray[Any]],
     positions: npt.NDArray[np.int64] | None,
     progress: Progress,
 ) -> _Original:
     """Both evaluations of the original; of the plain one only the distance is kept, and of the model nothing."""
-    original = _load_original(bundle, source, example_inputs)
     check_same_source(bundle.manifest.source, original.identity, str(bundle.path))
     pooling = original.pooling
     progress("run the original, fused attention")
@@ -192,7 +192,9 @@ def _run_original(
     )
 
 
-def _load_original(bundle: LoadedBundle, source: Source, example_inputs: Any) -> LoadedSource | OnnxOriginal:
+def _load_original(
+    bundle: LoadedBundle, source: Source, example_inputs: Any, results: Sequence[str]
+) -> LoadedSource | OnnxOriginal:
     if not isinstance(source, str | Path) or Path(source).suffix != ".onnx":
         from twoheads.compiler.sources import load_source
 
@@ -205,7 +207,7 @@ def _load_original(bundle: LoadedBundle, source: Source, example_inputs: Any) ->
         )
     from twoheads.compiler.onnx_reference import load_onnx_original
 
-    return load_onnx_original(source)
+    return load_onnx_original(source, results)
 
 
 def check_same_source(compiled: SourceIdentity, found: SourceIdentity, bundle: str) -> None:

@@ -34,6 +34,7 @@ def command(
     ] = 4,
     dtype: options.DtypeOption = options.Dtype.FLOAT32,
     attention: options.Attention = "full",
+    results: options.Results = None,
     force: Annotated[bool, typer.Option("--force", help="Replace BUNDLE if it exists.")] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -62,6 +63,7 @@ def command(
             attention=attention,
             oracle_layers=oracle_layers,
             oracle_heads=oracle_heads,
+            results=results or (),
             progress=progress,
         )
         write_bundle(compiled, output, overwrite=force, progress=progress)

@@ -23,6 +23,7 @@ __all__ = [
     "Output",
     "OutputOption",
     "Positions",
+    "Results",
     "Source",
     "Spill",
     "Text",
@@ -58,6 +59,14 @@ class Output(StrEnum):
 
 
 Source = Annotated[Path, typer.Argument(metavar="SOURCE", help="A Hugging Face folder, a .gguf file or an .onnx file.")]
+Results = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--result",
+        metavar="NAME",
+        help="For an .onnx file: its output of last hidden states; given twice, then that of logits.",
+    ),
+]
 Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that `twoheads compile` wrote.")]
 OptionalBundle = Annotated[
     Path | None, typer.Argument(metavar="BUNDLE", help="A folder that `twoheads compile` wrote.", show_default=False)

@@ -26,6 +26,7 @@ def command(
     length: Annotated[int, typer.Option("--length", "-n", metavar="N", help="Tokens to run both on.")],
     text: options.Text = None,
     tokens: options.Tokens = None,
+    results: options.Results = None,
     as_json: options.Json = False,
 ) -> None:
     """Run the original over the whole sequence and compare; exit with 1 unless the bundle passes.
@@ -45,7 +46,9 @@ def command(
     from twoheads.export import verify
 
     with PhaseProgress() as progress:
-        report = verify(bundle, against, length=length, text=content, tokens=sequence, progress=progress)
+        report = verify(
+            bundle, against, length=length, text=content, tokens=sequence, results=results or (), progress=progress
+        )
     for warning in report.warnings:
         print_warning(warning)
     if as_json:
