@@ -30,7 +30,7 @@ format: $(VENV)/.installed-dev ## Format the code and fix what ruff can fix
 	$(BIN)/ruff format .
 
 pytest: $(VENV)/.installed-dev models ## The tests; those of real models too
-	TWOHEADS_REQUIRE_MODELS=1 $(BIN)/python -m pytest --ignore=tests/packaging
+	OMP_NUM_THREADS=1 TWOHEADS_REQUIRE_MODELS=1 $(BIN)/python -m pytest --ignore=tests/packaging --numprocesses 2 --dist loadfile
 
 wheel: $(VENV)/.installed-dev ## Build the wheels and check what is in them
 	$(BIN)/python -m pytest tests/packaging

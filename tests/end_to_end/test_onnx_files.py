@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime  # type: ignore[import-untyped]
 import pytest
 
-from tests.end_to_end.onnx_models import VOCABULARY, export_model, export_with_past, small_model
+from tools.zoo.exporting import VOCABULARY, export_model, export_with_past, small_model
 from twoheads.compiler import compile_model
 from twoheads.export import verify, write_bundle
 from twoheads.graphs.errors import InputError

@@ -13,7 +13,7 @@ import torch
 import transformers as hf
 
 from tests.end_to_end.agreement import bundle_of
-from tests.end_to_end.onnx_models import VOCABULARY, FirstOutput, export_model
+from tools.zoo.exporting import VOCABULARY, FirstOutput, export_model
 from twoheads.compiler import compile_model
 from twoheads.export import write_bundle
 from twoheads.runtime import load

@@ -13,7 +13,7 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-from tests.end_to_end.onnx_models import export_model
+from tools.zoo.exporting import export_model
 
 __all__ = ["VOCABULARY", "ZOO", "ZooFile"]
 
