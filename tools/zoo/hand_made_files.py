@@ -107,6 +107,7 @@ class _HandMade:
 HAND_MADE: Mapping[str, tuple[str, int, dict[str, Any]]] = {
     "standard 23": ("Attention", 23, {"is_causal": 1}),
     "standard 24, softcap": ("Attention by head", 24, {"softcap": 2.0, "scale": 0.4}),
+    "standard 25, window": ("Attention", 25, {"is_causal": 1, "left_window_size": 4}),
     "multi-head": ("MultiHeadAttention", 17, {"unidirectional": 1}),
     "grouped, window": ("GroupQueryAttention", 17, {"local_window_size": 5, "softcap": 3.0}),
     "grouped": ("GroupQueryAttention", 21, {"rotary_interleaved": 1}),

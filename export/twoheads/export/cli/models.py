@@ -51,8 +51,13 @@ def _coverage() -> dict[str, Any]:
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    return row["family"], row["maker"], ", ".join(row["masks"]), row["lowering"], f"{row['ratio']:.1f}"
+    return row["family"], _made_by(row), ", ".join(row["masks"]), row["lowering"], f"{row['ratio']:.1f}"
 
 
 def _refusal_cells(row: dict[str, Any]) -> tuple[str, ...]:
-    return row["family"], row["maker"], row["refusal"]
+    return row["family"], _made_by(row), row["refusal"]
+
+
+def _made_by(row: dict[str, Any]) -> str:
+    """The front door, and the class or the program that the model is from."""
+    return f"{row['door']}: {row['maker']}"
