@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ class FirstOutput(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         caching = {"use_cache": False} if hasattr(self.model, "lm_head") else {}
-        return self.model(input_ids=input_ids, attention_mask=attention_mask, **caching)[0]
+        return cast("Tensor", self.model(input_ids=input_ids, attention_mask=attention_mask, **caching)[0])
 
 
 def small_model(kind: str) -> nn.Module:
