@@ -8,7 +8,7 @@ import pytest
 from onnx import helper
 
 from tests.compiler.onnx_graphs import attention_nodes, attention_weights, save_model
-from twoheads.compiler import compile_model
+from twoheads.compiler import compile_model, plan_model
 from twoheads.compiler.capture_onnx import capture_onnx
 from twoheads.compiler.source_graph import SequenceNode
 from twoheads.export import verify, write_bundle
@@ -118,5 +118,6 @@ def test_results_may_be_chosen_by_name(tmp_path):
     assert (chosen.hidden, chosen.logits) == ("two", "three")
     bundle = write_bundle(compile_model(path, block_size=BLOCK, results=("two", "three")), tmp_path / "bundle")
     assert verify(bundle, path, length=20, results=("two", "three")).passed
+    assert str(plan_model(path, block_size=BLOCK, results=("two", "three"))) == str(load(bundle).program)
     with pytest.raises(CompileError, match="no output 'four'"):
         capture_onnx(path, ("four",))

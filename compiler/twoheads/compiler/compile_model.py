@@ -110,6 +110,7 @@ def plan_model(
     attention: str = "full",
     oracle_layers: int = 2,
     oracle_heads: int = 4,
+    results: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Program:
     """The block program that :func:`compile_model` would make, from the model's configuration alone.
@@ -120,7 +121,7 @@ def plan_model(
     tile = _check_options(block_size, key_tile, lowering, dtype)
     policy = _check_policy(attention, lowering)
     tell("reading the configuration")
-    front = _front(source, example_inputs, weights=False)
+    front = _front(source, example_inputs, weights=False, results=results)
     tell("capturing its graph")
     captured, parts, _ = _capture_and_partition(front, policy)
     return _lower(captured, parts, block_size, tile, lowering, (oracle_layers, oracle_heads)).program

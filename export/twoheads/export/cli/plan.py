@@ -45,6 +45,7 @@ def command(
     ] = None,
     attention: options.Attention = "full",
     lowering: options.LoweringOption = options.Lowering.AUTO,
+    results: options.Results = None,
     every_stage: Annotated[
         bool, typer.Option("--stages", help="One line for every stage, not one for all that are alike.")
     ] = False,
@@ -63,7 +64,7 @@ def command(
     Example: twoheads plan smollm2.bundle --length 100000
     """
     arguments.require_path(subject, "a model or a bundle")
-    program = _program(subject, block_size, key_tile, attention, lowering)
+    program = _program(subject, block_size, key_tile, attention, lowering, tuple(results or ()))
     lengths = resolve_lengths(program, {} if length is None else arguments.parse_lengths(length))
     hidden = value_rows(program.value(program.hidden), lengths)
     rows = None if positions is None else int(arguments.parse_positions(positions, hidden).size)
@@ -81,14 +82,19 @@ def command(
 
 
 def _program(
-    subject: Path, block_size: int | None, key_tile: int | None, attention: str, lowering: options.Lowering
+    subject: Path,
+    block_size: int | None,
+    key_tile: int | None,
+    attention: str,
+    lowering: options.Lowering,
+    results: tuple[str, ...],
 ) -> Program:
     """The program of a bundle as it is, or that of a source as it would be compiled."""
     if arguments.is_bundle(subject):
         sized = block_size is not None or key_tile is not None or lowering != options.Lowering.AUTO
-        if sized or not parse_policy(attention).exact:
-            problem = "is a bundle, whose block size, key tile, lowering and attention are fixed"
-            fix = "leave --block-size, --key-tile, --lowering and --attention out, or give the source"
+        if sized or results or not parse_policy(attention).exact:
+            problem = "is a bundle, whose block size, key tile, lowering, attention and results are fixed"
+            fix = "leave --block-size, --key-tile, --lowering, --attention and --result out, or give the source"
             raise InputError(str(subject), problem, fix)
         return read_bundle(subject, check="size").program
     from twoheads.compiler import plan_model
@@ -101,6 +107,7 @@ def _program(
             key_tile=key_tile,
             attention=attention,
             lowering=lowering.value,
+            results=results,
             progress=progress,
         )
 

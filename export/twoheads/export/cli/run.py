@@ -101,13 +101,10 @@ def command(
 
     Example: twoheads run smollm2.bundle --text book.txt -o out.npz --output last --report report.json
     """
+    limit = None if memory_limit is None else arguments.parse_size(memory_limit)
     if resume is not None:
-        given = [
-            option for option in (bundle, out, text, tokens, arrays, positions, output, spill) if option is not None
-        ]
-        if given or lines:
+        if lines or any(option is not None for option in (bundle, out, text, tokens, arrays, positions, output, spill)):
             raise InputError("--resume", "knows its bundle, input and output", "give --resume DIR alone")
-        limit = None if memory_limit is None else arguments.parse_size(memory_limit)
         done, written = resume_job(resume, threads=threads, check=check.value, memory_limit=limit)
         _tell(done, written, report, as_json=as_json)
         return
@@ -124,33 +121,41 @@ def command(
 
     from twoheads.runtime import load
 
-    limit = None if memory_limit is None else arguments.parse_size(memory_limit)
     as_job = spill is not None and arrays is None and not lines
     folder = None if as_job else spill
     loaded = load(bundle, threads=threads, check=check.value, memory_limit=limit, spill=folder)
+    wanted = output.value if output else loaded.program.default_output
     if lines and text is not None:
-        wanted = output.value if output else loaded.program.default_output
         reports = run_lines(loaded, read_lines(text, bundle, loaded), wanted, pack.value, out)
         _tell_lines(reports, out, report, as_json=as_json)
         return
-    wanted = output.value if output else loaded.program.default_output
     if arrays is not None:
         if positions is not None:
             raise InputError("--positions", "picks rows of one text or token sequence", "leave it out with --input")
         done = run_arrays(loaded, read_arrays(arrays), wanted, pack.value, out)
     else:
-        sequence = _read_input(bundle, loaded, text, tokens)
-        lengths = resolve_lengths(loaded.program, int(sequence.size))
-        count = value_rows(loaded.program.value(loaded.program.hidden), lengths)
-        rows = None if positions is None else _parse_rows(positions, loaded.program, wanted, count)
-        schedule = loaded.schedule(lengths, wanted, None if rows is None else int(rows.size))
-        if spill is not None:
-            done = start_job(spill, loaded, schedule, sequence, rows, out)
-        else:
-            if limit is not None:
-                print_note(spill_line(loaded.spill_plan(schedule)))
-            done = run_to_file(loaded, sequence, wanted, count, rows, out)
+        done = _run_sequence(loaded, _read_input(bundle, loaded, text, tokens), wanted, positions, spill, out)
     _tell(done, out, report, as_json=as_json)
+
+
+def _run_sequence(
+    loaded: "LoadedBundle",
+    sequence: npt.NDArray[Any],
+    wanted: str,
+    positions: str | None,
+    spill: Path | None,
+    out: Path,
+) -> "Report":
+    """Runs one text or token sequence into ``out``, with checkpoints where there is a folder for them."""
+    lengths = resolve_lengths(loaded.program, int(sequence.size))
+    count = value_rows(loaded.program.value(loaded.program.hidden), lengths)
+    rows = None if positions is None else _parse_rows(positions, loaded.program, wanted, count)
+    schedule = loaded.schedule(lengths, wanted, None if rows is None else int(rows.size))
+    if spill is not None:
+        return start_job(spill, loaded, schedule, sequence, rows, out)
+    if loaded.memory_limit is not None:
+        print_note(spill_line(loaded.spill_plan(schedule)))
+    return run_to_file(loaded, sequence, wanted, count, rows, out)
 
 
 def _tell(done: "Report", out: Path, report: Path | None, *, as_json: bool) -> None:
