@@ -90,20 +90,6 @@ depend on `N`.
 """
 
 
-CALLS = (
-    "theorem",
-    "model",
-    "lowering",
-    "sizes",
-    "a layer's formula",
-    "calls",
-    "paper's",
-    "paper / ours",
-    "floor",
-    "rounds",
-)
-
-
 def render(machine: Machine, rows: Sequence[Row], batch: Batch) -> str:
     """The page."""
     lines = [

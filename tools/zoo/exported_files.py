@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import onnx
 import onnxruntime  # type: ignore[import-untyped]
 import torch
 import transformers as hf
-from torch import Tensor, nn
+from torch import nn
 
-from tools.zoo.exporting import export_model
+from tools.zoo.exporting import VOCABULARY, FirstOutput, export_model
 
 __all__ = ["VOCABULARY", "ZOO", "ZooFile"]
-
-VOCABULARY = 99
 
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -70,24 +68,6 @@ MODELS: Mapping[str, Callable[[], tuple[Any, Any]]] = {
         ),
     ),
 }  # fmt: skip
-
-
-class FirstOutput(nn.Module):
-    """A transformers model as exporters want it: tensors in, one tensor out."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        model = cast("Any", self.model)
-        caching = (
-            {"use_cache": False}
-            if getattr(model.config, "is_decoder", False) or "Causal" in type(model).__name__
-            else {}
-        )
-        caching |= {"use_cache": False} if isinstance(model, hf.GPT2LMHeadModel) else {}
-        return cast("Tensor", model(input_ids=input_ids, attention_mask=attention_mask, **caching)[0])
 
 
 def model(kind: str, attention: str) -> nn.Module:

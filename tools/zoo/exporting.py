@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +27,8 @@ class FirstOutput(nn.Module):
         self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        caching = {"use_cache": False} if hasattr(self.model, "lm_head") else {}
+        # A cache in the output can't be exported, and models without one don't take the argument.
+        caching = {"use_cache": False} if "use_cache" in signature(self.model.forward).parameters else {}
         return cast("Tensor", self.model(input_ids=input_ids, attention_mask=attention_mask, **caching)[0])
 
 

@@ -60,7 +60,7 @@ WHISPER: Mapping[str, Any] = {
     "decoder_start_token_id": 1,
     "suppress_tokens": None,
     "begin_suppress_tokens": None,
-} | {"max_position_embeddings": 128}
+}
 IMAGE: Mapping[str, Any] = {**PLAIN, "image_size": 42, "patch_size": 6}
 
 BOTH = tuple({"n": n, "m": m} for n, m in ((1, 53), (15, 1), (17, 17), (53, 33)))
