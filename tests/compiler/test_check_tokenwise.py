@@ -22,6 +22,7 @@ MIXING: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "length as a fill": (lambda x: x + torch.full((1, x.shape[1], 1), float(x.shape[1])), "number of tokens|fixes"),
     "count of constants": (lambda x: x + torch.ones(x.shape[1]).softmax(0)[None, :, None], "constants"),
     "count of what never happens": (lambda x: x + (x[..., :1] > 1e6).float().cumsum(1), "cumsum"),
+    "count in the shape of tokens": (lambda x: x + torch.ones_like(x[..., :1]).cumsum(1).square(), "cumsum"),
     "squared count": (lambda x: x + torch.ones(x.shape[1]).cumsum(0).square()[None, :, None], "constants"),
     "tokens as features": (lambda x: (x @ x.mT) @ x, "every pair of tokens"),
     "tokens regrouped": (lambda x: x.reshape(1, WIDTH, -1).mT, "mixes tokens|not one row"),
