@@ -12,6 +12,7 @@ import pytest
 from tests.runtime.axes_models import CLASSES, WIDTH, classifier, counted_positions, encoder_decoder, image
 from tests.runtime.tiny_bundle import write_tiny
 from tests.runtime.tiny_model import Tiny, random_tokens
+from tools.zoo.torch_heads import TASKS
 from twoheads.export.cli import main
 from twoheads.graphs.program import Pooling
 from twoheads.runtime import load
@@ -144,3 +145,17 @@ def test_run_streams_as_many_rows_as_there_are(cli, tmp_path: Path) -> None:
     np.save(tmp_path / "t.npy", np.arange(20) % 7)
     cli("run", tmp_path / "b", "--tokens", tmp_path / "t.npy", "-o", tmp_path / "out.npz")
     np.testing.assert_array_equal(np.load(tmp_path / "out.npz")["hidden"], bundle.run(np.arange(20) % 7).array)
+
+
+@pytest.mark.parametrize(
+    ("name", "length", "rows"), [("T5", ["--length", "n=21,m=40"], 21), ("ViT, image classification", [], 50)]
+)
+def test_a_model_folder_of_two_sequences_or_of_images_is_compiled_and_verified(
+    cli, tmp_path: Path, name: str, length: list[str], rows: int
+) -> None:
+    model = next(entry for entry in TASKS if entry.name == name).make(tmp_path)
+    model.save_pretrained(tmp_path / "model")
+    cli("compile", tmp_path / "model", "-o", tmp_path / "bundle", "--block-size", 16)
+    report = cli("verify", tmp_path / "bundle", "--against", tmp_path / "model", *length, "--json")
+    assert report["passed"]
+    assert report["hidden"]["positions"] == rows

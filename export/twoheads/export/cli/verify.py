@@ -23,7 +23,10 @@ NAME = "verify"
 def command(
     bundle: options.Bundle,
     against: Annotated[Path, typer.Option("--against", metavar="SOURCE", help="The model it was compiled from.")],
-    length: Annotated[int, typer.Option("--length", "-n", metavar="N", help="Tokens to run both on.")],
+    length: Annotated[
+        str | None,
+        typer.Option("--length", "-n", metavar="N", help="Tokens to run both on; of several inputs: n=1000,m=300."),
+    ] = None,
     text: options.Text = None,
     tokens: options.Tokens = None,
     results: options.Results = None,
@@ -34,6 +37,8 @@ def command(
     The yardstick is the noise floor: how far two direct evaluations of the original differ from each other. A bundle
     passes when its error is at most 4 times that.
 
+    The length is left out where the inputs have a fixed size, such as images.
+
     Example: twoheads verify smollm2.bundle --against SmolLM2-135M.gguf --length 4096
     """
     read_bundle(bundle, check="size")
@@ -42,12 +47,13 @@ def command(
         raise InputError("twoheads verify", "two inputs are given", "give either --text FILE or --tokens FILE.npy")
     content = None if text is None else arguments.read_text(text)
     sequence = None if tokens is None else arguments.read_tokens(tokens)
+    lengths = {} if length is None else arguments.parse_lengths(length)
 
     from twoheads.export import verify
 
     with PhaseProgress() as progress:
         report = verify(
-            bundle, against, length=length, text=content, tokens=sequence, results=results or (), progress=progress
+            bundle, against, length=lengths, text=content, tokens=sequence, results=results or (), progress=progress
         )
     for warning in report.warnings:
         print_warning(warning)
