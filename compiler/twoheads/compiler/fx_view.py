@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from twoheads.compiler.fx_program import FxProgram, is_scalar
 from twoheads.compiler.op_view import Array, Kind, OpNode
 from twoheads.compiler.source_graph import TensorType
-from twoheads.compiler.source_program import example_inputs
+from twoheads.compiler.source_program import all_lengths, example_inputs
 from twoheads.graphs.errors import CompileError
 
 __all__ = ["FxView", "layer_of"]
@@ -122,11 +122,12 @@ class FxView:
         """Values at ``lengths``; see the protocol."""
         wanted = tuple(names)
         values: dict[str, Any] = {name: torch.from_numpy(array) for name, array in (given or {}).items()}
-        inputs = example_inputs(self.program.inputs, lengths, 0)
+        every = all_lengths(self.program.inputs, lengths)
+        inputs = example_inputs(self.program.inputs, every, 0)
 
         def value_of(operand: fx.Node) -> Any:
             if is_scalar(operand):
-                return self.program.axes.evaluate(operand.meta["val"], lengths)
+                return self.program.axes.evaluate(operand.meta["val"], every)
             return values[self.program.source_name(operand)]
 
         for node in self._needed(wanted, values):

@@ -18,12 +18,9 @@ from twoheads.compiler.onnx_run import OnnxNode
 from twoheads.compiler.op_view import Kind, OpNode
 from twoheads.compiler.size_formula import SizeFormula
 from twoheads.compiler.source_graph import TensorType
-from twoheads.compiler.source_program import example_inputs, input_lengths
+from twoheads.compiler.source_program import all_lengths, example_inputs
 
 __all__ = ["OnnxView"]
-
-OTHER_LENGTH = 12
-"""Tokens of the input axes that an experiment does not name."""
 
 KINDS: Mapping[str, Kind] = {
     "MatMul": Kind.MATMUL,
@@ -105,7 +102,7 @@ class OnnxView:
         self, names: Iterable[str], lengths: Mapping[str, int], given: Mapping[str, Array] | None = None
     ) -> dict[str, Array]:
         """Values at ``lengths``; see the protocol."""
-        every = {**input_lengths(self.program.inputs, OTHER_LENGTH), **lengths}
+        every = all_lengths(self.program.inputs, lengths)
         inputs = example_inputs(self.program.inputs, every, 0)
         return self.program.graph.run(names, {**inputs, **(given or {})}, every)
 

@@ -18,7 +18,19 @@ from twoheads.graphs.axes import axis_inputs, axis_length
 from twoheads.graphs.bundle_format import SourceIdentity
 from twoheads.graphs.program import COUNTING, Input, Pooling, TokenwiseEngine
 
-__all__ = ["Captured", "LookUp", "SourceProgram", "TokenwiseRegion", "Weight", "example_inputs", "input_lengths"]
+__all__ = [
+    "Captured",
+    "LookUp",
+    "SourceProgram",
+    "TokenwiseRegion",
+    "Weight",
+    "all_lengths",
+    "example_inputs",
+    "input_lengths",
+]
+
+OTHER_LENGTH = 9
+"""Tokens of the inputs that an experiment is not about."""
 
 SPECIAL = 4
 """Token numbers below this are mostly special ones (padding, begin, end)."""
@@ -123,6 +135,11 @@ def input_lengths(inputs: Iterable[Input], tokens: int, *, step: int = 0) -> dic
     names = sorted({name for entry in inputs for axis in (entry.value.axis, entry.axis) for name in _names(axis)})
     names.sort(key=lambda name: name != "n")
     return {name: tokens + step * at for at, name in enumerate(names)}
+
+
+def all_lengths(inputs: Iterable[Input], lengths: Mapping[str, int]) -> dict[str, int]:
+    """``lengths`` with ``OTHER_LENGTH`` for every input axis that an experiment does not name."""
+    return {**input_lengths(inputs, OTHER_LENGTH), **lengths}
 
 
 def _names(axis: str | None) -> tuple[str, ...]:
