@@ -13,10 +13,12 @@ from tools.zoo.entry import LENGTHS, Entry
 __all__ = [
     "BART",
     "BOTH",
+    "DISTILBERT",
     "GPT2",
     "GROUPED",
     "IMAGE",
     "LEARNED",
+    "MODERNBERT",
     "NO_TOKENS",
     "PLAIN",
     "SPECTROGRAM",
@@ -37,6 +39,22 @@ GROUPED: Mapping[str, Any] = {**PLAIN, "num_key_value_heads": 2}
 LEARNED: Mapping[str, Any] = {**PLAIN, "max_position_embeddings": 128}
 NO_TOKENS: Mapping[str, Any] = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
 GPT2: Mapping[str, Any] = {"vocab_size": 67, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, **NO_TOKENS}
+DISTILBERT: Mapping[str, Any] = {
+    "vocab_size": 67,
+    "dim": 32,
+    "hidden_dim": 48,
+    "n_layers": 2,
+    "n_heads": 4,
+    "max_position_embeddings": 128,
+}
+MODERNBERT: Mapping[str, Any] = {
+    **PLAIN,
+    **NO_TOKENS,
+    "local_attention": 16,
+    "global_attn_every_n_layers": 2,
+    "cls_token_id": None,
+    "sep_token_id": None,
+}
 T5: Mapping[str, Any] = {"vocab_size": 67, "d_model": 32, "d_ff": 48, "num_layers": 2, "num_heads": 4, "d_kv": 8}
 BART: Mapping[str, Any] = {
     "vocab_size": 67,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import transformers as hf
 
-from tools.zoo.sizes import GPT2, GROUPED, LEARNED, NO_TOKENS, PLAIN, T5, family, rope
+from tools.zoo.sizes import DISTILBERT, GPT2, GROUPED, LEARNED, MODERNBERT, NO_TOKENS, PLAIN, T5, family, rope
 
 __all__ = ["BACKBONES"]
 
@@ -142,23 +142,13 @@ _ENCODERS = (
         "ModernBERT",
         hf.ModernBertModel,
         hf.ModernBertConfig,
-        {**PLAIN, **NO_TOKENS},
-        local_attention=16,
-        global_attn_every_n_layers=2,
-        cls_token_id=None,
-        sep_token_id=None,
+        MODERNBERT,
     ),
     family(
         "DistilBERT",
         hf.DistilBertModel,
         hf.DistilBertConfig,
-        {},
-        vocab_size=67,
-        dim=32,
-        hidden_dim=48,
-        n_layers=2,
-        n_heads=4,
-        max_position_embeddings=128,
+        DISTILBERT,
     ),
     family("ELECTRA", hf.ElectraModel, hf.ElectraConfig, LEARNED, embedding_size=16),
     family("ALBERT, shared layers", hf.AlbertModel, hf.AlbertConfig, LEARNED, embedding_size=16),
