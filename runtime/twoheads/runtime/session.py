@@ -21,7 +21,7 @@ from twoheads.graphs.program import Program
 from twoheads.graphs.schedule import Schedule, make_schedule
 from twoheads.graphs.spill import SpillPlan, plan_spill
 from twoheads.runtime.average_report import summarize
-from twoheads.runtime.backend import open_backend
+from twoheads.runtime.backend import Backend, open_backend
 from twoheads.runtime.bundle_reader import Bundle, read_bundle
 from twoheads.runtime.crew import Crew, available_threads
 from twoheads.runtime.engine_pool import EnginePool
@@ -55,7 +55,7 @@ Progress = Callable[[int, int], None]
 def load(
     path: str | os.PathLike[str],
     *,
-    backend: str = "onnxruntime",
+    backend: str | Backend = "onnxruntime",
     threads: int | None = None,
     check: str = "full",
     memory_limit: int | None = None,
@@ -65,7 +65,7 @@ def load(
 
     Args:
         path: The folder that ``twoheads compile`` wrote.
-        backend: What runs the engines; ``onnxruntime`` (CPU) is the default.
+        backend: What runs the engines; ``onnxruntime`` (CPU) is the default. A name, or a backend of one's own.
         threads: Blocks computed at the same time; ``None`` for every processor that the process may use.
         check: ``full`` (sizes and sha256 of all files) or ``size``.
         memory_limit: Bytes of memory that a run may take by its plan; one that does not fit is refused. What this
@@ -86,7 +86,7 @@ def load(
         raise InputError("spill", f"{folder} is not a folder", "create it, or name another")
     return LoadedBundle(
         read_bundle(path, check=check),
-        backend=backend,
+        backend=open_backend(backend) if isinstance(backend, str) else backend,
         threads=threads or available_threads(),
         memory_limit=memory_limit,
         spill=folder,
@@ -105,10 +105,16 @@ class LoadedBundle:
     """
 
     def __init__(
-        self, bundle: Bundle, *, backend: str, threads: int, memory_limit: int | None = None, spill: Path | None = None
+        self,
+        bundle: Bundle,
+        *,
+        backend: Backend,
+        threads: int,
+        memory_limit: int | None = None,
+        spill: Path | None = None,
     ) -> None:
         self._bundle = bundle
-        self._engines = EnginePool(bundle, Weights(bundle.weights_file, bundle.manifest.weights), open_backend(backend))
+        self._engines = EnginePool(bundle, Weights(bundle.weights_file, bundle.manifest.weights), backend)
         self.threads = threads
         self.memory_limit = memory_limit
         self.spill = spill

@@ -19,6 +19,7 @@ import typer
 from rich.logging import RichHandler
 from typer.core import TyperGroup
 
+from twoheads.export.cli import bench as bench_command
 from twoheads.export.cli import compile as compile_command
 from twoheads.export.cli import inspect as inspect_command
 from twoheads.export.cli import models as models_command
@@ -64,6 +65,7 @@ for _command in (
     run_command,
     status_command,
     verify_command,
+    bench_command,
     models_command,
 ):
     app.command(_command.NAME)(_command.command)

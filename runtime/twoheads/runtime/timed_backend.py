@@ -1,0 +1,168 @@
+"""Where the time of a run goes: a backend around another one that times every engine call.
+
+It is put around the backend by whoever measures; the stages know nothing of it, so an ordinary run pays nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from twoheads.graphs.program import Port, Program, SequenceStage, TokenwiseEngine
+from twoheads.runtime.backend import Backend, Call, EngineHandle
+from twoheads.runtime.report import Report
+from twoheads.runtime.session import LoadedBundle
+
+__all__ = ["Breakdown", "CallTime", "TimedBackend", "TimedRun", "break_down", "run_timed"]
+
+
+@dataclass(slots=True)
+class CallTime:
+    """What one thread spent inside calls of one engine; only that thread writes it.
+
+    Attributes:
+        engine: The engine's name in the program.
+        calls: Their number.
+        seconds: Wall time inside them.
+        cpu_seconds: Processor time that the calling thread spent inside them.
+    """
+
+    engine: str
+    calls: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Breakdown:
+    """Where the workers' time went, in seconds summed over the workers; the parts add up to ``threads * seconds``.
+
+    Attributes:
+        tokenwise: Inside calls of token-wise engines of the body.
+        attention: Inside calls of attention engines; the merge of tiles is a part of these.
+        head: Inside calls of the head's engines.
+        host: Processor time outside of calls: scheduling, binding, copies, and what the host does with whole values.
+        idle: The rest: workers without work, or waiting for the processor or for the interpreter's lock.
+    """
+
+    tokenwise: float
+    attention: float
+    head: float
+    host: float
+    idle: float
+
+
+@dataclass(frozen=True, slots=True)
+class TimedRun:
+    """A run with its times.
+
+    Attributes:
+        report: The run's own; the result itself is not kept.
+        seconds: From the call to the result.
+        breakdown: Where they went.
+    """
+
+    report: Report
+    seconds: float
+    breakdown: Breakdown
+
+
+class TimedBackend:
+    """Passes everything on to ``backend``, with a clock around every call: about a microsecond each.
+
+    Args:
+        backend: What runs the engines.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self.name = backend.name
+        self.tensor = backend.tensor
+        self._backend = backend
+        self._times: list[CallTime] = []
+
+    def load_engine(
+        self, path: Path, inputs: Sequence[Port], outputs: Sequence[Port], weights: Mapping[str, npt.NDArray[Any]]
+    ) -> EngineHandle:
+        """As the backend's own; engines are told apart by the first part of their file's name."""
+        handle = self._backend.load_engine(path, inputs, outputs, weights)
+        return _TimedEngine(handle, path.name.partition(".")[0], self._times)
+
+    def take(self) -> list[CallTime]:
+        """The times of all calls that were made since the last time; none may be running."""
+        times = [entry for entry in self._times if entry.calls]
+        self._times.clear()
+        return times
+
+
+class _TimedEngine:
+    def __init__(self, handle: EngineHandle, engine: str, times: list[CallTime]) -> None:
+        self._handle = handle
+        self._engine = engine
+        self._times = times
+
+    def new_call(self) -> Call:
+        entry = CallTime(self._engine)
+        self._times.append(entry)
+        return _TimedCall(self._handle.new_call(), entry)
+
+
+class _TimedCall:
+    def __init__(self, call: Call, entry: CallTime) -> None:
+        self.bind_input = call.bind_input
+        self.bind_output = call.bind_output
+        self._run = call.run
+        self._entry = entry
+
+    def run(self) -> None:
+        began, cpu = time.perf_counter(), time.thread_time()
+        self._run()
+        self._entry.cpu_seconds += time.thread_time() - cpu
+        self._entry.seconds += time.perf_counter() - began
+        self._entry.calls += 1
+
+
+def run_timed(bundle: LoadedBundle, backend: TimedBackend, tokens: Any, output: str) -> TimedRun:
+    """Runs one input of ``bundle``, which was loaded with ``backend``.
+
+    Args:
+        bundle: Its engines should be open (it has run before); opening them would count as the host's time.
+        backend: What the bundle was loaded with.
+        tokens: As :meth:`~twoheads.runtime.session.LoadedBundle.run` takes them.
+        output: Likewise.
+
+    Raises:
+        InputError: As ``run``.
+    """
+    backend.take()
+    began, cpu = time.perf_counter(), time.process_time()
+    result = bundle.run(tokens, output)
+    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
+    breakdown = break_down(bundle.program, backend.take(), seconds * bundle.threads, cpu_seconds)
+    return TimedRun(result.report, seconds, breakdown)
+
+
+def break_down(program: Program, times: Sequence[CallTime], seconds: float, cpu_seconds: float) -> Breakdown:
+    """Sorts the time of a run.
+
+    Args:
+        program: What ran.
+        times: Of the run's engine calls.
+        seconds: Wall time of the run, times the number of workers.
+        cpu_seconds: Processor time of the process during the run.
+    """
+    head = {stage.engine for stage in program.head} - {
+        stage.engine for stage in program.body if not isinstance(stage, SequenceStage)
+    }
+    tokenwise = {engine.name for engine in program.engines if isinstance(engine, TokenwiseEngine)} - head
+    inside = dict.fromkeys(("tokenwise", "attention", "head"), 0.0)
+    for entry in times:
+        kind = "head" if entry.engine in head else "tokenwise" if entry.engine in tokenwise else "attention"
+        inside[kind] += entry.seconds
+    # A backend that computes elsewhere spends no processor time in its calls; the host's own is what calls did not use.
+    host = max(cpu_seconds - sum(entry.cpu_seconds for entry in times), 0.0)
+    return Breakdown(**inside, host=host, idle=max(seconds - sum(inside.values()) - host, 0.0))
