@@ -20,6 +20,7 @@ from twoheads.graphs.program import AttentionEngine
 from twoheads.runtime.merge import attention
 
 Arrays = dict[str, npt.NDArray[Any]]
+Changes = list[tuple[str, dict[str, Any]]]
 
 TOLERANCE = {"float32": 3e-6, "float16": 3e-3, "bfloat16": 3e-2}
 """Of ``out`` and ``lse`` for values around 1: a few units in the last place, accumulated over a tile."""
@@ -135,6 +136,56 @@ def test_a_chain_of_merges_equals_attention_over_all_keys(
     assert_close(state[1], expected_lse, 2 * TOLERANCE["float32"])
 
 
+def added(engine: AttentionEngine, tiles: list[Arrays], masked: list[bool]) -> tuple[Arrays, npt.NDArray[Any]]:
+    """The first tile's ``out`` and ``lse`` with the others added: ``acc``, ``weight``, and the anchor."""
+    out, lse = call(engine, "full", tiles[0])
+    query = np.concatenate([tiles[0]["q"], -lse[..., None] / np.float32(engine.scale)], -1)
+    sums = {"prev_acc": out, "prev_weight": np.ones_like(lse)}
+    for is_masked, tile in zip(masked, tiles[1:], strict=True):
+        result = call(engine, "masked_add" if is_masked else "full_add", tile | sums | {"q": query})
+        sums = dict(zip(sums, result, strict=True))
+    return sums, lse
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    engine=engines.map(lambda engine: replace(engine, softcap=0.0)),
+    seed=st.integers(0, 2**32 - 1),
+    masked=st.lists(st.booleans(), min_size=1, max_size=4),
+)
+def test_tiles_added_up_relative_to_the_first_equal_attention_over_all_keys(
+    engine: AttentionEngine, seed: int, masked: list[bool]
+) -> None:
+    tiles = [random_arrays(engine, seed + at, visible=0.05) for at in range(len(masked) + 1)]
+    for tile in tiles:
+        tile["q"] = tiles[0]["q"]
+    sums, lse = added(engine, tiles, masked)
+    whole = {"q": tiles[0]["q"], **{name: np.concatenate([t[name] for t in tiles], axis=2) for name in ("k", "v")}}
+    masks = [t["mask"] if m else np.zeros_like(t["mask"]) for t, m in zip(tiles, [False, *masked], strict=True)]
+    whole["mask"] = np.concatenate(masks, axis=2)
+    expected_out, expected_lse = reference(engine, whole, masked=True)
+    # Relative to scores that nearly cancel against the anchor, their rounding is that of the scores themselves.
+    assert_close(sums["prev_acc"] / sums["prev_weight"][..., None], expected_out, 4 * TOLERANCE["float32"])
+    assert_close(lse + np.log(sums["prev_weight"]), expected_lse, 4 * TOLERANCE["float32"])
+
+
+def test_hidden_scores_add_nothing_however_large_they_are() -> None:
+    engine = replace(PLAIN, scale=300.0)
+    tiles = [random_arrays(engine, at) for at in (7, 8)]
+    tiles[1] |= {"q": tiles[0]["q"], "mask": np.full_like(tiles[1]["mask"], -np.inf)}
+    sums, _ = added(engine, tiles, [True])
+    np.testing.assert_array_equal(sums["prev_weight"], 1)
+    np.testing.assert_array_equal(sums["prev_acc"], call(engine, "full", tiles[0])[0])
+
+
+def test_scores_far_above_the_anchor_show_in_the_weight() -> None:
+    engine = replace(PLAIN, scale=300.0)
+    tiles = [random_arrays(engine, at) for at in (7, 8)]
+    tiles[1]["q"] = tiles[0]["q"]
+    sums, _ = added(engine, tiles, [False])
+    assert np.isinf(sums["prev_weight"]).any()
+
+
 def test_a_row_that_sees_nothing_is_empty_and_neutral() -> None:
     arrays = random_arrays(PLAIN, 1)
     arrays["mask"][:, 3] = -np.inf
@@ -208,9 +259,12 @@ def test_float16_keeps_scores_and_lse_in_float32() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("variant", AttentionEngine.VARIANTS)
+@pytest.mark.parametrize("variant", AttentionEngine.VARIANTS + AttentionEngine.ADD_VARIANTS)
 def test_ports_are_the_declared_ones_and_operators_are_standard(dtype: str, variant: str) -> None:
     engine = replace(PLAIN, dtype=dtype)
+    if variant not in engine.variants:
+        assert (dtype != "float32", variant in AttentionEngine.ADD_VARIANTS) == (True, True)
+        return
     model = attention_model(engine, variant)
     onnx.checker.check_model(model, full_check=True)
     for values, ports in zip((model.graph.input, model.graph.output), engine.ports(variant), strict=True):
@@ -235,10 +289,16 @@ def test_packed_engines_are_attention_without_a_mask_input(variant: str) -> None
     assert_close(got, exact, TOLERANCE["float32"])
 
 
-def test_engines_whose_scores_are_bent_have_no_packed_form() -> None:
-    for change in ({"softcap": 5.0}, {"dtype": "float16"}, {"scale": -1.0}):
+def test_engines_whose_scores_are_bent_have_no_packed_or_added_form() -> None:
+    unpacked: Changes = [("packed", {"softcap": 5.0}), ("packed", {"dtype": "float16"}), ("packed", {"scale": -1.0})]
+    merged: Changes = [
+        ("full_add", {"softcap": 5.0}),
+        ("masked_add", {"dtype": "float16"}),
+        ("full_add", {"scale": 0.0}),
+    ]
+    for variant, change in unpacked + merged:
         with pytest.raises(InternalError, match="no variant"):
-            attention_model(replace(PLAIN, **change), "packed")
+            attention_model(replace(PLAIN, **change), variant)
 
 
 def test_no_scale_means_no_multiplication() -> None:

@@ -58,7 +58,7 @@ def test_the_manifest_lists_every_file_with_its_hash(tmp_path: Path) -> None:
     assert manifest.format_version == 2
     assert manifest.producer.startswith("twoheads ")
     assert {name for name in listed if name.startswith("engines/attend")} == {
-        f"engines/attend.{variant}.onnx" for variant in (*AttentionEngine.VARIANTS, "packed_causal")
+        f"engines/attend.{variant}.onnx" for variant in AttentionEngine.ALL_VARIANTS if variant != "packed"
     }
     assert from_json(Program, json.loads((bundle / "program.json").read_text())) == hand_made().program
     assert (bundle / "tokenizer" / "tokenizer.json").read_bytes() == b'{"version": "1.0"}'
@@ -200,7 +200,7 @@ def variants(mask: str, *, sinks: str | None = None, bias: RelativeBias | None =
 
 
 def test_only_the_variants_that_can_be_called_are_written() -> None:
-    every = set(AttentionEngine.VARIANTS)
+    every = set(AttentionEngine.VARIANTS + AttentionEngine.ADD_VARIANTS)
     masked, packed = {"masked", "masked_merge"}, {"packed_causal"}
     assert variants("causal") == every | packed
     assert variants("full") == every | {"packed"}
@@ -214,8 +214,8 @@ def test_only_the_variants_that_can_be_called_are_written() -> None:
     assert variants("causal | sinks(1)") == every | packed, "the first key is causal anyway"
     assert variants("causal | sinks(20)") == every | {"packed"}, "requests of at most 8 tokens"
     assert variants("window(0, 0)") == masked
-    assert variants("causal", sinks="layers.0.in") == {"full_merge", "masked_merge"}
-    assert variants("causal", bias=RelativeBias("layers.0.in", None)) == masked
+    assert variants("causal", sinks="layers.0.in") == {"full_merge", "masked_merge", "full_add", "masked_add"}
+    assert variants("causal", bias=RelativeBias("layers.0.in", None)) == masked | {"masked_add"}
 
 
 # Completely or not at all

@@ -278,7 +278,7 @@ def write_bundle(
             model = tokenwise_model(build(engine), engine, [entries[name] for name in stage.weights])
             files[f"engines/{engine.name}.onnx"] = model.SerializeToString()
         elif isinstance(engine, AttentionEngine):
-            for variant in AttentionEngine.VARIANTS + (AttentionEngine.PACKED_VARIANTS if engine.packs else ()):
+            for variant in engine.variants:
                 files[f"engines/{engine.name}.{variant}.onnx"] = _attention_bytes(engine, variant)
         elif isinstance(engine, StockEngine):
             for variant in engine.VARIANTS:

@@ -40,6 +40,7 @@ class Tiny:
     features: bool = False
     max_length: Limit | None = None
     trained_length: int | None = None
+    sharpness: float = 3.0
     seed: int = 0
     approximations: tuple[str, ...] = field(default=())
 
@@ -61,7 +62,12 @@ def make_weights(tiny: Tiny) -> dict[str, Array]:
     }
     weights["embed"][0] = 0
     for layer in range(tiny.layers):
-        weights |= {f"{layer}.q": 3 * random(d, q), f"{layer}.k": 3 * random(d, kv), f"{layer}.v": random(d, kv)}
+        sharp = tiny.sharpness
+        weights |= {
+            f"{layer}.q": sharp * random(d, q),
+            f"{layer}.k": sharp * random(d, kv),
+            f"{layer}.v": random(d, kv),
+        }
         weights |= {f"{layer}.o": random(q, d), f"{layer}.up": random(d, 2 * d), f"{layer}.down": random(2 * d, d)}
         weights[f"{layer}.sinks"] = random(tiny.q_heads) * 2
         weights[f"{layer}.slope"] = -np.abs(random(tiny.q_heads)) / 8

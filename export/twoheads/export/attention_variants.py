@@ -13,27 +13,29 @@ __all__ = ["used_variants"]
 
 
 def used_variants(program: Program, engine: AttentionEngine) -> tuple[str, ...]:
-    """The variants of ``engine`` that some stage may call at some length, in the order of ``VARIANTS``.
+    """The variants of ``engine`` that some stage may call at some length, in the order of ``ALL_VARIANTS``.
 
     A bias needs a mask for every tile; learned sinks are the partial result that the first tile is merged with; a
-    narrow window never has a full tile. A variant too many costs a few kilobytes, so a doubt is a yes. The packed ones
-    follow where the program can pack requests at all.
+    narrow window never has a full tile. A variant too many costs a few kilobytes, so a doubt is a yes. A row that adds
+    begins with a full tile. The packed ones follow where the program can pack requests at all.
     """
     used: set[str] = set()
     longest = longest_packable(program)
     for stage in program.body:
         if isinstance(stage, AttentionStage) and stage.engine == engine.name:
-            kinds = ["masked"]
-            if stage.bias is None and _has_full_tile(stage.mask, program):
+            kinds, has_full_tile = ["masked"], _has_full_tile(stage.mask, program)
+            if stage.bias is None and has_full_tile:
                 kinds.append("full")
             used.update(f"{kind}_merge" for kind in kinds)
+            if engine.adds and has_full_tile:
+                used.update(f"{kind}_add" for kind in kinds)
             if stage.sinks is None:
                 used.update(kinds)
             if stage.average is not None:
                 used.add("full")  # drawn keys
             if longest:
                 used.add(packed_variant(stage.mask, longest) or "")
-    return tuple(variant for variant in AttentionEngine.VARIANTS + AttentionEngine.PACKED_VARIANTS if variant in used)
+    return tuple(variant for variant in AttentionEngine.ALL_VARIANTS if variant in used)
 
 
 def _has_full_tile(mask: Mask, program: Program) -> bool:

@@ -1,4 +1,4 @@
-"""Run one attention stage: every query block over its key tiles, merged inside the engines."""
+"""Run one attention stage: every query block over its key tiles, merged or added up inside the engines."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.program import AttentionEngine, AttentionStage
+from twoheads.runtime.anchored_row import AnchoredRow, anchor_tile
 from twoheads.runtime.average_stage import Sampler, SamplerWorker
 from twoheads.runtime.backend import Call
 from twoheads.runtime.bias import BiasTiles
@@ -15,6 +16,10 @@ from twoheads.runtime.mask_tiles import MaskTiles
 from twoheads.runtime.run_state import Row, RunState, WorkerCount
 
 __all__ = ["run_attention"]
+
+Array = npt.NDArray[Any]
+Tiles = list[tuple[int, bool]]
+"""Key tiles of a row, each with whether all of its keys are seen."""
 
 
 def run_attention(run: RunState, stage: AttentionStage) -> None:
@@ -57,7 +62,13 @@ class _Shared:
             account=stores.account,
         )
         self.initial = self._sinks()
+        variants = ("masked_add",) if self.biased else ("masked_add", "full_add")
+        self.adds = self.engine.adds and all(run.engines.holds(stage.engine, variant) for variant in variants)
         self.sampler = None if stage.average is None else Sampler(run, stage, self.engine)
+
+    def new_call(self, variant: str) -> Call:
+        """A call of one variant of the stage's engine."""
+        return self.run.engines.attention(self.stage.engine, variant).new_call()
 
     def _bias(self) -> BiasTiles | None:
         bias = self.stage.bias
@@ -89,7 +100,8 @@ class _Worker:
         self._wrap = shared.run.backend.tensor
         self._count: WorkerCount = shared.run.counters[shared.stage.name].worker()
         states = (_state(shared.engine), _state(shared.engine))
-        self._final_lse = states[0][1]
+        self._lse = states[0][1]
+        self._anchored = AnchoredRow(shared.engine, shared.new_call, self._wrap) if shared.adds else None
         self._sampler = None if shared.sampler is None else SamplerWorker(shared.sampler, self._count)
         self._states = [(self._wrap(out), self._wrap(lse)) for out, lse in states]
         self._calls: dict[tuple[bool, bool], Call] = {}
@@ -100,35 +112,68 @@ class _Worker:
     def row(self, row: Row) -> None:
         """Computes one query block."""
         block, segments = row
-        shared = self._shared
-        target = shared.output.block(block)
-        remaining = sum(segment.tiles for segment in segments)
-        if not remaining:
+        target = self._shared.output.block(block)
+        tiles = [(tile, segment.full) for segment in segments for tile in range(segment.start, segment.stop)]
+        if not tiles:
             target[...] = 0  # no query of the block sees a key
             return
-        query = self._wrap(self._query_block(block))
+        query = self._query_block(block)
+        tensor = self._wrap(query)
+        lse = self._add(block, tiles, anchor_tile(segments), query, tensor, target)
+        if lse is None:
+            lse = self._merge(block, tiles, tensor, target)
+        if self._sampler is not None:
+            self._sampler.add(block, tensor, target, lse)
+
+    def _add(
+        self, block: int, tiles: Tiles, anchor: int | None, query: Array, tensor: Any, target: Array
+    ) -> Array | None:
+        """Adds the tiles up relative to tile ``anchor``; the log-sum-exp, or ``None`` if the row must be merged."""
+        row, shared = self._anchored, self._shared
+        if row is None or anchor is None:
+            return None
+        first = (anchor, True)
+        self._tile(tensor, anchor, self._mask(block, first), shared.initial, *row.first)
+        row.begin(query)
+        for tile in tiles:
+            if tile != first:
+                shared.run.crew.check()
+                self._touch(tile[0])
+                row.add(shared.keys[tile[0]], shared.values[tile[0]], self._mask(block, tile))
+        self._count.calls += len(tiles) - 1
+        if row.finish(target):
+            return row.lse
+        self._count.repeats += len(tiles)
+        return None
+
+    def _merge(self, block: int, tiles: Tiles, query: Any, target: Array) -> Array:
+        """Merges tile after tile by the log-sum-exp so far, which it returns in the end."""
         final = self._wrap(target if self._output is None else self._output)
-        previous = shared.initial
-        check = shared.run.crew.check
-        for segment in segments:
-            masked = shared.biased or not segment.full
-            for tile in range(segment.start, segment.stop):
-                check()
-                remaining -= 1
-                # In cross attention every block sees what the first one sees, all keys of the other axis.
-                seen = 0 if shared.cross else block
-                mask = shared.masks.tensor(seen, tile, full=segment.full) if masked else None
-                # The last tile writes straight into the store; the two states alternate, so that no call reads what
-                # it writes.
-                out, lse = self._states[remaining & 1]
-                self._tile(query, tile, mask, previous, final if remaining == 0 else out, lse)
-                previous = (out, lse)
+        previous = self._shared.initial
+        for remaining, tile in zip(reversed(range(len(tiles))), tiles, strict=True):
+            self._shared.run.crew.check()
+            # The last tile writes straight into the store; the two states alternate, so that no call reads what it
+            # writes.
+            out, lse = self._states[remaining & 1]
+            self._tile(query, tile[0], self._mask(block, tile), previous, out if remaining else final, lse)
+            previous = (out, lse)
         if self._output is not None:
             np.copyto(target, self._output)
-        if self._sampler is not None:
-            self._sampler.add(block, query, target, self._final_lse)
+        return self._lse
 
-    def _query_block(self, block: int) -> npt.NDArray[Any]:
+    def _mask(self, block: int, tile: tuple[int, bool]) -> Any:
+        """The mask of a tile and whether all is seen of it; ``None`` where the engine needs none."""
+        at, full = tile
+        if full and not self._shared.biased:
+            return None
+        # In cross attention every block sees what the first one sees, all keys of the other axis.
+        return self._shared.masks.tensor(0 if self._shared.cross else block, at, full=full)
+
+    def _touch(self, tile: int) -> None:
+        for store in (self._shared.key_store, self._shared.value_store):
+            store.touch(tile, store.nbytes // len(store.array))
+
+    def _query_block(self, block: int) -> Array:
         view = self._shared.query.block(block)
         if self._query is None:
             return view
@@ -139,9 +184,10 @@ class _Worker:
         masked, merge = mask is not None, previous is not None
         call = self._calls.get((masked, merge))
         if call is None:
-            call = self._calls[masked, merge] = self._open(masked, merge)
-        for store in (self._shared.key_store, self._shared.value_store):
-            store.touch(tile, store.nbytes // len(store.array))
+            call = self._calls[masked, merge] = self._shared.new_call(
+                ("masked" if masked else "full") + "_merge" * merge
+            )
+        self._touch(tile)
         call.bind_input(0, query)
         call.bind_input(1, self._shared.keys[tile])
         call.bind_input(2, self._shared.values[tile])
@@ -156,10 +202,6 @@ class _Worker:
         call.bind_output(1, lse)
         call.run()
         self._count.calls += 1
-
-    def _open(self, masked: bool, merge: bool) -> Call:
-        variant = ("masked" if masked else "full") + ("_merge" if merge else "")
-        return self._shared.run.engines.attention(self._shared.stage.engine, variant).new_call()
 
 
 def _state(engine: AttentionEngine) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:

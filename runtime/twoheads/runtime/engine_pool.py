@@ -106,7 +106,9 @@ class EnginePool:
         return self._bundle.has(self._bundle.engine_file(name, variant))
 
     def prepare_attention(self, name: str) -> None:
-        """Opens every variant of ``name`` that the bundle holds."""
-        for variant in self._mixing_engine(name).VARIANTS:
-            if self._bundle.has(self._bundle.engine_file(name, variant)):
+        """Opens every variant of ``name`` that the bundle holds and an unpacked run calls."""
+        engine = self._mixing_engine(name)
+        added = engine.ADD_VARIANTS if isinstance(engine, AttentionEngine) else ()
+        for variant in engine.VARIANTS + added:
+            if self.holds(name, variant):
                 self.attention(name, variant)

@@ -138,7 +138,7 @@ def _engine_to_json(engine: Engine) -> dict[str, Any]:
             "flops": engine.flops,
         }
     variants = {}
-    for variant in engine.VARIANTS:
+    for variant in _variants(engine):
         inputs, outputs = engine.ports(variant)
         variants[variant] = {"inputs": ports(inputs), "outputs": ports(outputs)}
     kind = "stock" if isinstance(engine, StockEngine) else "oracle"
@@ -195,4 +195,8 @@ def _signature(engine: Engine) -> tuple[str, str, str, str]:
     # The masked variant (of tiles: the merging one) has every port there is.
     widest = "masked_merge" if isinstance(engine, AttentionEngine) else "masked"
     inputs, outputs = engine.ports(widest)
-    return engine.name, ports(inputs), ports(outputs), f"none; variants: {', '.join(engine.VARIANTS)}"
+    return engine.name, ports(inputs), ports(outputs), f"none; variants: {', '.join(_variants(engine))}"
+
+
+def _variants(engine: AttentionEngine | StockEngine | OracleEngine) -> tuple[str, ...]:
+    return engine.variants if isinstance(engine, AttentionEngine) else engine.VARIANTS

@@ -1,0 +1,98 @@
+"""A long row of attention whose later tiles are added up relative to the log-sum-exp of its first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from twoheads.graphs.program import AttentionEngine
+from twoheads.graphs.tiles import Segment
+from twoheads.runtime.backend import Call
+
+__all__ = ["LEAST_TILES", "AnchoredRow", "anchor_tile"]
+
+LEAST_TILES = 5
+"""Tiles of a row for which adding pays: it copies the queries at the start and divides the sums at the end."""
+
+MOST_WEIGHT = 1e20
+"""The largest total weight that is believed. It and its products with values are far from overflow, and the anchor's
+share of it is no more than a rounding error, as it would be in a merge."""
+
+Array = npt.NDArray[Any]
+
+
+def anchor_tile(segments: tuple[Segment, ...]) -> int | None:
+    """The first key tile that all queries of the row see in full, if the row is long enough to add up tiles."""
+    if sum(segment.tiles for segment in segments) < LEAST_TILES:
+        return None
+    return next((segment.start for segment in segments if segment.full), None)
+
+
+class AnchoredRow:
+    """One thread's sums over the tiles of a row, by the ``_add`` variants of an attention engine.
+
+    :meth:`begin`, the first tile's engine writes :attr:`first`, :meth:`add` for every other tile, :meth:`finish`.
+
+    Args:
+        engine: The geometry.
+        open_call: A new call of a variant.
+        wrap: Makes a backend's tensor of an array.
+    """
+
+    def __init__(self, engine: AttentionEngine, open_call: Callable[[str], Call], wrap: Callable[[Array], Any]) -> None:
+        self._scale = engine.scale
+        self._open = open_call
+        inputs, outputs = engine.ports("full_add")
+        self._query = np.empty(inputs[0].shape, engine.dtype)
+        # Two sums that take turns, so that no call reads what it writes.
+        self._sums = tuple(tuple(np.empty(port.shape, port.dtype) for port in outputs) for _ in range(2))
+        self.lse = np.empty(outputs[1].shape, np.float32)
+        self.first = (wrap(self._sums[0][0]), wrap(self.lse))
+        self._tensors = [tuple(wrap(array) for array in sums) for sums in self._sums]
+        self._wrapped_query = wrap(self._query)
+        self._calls: dict[tuple[bool, int], Call] = {}
+        self._turn = 0
+
+    def begin(self, query: Array) -> None:
+        """Takes the block's queries ``[1, q_num_heads, block, head_dim]``, after :attr:`first` has been written."""
+        self._query[..., :-1] = query
+        np.divide(self.lse, -self._scale, out=self._query[..., -1])
+        self._sums[0][1].fill(1)
+        self._turn = 0
+
+    def add(self, key: Any, value: Any, mask: Any) -> None:
+        """Adds one tile; ``mask`` is ``None`` where all is seen."""
+        call = self._calls.get((mask is not None, self._turn)) or self._new_call(mask is not None)
+        call.bind_input(1, key)
+        call.bind_input(2, value)
+        if mask is not None:
+            call.bind_input(3, mask)
+        call.run()
+        self._turn = 1 - self._turn
+
+    def _new_call(self, masked: bool) -> Call:
+        """What stays bound for good: the queries, the sum that is read and the one that is written."""
+        call = self._open("masked_add" if masked else "full_add")
+        call.bind_input(0, self._wrapped_query)
+        for port in range(2):
+            call.bind_input(3 + masked + port, self._tensors[self._turn][port])
+            call.bind_output(port, self._tensors[1 - self._turn][port])
+        self._calls[masked, self._turn] = call
+        return call
+
+    def finish(self, out: Array) -> bool:
+        """Writes ``out [1, q_num_heads, block, v_head_dim]`` and the row's log-sum-exp to :attr:`lse`.
+
+        Returns:
+            Whether the sums are good; if not (later scores are more than 46 above the first tile's log-sum-exp, or not
+            finite), nothing was written.
+        """
+        acc, weight = self._sums[self._turn]
+        if not (weight <= MOST_WEIGHT).all():
+            return False
+        np.divide(acc, weight[..., None], out=out)
+        self.lse += np.log(weight)
+        return True
