@@ -79,7 +79,7 @@ def copied(bundle: Path, tmp_path: Path) -> Path:
 def test_every_command_has_help_with_an_example(cli):
     listing = cli("--help")
     assert listing.code == 0
-    for name in ("compile", "plan", "inspect", "run", "verify"):
+    for name in ("compile", "plan", "profile", "inspect", "run", "verify"):
         assert name in listing.out
         shown = cli(name, "--help")
         assert shown.code == 0

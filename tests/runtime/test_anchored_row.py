@@ -9,9 +9,11 @@ import pytest
 
 from tests.runtime.tiny_bundle import write_tiny
 from tests.runtime.tiny_model import Tiny, random_tokens, reference
+from twoheads.graphs import variant_counts
 from twoheads.graphs.tiles import Segment
+from twoheads.graphs.variant_counts import anchor_tile
 from twoheads.runtime import LoadedBundle, anchored_row, load
-from twoheads.runtime.anchored_row import AnchoredRow, anchor_tile
+from twoheads.runtime.anchored_row import AnchoredRow
 
 MODELS = {
     "causal": Tiny(),
@@ -53,7 +55,7 @@ def test_rows_that_leave_the_safe_range_are_merged_instead_and_counted(
 ) -> None:
     tiny, bundle = model
     tokens = random_tokens(tiny, LENGTH)
-    monkeypatch.setattr(anchored_row, "LEAST_TILES", LENGTH)
+    monkeypatch.setattr(variant_counts, "LEAST_ADDED_TILES", LENGTH)
     merged = bundle.run(tokens, output="hidden")
     monkeypatch.undo()
     monkeypatch.setattr(anchored_row, "MOST_WEIGHT", 0.5)  # a weight is 1 at the least

@@ -9,26 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.program import AttentionEngine
-from twoheads.graphs.tiles import Segment
 from twoheads.runtime.backend import Call
 
-__all__ = ["LEAST_TILES", "AnchoredRow", "anchor_tile"]
-
-LEAST_TILES = 5
-"""Tiles of a row for which adding pays: it copies the queries at the start and divides the sums at the end."""
+__all__ = ["AnchoredRow"]
 
 MOST_WEIGHT = 1e20
 """The largest total weight that is believed. It and its products with values are far from overflow, and the anchor's
 share of it is no more than a rounding error, as it would be in a merge."""
 
 Array = npt.NDArray[Any]
-
-
-def anchor_tile(segments: tuple[Segment, ...]) -> int | None:
-    """The first key tile that all queries of the row see in full, if the row is long enough to add up tiles."""
-    if sum(segment.tiles for segment in segments) < LEAST_TILES:
-        return None
-    return next((segment.start for segment in segments if segment.full), None)
 
 
 class AnchoredRow:

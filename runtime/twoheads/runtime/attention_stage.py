@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.program import AttentionEngine, AttentionStage
-from twoheads.runtime.anchored_row import AnchoredRow, anchor_tile
+from twoheads.graphs.variant_counts import anchor_tile, sums_up
+from twoheads.runtime.anchored_row import AnchoredRow
 from twoheads.runtime.average_stage import Sampler, SamplerWorker
 from twoheads.runtime.backend import Call
 from twoheads.runtime.bias import BiasTiles
@@ -62,8 +63,7 @@ class _Shared:
             account=stores.account,
         )
         self.initial = self._sinks()
-        variants = ("masked_add",) if self.biased else ("masked_add", "full_add")
-        self.adds = self.engine.adds and all(run.engines.holds(stage.engine, variant) for variant in variants)
+        self.adds = sums_up(stage, self.engine, lambda variant: run.engines.holds(stage.engine, variant))
         self.sampler = None if stage.average is None else Sampler(run, stage, self.engine)
 
     def new_call(self, variant: str) -> Call:

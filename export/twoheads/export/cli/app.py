@@ -24,6 +24,7 @@ from twoheads.export.cli import compile as compile_command
 from twoheads.export.cli import inspect as inspect_command
 from twoheads.export.cli import models as models_command
 from twoheads.export.cli import plan as plan_command
+from twoheads.export.cli import profile as profile_command
 from twoheads.export.cli import run as run_command
 from twoheads.export.cli import status as status_command
 from twoheads.export.cli import verify as verify_command
@@ -61,6 +62,7 @@ app = typer.Typer(
 for _command in (
     compile_command,
     plan_command,
+    profile_command,
     inspect_command,
     run_command,
     status_command,

@@ -8,10 +8,12 @@ import typer
 
 from twoheads.export.cli import arguments, options
 from twoheads.export.cli.console import count_text, print_facts, print_json, print_table, size_text
+from twoheads.export.cli.plan_device import device_threads, read_device, time_fact, time_to_json
 from twoheads.export.cli.progress import PhaseProgress
 from twoheads.export.cli.spill_line import spill_line
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.policy import parse_policy
+from twoheads.graphs.predict import predict_run
 from twoheads.graphs.program import Program
 from twoheads.graphs.program_lengths import resolve_lengths, value_rows
 from twoheads.graphs.schedule import Schedule, StagePlan, make_schedule
@@ -53,11 +55,16 @@ def command(
         int | None, typer.Option("--threads", min=1, help="Blocks in parallel, for the memory; all cores if not given.")
     ] = None,
     memory_limit: options.MemoryLimit = None,
+    device: Annotated[
+        Path | None,
+        typer.Option("--device", metavar="PROFILE.json", help="Predict the time, from what `twoheads profile` wrote."),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Tell the engine calls, the formula they follow, FLOPs, bytes and memory of a run of N tokens.
 
-    With --memory-limit it tells what a run with that limit keeps in files, or refuses with the numbers.
+    With --memory-limit it tells what a run with that limit keeps in files, or refuses with the numbers; with --device
+    also the time that it will take.
 
     The length is left out where the inputs have a fixed size, such as images.
 
@@ -69,14 +76,21 @@ def command(
     hidden = value_rows(program.value(program.hidden), lengths)
     rows = None if positions is None else int(arguments.parse_positions(positions, hidden).size)
     wanted = output.value if output else None
+    profile = None if device is None else read_device(device, program)
     workers = threads or available_threads()
+    if device is not None and profile is not None:
+        workers = device_threads(device, profile, threads)
     schedule = make_schedule(program, lengths, output=wanted, positions=rows, workers=workers)
     limit = None if memory_limit is None else arguments.parse_size(memory_limit)
     spill = NOTHING_SPILLED if limit is None else plan_spill(schedule, limit=limit, disk=True, workers=workers)
     if as_json:
-        print_json(schedule_to_json(schedule) | ({} if limit is None else {"spill": _spill_to_json(spill)}))
+        more = {} if limit is None else {"spill": _spill_to_json(spill)}
+        more |= {} if profile is None else {"device": time_to_json(schedule, profile, workers)}
+        print_json(schedule_to_json(schedule) | more)
         return
     _print_schedule(schedule, every_stage=every_stage)
+    if profile is not None:
+        print_facts((time_fact(predict_run(schedule, profile, workers), profile),))
     if limit is not None:
         print_facts((("spilling", spill_line(spill)),))
 

@@ -1,0 +1,75 @@
+"""How long a run will take on one machine: a schedule's stages one after the other, from a device's profile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from twoheads.graphs.profile import DeviceProfile
+from twoheads.graphs.program import AttentionStage, Stage, TokenwiseStage
+from twoheads.graphs.schedule import Schedule, needed_stages
+from twoheads.graphs.stage_times import StageTimes, makespan
+
+__all__ = ["RunTime", "StageTime", "open_seconds", "predict_run"]
+
+
+@dataclass(frozen=True, slots=True)
+class StageTime:
+    """Predicted wall time of one stage, in seconds; names and calls as in the schedule."""
+
+    name: str
+    kind: str
+    calls: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunTime:
+    """Predicted wall time of a run on one machine.
+
+    Attributes:
+        threads: Workers.
+        stages: As in the schedule.
+        touch_seconds: For the first touch of the memory that holds values, which the system zeroes.
+        open_seconds: To open the engines, which only a process's first run does; a report's ``prepare_seconds``.
+    """
+
+    threads: int
+    stages: tuple[StageTime, ...]
+    touch_seconds: float
+    open_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """The run without opening engines: a report's ``seconds``."""
+        return sum(stage.seconds for stage in self.stages) + self.touch_seconds
+
+
+def predict_run(schedule: Schedule, profile: DeviceProfile, threads: int) -> RunTime:
+    """Predicts a run of ``schedule`` with ``threads`` workers.
+
+    Raises:
+        InputError: The profile lacks an engine that the run calls.
+    """
+    body, head = needed_stages(schedule.program, schedule.output)
+    times = StageTimes(schedule, profile)
+    plans = {plan.name: plan for plan in schedule.stages}
+    stages: list[StageTime] = []
+    for stage in (*body, *head):
+        plan = plans[stage.name]
+        items = times.blocks(stage, 1)
+        if len(items) > 1 and threads > 1:
+            items = times.blocks(stage, min(threads, len(items)))
+        seconds = times.once(stage) + makespan(items, threads)
+        stages.append(StageTime(plan.name, plan.kind, plan.calls, seconds))
+    touched = schedule.memory.values + sum(plans[stage.name].outputs_bytes for stage in head)
+    touch = touched / profile.fresh_bytes_per_second / threads
+    return RunTime(threads, tuple(stages), touch, open_seconds((*body, *head), profile, threads))
+
+
+def open_seconds(stages: tuple[Stage, ...], profile: DeviceProfile, threads: int) -> float:
+    """Seconds to open the engines of ``stages`` in ``threads`` threads: each once for every set of weights."""
+    opened = {(stage.engine, stage.weights) for stage in stages if isinstance(stage, TokenwiseStage)}
+    seconds = [times.open_seconds for engine, _ in opened if (times := profile.times(engine)) is not None]
+    attentions = {stage.engine for stage in stages if isinstance(stage, AttentionStage)}
+    seconds += [times.open_seconds for times in profile.engines if times.engine in attentions]
+    return max(sum(seconds) / threads, max(seconds, default=0.0))

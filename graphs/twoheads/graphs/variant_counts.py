@@ -1,0 +1,56 @@
+"""Which variants of its engine the rows of an attention stage call, and how often: the rule of runtime and planner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from twoheads.graphs.program import AttentionEngine, AttentionStage
+from twoheads.graphs.tiles import Segment
+
+__all__ = ["LEAST_ADDED_TILES", "anchor_tile", "sums_up", "variant_counts"]
+
+LEAST_ADDED_TILES = 5
+"""Tiles of a row for which adding pays: it copies the queries at the start and divides the sums at the end."""
+
+Counts = npt.NDArray[np.int64]
+
+
+def sums_up(stage: AttentionStage, engine: AttentionEngine, holds: Callable[[str], bool]) -> bool:
+    """Whether long rows of ``stage`` are added up: the engine can, and ``holds`` says that the variants are there."""
+    variants = AttentionEngine.ADD_VARIANTS if stage.bias is None else ("masked_add",)
+    return engine.adds and all(holds(variant) for variant in variants)
+
+
+def anchor_tile(segments: tuple[Segment, ...]) -> int | None:
+    """The first key tile that all queries of the row see in full, if the row is long enough to add up tiles."""
+    if sum(segment.tiles for segment in segments) < LEAST_ADDED_TILES:
+        return None
+    return next((segment.start for segment in segments if segment.full), None)
+
+
+def variant_counts(stage: AttentionStage, rows: Sequence[tuple[Segment, ...]], *, adds: bool) -> dict[str, Counts]:
+    """Calls ``[rows]`` of every variant, on the key tiles ``rows`` (drawn ones are not among them).
+
+    The first tile of a row starts it, unless learned sinks do; the others are merged with what came before. In a row
+    with an anchor that is the tile to start with, and the others are added up, if the stage ``adds``. A bias makes
+    every tile a masked one.
+    """
+    full = np.array([sum(segment.tiles for segment in row if segment.full) for row in rows], np.int64)
+    tiles = np.array([sum(segment.tiles for segment in row) for row in rows], np.int64)
+    anchored = np.array([adds and anchor_tile(row) is not None for row in rows], np.bool_)
+    begins_full = anchored | np.array([bool(row) and row[0].full for row in rows], np.bool_)
+    if stage.bias is not None:
+        full, begins_full = np.zeros_like(full), np.zeros_like(begins_full)
+    starts = (tiles > 0).astype(np.int64)
+    first = {"full": starts * begins_full, "masked": starts * ~begins_full}
+    later = {"full": full - first["full"], "masked": tiles - full - first["masked"]}
+    start = "" if stage.sinks is None else "_merge"
+    counts = {f"{kind}{how}": np.zeros_like(tiles) for kind in first for how in ("", "_merge", "_add")}
+    for kind in first:
+        counts[kind + start] += first[kind]
+        counts[f"{kind}_merge"] += later[kind] * ~anchored
+        counts[f"{kind}_add"] += later[kind] * anchored
+    return {variant: count for variant, count in counts.items() if count.any()}

@@ -1,0 +1,274 @@
+"""Measures how long each engine of a bundle takes on this machine, called as a run calls it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from twoheads.graphs.errors import InputError
+from twoheads.graphs.port import Port
+from twoheads.graphs.profile import PROFILE_VERSION, DeviceProfile, EngineTimes, Network, engines_digest
+from twoheads.graphs.program import AttentionEngine, AttentionStage, Program, TokenwiseEngine, TokenwiseStage
+from twoheads.runtime.backend import Backend, Call, EngineHandle, open_backend
+from twoheads.runtime.bundle_reader import Bundle, read_bundle
+from twoheads.runtime.crew import Crew, available_threads
+from twoheads.runtime.engine_pool import EnginePool
+from twoheads.runtime.weights import Weights
+
+__all__ = ["DEFAULT_NETWORK", "machine_text", "profile_bundle"]
+
+DEFAULT_NETWORK = Network(bytes_per_second=1.25e9, round_seconds=1e-3)
+"""An assumption: 10 Gbit/s, and a millisecond to start a stage on all workers."""
+
+MEASURE_SECONDS = 0.4
+"""Of one engine with one number of callers; longer where a call is, as each caller makes several."""
+
+LEAST_CALLS = 3
+MOST_WEIGHTS = 3
+"""Sets of weights between which a token-wise engine's calls alternate: one set alone might stay in the caches."""
+
+CALLS_PER_WEIGHTS = 2
+TILES = 8
+"""Different key tiles that calls of attention read in turn."""
+
+COPY_BYTES = 64 << 20
+"""Larger than most caches, and than what an allocator keeps for itself."""
+
+EMPTY_STAGES, EMPTY_ROWS = 50, 2000
+
+Array = npt.NDArray[Any]
+Ring = Sequence[Callable[[], None]]
+"""Ready calls, made one after the other."""
+
+
+def profile_bundle(
+    path: str | os.PathLike[str],
+    *,
+    backend: str = "onnxruntime",
+    threads: int | None = None,
+    network: Network = DEFAULT_NETWORK,
+    price_per_hour: float | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> DeviceProfile:
+    """Measures the engines of the bundle in folder ``path``: medians of warm calls on random values.
+
+    Every engine is called from one thread, and from as many at the same time as a run would have.
+
+    Args:
+        path: The bundle.
+        backend: What runs the engines.
+        threads: The most threads that a run may have; ``None`` for every processor that the process may use.
+        network: Between workers, which can't be measured here.
+        price_per_hour: Of a machine like this one.
+        progress: Told of every engine file before it is measured.
+
+    Raises:
+        BundleError: It is not a bundle, or an engine can't be opened.
+        InputError: An argument is not one of the choices, or the lowering is one whose time can't be predicted.
+    """
+    bundle = read_bundle(path)
+    _check_lowering(bundle.program)
+    most = threads or available_threads()
+    callers = tuple(sorted({1, most}))
+    measuring = _Measuring(bundle, open_backend(backend), callers, progress or (lambda _name: None))
+    engines = tuple(measuring.engines())
+    stage_seconds, row_seconds = _crew_seconds(most)
+    program = bundle.program
+    return DeviceProfile(
+        version=PROFILE_VERSION,
+        machine=machine_text(),
+        backend=backend,
+        model=program.name,
+        block_size=program.block_size,
+        key_tile=program.key_tile,
+        engines_digest=engines_digest(program),
+        threads=callers,
+        engines=engines,
+        stage_seconds=stage_seconds,
+        row_seconds=row_seconds,
+        copy_bytes_per_second=_copy_speed(fresh=False),
+        fresh_bytes_per_second=_copy_speed(fresh=True),
+        sampling=None,
+        network=network,
+        price_per_hour=price_per_hour,
+    )
+
+
+def _check_lowering(program: Program) -> None:
+    for engine in program.engines:
+        if not isinstance(engine, TokenwiseEngine | AttentionEngine):
+            problem = f"computes attention with {type(engine).__name__} {engine.name}, whose time is not predicted"
+            raise InputError(program.name, problem, "compile it with --lowering tile")
+
+
+class _Measuring:
+    """The engine files of one bundle, one after the other."""
+
+    def __init__(
+        self, bundle: Bundle, backend: Backend, callers: tuple[int, ...], progress: Callable[[str], None]
+    ) -> None:
+        self._bundle = bundle
+        self._pool = EnginePool(bundle, Weights(bundle.weights_file, bundle.manifest.weights), backend)
+        self._backend = backend
+        self._callers = callers
+        self._progress = progress
+        self._random = np.random.default_rng(0)
+
+    def engines(self) -> Iterator[EngineTimes]:
+        """Times of all files that a run of one input can call."""
+        program = self._bundle.program
+        for engine in program.engines:
+            if isinstance(engine, TokenwiseEngine):
+                yield self._tokenwise(engine, _stages_of(program, engine.name))
+            elif isinstance(engine, AttentionEngine):
+                yield from (self._attention(engine, variant) for variant in _held_variants(self._bundle, engine))
+
+    def _tokenwise(self, engine: TokenwiseEngine, stages: list[TokenwiseStage]) -> EngineTimes:
+        self._progress(engine.name)
+        began = time.perf_counter()
+        handles = [self._pool.tokenwise(stage) for stage in stages]
+        opened = (time.perf_counter() - began) / len(handles)
+        program = self._bundle.program
+        limits = {entry.value.name: entry.limit for entry in program.inputs}
+        inputs = [
+            self._values(port, limits.get(name)) for port, name in zip(engine.inputs, stages[0].inputs, strict=True)
+        ]
+
+        def ring() -> Ring:
+            calls = [self._bound(handle, inputs, engine.outputs) for handle in handles]
+            return [call.run for call in calls for _ in range(CALLS_PER_WEIGHTS)]
+
+        return EngineTimes(engine.name, "", opened, self._measure(ring))
+
+    def _attention(self, engine: AttentionEngine, variant: str) -> EngineTimes:
+        self._progress(f"{engine.name}.{variant}")
+        began = time.perf_counter()
+        handle = self._pool.attention(engine.name, variant)
+        opened = time.perf_counter() - began
+        inputs, outputs = engine.ports(variant)
+        tiles = [[self._values(port) for port in inputs[1:3]] for _ in range(TILES)]
+        rest = [self._values(port) for port in inputs[3:]]
+
+        def ring() -> Ring:
+            call = self._bound(handle, [self._values(inputs[0]), *tiles[0], *rest], outputs)
+
+            def rebound(tile: list[Any]) -> Callable[[], None]:
+                def run() -> None:
+                    for port, tensor in enumerate(tile, 1):
+                        call.bind_input(port, tensor)
+                    call.run()
+
+                return run
+
+            return [rebound(tile) for tile in tiles]
+
+        return EngineTimes(engine.name, variant, opened, self._measure(ring))
+
+    def _bound(self, handle: EngineHandle, inputs: Iterable[Any], outputs: Iterable[Port]) -> Call:
+        call = handle.new_call()
+        for port, tensor in enumerate(inputs):
+            call.bind_input(port, tensor)
+        for port, output in enumerate(outputs):
+            call.bind_output(port, self._backend.tensor(np.empty(output.shape, output.dtype)))
+        return call
+
+    def _values(self, port: Port, limit: int | None = None) -> Any:
+        """Random values of a port: normal ones, or whole numbers below ``limit``."""
+        if np.dtype(port.dtype).kind == "f":
+            return self._backend.tensor(self._random.standard_normal(port.shape).astype(port.dtype))
+        return self._backend.tensor(self._random.integers(0, limit or 2, port.shape).astype(port.dtype))
+
+    def _measure(self, ring: Callable[[], Ring]) -> dict[str, float]:
+        return {str(number): _call_seconds([ring() for _ in range(number)]) for number in self._callers}
+
+
+def _stages_of(program: Program, engine: str) -> list[TokenwiseStage]:
+    """A few stages of a token-wise engine, each with weights of its own."""
+    stages = [stage for stage in (*program.body, *program.head) if isinstance(stage, TokenwiseStage)]
+    distinct = {stage.weights: stage for stage in stages if stage.engine == engine}
+    return list(distinct.values())[:MOST_WEIGHTS]
+
+
+def _held_variants(bundle: Bundle, engine: AttentionEngine) -> list[str]:
+    """The variants for single inputs that the bundle holds, whatever variants there are."""
+    if not any(isinstance(stage, AttentionStage) and stage.engine == engine.name for stage in bundle.program.body):
+        return []
+    prefix, suffix = bundle.engine_file(engine.name, "|").split("|")
+    names = (name for name in bundle.manifest.files if name.startswith(prefix) and name.endswith(suffix))
+    variants = (name[len(prefix) : -len(suffix)] for name in names)
+    return sorted(variant for variant in variants if variant and variant not in AttentionEngine.PACKED_VARIANTS)
+
+
+def _call_seconds(rings: Sequence[Ring]) -> float:
+    """The median seconds of a call, with a thread for each of ``rings`` that makes its calls in turn."""
+    start = threading.Barrier(len(rings))
+
+    def work(ring: Ring) -> list[float]:
+        ring[0]()  # the first call allocates
+        seconds: list[float] = []
+        start.wait()
+        began = last = time.perf_counter()
+        while len(seconds) < max(LEAST_CALLS, len(ring)) or last - began < MEASURE_SECONDS:
+            ring[len(seconds) % len(ring)]()
+            now = time.perf_counter()
+            seconds.append(now - last)
+            last = now
+        return seconds
+
+    with ThreadPoolExecutor(len(rings)) as pool:
+        return statistics.median([second for seconds in pool.map(work, rings) for second in seconds])
+
+
+def _crew_seconds(threads: int) -> tuple[float, float]:
+    """What a stage costs beside its rows, and a row beside its calls, where nothing is computed."""
+
+    def nothing(_row: int) -> None:
+        pass
+
+    with Crew(threads) as crew:
+
+        def elapsed(stages: int, rows: int) -> float:
+            began = time.perf_counter()
+            for _ in range(stages):
+                crew.run(range(rows), lambda: nothing)
+            return (time.perf_counter() - began) / stages
+
+        elapsed(1, threads)  # starts the threads
+        stage, many = elapsed(EMPTY_STAGES, threads), elapsed(3, EMPTY_ROWS)
+    return stage, max(many - stage, 1e-9) / EMPTY_ROWS
+
+
+def _copy_speed(*, fresh: bool) -> float:
+    """Bytes that one thread copies in a second, to memory that was used before or that is ``fresh`` from the system."""
+    source, used = np.ones(COPY_BYTES, np.uint8), np.zeros(COPY_BYTES, np.uint8)
+    seconds: list[float] = []
+    for _ in range(5):
+        target = np.empty(COPY_BYTES, np.uint8) if fresh else used
+        began = time.perf_counter()
+        np.copyto(target, source)
+        seconds.append(time.perf_counter() - began)
+    return COPY_BYTES / statistics.median(seconds)
+
+
+def machine_text() -> str:
+    """Processor, cores and memory of this machine in words."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    processor = names[0] if names else platform.processor() or platform.machine()
+    cores = available_threads()
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError):
+        return f"{cores} cores of {processor}"
+    return f"{cores} cores of {processor}, {memory / 2**30:.0f} GiB"

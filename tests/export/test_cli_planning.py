@@ -1,0 +1,73 @@
+"""The command line's measured profiles and predicted times."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.graphs.sample_profiles import profile_of
+from tests.runtime.tiny_bundle import write_tiny
+from tests.runtime.tiny_model import Tiny
+from twoheads.export.cli import main
+from twoheads.graphs.profile import profile_text, read_profile
+from twoheads.runtime import load, profiler
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]):
+    def run(*words: object, code: int = 0) -> Any:
+        capsys.readouterr()
+        assert main([str(word) for word in words]) == code
+        captured = capsys.readouterr()
+        if code:
+            assert captured.err.count("error: ") == 1
+            return captured.err
+        return json.loads(captured.out) if "--json" in words else captured.out
+
+    return run
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return write_tiny(tmp_path / "b", Tiny())
+
+
+@pytest.fixture
+def device(tmp_path: Path, bundle: Path) -> Path:
+    """A profile of the bundle with round numbers."""
+    path = tmp_path / "device.json"
+    path.write_text(profile_text(profile_of(load(bundle).program)), encoding="utf-8")
+    return path
+
+
+def test_profile_writes_what_plan_reads(cli, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiler, "MEASURE_SECONDS", 0.0)
+    path = tmp_path / "here.json"
+    shown = cli("profile", bundle, "-o", path, "--threads", 2, "--network-gbit", 8, "--price-per-hour", 1.5)
+    assert "attention.full_merge" in shown
+    profile = read_profile(path)
+    assert profile.network.bytes_per_second == 1e9
+    assert profile.price_per_hour == 1.5
+    assert cli("plan", bundle, "-n", 100, "--device", path, "--json")["device"]["threads"] == 2
+
+
+def test_plan_predicts_the_time(cli, bundle: Path, device: Path) -> None:
+    words = ("plan", bundle, "-n", 40, "--output", "hidden", "--device", device, "--threads", 1)
+    # 3 layers of 3 blocks: 4 token-wise stages of 16 s a block, and attention of 2 + 9 + 13 s.
+    assert cli(*words, "--json")["device"]["seconds"] == pytest.approx(4 * 3 * 16 + 3 * (2 + 9 + 13))
+    shown = " ".join(cli(*words).split())
+    assert "4 min 24 s with 1 thread of a machine of round numbers (tokenwise 3 min 12 s, attention 72.0 s)" in shown
+
+
+def test_plan_refuses_other_profiles(cli, bundle: Path, device: Path, tmp_path: Path) -> None:
+    other = write_tiny(tmp_path / "other", Tiny(block_size=32, key_tile=32))
+    assert "was measured on the engines of tiny with blocks of 16" in cli(
+        "plan", other, "-n", 40, "--device", device, code=1
+    )
+    assert "fix: make one" in cli("plan", bundle, "-n", 40, "--device", bundle / "program.json", code=1)
+    assert "no such file" in cli("plan", bundle, "-n", 40, "--device", tmp_path / "none.json", code=1)
+    assert "up to 2 threads" in cli("plan", bundle, "-n", 40, "--device", device, "--threads", 3, code=1)
+    assert "--network-gbit: is 0" in cli("profile", bundle, "-o", tmp_path / "p.json", "--network-gbit", 0, code=1)
