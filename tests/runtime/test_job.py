@@ -85,7 +85,7 @@ def test_a_partly_done_stage_is_not_done_again(bundle, expected, tmp_path, monke
     with Job(tmp_path / "job", resume=True) as job:
         journal = job.journal()
     assert journal is not None
-    assert journal["part"]["pieces"][0][0] == 0 < journal["part"]["pieces"][-1][1] < 21
+    assert 0 < sum(count for count, _ in journal["part"]["pieces"]) < 21
     done = run(bundle, tmp_path / "job", resume=True)
     np.testing.assert_array_equal(done.array, expected[0])
 
@@ -120,8 +120,8 @@ def test_a_damaged_or_half_written_journal_is_refused(bundle, tmp_path, name):
         path.write_bytes(bad)
         with pytest.raises(TwoheadsError, match="is damaged"):
             run(bundle, tmp_path / "job", resume=True)
-    path.write_bytes(good.replace(b'"format": 1', b'"format": 2'))
-    with pytest.raises(TwoheadsError, match="is of format 2"):
+    path.write_bytes(good.replace(b'"format": 2', b'"format": 3'))
+    with pytest.raises(TwoheadsError, match="is of format 3"):
         run(bundle, tmp_path / "job", resume=True)
 
 

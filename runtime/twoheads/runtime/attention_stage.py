@@ -27,10 +27,8 @@ def run_attention(run: RunState, stage: AttentionStage) -> None:
     """Computes the output of ``stage`` for all query blocks; it must be allocated, as its inputs are."""
     shared = _Shared(run, stage)
     try:
-        if shared.sampler is None:
-            run.work(stage, run.rows(stage), lambda: _Worker(shared).row)
-        else:  # what the sampler gathers over all rows is in no checkpoint
-            run.crew.run(run.rows(stage), lambda: _Worker(shared).row)
+        rows, sampler = run.rows(stage), shared.sampler
+        run.work(stage, rows, lambda: _Worker(shared).row, tokens=run.row_tokens, companion=sampler)
     finally:
         shared.masks.close()
     if shared.sampler is not None:

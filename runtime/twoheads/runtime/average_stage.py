@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from twoheads.graphs.average import Average, draw_keys, sampled_row
 from twoheads.graphs.errors import InternalError
+from twoheads.graphs.json_codec import from_json, to_json
 from twoheads.graphs.program import AttentionEngine, AttentionStage
 from twoheads.runtime.average_report import BlockStatistics, summarize_stage
 from twoheads.runtime.merge import merge_state
@@ -47,6 +48,15 @@ class Sampler:
     def record(self, block: int, statistics: BlockStatistics) -> None:
         """Keeps what was seen in ``block``."""
         self._blocks[block] = statistics
+
+    def save(self) -> dict[str, Any]:
+        """What was seen in the blocks so far, for a checkpoint."""
+        return {str(block): to_json(statistics) for block, statistics in self._blocks.items()}
+
+    def restore(self, saved: dict[str, Any]) -> bool:
+        """Takes back what an earlier process saw."""
+        self._blocks = {int(block): from_json(BlockStatistics, data) for block, data in saved.items()}
+        return True
 
     def finish(self) -> None:
         """Gives the run the stage's estimate."""

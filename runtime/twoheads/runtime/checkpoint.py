@@ -11,11 +11,11 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
-from twoheads.graphs.errors import InternalError, TwoheadsError
+from twoheads.graphs.errors import TwoheadsError
 from twoheads.graphs.json_codec import from_json, to_json
 from twoheads.graphs.program import Stage, outputs_of
 from twoheads.runtime.average_report import StageEstimate
@@ -25,12 +25,25 @@ from twoheads.runtime.stores import ValueStore
 if TYPE_CHECKING:
     from twoheads.runtime.run_state import RunState
 
-__all__ = ["CHECKPOINT_SECONDS", "Checkpoints"]
+__all__ = ["CHECKPOINT_SECONDS", "Checkpoints", "Companion", "Tokens"]
 
 T = TypeVar("T")
+Tokens = Callable[[T], tuple[int, int]]
 
 CHECKPOINT_SECONDS = 120.0
 """The longest that a stage computes between checkpoints: what a kill can cost."""
+
+
+class Companion(Protocol):
+    """What a stage gathers beside its outputs, such as statistics or a file that it writes."""
+
+    def save(self) -> Any:
+        """What it has gathered, as JSON; a file that this speaks of is on the disk."""
+        ...
+
+    def restore(self, saved: Any) -> bool:
+        """Takes back what it had gathered; ``False`` where that is gone, and the stage must begin anew."""
+        ...
 
 
 class Checkpoints:
@@ -76,42 +89,57 @@ class Checkpoints:
         """Whether the stage's outputs hold items of an earlier process."""
         return self._part is not None and self._part["stage"] == stage.name
 
-    def work(self, stage: Stage, items: Iterable[T], start: Callable[[], Callable[[T], None]]) -> None:
+    def work(
+        self,
+        stage: Stage,
+        items: Iterable[T],
+        start: Callable[[], Callable[[T], None]],
+        *,
+        tokens: Tokens[T],
+        companion: Companion | None = None,
+    ) -> None:
         """Works off the stage's items that are not done yet, with a checkpoint every few minutes.
 
         Args:
             stage: Whose.
-            items: Blocks, or tuples that begin with one; the same, in the same order, in every process.
+            items: The same, in the same order, in every process.
             start: See :meth:`~twoheads.runtime.crew.Crew.run`.
+            tokens: Which tokens ``(start, stop)`` of the stage's outputs an item writes; the last may be padding.
+            companion: What the stage gathers beside its outputs.
         """
         queue = list(items)
-        done = self._verified(stage, queue)
+        done = self._verified(stage, queue, tokens, companion)
         while done < len(queue):
             until = time.monotonic() + CHECKPOINT_SECONDS
             left = self._run.crew.run(queue[done:], start, pause=partial(_is_past, until))
-            if left:
-                self._save_part(stage, queue, done, len(queue) - left)
+            if left > 0 and len(queue) - left > done:
+                self._save_part(stage, [tokens(item) for item in queue[done : len(queue) - left]], companion)
             done = len(queue) - left
 
-    def _verified(self, stage: Stage, queue: Sequence[Any]) -> int:
-        """Items that an earlier process did; their blocks must hold what it wrote."""
-        if self._part is None or self._part["stage"] != stage.name:
+    def _verified(self, stage: Stage, queue: Sequence[T], tokens: Tokens[T], companion: Companion | None) -> int:
+        """Items that an earlier process did; their tokens must hold what it wrote."""
+        if self._part is not None and self._part["stage"] != stage.name:
             self._part = None
+        if self._part is not None and companion is not None and not companion.restore(self._part["companion"]):
+            self._part = None
+        if self._part is None:
             return 0
-        for start, stop, digests in self._part["pieces"]:
+        done = 0
+        for count, digests in self._part["pieces"]:
+            ranges = [tokens(item) for item in queue[done : done + count]]
             for name, digest in digests.items():
-                if _digest_blocks(self._run.stores[name], queue[start:stop]) != digest:
+                if _digest_tokens(self._run.stores[name], ranges) != digest:
                     raise _damaged(self._run.stores[name])
-        return int(self._part["pieces"][-1][1])
+            done += count
+        return done
 
-    def _save_part(self, stage: Stage, queue: Sequence[Any], start: int, stop: int) -> None:
-        if start == stop:
-            return
-        stores = [self._run.stores[value.name] for value in outputs_of(stage)]
-        digests = {store.value.name: _digest_blocks(store, queue[start:stop]) for store in stores}
+    def _save_part(self, stage: Stage, ranges: Sequence[tuple[int, int]], companion: Companion | None) -> None:
+        stores = [self._run.stores[value.name] for value in outputs_of(stage) if value.name in self._run.stores]
+        digests = {store.value.name: _digest_tokens(store, ranges) for store in stores}
         if self._part is None:
             self._part = {"stage": stage.name, "pieces": []}
-        self._part["pieces"].append([start, stop, digests])
+        self._part["pieces"].append([len(ranges), digests])
+        self._part["companion"] = None if companion is None else companion.save()
         self._flush(stores)
         self._write()
 
@@ -156,23 +184,13 @@ def _digest(store: ValueStore) -> str:
     return digest.hexdigest()
 
 
-def _digest_blocks(store: ValueStore, items: Sequence[Any]) -> str:
+def _digest_tokens(store: ValueStore, ranges: Iterable[tuple[int, int]]) -> str:
+    """Of the real tokens: padding is zeroed when the stage ends, and a kill may come before or after that."""
     digest = hashlib.sha256()
-    for item in items:
-        block = item[0] if isinstance(item, tuple) else item
-        if not isinstance(block, int):
-            raise InternalError(f"value {store.value.name}: the item {item!r} names no block")
-        digest.update(np.ascontiguousarray(_real_rows(store, block)).reshape(-1).view(np.uint8).data)
+    for start, stop in ranges:
+        for part, _ in store.parts(start, min(stop, store.length)):
+            digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
-
-
-def _real_rows(store: ValueStore, block: int) -> Any:
-    """A block without its padding, which is zeroed when the stage ends: a kill may come before or after that."""
-    value, view = store.value, store.block(block)
-    if value.axis is None:
-        return view
-    index: Any = (*(slice(None),) * value.token_axis, slice(0, store.length - block * store.block_size))
-    return view[index]
 
 
 def _damaged(store: ValueStore) -> TwoheadsError:

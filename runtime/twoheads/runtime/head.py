@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,9 @@ import numpy.typing as npt
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.program import TokenwiseStage
 from twoheads.runtime.backend import Call
+from twoheads.runtime.checkpoint import Companion
+from twoheads.runtime.job import RESULT
+from twoheads.runtime.kept_array import KeptArray
 from twoheads.runtime.run_state import RunState, WorkerCount
 
 __all__ = ["Sink", "run_head"]
@@ -51,19 +54,26 @@ def run_head(
     """
     began = time.perf_counter()
     head = _Head(run, stages, positions, sink)
-    size = run.program.block_size
-    run.crew.run(range(-(-head.rows // size)), lambda: _Worker(head).block)
+    blocks = range(-(-head.rows // run.program.block_size))
+    run.work(stages[-1], blocks, lambda: _Worker(head).block, tokens=run.block_tokens, companion=head)
     run.rounds += len(stages)  # a block goes through all of them, each needs the result of the one before
     elapsed = time.perf_counter() - began
-    counters = [run.counters[stage.name] for stage in stages]
-    busy = sum(counter.busy_seconds for counter in counters)
-    for counter in counters:
-        counter.seconds = elapsed * counter.busy_seconds / busy if busy else 0.0
-    return head.array
+    busy = sum(counter.busy_seconds for counter in head.counters)
+    for counter in head.counters:
+        counter.seconds += elapsed * counter.busy_seconds / busy if busy else 0.0
+    return head.result
+
+
+@runtime_checkable
+class KeptSink(Sink, Companion, Protocol):
+    """A sink from whose rows a run goes on."""
 
 
 class _Head:
-    """What the workers share: where rows come from, where they go, whose turn it is."""
+    """What the workers share: where rows come from, where they go, whose turn it is.
+
+    In a job the rows go to a file that checkpoints speak of, unless the caller's sink knows of none.
+    """
 
     def __init__(
         self,
@@ -81,11 +91,31 @@ class _Head:
         self.hidden = run.stores[run.program.hidden]
         self.rows = self.hidden.length if positions is None else len(positions)
         self.logits = values[run.program.logits]
-        self.sink = sink
+        self.counters = [run.counters[stage.name] for stage in stages]
         width = self.logits.block_shape(1)[-1]
-        self.array = np.empty((self.rows, width), np.float32) if sink is None else None
+        self._kept = KeptArray(run.job.values / RESULT, self.rows, width) if sink is None and run.job else None
+        self.sink = self._kept or sink
+        self.array = np.empty((self.rows, width), np.float32) if self.sink is None else None
         self._turn = 0
         self._turned = threading.Condition()
+
+    @property
+    def result(self) -> npt.NDArray[Any] | None:
+        """All rows, unless they went to the caller's sink."""
+        return self.array if self._kept is None else self._kept.array
+
+    def save(self) -> dict[str, Any] | None:
+        """What a checkpoint says of the rows so far."""
+        return {"blocks": self._turn, "rows": self.sink.save()} if isinstance(self.sink, KeptSink) else None
+
+    def restore(self, saved: dict[str, Any] | None) -> bool:
+        """Goes on behind the rows of an earlier process, if they are still there."""
+        if saved is None or not isinstance(self.sink, KeptSink) or not self.sink.restore(saved["rows"]):
+            for counter in self.counters:
+                counter.reset()
+            return False
+        self._turn = saved["blocks"]
+        return True
 
     def deliver(self, block: int, start: int, rows: npt.NDArray[Any]) -> None:
         """Writes the rows of ``block`` when all earlier ones are written."""

@@ -20,12 +20,15 @@ from typing import Any, Self
 
 from twoheads.graphs.errors import InputError, InternalError, TwoheadsError
 
-__all__ = ["FORMAT", "JOB", "VALUES", "Job", "read_progress"]
+__all__ = ["FORMAT", "JOB", "RESULT", "VALUES", "Job", "read_progress"]
 
-FORMAT = 1
+FORMAT = 2
 """Of all files of a job; a job of another format is refused."""
 
 JOB, JOURNAL, PROGRESS, LOCK, VALUES = "job.json", "journal.json", "progress.json", "lock", "values"
+
+RESULT = "result.bin"
+"""In the folder of values: rows of the output that go to no file of the caller's."""
 
 PROGRESS_SECONDS = 1.0
 """How often progress is written down."""

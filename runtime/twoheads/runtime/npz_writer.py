@@ -9,21 +9,27 @@ from __future__ import annotations
 import contextlib
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, Self, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InternalError, TwoheadsError
+from twoheads.runtime.job import sync_folder
+from twoheads.runtime.kept_file import DELETE, KeptFile
 
 __all__ = ["NpzArray", "NpzWriter"]
 
 
 class NpzArray:
-    """One array of an :class:`NpzWriter`, filled in ascending order of rows (axis 0)."""
+    """One array of an :class:`NpzWriter`, filled in ascending order of rows (axis 0).
+
+    In a job it is what a checkpoint saves and restores: see :class:`~twoheads.runtime.checkpoint.Companion`.
+    """
 
     def __init__(self, writer: NpzWriter, stream: IO[bytes], name: str, shape: tuple[int, ...], dtype: Any) -> None:
         self._writer = writer
@@ -32,6 +38,7 @@ class NpzArray:
         self.shape = shape
         self.dtype = np.dtype(dtype)
         self._row = 0
+        self._sha256 = sha256()
         header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_2_0(stream, header)
 
@@ -51,12 +58,36 @@ class NpzArray:
             raise InternalError(
                 f"array {self.name} {self.shape}: got rows {start_row} + {rows.shape}, expected row {self._row} on"
             )
-        data = np.ascontiguousarray(rows, self.dtype)
+        data = np.ascontiguousarray(rows, self.dtype).reshape(-1).view(np.uint8).data
         with self._writer.disk_errors():
-            self._stream.write(data.reshape(-1).view(np.uint8).data)
+            self._stream.write(data)
+        if self._writer.keeps:
+            self._sha256.update(data)
         self._row += len(rows)
         if self.complete:
             self.finish()
+
+    def save(self) -> dict[str, Any]:
+        """Puts the rows so far on the disk, and says what they are."""
+        with self._writer.disk_errors():
+            self._writer.sync()
+        return {"rows": self._row, "sha256": self._sha256.hexdigest()}
+
+    def restore(self, saved: Mapping[str, Any]) -> bool:
+        """Goes on behind the rows that were saved; ``False`` if the file that held them is gone.
+
+        Raises:
+            TwoheadsError: The file does not hold them.
+        """
+        nbytes = saved["rows"] * int(np.prod(self.shape[1:])) * self.dtype.itemsize
+        with self._writer.disk_errors():
+            for data in self._writer.replay(nbytes):
+                self._stream.write(data)
+                self._sha256.update(data)
+                self._row = saved["rows"]
+        if self._row and self._sha256.hexdigest() != saved["sha256"]:
+            raise TwoheadsError(str(self._writer.temporary), "does not hold what the checkpoint says", DELETE)
+        return self._row > 0
 
     def finish(self) -> None:
         """Closes the member of the zip; later arrays may be opened."""
@@ -74,15 +105,17 @@ class NpzWriter:
 
     Args:
         path: The file to create or to replace.
+        keep: Name of a temporary file that stays when writing is stopped; a writer of the same arrays goes on with it.
 
     Raises:
         TwoheadsError: The folder is missing or can't be written; raised on entering, before any work is done.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, keep: str | None = None) -> None:
         self.path = Path(path)
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
-        self._file: IO[bytes] | None = None
+        self.keeps = keep is not None
+        self.temporary = self.path.with_name(keep or f".{self.path.name}.{os.getpid()}.partial")
+        self._file: KeptFile | None = None
         self._zip: zipfile.ZipFile | None = None
         self._open: NpzArray | None = None
         self._names: set[str] = set()
@@ -91,8 +124,8 @@ class NpzWriter:
         if self.path.is_dir():
             raise TwoheadsError(str(self.path), "is a folder, expected a file to write", "name a file, e.g. out.npz")
         with self.disk_errors():
-            self._file = self._temporary.open("wb")
-        self._zip = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED, allowZip64=True)
+            self._file = KeptFile(self.temporary, fresh=not self.keeps)
+        self._zip = zipfile.ZipFile(cast("IO[bytes]", self._file), "w", zipfile.ZIP_STORED, allowZip64=True)
         return self
 
     def array(self, name: str, shape: Sequence[int], dtype: npt.DTypeLike = np.float32) -> NpzArray:
@@ -119,6 +152,15 @@ class NpzWriter:
         """Writes a whole ``array`` of one axis or more."""
         self.array(name, array.shape, array.dtype).write(0, array)
 
+    def sync(self) -> None:
+        """Returns when the disk has what was written."""
+        if self._file is not None:
+            self._file.sync()
+
+    def replay(self, nbytes: int) -> Iterator[bytes]:
+        """What the kept file holds from here on; nothing if there was none."""
+        return self._file.replay(nbytes) if self._file is not None and self._file.found else iter(())
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -135,10 +177,13 @@ class NpzWriter:
             raise InternalError(f"array {self._open.name} of {self.path} is not complete")
         with self.disk_errors():
             self._zip.close()
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            self._file.end()
+            self._file.sync()
             self._file.close()
-            self._temporary.replace(self.path)
+            self.temporary.replace(self.path)
+            if self.keeps:
+                sync_folder(self.path.parent)
+        self._file = self._zip = None
 
     def _discard(self) -> None:
         """Removes the temporary file if it is still there; after a commit there is nothing left to do."""
@@ -153,7 +198,8 @@ class NpzWriter:
                 self._zip.close()
         with contextlib.suppress(OSError):
             self._file.close()
-        self._temporary.unlink(missing_ok=True)
+        if not self.keeps:
+            self.temporary.unlink(missing_ok=True)
         self._file = self._zip = None
 
     @contextlib.contextmanager

@@ -12,7 +12,7 @@ from twoheads.graphs.program import AttentionStage, Program, Stage
 from twoheads.graphs.schedule import Schedule
 from twoheads.graphs.tiles import Segment
 from twoheads.runtime.average_report import StageEstimate
-from twoheads.runtime.checkpoint import Checkpoints
+from twoheads.runtime.checkpoint import Checkpoints, Companion, Tokens
 from twoheads.runtime.crew import Crew
 from twoheads.runtime.engine_pool import EnginePool
 from twoheads.runtime.job import Job
@@ -53,6 +53,11 @@ class StageCounter:
         """Adds what an earlier process did."""
         self._workers.append(WorkerCount(calls, repeats))
         self.seconds += seconds
+
+    def reset(self) -> None:
+        """Forgets everything: the stage begins anew."""
+        self._workers.clear()
+        self.seconds = 0.0
 
     @property
     def calls(self) -> int:
@@ -116,6 +121,7 @@ class RunState:
             folder=folder if job is None else job.values,
             keep=job is not None,
         )
+        self.job = job
         self.checkpoints = None if job is None else Checkpoints(job, self)
         self.counters: dict[str, StageCounter] = {
             plan.name: StageCounter(plan.name, plan.kind) for plan in schedule.stages
@@ -136,12 +142,32 @@ class RunState:
         """Those of the calls that repeat another."""
         return sum(counter.repeats for counter in self.counters.values())
 
-    def work(self, stage: Stage, items: Iterable[T], start: Callable[[], Callable[[T], None]]) -> None:
-        """Works off the independent items of ``stage``, with checkpoints where the run has such."""
+    def work(
+        self,
+        stage: Stage,
+        items: Iterable[T],
+        start: Callable[[], Callable[[T], None]],
+        *,
+        tokens: Tokens[T],
+        companion: Companion | None = None,
+    ) -> None:
+        """Works off the independent items of ``stage``, with checkpoints where the run has such.
+
+        See :meth:`~twoheads.runtime.checkpoint.Checkpoints.work`.
+        """
         if self.checkpoints is None:
             self.crew.run(items, start)
         else:
-            self.checkpoints.work(stage, items, start)
+            self.checkpoints.work(stage, items, start, tokens=tokens, companion=companion)
+
+    def block_tokens(self, block: int) -> tuple[int, int]:
+        """The tokens ``(start, stop)`` of a block, those of padding among them."""
+        size = self.program.block_size
+        return block * size, (block + 1) * size
+
+    def row_tokens(self, row: Row) -> tuple[int, int]:
+        """The tokens ``(start, stop)`` of a query block with its tiles."""
+        return self.block_tokens(row[0])
 
     def rows(self, stage: AttentionStage) -> list[Row]:
         """The stage's query blocks with their tiles, longest first: the last to finish is then a short one.

@@ -45,11 +45,15 @@ def run_stock_attention(run: RunState, stage: AttentionStage) -> None:
         if shared.masks is None:
             rows = list(maskless_rows(stage.mask, shared.engine.block_size, shared.length))
             rows.sort(key=lambda row: -row.calls(shared.engine.key_tile))
-            run.crew.run(rows, lambda: _Worker(shared).row)
+            run.work(stage, rows, lambda: _Worker(shared).row, tokens=_row_tokens)
         else:
-            run.crew.run(run.rows(stage), lambda: _Worker(shared).masked_row)
+            run.work(stage, run.rows(stage), lambda: _Worker(shared).masked_row, tokens=run.row_tokens)
     finally:
         shared.close()
+
+
+def _row_tokens(row: MasklessRow) -> tuple[int, int]:
+    return row.start, row.start + row.size
 
 
 class _Shared:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from hashlib import sha256
 from math import prod
@@ -106,6 +106,19 @@ class ValueStore:
         view: npt.NDArray[Any] = self.array[index]
         self.touch(tile, view.nbytes)
         return view
+
+    def parts(self, start: int, stop: int) -> Iterator[tuple[npt.NDArray[Any], int]]:
+        """Views of tokens ``[start, stop)``, one for each tile, and where in them it begins; of a row value all."""
+        if self.value.axis is None:
+            yield self.tile(0), 0
+            return
+        size = self.block_size * self.blocks_per_tile
+        at = start
+        while at < stop:
+            tile, offset = divmod(at, size)
+            end = min(stop, (tile + 1) * size)
+            yield self._tokens(tile, offset, offset + end - at), at - start
+            at = end
 
     def fill(self, source: npt.NDArray[Any]) -> None:
         """Copies ``source``, shaped as the value with ``length`` tokens, and zeroes the padding."""

@@ -60,7 +60,8 @@ def run_tokenwise(run: RunState, stage: TokenwiseStage) -> None:
     lengths = {store.length for store in (*outputs, *inputs) if store.value.axis is not None}
     if len(lengths) > 1:
         raise InternalError(f"stage {stage.name}: values of {sorted(lengths)} rows in one token-wise stage")
-    run.work(stage, range(-(-max(lengths, default=1) // run.program.block_size)), start)
+    blocks = range(-(-max(lengths, default=1) // run.program.block_size))
+    run.work(stage, blocks, start, tokens=run.block_tokens)
 
 
 def _scratch(store: ValueStore) -> npt.NDArray[Any] | None:

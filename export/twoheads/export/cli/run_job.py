@@ -6,6 +6,7 @@ import io
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +48,7 @@ def start_job(
         job.request = {
             "bundle": os.path.abspath(loaded.path),
             "out": os.path.abspath(out),
+            "partial": f".{out.name}.{uuid4().hex[:12]}.partial",
             "output": schedule.output,
             "memory_limit": loaded.memory_limit,
         }

@@ -44,7 +44,8 @@ def run_to_file(
         result: Result = loaded.run(tokens, output=output, progress=progress, **options)
         return result
 
-    with NpzWriter(out) as file, CallProgress("engine calls") as progress:
+    keep = None if job is None else job.request["partial"]
+    with NpzWriter(out, keep=keep) as file, CallProgress("engine calls") as progress:
         if has_rows(loaded.program, output):
             if positions is not None:
                 file.add("positions", positions)
