@@ -104,6 +104,8 @@ def verify(
     progress: Progress | None = None,
     example_inputs: Any = None,
     results: Sequence[str] = (),
+    backend: str = "onnxruntime",
+    precision: str = "f32",
 ) -> VerifyReport:
     """Runs the original and the bundle on the same ``length`` tokens and compares them.
 
@@ -121,6 +123,8 @@ def verify(
         progress: Called as ``progress(phase, done, total)``.
         example_inputs: For a torch module, as given to ``compile_model``.
         results: For an ONNX file, as given to ``compile_model``.
+        backend: What runs the bundle's engines; see :func:`twoheads.runtime.load`.
+        precision: In what it multiplies.
 
     Raises:
         BundleError: The bundle is damaged.
@@ -129,7 +133,7 @@ def verify(
     """
     report = progress or silent
     report("load the bundle")
-    loaded = load(bundle)
+    loaded = load(bundle, backend=backend, precision=precision)
     # Fails on a length that the model can't take before the original, which may take minutes, is touched.
     lengths = verify_lengths(loaded.program, length)
     rows = value_rows(loaded.program.value(loaded.program.hidden), lengths)

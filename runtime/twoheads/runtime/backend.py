@@ -8,12 +8,14 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from twoheads.graphs.errors import InputError
+from twoheads.graphs.errors import BundleError, InputError
 from twoheads.graphs.program import Port
 
-__all__ = ["BACKENDS", "Backend", "Call", "EngineHandle", "open_backend"]
+__all__ = ["BACKENDS", "PRECISIONS", "Backend", "Call", "EngineHandle", "check_ports", "open_backend"]
 
-BACKENDS = ("onnxruntime",)
+BACKENDS = ("onnxruntime", "openvino")
+PRECISIONS = ("f32", "bf16")
+"""In what a backend multiplies. Values between engines are of the bundle's dtype in both."""
 
 
 class Call(Protocol):
@@ -64,14 +66,42 @@ class Backend(Protocol):
         ...
 
 
-def open_backend(name: str) -> Backend:
+def open_backend(name: str, *, precision: str = "f32", threads: int = 1) -> Backend:
     """The backend called ``name``; what it needs is imported only now.
 
+    Args:
+        name: One of :data:`BACKENDS`.
+        precision: One of :data:`PRECISIONS`; only ``openvino`` has ``bf16``.
+        threads: Calls that will run at the same time.
+
     Raises:
-        InputError: There is no such backend, or its package is not installed.
+        InputError: There is no such backend or precision, or its package is not installed.
     """
+    if precision not in PRECISIONS:
+        raise InputError("precision", f"{precision!r} is unknown", f"use one of: {', '.join(PRECISIONS)}")
     if name == "onnxruntime":
+        if precision != "f32":
+            raise InputError("precision", f"is {precision}, and onnxruntime has f32 only", 'use backend="openvino"')
         from twoheads.runtime.backend_onnxruntime import OnnxRuntimeBackend
 
         return OnnxRuntimeBackend()
+    if name == "openvino":
+        from twoheads.runtime.backend_openvino import OpenVinoBackend
+
+        return OpenVinoBackend(precision=precision, threads=threads)
     raise InputError("backend", f"{name!r} is unknown", f"use one of: {', '.join(BACKENDS)}")
+
+
+def check_ports(path: Path, found: Sequence[tuple[str, str, tuple[int, ...]]], expected: Sequence[Port]) -> None:
+    """Raises unless an engine's ports, as (name, NumPy dtype, shape), are the program's, in order.
+
+    Raises:
+        BundleError: Names both.
+    """
+    want = [(port.name, port.dtype, tuple(port.shape)) for port in expected]
+    if list(found) != want:
+        raise BundleError(
+            str(path),
+            f"has the ports {list(found)}, the program expects {want}",
+            "compile the model again with this twoheads",
+        )

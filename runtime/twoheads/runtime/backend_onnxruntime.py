@@ -11,19 +11,20 @@ import numpy.typing as npt
 
 from twoheads.graphs.errors import BundleError, InputError
 from twoheads.graphs.program import Port
+from twoheads.runtime.backend import check_ports
 
 __all__ = ["OnnxRuntimeBackend"]
 
-ONNX_DTYPES = {
-    "float16": "tensor(float16)",
-    "float32": "tensor(float)",
-    "float64": "tensor(double)",
-    "int8": "tensor(int8)",
-    "uint8": "tensor(uint8)",
-    "int16": "tensor(int16)",
-    "int32": "tensor(int32)",
-    "int64": "tensor(int64)",
-    "bool": "tensor(bool)",
+NUMPY_DTYPES = {
+    "tensor(float16)": "float16",
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+    "tensor(int16)": "int16",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(bool)": "bool",
 }
 
 
@@ -65,8 +66,8 @@ class OnnxRuntimeBackend:
             session = self._ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise BundleError(str(path), f"ONNX Runtime can't open it: {error}", "compile the model again") from error
-        _check_ports(path, session.get_inputs(), inputs)
-        _check_ports(path, session.get_outputs(), outputs)
+        check_ports(path, _ports(session.get_inputs()), inputs)
+        check_ports(path, _ports(session.get_outputs()), outputs)
         return OnnxRuntimeEngine(session, tensors)
 
     def _options(self) -> Any:
@@ -127,11 +128,5 @@ class OnnxRuntimeCall:
         self._run(self._binding)
 
 
-def _check_ports(path: Path, found: Sequence[Any], expected: Sequence[Port]) -> None:
-    """The session's ports are the program's, in order, with these shapes and dtypes."""
-    got = [(port.name, port.type, tuple(port.shape)) for port in found]
-    want = [(port.name, ONNX_DTYPES[port.dtype], port.shape) for port in expected]
-    if got != want:
-        raise BundleError(
-            str(path), f"has the ports {got}, the program expects {want}", "compile the model again with this twoheads"
-        )
+def _ports(found: Sequence[Any]) -> list[tuple[str, str, tuple[int, ...]]]:
+    return [(port.name, NUMPY_DTYPES.get(port.type, str(port.type)), tuple(port.shape)) for port in found]

@@ -80,7 +80,7 @@ def profile_bundle(
     _check_lowering(bundle.program)
     most = threads or available_threads()
     callers = tuple(sorted({1, most}))
-    measuring = _Measuring(bundle, open_backend(backend), callers, progress or (lambda _name: None))
+    measuring = _Measuring(bundle, open_backend(backend, threads=most), callers, progress or (lambda _name: None))
     engines = tuple(measuring.engines())
     stage_seconds, row_seconds = _crew_seconds(most)
     program = bundle.program

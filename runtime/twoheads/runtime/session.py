@@ -56,6 +56,7 @@ def load(
     path: str | os.PathLike[str],
     *,
     backend: str | Backend = "onnxruntime",
+    precision: str = "f32",
     threads: int | None = None,
     check: str = "full",
     memory_limit: int | None = None,
@@ -65,7 +66,9 @@ def load(
 
     Args:
         path: The folder that ``twoheads compile`` wrote.
-        backend: What runs the engines; ``onnxruntime`` (CPU) is the default. A name, or a backend of one's own.
+        backend: What runs the engines on the CPU: ``onnxruntime`` or ``openvino``, which is a package of its own; or a
+            backend of one's own.
+        precision: In what a backend of that name multiplies: ``f32``, or with ``openvino`` also ``bf16``.
         threads: Blocks computed at the same time; ``None`` for every processor that the process may use.
         check: ``full`` (sizes and sha256 of all files) or ``size``.
         memory_limit: Bytes of memory that a run may take by its plan; one that does not fit is refused. What this
@@ -81,13 +84,19 @@ def load(
         raise InputError("threads", f"is {threads}", "give 1 or more")
     if memory_limit is not None and memory_limit < 1:
         raise InputError("memory_limit", f"is {memory_limit}", "give bytes, 1 or more")
+    if memory_limit is not None and (backend if isinstance(backend, str) else backend.name) == "openvino":
+        problem = "can't be kept with openvino, which holds arrays of its own for every open engine"
+        raise InputError("memory_limit", problem, "leave it out, or use onnxruntime")
     folder = None if spill is None else Path(spill)
     if folder is not None and not folder.is_dir():
         raise InputError("spill", f"{folder} is not a folder", "create it, or name another")
+    bundle = read_bundle(path, check=check)
+    count = threads or available_threads()
     return LoadedBundle(
-        read_bundle(path, check=check),
-        backend=open_backend(backend) if isinstance(backend, str) else backend,
-        threads=threads or available_threads(),
+        bundle,
+        backend=open_backend(backend, precision=precision, threads=count) if isinstance(backend, str) else backend,
+        precision=precision,
+        threads=count,
         memory_limit=memory_limit,
         spill=folder,
     )
@@ -99,6 +108,7 @@ class LoadedBundle:
     Attributes:
         program: The block program.
         manifest: The bundle's table of contents.
+        backend, precision: What runs the engines; see :func:`load`.
         threads: Workers of a run.
         memory_limit, spill: See :func:`load`.
         tokenizer: The bundle's tokenizer, or ``None`` if it has none.
@@ -109,12 +119,15 @@ class LoadedBundle:
         bundle: Bundle,
         *,
         backend: Backend,
+        precision: str,
         threads: int,
         memory_limit: int | None = None,
         spill: Path | None = None,
     ) -> None:
         self._bundle = bundle
         self._engines = EnginePool(bundle, Weights(bundle.weights_file, bundle.manifest.weights), backend)
+        self.backend = backend.name
+        self.precision = precision
         self.threads = threads
         self.memory_limit = memory_limit
         self.spill = spill
@@ -310,7 +323,7 @@ class LoadedBundle:
         The arguments and the result are those of :meth:`run`; the rows of a sink are all written again.
 
         Raises:
-            InputError: The job is of another bundle, input or output; or as :meth:`run`.
+            InputError: The job is of another bundle, backend, input or output; or as :meth:`run`.
             TwoheadsError: A file of the job is damaged, or the disk is full: the last checkpoint then stays good.
         """
         output = check_output(self.program, output, positions=positions is not None, sink=sink is not None)
@@ -321,7 +334,15 @@ class LoadedBundle:
             raise InputError("a job", "runs one input without padding", "run several one by one, in a folder each")
         request = inputs[0].requests[0]
         manifest = sha256((self.path / MANIFEST).read_bytes()).hexdigest()
-        job.identify({"bundle": manifest, "output": output, "lengths": request.lengths, "input": _digest(request)})
+        job.identify(
+            {
+                "bundle": manifest,
+                "backend": f"{self.backend} {self.precision}",
+                "output": output,
+                "lengths": request.lengths,
+                "input": _digest(request),
+            }
+        )
         return self._run_one(request, output, sink, progress, job)
 
     def _run_one(

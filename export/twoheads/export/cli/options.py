@@ -10,6 +10,8 @@ __all__ = [
     "BLOCK_SIZE",
     "Arrays",
     "Attention",
+    "Backend",
+    "BackendOption",
     "BlockSize",
     "Bundle",
     "Dtype",
@@ -23,6 +25,8 @@ __all__ = [
     "Output",
     "OutputOption",
     "Positions",
+    "Precision",
+    "PrecisionOption",
     "Results",
     "Source",
     "Spill",
@@ -47,6 +51,20 @@ class Dtype(StrEnum):
     """The number format of weights and activations."""
 
     FLOAT32 = "float32"
+
+
+class Backend(StrEnum):
+    """What runs the engines."""
+
+    ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
+
+
+class Precision(StrEnum):
+    """In what a backend multiplies."""
+
+    F32 = "f32"
+    BF16 = "bf16"
 
 
 class Output(StrEnum):
@@ -88,6 +106,12 @@ Attention = Annotated[
     ),
 ]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Number format of weights and activations.")]
+BackendOption = Annotated[
+    Backend, typer.Option("--backend", help="What runs the engines on the CPU; openvino is a package of its own.")
+]
+PrecisionOption = Annotated[
+    Precision, typer.Option("--precision", help="In what it multiplies; bf16 is an approximation, of openvino only.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 Text = Annotated[Path | None, typer.Option("--text", metavar="FILE", help="The input as UTF-8 text.")]
 Tokens = Annotated[

@@ -74,6 +74,8 @@ def command(
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Blocks in parallel; all cores if not given.")
     ] = None,
+    backend: options.BackendOption = options.Backend.ONNXRUNTIME,
+    precision: options.PrecisionOption = options.Precision.F32,
     memory_limit: options.MemoryLimit = None,
     spill: options.Spill = None,
     resume: Annotated[
@@ -123,7 +125,15 @@ def command(
 
     as_job = spill is not None and arrays is None and not lines
     folder = None if as_job else spill
-    loaded = load(bundle, threads=threads, check=check.value, memory_limit=limit, spill=folder)
+    loaded = load(
+        bundle,
+        backend=backend.value,
+        precision=precision.value,
+        threads=threads,
+        check=check.value,
+        memory_limit=limit,
+        spill=folder,
+    )
     wanted = output.value if output else loaded.program.default_output
     if lines and text is not None:
         reports = run_lines(loaded, read_lines(text, bundle, loaded), wanted, pack.value, out)

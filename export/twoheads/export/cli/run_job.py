@@ -50,6 +50,8 @@ def start_job(
             "out": os.path.abspath(out),
             "partial": f".{out.name}.{uuid4().hex[:12]}.partial",
             "output": schedule.output,
+            "backend": loaded.backend,
+            "precision": loaded.precision,
             "memory_limit": loaded.memory_limit,
         }
         return _run(job, loaded, schedule, tokens, positions, out)
@@ -67,13 +69,14 @@ def resume_job(folder: Path, *, threads: int | None, check: str, memory_limit: i
     with Job(folder, resume=True) as job:
         try:
             bundle, out, output = (job.request[name] for name in ("bundle", "out", "output"))
+            backend, precision = job.request["backend"], job.request["precision"]
             limit = memory_limit or job.request["memory_limit"]
             with np.load(folder / INPUT, allow_pickle=False) as saved:
                 tokens, positions = saved["tokens"], saved.get("positions")
         except (OSError, ValueError, KeyError) as error:
             fix = "run it again, or go on with it by `run_job` in Python if it was started so"
             raise TwoheadsError(str(folder), f"does not hold the input of a run: {error}", fix) from None
-        loaded = load(bundle, threads=threads, check=check, memory_limit=limit)
+        loaded = load(bundle, backend=backend, precision=precision, threads=threads, check=check, memory_limit=limit)
         lengths = resolve_lengths(loaded.program, int(tokens.size))
         schedule = loaded.schedule(lengths, output, None if positions is None else int(positions.size))
         return _run(job, loaded, schedule, tokens, positions, Path(out)), Path(out)

@@ -30,6 +30,8 @@ def command(
     text: options.Text = None,
     tokens: options.Tokens = None,
     results: options.Results = None,
+    backend: options.BackendOption = options.Backend.ONNXRUNTIME,
+    precision: options.PrecisionOption = options.Precision.F32,
     as_json: options.Json = False,
 ) -> None:
     """Run the original over the whole sequence and compare; exit with 1 unless the bundle passes.
@@ -53,7 +55,15 @@ def command(
 
     with PhaseProgress() as progress:
         report = verify(
-            bundle, against, length=lengths, text=content, tokens=sequence, results=results or (), progress=progress
+            bundle,
+            against,
+            length=lengths,
+            text=content,
+            tokens=sequence,
+            results=results or (),
+            progress=progress,
+            backend=backend.value,
+            precision=precision.value,
         )
     for warning in report.warnings:
         print_warning(warning)
