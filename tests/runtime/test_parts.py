@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,20 @@ def test_stores_count_bytes():
     assert "k" not in stores
     stores.account(-5)
     assert stores.peak_bytes == 128 + 12 * 8
+
+
+def test_released_memory_is_used_again_but_never_adds_to_the_peak():
+    stores = Stores(rows=lambda _: 10, block_size=4, key_tile=8, tiled=())
+    widths = {"a": 4, "b": 2, "c": 4, "d": 3}
+    values = {name: Value(name, "float32", (1, "n", width)) for name, width in widths.items()}
+    first = weakref.ref(stores.allocate(values["a"]).memory)
+    stores.allocate(values["b"])
+    stores.release(["a"])
+    assert stores.allocate(values["c"]).memory is first()
+    stores.release(["c"])
+    stores.allocate(values["d"])
+    assert first() is None, "together with the new value it would be more than ever before"
+    assert stores.peak_bytes == 12 * 6 * 4
 
 
 def _masks(mask, bias=None, *, block=8, tile=8, length=61, heads=1):

@@ -20,6 +20,11 @@ __all__ = ["Stores", "ValueStore"]
 
 
 MakeFile = Callable[[int], MappedFile]
+Bytes = npt.NDArray[np.uint8]
+
+
+def _new_memory(nbytes: int) -> Bytes:
+    return np.empty(nbytes, np.uint8)
 
 
 class ValueStore:
@@ -34,21 +39,36 @@ class ValueStore:
         block_size: Tokens of a block.
         tile: Tokens of a tile, a multiple of ``block_size``.
         file: Makes the file that holds as many bytes; ``None`` to hold it in memory.
+        memory: Gives as many bytes of memory, contents undefined.
 
     Raises:
         TwoheadsError: The disk has no room for the file.
     """
 
-    def __init__(self, value: Value, *, length: int, block_size: int, tile: int, file: MakeFile | None = None) -> None:
+    def __init__(
+        self,
+        value: Value,
+        *,
+        length: int,
+        block_size: int,
+        tile: int,
+        file: MakeFile | None = None,
+        memory: Callable[[int], Bytes] = _new_memory,
+    ) -> None:
         self.value = value
         self.length = length
         self.block_size = block_size
         self.blocks_per_tile = 1 if value.axis is None else tile // block_size
         tiles = 1 if value.axis is None else -(-length // tile)
         shape = (tiles, *value.block_shape(tile))
-        self._file = None if file is None else file(prod(shape) * np.dtype(value.dtype).itemsize)
+        nbytes = prod(shape) * np.dtype(value.dtype).itemsize
+        self._file = None if file is None else file(nbytes)
+        self.memory = None if self._file is not None else memory(nbytes)
+        """Its bytes, where no file holds it."""
         self.array: npt.NDArray[Any] = (
-            np.empty(shape, value.dtype) if self._file is None else self._file.array(shape, value.dtype)
+            self.memory.view(value.dtype).reshape(shape)
+            if self.memory is not None
+            else self._file.array(shape, value.dtype)
         )
         # A slice of a tile is contiguous only where nothing but 1 stands before the token axis.
         self.direct = self.blocks_per_tile == 1 or prod(value.block_shape(tile)[: value.token_axis]) == 1
@@ -173,6 +193,9 @@ class Stores:
 
     ``peak_bytes`` is the most held in memory, ``peak_disk_bytes`` in files, ``spilled_bytes`` all that went to files.
 
+    Memory of released values is used again for values of the same size, as every layer has them: pages that the system
+    gives out anew cost more time than copying them. What waits for that never adds up to more than ``peak_bytes``.
+
     Args:
         rows: Rows of a value along its axis, 1 for a row value.
         block_size: Tokens of a block.
@@ -202,6 +225,7 @@ class Stores:
         self._stores: dict[str, ValueStore] = {}
         self._spilled = frozenset(spilled)
         self._folder = folder
+        self._free: list[Bytes] = []
         self._live = 0
         self._on_disk = 0
         self.peak_bytes = 0
@@ -216,7 +240,7 @@ class Stores:
         """
         tile = self._key_tile if value.name in self._tiled else self._block_size
         sizes = {"length": self._rows(value), "block_size": self._block_size, "tile": tile}
-        store = ValueStore(value, **sizes, file=self._file(value, reopen=reopen))
+        store = ValueStore(value, **sizes, file=self._file(value, reopen=reopen), memory=self._memory)
         self._stores[value.name] = store
         if store.spilled:
             self._on_disk += store.nbytes
@@ -225,6 +249,12 @@ class Stores:
         else:
             self.account(store.nbytes)
         return store
+
+    def _memory(self, nbytes: int) -> Bytes:
+        for at, memory in enumerate(self._free):
+            if memory.nbytes == nbytes:
+                return self._free.pop(at)
+        return _new_memory(nbytes)
 
     def _file(self, value: Value, *, reopen: bool) -> MakeFile | None:
         spilled = value.name in self._spilled
@@ -238,6 +268,8 @@ class Stores:
         """Adds ``nbytes`` (negative: subtracts) held beside the values, e.g. mask tiles."""
         self._live += nbytes
         self.peak_bytes = max(self.peak_bytes, self._live)
+        while self._free and self._live + sum(memory.nbytes for memory in self._free) > self.peak_bytes:
+            self._free.pop(0)
 
     def __getitem__(self, name: str) -> ValueStore:
         return self._stores[name]
@@ -253,6 +285,8 @@ class Stores:
                 self._on_disk -= store.nbytes
             elif store is not None:
                 self.account(-store.nbytes)
+                if store.memory is not None:
+                    self._free.append(store.memory)
             if store is not None and store.path is not None:
                 store.path.unlink(missing_ok=True)
 
