@@ -16,6 +16,7 @@ from tests.runtime.tiny_bundle import make_program, read_manifest, write_manifes
 from tests.runtime.tiny_model import Tiny, random_tokens, reference
 from twoheads.graphs.average import Average
 from twoheads.graphs.errors import InputError
+from twoheads.graphs.packing import longest_packable
 from twoheads.graphs.program import AttentionEngine, AttentionStage, Limit, Pooling
 from twoheads.graphs.request_codes import request_codes
 from twoheads.runtime import LoadedBundle, Result, load, packed_stage
@@ -140,13 +141,12 @@ def test_many_requests_fill_blocks_and_every_call_is_counted(bundles, name, monk
     assert [stage.calls for stage in report.stages if stage.name == "lm"] == [1], "60 rows of the head share a block"
 
 
-def test_long_inputs_and_single_ones_run_alone(bundles):
+def test_long_inputs_bring_the_short_ones_under_the_masks_of_one_run(bundles):
     tiny, bundle = bundles["causal"]
     inputs = [random_tokens(tiny, length, length) for length in (200, 10, 65, 20)]
-    results = check(bundle, tiny, inputs, "logits")
-    assert [result.report.requests for result in results] == [1, 2, 1, 2]
-    assert [result.report.length for result in results] == [200, 30, 65, 30]
-    assert [r.report.requests for r in check(bundle, tiny, inputs[:2], "logits")] == [1, 1]
+    report = check(bundle, tiny, inputs, "logits")[0].report
+    assert (report.requests, report.length, report.blocks) == (4, 295, 3), "the long one's last block is shared"
+    assert [r.report.requests for r in check(bundle, tiny, inputs[:1], "logits")] == [1]
 
 
 def test_positions_count_within_a_request(bundles):
@@ -163,17 +163,18 @@ def test_positions_count_within_a_request(bundles):
         bundle.run(inputs, output="logits", positions=[8])
 
 
-def test_a_window_shorter_than_a_request_is_not_packed(bundles):
+def test_a_window_shorter_than_a_request_takes_masks(bundles):
     tiny, bundle = bundles["windows"]
+    assert longest_packable(bundle.program) == 41
     results = check(bundle, tiny, [random_tokens(tiny, length) for length in (41, 42, 30, 20)], "hidden")
-    assert [result.report.requests for result in results] == [3, 1, 3, 3]
+    assert [result.report.requests for result in results] == [4] * 4
 
 
 @pytest.mark.parametrize("name", sorted(ALONE))
-def test_models_that_codes_can_not_serve_run_one_by_one(bundles, name):
+def test_models_that_codes_can_not_serve_take_masks(bundles, name):
     tiny, bundle = bundles[name]
     results = check(bundle, tiny, requests(tiny, 3, 20, 1), "hidden")
-    assert [result.report.requests for result in results] == [1, 1, 1]
+    assert [result.report.requests for result in results] == [3, 3, 3]
 
 
 @pytest.fixture
@@ -188,10 +189,10 @@ def old(tmp_path: Path) -> LoadedBundle:
     return load(tmp_path / "b")
 
 
-def test_bundles_without_packed_engines_run_one_by_one(old):
+def test_bundles_without_packed_engines_take_masks(old):
     tiny = MODELS["causal"]
     results = check(old, tiny, requests(tiny, 3, 20, 1), "hidden")
-    assert [result.report.requests for result in results] == [1, 1, 1]
+    assert [result.report.requests for result in results] == [3, 3, 3]
 
 
 @pytest.mark.parametrize("factor", [1e7, np.inf])

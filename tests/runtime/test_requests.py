@@ -96,7 +96,7 @@ def test_a_batch_is_a_list_of_inputs(bundles: Any, form: str, pack: str) -> None
         results = bundle.run(tokens, output="hidden", attention_mask=mask, pack=pack)
     for row, mask, result in zip(tokens, masks, results, strict=True):
         close(result, expected(ENCODER, row, mask, "hidden"))
-    assert results[1].report.requests == (2 if pack == "auto" else 1)
+    assert results[1].report.requests == (4 if pack == "auto" else 1)
     assert (results[1].report is results[2].report) == (pack == "auto")
 
 

@@ -26,6 +26,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from twoheads.graphs.documents import Documents
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.masks import And, Causal, Chunk, Full, Mask, Or, Sinks, Window
 
@@ -335,6 +336,9 @@ def _changes(mask: Mask, i: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]
             return [0 * i + size]
         case Chunk(size):
             return [i // size * size, i // size * size + size]
+        case Documents(inner):
+            local, start, stop = mask.changes(i)
+            return [start, stop, *(start + edge for edge in _changes(inner, local))]
         case Full():
             return []
         case _:

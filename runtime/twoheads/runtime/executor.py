@@ -31,7 +31,7 @@ def prepare(run: RunState) -> float:
     stages = [stage for stage in (*run.program.body, *run.program.head) if stage.name in needed]
 
     def open_engine(stage: Stage) -> None:
-        if isinstance(stage, AttentionStage) and run.packing is not None:
+        if isinstance(stage, AttentionStage) and run.coded is not None:
             prepare_packed(run, stage)
         elif isinstance(stage, AttentionStage):
             run.engines.prepare_attention(stage.engine)
@@ -101,8 +101,8 @@ def _run_stage(run: RunState, stage: Stage) -> None:
         run_tokenwise(run, stage)
     elif isinstance(stage, SequenceStage):
         run_sequence(run, stage)
-    elif run.packing is not None:
-        run_packed_attention(run, stage, run.packing)
+    elif run.coded is not None:
+        run_packed_attention(run, stage, run.coded)
     elif run.engines.stock_engine(stage.engine) is not None:
         run_stock_attention(run, stage)
     elif run.engines.oracle_engine(stage.engine) is not None:

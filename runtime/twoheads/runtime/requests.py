@@ -1,14 +1,15 @@
 """From what the caller gives to what is run: padding left out, packed documents taken apart, batches split.
 
 Attention over real tokens alone is attention with a padding mask, whatever the padding's side, so padding is never
-computed. Documents that share a sequence never see each other, so each is an input of its own. The existing packing
-(Theorem 4.2) then lets short ones share calls.
+computed. Documents that share a sequence never see each other, so each is an input of its own. Packing then
+lets them share calls.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,15 @@ class Request:
     length: int
     arrays: Mapping[str, Array]
     rows: Rows | None
+
+    def digest(self) -> str:
+        """The sha256 of the arrays and of the rows that are wanted."""
+        digest = sha256()
+        for name, array in sorted({**self.arrays, "": self.rows}.items()):
+            digest.update(repr((name, None if array is None else (array.dtype.str, array.shape))).encode())
+            if array is not None:
+                digest.update(array.tobytes())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

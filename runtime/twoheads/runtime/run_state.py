@@ -133,6 +133,11 @@ class RunState:
         self._rows: dict[str, list[Row]] = {}
 
     @property
+    def coded(self) -> Packing | None:
+        """The packing, where codes and not masks keep the requests apart."""
+        return self.packing if self.packing is not None and self.packing.coded else None
+
+    @property
     def calls(self) -> int:
         """Engine calls so far, counted where they are made."""
         return sum(counter.calls for counter in self.counters.values())

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from twoheads.graphs.bundle_format import MANIFEST, Manifest
 from twoheads.graphs.errors import InputError
-from twoheads.graphs.packing import Packing, packed_schedule
+from twoheads.graphs.packing import Packing
 from twoheads.graphs.program import Program
 from twoheads.graphs.schedule import Schedule, make_schedule
 from twoheads.graphs.spill import SpillPlan, plan_spill
@@ -34,7 +34,7 @@ from twoheads.runtime.inputs import (
     trained_length_warning,
 )
 from twoheads.runtime.job import Job
-from twoheads.runtime.packed_run import compute_packed, head_rows, packed_groups
+from twoheads.runtime.packed_run import compute_packed, head_rows, packed_groups, row_bytes, schedule_group
 from twoheads.runtime.packed_stage import ScoresBeyondCodesError
 from twoheads.runtime.peak_memory import peak_memory
 from twoheads.runtime.report import Report, Result
@@ -219,8 +219,9 @@ class LoadedBundle:
     ) -> Result | list[Result]:
         """Runs one input, or each of several inputs of any lengths.
 
-        Of several, inputs of at most half a block are packed into the blocks of one run, where the bundle holds engines
-        for it: in each attention one call a block, without a mask, serves all of them (Theorem 4.2).
+        Several inputs share the blocks of common runs. Where all are at most half a block long, and the bundle holds
+        engines for it, one call a block without a mask serves them in each attention (Theorem 4.2); otherwise the masks
+        of the run keep them apart. Models that move rows, or read what is not one row a token, run them one by one.
 
         Padding is not computed: only the tokens that ``attention_mask`` keeps are run, and their rows stand in the
         result where the tokens stood; rows of padding are 0, and an embedding, the last logits or those of the whole
@@ -276,7 +277,23 @@ class LoadedBundle:
     def _run_packed(self, requests: list[Request], output: str, progress: Progress | None) -> dict[int, Result]:
         """The results of those requests that could be packed, by their place in the list."""
         done: dict[int, Result] = {}
-        for members, packing in packed_groups(self.program, self._engines, [request.length for request in requests]):
+        lengths = [request.length for request in requests]
+
+        def fits(packing: Packing) -> bool:
+            try:
+                self.spill_plan(schedule_group(self.program, packing, output, workers=self.threads))
+            except InputError:
+                return False
+            return True
+
+        groups = packed_groups(
+            self.program,
+            self._engines,
+            lengths,
+            row_bytes=row_bytes(self.program, output),
+            fits=(lambda _: True) if self.memory_limit is None else fits,
+        )
+        for members, packing in groups:
             try:
                 results = self._run_group([requests[at] for at in members], packing, output, progress)
             except ScoresBeyondCodesError as error:
@@ -288,14 +305,14 @@ class LoadedBundle:
     def _run_group(
         self, requests: list[Request], packing: Packing, output: str, progress: Progress | None
     ) -> list[Result]:
-        computed = {"last": "logits", "embedding": "hidden"}.get(output, output)
         rows = head_rows(requests, output)
-        schedule = packed_schedule(self.program, packing, output=computed, rows=rows, workers=self.threads)
+        schedule = schedule_group(self.program, packing, output, rows=rows, workers=self.threads)
         spilled = self.spill_plan(schedule).values
         notes = self._warn(max(request.length for request in requests), depth=5)
         total = schedule.engine_calls
         with Crew(self.threads, None if progress is None else lambda: progress(run.calls, total)) as crew:
-            run = RunState(self.program, schedule, self._engines, crew, packing, spilled=spilled, folder=self.spill)
+            program = self.program if packing.coded else schedule.program
+            run = RunState(program, schedule, self._engines, crew, packing, spilled=spilled, folder=self.spill)
             prepared = prepare(run)
             began = time.perf_counter()
             arrays = compute_packed(run, requests, output)
@@ -340,7 +357,7 @@ class LoadedBundle:
                 "backend": f"{self.backend} {self.precision}",
                 "output": output,
                 "lengths": request.lengths,
-                "input": _digest(request),
+                "input": request.digest(),
             }
         )
         return self._run_one(request, output, sink, progress, job)
@@ -401,13 +418,3 @@ class LoadedBundle:
             spilled_bytes=run.stores.spilled_bytes,
             average=summarize(run.estimates) if samples_attention(self.program) else None,
         )
-
-
-def _digest(request: Request) -> str:
-    """The sha256 of an input's arrays and of the rows that are wanted."""
-    digest = sha256()
-    for name, array in sorted({**request.arrays, "": request.rows}.items()):
-        digest.update(repr((name, None if array is None else (array.dtype.str, array.shape))).encode())
-        if array is not None:
-            digest.update(array.tobytes())
-    return digest.hexdigest()

@@ -69,7 +69,7 @@ def command(
         bool, typer.Option("--lines", help="Every line of the text is an input of its own: one row of output each.")
     ] = False,
     pack: Annotated[
-        Pack, typer.Option("--pack", help="auto: short lines share the calls of one run (Theorem 4.2); off: none do.")
+        Pack, typer.Option("--pack", help="auto: inputs share the calls of common runs; off: none do.")
     ] = Pack.AUTO,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Blocks in parallel; all cores if not given.")
@@ -94,8 +94,7 @@ def command(
     With --input the model reads arrays by name: images, features, an encoder's and a decoder's tokens, a padded batch
     with its attention_mask (rows of padding are 0), or documents in one sequence.
 
-    With --lines the file has one row for each line of the text; lines of at most half a block are packed into the
-    blocks of one run.
+    With --lines the file has one row for each line of the text; lines share the blocks of common runs.
 
     With --memory-limit a run that does not fit is refused before it starts, with what it would need; with --spill its
     largest values go to files until it fits. Of a text or of tokens that folder also keeps checkpoints: after a kill or

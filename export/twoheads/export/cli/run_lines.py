@@ -72,7 +72,7 @@ def print_reports(reports: tuple["Report", ...], out: Path) -> None:
         (
             ("written", f"{out} ({size_text(out.stat().st_size)}), {reports[0].output}, one row a line"),
             ("inputs", f"{total['requests']}, {sum(report.length for report in reports)} tokens"),
-            ("packed", f"{together} inputs in {blocks} blocks (Theorem 4.2)" if packed else "none"),
+            ("packed", f"{together} inputs in {blocks} blocks" if packed else "none"),
             ("engine calls", f"{total['engine_calls']} (by the formula: {total['formula_calls']})"),
             ("time", seconds_text(total["seconds"])),
             ("peak memory", size_text(max(report.peak_bytes for report in reports))),
