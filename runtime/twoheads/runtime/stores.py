@@ -63,13 +63,14 @@ class ValueStore:
         shape = (tiles, *value.block_shape(tile))
         nbytes = prod(shape) * np.dtype(value.dtype).itemsize
         self._file = None if file is None else file(nbytes)
-        self.memory = None if self._file is not None else memory(nbytes)
+        self.memory: Bytes | None = None
         """Its bytes, where no file holds it."""
-        self.array: npt.NDArray[Any] = (
-            self.memory.view(value.dtype).reshape(shape)
-            if self.memory is not None
-            else self._file.array(shape, value.dtype)
-        )
+        self.array: npt.NDArray[Any]
+        if self._file is None:
+            self.memory = memory(nbytes)
+            self.array = self.memory.view(value.dtype).reshape(shape)
+        else:
+            self.array = self._file.array(shape, value.dtype)
         # A slice of a tile is contiguous only where nothing but 1 stands before the token axis.
         self.direct = self.blocks_per_tile == 1 or prod(value.block_shape(tile)[: value.token_axis]) == 1
 
