@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from tests.graphs.sample_profiles import profile_of
 from tests.runtime.tiny_bundle import write_tiny
 from tests.runtime.tiny_model import Tiny
 from twoheads.export.cli import main
+from twoheads.export.cli.plan_workers import parse_workers
+from twoheads.graphs.errors import InputError
 from twoheads.graphs.profile import profile_text, read_profile
 from twoheads.runtime import load, profiler
 
@@ -71,3 +74,53 @@ def test_plan_refuses_other_profiles(cli, bundle: Path, device: Path, tmp_path: 
     assert "no such file" in cli("plan", bundle, "-n", 40, "--device", tmp_path / "none.json", code=1)
     assert "up to 2 threads" in cli("plan", bundle, "-n", 40, "--device", device, "--threads", 3, code=1)
     assert "--network-gbit: is 0" in cli("profile", bundle, "-o", tmp_path / "p.json", "--network-gbit", 0, code=1)
+
+
+WORKERS_TABLE = """
+attention workers calls read sent memory time speed-up efficiency cost
+as compiled 1 46 0 B 0 B 120 MB 6 min 19 s 1 100% 0.316
+as compiled 2 23 8.19 kB 6.27 kB 120 MB 3 min 14 s 1.95 98% 0.323
+window:16 1 37 0 B 0 B 120 MB 5 min 52 s 1 100% 0.293
+window:16 2 20 4.35 kB 2.43 kB 120 MB 3 min 8 s 1.87 94% 0.313
+"""
+
+
+def test_plan_of_several_workers(cli, bundle: Path, device: Path, tmp_path: Path) -> None:
+    words = ("plan", bundle, "-n", 64, "--output", "hidden", "--device", device, "--threads", 1, "--workers", "1..2")
+    shown = cli(*words, "--compare", "window:16", "--plot", tmp_path / "plot.png")
+    table = shown[shown.index("attention ") :].splitlines()
+    assert [" ".join(line.split()) for line in table] == WORKERS_TABLE.strip().splitlines()
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    figures = cli(*words, "--json")
+    assert [(plan["workers"], plan["attention"]) for plan in figures["workers"]] == [
+        (1, "as compiled"),
+        (2, "as compiled"),
+    ]
+    assert figures["length"] == 64
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("3", (3,)), ("1,2,2,8", (1, 2, 8)), ("8..64", (8, 16, 32, 64)), ("3..10", (3, 6, 10))]
+)
+def test_numbers_of_workers(text: str, expected: tuple[int, ...]) -> None:
+    assert parse_workers(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "0", "some", "8..4", "0..4", "1,,2", "1..99999999"])
+def test_no_numbers_of_workers(text: str) -> None:
+    with pytest.raises(InputError, match="fix: give e"):
+        parse_workers(text)
+
+
+def test_plan_of_several_workers_refuses(
+    cli, bundle: Path, device: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("plan", bundle, "-n", 64)
+    measured = (*words, "--device", device, "--workers", 2)
+    assert "twoheads profile BUNDLE" in cli(*words, "--workers", 2, code=1)
+    assert "add e.g. --workers" in cli(*words, "--compare", "window:16", code=1)
+    assert "no term of an attention policy" in cli(*measured, "--compare", "sometimes", code=1)
+    assert "leave --workers out" in cli(*measured, "--memory-limit", "1GB", code=1)
+    assert "end it in .png" in cli(*measured, "--plot", tmp_path / "plot.txt", code=1)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert "pip install matplotlib" in cli(*measured, "--plot", tmp_path / "plot.png", code=1)

@@ -41,7 +41,7 @@ def profile_of(
         row_seconds=1e-30,
         copy_bytes_per_second=1e30,
         fresh_bytes_per_second=1e30,
-        sampling=Sampling(key_seconds=0.25, row_seconds=32.0),
+        sampling=Sampling(key_seconds=0.25, row_seconds=32.0, tile_seconds=64.0),
         network=Network(bandwidth, round_seconds),
         price_per_hour=3.0,
     )

@@ -70,7 +70,7 @@ def test_sampled_attention_costs_the_host() -> None:
     body = tuple(replace(stage, average=average) if isinstance(stage, AttentionStage) else stage for stage in base.body)
     program = replace(base, body=body)
     # Rows of 1 and 2 tiles are exact; the longer two keep the diagonal tile and draw one.
-    rows = [MASKED, FULL + MASKED_MERGE, 2 * (MASKED + FULL + 32.0)]
+    rows = [MASKED, FULL + MASKED_MERGE, 2 * (MASKED + FULL + 32.0 + 64.0)]
     assert _attention_seconds(program, 64) == pytest.approx(64 * 0.25 + sum(rows))
     unmeasured = replace(profile_of(program), sampling=None)
     with pytest.raises(InputError, match="no times of sampled attention"):

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from twoheads.compiler.source_graph import AttentionNode, SourceGraph
-from twoheads.graphs.average import Average
-from twoheads.graphs.errors import CompileError
-from twoheads.graphs.policy import Policy, restrict
+from twoheads.graphs.impose_policy import restricted_attention
+from twoheads.graphs.policy import Policy
 
 __all__ = ["apply_policy"]
 
@@ -35,19 +34,6 @@ def apply_policy(graph: SourceGraph, policy: Policy) -> SourceGraph:
 
 
 def _apply(node: AttentionNode, policy: Policy) -> AttentionNode:
-    if policy.samples:
-        return _sample(node, policy)
-    mask = restrict(node.mask, policy)
-    return node if mask is node.mask else replace(node, mask=mask)
-
-
-def _sample(node: AttentionNode, policy: Policy) -> AttentionNode:
-    if not Average.applies_to(node.mask):
-        return node
-    if node.bias_table is not None or node.bias_slope is not None:
-        raise CompileError(
-            f"{node.layer or node.name} (attention)",
-            "adds a bias by distance to its scores, and sampled keys lie at any distance",
-            "choose a policy without average, e.g. window:1024",
-        )
-    return replace(node, average=Average(policy.samples, policy.window, policy.sinks, policy.seed))
+    biased = node.bias_table is not None or node.bias_slope is not None
+    mask, average = restricted_attention(node.mask, policy, biased=biased, where=node.layer or node.name)
+    return node if mask is node.mask and average is None else replace(node, mask=mask, average=average)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from twoheads.graphs.profile import DeviceProfile
 from twoheads.graphs.program import AttentionStage, Stage, TokenwiseStage
 from twoheads.graphs.schedule import Schedule, needed_stages
-from twoheads.graphs.stage_times import StageTimes, makespan
+from twoheads.graphs.stage_times import StageTimes
 
-__all__ = ["RunTime", "StageTime", "open_seconds", "predict_run"]
+__all__ = ["RunTime", "StageTime", "open_seconds", "predict_run", "touch_seconds"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +58,18 @@ def predict_run(schedule: Schedule, profile: DeviceProfile, threads: int) -> Run
     stages: list[StageTime] = []
     for stage in (*body, *head):
         plan = plans[stage.name]
-        items = times.blocks(stage, 1)
-        if len(items) > 1 and threads > 1:
-            items = times.blocks(stage, min(threads, len(items)))
-        seconds = times.once(stage) + makespan(items, threads)
+        alone = np.zeros(len(times.blocks(stage, 1)), np.int64)
+        seconds = times.once(stage) + float(times.of_workers(stage, alone, 1, threads).until[0])
         stages.append(StageTime(plan.name, plan.kind, plan.calls, seconds))
-    touched = schedule.memory.values + sum(plans[stage.name].outputs_bytes for stage in head)
-    touch = touched / profile.fresh_bytes_per_second / threads
+    touch = touch_seconds(schedule, profile, threads)
     return RunTime(threads, tuple(stages), touch, open_seconds((*body, *head), profile, threads))
+
+
+def touch_seconds(schedule: Schedule, profile: DeviceProfile, threads: int) -> float:
+    """Seconds for the first touch of memory: of the values that are alive together, and of the head's rows."""
+    _, head = needed_stages(schedule.program, schedule.output)
+    rows = sum(plan.outputs_bytes for plan in schedule.stages[len(schedule.stages) - len(head) :])
+    return (schedule.memory.values + rows) / profile.fresh_bytes_per_second / threads
 
 
 def open_seconds(stages: tuple[Stage, ...], profile: DeviceProfile, threads: int) -> float:

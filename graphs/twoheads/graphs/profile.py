@@ -57,11 +57,13 @@ class Sampling:
 
     Attributes:
         key_seconds: For every key of the input, once a stage, in one thread.
-        row_seconds: For every block of queries that draws keys.
+        row_seconds: For every block of queries that draws keys, and
+        tile_seconds: for every tile of keys that it draws.
     """
 
     key_seconds: float
     row_seconds: float
+    tile_seconds: float
 
 
 @dataclass(frozen=True, slots=True)

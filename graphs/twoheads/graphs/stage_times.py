@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Hashable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InputError
-from twoheads.graphs.profile import DeviceProfile
+from twoheads.graphs.profile import DeviceProfile, Sampling
 from twoheads.graphs.program import (
     AttentionEngine,
     AttentionStage,
@@ -27,9 +27,10 @@ from twoheads.graphs.stage_costs import attention_rows
 from twoheads.graphs.tiles import Segment
 from twoheads.graphs.variant_counts import anchor_tile, sums_up, variant_counts
 
-__all__ = ["Seconds", "StageTimes", "makespan"]
+__all__ = ["Seconds", "StageTimes", "WorkerSeconds", "makespan"]
 
 Seconds = npt.NDArray[np.float64]
+Owners = npt.NDArray[np.int64]
 
 
 def makespan(seconds: Seconds, threads: int) -> float:
@@ -42,6 +43,19 @@ def makespan(seconds: Seconds, threads: int) -> float:
     for item in sorted(seconds.tolist(), reverse=True):
         heapq.heapreplace(loads, loads[0] + item)
     return max(loads)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WorkerSeconds:
+    """One stage on several machines, ``[workers]`` each.
+
+    Attributes:
+        until: Seconds until a worker has finished its blocks.
+        work: What it computed, spread over all of its threads; no more than ``until``.
+    """
+
+    until: Seconds
+    work: Seconds
 
 
 class StageTimes:
@@ -73,6 +87,33 @@ class StageTimes:
             self._cache[key] = self._blocks(stage, callers)
         return self._cache[key]
 
+    def of_workers(self, stage: Stage, owner: Owners, workers: int, threads: int) -> WorkerSeconds:
+        """Seconds of every one of ``workers`` machines for its blocks of ``stage``.
+
+        Args:
+            stage: Any stage of the schedule.
+            owner: The worker of every block.
+            workers: How many there are.
+            threads: Of each.
+        """
+        busy, until = np.zeros(workers), np.zeros(workers)
+        counts = np.bincount(owner, minlength=workers)
+        order = np.argsort(owner, kind="stable")
+        ends = np.cumsum(counts)
+        for callers in np.unique(np.minimum(counts[counts > 0], threads)).tolist():
+            seconds = self.blocks(stage, callers)
+            if not len(seconds):
+                continue
+            like = np.flatnonzero(np.minimum(counts, threads) == callers)
+            if seconds.min() == seconds.max():
+                until[like] = -(-counts[like] // threads) * seconds[0]
+                busy[like] = counts[like] * seconds[0]
+                continue
+            for worker in like.tolist():
+                mine = seconds[order[ends[worker] - counts[worker] : ends[worker]]]
+                until[worker], busy[worker] = makespan(mine, threads), mine.sum()
+        return WorkerSeconds(until, busy / threads)
+
     def kind(self, stage: Stage) -> Hashable:
         """Equal for stages of equal times."""
         plan = self._plans[stage.name]
@@ -90,7 +131,7 @@ class StageTimes:
             return seconds + moved / self._profile.copy_bytes_per_second
         if isinstance(stage, AttentionStage) and stage.average is not None:
             keys = self._schedule.value_rows(self._values[stage.key])
-            return seconds + keys * self._sampling()[0]
+            return seconds + keys * self._sampling().key_seconds
         return seconds
 
     def _blocks(self, stage: Stage, callers: int) -> Seconds:
@@ -121,9 +162,9 @@ class StageTimes:
         if adds:
             seconds += np.array([anchor_tile(row) is not None for row in rows]) * self._add_seconds(engine)
         if stage.average is not None:
-            draws = self._drawing_rows(stage, rows)
-            drawn = stage.average.samples * self._profile.call_seconds(stage.engine, "full", callers)
-            seconds += draws * (drawn + self._sampling()[1])
+            sampling = self._sampling()
+            tile = self._profile.call_seconds(stage.engine, "full", callers) + sampling.tile_seconds
+            seconds += self._drawing_rows(stage, rows) * (sampling.row_seconds + stage.average.samples * tile)
         return seconds
 
     def _add_seconds(self, engine: AttentionEngine) -> float:
@@ -139,16 +180,15 @@ class StageTimes:
         every = attention_rows(replace(stage, average=None), **sizes, queries=length, keys=length, cross=False)
         return np.array([_tiles(row) < _tiles(whole) for row, whole in zip(rows, every, strict=True)])
 
-    def _sampling(self) -> tuple[float, float]:
-        """Seconds of the host for a key and for a block that draws."""
-        sampling = self._profile.sampling
-        if sampling is None:
+    def _sampling(self) -> Sampling:
+        """What the host takes where attention is sampled."""
+        if self._profile.sampling is None:
             raise InputError(
                 f"device profile of {self._profile.model}",
-                "has no times of sampled attention",
-                "measure it where the model's attention can be sampled: twoheads profile BUNDLE -o PROFILE.json",
+                "has no times of sampled attention, because no attention of that bundle can be sampled",
+                "leave average out of the policy",
             )
-        return sampling.key_seconds, sampling.row_seconds
+        return self._profile.sampling
 
 
 def _tiles(row: tuple[Segment, ...]) -> int:

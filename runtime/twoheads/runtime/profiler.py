@@ -17,12 +17,13 @@ import numpy.typing as npt
 
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.port import Port
-from twoheads.graphs.profile import PROFILE_VERSION, DeviceProfile, EngineTimes, Network, engines_digest
+from twoheads.graphs.profile import PROFILE_VERSION, DeviceProfile, EngineTimes, Network, Sampling, engines_digest
 from twoheads.graphs.program import AttentionEngine, AttentionStage, Program, TokenwiseEngine, TokenwiseStage
 from twoheads.runtime.backend import Backend, Call, EngineHandle, open_backend
 from twoheads.runtime.bundle_reader import Bundle, read_bundle
 from twoheads.runtime.crew import Crew, available_threads
 from twoheads.runtime.engine_pool import EnginePool
+from twoheads.runtime.sampling_profiler import measure_sampling
 from twoheads.runtime.weights import Weights
 
 __all__ = ["DEFAULT_NETWORK", "machine_text", "profile_bundle"]
@@ -98,7 +99,7 @@ def profile_bundle(
         row_seconds=row_seconds,
         copy_bytes_per_second=_copy_speed(fresh=False),
         fresh_bytes_per_second=_copy_speed(fresh=True),
-        sampling=None,
+        sampling=measuring.sampling(engines),
         network=network,
         price_per_hour=price_per_hour,
     )
@@ -132,6 +133,12 @@ class _Measuring:
                 yield self._tokenwise(engine, _stages_of(program, engine.name))
             elif isinstance(engine, AttentionEngine):
                 yield from (self._attention(engine, variant) for variant in _held_variants(self._bundle, engine))
+
+    def sampling(self, engines: Sequence[EngineTimes]) -> Sampling | None:
+        """What the host takes where attention is sampled."""
+        self._progress("sampled attention")
+        full = {times.engine: times.call_seconds["1"] for times in engines if times.variant == "full"}
+        return measure_sampling(self._bundle.program, self._pool, full)
 
     def _tokenwise(self, engine: TokenwiseEngine, stages: list[TokenwiseStage]) -> EngineTimes:
         self._progress(engine.name)

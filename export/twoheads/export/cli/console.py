@@ -127,9 +127,11 @@ def _scaled(number: int, units: tuple[str, ...]) -> str:
 
 
 def seconds_text(seconds: float) -> str:
-    """A duration a person reads: milliseconds below a second, minutes above one minute and a half."""
+    """A duration a person reads: milliseconds below a second, minutes above one minute and a half, hours above that."""
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 90:
         return f"{seconds:.1f} s"
+    if seconds >= 5400:
+        return f"{int(seconds // 3600)} h {seconds % 3600 // 60:.0f} min"
     return f"{int(seconds // 60)} min {seconds % 60:.0f} s"

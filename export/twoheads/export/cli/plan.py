@@ -9,11 +9,14 @@ import typer
 from twoheads.export.cli import arguments, options
 from twoheads.export.cli.console import count_text, print_facts, print_json, print_table, size_text
 from twoheads.export.cli.plan_device import device_threads, read_device, time_fact, time_to_json
+from twoheads.export.cli.plan_plot import plot_scalings
+from twoheads.export.cli.plan_workers import parse_workers, print_scalings, scale, scalings_to_json
 from twoheads.export.cli.progress import PhaseProgress
 from twoheads.export.cli.spill_line import spill_line
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.policy import parse_policy
 from twoheads.graphs.predict import predict_run
+from twoheads.graphs.profile import DeviceProfile
 from twoheads.graphs.program import Program
 from twoheads.graphs.program_lengths import resolve_lengths, value_rows
 from twoheads.graphs.schedule import Schedule, StagePlan, make_schedule
@@ -59,16 +62,29 @@ def command(
         Path | None,
         typer.Option("--device", metavar="PROFILE.json", help="Predict the time, from what `twoheads profile` wrote."),
     ] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option("--workers", metavar="8..1024", help="On so many machines like that of --device; or e.g. 1,2,8."),
+    ] = None,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--compare", metavar="POLICY", help="With --workers: also under this attention, e.g. window:4096."
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE.png", help="With --workers: write a picture of the table.")
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Tell the engine calls, the formula they follow, FLOPs, bytes and memory of a run of N tokens.
 
     With --memory-limit it tells what a run with that limit keeps in files, or refuses with the numbers; with --device
-    also the time that it will take.
+    also the time that it will take, and with --workers what several such machines do and take.
 
     The length is left out where the inputs have a fixed size, such as images.
 
-    Example: twoheads plan smollm2.bundle --length 100000
+    Example: twoheads plan smollm2.bundle --length 100000 --device here.json --workers 1..64
     """
     arguments.require_path(subject, "a model or a bundle")
     program = _program(subject, block_size, key_tile, attention, lowering, tuple(results or ()))
@@ -77,20 +93,34 @@ def command(
     rows = None if positions is None else int(arguments.parse_positions(positions, hidden).size)
     wanted = output.value if output else None
     profile = None if device is None else read_device(device, program)
-    workers = threads or available_threads()
+    parallel = threads or available_threads()
     if device is not None and profile is not None:
-        workers = device_threads(device, profile, threads)
-    schedule = make_schedule(program, lengths, output=wanted, positions=rows, workers=workers)
+        parallel = device_threads(device, profile, threads)
+
+    def expand(program: Program) -> Schedule:
+        return make_schedule(program, lengths, output=wanted, positions=rows, workers=parallel)
+
+    schedule = expand(program)
+    if workers is not None or compare or plot is not None:
+        counts, measured = _scaling_of(workers, profile, plot, memory_limit)
+        scalings = scale(program, expand, measured, workers=counts, threads=parallel, policies=compare or ())
+        if plot is not None:
+            plot_scalings(plot, f"{program.name}, {schedule.length} tokens", scalings)
+        if as_json:
+            print_json(_schedule_facts(schedule) | {"workers": scalings_to_json(scalings)})
+        else:
+            print_scalings(schedule, measured, scalings)
+        return
     limit = None if memory_limit is None else arguments.parse_size(memory_limit)
-    spill = NOTHING_SPILLED if limit is None else plan_spill(schedule, limit=limit, disk=True, workers=workers)
+    spill = NOTHING_SPILLED if limit is None else plan_spill(schedule, limit=limit, disk=True, workers=parallel)
     if as_json:
         more = {} if limit is None else {"spill": _spill_to_json(spill)}
-        more |= {} if profile is None else {"device": time_to_json(schedule, profile, workers)}
+        more |= {} if profile is None else {"device": time_to_json(schedule, profile, parallel)}
         print_json(schedule_to_json(schedule) | more)
         return
     _print_schedule(schedule, every_stage=every_stage)
     if profile is not None:
-        print_facts((time_fact(predict_run(schedule, profile, workers), profile),))
+        print_facts((time_fact(predict_run(schedule, profile, parallel), profile),))
     if limit is not None:
         print_facts((("spilling", spill_line(spill)),))
 
@@ -126,18 +156,43 @@ def _program(
         )
 
 
-def schedule_to_json(schedule: Schedule) -> dict[str, Any]:
-    """The figures of ``plan --json``; sizes in bytes."""
-    program, claim = schedule.program, program_claim(schedule)
+def _scaling_of(
+    workers: str | None, profile: DeviceProfile | None, plot: Path | None, memory_limit: str | None
+) -> tuple[tuple[int, ...], DeviceProfile]:
+    """The numbers of workers and the profile, where the options are such that both are there."""
+    if workers is None:
+        raise InputError("--compare and --plot", "are of a table by workers", "add e.g. --workers 1..64")
+    counts = parse_workers(workers)
+    if profile is None:
+        problem = "needs the measured times of one machine's calls"
+        fix = "measure them with: twoheads profile BUNDLE -o PROFILE.json, and add --device PROFILE.json"
+        raise InputError(f"--workers {workers}", problem, fix)
+    if memory_limit is not None:
+        problem = "is of a run on one machine, which keeps values in files"
+        raise InputError("--memory-limit", problem, "leave it out, or leave --workers out")
+    if plot is not None:
+        arguments.check_output_path(plot)
+    return counts, profile
+
+
+def _schedule_facts(schedule: Schedule) -> dict[str, Any]:
+    """What every JSON of a plan begins with."""
     return {
-        "model": program.name,
+        "model": schedule.program.name,
         "length": schedule.length,
         "lengths": schedule.lengths,
-        "block_size": program.block_size,
-        "key_tile": program.key_tile,
+        "block_size": schedule.program.block_size,
+        "key_tile": schedule.program.key_tile,
         "blocks": schedule.blocks,
         "output": schedule.output,
         "positions": schedule.positions,
+    }
+
+
+def schedule_to_json(schedule: Schedule) -> dict[str, Any]:
+    """The figures of ``plan --json``; sizes in bytes."""
+    claim = program_claim(schedule)
+    return _schedule_facts(schedule) | {
         "engine_calls": schedule.engine_calls,
         "formula_calls": schedule.formula_calls,
         "formula": schedule.formula,
