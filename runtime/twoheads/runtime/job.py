@@ -13,12 +13,13 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from twoheads.graphs.errors import InputError, InternalError, TwoheadsError
+from twoheads.runtime.disk_space import RESUME, disk_errors
 
 __all__ = ["FORMAT", "JOB", "RESULT", "VALUES", "Job", "read_progress"]
 
@@ -33,6 +34,7 @@ RESULT = "result.bin"
 PROGRESS_SECONDS = 1.0
 """How often progress is written down."""
 
+UNWRITTEN = "can't be written"
 FIX = "start the run again in another folder"
 
 
@@ -65,7 +67,7 @@ class Job:
             raise InputError(str(self.folder), "holds no job to resume", "give the folder of a run with --spill")
 
     def __enter__(self) -> Self:
-        with _disk_errors(self.folder):
+        with disk_errors(self.folder, UNWRITTEN, RESUME):
             self.folder.mkdir(exist_ok=True)
             self._lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -98,7 +100,7 @@ class Job:
             self._lock = None
 
     def _clear(self) -> None:
-        with _disk_errors(self.folder):
+        with disk_errors(self.folder, UNWRITTEN, RESUME):
             for name in (JOB, JOURNAL, PROGRESS):
                 (self.folder / name).unlink(missing_ok=True)
             shutil.rmtree(self.values, ignore_errors=True)
@@ -156,7 +158,8 @@ class Job:
             return
         self._told = seconds
         told = {"calls": done, "total": total, "began": began, "seconds": seconds, "updated": time.time()}
-        self._write(PROGRESS, told, durable=False)
+        with contextlib.suppress(TwoheadsError):  # a full disk stops the run where it needs room, not here
+            self._write(PROGRESS, told, durable=False)
 
     def finish(self) -> None:
         """Marks the job as finished and removes its values: the result is in a safe place."""
@@ -166,7 +169,7 @@ class Job:
     def add_file(self, name: str, data: bytes) -> Path:
         """Puts a file beside the job's own, such as its input; before :meth:`identify`."""
         path = self.folder / name
-        with _disk_errors(path), path.open("wb") as file:
+        with disk_errors(path, UNWRITTEN, RESUME), path.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -186,13 +189,17 @@ class Job:
         data = json.dumps({"format": FORMAT, "sha256": digest, "content": text}).encode()
         path = self.folder / name
         temporary = path.with_suffix(".partial")
-        with _disk_errors(path):
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                if durable:
-                    os.fsync(file.fileno())
-            temporary.replace(path)
+        with disk_errors(path, UNWRITTEN, RESUME):
+            try:
+                with temporary.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    if durable:
+                        os.fsync(file.fileno())
+                temporary.replace(path)
+            except OSError:
+                temporary.unlink(missing_ok=True)
+                raise
             if durable:
                 sync_folder(self.folder)
 
@@ -251,12 +258,3 @@ def _lock(descriptor: int) -> bool:
     except OSError:
         return False
     return True
-
-
-@contextlib.contextmanager
-def _disk_errors(path: Path) -> Generator[None]:
-    try:
-        yield
-    except OSError as error:
-        fix = "free disk space, then go on with --resume; the last checkpoint is whole"
-        raise TwoheadsError(str(path), f"can't be written: {error.strerror or error}", fix) from error

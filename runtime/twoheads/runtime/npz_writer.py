@@ -19,10 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InternalError, TwoheadsError
+from twoheads.runtime.disk_space import RESUME, disk_errors
 from twoheads.runtime.job import sync_folder
 from twoheads.runtime.kept_file import DELETE, KeptFile
 
 __all__ = ["NpzArray", "NpzWriter"]
+
+FIX = "check that the folder exists, that you may write to it and that the disk has room"
 
 
 class NpzArray:
@@ -202,14 +205,6 @@ class NpzWriter:
             self.temporary.unlink(missing_ok=True)
         self._file = self._zip = None
 
-    @contextlib.contextmanager
-    def disk_errors(self) -> Any:
+    def disk_errors(self) -> contextlib.AbstractContextManager[None]:
         """Turns the operating system's refusals into an error that names the file."""
-        try:
-            yield
-        except OSError as error:
-            raise TwoheadsError(
-                str(self.path),
-                f"can't be written: {error.strerror or error}",
-                "check that the folder exists, that you may write to it and that the disk has room",
-            ) from error
+        return disk_errors(self.path, "can't be written", RESUME if self.keeps else FIX)

@@ -24,6 +24,7 @@ from twoheads.runtime.average_report import summarize
 from twoheads.runtime.backend import Backend, open_backend
 from twoheads.runtime.bundle_reader import Bundle, read_bundle
 from twoheads.runtime.crew import Crew, available_threads
+from twoheads.runtime.disk_space import check_room
 from twoheads.runtime.engine_pool import EnginePool
 from twoheads.runtime.executor import compute, prepare
 from twoheads.runtime.head import Sink
@@ -40,7 +41,6 @@ from twoheads.runtime.peak_memory import peak_memory
 from twoheads.runtime.report import Report, Result
 from twoheads.runtime.requests import Request, read_inputs
 from twoheads.runtime.run_state import RunState
-from twoheads.runtime.spill_file import check_room
 from twoheads.runtime.tokenizer import Tokenizer
 from twoheads.runtime.weights import Weights
 
@@ -175,9 +175,9 @@ class LoadedBundle:
         disk = self.spill is not None or job is not None
         plan = plan_spill(schedule, limit=self.memory_limit, disk=disk, workers=self.threads)
         if job is not None and not job.resumed:
-            check_room(job.folder, schedule.memory.values)
+            check_room(job.folder, schedule.memory.values, "the values of the run take up to")
         elif job is None and self.spill is not None:
-            check_room(self.spill, plan.disk_bytes)
+            check_room(self.spill, plan.disk_bytes, "the run spills up to")
         return plan
 
     @overload

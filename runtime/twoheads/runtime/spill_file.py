@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
-import shutil
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,12 @@ import numpy.typing as npt
 
 from twoheads.graphs.errors import TwoheadsError
 from twoheads.graphs.spill import WINDOW_BYTES, size_text
+from twoheads.runtime.disk_space import RESUME, disk_errors
 
-__all__ = ["MappedFile", "check_room"]
+__all__ = ["MappedFile"]
 
 ZEROS = bytes(1 << 20)
+OTHER_FOLDER = "free disk space, or spill to another folder"
 
 
 class MappedFile:
@@ -48,7 +49,9 @@ class MappedFile:
         self.window = window
         self._touched = 0
         self._lock = threading.Lock()
-        with _disk_errors(path, nbytes):
+        problem = f"can't take {size_text(nbytes)} of a run's values"
+        self._errors = partial(disk_errors, path.parent, problem, RESUME if keep else OTHER_FOLDER)
+        with self._errors():
             descriptor = os.open(path, os.O_RDWR if reopen else os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
             try:
                 if reopen:
@@ -85,7 +88,7 @@ class MappedFile:
 
     def flush(self) -> None:
         """Returns when the disk has what was written."""
-        with _disk_errors(self.path, self.nbytes):
+        with self._errors():
             self._map.flush()
 
     def prefetch(self, start: int, nbytes: int) -> None:
@@ -94,28 +97,6 @@ class MappedFile:
         stop = min(start + nbytes, self.nbytes)
         if self.window and first < stop:
             _advise(self._map, "MADV_WILLNEED", first, stop - first)
-
-
-def check_room(folder: Path, nbytes: int) -> None:
-    """Refuses a run whose values will not fit on the disk of ``folder``, before it starts.
-
-    Raises:
-        TwoheadsError: With what is needed and what is free.
-    """
-    free = shutil.disk_usage(folder).free
-    if free < nbytes:
-        problem = f"has {size_text(free)} free, and the run spills up to {size_text(nbytes)} at once"
-        raise TwoheadsError(str(folder), problem, "free disk space, spill to another folder, or allow more memory")
-
-
-@contextlib.contextmanager
-def _disk_errors(path: Path, nbytes: int) -> Generator[None]:
-    """Turns the operating system's refusals into an error that names the folder and what was needed."""
-    try:
-        yield
-    except OSError as error:
-        problem = f"can't take {nbytes} bytes of a run's values: {error.strerror or error}"
-        raise TwoheadsError(str(path.parent), problem, "free disk space, or spill to another folder") from error
 
 
 def _check_size(path: Path, descriptor: int, nbytes: int) -> None:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from twoheads.export.cli.progress import CallProgress
 from twoheads.graphs.errors import InputError, InternalError
 from twoheads.graphs.program import Program
+from twoheads.runtime.disk_space import check_room
 
 if TYPE_CHECKING:
     from twoheads.runtime import Job, LoadedBundle, Report, Result
@@ -45,18 +46,27 @@ def run_to_file(
         return result
 
     keep = None if job is None else job.request["partial"]
+    shape = None
+    if has_rows(loaded.program, output):
+        shape = (count if positions is None else int(positions.size), _width(loaded.program, output))
+        _check_room(out, keep, shape)
     with NpzWriter(out, keep=keep) as file, CallProgress("engine calls") as progress:
-        if has_rows(loaded.program, output):
+        if shape is not None:
             if positions is not None:
                 file.add("positions", positions)
-            rows = count if positions is None else int(positions.size)
-            sink = file.array(output, (rows, _width(loaded.program, output)))
-            return run(positions=positions, sink=sink).report
+            return run(positions=positions, sink=file.array(output, shape)).report
         result = run()
         if result.array is None:
             raise InternalError(f"a run without a sink returned no {output}")
         file.add("logits" if output == "last" else output, result.array)
         return result.report
+
+
+def _check_room(out: Path, keep: str | None, shape: tuple[int, int]) -> None:
+    """Refuses an output that will not fit on the disk; of a run that goes on, what is written is there already."""
+    kept = out if keep is None else out.with_name(keep)
+    written = kept.stat().st_size if keep is not None and kept.exists() else 0
+    check_room(out.parent, shape[0] * shape[1] * np.dtype(np.float32).itemsize - written, "the output takes")
 
 
 def _width(program: Program, output: str) -> int:
