@@ -27,7 +27,7 @@ import numpy as np
 bundle = twoheads.runtime.load({bundle!r}, threads=2)
 result = bundle.run(np.load({tokens!r}), output="logits")
 np.save({out!r}, result.array)
-heavy = {{"torch", "onnx", "transformers", "tokenizers", "hypothesis", "twoheads.compiler", "twoheads.export"}}
+heavy = {{"torch", "onnx", "transformers", "tokenizers", "hypothesis", "ray", "twoheads.compiler", "twoheads.export"}}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 ours = [module for name, module in sys.modules.items() if name.startswith("twoheads.")]
 print(*(module.__file__ for module in ours), sep="\\n")

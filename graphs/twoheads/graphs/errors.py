@@ -20,6 +20,10 @@ class TwoheadsError(Exception):
         self.fix = fix
         super().__init__(f"{where}: {problem}" + (f"\n  fix: {fix}" if fix else ""))
 
+    def __reduce__(self) -> tuple[type[TwoheadsError], tuple[str, str, str]]:
+        """Errors of other processes arrive as what they are."""
+        return type(self), (self.where, self.problem, self.fix)
+
 
 class CompileError(TwoheadsError):
     """The model can't be compiled: not a model, an unsupported construction, a missing weight."""

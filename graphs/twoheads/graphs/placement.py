@@ -78,12 +78,14 @@ class Placement:
         schedule: What is placed.
         workers: How many workers, ``W``.
         owners: For every axis, the worker of each of its blocks.
+        costs: For every axis, what all stages together cost for each of its blocks.
         stages: In the order of the schedule.
     """
 
     schedule: Schedule
     workers: int
     owners: dict[str, Owners]
+    costs: dict[str, Costs]
     stages: tuple[StagePlacement, ...]
 
     @property
@@ -162,21 +164,24 @@ class _Placing:
         }
 
     def placement(self) -> Placement:
-        owners = self._owners()
+        groups = self._groups()
+        owners = {axis: self._better(costs) for axis, costs in groups.items()}
         stages = [self._place_body(stage, owners) for stage in self._body]
         stages += [self._place_head(self._plans[stage.name]) for stage in self._head]
-        return Placement(self._schedule, self._workers, owners, tuple(stages))
+        total = {axis: np.sum(costs, axis=0) for axis, costs in groups.items()}
+        return Placement(self._schedule, self._workers, owners, total, tuple(stages))
 
-    def _owners(self) -> dict[str, Owners]:
-        """For every axis that stages are computed along, the better of the two assignments."""
+    def _groups(self) -> dict[str, list[Costs]]:
+        """For every axis, the costs of its blocks in each stage that is computed along it."""
         groups: dict[str, list[Costs]] = {}
         for stage in self._body:
             axis = self._axis(stage)
             if axis is not None:
                 groups.setdefault(axis, []).append(self._calls(stage) * self._call_cost(self._plans[stage.name]))
-        return {axis: self._better(groups[axis]) for axis in groups}
+        return groups
 
     def _better(self, stages: list[Costs]) -> Owners:
+        """The better of the two assignments."""
         total = np.sum(stages, axis=0)
         neighbours = _contiguous(len(total), self._workers)
         dealt = deal_rows(total, self._workers)

@@ -47,8 +47,7 @@ class _Shared:
         self.key_store, self.value_store = keys, values = stores[stage.key], stores[stage.value]
         self.cross = keys.value.axis != self.output.value.axis
         wrap = run.backend.tensor
-        self.keys = [wrap(tile) for tile in keys.array]
-        self.values = [wrap(tile) for tile in values.array]
+        self.keys, self.values = keys.tensors(wrap), values.tensors(wrap)
         self.biased = stage.bias is not None
         self.masks = MaskTiles(
             stage.mask,

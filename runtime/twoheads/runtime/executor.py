@@ -21,7 +21,7 @@ from twoheads.runtime.sequence_stage import run_sequence
 from twoheads.runtime.stock_stage import run_stock_attention
 from twoheads.runtime.tokenwise_stage import run_tokenwise
 
-__all__ = ["compute", "prepare"]
+__all__ = ["compute", "prepare", "run_stage"]
 
 
 def prepare(run: RunState) -> float:
@@ -90,13 +90,14 @@ def run_body(run: RunState, inputs: Mapping[str, npt.NDArray[Any]]) -> None:
     needed = {plan.name for plan in run.schedule.stages} - done
     for stage in run.program.body:
         if stage.name in needed:
-            _run_stage(run, stage)
+            run_stage(run, stage)
 
 
-def _run_stage(run: RunState, stage: Stage) -> None:
+def run_stage(run: RunState, stage: Stage) -> None:
+    """Computes ``stage``, or the run's blocks of it, from its inputs' stores; frees what no later stage reads."""
     began = time.perf_counter()
     partly = run.checkpoints is not None and run.checkpoints.is_partly_done(stage)
-    stores = [run.stores.allocate(value, reopen=partly) for value in outputs_of(stage)]
+    stores = [run.stores.allocate(value, reopen=partly, blocks=run.only) for value in outputs_of(stage)]
     if isinstance(stage, TokenwiseStage):
         run_tokenwise(run, stage)
     elif isinstance(stage, SequenceStage):

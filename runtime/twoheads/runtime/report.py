@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from twoheads.runtime.average_report import AverageReport, summarize
 
-__all__ = ["Report", "Result", "StageReport", "merge_reports"]
+__all__ = ["ClusterReport", "Report", "Result", "StageReport", "merge_reports"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,27 @@ class StageReport:
     kind: str
     calls: int
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterReport:
+    """What a cluster did for one run.
+
+    Attributes:
+        workers: Workers at the beginning.
+        lost_workers: Those that were lost.
+        recomputed_calls: Engine calls that were made again because of it, as far as they ended.
+        read_bytes: What workers read that others, or the driver, held.
+        copied_bytes: What workers copied, so that two of them hold it.
+        worker_peak_bytes: The memory high-water mark of the worker that took most.
+    """
+
+    workers: int
+    lost_workers: int
+    recomputed_calls: int
+    read_bytes: int
+    copied_bytes: int
+    worker_peak_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +77,8 @@ class Report:
             (``tile``) or from the synthetic score (``stock`` and ``oracle``, see ``docs/stock.md``); normally 0.
         spilled_bytes: Token values that were written to files rather than held in memory.
         average: The estimated error of sampled attention; ``None`` where the bundle samples nothing.
+        cluster: The share of a cluster's workers in it; ``None`` for a run in one process. On a cluster ``threads`` are
+            those of a worker, ``store_bytes`` is 0 and ``peak_bytes`` is the driver's.
     """
 
     requests: int
@@ -78,6 +101,7 @@ class Report:
     repeated_calls: int = 0
     spilled_bytes: int = 0
     average: AverageReport | None = None
+    cluster: ClusterReport | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,4 +151,18 @@ def merge_reports(reports: Sequence[Report]) -> Report:
         stages=tuple(stages.values()),
         warnings=tuple(dict.fromkeys(warning for run in runs for warning in run.warnings)),
         average=summarize([stage for report in sampled for stage in report.stages]) if sampled else None,
+        cluster=_merge_clusters([run.cluster for run in runs if run.cluster is not None]),
+    )
+
+
+def _merge_clusters(reports: Sequence[ClusterReport]) -> ClusterReport | None:
+    if not reports:
+        return None
+    return ClusterReport(
+        workers=max(report.workers for report in reports),
+        lost_workers=sum(report.lost_workers for report in reports),
+        recomputed_calls=sum(report.recomputed_calls for report in reports),
+        read_bytes=sum(report.read_bytes for report in reports),
+        copied_bytes=sum(report.copied_bytes for report in reports),
+        worker_peak_bytes=max(report.worker_peak_bytes for report in reports),
     )

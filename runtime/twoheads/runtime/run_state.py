@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -91,6 +91,7 @@ class RunState:
         spilled: Names of the values that live in files.
         folder: Where these files are.
         job: Keeps all values, and checkpoints, in its folder.
+        only: The blocks that are computed of a token-wise or attention stage; ``None`` for all.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class RunState:
         spilled: Iterable[str] = (),
         folder: Path | None = None,
         job: Job | None = None,
+        only: Collection[int] | None = None,
     ) -> None:
         self.program = program
         self.schedule = schedule
@@ -111,6 +113,7 @@ class RunState:
         self.backend = engines.backend
         self.crew = crew
         self.packing = packing
+        self.only = None if only is None else frozenset(only)
         attentions = [stage for stage in program.body if isinstance(stage, AttentionStage)]
         self.stores = Stores(
             rows=schedule.value_rows,
@@ -174,15 +177,19 @@ class RunState:
         """The tokens ``(start, stop)`` of a query block with its tiles."""
         return self.block_tokens(row[0])
 
+    def blocks(self, count: int) -> list[int]:
+        """Those of a stage's ``count`` blocks that are computed."""
+        return [block for block in range(count) if self.only is None or block in self.only]
+
     def rows(self, stage: AttentionStage) -> list[Row]:
-        """The stage's query blocks with their tiles, longest first: the last to finish is then a short one.
+        """The computed query blocks with their tiles, longest first: the last to finish is then a short one.
 
         Layers of equal mask and axes share the list.
         """
         axes = (stage.output.axis, self.program.value(stage.key).axis)
         key = f"{stage.mask} {stage.average} {axes}"
         if key not in self._rows:
-            rows = list(self.schedule.rows(stage))
+            rows = [row for row in self.schedule.rows(stage) if self.only is None or row[0] in self.only]
             rows.sort(key=lambda row: -sum(segment.tiles for segment in row[1]))
             self._rows[key] = rows
         return self._rows[key]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
 from math import prod
@@ -40,6 +40,7 @@ class ValueStore:
         tile: Tokens of a tile, a multiple of ``block_size``.
         file: Makes the file that holds as many bytes; ``None`` to hold it in memory.
         memory: Gives as many bytes of memory, contents undefined.
+        held: The tiles that are held at all, ascending; ``None`` for all of them.
 
     Raises:
         TwoheadsError: The disk has no room for the file.
@@ -54,13 +55,15 @@ class ValueStore:
         tile: int,
         file: MakeFile | None = None,
         memory: Callable[[int], Bytes] = _new_memory,
+        held: Sequence[int] | None = None,
     ) -> None:
         self.value = value
         self.length = length
         self.block_size = block_size
         self.blocks_per_tile = 1 if value.axis is None else tile // block_size
-        tiles = 1 if value.axis is None else -(-length // tile)
-        shape = (tiles, *value.block_shape(tile))
+        self._tiles = 1 if value.axis is None else -(-length // tile)
+        self._slots: Mapping[int, int] | None = None if held is None else {tile: slot for slot, tile in enumerate(held)}
+        shape = (self._tiles if held is None else len(held), *value.block_shape(tile))
         nbytes = prod(shape) * np.dtype(value.dtype).itemsize
         self._file = None if file is None else file(nbytes)
         self.memory: Bytes | None = None
@@ -118,12 +121,21 @@ class ValueStore:
 
     def tile(self, tile: int) -> npt.NDArray[Any]:
         """Tile ``tile`` as a contiguous view."""
-        view: npt.NDArray[Any] = self.array[tile]
+        view: npt.NDArray[Any] = self.array[self._slot(tile)]
         self.touch(tile, view.nbytes)
         return view
 
+    def tensors(self, wrap: Callable[[npt.NDArray[Any]], Any]) -> Mapping[int, Any]:
+        """Every tile that is held as a backend's tensor, by its number."""
+        numbers = range(self._tiles) if self._slots is None else self._slots
+        return {number: wrap(self.array[self._slot(number)]) for number in numbers}
+
+    def _slot(self, tile: int) -> int:
+        """Where ``tile`` lies in :attr:`array`."""
+        return tile if self._slots is None else self._slots[tile]
+
     def _tokens(self, tile: int, start: int, stop: int) -> npt.NDArray[Any]:
-        index: Any = (tile, *(slice(None),) * self.value.token_axis, slice(start, stop))
+        index: Any = (self._slot(tile), *(slice(None),) * self.value.token_axis, slice(start, stop))
         view: npt.NDArray[Any] = self.array[index]
         self.touch(tile, view.nbytes)
         return view
@@ -173,8 +185,9 @@ class ValueStore:
             return
         size = self.block_size * self.blocks_per_tile
         rest = self.length % size
-        if rest:
-            self._tokens(len(self.array) - 1, rest, size)[...] = 0
+        last = self._tiles - 1
+        if rest and (self._slots is None or last in self._slots):
+            self._tokens(last, rest, size)[...] = 0
 
     def zero_rows(self, block: int, start: int) -> None:
         """Zeroes block ``block`` from its row ``start`` on."""
@@ -187,6 +200,13 @@ class ValueStore:
         Of a value in a file, take few rows of it: their pages stay until others of the value are touched.
         """
         return self.array.reshape(-1, self.array.shape[-1])
+
+    def places(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Where the rows ``positions``, whose tiles are held, lie in :meth:`rows`."""
+        tiles, within = np.divmod(positions, self.block_size * self.blocks_per_tile)
+        slots = np.array([self._slot(int(tile)) for tile in tiles], np.int64)
+        places: npt.NDArray[np.int64] = slots * (self.block_size * self.blocks_per_tile) + within
+        return places
 
 
 class Stores:
@@ -233,15 +253,21 @@ class Stores:
         self.peak_disk_bytes = 0
         self.spilled_bytes = 0
 
-    def allocate(self, value: Value, *, reopen: bool = False) -> ValueStore:
+    def allocate(self, value: Value, *, reopen: bool = False, blocks: Iterable[int] | None = None) -> ValueStore:
         """A store for ``value``, its contents undefined, or with ``reopen`` what its kept file holds.
+
+        Of ``blocks`` alone, if they are given: the store holds the tiles in which they lie.
 
         Raises:
             TwoheadsError: The value lives in a file, and the disk has no room for it, or the kept file is not there.
         """
         tile = self._key_tile if value.name in self._tiled else self._block_size
         sizes = {"length": self._rows(value), "block_size": self._block_size, "tile": tile}
-        store = ValueStore(value, **sizes, file=self._file(value, reopen=reopen), memory=self._memory)
+        held = None
+        if blocks is not None and value.axis is not None:
+            held = sorted({block * self._block_size // tile for block in blocks})
+        file = self._file(value, reopen=reopen)
+        store = ValueStore(value, **sizes, file=file, memory=self._memory, held=held)
         self._stores[value.name] = store
         if store.spilled:
             self._on_disk += store.nbytes

@@ -17,7 +17,7 @@ __all__ = ["run_tokenwise"]
 
 
 def run_tokenwise(run: RunState, stage: TokenwiseStage) -> None:
-    """Computes the outputs of ``stage`` for all blocks, or once; they must be allocated, as its inputs are.
+    """Computes the outputs of ``stage`` for the run's blocks, or once; they must be allocated, as its inputs are.
 
     Row values are the same array in every block. Where everything is a row value, there is one call.
     """
@@ -60,7 +60,7 @@ def run_tokenwise(run: RunState, stage: TokenwiseStage) -> None:
     lengths = {store.length for store in (*outputs, *inputs) if store.value.axis is not None}
     if len(lengths) > 1:
         raise InternalError(f"stage {stage.name}: values of {sorted(lengths)} rows in one token-wise stage")
-    blocks = range(-(-max(lengths, default=1) // run.program.block_size))
+    blocks = run.blocks(-(-max(lengths, default=1) // run.program.block_size))
     run.work(stage, blocks, start, tokens=run.block_tokens)
 
 

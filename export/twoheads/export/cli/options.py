@@ -141,6 +141,14 @@ Spill = Annotated[
         help="Keep token values in files there: as few as --memory-limit allows, or all large ones without it.",
     ),
 ]
+ClusterAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        metavar="ADDRESS|local:2",
+        help="Run on a Ray cluster, with a worker on every node; local:2 starts one of two workers on this machine.",
+    ),
+]
 Positions = Annotated[
     str | None,
     typer.Option(

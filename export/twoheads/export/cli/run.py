@@ -22,6 +22,7 @@ from twoheads.export.cli.console import (
     size_text,
 )
 from twoheads.export.cli.run_arrays import read_arrays, run_arrays
+from twoheads.export.cli.run_cluster import cluster_lines, open_cluster
 from twoheads.export.cli.run_job import resume_job, start_job
 from twoheads.export.cli.run_lines import print_reports, read_lines, reports_to_json, run_lines
 from twoheads.export.cli.run_to_file import has_rows, run_to_file
@@ -34,6 +35,7 @@ from twoheads.runtime.bundle_reader import read_bundle
 
 if TYPE_CHECKING:
     from twoheads.runtime import LoadedBundle, Report
+    from twoheads.runtime.cluster import Cluster
 
 __all__ = ["NAME", "command"]
 
@@ -78,6 +80,7 @@ def command(
     precision: options.PrecisionOption = options.Precision.F32,
     memory_limit: options.MemoryLimit = None,
     spill: options.Spill = None,
+    cluster: options.ClusterAddress = None,
     resume: Annotated[
         Path | None,
         typer.Option("--resume", metavar="DIR", help="Go on with the run that was stopped, from its --spill folder."),
@@ -100,11 +103,15 @@ def command(
     largest values go to files until it fits. Of a text or of tokens that folder also keeps checkpoints: after a kill or
     a full disk, `twoheads run --resume DIR` goes on, with the same result to the bit; `twoheads status DIR` looks.
 
+    With --cluster the blocks of every stage are dealt to the workers of a Ray cluster, with the same result to the bit;
+    what a lost worker had computed is computed by others. The bundle must lie in the same folder on every machine.
+
     Example: twoheads run smollm2.bundle --text book.txt -o out.npz --output last --report report.json
     """
     limit = None if memory_limit is None else arguments.parse_size(memory_limit)
     if resume is not None:
-        if lines or any(option is not None for option in (bundle, out, text, tokens, arrays, positions, output, spill)):
+        given = (bundle, out, text, tokens, arrays, positions, output, spill, cluster)
+        if lines or any(option is not None for option in given):
             raise InputError("--resume", "knows its bundle, input and output", "give --resume DIR alone")
         done, written = resume_job(resume, threads=threads, check=check.value, memory_limit=limit)
         _tell(done, written, report, as_json=as_json)
@@ -117,8 +124,8 @@ def command(
     if report is not None:
         arguments.check_output_path(report)
     _check_one_input(text, tokens, arrays)
-    if lines and (text is None or positions is not None):
-        raise InputError("--lines", "takes a --text, and no --positions", "leave the other option out")
+    if lines and (text is None or positions is not None or cluster is not None):
+        raise InputError("--lines", "takes a --text, no --positions and no --cluster", "leave the other option out")
 
     from twoheads.runtime import load
 
@@ -138,12 +145,15 @@ def command(
         reports = run_lines(loaded, read_lines(text, bundle, loaded), wanted, pack.value, out)
         _tell_lines(reports, out, report, as_json=as_json)
         return
-    if arrays is not None:
-        if positions is not None:
-            raise InputError("--positions", "picks rows of one text or token sequence", "leave it out with --input")
-        done = run_arrays(loaded, read_arrays(arrays), wanted, pack.value, out)
-    else:
-        done = _run_sequence(loaded, _read_input(bundle, loaded, text, tokens), wanted, positions, spill, out)
+    if arrays is not None and positions is not None:
+        raise InputError("--positions", "picks rows of one text or token sequence", "leave it out with --input")
+    others = {"--spill": spill, "--memory-limit": memory_limit}
+    with open_cluster(cluster, threads=threads, check=check.value, others=others) as workers:
+        if arrays is not None:
+            done = run_arrays(loaded, read_arrays(arrays), wanted, pack.value, out, workers)
+        else:
+            sequence = _read_input(bundle, loaded, text, tokens)
+            done = _run_sequence(loaded, sequence, wanted, positions, spill, out, workers)
     _tell(done, out, report, as_json=as_json)
 
 
@@ -154,6 +164,7 @@ def _run_sequence(
     positions: str | None,
     spill: Path | None,
     out: Path,
+    cluster: "Cluster | None",
 ) -> "Report":
     """Runs one text or token sequence into ``out``, with checkpoints where there is a folder for them."""
     lengths = resolve_lengths(loaded.program, int(sequence.size))
@@ -164,7 +175,7 @@ def _run_sequence(
         return start_job(spill, loaded, schedule, sequence, rows, out)
     if loaded.memory_limit is not None:
         print_note(spill_line(loaded.spill_plan(schedule)))
-    return run_to_file(loaded, sequence, wanted, count, rows, out)
+    return run_to_file(loaded, sequence, wanted, count, rows, out, cluster=cluster)
 
 
 def _tell(done: "Report", out: Path, report: Path | None, *, as_json: bool) -> None:
@@ -231,6 +242,7 @@ def _print_report(report: "Report", out: Path) -> None:
             ("engine calls", f"{report.engine_calls} (by the formula: {report.formula_calls}{repeated})"),
             ("time", f"{seconds_text(report.seconds)}, {report.length / max(report.seconds, 1e-9):.0f} tokens/s"),
             ("peak memory", size_text(report.peak_bytes)),
+            *cluster_lines(report),
             *((("spilled", size_text(report.spilled_bytes)),) if report.spilled_bytes else ()),
             ("approximations", ", ".join(report.approximations) or "none: exact to rounding"),
             *average_lines(report.average),

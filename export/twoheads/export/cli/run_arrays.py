@@ -12,6 +12,7 @@ from twoheads.graphs.errors import InputError, InternalError
 
 if TYPE_CHECKING:
     from twoheads.runtime import LoadedBundle, Report
+    from twoheads.runtime.cluster import Cluster
 
 __all__ = ["read_arrays", "run_arrays"]
 
@@ -37,7 +38,12 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def run_arrays(
-    loaded: "LoadedBundle", arrays: dict[str, npt.NDArray[Any]], output: str, pack: str, out: Path
+    loaded: "LoadedBundle",
+    arrays: dict[str, npt.NDArray[Any]],
+    output: str,
+    pack: str,
+    out: Path,
+    cluster: "Cluster | None" = None,
 ) -> "Report":
     """Runs the arrays and writes the output, with the batch's dimension in front where they are a batch.
 
@@ -50,7 +56,8 @@ def run_arrays(
     given = dict(arrays)
     documents = given.pop(DOCUMENTS, None)
     with NpzWriter(out) as file, CallProgress("engine calls") as progress:
-        done: Any = loaded.run(given, output=output, progress=progress, pack=pack, documents=documents)
+        how: dict[str, Any] = {"output": output, "progress": progress, "documents": documents}
+        done: Any = loaded.run(given, pack=pack, **how) if cluster is None else cluster.run(loaded, given, **how)
         results = done if isinstance(done, list) else [done]
         found = [result.array for result in results if result.array is not None]
         if len(found) != len(results):

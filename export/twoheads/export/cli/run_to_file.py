@@ -15,6 +15,7 @@ from twoheads.runtime.disk_space import check_room
 
 if TYPE_CHECKING:
     from twoheads.runtime import Job, LoadedBundle, Report, Result
+    from twoheads.runtime.cluster import Cluster
 
 __all__ = ["has_rows", "run_to_file"]
 
@@ -32,18 +33,20 @@ def run_to_file(
     positions: npt.NDArray[np.int64] | None,
     out: Path,
     job: Job | None = None,
+    cluster: Cluster | None = None,
 ) -> Report:
     """Runs and writes ``logits``, ``hidden`` (both streamed) or ``embedding``, and which ``positions`` were picked.
 
-    ``count`` is how many rows there are.
+    ``count`` is how many rows there are. The run is that of a ``job``, on a ``cluster``, or neither.
     """
     from twoheads.runtime import NpzWriter
 
     def run(**options: Any) -> Result:
         if job is not None:
             return loaded.run_job(job, tokens, output=output, progress=progress, **options)
-        result: Result = loaded.run(tokens, output=output, progress=progress, **options)
-        return result
+        options |= {"output": output, "progress": progress}
+        result: Any = loaded.run(tokens, **options) if cluster is None else cluster.run(loaded, tokens, **options)
+        return result  # type: ignore[no-any-return]  # one input, one result
 
     keep = None if job is None else job.request["partial"]
     shape = None

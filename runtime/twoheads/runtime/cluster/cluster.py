@@ -1,0 +1,151 @@
+"""What a user opens, and hands bundles and inputs to: the workers of a Ray cluster."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from hashlib import sha256
+from types import TracebackType
+from typing import Any, Self
+
+import numpy.typing as npt
+
+from twoheads.graphs.bundle_format import MANIFEST
+from twoheads.graphs.errors import InputError
+from twoheads.runtime.backend import BACKENDS
+from twoheads.runtime.cluster.ray_workers import RayWorkers
+from twoheads.runtime.cluster.run import check_program, run_on_workers
+from twoheads.runtime.cluster.transport import Opening
+from twoheads.runtime.head import Sink
+from twoheads.runtime.inputs import approximation_warning, check_output, trained_length_warning
+from twoheads.runtime.report import Result
+from twoheads.runtime.requests import Request, read_inputs
+from twoheads.runtime.session import LoadedBundle, Progress
+
+__all__ = ["Cluster"]
+
+logger = logging.getLogger(__name__)
+
+
+class Cluster:
+    """Workers of a Ray cluster; use it as a context manager.
+
+    ::
+
+        with Cluster("local:2") as cluster:
+            result = cluster.run(load("smollm2.bundle"), tokens, output="last")
+
+    Args:
+        address: ``local:2`` for a cluster of two workers on this machine, which ends with the ``with`` block; or the
+            address of a running one, ``HOST:PORT`` or ``auto``, which gets a worker on every node. The bundle must lie
+            in the same folder on every node.
+        threads: Blocks that each worker computes at the same time; ``None`` for its share of the processors.
+        check: How thoroughly workers check the bundle's files, ``full`` or ``size``.
+
+    Raises:
+        InputError: Ray is not installed, or this process is connected to a cluster already.
+        TwoheadsError: The cluster can't be started or reached.
+    """
+
+    def __init__(self, address: str, *, threads: int | None = None, check: str = "full") -> None:
+        self._workers = RayWorkers(address, threads)
+        self._check = check
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the workers, and the cluster if it was started here."""
+        self._workers.close()
+
+    @property
+    def workers(self) -> int:
+        """How many workers there are, lost ones included: they are started again for the next run."""
+        return self._workers.count
+
+    @property
+    def processes(self) -> dict[int, int]:
+        """The process number of every worker that lives, by the worker's number, once a bundle was run."""
+        return dict(self._workers.processes)
+
+    def run(
+        self,
+        bundle: LoadedBundle,
+        tokens: Any,
+        output: str | None = None,
+        positions: Sequence[int] | npt.NDArray[Any] | None = None,
+        sink: Sink | None = None,
+        progress: Progress | None = None,
+        attention_mask: Any = None,
+        documents: Sequence[int] | npt.NDArray[Any] | None = None,
+    ) -> Result | list[Result]:
+        """Runs one input, or each of several, with the result of :meth:`LoadedBundle.run` to the bit.
+
+        The arguments are those of that method; inputs are not packed, but run one after the other. Workers that are
+        lost in a run are done without: what they had computed is computed by others.
+
+        Raises:
+            InputError: As that method; or the bundle has a memory limit, samples keys, or has no tile engines.
+            BundleError: The bundle is not the same on all nodes.
+            TwoheadsError: All workers were lost.
+        """
+        if bundle.memory_limit is not None or bundle.spill is not None:
+            raise InputError("cluster", "keeps values in its object store", "load without memory_limit and spill")
+        if bundle.backend not in BACKENDS:
+            raise InputError(
+                "cluster", f"workers know no backend {bundle.backend}", f"use one of: {', '.join(BACKENDS)}"
+            )
+        check_program(bundle.program)
+        output = check_output(bundle.program, output, positions=positions is not None, sink=sink is not None)
+        inputs, several = read_inputs(
+            bundle.program,
+            tokens,
+            output=output,
+            positions=positions,
+            attention_mask=attention_mask,
+            documents=documents,
+        )
+        if sink is not None and (several or inputs[0].places):
+            raise InputError("sink", "takes the rows of one input without padding", "run without a sink")
+        identity = sha256((bundle.path / MANIFEST).read_bytes()).hexdigest()
+        path = os.path.abspath(bundle.path)
+        self._alive = self._workers.load(Opening(path, self._check, bundle.backend, bundle.precision, identity))
+        results = [
+            given.assemble([self._run_one(bundle, request, output, sink, progress) for request in given.requests])
+            for given in inputs
+        ]
+        return results if several else results[0]
+
+    def _run_one(
+        self, bundle: LoadedBundle, request: Request, output: str, sink: Sink | None, progress: Progress | None
+    ) -> Result:
+        rows = request.rows
+        schedule = bundle.schedule(request.lengths, output, None if rows is None or output != "logits" else len(rows))
+        notes = (approximation_warning(bundle.manifest), trained_length_warning(bundle.program, schedule.length))
+        told = tuple(note for note in notes if note is not None)
+        for note in told:
+            warnings.warn(note, stacklevel=4)
+        before = set(self._alive)
+        try:
+            array, report = run_on_workers(
+                schedule,
+                request,
+                self._workers,
+                self._alive,
+                threads=self._workers.threads,
+                sink=sink,
+                progress=progress,
+            )
+        finally:
+            for worker in before - self._alive:
+                logger.warning("worker %d of the cluster was lost", worker)
+                self._workers.drop(worker)
+        return Result(array, output, replace(report, approximations=bundle.manifest.approximations, warnings=told))

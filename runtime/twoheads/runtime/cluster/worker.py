@@ -1,0 +1,148 @@
+"""A worker: it holds a bundle's open engines, and computes rows of stages from blocks by their references."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from twoheads.graphs.bundle_format import MANIFEST
+from twoheads.graphs.errors import BundleError, InternalError
+from twoheads.graphs.program import Stage, outputs_of
+from twoheads.graphs.schedule import Schedule, make_schedule
+from twoheads.runtime.backend import open_backend
+from twoheads.runtime.bundle_reader import read_bundle
+from twoheads.runtime.cluster.transport import (
+    Blocks,
+    Objects,
+    Opening,
+    PackTask,
+    RowsTask,
+    RunTask,
+    StageResult,
+    ValuesLostError,
+)
+from twoheads.runtime.crew import Crew
+from twoheads.runtime.engine_pool import EnginePool
+from twoheads.runtime.executor import prepare, run_stage
+from twoheads.runtime.head import run_head
+from twoheads.runtime.peak_memory import peak_memory
+from twoheads.runtime.pooling import pool
+from twoheads.runtime.run_state import RunState
+from twoheads.runtime.weights import Weights
+
+__all__ = ["Worker"]
+
+
+class Worker:
+    """Computes rows on this machine, with the code that a local run computes all rows with.
+
+    Args:
+        opening: The bundle.
+        threads: Blocks computed at the same time.
+        objects: The arrays of all workers.
+
+    Raises:
+        BundleError: There is no such bundle on this machine, or it is damaged, or another one.
+        InputError: The backend is not installed.
+    """
+
+    def __init__(self, opening: Opening, threads: int, objects: Objects) -> None:
+        bundle = read_bundle(opening.path, check=opening.check)
+        if sha256((bundle.path / MANIFEST).read_bytes()).hexdigest() != opening.identity:
+            raise BundleError(opening.path, "is another bundle than the one to run", "copy that one there")
+        self._program = bundle.program
+        weights = Weights(bundle.weights_file, bundle.manifest.weights)
+        backend = open_backend(opening.backend, precision=opening.precision, threads=threads)
+        self._engines = EnginePool(bundle, weights, backend)
+        self._threads = threads
+        self._objects = objects
+        self._stages: dict[str, Stage] = {stage.name: stage for stage in self._program.body}
+        self._schedule = lru_cache(maxsize=2)(self._make_schedule)
+
+    def open(self, run: RunTask) -> StageResult:
+        """Opens the engines that ``run`` needs."""
+        with Crew(self._threads) as crew:
+            prepare(self._state(run, crew))
+        return StageResult({}, {}, peak_bytes=peak_memory())
+
+    def compute(self, task: RowsTask) -> StageResult:
+        """Computes rows of a stage and keeps their blocks."""
+        stage = self._stages[task.stage]
+        with Crew(self._threads) as crew:
+            run = self._state(task.run, crew, task.rows)
+            self._fill(run, task.reads)
+            run_stage(run, stage)
+        put = self._objects.put
+        blocks: dict[str, dict[int, Any]] = {}
+        for value in outputs_of(stage):
+            if value.name in task.outputs:
+                store = run.stores[value.name]
+                held = task.rows if value.axis is not None else (0,)
+                numbers = range(-(-store.length // store.block_size)) if held is None else held
+                blocks[value.name] = {number: put(np.ascontiguousarray(store.block(number))) for number in numbers}
+        return StageResult({stage.name: run.calls}, blocks, peak_bytes=peak_memory())
+
+    def copy(self, reads: Blocks) -> StageResult:
+        """Keeps copies of blocks that another worker holds, for when it is lost."""
+        copies: dict[str, dict[int, Any]] = {}
+        for name, block, array in self._fetch(reads):
+            copies.setdefault(name, {})[block] = self._objects.put(array)
+        return StageResult({}, copies, peak_bytes=peak_memory())
+
+    def give(self, reads: Blocks) -> StageResult:
+        """The array of one block, for the result."""
+        ((_, _, array),) = self._fetch(reads)
+        return StageResult({}, {}, array, peak_memory())
+
+    def pack(self, task: PackTask) -> StageResult:
+        """Rows of logits or hidden states, or the embedding, float32."""
+        with Crew(self._threads) as crew:
+            run = self._state(task.run, crew)
+            self._fill(run, task.reads)
+            array = self._result_rows(run, task.positions)
+        calls = {name: counter.calls for name, counter in run.counters.items() if counter.calls}
+        return StageResult(calls, {}, array, peak_memory())
+
+    def _result_rows(self, run: RunState, positions: npt.NDArray[Any] | None) -> npt.NDArray[Any] | None:
+        hidden = run.stores[self._program.hidden]
+        if positions is None:
+            if self._program.pooling is None:
+                raise InternalError(f"{self._program.name} has no pooling")
+            return pool(hidden.rows()[: hidden.length], self._program.pooling)
+        places = hidden.places(positions)
+        if run.schedule.output == "hidden":
+            return hidden.rows()[places].astype(np.float32)
+        needed = {plan.name for plan in run.schedule.stages}
+        return run_head(run, tuple(stage for stage in self._program.head if stage.name in needed), places, None)
+
+    def _state(self, task: RunTask, crew: Crew, rows: tuple[int, ...] | None = None) -> RunState:
+        schedule = self._schedule(tuple(task.lengths.items()), task.length, task.output, task.positions)
+        return RunState(self._program, schedule, self._engines, crew, only=rows)
+
+    def _make_schedule(
+        self, lengths: tuple[tuple[str, int], ...], length: int, output: str, positions: int | None
+    ) -> Schedule:
+        given = dict(lengths) or length
+        return make_schedule(self._program, given, output=output, positions=positions, workers=self._threads)
+
+    def _fill(self, run: RunState, reads: Blocks) -> None:
+        """Brings blocks into the run's stores."""
+        for name, blocks in reads.items():
+            run.stores.allocate(run.program.value(name), blocks=blocks)
+        for name, block, array in self._fetch(reads):
+            np.copyto(run.stores[name].block(block), array)
+        for name in reads:
+            run.stores[name].zero_padding()
+
+    def _fetch(self, reads: Blocks) -> list[tuple[str, int, npt.NDArray[Any]]]:
+        """The arrays of ``reads``, each with its value's name and its block's number."""
+        places = [(name, block) for name, blocks in reads.items() for block in blocks]
+        try:
+            arrays = self._objects.get([reads[name][block] for name, block in places])
+        except ValuesLostError as error:
+            raise ValuesLostError([places[index] for index in error.lost]) from None
+        return [(*place, array) for place, array in zip(places, arrays, strict=True)]

@@ -1,0 +1,180 @@
+"""Runs on workers, without Ray: the bits of a local run, whatever is lost when; and no array passes the driver."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.runtime.axes_models import BLOCK, WIDTH, classifier, convolution, counted_positions, encoder_decoder, image
+from tests.runtime.cluster.in_process import InProcess
+from tests.runtime.tiny_bundle import write_tiny
+from tests.runtime.tiny_model import Tiny, random_tokens
+from twoheads.graphs.errors import InputError, TwoheadsError
+from twoheads.graphs.placement import place
+from twoheads.graphs.program import Pooling
+from twoheads.runtime import LoadedBundle, load
+from twoheads.runtime.cluster.run import check_program, run_on_workers
+from twoheads.runtime.requests import read_inputs
+
+TINY = {
+    "causal": Tiny(),
+    "windows": Tiny(masks=("causal & window(20, 0)", "causal", "window(7, 9)")),
+    "wide tiles": Tiny(key_tile=48, masks=("causal", "full", "window(5, 30)"), sinks=True),
+    "bias": Tiny(slope=True, table_reach=30, key_tile=32, masks=("causal & window(40, 0)",)),
+    "encoder": Tiny(masks=("full",), pooling=Pooling("mean", True), layers=2),
+    "features": Tiny(features=True, head=False, layers=2),
+}
+SHAPES = {
+    "pooled": lambda: classifier("max"),
+    "strided": convolution,
+    "cross": encoder_decoder,
+    "counted": counted_positions,
+    "image": image,
+}
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LoadedBundle]:
+    root = tmp_path_factory.mktemp("bundles")
+    tiny = {name: load(write_tiny(root / name, one), threads=2) for name, one in TINY.items()}
+    return tiny | {name: make().load(root / name, threads=2) for name, make in SHAPES.items()}
+
+
+def inputs_of(name: str, length: int) -> Any:
+    rng = np.random.default_rng(length)
+
+    def features(rows: int) -> Any:
+        return rng.standard_normal((rows, WIDTH)).astype(np.float32)
+
+    match name:
+        case "pooled" | "strided":
+            return {"features": features(length)}
+        case "cross":
+            return {"source": features(1 + length // 3), "target": features(length)}
+        case "counted":
+            return {"ids": rng.integers(0, 4, length)}
+        case "image":
+            return {"pixels": rng.standard_normal((1, 6, 6)).astype(np.float32)}
+        case _:
+            return random_tokens(TINY[name], length)
+
+
+def run(
+    bundle: LoadedBundle,
+    workers: InProcess,
+    tokens: Any,
+    output: str,
+    positions: Any = None,
+    sink: Any = None,
+    threads: int = 2,
+):
+    given_inputs, _ = read_inputs(
+        bundle.program, tokens, output=output, positions=positions, attention_mask=None, documents=None
+    )
+    (request,) = given_inputs[0].requests
+    rows = None if request.rows is None or output != "logits" else len(request.rows)
+    schedule = bundle.schedule(request.lengths, output, rows)
+    array, report = run_on_workers(
+        schedule, request, workers, set(range(workers.count)), threads=threads, sink=sink, progress=None
+    )
+    assert report.cluster is not None
+    return schedule, array, report, report.cluster
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from(sorted([*TINY, *SHAPES])),
+    length=st.integers(1, 90),
+    workers=st.integers(1, 4),
+    losses=st.dictionaries(st.integers(1, 60), st.integers(0, 3), max_size=3),
+    seed=st.integers(0, 5),
+    data=st.data(),
+)
+def test_the_bits_of_a_local_run_whatever_is_lost(bundles, name, length, workers, losses, seed, data):
+    bundle, tokens = bundles[name], inputs_of(name, length)
+    output = data.draw(st.sampled_from(bundle.program.outputs))
+    losses = {after: lost for after, lost in losses.items() if lost < workers - 1}  # the last one stays
+    cluster = InProcess(bundle.path, workers, losses, seed)
+    schedule, array, report, told = run(bundle, cluster, tokens, output)
+    expected = bundle.run(tokens, output=output)
+    assert array is not None
+    assert array.dtype == expected.array.dtype
+    np.testing.assert_array_equal(array, expected.array)
+    assert report.rounds == schedule.rounds
+    lost = workers - len(cluster.alive)
+    assert told.lost_workers <= lost  # one that has nothing more to do is not missed
+    if not lost:
+        assert report.engine_calls == report.formula_calls
+        assert {stage.name: stage.calls for stage in report.stages} == {
+            stage.name: stage.calls for stage in expected.report.stages
+        }
+
+
+@pytest.mark.parametrize("name", ["causal", "windows", "wide tiles", "cross", "pooled"])
+def test_it_reads_what_the_placement_says(bundles, name):
+    bundle, tokens = bundles[name], inputs_of(name, 83)
+    for output in bundle.program.outputs:
+        schedule, _, _, told = run(bundle, InProcess(bundle.path, 3), tokens, output, threads=1)
+        placed = place(schedule, 3).moved_bytes
+        # What was copied for its safety may be read from the copy; only what moves rows leaves blocks at one worker.
+        assert told.read_bytes == placed or (name == "pooled" and told.read_bytes < placed)
+
+
+def test_values_are_let_go(bundles):
+    bundle = bundles["causal"]
+    alone, two = InProcess(bundle.path, 1), InProcess(bundle.path, 2)
+    for cluster in (alone, two):
+        run(bundle, cluster, inputs_of("causal", 64), "hidden")
+        assert not cluster.arrays
+    # At once alive: 2 inputs, 4 values of a layer (4 blocks each), what it was made of (2), its attention's output.
+    assert alone.most_arrays <= 4 * (2 + 4 + 2 + 1)
+    assert two.most_arrays <= 4 * (2 + 4 + 2 * 2 + 2 * 2)
+
+
+def test_a_loss_costs_a_layer_and_not_the_run(bundles):
+    bundle = bundles["causal"]
+    undisturbed = InProcess(bundle.path, 3)
+    schedule, _, _, _ = run(bundle, undisturbed, inputs_of("causal", 90), "hidden")
+    for after in range(3, len(undisturbed.ended) - 3, 2):
+        _, _, _, told = run(bundle, InProcess(bundle.path, 3, {after: 1}), inputs_of("causal", 90), "hidden")
+        assert told.lost_workers == 1
+        assert 0 <= told.recomputed_calls <= schedule.engine_calls / bundle.schedule(90).rounds * 3
+
+
+def test_picked_rows_and_a_sink(bundles):
+    bundle, tokens = bundles["causal"], inputs_of("causal", 70)
+    picked = np.array([69, 3, 3, 40, *range(60), 0])
+
+    class Sink:
+        def __init__(self) -> None:
+            self.rows: list[np.ndarray] = []
+
+        def write(self, start_row: int, rows: np.ndarray) -> None:
+            assert start_row == sum(map(len, self.rows))
+            self.rows.append(rows.copy())
+
+    for output in ("logits", "hidden"):
+        sink, cluster = Sink(), InProcess(bundle.path, 2, {12: 0})
+        _, array, _, _ = run(bundle, cluster, tokens, output, picked, sink)
+        assert array is None
+        expected = bundle.run(tokens, output=output, positions=picked).array
+        np.testing.assert_array_equal(np.concatenate(sink.rows), expected)
+
+
+def test_losing_all_workers_ends_the_run(bundles):
+    cluster = InProcess(bundles["causal"].path, 2, {3: 0, 5: 1})
+    with pytest.raises(TwoheadsError, match="all workers are lost"):
+        run(bundles["causal"], cluster, inputs_of("causal", 50), "hidden")
+
+
+def test_what_has_no_rows_is_refused(tmp_path: Path):
+    from tests.runtime.test_axes import lower
+
+    bundle = convolution(BLOCK).load(tmp_path / "b", lower=lambda program: lower("stock", program))
+    with pytest.raises(InputError, match="stage layer: StockEngine does not run on a cluster"):
+        check_program(bundle.program)
