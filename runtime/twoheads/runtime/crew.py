@@ -100,6 +100,17 @@ class Crew:
                 first_error.append(error)
                 self._stop.set()
 
+        if len(queue) == 1:  # waking a thread and being woken by it would take longer than a small engine
+            work()
+            if self._tick:
+                self._tick()
+        else:
+            self._in_threads(work, workers)
+        if first_error:
+            raise first_error[0]
+        return len(queue)
+
+    def _in_threads(self, work: Callable[[], None], workers: int) -> None:
         futures = [self._pool.submit(work) for _ in range(workers)]
         try:
             self._wait(futures)
@@ -107,9 +118,6 @@ class Crew:
             self._stop.set()
             wait(futures)
             raise
-        if first_error:
-            raise first_error[0]
-        return len(queue)
 
     def _wait(self, futures: list[Future[None]]) -> None:
         pending = set(futures)
