@@ -195,7 +195,8 @@ def test_killed_at_random_moments(bundle, expected, tmp_path):
         if code == 0:
             break
         assert code == -signal.SIGKILL, (kills, process.stderr.read() if process.stderr else b"")
-        assert not out.exists()
+        if out.exists():  # killed after its last write: what has the name is complete
+            break
     np.testing.assert_array_equal(np.load(out)["hidden"], expected[0])
 
 

@@ -142,7 +142,9 @@ def test_a_list_of_inputs_gives_a_list_of_results(bundles):
     tiny, bundle = bundles["causal"]
     inputs = [random_tokens(tiny, n) for n in (3, 50, 16)]
     results = bundle.run([inputs[0].tolist(), inputs[1][None], {"tokens": inputs[2]}], output="hidden")
-    assert [result.report.length for result in results] == [3, 50, 16]
+    assert [len(np.asarray(result.array)) for result in results] == [3, 50, 16]
+    assert all(result.report is results[0].report for result in results), "they share one run"
+    assert (results[0].report.requests, results[0].report.length) == (3, 69)
     for tokens, result in zip(inputs, results, strict=True):
         np.testing.assert_array_equal(result.array, bundle.run(tokens, output="hidden").array)
 
