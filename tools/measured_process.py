@@ -26,12 +26,14 @@ class Measured:
     Attributes:
         code: Exit code.
         seconds: Wall time from start to end, the interpreter's start included.
+        cpu_seconds: What its threads computed, summed; other work on the machine changes it little.
         peak_bytes: The most resident memory that the process (or a child of it) had.
         out, err: What it printed; ``err`` is empty if stderr was left to the terminal.
     """
 
     code: int
     seconds: float
+    cpu_seconds: float
     peak_bytes: int
     out: str
     err: str
@@ -62,7 +64,7 @@ def measure(command: Sequence[str], *, show_stderr: bool = False) -> Measured:
         out.seek(0)
         err.seek(0)
         peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        return Measured(process.returncode, seconds, peak, out.read(), err.read())
+        return Measured(process.returncode, seconds, usage.ru_utime + usage.ru_stime, peak, out.read(), err.read())
 
 
 def measure_json(

@@ -13,15 +13,26 @@ __all__ = ["SmallTransformer"]
 class SmallTransformer(nn.Module):
     """Token numbers ``[1, n]`` to hidden states ``[1, n, heads * head_dim]``; equal seeds give equal weights.
 
+    With ``classes`` also to logits ``[1, n, classes]``.
+
     Args:
         mask: The mask of every layer.
         layers, heads, head_dim: Its size.
         vocabulary: Token numbers it knows.
         seed: Of its weights.
+        classes: Of the head; 0 for none.
     """
 
     def __init__(
-        self, mask: str, *, layers: int = 2, heads: int = 4, head_dim: int = 16, vocabulary: int = 97, seed: int = 0
+        self,
+        mask: str,
+        *,
+        layers: int = 2,
+        heads: int = 4,
+        head_dim: int = 16,
+        vocabulary: int = 97,
+        seed: int = 0,
+        classes: int = 0,
     ) -> None:
         super().__init__()
         torch.manual_seed(seed)
@@ -30,15 +41,16 @@ class SmallTransformer(nn.Module):
         self.embedding = nn.Embedding(vocabulary, width)
         self.layers = nn.ModuleList(_Layer(mask, heads, head_dim) for _ in range(layers))
         self.norm = nn.RMSNorm(width)
+        self.head = nn.Linear(width, classes) if classes else None
         self.eval()
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """The hidden states of every token."""
+    def forward(self, ids: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """The hidden states of every token, and with a head the logits."""
         hidden = self.embedding(ids)
         for layer in self.layers:
             hidden = layer(hidden)
         normed: Tensor = self.norm(hidden)
-        return normed
+        return normed if self.head is None else (normed, self.head(normed))
 
 
 class _Layer(nn.Module):
@@ -49,9 +61,9 @@ class _Layer(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
         self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
-        # Scores of about 10, so that a wrong mask or a forgotten key changes the result.
+        # Scores of about 6, so that a wrong mask or a forgotten key changes the result.
         for linear in (self.query, self.key):
-            nn.init.normal_(linear.weight, std=0.3)
+            nn.init.normal_(linear.weight, std=0.3 * (64 / width) ** 0.5)
 
     def forward(self, hidden: Tensor) -> Tensor:
         normed, length = self.norm(hidden), hidden.shape[1]

@@ -165,30 +165,43 @@ def test_a_job_takes_one_input(bundle, tmp_path):
 
 
 KILLED = """
-import sys
+import os, signal, sys
 import numpy as np
 from twoheads.runtime import Job, NpzWriter, checkpoint, load
-folder, bundle, out = sys.argv[1:]
+folder, bundle, out, moment = sys.argv[1:]
+left = int(moment)  # flushes and replacements of files until this process kills itself, between two of them; 0 never
+
+def deadly(operation):
+    def call(*words):
+        global left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return operation(*words)
+    return call
+
+os.fsync, os.replace = deadly(os.fsync), deadly(os.replace)
 checkpoint.CHECKPOINT_SECONDS = 0.005
 tokens = np.load(folder + ".npy")
-with Job(folder, resume=sys.stdin.read(1) == "r") as job, NpzWriter(out) as file:
+with Job(folder, resume=sys.stdin.read(1) == "r") as job, NpzWriter(out, keep=".kept") as file:
     bundle = load(bundle, threads=2)
-    bundle.run_job(job, tokens, output="hidden", sink=file.array("hidden", (len(tokens), 12)))
+    bundle.run_job(job, tokens, output="logits", sink=file.array("logits", (len(tokens), 40)))
 """
 
 
-def test_killed_at_random_moments(bundle, expected, tmp_path):
-    """SIGKILL, again and again, until a process gets through."""
+def test_killed_at_random_moments(bundle, tmp_path):
+    """SIGKILL, again and again, at any time and in the middle of checkpoints, until a process gets through."""
     folder, out = tmp_path / "job", tmp_path / "out.npz"
     np.save(f"{folder}.npy", TOKENS)
-    moments = random.Random(3)
+    moments, in_checkpoints = random.Random(3), [4, 7, 0, 0, 0, 13, 2]
     for kills in range(40):
-        command = [sys.executable, "-c", KILLED, str(folder), str(bundle), str(out)]
+        moment = in_checkpoints[kills] if kills < len(in_checkpoints) else 0
+        command = [sys.executable, "-c", KILLED, str(folder), str(bundle), str(out), str(moment)]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
         assert process.stdin is not None
         process.stdin.write(b"r" if (folder / "job.json").exists() else b"n")
         process.stdin.close()
-        if kills < 5:
+        if kills < len(in_checkpoints) and not moment:
             time.sleep(moments.uniform(0.25, 0.6))
             process.send_signal(signal.SIGKILL)
         code = process.wait()
@@ -197,7 +210,9 @@ def test_killed_at_random_moments(bundle, expected, tmp_path):
         assert code == -signal.SIGKILL, (kills, process.stderr.read() if process.stderr else b"")
         if out.exists():  # killed after its last write: what has the name is complete
             break
-    np.testing.assert_array_equal(np.load(out)["hidden"], expected[0])
+    assert not (tmp_path / ".kept").exists()
+    expected = load(bundle).run(TOKENS, output="logits").array
+    np.testing.assert_array_equal(np.load(out)["logits"], expected)
 
 
 def test_progress_is_told(bundle, tmp_path):
