@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format typecheck pytest wheel models evaluate theorems quality zoo clean distclean
+.PHONY: help demo test lint format typecheck pytest wheel models evaluate theorems quality zoo bench clean distclean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ quality: $(VENV)/.installed $(MODELS)/smollm2/.complete ## Measure what the appr
 zoo: $(VENV)/.installed ## Compile a small model of every family and maker (ten minutes); writes docs/models.md
 	$(BIN)/python -m tools.zoo
 
+bench: $(VENV)/.installed-bench $(MODELS)/smollm2/.complete $(MODELS)/gemma3/.complete ## Ours beside other runtimes, in turns (an hour); writes docs/performance.md
+	$(BIN)/python -m tools.bench
+
 clean: ## Remove what builds, tests and the demo leave behind
 	rm -rf build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
@@ -74,4 +77,8 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/.python
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.python
 	$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-bench: pyproject.toml | $(VENV)/.python
+	$(PIP) -e '.[bench]'
 	@touch $@ $(VENV)/.installed

@@ -9,25 +9,23 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
-import platform
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from tools.evaluation_report import render
 from tools.fetch_models import FetchError, fetch
+from tools.machine import machine
 from tools.measured_process import ProcessFailedError, measure, measure_json, twoheads_command
 
 __all__ = ["main"]
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "evaluation.json"
+PACKAGES = ("numpy", "onnxruntime", "torch", "transformers")
 SMOLLM2_LENGTHS = (1, 255, 256, 257, 1000, 4096, 8192)
 GEMMA3_LENGTHS = (4096, 8192)
 GEMMA3_PLANNED = (1024, 2048, 4096, 8192, 16384, 32768)
@@ -45,21 +43,6 @@ print(json.dumps({"seconds": time.perf_counter() - start}))
 
 def _say(text: str) -> None:
     sys.stderr.write(text + "\n")
-
-
-def _machine() -> dict[str, Any]:
-    """What the figures depend on."""
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return {
-        "processor": names[0] if names else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in ("numpy", "onnxruntime", "torch", "transformers")},
-        "date": date.today().isoformat(),
-    }
 
 
 def _folder_digest(folder: Path) -> str:
@@ -226,7 +209,7 @@ def _evaluate(names: Sequence[str]) -> int:
             measured = EVALUATIONS[name](source, scratch)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        results["models"][name] = {**measured, "machine": _machine()}
+        results["models"][name] = {**measured, "machine": machine(PACKAGES)}
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
         RESULTS.with_suffix(".md").write_text(render(results))

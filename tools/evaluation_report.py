@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
+
+from tools.machine import machine_line
+from tools.markdown import table
 
 __all__ = ["render"]
 
@@ -14,23 +17,8 @@ TITLES = {
 }
 
 
-def _table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    lines = ["| " + " | ".join(headings) + " |", "|" + "---:|" * len(headings)]
-    lines += ["| " + " | ".join(map(str, row)) + " |" for row in rows]
-    return [*lines, ""]
-
-
 def _megabytes(size: int) -> str:
     return f"{size / 1e6:,.0f} MB"
-
-
-def _machine(machine: dict[str, Any]) -> list[str]:
-    packages = ", ".join(f"{name} {number}" for name, number in machine["packages"].items())
-    return [
-        f"Measured on {machine['date']}: {machine['cores']} cores of {machine['processor']}, "
-        f"{machine['memory_bytes'] / 2**30:.0f} GiB, {machine['system']}, Python {machine['python']}, {packages}.",
-        "",
-    ]
 
 
 def _compile_lines(model: dict[str, Any]) -> list[str]:
@@ -52,7 +40,7 @@ def _verify_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
         "",
     ]
     headings = ("N", "blocks", "calls", "formula", "error", "noise floor", "ratio", "same best token", "passed")
-    return lines + _table(
+    return lines + table(
         headings,
         (
             (
@@ -74,7 +62,7 @@ def _verify_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
 def _run_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
     lines = [f"Runs of the runtime alone (output `{rows[0]['output']}`, no torch in the process):", ""]
     headings = ("N", "calls", "formula", "seconds", "tokens/s", "GFLOP/s", "peak memory", "planned peak")
-    return lines + _table(
+    return lines + table(
         headings,
         (
             (
@@ -96,11 +84,11 @@ def _growth_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
     masks = list(rows[0]["calls_of_a_layer"])
     lines = ["Attention calls of one layer, by its mask:", ""]
     cells = ((row["length"], row["blocks"], *(row["calls_of_a_layer"][mask] for mask in masks)) for row in rows)
-    return lines + _table(("N", "blocks", *(f"`{mask}`" for mask in masks)), cells)
+    return lines + table(("N", "blocks", *(f"`{mask}`" for mask in masks)), cells)
 
 
 def _model_lines(name: str, model: dict[str, Any]) -> list[str]:
-    lines = [f"## {TITLES[name]}", "", *_machine(model["machine"]), *_compile_lines(model)]
+    lines = [f"## {TITLES[name]}", "", machine_line(model["machine"]), "", *_compile_lines(model)]
     lines += [*_verify_lines(model["verify"]), *_run_lines(model["run"])]
     if "calls" in model:
         lines += _growth_lines(model["calls"])

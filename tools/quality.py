@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tools.fetch_models import fetch
+from tools.machine import machine
 from tools.quality_average import captured_heads, gentle_heads, measure_attention
 from tools.quality_report import render
 from twoheads.graphs.policy import Policy, parse_policy
@@ -52,23 +50,13 @@ def _say(text: str) -> None:
     sys.stderr.write(text + "\n")
 
 
-def _machine() -> Results:
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return {
-        "processor": names[0] if names else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "packages": {name: version(name) for name in ("numpy", "onnxruntime", "torch", "transformers")},
-    }
-
-
 class _Measurements:
     """Named figures, each written to the file as soon as it is there."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.results: Results = json.loads(path.read_text()) if path.exists() else {}
-        self.results["machine"] = _machine()
+        self.results["machine"] = machine(("numpy", "onnxruntime", "torch", "transformers"))
 
     def once(self, group: str, name: str, measure: Callable[[], Any]) -> None:
         """Measures ``name`` unless the file has it."""

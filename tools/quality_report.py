@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
 
+from tools.markdown import table
+
 __all__ = ["render"]
 
 TEMPLATE = Path(__file__).with_name("quality_template.md")
-
-
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(headings) + " |", "|---|" + "---:|" * (len(headings) - 1)]
-    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
 
 
 def _split(entries: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -38,7 +34,7 @@ def _perplexity(entries: dict[str, Any]) -> list[str]:
             [f"`{policy}`", *(f"{found[at]:.2f}" if at in found else "" for at in lengths)]
             for policy, found in policies.items()
         )
-        lines += _table([text, *(f"N = {length}" for length in lengths)], rows)
+        lines += table([text, *(f"N = {length}" for length in lengths)], rows, left=1)
     return lines
 
 
@@ -46,7 +42,7 @@ def _passkeys(entries: dict[str, Any]) -> list[str]:
     policies = _split(entries)[""]
     lengths = _lengths(policies)
     rows = ([f"`{policy}`", *(str(found.get(at, "")) for at in lengths)] for policy, found in policies.items())
-    return _table(["policy", *(f"N = {length}" for length in lengths)], rows)
+    return table(["policy", *(f"N = {length}" for length in lengths)], rows, left=1)
 
 
 def _number(value: float | None) -> str:
@@ -71,7 +67,7 @@ def _average(entries: dict[str, Any]) -> list[str]:
             for policy, found in policies.items()
         )
         headings = (subject, "calls", "error", "estimate", "C", "D", "M required", "M drawn", "theorem holds")
-        lines += _table(headings, rows)
+        lines += table(headings, rows, left=1)
     return lines
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 
+from tools.markdown import table
 from twoheads.graphs.theorems import LOWER_BOUND
 
 __all__ = ["Batch", "Machine", "Row", "render"]
@@ -98,7 +99,7 @@ def render(machine: Machine, rows: Sequence[Row], batch: Batch) -> str:
         "",
         "## Calls",
         "",
-        *_table(
+        *table(
             (
                 "theorem",
                 "model",
@@ -112,21 +113,19 @@ def render(machine: Machine, rows: Sequence[Row], batch: Batch) -> str:
                 "rounds",
             ),
             (_calls(row) for row in rows),
+            left=10,
         ),
         "## Errors",
         "",
-        *_table(
-            ("theorem", "model", "lowering", "max error", "noise", "error / noise"), (_errors(row) for row in rows)
+        *table(
+            ("theorem", "model", "lowering", "max error", "noise", "error / noise"),
+            (_errors(row) for row in rows),
+            left=6,
         ),
         *_approximate(rows),
         *_batch(batch),
     ]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
-    return [*lines, *("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows), ""]
 
 
 def _calls(row: Row) -> tuple[str, ...]:
@@ -178,9 +177,10 @@ def _batch(batch: Batch) -> list[str]:
         f"{batch.tokens} tokens in all, embedded by one `bundle.run([...])`. Each way is the fastest of three runs,",
         "taken in turn on the machine above. One by one, a sentence pays for a whole block.",
         "",
-        *_table(
+        *table(
             ("", "engine calls", "seconds", "sentences/s"),
             ((way, str(calls), f"{spent:.2f}", f"{batch.sentences / spent:.0f}") for way, calls, spent in ways),
+            left=4,
         ),
         f"Packing is {ratio:.1f} times as fast; the largest difference between the two ways in any embedding is",
         f"{batch.difference:.1e}.",

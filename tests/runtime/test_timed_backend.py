@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import astuple
 
 import numpy as np
@@ -14,6 +15,12 @@ from twoheads.runtime.backend import open_backend
 from twoheads.runtime.timed_backend import CallTime, TimedBackend, break_down, run_timed
 
 TOKENS = np.arange(1, 71) % 40
+
+
+def spin(seconds):
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +51,31 @@ def test_the_parts_are_the_whole_time_of_all_workers(folder):
 
 
 def test_calls_are_sorted_by_what_their_engine_is():
-    times = [CallTime(name, 1, seconds, seconds / 2) for name, seconds in (("first", 1), ("mid", 2), ("lm", 4))]
-    times.append(CallTime("attention", 1, 8.0, 8.0))
-    found = break_down(make_program(Tiny()), times, seconds=30.0, cpu_seconds=13.5)
-    # 11.5 of the 13.5 seconds of processor time were spent inside calls; 15 seconds of wall time were.
+    times = [CallTime(name, 1, seconds, 0.25) for name, seconds in (("first", 1), ("mid", 2), ("lm", 4))]
+    times.append(CallTime("attention", 1, 8.0, 1.0))
+    found = break_down(make_program(Tiny()), times, seconds=30.0, own=0.25)
     assert astuple(found) == (3.0, 8.0, 4.0, 2.0, 13.0)
+
+
+def test_what_a_worker_does_between_its_calls_is_the_hosts_time(folder):
+    timed = TimedBackend(open_backend("onnxruntime"))
+    load(folder, backend=timed, threads=1).run(TOKENS, "hidden")
+    quiet = sum(entry.host_seconds for entry in timed.take())
+    tensor = timed.tensor
+
+    def busy(array):
+        spin(0.001)
+        return tensor(array)
+
+    timed.tensor = busy
+    load(folder, backend=timed, threads=1).run(TOKENS, "hidden")
+    assert sum(entry.host_seconds for entry in timed.take()) > quiet + 0.05
+
+
+def test_calls_in_the_callers_own_thread_count_as_those_of_workers(folder):
+    timed = TimedBackend(open_backend("onnxruntime"))
+    bundle = load(folder, backend=timed, threads=1)
+    bundle.run(TOKENS[:5], "hidden")
+    spin(1.0)  # what the caller did before the run is none of the run's time
+    run = run_timed(bundle, timed, TOKENS[:5], "hidden")  # a single block
+    assert 0 < run.breakdown.host < 1.0

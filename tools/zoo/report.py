@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from typing import Any
+
+from tools.markdown import table
 
 __all__ = ["render", "versions"]
 
@@ -39,14 +40,16 @@ def render(data: dict[str, Any]) -> str:
     for door, title in (("torch", "Through torch and transformers"), ("onnx", "Files in ONNX")):
         of_door = [row for row in exact if row["door"] == door]
         lines += [f"## {title}: {len(of_door)}", ""]
-        lines += _table(
+        lines += table(
             ("family", "made by", "masks", "outputs", "lengths", "error", "noise floor", "ratio"),
             map(_cells, of_door),
+            left=8,
         )
     lines += ["## Refused", ""]
-    lines += _table(
+    lines += table(
         ("family", "made by", "message"),
         ((row["family"], row["maker"], row["refusal"]) for row in rows if row["refusal"] is not None),
+        left=3,
     )
     return "\n".join(lines).rstrip() + "\n"
 
@@ -62,9 +65,3 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         f"{row['noise_floor']:.1e}",
         f"{row['ratio']:.1f}",
     )
-
-
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows]
-    return [*lines, ""]

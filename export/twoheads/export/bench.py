@@ -15,6 +15,7 @@ from twoheads.export.verify_input import verify_inputs, verify_lengths
 from twoheads.graphs.errors import InputError
 from twoheads.runtime import LoadedBundle, load
 from twoheads.runtime.backend import open_backend
+from twoheads.runtime.crew import available_threads
 from twoheads.runtime.timed_backend import Breakdown, TimedBackend, TimedRun, run_timed
 
 __all__ = ["BenchReport", "BenchRow", "bench"]
@@ -90,6 +91,8 @@ def bench(
     output: str = "hidden",
     repeats: int = 3,
     threads: int | None = None,
+    backend: str = "onnxruntime",
+    precision: str = "f32",
     progress: Progress | None = None,
 ) -> BenchReport:
     """Runs ``bundle`` at several lengths in turns, and measures the peak of matrix products in between.
@@ -100,6 +103,8 @@ def bench(
         output: ``hidden``, ``logits``, ``last`` or ``embedding``; without logits, the whole model but its head.
         repeats: Measured runs of each length.
         threads: Workers; ``None`` for every processor.
+        backend: What runs the engines; the peak is that of ONNX Runtime in any case.
+        precision: In what the backend multiplies.
         progress: Called as ``progress(phase, done, total)``.
 
     Raises:
@@ -111,9 +116,9 @@ def bench(
         raise InputError("bench", f"{repeats} repeats of {len(lengths)} lengths", "give at least one of each")
     report = progress or silent
     report("load the bundle")
-    backend = open_backend("onnxruntime")
-    timed = TimedBackend(backend)
-    loaded = load(bundle, backend=timed, threads=threads)
+    workers = threads or available_threads()
+    timed = TimedBackend(open_backend(backend, precision=precision, threads=workers))
+    loaded = load(bundle, backend=timed, threads=workers)
     plans = [verify_lengths(loaded.program, length) for length in sorted(set(lengths))]
     for plan in plans:  # a length that the model can't take is told before minutes are spent
         loaded.schedule(plan, output)
@@ -124,7 +129,7 @@ def bench(
         measured.append(_Length(plan, inputs, loaded.run(inputs, output).report.peak_bytes))
     from twoheads.export.matrix_peak import MatrixPeak
 
-    peak, peaks = MatrixPeak(backend, loaded.threads), list[float]()
+    peak, peaks = MatrixPeak(open_backend("onnxruntime"), workers), list[float]()
     for repeat in range(repeats):
         for at, entry in enumerate(measured):
             report("measure", repeat * len(measured) + at, repeats * len(measured))

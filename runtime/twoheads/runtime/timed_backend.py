@@ -5,6 +5,7 @@ It is put around the backend by whoever measures; the stages know nothing of it,
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,13 +30,13 @@ class CallTime:
         engine: The engine's name in the program.
         calls: Their number.
         seconds: Wall time inside them.
-        cpu_seconds: Processor time that the calling thread spent inside them.
+        host_seconds: Processor time that the thread spent before them, since its last call of any engine.
     """
 
     engine: str
     calls: int = 0
     seconds: float = 0.0
-    cpu_seconds: float = 0.0
+    host_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +85,19 @@ class TimedBackend:
         self.tensor = backend.tensor
         self._backend = backend
         self._times: list[CallTime] = []
+        self._clock = _ThreadClock()
 
     def load_engine(
         self, path: Path, inputs: Sequence[Port], outputs: Sequence[Port], weights: Mapping[str, npt.NDArray[Any]]
     ) -> EngineHandle:
         """As the backend's own; engines are told apart by the first part of their file's name."""
         handle = self._backend.load_engine(path, inputs, outputs, weights)
-        return _TimedEngine(handle, path.name.partition(".")[0], self._times)
+        return _TimedEngine(handle, path.name.partition(".")[0], self._times, self._clock)
+
+    def start(self) -> None:
+        """Forgets what was timed so far; what this thread does from now on until its first call is the host's time."""
+        self.take()
+        self._clock.ended = time.thread_time()
 
     def take(self) -> list[CallTime]:
         """The times of all calls that were made since the last time; none may be running."""
@@ -98,32 +105,45 @@ class TimedBackend:
         self._times.clear()
         return times
 
+    def seconds_since_call(self) -> float:
+        """Processor time of this thread since its last call, or since the start."""
+        return time.thread_time() - self._clock.ended
+
+
+class _ThreadClock(threading.local):
+    """The thread's processor time at the end of its last call: 0 at first, as workers are new threads in every run."""
+
+    ended = 0.0
+
 
 class _TimedEngine:
-    def __init__(self, handle: EngineHandle, engine: str, times: list[CallTime]) -> None:
+    def __init__(self, handle: EngineHandle, engine: str, times: list[CallTime], clock: _ThreadClock) -> None:
         self._handle = handle
         self._engine = engine
         self._times = times
+        self._clock = clock
 
     def new_call(self) -> Call:
         entry = CallTime(self._engine)
         self._times.append(entry)
-        return _TimedCall(self._handle.new_call(), entry)
+        return _TimedCall(self._handle.new_call(), entry, self._clock)
 
 
 class _TimedCall:
-    def __init__(self, call: Call, entry: CallTime) -> None:
+    def __init__(self, call: Call, entry: CallTime, clock: _ThreadClock) -> None:
         self.bind_input = call.bind_input
         self.bind_output = call.bind_output
         self._run = call.run
         self._entry = entry
+        self._clock = clock
 
     def run(self) -> None:
-        began, cpu = time.perf_counter(), time.thread_time()
+        self._entry.host_seconds += time.thread_time() - self._clock.ended
+        began = time.perf_counter()
         self._run()
-        self._entry.cpu_seconds += time.thread_time() - cpu
         self._entry.seconds += time.perf_counter() - began
         self._entry.calls += 1
+        self._clock.ended = time.thread_time()
 
 
 def run_timed(bundle: LoadedBundle, backend: TimedBackend, tokens: Any, output: str) -> TimedRun:
@@ -138,31 +158,29 @@ def run_timed(bundle: LoadedBundle, backend: TimedBackend, tokens: Any, output: 
     Raises:
         InputError: As ``run``.
     """
-    backend.take()
-    began, cpu = time.perf_counter(), time.process_time()
+    began = time.perf_counter()
+    backend.start()
     result = bundle.run(tokens, output)
-    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
-    breakdown = break_down(bundle.program, backend.take(), seconds * bundle.threads, cpu_seconds)
+    own, seconds = backend.seconds_since_call(), time.perf_counter() - began
+    breakdown = break_down(bundle.program, backend.take(), seconds * bundle.threads, own)
     return TimedRun(result.report, seconds, breakdown)
 
 
-def break_down(program: Program, times: Sequence[CallTime], seconds: float, cpu_seconds: float) -> Breakdown:
+def break_down(program: Program, times: Sequence[CallTime], seconds: float, own: float) -> Breakdown:
     """Sorts the time of a run.
 
     Args:
         program: What ran.
         times: Of the run's engine calls.
         seconds: Wall time of the run, times the number of workers.
-        cpu_seconds: Processor time of the process during the run.
+        own: Processor time of the thread that ran it, since its own last call.
     """
-    head = {stage.engine for stage in program.head} - {
-        stage.engine for stage in program.body if not isinstance(stage, SequenceStage)
-    }
+    body = {stage.engine for stage in program.body if not isinstance(stage, SequenceStage)}
+    head = {stage.engine for stage in program.head} - body
     tokenwise = {engine.name for engine in program.engines if isinstance(engine, TokenwiseEngine)} - head
     inside = dict.fromkeys(("tokenwise", "attention", "head"), 0.0)
     for entry in times:
         kind = "head" if entry.engine in head else "tokenwise" if entry.engine in tokenwise else "attention"
         inside[kind] += entry.seconds
-    # A backend that computes elsewhere spends no processor time in its calls; the host's own is what calls did not use.
-    host = max(cpu_seconds - sum(entry.cpu_seconds for entry in times), 0.0)
+    host = own + sum(entry.host_seconds for entry in times)
     return Breakdown(**inside, host=host, idle=max(seconds - sum(inside.values()) - host, 0.0))

@@ -40,6 +40,8 @@ def command(
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Blocks in parallel; all cores if not given.")
     ] = None,
+    backend: options.BackendOption = options.Backend.ONNXRUNTIME,
+    precision: options.PrecisionOption = options.Precision.F32,
     as_json: options.Json = False,
 ) -> None:
     """Measure the time and the memory of runs, and how much of the machine's matrix-product peak they reach.
@@ -59,6 +61,8 @@ def command(
             output=output.value,
             repeats=repeats,
             threads=threads,
+            backend=backend.value,
+            precision=precision.value,
             progress=progress,
         )
     if as_json:

@@ -1,0 +1,1 @@
+"""Ours beside other runtimes, measured alternately in one run: ``python -m tools.bench``."""

@@ -1,0 +1,49 @@
+"""Reads the benchmark's figures: what is called how, and who is faster than whom."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["NAMES", "PARTS", "measured", "speed_up"]
+
+NAMES = {
+    "ours": "twoheads",
+    "ours-openvino": "twoheads on OpenVINO",
+    "ours-openvino-bf16": "twoheads on OpenVINO",
+    "ours-attention": "twoheads, tiles",
+    "torch": "PyTorch, fused attention",
+    "torch-attention": "PyTorch, `scaled_dot_product_attention`",
+    "onnxruntime": "ONNX Runtime, whole graph",
+    "onnxruntime-fixed": "ONNX Runtime, whole graph of fixed size",
+    "openvino-f32": "OpenVINO, float32",
+    "openvino-default": "OpenVINO, its default",
+    "llama.cpp": "llama.cpp",
+}
+
+PARTS = {
+    "tokenwise": "token-wise engines",
+    "attention": "attention engines, merging",
+    "head": "head",
+    "host": "scheduling, copies",
+    "idle": "idle",
+}
+
+
+def speed_up(case: Mapping[str, Any]) -> dict[str, dict[int, float]]:
+    """By other contender and length: its time over ours, where both have one."""
+    first, *others = case["contenders"]
+    ours = {row["length"]: row["seconds"] for row in measured(case, first)}
+    return {
+        other: {
+            row["length"]: row["seconds"] / ours[row["length"]]
+            for row in measured(case, other)
+            if row["length"] in ours
+        }
+        for other in others
+    }
+
+
+def measured(case: Mapping[str, Any], contender: str) -> list[dict[str, Any]]:
+    """The rows of a contender that have a time, by length."""
+    return [row for row in case["rows"] if row["contender"] == contender and "seconds" in row]
