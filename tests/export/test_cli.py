@@ -208,7 +208,8 @@ def test_bad_positions_are_refused(text):
 def test_numbers_in_units():
     assert [size_text(n) for n in (0, 999, 1000, 8_589_934_592)] == ["0 B", "999 B", "1 kB", "8.59 GB"]
     assert count_text(2_300_000_000_000) == "2.3 T"
-    assert [seconds_text(s) for s in (0.0312, 5.25, 125, 7290)] == ["31 ms", "5.2 s", "2 min 5 s", "2 h 1 min"]
+    assert [seconds_text(s) for s in (0.0312, 5.25, 125, 7250)] == ["31 ms", "5.2 s", "2 min 5 s", "2 h 1 min"]
+    assert [seconds_text(s) for s in (179.7, 7199)] == ["3 min 0 s", "2 h 0 min"]
 
 
 # --- on a tiny model -----------------------------------------------------------------------------------------------

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from twoheads.graphs.placement import Placement, StagePlacement, place
+from twoheads.graphs.placement import Placement, place
 from twoheads.graphs.predict import touch_seconds
 from twoheads.graphs.profile import DeviceProfile
-from twoheads.graphs.program import Stage, outputs_of
+from twoheads.graphs.program import Stage
 from twoheads.graphs.schedule import Schedule, needed_stages
 from twoheads.graphs.stage_times import StageTimes, WorkerSeconds
+from twoheads.graphs.worker_holdings import Holdings, worker_holdings
 
 __all__ = ["WorkersPlan", "plan_workers"]
 
@@ -34,9 +35,10 @@ class WorkersPlan:
         calls: Engine calls of the worker that makes most.
         read_bytes: Of the worker that reads most from others.
         sent_bytes: To others, of a worker on average; what all read is what all send.
+        copied_bytes: Of the worker that copies most, so that what another one computed survives its loss.
         memory_bytes: Peak memory of the worker that needs most.
         seconds: The critical path: of each stage its slowest worker, transfers included.
-        transfer_seconds: The part of it that is reading, and starting stages.
+        transfer_seconds: The part of it that is reading, copying and starting stages.
         work_seconds: What all workers compute together.
         cost: By the profile's price; ``None`` if it has none.
     """
@@ -46,6 +48,7 @@ class WorkersPlan:
     calls: int
     read_bytes: int
     sent_bytes: int
+    copied_bytes: int
     memory_bytes: int
     seconds: float
     transfer_seconds: float
@@ -77,23 +80,27 @@ class _Planning:
         self._schedule, self._profile, self._workers, self._threads = schedule, profile, workers, threads
         self._times = StageTimes(schedule, profile)
         body, head = needed_stages(schedule.program, schedule.output)
-        self._body, self._stages = body, (*body, *head)
+        self._stages = (*body, *head)
         self._placement: Placement = place(schedule, workers, self._call_seconds())
         self._placed = {stage.name: stage for stage in self._placement.stages}
         self._seconds: dict[Hashable, WorkerSeconds] = {}
 
     def plan(self) -> WorkersPlan:
         seconds = transfer = work = 0.0
+        holdings = worker_holdings(self._placement)
         for stage in self._stages:
             found = self._of_workers(stage)
-            reading = self._reading(self._placed[stage.name])
+            reading = self._reading(self._placed[stage.name].read_bytes)
             stage_seconds = float((found.until + reading).max())
+            if stage.name in holdings.copied:
+                stage_seconds += float(self._reading(holdings.copied[stage.name]).max())
             transfer += stage_seconds - float(found.until.max())
             seconds += stage_seconds + self._times.once(stage)
             work += float(found.work.sum())
         seconds += touch_seconds(self._schedule, self._profile, self._threads) / self._workers
         read = np.sum([stage.read_bytes for stage in self._placed.values()], axis=0)
         read = read if self._workers > 1 else np.zeros_like(read)
+        copied = np.sum([*holdings.copied.values(), np.zeros(self._workers, np.int64)], axis=0)
         price = self._profile.price_per_hour
         return WorkersPlan(
             workers=self._workers,
@@ -101,7 +108,8 @@ class _Planning:
             calls=int(np.sum([stage.calls for stage in self._placed.values()], axis=0).max()),
             read_bytes=int(read.max()),
             sent_bytes=int(read.sum()) // self._workers,
-            memory_bytes=self._memory(),
+            copied_bytes=int(copied.max()),
+            memory_bytes=self._memory(holdings),
             seconds=seconds,
             transfer_seconds=transfer,
             work_seconds=work,
@@ -126,32 +134,16 @@ class _Planning:
             self._seconds[key] = self._times.of_workers(stage, owner, self._workers, self._threads)
         return self._seconds[key]
 
-    def _reading(self, stage: StagePlacement) -> npt.NDArray[np.float64]:
-        """Seconds of every worker before it can begin."""
+    def _reading(self, size: Bytes) -> npt.NDArray[np.float64]:
+        """Seconds until every worker has ``size`` bytes of others."""
         if self._workers == 1:
             return np.zeros(1)
         network = self._profile.network
-        return network.round_seconds + stage.read_bytes / network.bytes_per_second
+        return network.round_seconds + size / network.bytes_per_second
 
-    def _memory(self) -> int:
-        """The most that one worker holds: its share of the values alive, and copies of what it reads in a stage."""
-        schedule = self._schedule
+    def _memory(self, holdings: Holdings) -> int:
+        """The most of one worker; on one that of a run without workers, where nothing is held twice."""
+        memory = self._schedule.memory
         if self._workers == 1:
-            return schedule.peak_bytes
-        alive, peak = np.zeros(self._workers, np.int64), np.zeros(self._workers, np.int64)
-        held: dict[str, Bytes] = {}
-        for stage in self._body:
-            placed = self._placed[stage.name]
-            for value in outputs_of(stage):
-                held[value.name] = self._share(stage, value.nbytes(schedule.program.block_size), placed)
-                alive += held[value.name]
-            peak = np.maximum(peak, alive + placed.read_bytes)
-            for name in schedule.release_after[stage.name]:
-                alive -= held.get(name, np.zeros_like(alive))
-        memory = schedule.memory
-        return int(peak.max()) + memory.weights + memory.workspace + memory.process
-
-    def _share(self, stage: Stage, block_bytes: int, placed: StagePlacement) -> Bytes:
-        """Bytes of one output of ``stage`` that every worker computes."""
-        total = sum(value.nbytes(self._schedule.program.block_size) for value in outputs_of(stage))
-        return placed.written_bytes * block_bytes // total
+            return memory.total
+        return int(holdings.peak.max()) + memory.weights + memory.workspace + memory.process

@@ -17,6 +17,7 @@ from tests.runtime.tiny_model import Tiny, random_tokens
 from twoheads.graphs.errors import InputError, TwoheadsError
 from twoheads.graphs.placement import place
 from twoheads.graphs.program import Pooling
+from twoheads.graphs.worker_holdings import worker_holdings
 from twoheads.runtime import LoadedBundle, load
 from twoheads.runtime.cluster.run import check_program, run_on_workers
 from twoheads.runtime.requests import read_inputs
@@ -120,9 +121,12 @@ def test_it_reads_what_the_placement_says(bundles, name):
     bundle, tokens = bundles[name], inputs_of(name, 83)
     for output in bundle.program.outputs:
         schedule, _, _, told = run(bundle, InProcess(bundle.path, 3), tokens, output, threads=1)
-        placed = place(schedule, 3).moved_bytes
+        placement = place(schedule, 3)
+        placed = placement.moved_bytes
         # What was copied for its safety may be read from the copy; only what moves rows leaves blocks at one worker.
         assert told.read_bytes == placed or (name == "pooled" and told.read_bytes < placed)
+        copied = sum(int(size.sum()) for size in worker_holdings(placement).copied.values())
+        assert told.copied_bytes == copied or (name == "pooled" and told.copied_bytes < copied)
 
 
 def test_values_are_let_go(bundles):

@@ -133,5 +133,7 @@ def seconds_text(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.1f} s"
     if seconds >= 5400:
-        return f"{int(seconds // 3600)} h {seconds % 3600 // 60:.0f} min"
-    return f"{int(seconds // 60)} min {seconds % 60:.0f} s"
+        hours, minutes = divmod(round(seconds / 60), 60)
+        return f"{hours} h {minutes} min"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s"

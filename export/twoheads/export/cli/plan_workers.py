@@ -119,7 +119,18 @@ def print_scalings(schedule: Schedule, profile: DeviceProfile, scalings: Sequenc
         )
     )
     priced = profile.price_per_hour is not None
-    columns = ("attention", ">workers", ">calls", ">read", ">sent", ">memory", ">time", ">speed-up", ">efficiency")
+    columns = (
+        "attention",
+        ">workers",
+        ">calls",
+        ">read",
+        ">sent",
+        ">copied",
+        ">memory",
+        ">time",
+        ">speed-up",
+        ">efficiency",
+    )
     print_table(
         "\nof the worker with most to do (sent: on average)",
         (*columns, *((">cost",) if priced else ())),
@@ -135,6 +146,7 @@ def _row(scaling: Scaling, plan: WorkersPlan) -> tuple[str, ...]:
         str(plan.calls),
         size_text(plan.read_bytes),
         size_text(plan.sent_bytes),
+        size_text(plan.copied_bytes),
         size_text(plan.memory_bytes),
         seconds_text(plan.seconds),
         f"{scaling.speed_up(plan):.3g}",
