@@ -9,10 +9,22 @@
     print(result.array.argmax(), result.report.engine_calls)
 """
 
+from twoheads.runtime.document_run import run_documents
 from twoheads.runtime.job import Job
 from twoheads.runtime.merge import attention, merge_state
 from twoheads.runtime.npz_writer import NpzWriter
 from twoheads.runtime.report import Report, Result, StageReport
 from twoheads.runtime.session import LoadedBundle, load
 
-__all__ = ["Job", "LoadedBundle", "NpzWriter", "Report", "Result", "StageReport", "attention", "load", "merge_state"]
+__all__ = [
+    "Job",
+    "LoadedBundle",
+    "NpzWriter",
+    "Report",
+    "Result",
+    "StageReport",
+    "attention",
+    "load",
+    "merge_state",
+    "run_documents",
+]

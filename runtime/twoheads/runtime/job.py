@@ -116,16 +116,16 @@ class Job:
         """Whether :meth:`finish` was called."""
         return bool((self.journal() or {}).get("finished"))
 
-    def identify(self, identity: Mapping[str, Any]) -> None:
+    def identify(self, identity: Mapping[str, Any], *, again: bool = False) -> None:
         """Says what the job computes; of a resumed one it must be what it was.
 
         Raises:
-            InputError: The job is of another bundle, input or output.
+            InputError: The job is of another bundle, input or output; or it is finished, and not to be looked at again.
         """
         if not self.resumed:
             self._write(JOB, {"identity": dict(identity), "request": self.request})
             return
-        if self.finished:
+        if self.finished and not again:
             raise InputError(
                 str(self.folder), "the job is finished, its result was written", "run it anew with --spill"
             )
@@ -152,18 +152,31 @@ class Job:
         """Makes ``content`` the last checkpoint; what it names must be on the disk already."""
         self._write(JOURNAL, {**content, "job": self._job_digest()})
 
-    def tell(self, done: int, total: int, *, began: int, seconds: float, now: bool = False) -> None:
-        """Writes progress down, now and then: calls done, ``began`` of them before this process, in its ``seconds``."""
+    def tell(
+        self,
+        done: int,
+        total: int,
+        *,
+        began: int,
+        seconds: float,
+        now: bool = False,
+        more: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Writes progress down, now and then: calls done, ``began`` of them before this process, in its ``seconds``.
+
+        A job that counts something else than calls does likewise; ``more`` is what else it tells.
+        """
         if not now and seconds - self._told < PROGRESS_SECONDS:
             return
         self._told = seconds
         told = {"calls": done, "total": total, "began": began, "seconds": seconds, "updated": time.time()}
+        told |= more or {}
         with contextlib.suppress(TwoheadsError):  # a full disk stops the run where it needs room, not here
             self._write(PROGRESS, told, durable=False)
 
-    def finish(self) -> None:
+    def finish(self, content: Mapping[str, Any] | None = None) -> None:
         """Marks the job as finished and removes its values: the result is in a safe place."""
-        self.write_journal({"finished": True})
+        self.write_journal({**(content or {}), "finished": True})
         shutil.rmtree(self.values, ignore_errors=True)
 
     def add_file(self, name: str, data: bytes) -> Path:

@@ -31,6 +31,21 @@ class Tokenizer:
         """
         return list(self._load().encode(text).ids)
 
+    def encode_batch(self, texts: Sequence[str], limit: int | None = None) -> list[list[int]]:
+        """The tokens of each text, on all processors, cut to ``limit`` if it is given; special tokens are kept.
+
+        Raises:
+            InputError: The package ``tokenizers`` is not installed.
+            BundleError: The file can't be read.
+        """
+        loaded = self._load()
+        if limit is not None:
+            loaded.enable_truncation(limit)
+        try:
+            return [list(found.ids) for found in loaded.encode_batch_fast(list(texts))]
+        finally:
+            loaded.no_truncation()
+
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of ``tokens``, without special tokens.
 

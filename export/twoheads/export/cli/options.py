@@ -16,6 +16,7 @@ __all__ = [
     "Bundle",
     "Dtype",
     "DtypeOption",
+    "Inputs",
     "Json",
     "KeyTile",
     "Lowering",
@@ -123,6 +124,14 @@ Arrays = Annotated[
         "--input",
         metavar="FILE.npz",
         help="Arrays by input name, each of one input or of a batch; beside them attention_mask or documents.",
+    ),
+]
+Inputs = Annotated[
+    Path | None,
+    typer.Option(
+        "--inputs",
+        metavar="FOLDER|FILE.jsonl",
+        help="Many documents: .txt and .md files of a folder, or JSON lines with text or input_ids, and id.",
     ),
 ]
 OutputOption = Annotated[

@@ -74,12 +74,15 @@ class PhaseProgress(_Bars):
 
 
 class CallProgress(_Bars):
-    """Shows the engine calls of a run with the time that remains; call it as ``progress(done, total)``."""
+    """Shows the engine calls of a run, or what else a title says, with the time that remains.
+
+    Call it as ``progress(done, total)``, with a new title as a third argument.
+    """
 
     def __init__(self, title: str) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         super().__init__(Progress(*columns, console=stderr_console(), disable=not sys.stderr.isatty()))
         self._task = self._progress.add_task(title, total=None)
 
-    def __call__(self, done: int, total: int) -> None:
-        self._progress.update(self._task, completed=done, total=total)
+    def __call__(self, done: int, total: int, title: str | None = None) -> None:
+        self._progress.update(self._task, completed=done, total=total, description=title)

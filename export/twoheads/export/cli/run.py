@@ -23,6 +23,7 @@ from twoheads.export.cli.console import (
 )
 from twoheads.export.cli.run_arrays import read_arrays, run_arrays
 from twoheads.export.cli.run_cluster import cluster_lines, open_cluster
+from twoheads.export.cli.run_documents import is_document_folder, resume_documents, run_documents
 from twoheads.export.cli.run_job import resume_job, start_job
 from twoheads.export.cli.run_lines import print_reports, read_lines, reports_to_json, run_lines
 from twoheads.export.cli.run_to_file import has_rows, run_to_file
@@ -58,10 +59,17 @@ class Pack(StrEnum):
 
 def command(
     bundle: options.OptionalBundle = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="OUT.npz", help="The file to write.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="OUT", help="The .npz file to write; with --inputs, the folder."),
+    ] = None,
     text: options.Text = None,
     tokens: options.Tokens = None,
     arrays: options.Arrays = None,
+    inputs: options.Inputs = None,
+    truncate: Annotated[
+        bool, typer.Option("--truncate", help="Cut documents of --inputs that the model is too short for.")
+    ] = False,
     output: options.OutputOption = None,
     positions: options.Positions = None,
     report: Annotated[
@@ -99,6 +107,10 @@ def command(
 
     With --lines the file has one row for each line of the text; lines share the blocks of common runs.
 
+    With --inputs thousands of documents run together, and OUT is a folder: parts of results, and index.jsonl with a
+    line for each document, in order, which says where its rows are or why it failed. The same command goes on where it
+    was stopped. Exit code 3: all is done, and some documents failed.
+
     With --memory-limit a run that does not fit is refused before it starts, with what it would need; with --spill its
     largest values go to files until it fits. Of a text or of tokens that folder also keeps checkpoints: after a kill or
     a full disk, `twoheads run --resume DIR` goes on, with the same result to the bit; `twoheads status DIR` looks.
@@ -110,20 +122,25 @@ def command(
     """
     limit = None if memory_limit is None else arguments.parse_size(memory_limit)
     if resume is not None:
-        given = (bundle, out, text, tokens, arrays, positions, output, spill, cluster)
-        if lines or any(option is not None for option in given):
+        given = (bundle, out, text, tokens, arrays, inputs, positions, output, spill, cluster)
+        if lines or truncate or any(option is not None for option in given):
             raise InputError("--resume", "knows its bundle, input and output", "give --resume DIR alone")
+        if is_document_folder(resume):
+            resume_documents(resume, threads=threads, check=check.value, as_json=as_json)
+            return
         done, written = resume_job(resume, threads=threads, check=check.value, memory_limit=limit)
         _tell(done, written, report, as_json=as_json)
         return
     if bundle is None or out is None:
-        missing = "a BUNDLE" if bundle is None else "--out OUT.npz"
+        missing = "a BUNDLE" if bundle is None else "--out OUT"
         raise InputError("twoheads run", f"{missing} is missing", "see `twoheads run --help`")
     read_bundle(bundle, check="size")  # a wrong path is told before anything else
-    arguments.check_output_path(out)
+    arguments.check_output_path(out, folder=inputs is not None)
     if report is not None:
         arguments.check_output_path(report)
-    _check_one_input(text, tokens, arrays)
+    _check_one_input(text, tokens, arrays, inputs)
+    single = (lines or None, positions, report, spill, cluster)
+    _check_documents(inputs, given=any(option is not None for option in single), truncate=truncate)
     if lines and (text is None or positions is not None or cluster is not None):
         raise InputError("--lines", "takes a --text, no --positions and no --cluster", "leave the other option out")
 
@@ -141,6 +158,9 @@ def command(
         spill=folder,
     )
     wanted = output.value if output else loaded.program.default_output
+    if inputs is not None:
+        run_documents(loaded, inputs, out, as_json=as_json, output=wanted, pack=pack.value, truncate=truncate)
+        return
     if lines and text is not None:
         reports = run_lines(loaded, read_lines(text, bundle, loaded), wanted, pack.value, out)
         _tell_lines(reports, out, report, as_json=as_json)
@@ -200,11 +220,21 @@ def _tell_lines(reports: "tuple[Report, ...]", out: Path, path: Path | None, *, 
         print_reports(reports, out)
 
 
-def _check_one_input(text: Path | None, tokens: Path | None, arrays: Path | None) -> None:
-    count = sum(path is not None for path in (text, tokens, arrays))
+def _check_one_input(*given: Path | None) -> None:
+    count = sum(path is not None for path in given)
     if count != 1:
         problem = "two inputs are given" if count else "no input is given"
-        raise InputError("twoheads run", problem, "give one of --text FILE, --tokens FILE.npy, --input FILE.npz")
+        fix = "give one of --text FILE, --tokens FILE.npy, --input FILE.npz, --inputs FOLDER"
+        raise InputError("twoheads run", problem, fix)
+
+
+def _check_documents(inputs: Path | None, *, given: bool, truncate: bool) -> None:
+    """``given`` says whether an option is given that is for other inputs than documents."""
+    if inputs is not None and given:
+        fix = "leave out --lines, --positions, --report, --spill and --cluster"
+        raise InputError("--inputs", "writes whole results of documents, and its own checkpoints", fix)
+    if inputs is None and truncate:
+        raise InputError("--truncate", "cuts the documents of --inputs", "leave it out")
 
 
 def _read_input(bundle: Path, loaded: "LoadedBundle", text: Path | None, tokens: Path | None) -> npt.NDArray[Any]:

@@ -1,4 +1,4 @@
-"""``twoheads status``: how far a run with ``--spill`` is, while it runs or after it was stopped."""
+"""``twoheads status``: how far a run with ``--spill`` or ``--inputs`` is, while it runs or after it was stopped."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,6 +7,7 @@ import typer
 
 from twoheads.export.cli import options
 from twoheads.export.cli.console import print_facts, print_json, seconds_text
+from twoheads.export.cli.run_documents import is_document_folder, job_folder
 
 __all__ = ["NAME", "command"]
 
@@ -14,16 +15,20 @@ NAME = "status"
 
 
 def command(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder that `run --spill` was given.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="The folder of `run --spill`, or that of the results of `run --inputs`."),
+    ],
     as_json: options.Json = False,
 ) -> None:
-    """Show the progress, the rate and the time left of a run with --spill.
+    """Show the progress, the rate and the time left of a run with --spill or --inputs.
 
     Example: twoheads status /scratch/book
     """
     from twoheads.runtime.job import read_progress
 
-    job, told, running, finished = read_progress(folder)
+    job, told, running, finished = read_progress(job_folder(folder))
+    unit = "documents" if is_document_folder(folder) else "calls"
     facts = _facts(told, running=running, finished=finished)
     if as_json:
         print_json({**facts, "identity": job["identity"], "request": job["request"]})
@@ -33,8 +38,12 @@ def command(
         (
             ("state", facts["state"]),
             ("written to", str(job["request"].get("out", "what the program that runs it decides"))),
-            ("engine calls", f"{facts['calls']} of {facts['total']}" if facts["total"] else "none yet"),
-            ("rate", "not known yet" if not rate else f"{rate:.3g} calls/s"),
+            (
+                "documents" if unit == "documents" else "engine calls",
+                f"{facts['calls']} of {facts['total']}" if facts["total"] else "none yet",
+            ),
+            *((("failed", str(told["failed"])),) if "failed" in told else ()),
+            ("rate", "not known yet" if not rate else f"{rate:.3g} {unit}/s"),
             ("time left", "not known yet" if left is None else seconds_text(left)),
         )
     )
