@@ -27,7 +27,7 @@ from twoheads.export.attention_variants import used_variants
 from twoheads.export.engine_files import assert_static, bind_weights
 from twoheads.export.staging import REPLACED
 from twoheads.export.weights_file import write_weights
-from twoheads.graphs.bundle_format import ALIGNMENT, MANIFEST, PARTIAL, WEIGHTS, Manifest, WeightEntry
+from twoheads.graphs.bundle_format import ALIGNMENT, FORMAT_VERSION, MANIFEST, PARTIAL, WEIGHTS, Manifest, WeightEntry
 from twoheads.graphs.errors import BundleError, InternalError
 from twoheads.graphs.json_codec import from_json
 from twoheads.graphs.masks import parse_mask
@@ -55,7 +55,7 @@ def test_the_manifest_lists_every_file_with_its_hash(tmp_path: Path) -> None:
     listed = {name: entry.sha256 for name, entry in manifest.files.items()}
     assert listed == {name: digest for name, digest in digest_of(bundle).items() if name != MANIFEST}
     assert all((bundle / name).stat().st_size == entry.size for name, entry in manifest.files.items())
-    assert manifest.format_version == 2
+    assert manifest.format_version == FORMAT_VERSION
     assert manifest.producer.startswith("twoheads ")
     assert {name for name in listed if name.startswith("engines/attend")} == {
         f"engines/attend.{variant}.onnx" for variant in AttentionEngine.ALL_VARIANTS if variant != "packed"

@@ -143,7 +143,7 @@ def test_links_that_leave_the_folder(bundle, tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"format_version": 2}', b"[" * 100_000, b'{"format_version": true}'],
+    [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"format_version": 3}', b"[" * 100_000, b'{"format_version": true}'],
 )
 def test_a_manifest_that_is_not_one(bundle, text):
     (bundle / "manifest.json").write_bytes(text)

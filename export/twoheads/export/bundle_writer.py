@@ -25,6 +25,7 @@ from twoheads.graphs.bundle_format import (
     FORMAT_VERSION,
     MANIFEST,
     PROGRAM,
+    TARGETS,
     TOKENIZER,
     WEIGHTS,
     FileEntry,
@@ -41,11 +42,11 @@ if TYPE_CHECKING:
     from twoheads.compiler.compiled_model import CompiledModel
     from twoheads.compiler.source_program import TokenwiseRegion
 
-__all__ = ["write_bundle"]
+__all__ = ["check_is_bundle", "file_entry", "write_bundle", "write_json"]
 
 _log = logging.getLogger(__name__)
 
-_TOP_LEVEL = {MANIFEST, PROGRAM, ENGINES, Path(TOKENIZER).parts[0], "targets"}
+_TOP_LEVEL = {MANIFEST, PROGRAM, ENGINES, Path(TOKENIZER).parts[0], TARGETS}
 
 
 def write_bundle(
@@ -66,7 +67,7 @@ def write_bundle(
         BundleError: The target exists or is not a bundle, or the disk refuses; the path and the cause are named.
     """
     report = progress or silent
-    with written_folder(Path(path), overwrite=overwrite, check_replaceable=_check_is_bundle) as folder:
+    with written_folder(Path(path), overwrite=overwrite, check_replaceable=check_is_bundle) as folder:
         _write_content(compiled, folder, Path(path), report)
         report("finish")
     _log.info("wrote %s", path)
@@ -84,7 +85,7 @@ def _write_content(compiled: CompiledModel, folder: Path, target: Path, progress
     )
     progress("write weights", total, total)
     _write_engines(compiled, folder, entries, progress)
-    _write_json(folder / PROGRAM, to_json(program))
+    write_json(folder / PROGRAM, to_json(program))
     if compiled.tokenizer_json is not None:
         (folder / TOKENIZER).parent.mkdir()
         (folder / TOKENIZER).write_bytes(compiled.tokenizer_json)
@@ -101,7 +102,7 @@ def _write_content(compiled: CompiledModel, folder: Path, target: Path, progress
         weights=entries,
         files=_files(folder, weights),
     )
-    _write_json(folder / MANIFEST, to_json(manifest))
+    write_json(folder / MANIFEST, to_json(manifest))
 
 
 def _stored_weights(compiled: CompiledModel) -> list[NamedWeight]:
@@ -185,7 +186,7 @@ def _check_space(folder: Path, target: Path, needed: int) -> None:
         )
 
 
-def _check_is_bundle(target: Path) -> None:
+def check_is_bundle(target: Path) -> None:
     """Raises unless ``target`` is a bundle or an empty folder, which alone may be replaced."""
     entries = {entry.name for entry in target.iterdir()} if target.is_dir() else None
     if entries == set():
@@ -205,8 +206,15 @@ def _is_manifest(path: Path) -> bool:
     return isinstance(data, dict) and "format_version" in data
 
 
-def _write_json(path: Path, data: Any) -> None:
+def write_json(path: Path, data: Any) -> None:
+    """Writes what :func:`to_json` gave, for people to read."""
     path.write_text(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def file_entry(path: Path) -> FileEntry:
+    """The size and hash of a file."""
+    with path.open("rb") as file:
+        return FileEntry(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def _files(folder: Path, weights: FileEntry) -> dict[str, FileEntry]:
@@ -219,6 +227,5 @@ def _files(folder: Path, weights: FileEntry) -> dict[str, FileEntry]:
             if relative == WEIGHTS:
                 files[relative] = weights
                 continue
-            content = path.read_bytes()
-            files[relative] = FileEntry(len(content), hashlib.sha256(content).hexdigest())
+            files[relative] = file_entry(path)
     return dict(sorted(files.items()))

@@ -9,13 +9,14 @@
         engines/<name>.<variant>.onnx   attention engines
         engines/weights.bin      every weight once, 64-byte aligned, little endian; memory-mapped by the runtime
         tokenizer/tokenizer.json optional, Hugging Face `tokenizers` format
+        targets/<name>/          optional, what a vendor's compiler made of the engines for an accelerator
 
 No pickle, no code; every path is relative, below the folder, with forward slashes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 __all__ = [
     "ALIGNMENT",
@@ -24,20 +25,24 @@ __all__ = [
     "MANIFEST",
     "PARTIAL",
     "PROGRAM",
+    "TARGETS",
     "TOKENIZER",
     "WEIGHTS",
+    "Artifact",
     "FileEntry",
     "Manifest",
     "SourceIdentity",
+    "TargetEntry",
     "WeightEntry",
 ]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 PROGRAM = "program.json"
 ENGINES = "engines"
 WEIGHTS = "engines/weights.bin"
 TOKENIZER = "tokenizer/tokenizer.json"
+TARGETS = "targets"
 PARTIAL = "partial"
 """Marks a folder that is being written, ``.NAME.partial-...``; what a killed writer leaves under it never loads."""
 ALIGNMENT = 64
@@ -75,6 +80,39 @@ class SourceIdentity:
 
 
 @dataclass(frozen=True, slots=True)
+class Artifact:
+    """What a compiler made of one engine with one set of weights.
+
+    Attributes:
+        key: Hex sha256 of everything that went in: the engine with its weights, compiler, version, precision. Equal
+            keys need no new build.
+        stages: The stages of the program that it serves; empty for attention, whose engines have no weights.
+        files: Its files below the target's folder.
+        seconds: How long the build took.
+        off: Nodes that the compiler left to the host's processor, as ``operator node``.
+        error: How far the compiler's emulator or runtime was from ONNX Runtime, as a share of the largest magnitude;
+            ``None`` where it was not measured.
+    """
+
+    key: str
+    stages: tuple[str, ...]
+    files: tuple[str, ...]
+    seconds: float
+    off: tuple[str, ...]
+    error: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TargetEntry:
+    """A target's compiler, its version and precision, and what it made, by artifact name."""
+
+    compiler: str
+    version: str
+    precision: str
+    artifacts: dict[str, Artifact]
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """The table of contents.
 
@@ -88,6 +126,7 @@ class Manifest:
         approximations: Names of the approximations the user asked for; empty for an exact bundle.
         weights: Every weight by name.
         files: Every file except the manifest, by relative path.
+        targets: What was built for accelerators, by the target's name.
     """
 
     format_version: int
@@ -100,3 +139,4 @@ class Manifest:
     approximations: tuple[str, ...]
     weights: dict[str, WeightEntry]
     files: dict[str, FileEntry]
+    targets: dict[str, TargetEntry] = field(default_factory=dict[str, TargetEntry])

@@ -20,6 +20,7 @@ from rich.logging import RichHandler
 from typer.core import TyperGroup
 
 from twoheads.export.cli import bench as bench_command
+from twoheads.export.cli import build as build_command
 from twoheads.export.cli import compile as compile_command
 from twoheads.export.cli import inspect as inspect_command
 from twoheads.export.cli import models as models_command
@@ -61,6 +62,7 @@ app = typer.Typer(
 )
 for _command in (
     compile_command,
+    build_command,
     plan_command,
     profile_command,
     inspect_command,

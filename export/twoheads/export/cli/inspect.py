@@ -8,7 +8,7 @@ import typer
 
 from twoheads.export.cli import options
 from twoheads.export.cli.console import print_facts, print_json, print_table, print_text, size_text
-from twoheads.graphs.bundle_format import ENGINES, TOKENIZER, WEIGHTS, Manifest
+from twoheads.graphs.bundle_format import ENGINES, TOKENIZER, WEIGHTS, Manifest, TargetEntry
 from twoheads.graphs.packing import longest_packable, packed_variant
 from twoheads.graphs.program import (
     AttentionEngine,
@@ -110,6 +110,10 @@ def _to_json(path: Path, manifest: Manifest, program: Program, *, program_text: 
         "trained_length": program.trained_length,
         "tokenizer": TOKENIZER in manifest.files,
         "packs_up_to": _packs_up_to(manifest, program),
+        "targets": {
+            name: {"compiler": entry.compiler, "version": entry.version, "precision": entry.precision}
+            for name, entry in manifest.targets.items()
+        },
         "masks": dict(_mask_counts(program)),
         "layers": [{"name": stage.name, "mask": str(stage.mask)} for stage in _attention_stages(program)],
         "weights": len(manifest.weights),
@@ -173,9 +177,15 @@ def _print_summary(path: Path, manifest: Manifest, program: Program) -> None:
             ("attention", "; ".join(f"{count} x {mask}" for mask, count in _mask_counts(program).items()) or "none"),
             ("stages", f"{len(program.body)} in the body{moving}, {len(program.head)} in the head"),
             ("engines", ", ".join(engine.name for engine in program.engines)),
+            ("targets", ", ".join(map(_target_text, manifest.targets.items())) or "none built"),
             ("size", f"{size_text(size)} in {len(manifest.files) + 1} files, {len(manifest.weights)} weights"),
         )
     )
+
+
+def _target_text(item: tuple[str, TargetEntry]) -> str:
+    name, entry = item
+    return f"{name} ({entry.compiler} {entry.version}, {entry.precision})"
 
 
 def _input_text(entry: Input) -> str:

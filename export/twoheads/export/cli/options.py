@@ -31,6 +31,7 @@ __all__ = [
     "Results",
     "Source",
     "Spill",
+    "Target",
     "Text",
     "Tokens",
 ]
@@ -158,6 +159,7 @@ ClusterAddress = Annotated[
         help="Run on a Ray cluster, with a worker on every node; local:2 starts one of two workers on this machine.",
     ),
 ]
+Target = Annotated[str, typer.Option("--target", metavar="NAME", help="The accelerator: qnn, rknn, tensorrt-rtx, ...")]
 Positions = Annotated[
     str | None,
     typer.Option(

@@ -1,0 +1,280 @@
+"""A bundle's engines through an accelerator's compiler, and what it made into the bundle."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime  # type: ignore[import-untyped]
+
+from twoheads.export.build.compiler_process import Compiler, find_compiler, run_compiler
+from twoheads.export.build.engine_jobs import EngineJob, engine_jobs, engine_model, random_inputs
+from twoheads.export.build.prepare_model import prepare_model
+from twoheads.export.build.target import Target, load_target
+from twoheads.export.bundle_writer import check_is_bundle, file_entry, write_json
+from twoheads.export.progress import Progress, silent
+from twoheads.export.staging import written_folder
+from twoheads.graphs.bundle_format import MANIFEST, TARGETS, Artifact, TargetEntry
+from twoheads.graphs.errors import CompileError, InputError
+from twoheads.graphs.json_codec import to_json
+from twoheads.runtime.bundle_reader import Bundle, read_bundle
+
+__all__ = ["Built", "build_engines", "build_target"]
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What a compiler made of a bundle's engines.
+
+    Attributes:
+        entry: What the manifest says of it: accepted engines only.
+        refused: The compiler's messages, by artifact name.
+        reused: How many artifacts of an earlier build were kept.
+        sizes: Bytes of every artifact.
+    """
+
+    entry: TargetEntry
+    refused: dict[str, str]
+    reused: int
+    sizes: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Build:
+    """What one build reads."""
+
+    bundle: Bundle
+    target: Target
+    compiler: Compiler
+    precision: str
+    check: bool
+
+
+def build_target(
+    path: str | Path,
+    name: str,
+    *,
+    precision: str | None = None,
+    python: Path | None = None,
+    check: bool = False,
+    strict: bool = False,
+    progress: Progress | None = None,
+) -> Built:
+    """Builds every engine of the bundle in folder ``path`` for the target ``name`` into the bundle.
+
+    The bundle is replaced by one that has ``targets/<name>/``, completely or not at all; other files are shared with
+    the old one. What an equal build made before is kept.
+
+    Args:
+        path: The bundle.
+        name: Of a target.
+        precision: One of the target's; its first if not given.
+        python: That of the environment with the compiler.
+        check: Also run what was built, where something can, and compare it with ONNX Runtime.
+        strict: Fail if anything is left to the host.
+        progress: Called as ``progress(phase, done, total)``.
+
+    Raises:
+        BundleError: The bundle is damaged, or the disk refuses.
+        CompileError: The compiler refuses an engine, or in a strict build leaves nodes to the host. Nothing is written.
+        InputError: There is no such target or precision, or its compiler is not installed.
+    """
+    bundle = read_bundle(path)
+    with tempfile.TemporaryDirectory(prefix="twoheads-") as scratch:
+        built = build_engines(
+            bundle, name, Path(scratch), precision=precision, python=python, check=check, progress=progress
+        )
+        _refuse(built, name, strict=strict)
+        _write(bundle, name, built.entry, Path(scratch))
+    return built
+
+
+def build_engines(
+    bundle: Bundle,
+    name: str,
+    scratch: Path,
+    *,
+    precision: str | None = None,
+    python: Path | None = None,
+    check: bool = False,
+    once: bool = False,
+    progress: Progress | None = None,
+) -> Built:
+    """Builds the engines of ``bundle`` into the folder ``scratch / name`` and leaves the bundle alone.
+
+    Args:
+        bundle: Whose engines.
+        name: Of a target.
+        scratch: An empty folder.
+        precision: As for :func:`build_target`.
+        python: As for :func:`build_target`.
+        check: As for :func:`build_target`.
+        once: Every engine with the weights of its first stage only.
+        progress: As for :func:`build_target`.
+
+    Raises:
+        InputError: There is no such target or precision, or its compiler is not installed.
+    """
+    report = progress or silent
+    target = load_target(name)
+    wanted = precision or target.precisions[0]
+    if wanted not in target.precisions:
+        problem = f"{name} has no {wanted} here"
+        raise InputError("--precision", problem, f"use one of: {', '.join(target.precisions)}")
+    report(f"find the compiler of {name}")
+    compiler = find_compiler(target, python)
+    build = _Build(bundle, target, compiler, wanted, check and target.emulator is not None)
+    (scratch / name).mkdir()
+    kept, requests, jobs = _plan(build, scratch, once=once)
+    report("compile", 0, len(requests))
+    outcomes = run_compiler(target, compiler, requests, scratch, lambda done: report("compile", done, len(requests)))
+    artifacts, refused = dict(kept), dict[str, str]()
+    for request in requests:
+        job, key, outcome = *jobs[request["name"]], outcomes[request["name"]]
+        made = sorted(path.name for path in (scratch / name).glob(f"{job.name}.*") if _stem(path) == job.name)
+        error = _error(request) if outcome.error is None and build.check else None
+        if outcome.error is not None:
+            refused[job.name] = outcome.error
+        elif error is not None and not math.isfinite(error):
+            refused[job.name] = "its emulator gives values that are not numbers"
+        else:
+            artifacts[job.name] = Artifact(key, job.stages, tuple(made), outcome.seconds, outcome.off, error)
+    sizes = {job: sum((scratch / name / file).stat().st_size for file in artifacts[job].files) for job in artifacts}
+    return Built(TargetEntry(compiler.name, compiler.version, wanted, artifacts), refused, len(kept), sizes)
+
+
+def _stem(path: Path) -> str:
+    return path.name.rpartition(".")[0]
+
+
+def _plan(
+    build: _Build, scratch: Path, *, once: bool
+) -> tuple[dict[str, Artifact], list[dict[str, Any]], dict[str, tuple[EngineJob, str]]]:
+    """What an earlier build made already, linked into place, and a request for everything else."""
+    name = build.target.name
+    earlier = build.bundle.manifest.targets.get(name)
+    (scratch / "engines").mkdir()
+    kept: dict[str, Artifact] = {}
+    requests: list[dict[str, Any]] = []
+    jobs: dict[str, tuple[EngineJob, str]] = {}
+    for job in engine_jobs(build.bundle, once=once):
+        model = prepare_model(engine_model(build.bundle, job), build.target.highest_opset)
+        content = model.SerializeToString(deterministic=True)
+        key = _key(build, content)
+        jobs[job.name] = job, key
+        former = None if earlier is None else earlier.artifacts.get(job.name)
+        if former is not None and former.key == key and (former.error is not None or not build.check):
+            for file in former.files:
+                _link(build.bundle.file(f"{TARGETS}/{name}/{file}"), scratch / name / file)
+            kept[job.name] = former
+            continue
+        requests.append(_request(build, job, content, scratch))
+    return kept, requests, jobs
+
+
+def _key(build: _Build, content: bytes) -> str:
+    """Names everything that an artifact depends on."""
+    compilers = files("twoheads.export.build") / "compilers"
+    program = (compilers / f"{build.target.module}.py").read_bytes()
+    facts = f"{build.target.name} {build.compiler.name} {build.compiler.version} {build.precision}".encode()
+    digest = hashlib.sha256()
+    for part in (content, program, facts):
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()
+
+
+def _request(build: _Build, job: EngineJob, content: bytes, scratch: Path) -> dict[str, Any]:
+    base = scratch / "engines" / job.name
+    inputs: dict[str, Any] = random_inputs(job)
+    np.savez(f"{base}.inputs.npz", **inputs)
+    Path(f"{base}.onnx").write_bytes(content)
+    if build.check:
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        expected = session.run([port.name for port in job.outputs], inputs)
+        named: dict[str, Any] = {port.name: value for port, value in zip(job.outputs, expected, strict=True)}
+        np.savez(f"{base}.expected.npz", **named)
+    return {
+        "name": job.name,
+        "onnx": f"{base}.onnx",
+        "folder": str(scratch / build.target.name),
+        "precision": build.precision,
+        "inputs": f"{base}.inputs.npz",
+        "outputs": f"{base}.outputs.npz" if build.check else None,
+        "log": f"{base}.log",
+    }
+
+
+def _error(request: Mapping[str, Any]) -> float:
+    """The largest distance from ONNX Runtime's results, as a share of the largest magnitude of that output.
+
+    Where those are no numbers themselves (a norm of zeros), there is nothing to compare.
+    """
+    worst = 0.0
+    with (
+        np.load(request["outputs"]) as found,
+        np.load(request["outputs"].replace(".outputs.npz", ".expected.npz")) as expected,
+    ):
+        for name in expected.files:
+            want = expected[name].astype(np.float64)
+            numbers = np.isfinite(want)
+            magnitude = np.abs(want[numbers]).max(initial=1e-30)
+            distance = np.abs(found[name].reshape(want.shape) - want)[numbers].max(initial=0) / magnitude
+            worst = max(worst, float(distance)) if math.isfinite(distance) else math.inf
+    return worst
+
+
+def _refuse(built: Built, name: str, *, strict: bool) -> None:
+    if built.refused:
+        first, message = next(iter(built.refused.items()))
+        others = f" ({len(built.refused)} engines are refused)" if len(built.refused) > 1 else ""
+        raise CompileError(
+            f"target {name}",
+            f"{built.entry.compiler} {built.entry.version} refuses {first}: {message}{others}",
+            f"see `twoheads lint BUNDLE --target {name}`, or build for another target",
+        )
+    off = {job: artifact.off for job, artifact in built.entry.artifacts.items() if artifact.off}
+    if strict and off:
+        first, nodes = next(iter(off.items()))
+        raise CompileError(
+            f"target {name}",
+            f"leaves nodes of {len(off)} engines to the host, of {first}: {', '.join(nodes)}",
+            f"leave --strict out; `twoheads lint BUNDLE --target {name}` names remedies",
+        )
+
+
+def _write(bundle: Bundle, name: str, entry: TargetEntry, scratch: Path) -> None:
+    """Replaces the bundle by one with the artifacts in ``scratch``."""
+    with written_folder(bundle.path, overwrite=True, check_replaceable=check_is_bundle) as folder:
+        ours = f"{TARGETS}/{name}/"
+        entries = {file: entry for file, entry in bundle.manifest.files.items() if not file.startswith(ours)}
+        for file in entries:
+            _link(bundle.file(file), folder / file)
+        for path in _artifact_files(scratch / name, entry.artifacts.values()):
+            _link(path, folder / ours / path.name)
+            entries[ours + path.name] = file_entry(path)
+        manifest = replace(
+            bundle.manifest, files=dict(sorted(entries.items())), targets={**bundle.manifest.targets, name: entry}
+        )
+        write_json(folder / MANIFEST, to_json(manifest))
+
+
+def _artifact_files(folder: Path, artifacts: Sequence[Artifact] | Any) -> list[Path]:
+    return [folder / file for artifact in artifacts for file in artifact.files]
+
+
+def _link(source: Path, target: Path) -> None:
+    """Gives a file a second name, or a copy where the disk can't."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

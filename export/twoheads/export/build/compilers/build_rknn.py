@@ -1,0 +1,61 @@
+"""Rockchip's toolkit: a model for the RK3588's NPU, the compiler's list of operators off it, and the simulator."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from rknn.api import RKNN
+
+PLATFORM = "rk3588"
+PORTS = ("InputOperator", "OutputOperator")
+TABLE = re.compile(r"ID +OpType +DataType +Target ")
+ROW = re.compile(r"RKNN: \[[^]]*\] *\d+ +(\w+) +\w+ +(CPU|NPU) +\S+ +\S+ +[\d/]+ +\d+ *(\S*)")
+
+
+def identify() -> dict[str, str]:
+    """The compiler's name and version."""
+    return {"name": "rknn-toolkit2", "version": importlib.metadata.version("rknn-toolkit2")}
+
+
+def build(request: dict[str, Any]) -> None:
+    """Builds in half precision and simulates if asked."""
+    compiler = RKNN(verbose=True)
+    try:
+        _checked("config", compiler.config(target_platform=PLATFORM, float_dtype="float16"))
+        _checked("load_onnx", compiler.load_onnx(model=request["onnx"]))
+        _checked("build", compiler.build(do_quantization=False))
+        _checked("export_rknn", compiler.export_rknn(str(Path(request["folder"]) / f"{request['name']}.rknn")))
+        if request["outputs"]:
+            _simulate(compiler, request)
+    finally:
+        compiler.release()
+
+
+def _checked(step: str, code: int) -> None:
+    if code != 0:
+        raise ValueError(f"{step} failed with {code}")
+
+
+def _simulate(compiler: Any, request: dict[str, Any]) -> None:
+    _checked("init_runtime", compiler.init_runtime())
+    graph = onnx.load(request["onnx"], load_external_data=False).graph
+    with np.load(request["inputs"]) as given:
+        inputs = [given[port.name] for port in graph.input]
+    values = compiler.inference(inputs=inputs, data_format=["nchw"] * len(inputs))
+    np.savez(request["outputs"], **{port.name: value for port, value in zip(graph.output, values, strict=True)})
+
+
+def off_accelerator(log: str) -> list[str]:
+    """The rows of the compiler's last table of operators whose target is the processor, but for copies of ports."""
+    off: list[str] = []
+    for line in log.splitlines():
+        if TABLE.search(line):
+            off = []
+        if (row := ROW.search(line)) and row[2] == "CPU" and row[1] not in PORTS:
+            off.append(f"{row[1]} {row[3].rpartition(':')[2]}".strip())
+    return off

@@ -1,0 +1,75 @@
+"""Runs one vendor's compiler in its own environment: ``PYTHON harness.py MODULE REQUESTS.json REPORTS.jsonl``.
+
+Nothing of twoheads is imported, for the environment need not have it. ``MODULE``, a file beside this one, has
+
+* ``identify()``: the compiler's name and version,
+* ``build(request)``: writes files into ``request["folder"]``, and, if there are ``request["outputs"]``, what its
+  emulator computes,
+* ``off_accelerator(log)``: the nodes that the compiler's log says are left to the host, as ``operator node``.
+
+Each report is a line that is written at once, so that a compiler which kills the process loses one engine. Without the
+last two arguments the compiler's name and version are printed as JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+
+def main(arguments: list[str]) -> int:
+    """Builds everything that is asked for; an engine that is refused is reported, and is no failure of this program."""
+    compiler = importlib.import_module(arguments[0])
+    if len(arguments) == 1:
+        sys.stdout.write("\n" + json.dumps(compiler.identify()) + "\n")
+        return 0
+    requests = json.loads(Path(arguments[1]).read_text(encoding="utf-8"))
+    with Path(arguments[2]).open("a", encoding="utf-8") as reports:
+        for request in requests:
+            reports.write(json.dumps({"name": request["name"], **_attempt(compiler, request)}) + "\n")
+            reports.flush()
+    return 0
+
+
+def _attempt(compiler: Any, request: dict[str, Any]) -> dict[str, Any]:
+    log = Path(request["log"])
+    error = None
+    began = time.perf_counter()
+    with _captured(log):
+        try:
+            compiler.build(request)
+        except BaseException as raised:  # noqa: BLE001 - whatever a compiler raises is its answer, SystemExit included
+            traceback.print_exc()
+            error = f"{type(raised).__name__}: {raised}"
+    seconds = time.perf_counter() - began
+    off = compiler.off_accelerator(log.read_text(encoding="utf-8", errors="replace"))
+    return {"error": error, "off": off, "seconds": seconds}
+
+
+@contextlib.contextmanager
+def _captured(log: Path) -> Generator[None]:
+    """Lets the file ``log`` take what is printed, by compiled code too."""
+    kept = [os.dup(stream) for stream in (1, 2)]
+    with log.open("wb") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for stream, former in zip((1, 2), kept, strict=True):
+                os.dup2(former, stream)
+                os.close(former)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

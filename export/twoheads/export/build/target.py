@@ -1,0 +1,55 @@
+"""What is known of each accelerator's compiler, from the data files in ``twoheads/export/targets``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+
+from twoheads.graphs.errors import InputError
+from twoheads.graphs.json_codec import from_json
+
+__all__ = ["Target", "load_target", "target_names"]
+
+FOLDER = "targets"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One accelerator and its compiler.
+
+    Attributes:
+        name: As on the command line.
+        title: For people.
+        module: The program in ``build/compilers`` that drives the compiler.
+        packages: What the compiler's environment needs, as pip takes it.
+        precisions: In what it computes; the first unless told otherwise.
+        emulator: What runs its artifacts on this machine; ``None`` if nothing does.
+        highest_opset: The newest ONNX operator set that it reads; ``None`` if it reads ours.
+    """
+
+    name: str
+    title: str
+    module: str
+    packages: tuple[str, ...]
+    precisions: tuple[str, ...]
+    emulator: str | None
+    highest_opset: int | None
+
+
+def target_names() -> tuple[str, ...]:
+    """Every target there is a data file for, in alphabetical order."""
+    folder = files("twoheads.export") / FOLDER
+    return tuple(sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json")))
+
+
+def load_target(name: str) -> Target:
+    """The target called ``name``.
+
+    Raises:
+        InputError: There is none.
+    """
+    if name not in target_names():
+        raise InputError("--target", f"{name!r} is unknown", f"use one of: {', '.join(target_names())}")
+    text = (files("twoheads.export") / FOLDER / f"{name}.json").read_text(encoding="utf-8")
+    return from_json(Target, json.loads(text), name)

@@ -1,0 +1,83 @@
+"""``twoheads build``: a bundle's engines through an accelerator's compiler."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from twoheads.export.build.target import load_target
+from twoheads.export.cli import options
+from twoheads.export.cli.console import print_facts, print_json, print_table, print_warning, seconds_text, size_text
+from twoheads.export.cli.progress import PhaseProgress
+from twoheads.graphs.json_codec import to_json
+from twoheads.runtime.bundle_reader import read_bundle
+
+if TYPE_CHECKING:
+    from twoheads.export.build.build_target import Built
+
+__all__ = ["NAME", "command"]
+
+NAME = "build"
+
+
+def command(
+    bundle: options.Bundle,
+    target: options.Target,
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="fp32, fp16, bf16 or int8; the target's first if not given.")
+    ] = None,
+    python: Annotated[
+        Path | None,
+        typer.Option("--python", metavar="PATH", help="The Python of the environment that has the compiler."),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Run what was built, in the compiler's emulator, against ONNX Runtime.")
+    ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail if any node is left to the host.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Build every engine for an accelerator, into the bundle's folder targets/NAME.
+
+    The compiler runs in an environment of its own and needs no accelerator. Engines that an equal build made before are
+    kept. If one is refused, nothing is written.
+
+    Example: twoheads build smollm2.bundle --target qnn --check
+    """
+    load_target(target)
+    read_bundle(bundle, check="size")
+
+    from twoheads.export.build.build_target import build_target
+
+    with PhaseProgress() as progress:
+        built = build_target(
+            bundle, target, precision=precision, python=python, check=check, strict=strict, progress=progress
+        )
+    if as_json:
+        print_json(to_json(built))
+    else:
+        _print(built, target)
+
+
+def _print(built: "Built", target: str) -> None:
+    entry = built.entry
+    rows = [
+        (
+            name,
+            size_text(built.sizes[name]),
+            seconds_text(artifact.seconds),
+            "-" if artifact.error is None else f"{artifact.error:.1e}",
+            ", ".join(artifact.off) or "none",
+        )
+        for name, artifact in entry.artifacts.items()
+    ]
+    print_table("", ("engine", ">size", ">time", ">error", "left to the host"), rows)
+    print_facts(
+        (
+            ("", ""),
+            ("target", f"{target} ({entry.compiler} {entry.version}, {entry.precision})"),
+            ("artifacts", f"{len(rows)}, of which {built.reused} were kept from before"),
+            ("size", size_text(sum(built.sizes.values()))),
+        )
+    )
+    if off := sum(bool(artifact.off) for artifact in entry.artifacts.values()):
+        print_warning(f"{off} engines leave nodes to the host")

@@ -1,0 +1,181 @@
+"""Bundles through vendors' compilers: three real ones, and a made-up one that does what real ones do when they fail."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from tests.runtime.tiny_bundle import write_tiny
+from tests.runtime.tiny_model import Tiny, random_tokens, reference
+from twoheads.export.build import build_target as module
+from twoheads.export.build.build_target import build_target
+from twoheads.export.build.target import Target, load_target, target_names
+from twoheads.export.cli import main
+from twoheads.graphs.errors import BundleError, CompileError, InputError
+from twoheads.runtime import load
+
+TINY = Tiny()
+
+FAKE = """
+import os
+from pathlib import Path
+
+def identify():
+    return {"name": "fake", "version": os.environ.get("FAKE_VERSION", "1.0")}
+
+def build(request):
+    behaviour = os.environ.get("FAKE", "")
+    if "mid" in request["name"] and behaviour == "kill":
+        os._exit(9)
+    if "mid" in request["name"] and behaviour == "refuse":
+        raise ValueError("no such operator\\nTanh is not supported")
+    if "mid" in request["name"]:
+        print("host: Tanh tanh_3")
+    Path(request["folder"], request["name"] + ".bin").write_bytes(request["precision"].encode())
+    if request["outputs"]:
+        import numpy
+        with numpy.load(request["outputs"].replace(".outputs.", ".expected.")) as expected:
+            wrong = {name: expected[name] * (float("nan") if behaviour == "nan" else 1.01) for name in expected.files}
+        numpy.savez(request["outputs"], **wrong)
+
+def off_accelerator(log):
+    return [line[6:] for line in log.splitlines() if line.startswith("host: ")]
+"""
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return write_tiny(tmp_path / "b", TINY)
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """A Python that has a compiler ``fake``, and the target of it."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "build_fake.py").write_text(FAKE)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{tmp_path}/site" exec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    target = Target("fake", "", "build_fake", ("fake<2",), ("fp32", "fp16"), "itself", None)
+    monkeypatch.setattr(module, "load_target", lambda name: target if name == "fake" else load_target(name))
+    monkeypatch.setattr(module, "_key", _keyed(module._key))
+    return python
+
+
+def _keyed(key):
+    """The key without the program of the fake, which lies elsewhere."""
+    real = load_target("qnn").module
+
+    def keyed(build, content):
+        return key(
+            type(build)(build.bundle, _as(build.target, real), build.compiler, build.precision, build.check), content
+        )
+
+    return keyed
+
+
+def _as(target, program):
+    return Target(target.name, target.title, program, target.packages, target.precisions, target.emulator, None)
+
+
+@pytest.mark.parametrize("name", ["openvino", "qnn", "tensorrt-rtx"])
+def test_a_real_compiler_takes_every_engine(bundle, name):
+    built = build_target(bundle, name, check=True)
+    assert not built.refused
+    assert not any(artifact.off for artifact in built.entry.artifacts.values())
+    limit = {"fp32": 1e-5, "fp16": 2e-2}[built.entry.precision]
+    for artifact in built.entry.artifacts.values():
+        assert (artifact.error is None) == (load_target(name).emulator is None)
+        assert artifact.error is None or artifact.error < limit
+    loaded = load(bundle)  # with the sha256 of every file
+    assert loaded.manifest.targets[name] == built.entry
+    assert all(
+        loaded.path.joinpath("targets", name, file).exists() for a in built.entry.artifacts.values() for file in a.files
+    )
+    tokens = random_tokens(TINY, 40, 0)
+    result = loaded.run(tokens, output="hidden").array
+    assert result is not None
+    np.testing.assert_allclose(result, reference(TINY, tokens)["hidden"], rtol=0, atol=5e-5)
+
+
+def test_every_set_of_weights_is_built_and_nothing_twice(bundle, fake, monkeypatch):
+    first = build_target(bundle, "fake", python=fake)
+    names = set(first.entry.artifacts)
+    assert {"first", "mid.0", "mid.1", "last", "attention.masked_merge"} <= names
+    assert first.entry.artifacts["mid.1"].stages == ("mid2",)
+    assert build_target(bundle, "fake", python=fake).reused == len(names)
+    # What was not checked is built again to be checked; another precision or version is another key.
+    assert build_target(bundle, "fake", python=fake, check=True).reused == 0
+    assert build_target(bundle, "fake", python=fake, check=True).reused == len(names)
+    assert build_target(bundle, "fake", python=fake, precision="fp16").reused == 0
+    assert (bundle / "targets/fake/first.bin").read_text() == "fp16"
+    monkeypatch.setenv("FAKE_VERSION", "1.1")
+    assert build_target(bundle, "fake", python=fake, precision="fp16").reused == 0
+    load(bundle)
+
+
+def test_targets_stand_beside_each_other_and_belong_to_the_bundle(bundle, fake):
+    build_target(bundle, "openvino")
+    build_target(bundle, "fake", python=fake)
+    assert set(load(bundle).manifest.targets) == {"fake", "openvino"}
+    (bundle / "targets/fake/first.bin").write_bytes(b"fp23")
+    with pytest.raises(BundleError, match="altered"):
+        load(bundle)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "said"), [("refuse", "Tanh is not supported"), ("kill", "ended with 9"), ("nan", "not numbers")]
+)
+def test_what_a_compiler_refuses_is_named_and_nothing_is_written(bundle, fake, monkeypatch, behaviour, said):
+    before = (bundle / "manifest.json").read_bytes()
+    monkeypatch.setenv("FAKE", behaviour)
+    with pytest.raises(CompileError, match=said) as error:
+        build_target(bundle, "fake", python=fake, check=True)
+    assert "fake 1.0 refuses" in str(error.value)
+    assert (bundle / "manifest.json").read_bytes() == before
+    assert not (bundle / "targets").exists()
+
+
+def test_a_fallback_is_told_and_fails_a_strict_build(bundle, fake):
+    built = build_target(bundle, "fake", python=fake)
+    assert built.entry.artifacts["mid.0"].off == ("Tanh tanh_3",)
+    assert built.entry.artifacts["first"].off == ()
+    with pytest.raises(CompileError, match=r"2 engines.*Tanh tanh_3"):
+        build_target(bundle, "fake", python=fake, strict=True)
+
+
+def test_the_error_is_the_largest_share_of_a_magnitude(bundle, fake):
+    built = build_target(bundle, "fake", python=fake, check=True)
+    assert built.entry.artifacts["last"].error == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_missing_compiler_is_one_line_that_says_what_to_install(bundle, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert main(["build", str(bundle), "--target", "rknn"]) == 1
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "rknn" in shown
+    assert "pip install 'setuptools<81' rknn-toolkit2" in shown
+    with pytest.raises(InputError, match="does not exist"):
+        build_target(bundle, "qnn", python=tmp_path / "nowhere")
+
+
+def test_unknown_names_are_refused(bundle):
+    with pytest.raises(InputError, match=r"use one of: .*qnn"):
+        build_target(bundle, "abacus")
+    with pytest.raises(InputError, match="use one of: fp16"):
+        build_target(bundle, "qnn", precision="int4")
+
+
+def test_every_data_file_reads(bundle):
+    assert len(target_names()) >= 6
+    assert all(load_target(name).name == name for name in target_names())
+
+
+def test_the_command_line_builds(bundle, capsys):
+    assert main(["build", str(bundle), "--target", "openvino", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["refused"] == {}
+    assert main(["inspect", str(bundle)]) == 0
+    assert "openvino" in capsys.readouterr().out
