@@ -20,7 +20,7 @@ from twoheads.runtime.cluster.worker import Worker
 
 @dataclass(eq=False)
 class Reference:
-    """A copy of an array, kept as long as somebody knows this object."""
+    """Copies of arrays, kept as long as somebody knows this object."""
 
     owner: int
     number: int
@@ -51,7 +51,7 @@ class InProcess:
         self.ended: list[tuple[int, str]] = []
         self._losses = dict(losses or {})
         self._random = random.Random(seed)
-        self._arrays: dict[int, np.ndarray] = {}
+        self._objects: dict[int, list[np.ndarray]] = {}
         self._numbers = count()
         identity = sha256((Path(path) / "manifest.json").read_bytes()).hexdigest()
         opening = Opening(str(path), "size", "onnxruntime", "f32", identity)
@@ -60,21 +60,22 @@ class InProcess:
     @property
     def arrays(self) -> list[np.ndarray]:
         """All that are kept."""
-        return list(self._arrays.values())
+        return [array for arrays in self._objects.values() for array in arrays]
 
-    def put(self, array: np.ndarray, owner: int = DRIVER) -> Reference:
+    def put(self, arrays: list[np.ndarray], owner: int = DRIVER) -> Reference:
         reference = Reference(owner, next(self._numbers))
-        self._arrays[reference.number] = copy = array.copy()
-        copy.flags.writeable = False
-        weakref.finalize(reference, self._arrays.pop, reference.number, None)
-        self.most_arrays = max(self.most_arrays, len(self._arrays))
+        self._objects[reference.number] = copies = [array.copy() for array in arrays]
+        for copy in copies:
+            copy.flags.writeable = False
+        weakref.finalize(reference, self._objects.pop, reference.number, None)
+        self.most_arrays = max(self.most_arrays, len(self.arrays))
         return reference
 
-    def get(self, references: Sequence[Reference]) -> list[np.ndarray]:
+    def get(self, references: Sequence[Reference]) -> list[list[np.ndarray]]:
         gone = [at for at, one in enumerate(references) if one.owner != DRIVER and one.owner not in self.alive]
         if gone:
             raise ValuesLostError(gone)
-        return [self._arrays[one.number] for one in references]
+        return [self._objects[one.number] for one in references]
 
     def submit(self, worker: int, method: str, *arguments: Any) -> _Call:
         assert not [one for one in _leaves(arguments) if isinstance(one, np.ndarray)], "an array goes with a call"
@@ -108,10 +109,10 @@ class _Objects:
         self._store = store
         self._worker = worker
 
-    def put(self, array: np.ndarray) -> Reference:
-        return self._store.put(array, self._worker)
+    def put(self, arrays: list[np.ndarray]) -> Reference:
+        return self._store.put(arrays, self._worker)
 
-    def get(self, references: Sequence[Reference]) -> list[np.ndarray]:
+    def get(self, references: Sequence[Reference]) -> list[list[np.ndarray]]:
         return self._store.get(references)
 
 

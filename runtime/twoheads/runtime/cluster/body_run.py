@@ -163,9 +163,9 @@ class BodyRun:
             sent, result = self._dispatch.collect(flying)
             if result is not None and sent.worker in self._dispatch.alive:
                 for name, blocks in result.blocks.items():
-                    for block, reference in blocks.items():
+                    for block, piece in blocks.items():
                         if copies or not ledger.holds(name, block):
-                            ledger.add(name, block, sent.worker, reference)
+                            ledger.add(name, block, sent.worker, piece)
 
     def _settle(self) -> None:
         """Gives every block that is still needed a second holder, then lets go of what is not."""

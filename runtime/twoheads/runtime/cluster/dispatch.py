@@ -14,7 +14,7 @@ from twoheads.graphs.errors import TwoheadsError
 from twoheads.graphs.placement import Placement, deal_rows
 from twoheads.graphs.program import Value
 from twoheads.runtime.cluster.ledger import Ledger
-from twoheads.runtime.cluster.transport import StageResult, ValuesLostError, WorkerLostError, Workers
+from twoheads.runtime.cluster.transport import Piece, StageResult, ValuesLostError, WorkerLostError, Workers
 
 __all__ = ["Dispatch", "Sent"]
 
@@ -70,15 +70,15 @@ class Dispatch:
         """The worker that computes block ``row`` of an axis, or (``None``) what is computed once."""
         return min(self.alive) if axis is None else int(self._owners[axis][row])
 
-    def put(self, array: npt.NDArray[Any]) -> Any:
-        """The reference of a copy of ``array`` that no worker's loss takes away."""
-        return self._workers.put(array)
+    def put(self, array: npt.NDArray[Any]) -> Piece:
+        """Where a copy of ``array`` lies that no worker's loss takes away."""
+        return Piece(self._workers.put([array]), 0)
 
     def references(
         self, worker: int, reads: Mapping[str, Iterable[int]]
-    ) -> tuple[dict[str, dict[int, Any]], dict[tuple[str, int], int]]:
-        """References of the blocks ``reads`` for ``worker``, its own copies where it has some, and whose they are."""
-        blocks: dict[str, dict[int, Any]] = {}
+    ) -> tuple[dict[str, dict[int, Piece]], dict[tuple[str, int], int]]:
+        """Where the blocks ``reads`` lie for ``worker``, in its own copies where it has some, and whose they are."""
+        blocks: dict[str, dict[int, Piece]] = {}
         holders: dict[tuple[str, int], int] = {}
         for name, numbers in reads.items():
             blocks[name] = {}

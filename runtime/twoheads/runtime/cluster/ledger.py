@@ -1,24 +1,24 @@
-"""Who holds which block of which value: references, never arrays."""
+"""Who holds which block of which value, and where it lies: never the block itself."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from twoheads.graphs.placement import DRIVER
+from twoheads.runtime.cluster.transport import Piece
 
 __all__ = ["Ledger"]
 
 
 class Ledger:
-    """The holders of every block that is alive, by worker, with the reference of each one's copy."""
+    """The holders of every block that is alive, by worker, and where each one's copy lies."""
 
     def __init__(self) -> None:
-        self._holders: dict[str, dict[int, dict[int, Any]]] = {}
+        self._holders: dict[str, dict[int, dict[int, Piece]]] = {}
 
-    def add(self, name: str, block: int, worker: int, reference: Any) -> None:
+    def add(self, name: str, block: int, worker: int, piece: Piece) -> None:
         """Notes that ``worker`` (or the driver) holds the block."""
-        self._holders.setdefault(name, {}).setdefault(block, {})[worker] = reference
+        self._holders.setdefault(name, {}).setdefault(block, {})[worker] = piece
 
     def holds(self, name: str, block: int) -> bool:
         """Whether anybody holds the block."""
@@ -28,8 +28,8 @@ class Ledger:
         """Those of ``blocks`` that nobody holds."""
         return [block for block in blocks if not self.holds(name, block)]
 
-    def nearest(self, name: str, block: int, worker: int) -> tuple[int, Any]:
-        """A holder of the block, ``worker`` itself if it can be, and the reference of its copy."""
+    def nearest(self, name: str, block: int, worker: int) -> tuple[int, Piece]:
+        """A holder of the block, ``worker`` itself if it can be, and where its copy lies."""
         holders = self._holders[name][block]
         holder = worker if worker in holders else next(iter(holders))
         return holder, holders[holder]

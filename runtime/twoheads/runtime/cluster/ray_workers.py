@@ -36,17 +36,17 @@ LOCAL = re.compile(r"local:([1-9][0-9]*)")
 class _RayObjects:
     """Ray's object store, seen from a worker. What a worker puts there is gone when the worker is."""
 
-    def put(self, array: npt.NDArray[Any]) -> Any:
+    def put(self, arrays: list[npt.NDArray[Any]]) -> Any:
         import ray
 
-        return ray.put(array)
+        return ray.put(arrays)
 
-    def get(self, references: Sequence[Any]) -> list[npt.NDArray[Any]]:
+    def get(self, references: Sequence[Any]) -> list[list[npt.NDArray[Any]]]:
         import ray
         from ray.exceptions import ObjectLostError
 
         try:
-            found: list[npt.NDArray[Any]] = ray.get(list(references))
+            found: list[list[npt.NDArray[Any]]] = ray.get(list(references))
         except ObjectLostError:
             raise ValuesLostError([at for at, one in enumerate(references) if _is_lost(one)]) from None
         return found
@@ -121,6 +121,8 @@ class RayWorkers:
         self.processes: dict[int, int] = {}
 
     def _start(self, processors: int) -> None:
+        # Ray makes workers yield to everything else on the machine; these are the run.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         # Sockets and logs go to a folder that is removed again; the path of a socket has to be short.
         self._folder = Path(tempfile.mkdtemp(prefix="twoheads-", dir="/tmp" if Path("/tmp").is_dir() else None))  # noqa: S108
         self._ray.init(
@@ -208,8 +210,8 @@ class RayWorkers:
         except (errors.RayActorError, errors.ObjectLostError, errors.OutOfMemoryError):
             raise WorkerLostError from None
 
-    def put(self, array: npt.NDArray[Any]) -> Any:
-        return self._ray.put(array)
+    def put(self, arrays: list[npt.NDArray[Any]]) -> Any:
+        return self._ray.put(arrays)
 
     def drop(self, worker: int) -> None:
         """Ends a worker that was lost, should it still be there; the next :meth:`load` starts another."""

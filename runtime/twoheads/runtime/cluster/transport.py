@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy.typing as npt
 
@@ -17,6 +17,7 @@ __all__ = [
     "Objects",
     "Opening",
     "PackTask",
+    "Piece",
     "RowsTask",
     "RunTask",
     "StageResult",
@@ -25,8 +26,16 @@ __all__ = [
     "Workers",
 ]
 
-Blocks: TypeAlias = Mapping[str, Mapping[int, Any]]
-"""References of blocks: by the value's name, then by the block's number; a row value is block 0."""
+
+class Piece(NamedTuple):
+    """Where a block lies: arrays that are made and read together share an object."""
+
+    reference: Any
+    place: int
+
+
+Blocks: TypeAlias = Mapping[str, Mapping[int, Piece]]
+"""Where blocks lie: by the value's name, then by the block's number; a row value is block 0."""
 
 
 class WorkerLostError(Exception):
@@ -48,12 +57,12 @@ class ValuesLostError(Exception):
 class Objects(Protocol):
     """A worker's access to the arrays of all workers."""
 
-    def put(self, array: npt.NDArray[Any]) -> Any:
-        """Keeps a copy of ``array`` as long as its reference is known anywhere and this worker lives."""
+    def put(self, arrays: list[npt.NDArray[Any]]) -> Any:
+        """Keeps copies of ``arrays`` in one object, as long as its reference is known and this worker lives."""
         ...
 
-    def get(self, references: Sequence[Any]) -> list[npt.NDArray[Any]]:
-        """The arrays, which are not to be written to.
+    def get(self, references: Sequence[Any]) -> list[list[npt.NDArray[Any]]]:
+        """The arrays of each of the objects, not to be written to.
 
         Raises:
             ValuesLostError: One of them is gone.
@@ -87,8 +96,8 @@ class Workers(Protocol):
         """
         ...
 
-    def put(self, array: npt.NDArray[Any]) -> Any:
-        """Keeps a copy of ``array``, which no loss of a worker takes away, as long as its reference is known."""
+    def put(self, arrays: list[npt.NDArray[Any]]) -> Any:
+        """Keeps copies of ``arrays``, which no loss of a worker takes away, as long as their reference is known."""
         ...
 
 
@@ -166,7 +175,7 @@ class StageResult:
 
     Attributes:
         calls: Engine calls, by stage.
-        blocks: The references of the blocks that it computed or copied.
+        blocks: Where the blocks lie that it computed or copied.
         array: Rows of the result, where those were asked for.
         peak_bytes: The memory high-water mark of the worker's process.
     """

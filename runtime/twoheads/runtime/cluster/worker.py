@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from functools import lru_cache
 from hashlib import sha256
 from typing import Any
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 from twoheads.graphs.bundle_format import MANIFEST
 from twoheads.graphs.errors import BundleError, InternalError
-from twoheads.graphs.program import Stage, outputs_of
+from twoheads.graphs.program import AttentionStage, Stage, outputs_of
 from twoheads.graphs.schedule import Schedule, make_schedule
 from twoheads.runtime.backend import open_backend
 from twoheads.runtime.bundle_reader import read_bundle
@@ -20,6 +21,7 @@ from twoheads.runtime.cluster.transport import (
     Objects,
     Opening,
     PackTask,
+    Piece,
     RowsTask,
     RunTask,
     StageResult,
@@ -60,6 +62,8 @@ class Worker:
         self._engines = EnginePool(bundle, weights, backend)
         self._threads = threads
         self._objects = objects
+        attentions = [stage for stage in self._program.body if isinstance(stage, AttentionStage)]
+        self._keys = {name for stage in attentions for name in (stage.key, stage.value)}
         self._stages: dict[str, Stage] = {stage.name: stage for stage in self._program.body}
         self._schedule = lru_cache(maxsize=2)(self._make_schedule)
 
@@ -76,22 +80,20 @@ class Worker:
             run = self._state(task.run, crew, task.rows)
             self._fill(run, task.reads)
             run_stage(run, stage)
-        put = self._objects.put
-        blocks: dict[str, dict[int, Any]] = {}
+        arrays: dict[tuple[str, int], npt.NDArray[Any]] = {}
         for value in outputs_of(stage):
             if value.name in task.outputs:
                 store = run.stores[value.name]
                 held = task.rows if value.axis is not None else (0,)
-                numbers = range(-(-store.length // store.block_size)) if held is None else held
-                blocks[value.name] = {number: put(np.ascontiguousarray(store.block(number))) for number in numbers}
+                for number in range(-(-store.length // store.block_size)) if held is None else held:
+                    arrays[value.name, number] = np.ascontiguousarray(store.block(number))
+        blocks = self._keep(arrays, whole=task.rows is not None)
         return StageResult({stage.name: run.calls}, blocks, peak_bytes=peak_memory())
 
     def copy(self, reads: Blocks) -> StageResult:
         """Keeps copies of blocks that another worker holds, for when it is lost."""
-        copies: dict[str, dict[int, Any]] = {}
-        for name, block, array in self._fetch(reads):
-            copies.setdefault(name, {})[block] = self._objects.put(array)
-        return StageResult({}, copies, peak_bytes=peak_memory())
+        arrays = {(name, block): array for name, block, array in self._fetch(reads)}
+        return StageResult({}, self._keep(arrays, whole=True), peak_bytes=peak_memory())
 
     def give(self, reads: Blocks) -> StageResult:
         """The array of one block, for the result."""
@@ -138,11 +140,37 @@ class Worker:
         for name in reads:
             run.stores[name].zero_padding()
 
+    def _keep(self, arrays: Mapping[tuple[str, int], npt.NDArray[Any]], *, whole: bool) -> Blocks:
+        """Puts blocks into as few objects as their readers allow.
+
+        Keys and values of a tile are read together, and by any worker; other values, if they are not read as a
+        ``whole`` by the worker that computes the same rows next, by whoever computes that row.
+        """
+        tile = self._program.key_tile // self._program.block_size
+        objects: dict[Hashable, list[tuple[str, int]]] = {}
+        for name, number in arrays:
+            together: Hashable = number // tile if name in self._keys else name if whole else (name, number)
+            objects.setdefault(together, []).append((name, number))
+        blocks: dict[str, dict[int, Piece]] = {}
+        for members in objects.values():
+            reference = self._objects.put([arrays[member] for member in members])
+            for index, (name, number) in enumerate(members):
+                blocks.setdefault(name, {})[number] = Piece(reference, index)
+        return blocks
+
     def _fetch(self, reads: Blocks) -> list[tuple[str, int, npt.NDArray[Any]]]:
         """The arrays of ``reads``, each with its value's name and its block's number."""
-        places = [(name, block) for name, blocks in reads.items() for block in blocks]
+        places: dict[Any, list[tuple[str, int, int]]] = {}
+        for name, blocks in reads.items():
+            for block, piece in blocks.items():
+                places.setdefault(piece.reference, []).append((name, block, piece.place))
         try:
-            arrays = self._objects.get([reads[name][block] for name, block in places])
+            objects = self._objects.get(list(places))
         except ValuesLostError as error:
-            raise ValuesLostError([places[index] for index in error.lost]) from None
-        return [(*place, array) for place, array in zip(places, arrays, strict=True)]
+            lost = [members for at, members in enumerate(places.values()) if at in error.lost]
+            raise ValuesLostError([(name, block) for members in lost for name, block, _ in members]) from None
+        return [
+            (name, block, arrays[index])
+            for arrays, members in zip(objects, places.values(), strict=True)
+            for name, block, index in members
+        ]
