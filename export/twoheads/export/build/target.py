@@ -9,9 +9,33 @@ from importlib.resources import files
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.json_codec import from_json
 
-__all__ = ["Target", "load_target", "target_names"]
+__all__ = ["Rule", "Target", "load_target", "target_names"]
 
 FOLDER = "targets"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Something that a compiler can't take, or not on the accelerator.
+
+    Attributes:
+        rule: ``operator``; ``dtype`` (of any port); or what may not be above ``limit``: ``rank``, ``axis``,
+            ``elements``, ``plane`` (the product of the last two axes) of any port, ``mask`` (elements of a mask input).
+        operators: The operators that it is about; none for all.
+        dtypes: For ``dtype``, which.
+        limit: The largest number that is fine.
+        effect: ``refused``, ``host`` or ``wrong``.
+        remedy: What to do about it.
+        source: How it is known: ``measured`` with this version, or ``reported`` by others.
+    """
+
+    rule: str
+    operators: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    limit: int | None
+    effect: str
+    remedy: str
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +50,8 @@ class Target:
         precisions: In what it computes; the first unless told otherwise.
         emulator: What runs its artifacts on this machine; ``None`` if nothing does.
         highest_opset: The newest ONNX operator set that it reads; ``None`` if it reads ours.
+        checked_with: The compiler's version with which the rules were measured.
+        rules: What it can't take.
     """
 
     name: str
@@ -35,6 +61,8 @@ class Target:
     precisions: tuple[str, ...]
     emulator: str | None
     highest_opset: int | None
+    checked_with: str
+    rules: tuple[Rule, ...]
 
 
 def target_names() -> tuple[str, ...]:

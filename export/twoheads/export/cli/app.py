@@ -23,6 +23,7 @@ from twoheads.export.cli import bench as bench_command
 from twoheads.export.cli import build as build_command
 from twoheads.export.cli import compile as compile_command
 from twoheads.export.cli import inspect as inspect_command
+from twoheads.export.cli import lint as lint_command
 from twoheads.export.cli import models as models_command
 from twoheads.export.cli import plan as plan_command
 from twoheads.export.cli import profile as profile_command
@@ -63,6 +64,7 @@ app = typer.Typer(
 for _command in (
     compile_command,
     build_command,
+    lint_command,
     plan_command,
     profile_command,
     inspect_command,

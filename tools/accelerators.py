@@ -1,0 +1,162 @@
+"""Builds real models' engines with every accelerator's compiler that is installed, and writes docs/accelerators.md.
+
+``python -m tools.accelerators`` compiles MiniLM and SmolLM2 at blocks of 128 and 256 and gives every engine, with the
+weights of its first stage, to each compiler. ``--environments DIR`` names a folder with an environment for each target,
+``DIR/rknn/bin/python``; without one a target's own environment or this one is used. What is not installed is said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools.fetch_models import model_path
+from twoheads.compiler import compile_model
+from twoheads.export import write_bundle
+from twoheads.export.build.build_target import Built, build_engines
+from twoheads.export.build.lint import lint_bundle
+from twoheads.export.build.target import Target, load_target, target_names
+from twoheads.graphs.errors import InputError
+from twoheads.runtime.bundle_reader import Bundle, read_bundle
+
+__all__ = ["Row", "main", "page"]
+
+logger = logging.getLogger(__name__)
+
+ROOT = Path(__file__).parent.parent
+MODELS = ("minilm", "smollm2")
+BLOCKS = (128, 256)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One bundle through one compiler; ``built`` is ``None`` where it is not installed."""
+
+    target: Target
+    model: str
+    block_size: int
+    built: Built | None
+    findings: int
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measures and writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--environments", type=Path, help="a folder of environments by target")
+    parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--blocks", nargs="+", type=int, default=BLOCKS)
+    parser.add_argument("--targets", nargs="+", default=target_names())
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "accelerators.md")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    rows: list[Row] = []
+    for model in options.models:
+        for block_size in options.blocks:
+            with tempfile.TemporaryDirectory() as scratch:
+                bundle = _bundle(model, block_size, Path(scratch))
+                rows += [_row(bundle, name, model, options.environments) for name in options.targets]
+    options.out.write_text(page(rows), encoding="utf-8")
+    return 0
+
+
+def _bundle(model: str, block_size: int, scratch: Path) -> Bundle:
+    source = model_path(model, ROOT / ".cache" / "models")
+    if source is None:
+        raise SystemExit(f"fetch the model first: python -m tools.fetch_models {model}")
+    path = write_bundle(compile_model(source, block_size=block_size), scratch / "bundle")
+    return read_bundle(path, check="size")
+
+
+def _row(bundle: Bundle, name: str, model: str, environments: Path | None) -> Row:
+    target = load_target(name)
+    python = None if environments is None else environments / name / "bin" / "python"
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            built = build_engines(
+                bundle,
+                name,
+                Path(scratch),
+                python=python if python is not None and python.exists() else None,
+                check=True,
+                once=True,
+            )
+        except InputError as error:
+            logger.info("%s", error)
+            built = None
+    findings = len(lint_bundle(bundle, target))
+    logger.info("%s %d %s: %s", model, bundle.program.block_size, name, _accepted(built))
+    return Row(target, model, bundle.program.block_size, built, findings)
+
+
+def _accepted(built: Built | None) -> str:
+    if built is None:
+        return "not installed"
+    return f"{len(built.entry.artifacts)} of {len(built.entry.artifacts) + len(built.refused)}"
+
+
+HEADER = """# Accelerators
+
+What vendors' compilers make of the engines of two real models, without the accelerator: every engine file of a bundle,
+with the weights of its first stage. Errors are those of the compiler's emulator, simulator or CPU runtime against ONNX
+Runtime in float32, on random values, as a share of the largest magnitude of an output; the worst of all engines. *Off
+the accelerator* is what the compiler's own report says. Written by `python -m tools.accelerators`; times are those of 2
+cores of an Intel Xeon with AVX-512, 24 GiB.
+
+| target | compiler | precision | model, block | accepted | nodes off it | size | build time | error |
+|---|---|---|---|---:|---:|---:|---:|---:|
+"""
+
+
+def page(rows: list[Row]) -> str:
+    """The page's text."""
+    parts = [HEADER, *map(_line, sorted(rows, key=lambda row: row.target.name)), "\n"]
+    parts += [_details(row) for row in rows if row.built is not None and _off(row.built)]
+    parts += [
+        f"- {row.target.name} refuses {name} of {row.model} at {row.block_size}: {message}\n"
+        for row in rows
+        if row.built is not None
+        for name, message in row.built.refused.items()
+    ]
+    return "".join(parts).rstrip() + "\n"
+
+
+def _line(row: Row) -> str:
+    place = f"{row.model}, {row.block_size}"
+    if row.built is None:
+        return f"| {row.target.title} | not installed | | {place} | | | | | |\n"
+    built, entry = row.built, row.built.entry
+    errors = [artifact.error for artifact in entry.artifacts.values() if artifact.error is not None]
+    cells = (
+        row.target.title,
+        f"{entry.compiler} {entry.version.partition('-')[0]}",
+        entry.precision,
+        place,
+        _accepted(built),
+        str(len(_off(built))) if _off(built) else "none",
+        f"{sum(built.sizes.values()) / 1e6:.1f} MB",
+        f"{sum(artifact.seconds for artifact in entry.artifacts.values()):.0f} s",
+        f"{max(errors):.1e}" if errors else "no emulator",
+    )
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _off(built: Built) -> list[str]:
+    return [f"{name}: {node}" for name, artifact in built.entry.artifacts.items() for node in artifact.off]
+
+
+def _details(row: Row) -> str:
+    """Which engines leave what, and how much of it was foretold."""
+    if row.built is None:
+        return ""
+    told = f"`twoheads lint` names {row.findings} nodes before the build"
+    lines = [
+        f"- {name}: {', '.join(artifact.off)}\n" for name, artifact in row.built.entry.artifacts.items() if artifact.off
+    ]
+    return f"\nOff the accelerator, {row.target.name}, {row.model} at {row.block_size} ({told}):\n\n{''.join(lines)}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
