@@ -361,7 +361,16 @@ def test_run_resumes_what_was_stopped_and_tells_its_status(cli, bundle, text, tm
     assert not out.exists()
     assert "unfinished job" in cli("run", bundle, "--text", text, "-o", out, "--spill", folder).err
     assert cli("status", folder, "--json").json["state"] == "stopped"
+    told = cli("status", folder)
+    for words in ("stopped, ", "2 stages: ", str(text), f"run --resume {folder}"):
+        assert words in told.out.replace("\n", ""), words
     assert "give --resume DIR alone" in cli("run", bundle, "--resume", folder).err
+    content = text.read_bytes()
+    text.write_bytes(content + b"!")
+    assert "is the input of this job, and has changed" in cli("run", "--resume", folder).err
+    text.unlink()
+    assert "is the input of this job, and can't be read: No such file" in cli("run", "--resume", folder).err
+    text.write_bytes(content)
     resumed = cli("run", "--resume", folder)
     assert resumed.code == 0, resumed.err
     for name in ("logits", "positions"):
@@ -369,7 +378,7 @@ def test_run_resumes_what_was_stopped_and_tells_its_status(cli, bundle, text, tm
     status = cli("status", folder, "--json").json
     assert status["state"] == "finished"
     assert status["calls"] == status["total"] > 0
-    assert "time left" in cli("status", folder).out
+    assert "last checkpoint" not in cli("status", folder).out
     assert "is finished" in cli("run", "--resume", folder).err
     assert "holds no job" in cli("status", tmp_path).err
     assert "a BUNDLE is missing" in cli("run", "--text", text, "-o", out).err

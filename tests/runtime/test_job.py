@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from tests.runtime.tiny_bundle import write_tiny
 from tests.runtime.tiny_model import Tiny, random_tokens
 from twoheads.graphs.errors import InputError, TwoheadsError
 from twoheads.runtime import Job, checkpoint, load
+from twoheads.runtime.job_status import read_status
 
 TINY = Tiny(key_tile=48, masks=("causal", "full"))
 TOKENS = random_tokens(TINY, 333)
@@ -215,18 +215,39 @@ def test_killed_at_random_moments(bundle, tmp_path):
     np.testing.assert_array_equal(np.load(out)["logits"], expected)
 
 
-def test_progress_is_told(bundle, tmp_path):
-    from twoheads.runtime.job import read_progress
-
+def test_status_of_a_job(bundle, tmp_path):
+    folder = tmp_path / "job"
     with pytest.raises(StoppedError):
-        run(bundle, tmp_path / "job", stop_after=3)
-    assert read_progress(tmp_path / "job")[2:] == (False, False)
-    done = run(bundle, tmp_path / "job", resume=True)
-    identity, told, running, finished = read_progress(tmp_path / "job")
+        run(bundle, folder, stop_after=3)
+    stopped = read_status(folder)
+    assert (stopped.state, stopped.stages, stopped.part) == ("stopped", ("first", "attention0", "mid1"), None)
+    assert stopped.identity["output"] == "hidden"
+    assert 0 < (stopped.calls or 0) <= stopped.progress["calls"]
+    with Job(folder, resume=True):
+        assert read_status(folder).state == "running"
+    (folder / "progress.json").write_bytes(b"{")
+    assert (read_status(folder).state, read_status(folder).progress) == ("stopped", {})
+    done = run(bundle, folder, resume=True)
+    told = read_status(folder).progress
     assert told["calls"] == told["total"] == done.report.engine_calls
     assert 0 < told["began"] < told["calls"]
-    assert not running
-    assert not finished
-    assert identity["identity"]["output"] == "hidden"
-    assert json.dumps(told)
-    assert os.listdir(tmp_path / "job" / "values")
+    with Job(folder, resume=True) as job:
+        job.finish()
+    assert read_status(folder).state == "finished"
+
+
+def test_status_of_a_damaged_job(bundle, tmp_path):
+    folder = tmp_path / "job"
+    with pytest.raises(StoppedError):
+        run(bundle, folder, stop_after=3)
+    for path in (next((folder / "values").iterdir()), folder / "journal.json", folder / "job.json"):
+        good = path.read_bytes()
+        if path.suffix == ".bin":
+            path.unlink()
+        else:
+            path.write_bytes(good[:-9])
+        damaged = read_status(folder)
+        assert damaged.state == "damaged"
+        assert re.search(rf"{path.name}.* is (missing|damaged)", str(damaged.problem))
+        path.write_bytes(good)
+    assert read_status(folder).state == "stopped"

@@ -21,7 +21,20 @@ from typing import Any, Self
 from twoheads.graphs.errors import InputError, InternalError, TwoheadsError
 from twoheads.runtime.disk_space import RESUME, disk_errors
 
-__all__ = ["FORMAT", "JOB", "RESULT", "VALUES", "Job", "read_progress"]
+__all__ = [
+    "FIX",
+    "FORMAT",
+    "JOB",
+    "LOCK",
+    "PROGRESS",
+    "RESULT",
+    "VALUES",
+    "Job",
+    "lock",
+    "read_checked",
+    "sync_folder",
+    "value_file",
+]
 
 FORMAT = 2
 """Of all files of a job; a job of another format is refused."""
@@ -78,7 +91,7 @@ class Job:
         return self
 
     def _take(self) -> None:
-        if self._lock is None or not _lock(self._lock):
+        if self._lock is None or not lock(self._lock):
             raise InputError(str(self.folder), "another process runs this job", "wait for it, or name another folder")
         held = self._read(JOB) if (self.folder / JOB).exists() else None
         if self.resumed and held is not None:
@@ -179,20 +192,11 @@ class Job:
         self.write_journal({**(content or {}), "finished": True})
         shutil.rmtree(self.values, ignore_errors=True)
 
-    def add_file(self, name: str, data: bytes) -> Path:
-        """Puts a file beside the job's own, such as its input; before :meth:`identify`."""
-        path = self.folder / name
-        with disk_errors(path, UNWRITTEN, RESUME), path.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        return path
-
     def _job_digest(self) -> str:
         return hashlib.sha256((self.folder / JOB).read_bytes()).hexdigest()
 
     def _read(self, name: str) -> dict[str, Any]:
-        return _read_checked(self.folder / name)
+        return read_checked(self.folder / name)
 
     def _write(self, name: str, content: Mapping[str, Any], *, durable: bool = True) -> None:
         if self._lock is None:
@@ -217,21 +221,9 @@ class Job:
                 sync_folder(self.folder)
 
 
-def read_progress(folder: Path) -> tuple[dict[str, Any], dict[str, Any], bool, bool]:
-    """What a job computes, how far it is, whether a process runs it now, and whether it is finished.
-
-    Raises:
-        InputError: There is no job.
-        TwoheadsError: Its files are damaged.
-    """
-    job = Job(folder, resume=True)
-    told = _read_checked(folder / PROGRESS) if (folder / PROGRESS).exists() else {}
-    descriptor = os.open(folder / LOCK, os.O_RDONLY)
-    try:
-        running = not _lock(descriptor)
-    finally:
-        os.close(descriptor)
-    return _read_checked(folder / JOB), told, running, job.finished
+def value_file(name: str) -> str:
+    """The name of the file that holds the value ``name``, which may be no name for a file itself."""
+    return f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.bin"
 
 
 def sync_folder(folder: Path) -> None:
@@ -243,7 +235,12 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _read_checked(path: Path) -> dict[str, Any]:
+def read_checked(path: Path) -> dict[str, Any]:
+    """The content of one of a job's own files.
+
+    Raises:
+        TwoheadsError: It is damaged, missing or of another format.
+    """
     try:
         outer = json.loads(path.read_bytes())
         version, text, digest = outer["format"], outer["content"], outer["sha256"]
@@ -260,7 +257,7 @@ def _read_checked(path: Path) -> dict[str, Any]:
     return content
 
 
-def _lock(descriptor: int) -> bool:
+def lock(descriptor: int) -> bool:
     """Takes the file's lock, which the system gives back however the process ends; whether it was free."""
     try:
         import fcntl

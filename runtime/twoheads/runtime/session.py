@@ -372,19 +372,25 @@ class LoadedBundle:
         total = schedule.engine_calls
         began = time.perf_counter()
 
-        def tick(*, last: bool = False) -> None:
+        def tell(*, now: bool) -> None:
+            if job is not None:
+                job.tell(run.calls, total, began=run.restored_calls, seconds=time.perf_counter() - began, now=now)
+
+        def tick() -> None:
             if progress is not None:
                 progress(run.calls, total)
-            if job is not None:
-                job.tell(run.calls, total, began=run.restored_calls, seconds=time.perf_counter() - began, now=last)
+            tell(now=False)
 
         with Crew(self.threads, None if progress is None and job is None else tick) as crew:
             run = RunState(self.program, schedule, self._engines, crew, spilled=spilled, folder=self.spill, job=job)
             prepared = prepare(run)
             began = time.perf_counter()
-            array = compute(run, request.arrays, rows, sink)
+            try:
+                array = compute(run, request.arrays, rows, sink)
+            finally:
+                tell(now=True)
             seconds = time.perf_counter() - began
-            tick(last=True)
+            tick()
         return Result(array, output, self._report(run, seconds, prepared, notes))
 
     def _warn(self, length: int, depth: int = 4) -> tuple[str, ...]:

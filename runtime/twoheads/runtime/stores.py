@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from hashlib import sha256
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.program import Value
+from twoheads.runtime.job import value_file
 from twoheads.runtime.spill_file import MappedFile
 
 __all__ = ["Stores", "ValueStore"]
@@ -287,8 +287,7 @@ class Stores:
         spilled = value.name in self._spilled
         if self._folder is None or not (spilled or self._keep):
             return None
-        # A value's name may be none for a file.
-        name = f"{sha256(value.name.encode()).hexdigest()[:24]}.bin" if self._keep else f".twoheads-{uuid4().hex}.spill"
+        name = value_file(value.name) if self._keep else f".twoheads-{uuid4().hex}.spill"
         return partial(MappedFile, self._folder / name, window=spilled, keep=self._keep, reopen=reopen)
 
     def account(self, nbytes: int) -> None:

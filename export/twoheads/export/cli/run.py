@@ -27,6 +27,7 @@ from twoheads.export.cli.run_documents import is_document_folder, resume_documen
 from twoheads.export.cli.run_job import resume_job, start_job
 from twoheads.export.cli.run_lines import print_reports, read_lines, reports_to_json, run_lines
 from twoheads.export.cli.run_to_file import has_rows, run_to_file
+from twoheads.export.cli.sequence_file import SequenceFile
 from twoheads.export.cli.spill_line import spill_line
 from twoheads.graphs.errors import InputError, InternalError
 from twoheads.graphs.json_codec import to_json
@@ -172,14 +173,14 @@ def command(
         if arrays is not None:
             done = run_arrays(loaded, read_arrays(arrays), wanted, pack.value, out, workers)
         else:
-            sequence = _read_input(bundle, loaded, text, tokens)
-            done = _run_sequence(loaded, sequence, wanted, positions, spill, out, workers)
+            source = _sequence_file(text, tokens)
+            done = _run_sequence(loaded, source, wanted, positions, spill, out, workers)
     _tell(done, out, report, as_json=as_json)
 
 
 def _run_sequence(
     loaded: "LoadedBundle",
-    sequence: npt.NDArray[Any],
+    source: SequenceFile,
     wanted: str,
     positions: str | None,
     spill: Path | None,
@@ -187,12 +188,13 @@ def _run_sequence(
     cluster: "Cluster | None",
 ) -> "Report":
     """Runs one text or token sequence into ``out``, with checkpoints where there is a folder for them."""
+    sequence = source.read(loaded)
     lengths = resolve_lengths(loaded.program, int(sequence.size))
     count = value_rows(loaded.program.value(loaded.program.hidden), lengths)
     rows = None if positions is None else _parse_rows(positions, loaded.program, wanted, count)
     schedule = loaded.schedule(lengths, wanted, None if rows is None else int(rows.size))
     if spill is not None:
-        return start_job(spill, loaded, schedule, sequence, rows, out)
+        return start_job(spill, loaded, schedule, sequence, rows, out, source=source)
     if loaded.memory_limit is not None:
         print_note(spill_line(loaded.spill_plan(schedule)))
     return run_to_file(loaded, sequence, wanted, count, rows, out, cluster=cluster)
@@ -237,13 +239,11 @@ def _check_documents(inputs: Path | None, *, given: bool, truncate: bool) -> Non
         raise InputError("--truncate", "cuts the documents of --inputs", "leave it out")
 
 
-def _read_input(bundle: Path, loaded: "LoadedBundle", text: Path | None, tokens: Path | None) -> npt.NDArray[Any]:
-    if tokens is not None:
-        return arguments.read_tokens(tokens)
-    if text is None:
+def _sequence_file(text: Path | None, tokens: Path | None) -> SequenceFile:
+    path = text or tokens
+    if path is None:
         raise InternalError("neither --text nor --tokens")
-    content = arguments.read_text(text)
-    return arguments.encode_text(content, loaded.tokenizer, source=text, bundle=bundle)
+    return SequenceFile(path, is_text=text is not None)
 
 
 def _parse_rows(positions: str, program: Program, output: str, length: int) -> npt.NDArray[np.int64]:

@@ -46,11 +46,13 @@ def resume_documents(folder: Path, *, threads: int | None, check: str, as_json: 
         TwoheadsError: It is damaged.
     """
     from twoheads.runtime import load
-    from twoheads.runtime.job import read_progress
+    from twoheads.runtime.job_status import read_status
 
-    job, *_ = read_progress(job_folder(folder))
+    status = read_status(job_folder(folder))
+    if status.problem is not None:
+        raise status.problem
+    identity, request = status.identity, status.request
     try:
-        identity, request = job["identity"], job["request"]
         backend, precision = identity["backend"].split()
         limit, options = identity["memory limit"], {name: identity[name] for name in ("output", "pack", "truncate")}
         bundle, source = request["folder"], Path(request["source"])

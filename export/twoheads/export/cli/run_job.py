@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ import numpy.typing as npt
 from twoheads.export.cli import arguments
 from twoheads.export.cli.console import print_note, size_text
 from twoheads.export.cli.run_to_file import run_to_file
+from twoheads.export.cli.sequence_file import SequenceFile
 from twoheads.export.cli.spill_line import spill_line
 from twoheads.graphs.errors import TwoheadsError
 from twoheads.graphs.program_lengths import resolve_lengths, value_rows
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["resume_job", "start_job"]
 
-INPUT = "input.npz"
-
 
 def start_job(
     folder: Path,
@@ -34,19 +32,17 @@ def start_job(
     tokens: npt.NDArray[Any],
     positions: npt.NDArray[np.int64] | None,
     out: Path,
+    *,
+    source: SequenceFile,
 ) -> Report:
-    """Runs with checkpoints in ``folder``, which also keeps the input and all that a later ``--resume`` needs."""
+    """Runs with checkpoints in ``folder``, which remembers where input and output are and what is wanted."""
     from twoheads.runtime import Job
 
     with Job(folder) as job:
-        data = io.BytesIO()
-        if positions is None:
-            np.savez(data, tokens=tokens)
-        else:
-            np.savez(data, tokens=tokens, positions=positions)
-        job.add_file(INPUT, data.getvalue())
         job.request = {
             "bundle": os.path.abspath(loaded.path),
+            "input": source.to_request(),
+            "positions": None if positions is None else positions.tolist(),
             "out": os.path.abspath(out),
             "partial": f".{out.name}.{uuid4().hex[:12]}.partial",
             "output": schedule.output,
@@ -61,7 +57,7 @@ def resume_job(folder: Path, *, threads: int | None, check: str, memory_limit: i
     """Goes on with the job in ``folder``; returns its report and the file it wrote.
 
     Raises:
-        InputError: There is no job, it is finished, or another process runs it.
+        InputError: There is no job, it is finished, or another process runs it; or its input has changed.
         TwoheadsError: It is damaged.
     """
     from twoheads.runtime import Job, load
@@ -71,12 +67,13 @@ def resume_job(folder: Path, *, threads: int | None, check: str, memory_limit: i
             bundle, out, output = (job.request[name] for name in ("bundle", "out", "output"))
             backend, precision = job.request["backend"], job.request["precision"]
             limit = memory_limit or job.request["memory_limit"]
-            with np.load(folder / INPUT, allow_pickle=False) as saved:
-                tokens, positions = saved["tokens"], saved.get("positions")
-        except (OSError, ValueError, KeyError) as error:
-            fix = "run it again, or go on with it by `run_job` in Python if it was started so"
-            raise TwoheadsError(str(folder), f"does not hold the input of a run: {error}", fix) from None
+            given, rows = job.request["input"], job.request["positions"]
+        except KeyError:
+            fix = "go on with it there, by `run_job`"
+            raise TwoheadsError(str(folder), "is a job that a program started, not `twoheads run`", fix) from None
+        source = SequenceFile.of_request(given)
         loaded = load(bundle, backend=backend, precision=precision, threads=threads, check=check, memory_limit=limit)
+        tokens, positions = source.read(loaded), None if rows is None else np.array(rows, np.int64)
         lengths = resolve_lengths(loaded.program, int(tokens.size))
         schedule = loaded.schedule(lengths, output, None if positions is None else int(positions.size))
         return _run(job, loaded, schedule, tokens, positions, Path(out)), Path(out)
