@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format typecheck pytest wheel models evaluate theorems quality zoo bench clean distclean
+.PHONY: help demo test lint format typecheck pytest wheel models evaluate documents theorems quality zoo bench clean distclean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ models: $(MODELS)/smollm2/.complete $(MODELS)/minilm/.complete ## Fetch the real
 
 evaluate: $(VENV)/.installed $(MODELS)/smollm2/.complete $(MODELS)/minilm/.complete $(MODELS)/gemma3/.complete ## Measure real models over many lengths (an hour or more); writes docs/evaluation.md
 	$(BIN)/python -m tools.evaluate
+
+documents: $(VENV)/.installed $(MODELS)/minilm/.complete ## Put 1,000 documents through MiniLM, beside sentence-transformers where that is installed (minutes); writes docs/documents.md
+	$(BIN)/python -m tools.documents
 
 theorems: $(VENV)/.installed $(MODELS)/minilm/.complete ## Count the calls of every theorem on small models (minutes); writes docs/theorems.md
 	$(BIN)/python -m tools.theorems
