@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format typecheck pytest wheel models evaluate documents theorems quality zoo bench clean distclean
+.PHONY: help demo test lint format typecheck pytest wheel models evaluate documents theorems planning quality zoo bench clean distclean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ documents: $(VENV)/.installed $(MODELS)/minilm/.complete ## Put 1,000 documents 
 
 theorems: $(VENV)/.installed $(MODELS)/minilm/.complete ## Count the calls of every theorem on small models (minutes); writes docs/theorems.md
 	$(BIN)/python -m tools.theorems
+
+planning: $(VENV)/.installed $(MODELS)/smollm2/.complete $(MODELS)/gemma3/.complete ## Compare predicted with measured times and memory (half an hour, idle machine); writes docs/planning.md
+	$(BIN)/python -m tools.planning
 
 quality: $(VENV)/.installed $(MODELS)/smollm2/.complete ## Measure what the approximations cost on SmolLM2-135M (half an hour); writes docs/approximations.md
 	$(BIN)/python -m tools.quality

@@ -31,6 +31,7 @@ def profile_of(
         version=PROFILE_VERSION,
         machine="a machine of round numbers",
         backend="none",
+        precision="f32",
         model=program.name,
         block_size=program.block_size,
         key_tile=program.key_tile,

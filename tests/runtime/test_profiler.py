@@ -46,6 +46,12 @@ def test_every_engine_file_is_measured(tmp_path: Path) -> None:
     assert predict_run(bundle.schedule(100), profile, 2).seconds > 0
 
 
+def test_backends_are_refused_as_in_a_run(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "b", Tiny(layers=1))
+    with pytest.raises(InputError, match="precision: is bf16"):
+        profile_bundle(path, precision="bf16")
+
+
 def test_one_thread_is_measured_once(tmp_path: Path) -> None:
     profile = profile_bundle(write_tiny(tmp_path / "b", Tiny(layers=1)), threads=1)
     assert profile.threads == (1,)

@@ -87,6 +87,7 @@ class DeviceProfile:
         version: Of the format, :data:`PROFILE_VERSION`.
         machine: Processor, cores and memory in words.
         backend: What ran the engines.
+        precision: In what it multiplied.
         model: The program's name.
         block_size, key_tile: Of the program.
         engines_digest: Of the program's engines, see :func:`engines_digest`.
@@ -104,6 +105,7 @@ class DeviceProfile:
     version: int
     machine: str
     backend: str
+    precision: str
     model: str
     block_size: int
     key_tile: int

@@ -56,6 +56,7 @@ def profile_bundle(
     path: str | os.PathLike[str],
     *,
     backend: str = "onnxruntime",
+    precision: str = "f32",
     threads: int | None = None,
     network: Network = DEFAULT_NETWORK,
     price_per_hour: float | None = None,
@@ -68,6 +69,7 @@ def profile_bundle(
     Args:
         path: The bundle.
         backend: What runs the engines.
+        precision: In what it multiplies.
         threads: The most threads that a run may have; ``None`` for every processor that the process may use.
         network: Between workers, which can't be measured here.
         price_per_hour: Of a machine like this one.
@@ -81,7 +83,9 @@ def profile_bundle(
     _check_lowering(bundle.program)
     most = threads or available_threads()
     callers = tuple(sorted({1, most}))
-    measuring = _Measuring(bundle, open_backend(backend, threads=most), callers, progress or (lambda _name: None))
+    measuring = _Measuring(
+        bundle, open_backend(backend, precision=precision, threads=most), callers, progress or (lambda _name: None)
+    )
     engines = tuple(measuring.engines())
     stage_seconds, row_seconds = _crew_seconds(most)
     program = bundle.program
@@ -89,6 +93,7 @@ def profile_bundle(
         version=PROFILE_VERSION,
         machine=machine_text(),
         backend=backend,
+        precision=precision,
         model=program.name,
         block_size=program.block_size,
         key_tile=program.key_tile,

@@ -26,6 +26,8 @@ def command(
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Most blocks in parallel; all cores if not given.")
     ] = None,
+    backend: options.BackendOption = options.Backend.ONNXRUNTIME,
+    precision: options.PrecisionOption = options.Precision.F32,
     gigabits: Annotated[
         float, typer.Option("--network-gbit", metavar="G", help="Gbit/s into a worker, for plans of several.")
     ] = DEFAULT_NETWORK.bytes_per_second * 8 / 1e9,
@@ -51,7 +53,13 @@ def command(
     network = Network(gigabits * 1e9 / 8, milliseconds / 1e3)
     with PhaseProgress() as progress:
         profile = profile_bundle(
-            bundle, threads=threads, network=network, price_per_hour=price, progress=lambda name: progress(name)
+            bundle,
+            backend=backend.value,
+            precision=precision.value,
+            threads=threads,
+            network=network,
+            price_per_hour=price,
+            progress=lambda name: progress(name),
         )
     try:
         output.write_text(profile_text(profile), encoding="utf-8")
@@ -68,7 +76,7 @@ def _print_profile(profile: DeviceProfile, output: Path) -> None:
     print_facts(
         (
             ("profile", str(output)),
-            ("machine", profile.machine),
+            ("machine", f"{profile.machine}; {profile.backend}, {profile.precision}"),
             ("program", f"{profile.model}, blocks of {profile.block_size}, key tiles of {profile.key_tile}"),
             ("copies", f"{size_text(int(profile.copy_bytes_per_second))} a second in one thread"),
             (
