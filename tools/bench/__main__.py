@@ -39,10 +39,11 @@ def _measure(cases: Sequence[Case], folder: Path) -> None:
     """Measures the cases one after the other; the page is written after each of them."""
     file = folder / "performance" / "performance.json"
     results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    prepared: dict[str, dict[str, str]] = {}
     for case in cases:
         _say(f"{case.name}: {case.title}")
         began = time.perf_counter()
-        figures = measure_case(case, prepare(case, _say), case.threads or available_threads(), _say)
+        figures = measure_case(case, prepare(case, prepared, _say), case.threads or available_threads(), _say)
         took = {"took_seconds": round(time.perf_counter() - began)}
         results[case.name] = {**figures, **took, "machine": machine(PACKAGES)}
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -241,7 +241,7 @@ class _LlamaCpp:
         told = json.loads(answer) if isinstance(answer, str) else answer
         if "timings" not in told or told["timings"]["prompt_n"] != length:
             raise RuntimeError(f"llama.cpp answers {str(told)[:300]}")
-        return Timing(told["timings"]["prompt_ms"] / 1000, {"weights": "as in the file, quantised"})
+        return Timing(told["timings"]["prompt_ms"] / 1000, {"weights": "quantised as in the file"})
 
 
 class _Peak:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["NAMES", "PARTS", "measured", "speed_up"]
+__all__ = ["NAMES", "PARTS", "described", "measured", "speed_up"]
 
 NAMES = {
     "ours": "twoheads",
@@ -15,7 +15,7 @@ NAMES = {
     "torch": "PyTorch, fused attention",
     "torch-attention": "PyTorch, `scaled_dot_product_attention`",
     "onnxruntime": "ONNX Runtime, whole graph",
-    "onnxruntime-fixed": "ONNX Runtime, whole graph of fixed size",
+    "onnxruntime-fixed": "ONNX Runtime, one engine of a block",
     "openvino-f32": "OpenVINO, float32",
     "openvino-default": "OpenVINO, its default",
     "llama.cpp": "llama.cpp",
@@ -28,6 +28,10 @@ PARTS = {
     "host": "scheduling, copies",
     "idle": "idle",
 }
+
+
+NOTES = {"precision": "{}", "weights": "weights {}", "padded_to": "padded to {}"}
+"""What a contender may tell of a run, and how it is said."""
 
 
 def speed_up(case: Mapping[str, Any]) -> dict[str, dict[int, float]]:
@@ -47,3 +51,10 @@ def speed_up(case: Mapping[str, Any]) -> dict[str, dict[int, float]]:
 def measured(case: Mapping[str, Any], contender: str) -> list[dict[str, Any]]:
     """The rows of a contender that have a time, by length."""
     return [row for row in case["rows"] if row["contender"] == contender and "seconds" in row]
+
+
+def described(row: Mapping[str, Any]) -> str:
+    """The row's contender, with what it says of how it computes."""
+    detail = row.get("detail", {})
+    notes = [note.format(detail[key]) for key, note in NOTES.items() if key in detail]
+    return NAMES[row["contender"]] + (f" ({', '.join(notes)})" if notes else "")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tools.bench.figures import NAMES, PARTS, measured, speed_up
+from tools.bench.figures import NAMES, PARTS, described, measured, speed_up
 from tools.bench.plots import draw
 from tools.machine import machine_line
 from tools.markdown import table
@@ -35,7 +35,14 @@ def write_page(results: Mapping[str, Any], folder: Path) -> None:
 
 def render(results: Mapping[str, Any]) -> str:
     """The page of the figures ``results``, by case."""
-    lines = [INTRODUCTION, "![Times of others over ours](performance/speed_up.png)", ""]
+    minutes = sum(case["took_seconds"] for case in results.values()) / 60
+    lines = [
+        INTRODUCTION,
+        f"All cases took {minutes:.0f} minutes.",
+        "",
+        "![Times of others over ours](performance/speed_up.png)",
+        "",
+    ]
     lines += ["![Where our time goes](performance/breakdown.png)", ""]
     for name, case in results.items():
         lines += _case(name, case)
@@ -50,7 +57,7 @@ def _case(name: str, case: Mapping[str, Any]) -> list[str]:
     lines += [
         f"{case['threads']} threads, medians of {case['repeats']} runs"
         + (f"; matrix products reach {peak / 1e9:.0f} GFLOP/s" if peak else "")
-        + f". All of it took {case['took_seconds'] / 60:.0f} minutes.",
+        + f". It took {case['took_seconds'] / 60:.0f} minutes.",
         "",
     ]
     lines += _times(case)
@@ -76,7 +83,7 @@ def _times(case: Mapping[str, Any]) -> list[str]:
 
 
 def _cells(row: Mapping[str, Any], ratio: float | None, peak: float | None) -> Sequence[object]:
-    name = _named(row)
+    name = described(row)
     if "seconds" not in row:
         return name, f"{row['length']:,}", f"- ({row['reason']})", "", "", "", "", ""
     seconds, flops = row["seconds"], row["flops"]
@@ -90,15 +97,6 @@ def _cells(row: Mapping[str, Any], ratio: float | None, peak: float | None) -> S
         "" if flops is None or peak is None else f"{flops / seconds / peak:.0%}",
         f"{row['peak_bytes'] / 1e9:.2f} GB",
     )
-
-
-def _named(row: Mapping[str, Any]) -> str:
-    """The contender, with what it says of how it computes."""
-    detail = row.get("detail", {})
-    notes = [
-        f"{key.replace('_', ' ')}: {detail[key]}" for key in ("precision", "weights", "padded_to") if key in detail
-    ]
-    return NAMES[row["contender"]] + (f" ({', '.join(notes)})" if notes else "")
 
 
 def _agreement(case: Mapping[str, Any]) -> list[str]:

@@ -8,9 +8,9 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from tools.bench.figures import NAMES, PARTS, measured, speed_up
+from tools.bench.figures import NAMES, PARTS, described, measured, speed_up
 
 __all__ = ["draw"]
 
@@ -74,6 +74,8 @@ def _time(case: Mapping[str, Any], file: Path) -> None:
     ticks = sorted({row["length"] for row in case["rows"]})
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("tokens")
     axes.set_ylabel("seconds")
@@ -96,13 +98,18 @@ def _speed_up(results: Mapping[str, Any], file: Path) -> None:
         for other, ratios in speed_up(case).items():
             if ratios:
                 longest = max(ratios)
-                bars.append((f"{name}, {longest:,} tokens: {_name(other)}", other, ratios[longest]))
+                row = next(row for row in measured(case, other) if row["length"] == longest)
+                title = described(row).replace("`", "")
+                bars.append((f"{name}, {longest:,} tokens: {title}", other, ratios[longest]))
     figure = Figure(figsize=(8.5, 1.2 + BAR * max(len(bars), 1)), layout="constrained")
     axes = figure.add_subplot()
     places = range(len(bars))
     axes.barh(places, [ratio for _, _, ratio in bars], color=[COLOURS[other] for _, other, _ in bars], height=0.7)
     for place, (_, _, ratio) in zip(places, bars, strict=True):
-        axes.text(ratio, place, f" {ratio:.2f}", va="center", fontsize=9, backgroundcolor="white", zorder=4)
+        axes.annotate(
+            f"{ratio:.2f}", (ratio, place), (6, 0), textcoords="offset points", va="center", fontsize=9, zorder=4,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        )  # fmt: skip
     axes.axvline(1, color="black", linewidth=1, zorder=3)
     axes.set_yticks(places, [label for label, _, _ in bars], fontsize=9)
     axes.invert_yaxis()

@@ -31,10 +31,14 @@ MODULES = ("attention", "windowed")
 LONGEST = 1 << 20
 
 
-def prepare(case: Case, say: Callable[[str], None]) -> dict[str, str]:
+def prepare(case: Case, prepared: dict[str, dict[str, str]], say: Callable[[str], None]) -> dict[str, str]:
     """Makes what is missing, each in a process of its own; returns paths by kind: ``source``, ``bundle``, ``onnx``.
 
-    Bundles are always compiled anew, because the compiler may have changed.
+    Args:
+        case: Whose model and contenders.
+        prepared: What earlier cases of this run have made, by bundle; it is filled. Bundles of earlier runs are
+            compiled anew, because the compiler may have changed.
+        say: Takes a line about what goes on.
 
     Raises:
         ProcessFailedError: The model does not compile.
@@ -42,17 +46,24 @@ def prepare(case: Case, say: Callable[[str], None]) -> dict[str, str]:
     """
     WORK.mkdir(parents=True, exist_ok=True)
     bundle = WORK / f"{case.model}-{case.block_size}.bundle"
-    paths = {"bundle": str(bundle)}
-    shutil.rmtree(bundle, ignore_errors=True)
-    say("  compiling")
-    if case.model in MODULES:
-        _run([sys.executable, "-m", "tools.bench.prepare", case.model, str(bundle), str(case.block_size)])
-        return paths
-    paths["source"] = str(fetch(case.model, ROOT / ".cache" / "models"))
-    _run(twoheads_command("compile", paths["source"], "-o", bundle, "--block-size", case.block_size))
+    if bundle.name not in prepared:
+        say("  compiling")
+        shutil.rmtree(bundle, ignore_errors=True)
+        prepared[bundle.name] = {"bundle": str(bundle), **_compile(case, bundle)}
+    paths = prepared[bundle.name]
     if any(name.startswith(("onnxruntime", "openvino")) for name in case.contenders):
         paths["onnx"] = str(_whole_graph(case.model, paths["source"], say))
     return paths
+
+
+def _compile(case: Case, bundle: Path) -> dict[str, str]:
+    """Writes the bundle; returns the ``source``, where there is one."""
+    if case.model in MODULES:
+        _run([sys.executable, "-m", "tools.bench.prepare", case.model, str(bundle), str(case.block_size)])
+        return {}
+    source = str(fetch(case.model, ROOT / ".cache" / "models"))
+    _run(twoheads_command("compile", source, "-o", bundle, "--block-size", case.block_size))
+    return {"source": source}
 
 
 def _run(command: Sequence[str]) -> None:
