@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format typecheck pytest wheel models evaluate documents theorems planning quality zoo bench clean distclean
+.PHONY: help demo test lint format typecheck pytest wheel models evaluate documents theorems planning quality zoo scale bench clean distclean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,12 @@ zoo: $(VENV)/.installed ## Compile a small model of every family and maker (ten 
 
 bench: $(VENV)/.installed-bench $(MODELS)/smollm2/.complete $(MODELS)/gemma3/.complete ## Ours beside other runtimes, in turns (an hour); writes docs/performance.md
 	$(BIN)/python -m tools.bench
+
+scale: $(VENV)/.installed ## Long inputs, kills and full disks (an hour, 30 GB of disk, root for the disks); writes docs/scale.md
+	$(BIN)/python -m tools.scale windowed 65536 131072 262144 524288 1048576
+	$(BIN)/python -m tools.scale full 32768 65536 131072
+	$(BIN)/python -m tools.scale kills 6
+	$(BIN)/python -m tools.scale disk
 
 clean: ## Remove what builds, tests and the demo leave behind
 	rm -rf build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -36,7 +36,7 @@ def test_lengths_with_their_ratios_and_the_formula() -> None:
 def test_other_bits_are_not_hidden() -> None:
     kills = {"name": "a run", "length": 12_000, "moments": 6, "operations": 6, "finished": 5, "identical": 4}
     moment = {"name": "in a checkpoint", "code": 1, "said": ["error: no"], "state": "stopped", "output_there": False}
-    page = render({"kills": [kills], "disk": [moment | {"identical": False}]})
+    page = render({"kills": {"a run": kills}, "disk": {"in a checkpoint": moment | {"identical": False}}})
     assert "| a run | 12,000 | 6 | 6 | 5 | 4 |" in page
     assert "**In a checkpoint**: exit code 1, the job is stopped, no output is there. Resumed: OTHER BITS." in page
     assert "    error: no" in page

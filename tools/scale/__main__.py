@@ -47,20 +47,23 @@ def main() -> int:
         _merge(options.docs, {options.command: {str(length): row | today}})
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
         if options.command == "kills":
-            _merge(options.docs, {"kills": measure_kills(Path(folder), options.count)})
+            found = measure_kills(Path(folder), options.count)
         elif options.command == "disk":
-            _merge(options.docs, {"disk": measure_full_disk(Path(folder))})
-        elif options.command == "page":
-            _merge(options.docs, {})
+            found = measure_full_disk(Path(folder))
+        else:
+            found = iter(())
+        for case in found:
+            _merge(options.docs, {options.command: {case["name"]: case}})
+    _merge(options.docs, {})
     return 0
 
 
-def _merge(docs: Path, found: dict[str, Any]) -> None:
-    """Adds what was found to the results that are there by now, lengths one by one, and writes the page."""
+def _merge(docs: Path, found: dict[str, dict[str, Any]]) -> None:
+    """Adds what was found to the results that are there by now, one by one, and writes the page."""
     path = docs / "scale.json"
     results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for name, value in found.items():
-        results[name] = results.get(name, {}) | value if isinstance(value, dict) else value
+        results[name] = results.get(name, {}) | value
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (docs / "scale.md").write_text(render(results), encoding="utf-8")
 

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,10 @@ MOMENTS = (
 )
 
 
-def measure_full_disk(root: Path) -> list[dict[str, Any]]:
+def measure_full_disk(root: Path) -> Iterator[dict[str, Any]]:
     """Every moment: what the run said, and how it went on when there was room again."""
-    return [_fill(root / str(at), moment) for at, moment in enumerate(MOMENTS)]
+    for at, moment in enumerate(MOMENTS):
+        yield _fill(root / str(at), moment)
 
 
 def _fill(root: Path, moment: Moment) -> dict[str, Any]:

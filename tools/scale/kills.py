@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ OPERATIONS = 120
 """Moments within operations on files of which one is drawn: few runs have more."""
 
 
-def measure_kills(root: Path, count: int) -> list[dict[str, Any]]:
+def measure_kills(root: Path, count: int) -> Iterator[dict[str, Any]]:
     """For every case ``count`` kills at random moments and as many at operations of checkpoints."""
     moments = random.Random(7)  # noqa: S311 - no secret
-    return [_kill(root / str(at), case, count, moments) for at, case in enumerate(CASES)]
+    for at, case in enumerate(CASES):
+        yield _kill(root / str(at), case, count, moments)
 
 
 def _kill(root: Path, case: Case, count: int, moments: random.Random) -> dict[str, Any]:

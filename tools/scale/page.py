@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 __all__ = ["render"]
@@ -51,9 +51,9 @@ def render(results: Mapping[str, Any]) -> str:
         if rows:
             parts += [text.format_map(next(iter(rows.values()))), _machines(rows), _lengths(rows, kind)]
     if "kills" in results:
-        parts += [KILLS, _kills(results["kills"])]
+        parts += [KILLS, _kills(results["kills"].values())]
     if "disk" in results:
-        parts += [DISK, *map(_moment, results["disk"])]
+        parts += [DISK, *map(_moment, results["disk"].values())]
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
 
 
@@ -87,7 +87,7 @@ def _lengths(rows: Mapping[int, Any], kind: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _kills(cases: list[Any]) -> str:
+def _kills(cases: Iterable[Any]) -> str:
     lines = [
         "| run | tokens | kills at moments | kills at operations | runs finished | identical |",
         "|---" + "|--:" * 5 + "|",
