@@ -16,11 +16,11 @@ from twoheads.runtime import LoadedBundle, anchored_row, load
 from twoheads.runtime.anchored_row import AnchoredRow
 
 MODELS = {
-    "causal": Tiny(),
-    "window": Tiny(masks=("causal & window(70, 0)", "window(40, 40)", "full")),
-    "wide tiles": Tiny(key_tile=48, kv_heads=1),
-    "sinks": Tiny(sinks=True, masks=("causal & (window(30, 0) | sinks(50))",)),
-    "biased": Tiny(slope=True, table_reach=30),
+    "causal": Tiny(sharpness=1.5),
+    "window": Tiny(sharpness=1.5, masks=("causal & window(70, 0)", "window(40, 40)", "full")),
+    "wide tiles": Tiny(sharpness=1.5, key_tile=48, kv_heads=1),
+    "sinks": Tiny(sharpness=1.5, sinks=True, masks=("causal & (window(30, 0) | sinks(50))",)),
+    "biased": Tiny(sharpness=1.5, table_reach=30),
 }
 LENGTH = 300
 
@@ -58,7 +58,7 @@ def test_rows_that_leave_the_safe_range_are_merged_instead_and_counted(
     monkeypatch.setattr(variant_counts, "LEAST_ADDED_TILES", LENGTH)
     merged = bundle.run(tokens, output="hidden")
     monkeypatch.undo()
-    monkeypatch.setattr(anchored_row, "MOST_WEIGHT", 0.5)  # a weight is 1 at the least
+    monkeypatch.setattr(anchored_row, "MOST_WEIGHT", 1e-9)  # a weight is 1 at the least
     repeated = bundle.run(tokens, output="hidden")
     np.testing.assert_array_equal(repeated.array, merged.array)
     assert merged.report.repeated_calls == 0
@@ -79,5 +79,6 @@ def test_scores_that_overflow_are_merged_instead(tmp_path: Path) -> None:
 def test_the_anchor_is_the_first_tile_that_all_queries_see() -> None:
     assert anchor_tile((Segment(0, 5, True), Segment(5, 6, False))) == 0
     assert anchor_tile((Segment(0, 1, False), Segment(7, 11, True), Segment(11, 12, False))) == 7
+    assert anchor_tile((Segment(0, 1, False), Segment(7, 11, True), Segment(11, 12, False)), nearest=True) == 10
     assert anchor_tile((Segment(0, 5, False),)) is None
     assert anchor_tile((Segment(0, 3, True), Segment(3, 4, False))) is None, "too short"

@@ -63,7 +63,7 @@ def test_one_thread_is_measured_once(tmp_path: Path) -> None:
         Tiny(masks=("causal", "full", "window(5, 30)"), key_tile=48),
         Tiny(masks=("causal & (window(17, 0) | sinks(3))",)),
         Tiny(sinks=True, softcap=4.0),
-        Tiny(slope=True),
+        Tiny(slope=True, sharpness=1.5),
     ],
 )
 @pytest.mark.parametrize("length", [10, 150])

@@ -24,11 +24,18 @@ def sums_up(stage: AttentionStage, engine: AttentionEngine, holds: Callable[[str
     return engine.adds and all(holds(variant) for variant in variants)
 
 
-def anchor_tile(segments: tuple[Segment, ...]) -> int | None:
-    """The first key tile that all queries of the row see in full, if the row is long enough to add up tiles."""
+def anchor_tile(segments: tuple[Segment, ...], *, nearest: bool = False) -> int | None:
+    """The key tile that a row begins with to which it adds the others; ``None`` if it is too short for that.
+
+    All queries of the row see all of the tile. It should be the one of the largest scores: the first, where models put
+    their attention sinks, or, if ``nearest``, the last, where a bias falls with the distance.
+    """
     if sum(segment.tiles for segment in segments) < LEAST_ADDED_TILES:
         return None
-    return next((segment.start for segment in segments if segment.full), None)
+    full = [segment for segment in segments if segment.full]
+    if not full:
+        return None
+    return full[-1].stop - 1 if nearest else full[0].start
 
 
 def variant_counts(stage: AttentionStage, rows: Sequence[tuple[Segment, ...]], *, adds: bool) -> dict[str, Counts]:

@@ -13,9 +13,11 @@ from twoheads.runtime.backend import Call
 
 __all__ = ["AnchoredRow"]
 
-MOST_WEIGHT = 1e20
-"""The largest total weight that is believed. It and its products with values are far from overflow, and the anchor's
-share of it is no more than a rounding error, as it would be in a merge."""
+MOST_WEIGHT = 1e12
+"""The largest weight a tile, relative to the first, that is believed, on average. A score is rounded together with the
+anchor: one that lies ``ln(1e12) = 28`` above it gets a weight that is off by up to 28 units of the last place, as any
+softmax has it of a score of 28. Scores that are small themselves lie so far above a tile under a bias only, whose rows
+therefore begin with the nearest tile."""
 
 Array = npt.NDArray[Any]
 
@@ -44,13 +46,14 @@ class AnchoredRow:
         self._wrapped_query = wrap(self._query)
         self._calls: dict[tuple[bool, int], Call] = {}
         self._turn = 0
+        self._added = 0
 
     def begin(self, query: Array) -> None:
         """Takes the block's queries ``[1, q_num_heads, block, head_dim]``, after :attr:`first` has been written."""
         self._query[..., :-1] = query
         np.divide(self.lse, -self._scale, out=self._query[..., -1])
         self._sums[0][1].fill(1)
-        self._turn = 0
+        self._turn = self._added = 0
 
     def add(self, key: Any, value: Any, mask: Any) -> None:
         """Adds one tile; ``mask`` is ``None`` where all is seen."""
@@ -61,6 +64,7 @@ class AnchoredRow:
             call.bind_input(3, mask)
         call.run()
         self._turn = 1 - self._turn
+        self._added += 1
 
     def _new_call(self, masked: bool) -> Call:
         """What stays bound for good: the queries, the sum that is read and the one that is written."""
@@ -76,11 +80,11 @@ class AnchoredRow:
         """Writes ``out [1, q_num_heads, block, v_head_dim]`` and the row's log-sum-exp to :attr:`lse`.
 
         Returns:
-            Whether the sums are good; if not (later scores are more than 46 above the first tile's log-sum-exp, or not
-            finite), nothing was written.
+            Whether the sums are good; if not (later scores are far above the first tile's log-sum-exp, or not finite),
+            nothing was written.
         """
         acc, weight = self._sums[self._turn]
-        if not (weight <= MOST_WEIGHT).all():
+        if not (weight <= MOST_WEIGHT * self._added).all():
             return False
         np.divide(acc, weight[..., None], out=out)
         self.lse += np.log(weight)

@@ -116,7 +116,7 @@ class _Worker:
             return
         query = self._query_block(block)
         tensor = self._wrap(query)
-        lse = self._add(block, tiles, anchor_tile(segments), query, tensor, target)
+        lse = self._add(block, tiles, anchor_tile(segments, nearest=self._shared.biased), query, tensor, target)
         if lse is None:
             lse = self._merge(block, tiles, tensor, target)
         if self._sampler is not None:
