@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,9 @@ __all__ = ["RayWorkers"]
 
 TICK_SECONDS = 0.2
 """How often the driver looks up while it waits."""
+
+CONNECT_SECONDS = 10
+"""How long an address may take to answer."""
 
 START_SECONDS = 180
 """How long a worker may take to start and to open the bundle."""
@@ -136,6 +140,12 @@ class RayWorkers:
     def _connect(self, address: str) -> None:
         if address.startswith("ray://"):
             raise InputError(f"--cluster {address}", "is Ray's client", "start the run on a machine of the cluster")
+        if address != "auto":
+            host, _, port = address.rpartition(":")
+            if host in ("", "local") or not port.isdigit():
+                raise InputError(f"--cluster {address}", "is no address", "give local:2, HOST:PORT or auto")
+            with socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS):
+                pass  # Ray itself would try for minutes
         self._ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
 
     def _nodes(self) -> list[dict[str, Any]]:
