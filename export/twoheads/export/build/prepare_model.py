@@ -12,6 +12,8 @@ __all__ = ["prepare_model"]
 
 COMMUTATIVE = frozenset({"Add", "Mul"})
 GELU_SINCE = 20
+AXES_INPUT_SINCE = 18
+"""Since this version reductions read their axes as an input, and say by an attribute what none of them means."""
 
 
 def prepare_model(model: onnx.ModelProto, highest_opset: int | None = None) -> onnx.ModelProto:
@@ -33,12 +35,24 @@ def prepare_model(model: onnx.ModelProto, highest_opset: int | None = None) -> o
         return prepared
     if highest_opset < GELU_SINCE:
         _expand_gelu(prepared.graph)
-    return version_converter.convert_version(prepared, highest_opset)
+    converted = version_converter.convert_version(prepared, highest_opset)
+    if highest_opset < AXES_INPUT_SINCE:
+        _drop_noop_attribute(converted.graph)
+    return converted
 
 
 def opset(model: onnx.ModelProto) -> int:
     """The version of the standard operators that the model uses."""
     return next(int(entry.version) for entry in model.opset_import if not entry.domain)
+
+
+def _drop_noop_attribute(graph: onnx.GraphProto) -> None:
+    """The converter turns a reduction's axes into an attribute, and leaves one that older versions don't know."""
+    for node in graph.node:
+        kept = [a for a in node.attribute if not (a.name == "noop_with_empty_axes" and node.op_type != "ReduceSum")]
+        if len(kept) < len(node.attribute):
+            del node.attribute[:]
+            node.attribute.extend(kept)
 
 
 def _expand_gelu(graph: onnx.GraphProto) -> None:

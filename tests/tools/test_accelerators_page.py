@@ -1,0 +1,39 @@
+"""The page of accelerators says what was accepted, refused, left to the host and not installed."""
+
+from __future__ import annotations
+
+from tools.accelerators import Row, page
+from twoheads.export.build.build_target import Built
+from twoheads.export.build.target import load_target
+from twoheads.graphs.bundle_format import Artifact, TargetEntry
+
+
+def built(off=(), error=None, refused=None):
+    artifacts = {
+        "first": Artifact("0", (), ("first.bin",), 1.4, off, error),
+        "last": Artifact("1", (), ("last.bin",), 2.0, (), None if error is None else error / 2),
+    }
+    entry = TargetEntry("compiler", "1.2-34-release", "fp16", artifacts)
+    return Built(entry, refused or {}, 0, {"first": 1_000_000, "last": 500_000})
+
+
+def test_every_bundle_is_a_line_with_its_figures():
+    text = page([Row(load_target("qnn"), "minilm", 128, built(error=2e-3), 0)])
+    line = next(line for line in text.splitlines() if "minilm" in line)
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[1:] == ["compiler 1.2", "fp16", "minilm, 128", "2 of 2", "none", "1.5 MB", "3 s", "2.0e-03"]
+
+
+def test_what_is_refused_or_left_to_the_host_is_listed():
+    rows = [
+        Row(load_target("rknn"), "smollm2", 256, built(off=("Log log_8",)), 3),
+        Row(load_target("tensorrt-rtx"), "smollm2", 256, built(refused={"head": "too large"}), 0),
+        Row(load_target("iree"), "smollm2", 256, None, 0),
+    ]
+    text = page(rows)
+    assert "- first: Log log_8" in text
+    assert "names 3 nodes before the build" in text
+    assert "tensorrt-rtx refuses head of smollm2 at 256: too large" in text
+    assert "2 of 3" in text
+    assert "no emulator" in text
+    assert "not installed" in text
