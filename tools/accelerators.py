@@ -103,7 +103,7 @@ What vendors' compilers make of the engines of two real models, without the acce
 with the weights of its first stage. Errors are those of the compiler's emulator, simulator or CPU runtime against ONNX
 Runtime in float32, on random values, as a share of the largest magnitude of an output; the worst of all engines. *Off
 the accelerator* is what the compiler's own report says. Written by `python -m tools.accelerators`; times are those of 2
-cores of an Intel Xeon with AVX-512, 24 GiB.
+cores of an AMD EPYC, 24 GiB.
 
 | target | compiler | precision | model, block | accepted | nodes off it | size | build time | error |
 |---|---|---|---|---:|---:|---:|---:|---:|
