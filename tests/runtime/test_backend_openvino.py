@@ -38,7 +38,8 @@ def test_any_length_equals_the_whole_model(tmp_path, name):
         tokens = random_tokens(tiny, length, length)
         result = bundle.run(tokens, output="hidden")
         assert_close(result.array, reference(tiny, tokens)["hidden"])
-        assert result.report.engine_calls == result.report.formula_calls
+        report = result.report
+        assert report.engine_calls - report.repeated_calls == report.formula_calls
 
 
 def test_short_inputs_share_calls(tmp_path):
