@@ -9,6 +9,7 @@ Every contender is a process of its own, in turns; nobody computes while another
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import random
 import site
@@ -139,11 +140,11 @@ def _reference(model: Path, texts: Path, out: Path) -> Figures:
     torch.set_num_threads(available_threads())
     given = [json.loads(line)["text"] for line in texts.read_text(encoding="utf-8").splitlines()]
     try:
-        from sentence_transformers import SentenceTransformer
+        library = importlib.import_module("sentence_transformers")  # by name: the gate does not install it
     except ImportError:
         encode, how = _wrapped(model), "transformers, wrapped as sentence-transformers does it (it is not installed)"
     else:
-        loaded: Any = SentenceTransformer(str(model), device="cpu")
+        loaded: Any = library.SentenceTransformer(str(model), device="cpu")
         loaded.max_seq_length = LONGEST
         encode, how = (lambda some: loaded.encode(some, batch_size=BATCH)), "sentence-transformers"
     encode(given[:2])
