@@ -12,8 +12,10 @@ import logging
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 
 from tools.fetch_models import model_path
+from tools.machine import machine, machine_line
 from twoheads.compiler import compile_model
 from twoheads.export import write_bundle
 from twoheads.export.build.build_target import Built, build_engines
@@ -97,22 +99,27 @@ def _accepted(built: Built | None) -> str:
     return f"{len(built.entry.artifacts)} of {len(built.entry.artifacts) + len(built.refused)}"
 
 
-HEADER = """# Accelerators
+HEADER = Template("""# Accelerators
 
 What vendors' compilers make of the engines of two real models, without the accelerator: every engine file of a bundle,
 with the weights of its first stage. Errors are those of the compiler's emulator, simulator or CPU runtime against ONNX
 Runtime in float32, on random values, as a share of the largest magnitude of an output; the worst of all engines. *Off
-the accelerator* is what the compiler's own report says. Written by `python -m tools.accelerators`; times are those of 2
-cores of an AMD EPYC, 24 GiB.
+the accelerator* is what the compiler's own report says. Written by `python -m tools.accelerators`.
+
+$machine
 
 | target | compiler | precision | model, block | accepted | nodes off it | size | build time | error |
 |---|---|---|---|---:|---:|---:|---:|---:|
-"""
+""")
 
 
 def page(rows: list[Row]) -> str:
     """The page's text."""
-    parts = [HEADER, *map(_line, sorted(rows, key=lambda row: row.target.name)), "\n"]
+    parts = [
+        HEADER.substitute(machine=machine_line(machine(("onnxruntime",)))),
+        *map(_line, sorted(rows, key=lambda row: row.target.name)),
+        "\n",
+    ]
     parts += [_details(row) for row in rows if row.built is not None and _off(row.built)]
     parts += [
         f"- {row.target.name} refuses {name} of {row.model} at {row.block_size}: {message}\n"
