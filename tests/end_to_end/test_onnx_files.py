@@ -37,7 +37,7 @@ def test_an_exported_file_runs_at_any_length_as_onnx_runtime_runs_it(tmp_path, k
         ids = np.random.default_rng(length).integers(0, VOCABULARY, length)
         expected = run_file(file, ids)
         result = ours.run(ids)
-        assert result.report.engine_calls == result.report.formula_calls
+        assert result.report.engine_calls - result.report.repeated_calls == result.report.formula_calls
         got = result.array
         assert got is not None
         np.testing.assert_allclose(got.reshape(expected.shape), expected, rtol=0, atol=2e-6 * np.abs(expected).max())

@@ -113,7 +113,7 @@ def test_a_padded_batch_is_the_librarys(compiled: Any, name: str) -> None:
         for result, rows, mask in zip(results, want, masks, strict=True):
             close(result.array[mask == 1], rows[mask == 1])
             assert not result.array[mask == 0].any()
-            assert result.report.engine_calls == result.report.formula_calls
+            assert result.report.engine_calls - result.report.repeated_calls == result.report.formula_calls
         alone = bundle.run(tokens[2], output=output, attention_mask=masks[2])
         close(alone.array[masks[2] == 1], want[2][masks[2] == 1])
 
@@ -146,7 +146,7 @@ def test_documents_are_blocks_on_the_masks_diagonal(compiled: Any, name: str) ->
     want = original(model, tokens[None], "hidden", attention_mask=bias, position_ids=positions)[0]
     result = bundle.run(tokens, output="hidden", documents=lengths)
     close(result.array, want)
-    assert result.report.engine_calls == result.report.formula_calls
+    assert result.report.engine_calls - result.report.repeated_calls == result.report.formula_calls
     assert result.report.requests == len(lengths)
     parts = [bundle.run(part, output="hidden").array for part in np.split(tokens, np.cumsum(lengths)[:-1])]
     close(result.array, np.concatenate(parts))
@@ -203,4 +203,4 @@ def test_a_padded_source_of_a_decoder(compiled: Any) -> None:
     for result, rows, mask in zip(bundle.run(given, output="hidden"), want, masks, strict=True):
         close(result.array, rows)
         assert result.report.lengths == {"n": 23, "m": mask.sum()}
-        assert result.report.engine_calls == result.report.formula_calls
+        assert result.report.engine_calls - result.report.repeated_calls == result.report.formula_calls

@@ -27,5 +27,5 @@ def test_rows_move_as_in_torch(name: str, place: str, tmp_path: Path) -> None:
             expected = module(torch.from_numpy(ids))[0].numpy()
         result = bundle.run(ids, output="hidden")
         assert result.array is not None
-        assert result.report.engine_calls == result.report.formula_calls
+        assert result.report.engine_calls - result.report.repeated_calls == result.report.formula_calls
         np.testing.assert_allclose(result.array, expected, rtol=1e-4, atol=1e-5 * float(np.abs(expected).max()))

@@ -55,7 +55,7 @@ def expected(tiny: Tiny, tokens: Any, mask: Any, output: str) -> Any:
 def close(result: Any, want: Any) -> None:
     assert result.array.shape == want.shape
     np.testing.assert_allclose(result.array, want, atol=5e-5 * np.abs(want).max())
-    assert result.report.engine_calls == result.report.formula_calls
+    assert result.report.engine_calls - result.report.repeated_calls == result.report.formula_calls
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))

@@ -73,7 +73,7 @@ def test_any_length_equals_the_whole_model(bundles, name, length, seed):
     want = reference(tiny, tokens)
     result = bundle.run(tokens, output="hidden")
     assert_close(result.array, want["hidden"])
-    assert result.report.engine_calls == result.report.formula_calls
+    assert result.report.engine_calls - result.report.repeated_calls == result.report.formula_calls
     assert result.report.rounds == bundle.schedule(length, "hidden").rounds == 2 * tiny.layers + 1
     if tiny.head:
         assert_close(bundle.run(tokens, output="logits").array, want["logits"])

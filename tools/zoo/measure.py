@@ -42,7 +42,7 @@ def measure(entry: Entry, folder: Path) -> dict[str, Any]:
         "magnitude": worst.max_magnitude,
         "noise_floor": worst.noise_floor,
         "ratio": worst.ratio,
-        "engine_calls": [report.engine_calls for report in reports],
+        "engine_calls": [report.engine_calls - report.repeated_calls for report in reports],
         "formula_calls": [report.formula_calls for report in reports],
         "passed": all(report.passed for report in reports),
         "outputs": _outputs(worst),
