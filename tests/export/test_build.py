@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def fake(tmp_path, monkeypatch):
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nPYTHONPATH="{tmp_path}/site" exec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
-    target = Target("fake", "", "build_fake", ("fake<2",), ("fp32", "fp16"), "itself", None, "1.0", ())
+    target = Target("fake", "", "build_fake", ("fake<2",), ("fp32", "fp16"), "itself", "tile", None, "1.0", ())
     monkeypatch.setattr(module, "load_target", lambda name: target if name == "fake" else load_target(name))
     monkeypatch.setattr(module, "_key", _keyed(module._key))
     return python
@@ -78,7 +79,7 @@ def _keyed(key):
 
 
 def _as(target, program):
-    return Target(target.name, target.title, program, target.packages, target.precisions, target.emulator, None, "", ())
+    return replace(target, module=program)
 
 
 @pytest.mark.parametrize("name", ["openvino", "qnn", "tensorrt-rtx"])

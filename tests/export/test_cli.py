@@ -227,6 +227,22 @@ def test_compile_tells_what_it_wrote(cli, tiny_llama, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
+@pytest.mark.parametrize(
+    ("options", "lowering"),
+    [(["--for", "rknn"], "stock"), (["--for", "openvino"], "tile"), (["--for", "rknn", "--lowering", "tile"], "tile")],
+)
+def test_a_bundle_for_an_accelerator_is_lowered_as_that_prefers(cli, tiny_llama, tmp_path, options, lowering):
+    ran = cli("compile", tiny_llama, "-o", tmp_path / "b", "--block-size", 16, *options, "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["lowering"] == lowering
+
+
+def test_an_unknown_accelerator_is_refused_before_the_model_is_read(cli, tiny_llama, tmp_path):
+    message = cli("compile", tiny_llama, "-o", tmp_path / "b", "--for", "abacus").refused()
+    assert "use one of" in message
+    assert "rknn" in message
+
+
 @pytest.mark.parametrize("block_size", [0, 12, 20, 8192])
 def test_block_sizes_that_can_not_be(cli, tiny_llama, tmp_path, block_size):
     message = cli("compile", tiny_llama, "-o", tmp_path / "b", "--block-size", block_size).refused()

@@ -26,7 +26,7 @@ def model(operator, *, shape=(1, 4, 8, 16), dtype=TensorProto.FLOAT, name="x"):
 
 def target(rule, limit=None, operators=(), dtypes=()):
     rules = (Rule(rule, operators, dtypes, limit, "refused", "do otherwise", "measured"),)
-    return Target("t", "T", "m", (), ("fp32",), None, None, "1", rules)
+    return Target("t", "T", "m", (), ("fp32",), None, "tile", None, "1", rules)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +67,7 @@ def test_every_engine_is_checked_with_what_the_vendors_compiler_reported(tmp_pat
 
 def test_data_files_say_what_their_rules_mean():
     for name in target_names():
+        assert load_target(name).lowering in ("tile", "stock")
         for rule in load_target(name).rules:
             assert rule.effect in ("refused", "host", "wrong")
             assert rule.source in ("measured", "reported")

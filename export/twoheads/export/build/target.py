@@ -49,6 +49,8 @@ class Target:
         packages: What the compiler's environment needs, as pip takes it.
         precisions: In what it computes; the first unless told otherwise.
         emulator: What runs its artifacts on this machine; ``None`` if nothing does.
+        lowering: How attention is lowered for it by ``compile --for NAME``: ``tile``, or ``stock`` where the reductions
+            of a tile engine are left to the host.
         highest_opset: The newest ONNX operator set that it reads; ``None`` if it reads ours.
         checked_with: The compiler's version with which the rules were measured.
         rules: What it can't take.
@@ -60,6 +62,7 @@ class Target:
     packages: tuple[str, ...]
     precisions: tuple[str, ...]
     emulator: str | None
+    lowering: str
     highest_opset: int | None
     checked_with: str
     rules: tuple[Rule, ...]

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from twoheads.export.build.target import load_target
 from twoheads.export.cli import arguments, options
 from twoheads.export.cli.console import print_facts, print_json, seconds_text, size_text
 from twoheads.export.cli.progress import PhaseProgress
@@ -26,6 +27,7 @@ def command(
     block_size: options.BlockSize = options.BLOCK_SIZE,
     key_tile: options.KeyTile = None,
     lowering: options.LoweringOption = options.Lowering.AUTO,
+    target: options.For = None,
     oracle_layers: Annotated[
         int, typer.Option("--oracle-layers", metavar="L", help="For --lowering oracle: the small transformer's layers.")
     ] = 2,
@@ -41,12 +43,16 @@ def command(
     """Compile SOURCE (a Hugging Face folder, a .gguf file or an .onnx file) into a bundle that runs any length.
 
     Example: twoheads compile SmolLM2-135M.gguf -o smollm2.bundle --block-size 256
+    For an accelerator: twoheads compile SmolLM2-135M.gguf -o smollm2.bundle --for rknn
     """
     arguments.require_path(source, "a model folder, a .gguf file or an .onnx file")
     arguments.check_output_path(output, folder=True)
     if output.exists() and not force:
         raise InputError(str(output), "exists already", "name another place, or replace it with --force")
 
+    if target is not None:
+        preferred = load_target(target).lowering
+        lowering = options.Lowering(preferred) if lowering is options.Lowering.AUTO else lowering
     parse_policy(attention)  # a wrong policy is told before the model is loaded
 
     from twoheads.compiler import compile_model
@@ -98,6 +104,7 @@ def _report(path: Path, manifest: Manifest, program: Program, seconds: float, *,
             ("bundle", str(path)),
             ("source", f"{manifest.source.name} ({manifest.source.architecture})"),
             ("blocks", f"{manifest.block_size} tokens, key tiles of {manifest.key_tile}"),
+            ("attention", f"lowered as {manifest.lowering}"),
             ("engines", f"{len(program.engines)} for {len(program.body) + len(program.head)} stages"),
             ("approximations", ", ".join(manifest.approximations) or "none: exact to rounding"),
             ("size", f"{size_text(size)} in {len(manifest.files) + 1} files"),

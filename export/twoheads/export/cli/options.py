@@ -16,6 +16,7 @@ __all__ = [
     "Bundle",
     "Dtype",
     "DtypeOption",
+    "For",
     "Inputs",
     "Json",
     "KeyTile",
@@ -98,7 +99,9 @@ KeyTile = Annotated[
     int | None,
     typer.Option("--key-tile", metavar="K", help="Keys of one attention call, a multiple of M; chosen if not given."),
 ]
-LoweringOption = Annotated[Lowering, typer.Option("--lowering", help="How attention is lowered.")]
+LoweringOption = Annotated[
+    Lowering, typer.Option("--lowering", help="How attention is lowered; auto: as --for prefers it, else tile.")
+]
 Attention = Annotated[
     str,
     typer.Option(
@@ -160,6 +163,14 @@ ClusterAddress = Annotated[
     ),
 ]
 Target = Annotated[str, typer.Option("--target", metavar="NAME", help="The accelerator: qnn, rknn, tensorrt-rtx, ...")]
+For = Annotated[
+    str | None,
+    typer.Option(
+        "--for",
+        metavar="NAME",
+        help="The accelerator to build for later: attention is lowered as its data file says, unless --lowering does.",
+    ),
+]
 Positions = Annotated[
     str | None,
     typer.Option(
