@@ -50,6 +50,7 @@ class VerifyReport:
         top1_agreement: Share of the checked positions where both sides prefer the same token; ``None`` without logits.
         positions_checked: Positions of the logits, else of the hidden states.
         engine_calls: Counted in the run of the last output. formula_calls: By the closed formula.
+        repeated_calls: Those of ``engine_calls`` that computed rows again, which no formula foretells.
         seconds: Wall time of ``original`` (fused attention), ``original_plain``, and ``ours``, of the last output.
         approximations: That the bundle was compiled with. Where there is one, all numbers above compare with the
             original *under the same mask*: they tell whether the compilation is exact.
@@ -73,6 +74,7 @@ class VerifyReport:
     positions_checked: int
     engine_calls: int
     formula_calls: int
+    repeated_calls: int
     seconds: dict[str, float]
     approximations: tuple[str, ...]
     approximate: ApproximationError | None
@@ -348,6 +350,7 @@ def _verdict(
         positions_checked=results.get("logits", results["hidden"]).positions,
         engine_calls=last.engine_calls,
         formula_calls=last.formula_calls,
+        repeated_calls=last.repeated_calls,
         seconds={**original.seconds, "ours": last.seconds},
         approximations=bundle.manifest.approximations,
         approximate=original.approximate,
