@@ -30,6 +30,7 @@ __all__ = [
     "WEIGHTS",
     "Artifact",
     "FileEntry",
+    "HostPart",
     "Manifest",
     "SourceIdentity",
     "TargetEntry",
@@ -80,6 +81,20 @@ class SourceIdentity:
 
 
 @dataclass(frozen=True, slots=True)
+class HostPart:
+    """The part of an engine that the host computes in float32 before the accelerator is called.
+
+    Attributes:
+        file: An ONNX file below the target's folder. It takes inputs of the engine, and gives outputs of the engine and
+            values that the accelerator's part takes, all by name.
+        weights: The engine's weights that it reads, by port: it has none inside, they are bound as in engine files.
+    """
+
+    file: str
+    weights: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Artifact:
     """What a compiler made of one engine with one set of weights.
 
@@ -87,11 +102,12 @@ class Artifact:
         key: Hex sha256 of everything that went in: the engine with its weights, compiler, version, precision. Equal
             keys need no new build.
         stages: The stages of the program that it serves; empty for attention, whose engines have no weights.
-        files: Its files below the target's folder.
+        files: Its files below the target's folder; none where the host computes everything.
         seconds: How long the build took.
         off: Nodes that the compiler left to the host's processor, as ``operator node``.
         error: How far the compiler's emulator or runtime was from ONNX Runtime, as a share of the largest magnitude;
             ``None`` where it was not measured.
+        host: What the host computes first, if anything.
     """
 
     key: str
@@ -100,6 +116,7 @@ class Artifact:
     seconds: float
     off: tuple[str, ...]
     error: float | None
+    host: HostPart | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,23 +7,31 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime  # type: ignore[import-untyped]
 
 from twoheads.export.build.compiler_process import Compiler, find_compiler, run_compiler
-from twoheads.export.build.engine_jobs import EngineJob, engine_jobs, engine_model, random_inputs
-from twoheads.export.build.prepare_model import prepare_model
+from twoheads.export.build.engine_jobs import (
+    EngineJob,
+    engine_file_model,
+    engine_jobs,
+    engine_model,
+    random_inputs,
+)
+from twoheads.export.build.host_part import Parts, split_host_part
+from twoheads.export.build.prepare_engine import is_half, prepare_engine
 from twoheads.export.build.target import Target, load_target
 from twoheads.export.bundle_writer import check_is_bundle, file_entry, write_json
 from twoheads.export.progress import Progress, silent
 from twoheads.export.staging import written_folder
-from twoheads.graphs.bundle_format import MANIFEST, TARGETS, Artifact, TargetEntry
+from twoheads.graphs.bundle_format import MANIFEST, TARGETS, Artifact, HostPart, TargetEntry
 from twoheads.graphs.errors import CompileError, InputError
 from twoheads.graphs.json_codec import to_json
 from twoheads.runtime.bundle_reader import Bundle, read_bundle
@@ -134,12 +142,14 @@ def build_engines(
     compiler = find_compiler(target, python)
     build = _Build(bundle, target, compiler, wanted, check and target.emulator is not None)
     (scratch / name).mkdir()
-    kept, requests, jobs = _plan(build, scratch, once=once)
+    plan = _plan(build, scratch, once=once)
+    requests = plan.requests
     report("compile", 0, len(requests))
     outcomes = run_compiler(target, compiler, requests, scratch, lambda done: report("compile", done, len(requests)))
-    artifacts, refused = dict(kept), dict[str, str]()
+    artifacts, refused = dict(plan.made), dict[str, str]()
     for request in requests:
-        job, key, outcome = *jobs[request["name"]], outcomes[request["name"]]
+        job, key, host = plan.jobs[request["name"]]
+        outcome = outcomes[job.name]
         made = sorted(path.name for path in (scratch / name).glob(f"{job.name}.*") if _stem(path) == job.name)
         error = _error(request) if outcome.error is None and build.check else None
         if outcome.error is not None:
@@ -147,38 +157,62 @@ def build_engines(
         elif error is not None and not math.isfinite(error):
             refused[job.name] = "its emulator gives values that are not numbers"
         else:
-            artifacts[job.name] = Artifact(key, job.stages, tuple(made), outcome.seconds, outcome.off, error)
-    sizes = {job: sum((scratch / name / file).stat().st_size for file in artifacts[job].files) for job in artifacts}
-    return Built(TargetEntry(compiler.name, compiler.version, wanted, artifacts), refused, len(kept), sizes)
+            artifacts[job.name] = Artifact(key, job.stages, tuple(made), outcome.seconds, outcome.off, error, host)
+    sizes = {
+        job: sum(path.stat().st_size for path in _artifact_files(scratch / name, [artifact]))
+        for job, artifact in artifacts.items()
+    }
+    return Built(TargetEntry(compiler.name, compiler.version, wanted, artifacts), refused, plan.kept, sizes)
 
 
 def _stem(path: Path) -> str:
     return path.name.rpartition(".")[0]
 
 
-def _plan(
-    build: _Build, scratch: Path, *, once: bool
-) -> tuple[dict[str, Artifact], list[dict[str, Any]], dict[str, tuple[EngineJob, str]]]:
-    """What an earlier build made already, linked into place, and a request for everything else."""
+@dataclass(slots=True)
+class _Plan:
+    """What there is to do: artifacts that are there already, and for the others requests, by the job's name."""
+
+    made: dict[str, Artifact]
+    requests: list[dict[str, Any]]
+    jobs: dict[str, tuple[EngineJob, str, HostPart | None]]
+    kept: int = 0
+
+
+def _plan(build: _Build, scratch: Path, *, once: bool) -> _Plan:
+    """Links what an earlier build made into place, writes the host's parts, and requests everything else."""
     name = build.target.name
     earlier = build.bundle.manifest.targets.get(name)
     (scratch / "engines").mkdir()
-    kept: dict[str, Artifact] = {}
-    requests: list[dict[str, Any]] = []
-    jobs: dict[str, tuple[EngineJob, str]] = {}
-    for job in engine_jobs(build.bundle, once=once):
-        model = prepare_model(engine_model(build.bundle, job), build.target.highest_opset)
-        content = model.SerializeToString(deterministic=True)
+    plan = _Plan({}, [], {})
+    for job in engine_jobs(build.bundle, once=once, half=is_half(build.precision)):
+        model = engine_model(build.bundle, job)
+        parts = prepare_engine(model, build.target, build.precision, job.name)
+        content = b"" if parts.accelerator is None else parts.accelerator.SerializeToString(deterministic=True)
         key = _key(build, content)
-        jobs[job.name] = job, key
+        host = None if parts.host is None else _write_host_part(build, job, scratch / name)
         former = None if earlier is None else earlier.artifacts.get(job.name)
         if former is not None and former.key == key and (former.error is not None or not build.check):
             for file in former.files:
                 _link(build.bundle.file(f"{TARGETS}/{name}/{file}"), scratch / name / file)
-            kept[job.name] = former
-            continue
-        requests.append(_request(build, job, content, scratch))
-    return kept, requests, jobs
+            plan.made[job.name] = replace(former, host=host)
+            plan.kept += 1
+        elif parts.accelerator is None:
+            plan.made[job.name] = Artifact(key, job.stages, (), 0.0, (), None, host)
+        else:
+            plan.jobs[job.name] = job, key, host
+            plan.requests.append(_request(build, job, model, parts, scratch))
+    return plan
+
+
+def _write_host_part(build: _Build, job: EngineJob, folder: Path) -> HostPart:
+    """The part that the host computes: it refers to the bundle's weights, which are not written a second time."""
+    part = split_host_part(engine_file_model(build.bundle, job)).host
+    assert part is not None
+    path = folder / f"{job.name}.host.onnx"
+    path.write_bytes(part.SerializeToString(deterministic=True))
+    inside = {tensor.name for tensor in part.graph.initializer}
+    return HostPart(path.name, tuple(port for port in job.weights if port in inside))
 
 
 def _key(build: _Build, content: bytes) -> str:
@@ -192,16 +226,19 @@ def _key(build: _Build, content: bytes) -> str:
     return digest.hexdigest()
 
 
-def _request(build: _Build, job: EngineJob, content: bytes, scratch: Path) -> dict[str, Any]:
+def _request(build: _Build, job: EngineJob, model: onnx.ModelProto, parts: Parts, scratch: Path) -> dict[str, Any]:
+    """Writes what the compiler reads; what it must give is what ONNX Runtime makes of the whole engine, ``model``."""
     base = scratch / "engines" / job.name
-    inputs: dict[str, Any] = random_inputs(job)
+    assert parts.accelerator is not None
+    graph = parts.accelerator.graph
+    given: dict[str, Any] = random_inputs(job)
+    taken = given if parts.host is None else {**given, **_run_on_host(parts.host, given)}
+    inputs: dict[str, Any] = {port.name: taken[port.name] for port in graph.input}
     np.savez(f"{base}.inputs.npz", **inputs)
-    Path(f"{base}.onnx").write_bytes(content)
+    Path(f"{base}.onnx").write_bytes(parts.accelerator.SerializeToString(deterministic=True))
     if build.check:
-        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-        expected = session.run([port.name for port in job.outputs], inputs)
-        named: dict[str, Any] = {port.name: value for port, value in zip(job.outputs, expected, strict=True)}
-        np.savez(f"{base}.expected.npz", **named)
+        values = _run_on_host(model, given)
+        np.savez(f"{base}.expected.npz", **{port.name: values[port.name] for port in graph.output})
     return {
         "name": job.name,
         "onnx": f"{base}.onnx",
@@ -211,6 +248,13 @@ def _request(build: _Build, job: EngineJob, content: bytes, scratch: Path) -> di
         "outputs": f"{base}.outputs.npz" if build.check else None,
         "log": f"{base}.log",
     }
+
+
+def _run_on_host(model: onnx.ModelProto, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Every output of ``model``, by ONNX Runtime, from those of the values ``given`` that it takes."""
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    values = session.run(None, {port.name: given[port.name] for port in session.get_inputs()})
+    return {port.name: value for port, value in zip(session.get_outputs(), values, strict=True)}
 
 
 def _error(request: Mapping[str, Any]) -> float:
@@ -267,8 +311,9 @@ def _write(bundle: Bundle, name: str, entry: TargetEntry, scratch: Path) -> None
         write_json(folder / MANIFEST, to_json(manifest))
 
 
-def _artifact_files(folder: Path, artifacts: Sequence[Artifact] | Any) -> list[Path]:
-    return [folder / file for artifact in artifacts for file in artifact.files]
+def _artifact_files(folder: Path, artifacts: Collection[Artifact]) -> list[Path]:
+    hosts = [artifact.host.file for artifact in artifacts if artifact.host is not None]
+    return [folder / file for file in (*(file for artifact in artifacts for file in artifact.files), *hosts)]
 
 
 def _link(source: Path, target: Path) -> None:

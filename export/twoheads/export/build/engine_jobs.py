@@ -13,11 +13,14 @@ from onnx import numpy_helper
 
 from twoheads.graphs.bundle_format import ENGINES
 from twoheads.graphs.errors import InternalError
-from twoheads.graphs.program import Port, TokenwiseEngine, TokenwiseStage
+from twoheads.graphs.program import AttentionEngine, Port, TokenwiseEngine, TokenwiseStage
 from twoheads.runtime.bundle_reader import Bundle
 from twoheads.runtime.weights import Weights
 
-__all__ = ["EngineJob", "engine_jobs", "engine_model", "random_inputs"]
+__all__ = ["EngineJob", "engine_file_model", "engine_jobs", "engine_model", "random_inputs"]
+
+WIDE_VARIANTS = frozenset({*AttentionEngine.ADD_VARIANTS, *AttentionEngine.PACKED_VARIANTS})
+"""Sums relative to an anchor reach 1e12, codes of requests 2^40: half precision ends at 65,504."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +46,14 @@ class EngineJob:
     limits: Mapping[str, int]
 
 
-def engine_jobs(bundle: Bundle, *, once: bool = False) -> tuple[EngineJob, ...]:
+def engine_jobs(bundle: Bundle, *, once: bool = False, half: bool = False) -> tuple[EngineJob, ...]:
     """Everything to build, in the order of the program's engines.
 
     Args:
         bundle: The bundle.
         once: Every engine with the weights of its first stage only: enough to see whether a compiler takes it.
+        half: Without the variants that need the range of float32. A bundle runs without them: rows of tiles are merged
+            instead of added up, and inputs share no blocks by codes.
     """
     jobs: list[EngineJob] = []
     for engine in bundle.program.engines:
@@ -56,6 +61,8 @@ def engine_jobs(bundle: Bundle, *, once: bool = False) -> tuple[EngineJob, ...]:
             jobs += _tokenwise_jobs(bundle, engine, once=once)
             continue
         for variant in _variants(bundle, engine.name):
+            if half and variant in WIDE_VARIANTS:
+                continue
             inputs, outputs = engine.ports(variant)
             name = f"{engine.name}.{variant}"
             jobs.append(EngineJob(name, bundle.engine_file(engine.name, variant), (), {}, inputs, outputs, {}))
@@ -97,13 +104,18 @@ def _tokenwise_jobs(bundle: Bundle, engine: TokenwiseEngine, *, once: bool) -> l
     return jobs[:1] if once else jobs
 
 
+def engine_file_model(bundle: Bundle, job: EngineJob) -> onnx.ModelProto:
+    """The engine as it lies in the bundle: its weights refer to the bundle's file."""
+    return onnx.load(bundle.file(job.file), load_external_data=False)
+
+
 def engine_model(bundle: Bundle, job: EngineJob) -> onnx.ModelProto:
     """The engine with its weights inside: a file that any compiler opens.
 
     Raises:
         InternalError: The file has no initializer for a weight.
     """
-    model = onnx.load(bundle.file(job.file), load_external_data=False)
+    model = engine_file_model(bundle, job)
     weights = Weights(bundle.weights_file, bundle.manifest.weights)
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
     for port, name in job.weights.items():

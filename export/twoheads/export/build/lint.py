@@ -8,8 +8,8 @@ from math import prod
 
 import onnx
 
-from twoheads.export.build.engine_jobs import engine_jobs
-from twoheads.export.build.prepare_model import prepare_model
+from twoheads.export.build.engine_jobs import engine_file_model, engine_jobs
+from twoheads.export.build.prepare_engine import is_half, prepare_engine
 from twoheads.export.build.target import Rule, Target
 from twoheads.graphs.errors import InternalError
 from twoheads.runtime.bundle_reader import Bundle
@@ -48,17 +48,19 @@ class _Tensor:
 
 
 def lint_bundle(bundle: Bundle, target: Target) -> tuple[Finding, ...]:
-    """Every finding in every engine file of ``bundle``, in the form in which the compiler would get it."""
+    """Every finding in every engine of ``bundle``, in the form in which the compiler gets it at the first precision."""
     findings: list[Finding] = []
-    for job in engine_jobs(bundle, once=True):
-        model = onnx.load(bundle.file(job.file), load_external_data=False)
+    precision = target.precisions[0]
+    for job in engine_jobs(bundle, once=True, half=is_half(precision)):
+        model = engine_file_model(bundle, job)
         try:
-            prepared = prepare_model(model, target.highest_opset)
+            prepared = prepare_engine(model, target, precision, job.name).accelerator
         except RuntimeError as error:  # what the converter of operator sets raises
             rule = f"operator set above {target.highest_opset}: {error}"
             findings.append(Finding(job.file, "", "", rule, "refused", "export the model with an older operator set"))
             continue
-        findings += lint_model(prepared, target, job.file)
+        if prepared is not None:
+            findings += lint_model(prepared, target, job.file)
     return tuple(findings)
 
 
