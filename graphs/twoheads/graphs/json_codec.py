@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 import types
 from collections.abc import Hashable, Iterable, Mapping
 from functools import cache
@@ -17,7 +18,7 @@ from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hin
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.masks import Mask, parse_mask
 
-__all__ = ["FormatError", "from_json", "to_json"]
+__all__ = ["FormatError", "finite_numbers", "from_json", "to_json"]
 
 T = TypeVar("T")
 
@@ -40,6 +41,17 @@ def to_json(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): to_json(item) for key, item in cast("dict[str, Any]", value).items()}
     return value
+
+
+def finite_numbers(data: Any) -> Any:
+    """What :func:`to_json` gave with null for the numbers that JSON can't express: infinity and not-a-number."""
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, dict):
+        return {str(key): finite_numbers(item) for key, item in cast("dict[str, Any]", data).items()}
+    if isinstance(data, list | tuple):
+        return [finite_numbers(item) for item in cast("Iterable[Any]", data)]
+    return data
 
 
 def from_json(cls: type[T], data: Any, where: str = "") -> T:

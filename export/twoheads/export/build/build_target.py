@@ -31,6 +31,7 @@ from twoheads.export.build.target import Target, load_target
 from twoheads.export.bundle_writer import check_is_bundle, file_entry, write_json
 from twoheads.export.progress import Progress, silent
 from twoheads.export.staging import written_folder
+from twoheads.export.tensor_error import relative_error
 from twoheads.graphs.bundle_format import MANIFEST, TARGETS, Artifact, HostPart, TargetEntry
 from twoheads.graphs.errors import CompileError, InputError
 from twoheads.graphs.json_codec import to_json
@@ -258,22 +259,12 @@ def _run_on_host(model: onnx.ModelProto, given: Mapping[str, Any]) -> dict[str, 
 
 
 def _error(request: Mapping[str, Any]) -> float:
-    """The largest distance from ONNX Runtime's results, as a share of the largest magnitude of that output.
-
-    Where those are no numbers themselves (a norm of zeros), there is nothing to compare.
-    """
-    worst = 0.0
+    """The largest distance from ONNX Runtime's results, as a share of the largest magnitude of that output."""
     with (
         np.load(request["outputs"]) as found,
         np.load(request["outputs"].replace(".outputs.npz", ".expected.npz")) as expected,
     ):
-        for name in expected.files:
-            want = expected[name].astype(np.float64)
-            numbers = np.isfinite(want)
-            magnitude = np.abs(want[numbers]).max(initial=1e-30)
-            distance = np.abs(found[name].reshape(want.shape) - want)[numbers].max(initial=0) / magnitude
-            worst = max(worst, float(distance)) if math.isfinite(distance) else math.inf
-    return worst
+        return max(relative_error(found[name], expected[name]) for name in expected.files)
 
 
 def _refuse(built: Built, name: str, *, strict: bool) -> None:

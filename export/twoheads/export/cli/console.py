@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from twoheads.graphs.json_codec import finite_numbers
 
 __all__ = [
     "count_text",
@@ -55,17 +56,7 @@ def print_note(message: str) -> None:
 
 def print_json(data: Any) -> None:
     """Prints ``data`` as JSON on stdout; numbers that JSON can't express (infinity, not-a-number) become null."""
-    sys.stdout.write(json.dumps(_finite(data), indent=2, allow_nan=False) + "\n")
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, float):
-        return data if math.isfinite(data) else None
-    if isinstance(data, dict):
-        return {str(key): _finite(item) for key, item in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(item) for item in data]
-    return data
+    sys.stdout.write(json.dumps(finite_numbers(data), indent=2, allow_nan=False) + "\n")
 
 
 def print_text(text: str) -> None:

@@ -35,6 +35,7 @@ __all__ = [
     "Target",
     "Text",
     "Tokens",
+    "Tolerance",
 ]
 
 BLOCK_SIZE = 256
@@ -169,6 +170,15 @@ For = Annotated[
         "--for",
         metavar="NAME",
         help="The accelerator to build for later: attention is lowered as its data file says, unless --lowering does.",
+    ),
+]
+Tolerance = Annotated[
+    float | None,
+    typer.Option(
+        "--tolerance",
+        metavar="E",
+        min=0.0,
+        help="The largest error that is fine, as a share of a value's largest magnitude; 1e-4 if not given.",
     ),
 ]
 Positions = Annotated[

@@ -1,4 +1,4 @@
-"""``twoheads verify``: a bundle against the model it was compiled from."""
+"""``twoheads verify``: a bundle against the model it was compiled from, or its engines between two backends."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,6 +8,7 @@ import typer
 from twoheads.export.cli import arguments, options
 from twoheads.export.cli.console import print_facts, print_json, print_table, print_warning, seconds_text
 from twoheads.export.cli.progress import PhaseProgress
+from twoheads.export.cli.verify_layers import LayerOptions, verify_layers
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.json_codec import to_json
 from twoheads.runtime.bundle_reader import read_bundle
@@ -22,7 +23,9 @@ NAME = "verify"
 
 def command(
     bundle: options.Bundle,
-    against: Annotated[Path, typer.Option("--against", metavar="SOURCE", help="The model it was compiled from.")],
+    against: Annotated[
+        Path | None, typer.Option("--against", metavar="SOURCE", help="The model it was compiled from.")
+    ] = None,
     length: Annotated[
         str | None,
         typer.Option("--length", "-n", metavar="N", help="Tokens to run both on; of several inputs: n=1000,m=300."),
@@ -32,6 +35,21 @@ def command(
     results: options.Results = None,
     backend: options.BackendOption = options.Backend.ONNXRUNTIME,
     precision: options.PrecisionOption = options.Precision.F32,
+    polygraphy: Annotated[
+        bool, typer.Option("--polygraphy", help="Compare engines layer by layer between two backends instead.")
+    ] = False,
+    engines: Annotated[
+        list[str] | None,
+        typer.Option("--engine", metavar="NAME", help="Layer by layer: which; several times for several; else all."),
+    ] = None,
+    backends: Annotated[
+        str, typer.Option("--backends", metavar="A,B", help="Layer by layer: the yardstick and what is compared.")
+    ] = "onnxruntime-plain,onnxruntime",
+    tolerance: options.Tolerance = None,
+    save: Annotated[
+        Path | None,
+        typer.Option("--save", metavar="DIR", help="Layer by layer: Polygraphy's inputs and outputs, and a report."),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Run the original over the whole sequence and compare; exit with 1 unless the bundle passes.
@@ -41,15 +59,27 @@ def command(
 
     The length is left out where the inputs have a fixed size, such as images.
 
+    With --polygraphy no original is needed: every value inside of the engines, from the inputs of a run, as two
+    backends compute it: onnxruntime, onnxruntime-plain (no optimisation), openvino, reference (ONNX's own), tensorrt.
+
     Example: twoheads verify smollm2.bundle --against SmolLM2-135M.gguf --length 4096
+
+    Example: twoheads verify smollm2.bundle --polygraphy --backends onnxruntime,openvino
     """
-    read_bundle(bundle, check="size")
-    arguments.require_path(against, "the model the bundle was compiled from")
+    loaded = read_bundle(bundle, check="size")
+    if (against is None) != polygraphy:
+        problem = "nothing to compare with is given" if against is None else "two things to compare with are given"
+        raise InputError("twoheads verify", problem, "give either --against SOURCE or --polygraphy")
     if text is not None and tokens is not None:
         raise InputError("twoheads verify", "two inputs are given", "give either --text FILE or --tokens FILE.npy")
     content = None if text is None else arguments.read_text(text)
     sequence = None if tokens is None else arguments.read_tokens(tokens)
-    lengths = {} if length is None else arguments.parse_lengths(length)
+    lengths = None if length is None else arguments.parse_lengths(length)
+    if against is None:
+        wanted = LayerOptions(tuple(engines or ()), backends, tolerance, save, as_json)
+        verify_layers(loaded, wanted, length=lengths, text=content, tokens=sequence)
+        return
+    arguments.require_path(against, "the model the bundle was compiled from")
 
     from twoheads.export import verify
 
@@ -57,7 +87,7 @@ def command(
         report = verify(
             bundle,
             against,
-            length=lengths,
+            length={} if lengths is None else lengths,
             text=content,
             tokens=sequence,
             results=results or (),
