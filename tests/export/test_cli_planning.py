@@ -124,3 +124,19 @@ def test_plan_of_several_workers_refuses(
     assert "end it in .png" in cli(*measured, "--plot", tmp_path / "plot.txt", code=1)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert "pip install matplotlib" in cli(*measured, "--plot", tmp_path / "plot.png", code=1)
+
+
+def test_a_short_input_is_one_call_unless_there_is_a_limit(
+    cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profiler, "MEASURE_SECONDS", 0.0)
+    bundle, path = write_tiny(tmp_path / "short", Tiny(), with_one_block=True), tmp_path / "here.json"
+    cli("profile", bundle, "-o", path, "--threads", 2)
+    plan = cli("plan", bundle, "-n", 16, "--output", "hidden", "--device", path, "--json")
+    assert plan["engine_calls"] == plan["formula_calls"] == 1
+    assert plan["device"]["stages"][0]["kind"] == "model"
+    assert plan["device"]["seconds"] > 0
+    limited = cli("plan", bundle, "-n", 16, "--output", "hidden", "--memory-limit", "1GB", "--json")
+    longer = cli("plan", bundle, "-n", 17, "--output", "hidden", "--json")
+    assert limited["engine_calls"] == 2 * Tiny().layers + 1 < longer["engine_calls"]
+    assert cli("inspect", bundle, "--json")["one_call_up_to"] == 16

@@ -14,11 +14,14 @@ from onnx import TensorProto, helper
 
 from tests.runtime.tiny_model import Tiny, make_weights
 from twoheads.export.attention_onnx import attention_model
+from twoheads.export.engine_files import bind_weights
+from twoheads.export.one_block_onnx import one_block_model
 from twoheads.export.oracle_onnx import oracle_model
 from twoheads.export.stock_onnx import stock_model
 from twoheads.graphs.bundle_format import ALIGNMENT, FORMAT_VERSION, FileEntry, Manifest, SourceIdentity, WeightEntry
 from twoheads.graphs.json_codec import to_json
 from twoheads.graphs.masks import parse_mask
+from twoheads.graphs.one_block import ONE_BLOCK, one_block
 from twoheads.graphs.program import (
     AttentionEngine,
     AttentionStage,
@@ -215,10 +218,10 @@ BUILDERS: dict[str, Callable[[Nodes, Tiny], None]] = {
 ONNX_TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "bool": TensorProto.BOOL}
 
 
-def tokenwise_model(nodes: Nodes, engine: TokenwiseEngine, weights: list[WeightEntry]) -> onnx.ModelProto:
-    """The engine that computes ``nodes``, its weights at the given places of ``weights.bin``."""
+def tokenwise_model(nodes: Nodes, engine: TokenwiseEngine, weights: list[WeightEntry] | None) -> onnx.ModelProto:
+    """The engine that computes ``nodes``, its weights at the given places of ``weights.bin``, or inputs."""
     external = []
-    for port, entry in zip(engine.weights, weights, strict=True):
+    for port, entry in zip(engine.weights, weights, strict=True) if weights is not None else ():
         tensor = TensorProto(name=port.name, data_type=ONNX_TYPES[port.dtype], dims=port.shape)
         tensor.data_location = TensorProto.EXTERNAL
         for key, text in (("location", "weights.bin"), ("offset", entry.offset), ("length", port.nbytes)):
@@ -228,8 +231,9 @@ def tokenwise_model(nodes: Nodes, engine: TokenwiseEngine, weights: list[WeightE
     def infos(ports: tuple[Port, ...]) -> list[onnx.ValueInfoProto]:
         return [helper.make_tensor_value_info(p.name, ONNX_TYPES[p.dtype], p.shape) for p in ports]
 
+    inputs = (*engine.inputs, *(engine.weights if weights is None else ()))
     graph = helper.make_graph(
-        nodes.nodes, engine.name, infos(engine.inputs), infos(engine.outputs), [*nodes.constants, *external]
+        nodes.nodes, engine.name, infos(inputs), infos(engine.outputs), [*nodes.constants, *external]
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
 
@@ -237,7 +241,14 @@ def tokenwise_model(nodes: Nodes, engine: TokenwiseEngine, weights: list[WeightE
 # ---------------------------------------------------------------------------------------------------- bundle
 
 
-def write_tiny(path: Path, tiny: Tiny, *, program: Program | None = None, tokenizer: str | None = None) -> Path:
+def write_tiny(
+    path: Path,
+    tiny: Tiny,
+    *,
+    program: Program | None = None,
+    tokenizer: str | None = None,
+    with_one_block: bool = False,
+) -> Path:
     """Writes the bundle of ``tiny`` (or of an altered ``program``) into the new folder ``path``."""
 
     def build(engine: TokenwiseEngine) -> Nodes:
@@ -247,7 +258,13 @@ def write_tiny(path: Path, tiny: Tiny, *, program: Program | None = None, tokeni
 
     program = program or make_program(tiny)
     return write_bundle(
-        path, program, make_weights(tiny), build, tokenizer=tokenizer, approximations=tiny.approximations
+        path,
+        program,
+        make_weights(tiny),
+        build,
+        tokenizer=tokenizer,
+        approximations=tiny.approximations,
+        with_one_block=with_one_block,
     )
 
 
@@ -259,8 +276,12 @@ def write_bundle(
     *,
     tokenizer: str | None = None,
     approximations: tuple[str, ...] = (),
+    with_one_block: bool = False,
 ) -> Path:
-    """Writes a bundle of ``program`` with the weights ``arrays``; ``build`` makes the nodes of token-wise engines."""
+    """Writes a bundle of ``program`` with the weights ``arrays``; ``build`` makes the nodes of token-wise engines.
+
+    The engine for short inputs is there only if asked for, so that most tests see every stage at any length.
+    """
     (path / "engines").mkdir(parents=True)
     entries: dict[str, WeightEntry] = {}
     data = bytearray()
@@ -285,6 +306,8 @@ def write_bundle(
                 files[f"engines/{engine.name}.{variant}.onnx"] = stock_model(engine, variant).SerializeToString()
         else:
             files[f"engines/{engine.name}.{engine.mask}.onnx"] = oracle_model(engine, engine.mask).SerializeToString()
+    if with_one_block:
+        files[f"engines/{ONE_BLOCK}.onnx"] = _one_block_bytes(program, arrays, build, entries)
     for name, content in files.items():
         (path / name).parent.mkdir(exist_ok=True)
         (path / name).write_bytes(content)
@@ -302,6 +325,22 @@ def write_bundle(
     )
     write_manifest(path, to_json(manifest))
     return path
+
+
+def _one_block_bytes(
+    program: Program,
+    arrays: dict[str, Any],
+    build: Callable[[TokenwiseEngine], Nodes],
+    entries: dict[str, WeightEntry],
+) -> bytes:
+    block = one_block(program)
+    assert block is not None
+    tokenwise = [engine for engine in program.engines if isinstance(engine, TokenwiseEngine)]
+    models = {engine.name: tokenwise_model(build(engine), engine, None) for engine in tokenwise}
+    model = one_block_model(program, block, models, arrays.__getitem__)
+    assert model is not None
+    bind_weights(model, {f"weights/{name}": entries[name] for name in block.stage.weights})
+    return model.SerializeToString()
 
 
 @lru_cache(maxsize=64)

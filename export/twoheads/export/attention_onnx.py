@@ -21,18 +21,17 @@ scalar operation on them an inner loop of length 1.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
+from twoheads.export.graph_builder import GraphBuilder
 from twoheads.graphs.errors import CompileError, InternalError
 from twoheads.graphs.program import AttentionEngine, Port
 from twoheads.graphs.request_codes import code_length
 
-__all__ = ["IR_VERSION", "OPSET", "attention_model"]
+__all__ = ["DEAD", "IR_VERSION", "OPSET", "attention_model", "scores_of"]
 
 OPSET = 20
 """Version of the standard ONNX operators; every operator used here is in ONNX Runtime since 1.17."""
@@ -55,42 +54,6 @@ FLOOR = 80.0
 _DTYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 
 
-class _Graph:
-    """Nodes and constants of a graph under construction; every method returns the name of its result."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: dict[str, onnx.TensorProto] = {}
-
-    def node(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
-        """Appends a node; without ``output`` its result is named after the operator and the node's number."""
-        name = output or f"{operator.lower()}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, list(inputs), [name], name=name, **attributes))
-        return name
-
-    def constant(self, value: float | list[int]) -> str:
-        """A float32 scalar or an int64 vector; equal ones are stored once."""
-        vector = isinstance(value, list)
-        name = f"dims_{'_'.join(map(str, value))}" if isinstance(value, list) else f"number_{value!r}"
-        if name not in self.constants:
-            array = np.array(value, np.int64 if vector else np.float32)
-            self.constants[name] = numpy_helper.from_array(array, name)
-        return name
-
-    def array(self, name: str, array: npt.NDArray[Any]) -> str:
-        """A constant array under a name of its own."""
-        self.constants[name] = numpy_helper.from_array(array, name)
-        return name
-
-    def reshape(self, value: str, *shape: int, output: str = "") -> str:
-        """Another view of ``value``; free inside of the graph, a copy where it is the graph's output."""
-        return self.node("Reshape", value, self.constant(list(shape)), output=output)
-
-    def row_max(self, value: str) -> str:
-        """The maximum over the last axis, without that axis."""
-        return self.node("ReduceMax", value, self.constant([-1]), keepdims=0)
-
-
 def attention_model(engine: AttentionEngine, variant: str) -> onnx.ModelProto:
     """The ONNX model of one variant of ``engine``, with the ports that ``engine.ports(variant)`` declares.
 
@@ -106,7 +69,7 @@ def attention_model(engine: AttentionEngine, variant: str) -> onnx.ModelProto:
         InternalError: There is no such variant, or query heads do not divide into key/value heads.
     """
     _check(engine, variant)
-    graph = _Graph()
+    graph = GraphBuilder()
     if variant in AttentionEngine.PACKED_VARIANTS:
         _rename(graph, {_packed(graph, engine, causal=variant == "packed_causal"): "out"})
         return _model(graph, engine, variant)
@@ -114,7 +77,7 @@ def attention_model(engine: AttentionEngine, variant: str) -> onnx.ModelProto:
         acc, weight = _add(graph, engine, masked=variant.startswith("masked"))
         _rename(graph, {acc: "acc", weight: "weight"})
         return _model(graph, engine, variant)
-    scores = _scores(graph, engine, masked=variant.startswith("masked"))
+    scores = scores_of(graph, engine, "q", "k", mask="mask" if variant.startswith("masked") else "")
     if variant.startswith("masked"):
         out, lse = _softmax_masked(graph, engine, scores)
     else:
@@ -128,7 +91,7 @@ def attention_model(engine: AttentionEngine, variant: str) -> onnx.ModelProto:
     return _model(graph, engine, variant)
 
 
-def _model(graph: _Graph, engine: AttentionEngine, variant: str) -> onnx.ModelProto:
+def _model(graph: GraphBuilder, engine: AttentionEngine, variant: str) -> onnx.ModelProto:
     inputs, outputs = engine.ports(variant)
     proto = helper.make_graph(
         graph.nodes,
@@ -163,7 +126,7 @@ def _value_info(port: Port) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(port.name, _DTYPES[port.dtype], port.shape)
 
 
-def _rename(graph: _Graph, names: dict[str, str]) -> None:
+def _rename(graph: GraphBuilder, names: dict[str, str]) -> None:
     for node in graph.nodes:
         for at, name in enumerate(node.input):
             node.input[at] = names.get(name, name)
@@ -171,38 +134,41 @@ def _rename(graph: _Graph, names: dict[str, str]) -> None:
             node.output[at] = names.get(name, name)
 
 
-def _float32(graph: _Graph, engine: AttentionEngine, value: str) -> str:
+def _float32(graph: GraphBuilder, engine: AttentionEngine, value: str) -> str:
     return value if engine.dtype == "float32" else graph.node("Cast", value, to=TensorProto.FLOAT)
 
 
-def _scores(graph: _Graph, engine: AttentionEngine, *, masked: bool, anchored: bool = False) -> str:
-    """Scores ``[kv_heads, group * block, key_tile]``: scaled, capped, plus the mask.
+def scores_of(
+    graph: GraphBuilder, engine: AttentionEngine, q: str, k: str, *, mask: str = "", anchored: bool = False
+) -> str:
+    """Scores ``[kv_heads, group * block, key_tile]`` of the values ``q`` and ``k``: scaled, capped, plus the mask.
 
-    ``anchored`` queries have one more column, which every key answers with 1.
+    ``mask`` names a value of ``mask_heads * block * key_tile`` numbers, or is empty. ``anchored`` queries have one more
+    column, which every key answers with 1.
     """
     group = engine.q_num_heads // engine.kv_num_heads
     rows = (engine.kv_num_heads, group * engine.block_size)
-    q = graph.reshape(_float32(graph, engine, "q"), *rows, engine.head_dim + anchored)
-    k = graph.reshape(_float32(graph, engine, "k"), engine.kv_num_heads, engine.key_tile, engine.head_dim)
+    queries = graph.reshape(_float32(graph, engine, q), *rows, engine.head_dim + anchored)
+    keys = graph.reshape(_float32(graph, engine, k), engine.kv_num_heads, engine.key_tile, engine.head_dim)
     if anchored:
         ones = np.ones((engine.kv_num_heads, engine.key_tile, 1), np.float32)
-        k = graph.node("Concat", k, graph.array("ones", ones), axis=-1)
+        keys = graph.node("Concat", keys, graph.array("ones", ones), axis=-1)
     # A Mul right before the MatMul becomes the product's alpha in ONNX Runtime, the Transpose its transB flag.
     factor = engine.scale / (engine.softcap or 1.0)
     if factor != 1.0:
-        q = graph.node("Mul", q, graph.constant(factor))
-    scores = graph.node("MatMul", q, graph.node("Transpose", k, perm=[0, 2, 1]))
+        queries = graph.node("Mul", queries, graph.constant(factor))
+    scores = graph.node("MatMul", queries, graph.node("Transpose", keys, perm=[0, 2, 1]))
     if engine.softcap:
         scores = graph.node("Mul", graph.node("Tanh", scores), graph.constant(engine.softcap))
-    if masked:
+    if mask:
         heads = (1, 1) if engine.mask_heads == 1 else (engine.kv_num_heads, group)
-        mask = graph.reshape("mask", *heads, engine.block_size, engine.key_tile)
+        added = graph.reshape(mask, *heads, engine.block_size, engine.key_tile)
         scores = graph.reshape(scores, engine.kv_num_heads, group, engine.block_size, engine.key_tile)
-        scores = graph.reshape(graph.node("Add", scores, mask), *rows, engine.key_tile)
+        scores = graph.reshape(graph.node("Add", scores, added), *rows, engine.key_tile)
     return scores
 
 
-def _softmax(graph: _Graph, engine: AttentionEngine, scores: str) -> tuple[str, str]:
+def _softmax(graph: GraphBuilder, engine: AttentionEngine, scores: str) -> tuple[str, str]:
     """``out [1, q_heads, block, v_head_dim]`` and ``lse [1, q_heads, block]`` of finite scores."""
     largest = graph.row_max(scores)
     weights = graph.node("Softmax", scores, axis=-1)
@@ -210,7 +176,7 @@ def _softmax(graph: _Graph, engine: AttentionEngine, scores: str) -> tuple[str, 
     return _weighted_values(graph, engine, weights), graph.reshape(lse, 1, engine.q_num_heads, engine.block_size)
 
 
-def _softmax_masked(graph: _Graph, engine: AttentionEngine, scores: str) -> tuple[str, str]:
+def _softmax_masked(graph: GraphBuilder, engine: AttentionEngine, scores: str) -> tuple[str, str]:
     """As :func:`_softmax`, for scores of ``-inf`` where hidden; a row that sees no key gives 0 and ``-inf``."""
     shape = (1, engine.q_num_heads, engine.block_size)
     largest = graph.node("Clip", graph.row_max(scores), graph.constant(DEAD))
@@ -223,13 +189,13 @@ def _softmax_masked(graph: _Graph, engine: AttentionEngine, scores: str) -> tupl
     return out, graph.reshape(lse, *shape)
 
 
-def _add(graph: _Graph, engine: AttentionEngine, *, masked: bool) -> tuple[str, str]:
+def _add(graph: GraphBuilder, engine: AttentionEngine, *, masked: bool) -> tuple[str, str]:
     """``acc`` and ``weight`` with this tile's share, relative to the anchor; see :class:`AttentionEngine`.
 
     There is one pass over the scores between the two products, and one to add up the weights. Hidden scores weigh
     ``exp(-FLOOR)`` instead of 0, which is below half a unit in the last place of any row's weight, 1 at the least.
     """
-    scores = _scores(graph, engine, masked=masked, anchored=True)
+    scores = scores_of(graph, engine, "q", "k", mask="mask" if masked else "", anchored=True)
     if masked:
         scores = graph.node("Max", scores, graph.constant(-FLOOR))
     weights = graph.node("Exp", scores)
@@ -239,14 +205,14 @@ def _add(graph: _Graph, engine: AttentionEngine, *, masked: bool) -> tuple[str, 
     return acc, graph.node("Add", "prev_weight", total)
 
 
-def _packed(graph: _Graph, engine: AttentionEngine, *, causal: bool) -> str:
+def _packed(graph: GraphBuilder, engine: AttentionEngine, *, causal: bool) -> str:
     """``out`` of a block over itself, whose queries and keys carry the codes of Theorem 4.2 as further columns.
 
     The triangle of a causal engine is a comparison of two constant vectors, which a backend computes once.
     """
     block = engine.block_size
     wide = replace(engine, head_dim=engine.head_dim + code_length(block), key_tile=block)
-    scores = _scores(graph, wide, masked=False)
+    scores = scores_of(graph, wide, "q", "k")
     if causal:
         at = np.arange(block, dtype=np.int64)
         rows = np.tile(at, engine.q_num_heads // engine.kv_num_heads)[:, None]
@@ -257,13 +223,13 @@ def _packed(graph: _Graph, engine: AttentionEngine, *, causal: bool) -> str:
     return _weighted_values(graph, wide, graph.node("Softmax", graph.node("Max", scores, floor), axis=-1))
 
 
-def _weighted_values(graph: _Graph, engine: AttentionEngine, weights: str) -> str:
+def _weighted_values(graph: GraphBuilder, engine: AttentionEngine, weights: str) -> str:
     v = graph.reshape(_float32(graph, engine, "v"), engine.kv_num_heads, engine.key_tile, engine.v_head_dim)
     out = graph.node("MatMul", weights, v)
     return graph.reshape(out, 1, engine.q_num_heads, engine.block_size, engine.v_head_dim)
 
 
-def _merge(graph: _Graph, engine: AttentionEngine, out: str, lse: str) -> tuple[str, str]:
+def _merge(graph: GraphBuilder, engine: AttentionEngine, out: str, lse: str) -> tuple[str, str]:
     """``merge_state`` of the earlier tiles' ``prev_out``, ``prev_lse`` with this tile's; exact where one is empty.
 
     ``out + w (prev_out - out)`` with ``w = sigmoid(prev_lse - lse)``, and ``lse = max + log(1 + exp(-|difference|))``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from twoheads.export.attention_onnx import attention_model
 from twoheads.export.attention_variants import used_variants
 from twoheads.export.engine_files import save_engine
+from twoheads.export.one_block_onnx import one_block_model
 from twoheads.export.oracle_onnx import oracle_model
 from twoheads.export.progress import Progress, silent
 from twoheads.export.staging import written_folder
@@ -34,7 +36,9 @@ from twoheads.graphs.bundle_format import (
 )
 from twoheads.graphs.errors import BundleError, InternalError
 from twoheads.graphs.json_codec import to_json
+from twoheads.graphs.one_block import ONE_BLOCK, one_block
 from twoheads.graphs.program import AttentionEngine, OracleEngine, Program, StockEngine, TokenwiseEngine, TokenwiseStage
+from twoheads.runtime.weights import Weights
 
 if TYPE_CHECKING:
     import onnx
@@ -121,6 +125,7 @@ def _stored_weights(compiled: CompiledModel) -> list[NamedWeight]:
 
 def _write_engines(compiled: CompiledModel, folder: Path, entries: dict[str, WeightEntry], progress: Progress) -> None:
     program = compiled.program
+    models: dict[str, onnx.ModelProto] = {}
     for done, engine in enumerate(program.engines):
         progress("write engines", done, len(program.engines))
         if isinstance(engine, AttentionEngine):
@@ -138,9 +143,26 @@ def _write_engines(compiled: CompiledModel, folder: Path, entries: dict[str, Wei
             save_engine(oracle_model(engine, engine.mask), file, *engine.ports(engine.mask), {})
             continue
         model = _tokenwise_model(compiled.regions[engine.name], engine)
+        models[engine.name] = copy.deepcopy(model)
         bound = _first_weights(program, engine, entries)
         save_engine(model, folder / ENGINES / f"{engine.name}.onnx", engine.inputs, engine.outputs, bound)
+    _write_one_block(program, models, folder, entries)
     progress("write engines", len(program.engines), len(program.engines))
+
+
+def _write_one_block(
+    program: Program, models: dict[str, onnx.ModelProto], folder: Path, entries: dict[str, WeightEntry]
+) -> None:
+    """The engine that computes a short input in one call, where there is one; weights as everywhere."""
+    block = one_block(program)
+    if block is None:
+        return
+    weights = Weights(folder / WEIGHTS, entries)
+    model = one_block_model(program, block, models, weights.view)
+    if model is not None:
+        bound = {port.name: entries[name] for port, name in zip(block.engine.weights, block.stage.weights, strict=True)}
+        file = folder / ENGINES / f"{ONE_BLOCK}.onnx"
+        save_engine(model, file, block.engine.inputs, block.engine.outputs, bound)
 
 
 def _tokenwise_model(region: TokenwiseRegion, engine: TokenwiseEngine) -> onnx.ModelProto:

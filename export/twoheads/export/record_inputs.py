@@ -44,11 +44,16 @@ class RecordingBackend:
         return _Tensor(self._backend.tensor(array), array)
 
     def load_engine(
-        self, path: Path, inputs: Sequence[Port], outputs: Sequence[Port], weights: Mapping[str, npt.NDArray[Any]]
+        self,
+        path: Path,
+        inputs: Sequence[Port],
+        outputs: Sequence[Port],
+        weights: Mapping[str, npt.NDArray[Any]],
+        threads: int = 1,
     ) -> EngineHandle:
         """As the backend's own."""
         kept: list[Arrays] = []
-        handle = self._backend.load_engine(path, inputs, outputs, weights)
+        handle = self._backend.load_engine(path, inputs, outputs, weights, threads=threads)
         self._seen.setdefault(path.name, []).append(kept)
         return _RecordingEngine(handle, tuple(port.name for port in inputs), kept, self._calls)
 
@@ -115,7 +120,7 @@ def record_inputs(
     program = bundle.program
     backend = RecordingBackend(open_backend("onnxruntime"), calls)
     # One thread opens engines in the order of the program, as the jobs are: that tells one set of weights from another.
-    loaded = load(bundle.path, backend=backend, threads=1, check="size")
+    loaded = load(bundle.path, backend=backend, threads=1, check="size", one_call=False)
     lengths = verify_lengths(program, _default_length(program) if length is None else length)
     given = verify_inputs(loaded, lengths, text=text, tokens=tokens)
     with warnings.catch_warnings():

@@ -62,7 +62,8 @@ def predict_run(schedule: Schedule, profile: DeviceProfile, threads: int) -> Run
         seconds = times.once(stage) + float(times.of_workers(stage, alone, 1, threads).until[0])
         stages.append(StageTime(plan.name, plan.kind, plan.calls, seconds))
     touch = touch_seconds(schedule, profile, threads)
-    return RunTime(threads, tuple(stages), touch, open_seconds((*body, *head), profile, threads))
+    opening = open_seconds((*body, *head), profile, threads, variant=times.variant)
+    return RunTime(threads, tuple(stages), touch, opening)
 
 
 def touch_seconds(schedule: Schedule, profile: DeviceProfile, threads: int) -> float:
@@ -72,10 +73,13 @@ def touch_seconds(schedule: Schedule, profile: DeviceProfile, threads: int) -> f
     return (schedule.memory.values + rows) / profile.fresh_bytes_per_second / threads
 
 
-def open_seconds(stages: tuple[Stage, ...], profile: DeviceProfile, threads: int) -> float:
-    """Seconds to open the engines of ``stages`` in ``threads`` threads: each once for every set of weights."""
+def open_seconds(stages: tuple[Stage, ...], profile: DeviceProfile, threads: int, *, variant: str = "") -> float:
+    """Seconds to open the engines of ``stages`` in ``threads`` threads: each once for every set of weights.
+
+    ``variant`` is that of the token-wise engines.
+    """
     opened = {(stage.engine, stage.weights) for stage in stages if isinstance(stage, TokenwiseStage)}
-    seconds = [times.open_seconds for engine, _ in opened if (times := profile.times(engine)) is not None]
+    seconds = [times.open_seconds for engine, _ in opened if (times := profile.times(engine, variant)) is not None]
     attentions = {stage.engine for stage in stages if isinstance(stage, AttentionStage)}
     seconds += [times.open_seconds for times in profile.engines if times.engine in attentions]
     return max(sum(seconds) / threads, max(seconds, default=0.0))

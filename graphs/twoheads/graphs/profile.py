@@ -19,6 +19,7 @@ from twoheads.graphs.json_codec import FormatError, from_json, to_json
 from twoheads.graphs.program import Program
 
 __all__ = [
+    "ALONE",
     "PROFILE_VERSION",
     "DeviceProfile",
     "EngineTimes",
@@ -31,6 +32,9 @@ __all__ = [
 
 PROFILE_VERSION = 1
 
+ALONE = "alone"
+"""The variant of an engine whose kernels share a run's threads, because its input has one block."""
+
 _REMEDY = "make one where the bundle is to run: twoheads profile BUNDLE -o PROFILE.json"
 
 
@@ -40,9 +44,11 @@ class EngineTimes:
 
     Attributes:
         engine: The engine's name in the program.
-        variant: Of an attention engine, e.g. ``full_merge``; empty for a token-wise one.
+        variant: Of an attention engine, e.g. ``full_merge``; empty for a token-wise one; :data:`ALONE` for an engine of
+            a run of one block.
         open_seconds: To open it with one set of weights.
-        call_seconds: Of one call, by the number of threads that call at the same time (a key of JSON, hence text).
+        call_seconds: Of one call, by the number of threads that call at the same time (a key of JSON, hence text);
+            of the variant :data:`ALONE`, by the number of threads that share its kernels.
     """
 
     engine: str

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.formulas import symbols
+from twoheads.graphs.one_block import BlockEngine
 from twoheads.graphs.program import AttentionStage, Program, Stage, Value, inputs_of, outputs_of
 from twoheads.graphs.program_lengths import check_limit, is_cross, main_length, resolve_lengths, value_rows
 from twoheads.graphs.stage_costs import StageCosts, StagePlan, attention_rows
@@ -158,7 +159,8 @@ def make_schedule(
     costs = StageCosts(program, lengths, head_rows)
     stages = (*(costs.plan(stage) for stage in body), *(costs.plan(stage, head=True) for stage in head))
     released, values = costs.liveness(body, {_last_value(program, output)})
-    workspace = workers * max((costs.transient(stage) for stage in (*body, *head)), default=0)
+    calling = 1 if any(isinstance(engine, BlockEngine) for engine in program.engines) else workers
+    workspace = calling * max((costs.transient(stage) for stage in (*body, *head)), default=0)
     weights = 2 * sum(costs.weights((*body, *head)).values())
     return Schedule(
         program=program,

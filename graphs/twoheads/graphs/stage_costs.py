@@ -14,6 +14,7 @@ from twoheads.graphs.errors import InternalError
 from twoheads.graphs.formulas import Formula, attention_formula, cross_formula
 from twoheads.graphs.maskless_costs import AttentionCosts, oracle_costs, stock_costs
 from twoheads.graphs.masks import Full, Mask
+from twoheads.graphs.one_block import BlockEngine
 from twoheads.graphs.program import (
     AttentionEngine,
     AttentionStage,
@@ -41,7 +42,7 @@ class StagePlan:
 
     Attributes:
         name, engine: Of the stage and of the engine it calls; of a sequence stage, its operator.
-        kind: ``tokenwise``, ``attention`` or ``sequence`` (no calls).
+        kind: ``tokenwise``, ``attention``, ``model`` (a whole block in one call) or ``sequence`` (no calls).
         calls: Engine calls, counted; ``formula`` derives the same number independently.
         flops: Floating-point operations of the matrix products of all calls.
         bytes_moved: Bytes of the ports of all calls, plus the weights of a token-wise engine once for each call.
@@ -156,7 +157,7 @@ class StageCosts:
         padded = calls * self.program.block_size
         return StagePlan(
             name=stage.name,
-            kind="tokenwise",
+            kind="model" if isinstance(engine, BlockEngine) else "tokenwise",
             engine=engine.name,
             calls=calls,
             formula=formula,
@@ -266,6 +267,8 @@ class StageCosts:
         if isinstance(stage, SequenceStage):
             return self.nbytes(stage.output) + sum(self.nbytes(self._values[name]) for name in stage.inputs)
         tokenwise = self._tokenwise(stage.engine)
+        if isinstance(tokenwise, BlockEngine):
+            return tokenwise.workspace
         return 2 * _nbytes((*tokenwise.inputs, *tokenwise.outputs))
 
     def weights(self, stages: tuple[Stage, ...]) -> dict[str, int]:

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InputError
-from twoheads.graphs.profile import DeviceProfile, Sampling
+from twoheads.graphs.one_block import BlockEngine
+from twoheads.graphs.profile import ALONE, DeviceProfile, Sampling
 from twoheads.graphs.program import (
     AttentionEngine,
     AttentionStage,
@@ -74,6 +75,9 @@ class StageTimes:
         attentions = [stage for stage in schedule.program.body if isinstance(stage, AttentionStage)]
         tiled = {name for stage in attentions for name in (stage.key, stage.value)}
         self._copied = {name for name in tiled if _is_scattered(self._values[name], schedule)}
+        self._one_block = any(isinstance(engine, BlockEngine) for engine in schedule.program.engines)
+        self.variant = ALONE if self._one_block else ""
+        """That of token-wise engines."""
         self._cache: dict[Hashable, Seconds] = {}
 
     def blocks(self, stage: Stage, callers: int) -> Seconds:
@@ -100,6 +104,9 @@ class StageTimes:
         counts = np.bincount(owner, minlength=workers)
         order = np.argsort(owner, kind="stable")
         ends = np.cumsum(counts)
+        if self._one_block:  # one call after the other, each by all threads
+            together = counts * self.blocks(stage, threads)[:1].sum()
+            return WorkerSeconds(together, together)
         for callers in np.unique(np.minimum(counts[counts > 0], threads)).tolist():
             seconds = self.blocks(stage, callers)
             if not len(seconds):
@@ -139,7 +146,7 @@ class StageTimes:
             return self._attention(stage, callers)
         plan = self._plans[stage.name]
         if isinstance(stage, TokenwiseStage):
-            seconds = self._profile.call_seconds(plan.engine, "", callers) + self._host_seconds(stage)
+            seconds = self._profile.call_seconds(plan.engine, self.variant, callers) + self._host_seconds(stage)
             return np.full(plan.calls, seconds)
         return np.zeros(0)
 

@@ -46,6 +46,7 @@ from twoheads.graphs.schedule import Schedule
 
 __all__ = [
     "LOWER_BOUND",
+    "ONE_CALL",
     "ProgramClaim",
     "StageClaim",
     "floor_formula",
@@ -58,6 +59,9 @@ __all__ = [
 NO_CALL = "no call"
 """The claim of a stage that only moves rows."""
 
+ONE_CALL = "one block: no theorem is needed"
+"""The claim of a stage that computes a whole input of at most ``M`` tokens."""
+
 LOWER_BOUND = "under SETH, ((N/M)^2)^(1-o(1)) calls are needed in the worst case of full or causal attention"
 """The paper's lower bound, as text: it bounds the worst case over inputs, not this one."""
 
@@ -69,7 +73,7 @@ class StageClaim:
     Attributes:
         stage: The stage's name.
         theorem: What makes it exact (or, Theorem 4.1, approximate); ``token-wise`` for stages that mix no tokens,
-            ``no call`` for those that only move rows.
+            ``no call`` for those that only move rows; :data:`ONE_CALL` for a whole short input.
         formula: Our calls, in closed form with constants.
         paper: The calls of the paper's own construction, ``None`` where the paper has none.
         floor: The fewest calls of any construction with calls of this size.
@@ -160,7 +164,8 @@ def stage_claims(schedule: Schedule) -> tuple[StageClaim, ...]:
         elif isinstance(stage, SequenceStage):
             theorem, paper, floor = NO_CALL, plan.formula, plan.formula
         else:
-            theorem, paper, floor = "token-wise", plan.formula, plan.formula
+            theorem = ONE_CALL if plan.kind == "model" else "token-wise"
+            paper = floor = plan.formula
         claims.append(StageClaim(plan.name, theorem, plan.formula, paper, floor))
     return tuple(claims)
 

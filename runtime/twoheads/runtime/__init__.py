@@ -13,8 +13,9 @@ from twoheads.runtime.document_run import run_documents
 from twoheads.runtime.job import Job
 from twoheads.runtime.merge import attention, merge_state
 from twoheads.runtime.npz_writer import NpzWriter
+from twoheads.runtime.opening import load
 from twoheads.runtime.report import Report, Result, StageReport
-from twoheads.runtime.session import LoadedBundle, load
+from twoheads.runtime.session import LoadedBundle
 
 __all__ = [
     "Job",

@@ -53,8 +53,11 @@ class Backend(Protocol):
         inputs: Sequence[Port],
         outputs: Sequence[Port],
         weights: Mapping[str, npt.NDArray[Any]],
+        threads: int = 1,
     ) -> EngineHandle:
         """Opens the engine file ``path``, its weights replaced by the arrays ``weights`` (by port name), not copied.
+
+        With several ``threads`` the kernels of one call share them, and calls come one at a time.
 
         Raises:
             BundleError: The file can't be opened or its ports are not ``inputs`` and ``outputs``.

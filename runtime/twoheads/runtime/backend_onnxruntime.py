@@ -1,4 +1,4 @@
-"""Engines on ONNX Runtime's CPU kernels: one single-threaded session an engine, shared by all threads."""
+"""Engines on ONNX Runtime's CPU kernels: one session an engine, shared by all threads, mostly of one thread itself."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NUMPY_DTYPES = {
 
 
 class OnnxRuntimeBackend:
-    """ONNX Runtime. Parallelism is across blocks, so kernels use one thread each and nothing spins.
+    """ONNX Runtime. Parallelism is across blocks, so kernels use one thread each and nothing spins, unless told so.
 
     Raises:
         InputError: The package is not installed.
@@ -57,8 +57,9 @@ class OnnxRuntimeBackend:
         inputs: Sequence[Port],
         outputs: Sequence[Port],
         weights: Mapping[str, npt.NDArray[Any]],
+        threads: int = 1,
     ) -> OnnxRuntimeEngine:
-        options = self._options()
+        options = self._options(threads)
         tensors = [self._wrap(array) for array in weights.values()]
         if tensors:
             options.add_external_initializers(list(weights), tensors)
@@ -70,13 +71,15 @@ class OnnxRuntimeBackend:
         check_ports(path, _ports(session.get_outputs()), outputs)
         return OnnxRuntimeEngine(session, tensors)
 
-    def _options(self) -> Any:
+    def _options(self, threads: int) -> Any:
         options = self._ort.SessionOptions()
-        options.intra_op_num_threads = 1
+        options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         options.add_session_config_entry("session.use_env_allocators", "1")
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Between the kernels of one call threads wait by spinning, and stop with the call: sleeping costs more.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         return options
 

@@ -56,13 +56,16 @@ class OpenVinoBackend:
         inputs: Sequence[Port],
         outputs: Sequence[Port],
         weights: Mapping[str, npt.NDArray[Any]],
+        threads: int = 1,
     ) -> OpenVinoEngine:
+        # A stream a caller, of one thread; or one stream whose kernels use several.
+        several = {"NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": str(threads)} if threads > 1 else {}
         try:
             model = self._read(path)
             check_ports(path, _ports(model.inputs), inputs)
             check_ports(path, _ports(model.outputs), outputs)
             self._bind(path, model, weights)
-            compiled = self._core.compile_model(model, "CPU", self._config)
+            compiled = self._core.compile_model(model, "CPU", self._config | several)
         except RuntimeError as error:  # what OpenVINO raises, for a file or an operator that it can't take
             raise BundleError(str(path), f"OpenVINO can't open it: {error}", "use --backend onnxruntime") from error
         return OpenVinoEngine(compiled, tuple(weights.values()))

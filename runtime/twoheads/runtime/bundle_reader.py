@@ -21,6 +21,7 @@ from twoheads.graphs.bundle_format import (
 )
 from twoheads.graphs.errors import BundleError, CompileError, InputError
 from twoheads.graphs.json_codec import FormatError, from_json
+from twoheads.graphs.one_block import ONE_BLOCK, OneBlock, one_block
 from twoheads.graphs.program import Program
 from twoheads.runtime.program_check import check_program
 
@@ -46,6 +47,11 @@ class Bundle:
     def has(self, name: str) -> bool:
         """Whether the manifest lists ``name``."""
         return name in self.manifest.files
+
+    @property
+    def one_block(self) -> OneBlock | None:
+        """What computes an input of at most one block in one call, where the bundle holds the engine."""
+        return one_block(self.program) if self.has(self.engine_file(ONE_BLOCK)) else None
 
     @property
     def weights_file(self) -> Path:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Hashable
 
 from twoheads.graphs.errors import BundleError, InternalError
-from twoheads.graphs.program import AttentionEngine, OracleEngine, StockEngine, TokenwiseEngine, TokenwiseStage
+from twoheads.graphs.program import AttentionEngine, OracleEngine, Program, StockEngine, TokenwiseEngine, TokenwiseStage
 from twoheads.runtime.backend import Backend, EngineHandle
 from twoheads.runtime.bundle_reader import Bundle
 from twoheads.runtime.weights import Weights
@@ -24,15 +24,26 @@ class EnginePool:
         bundle: Where the files are.
         weights: What token-wise engines are bound to.
         backend: What runs them.
+        program: Whose engines; the bundle's own if not given.
+        kernel_threads: Threads of one call's kernels.
     """
 
-    def __init__(self, bundle: Bundle, weights: Weights, backend: Backend) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        weights: Weights,
+        backend: Backend,
+        *,
+        program: Program | None = None,
+        kernel_threads: int = 1,
+    ) -> None:
         self.backend = backend
+        self._kernel_threads = kernel_threads
         self.weights = weights
         self._bundle = bundle
         self._open: dict[Hashable, EngineHandle] = {}
         self._lock = threading.Lock()
-        self._declared = {engine.name: engine for engine in bundle.program.engines}
+        self._declared = {engine.name: engine for engine in (program or bundle.program).engines}
 
     def tokenwise_engine(self, name: str) -> TokenwiseEngine:
         """The declaration of the token-wise engine ``name``."""
@@ -75,7 +86,7 @@ class EnginePool:
             arrays = self.weights.views(stage.weights)
             named = {port.name: array for port, array in zip(engine.weights, arrays, strict=True)}
             path = self._bundle.file(self._bundle.engine_file(engine.name))
-            handle = self.backend.load_engine(path, engine.inputs, engine.outputs, named)
+            handle = self.backend.load_engine(path, engine.inputs, engine.outputs, named, threads=self._kernel_threads)
             with self._lock:
                 handle = self._open.setdefault(key, handle)
         return handle

@@ -17,7 +17,15 @@ import numpy.typing as npt
 
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.port import Port
-from twoheads.graphs.profile import PROFILE_VERSION, DeviceProfile, EngineTimes, Network, Sampling, engines_digest
+from twoheads.graphs.profile import (
+    ALONE,
+    PROFILE_VERSION,
+    DeviceProfile,
+    EngineTimes,
+    Network,
+    Sampling,
+    engines_digest,
+)
 from twoheads.graphs.program import AttentionEngine, AttentionStage, Program, TokenwiseEngine, TokenwiseStage
 from twoheads.runtime.backend import Backend, Call, EngineHandle, open_backend
 from twoheads.runtime.bundle_reader import Bundle, read_bundle
@@ -86,7 +94,7 @@ def profile_bundle(
     measuring = _Measuring(
         bundle, open_backend(backend, precision=precision, threads=most), callers, progress or (lambda _name: None)
     )
-    engines = tuple(measuring.engines())
+    engines = (*measuring.engines(), *measuring.alone())
     stage_seconds, row_seconds = _crew_seconds(most)
     program = bundle.program
     return DeviceProfile(
@@ -135,9 +143,31 @@ class _Measuring:
         program = self._bundle.program
         for engine in program.engines:
             if isinstance(engine, TokenwiseEngine):
-                yield self._tokenwise(engine, _stages_of(program, engine.name))
+                self._progress(engine.name)
+                stages = _stages_of(program, engine.name)
+                yield self._tokenwise(engine, stages, self._pool, self._callers, program)
             elif isinstance(engine, AttentionEngine):
                 yield from (self._attention(engine, variant) for variant in _held_variants(self._bundle, engine))
+
+    def alone(self) -> Iterator[EngineTimes]:
+        """Times of the engines of a run of one block, by the threads that share the kernels."""
+        block = self._bundle.one_block
+        if block is None:
+            return
+        program = block.program
+        pools = [
+            EnginePool(self._bundle, self._pool.weights, self._backend, program=program, kernel_threads=threads)
+            for threads in self._callers
+        ]
+        for engine in program.engines:
+            if isinstance(engine, TokenwiseEngine):
+                self._progress(f"{engine.name}.{ALONE}")
+                stages = _stages_of(program, engine.name)[:1]
+                times = [self._tokenwise(engine, stages, pool, (1,), program) for pool in pools]
+                seconds = {
+                    str(threads): entry.call_seconds["1"] for threads, entry in zip(self._callers, times, strict=True)
+                }
+                yield EngineTimes(engine.name, ALONE, times[-1].open_seconds, seconds)
 
     def sampling(self, engines: Sequence[EngineTimes]) -> Sampling | None:
         """What the host takes where attention is sampled."""
@@ -145,12 +175,17 @@ class _Measuring:
         full = {times.engine: times.call_seconds["1"] for times in engines if times.variant == "full"}
         return measure_sampling(self._bundle.program, self._pool, full)
 
-    def _tokenwise(self, engine: TokenwiseEngine, stages: list[TokenwiseStage]) -> EngineTimes:
-        self._progress(engine.name)
+    def _tokenwise(
+        self,
+        engine: TokenwiseEngine,
+        stages: list[TokenwiseStage],
+        pool: EnginePool,
+        callers: Sequence[int],
+        program: Program,
+    ) -> EngineTimes:
         began = time.perf_counter()
-        handles = [self._pool.tokenwise(stage) for stage in stages]
+        handles = [pool.tokenwise(stage) for stage in stages]
         opened = (time.perf_counter() - began) / len(handles)
-        program = self._bundle.program
         limits = {entry.value.name: entry.limit for entry in program.inputs}
         inputs = [
             self._values(port, limits.get(name)) for port, name in zip(engine.inputs, stages[0].inputs, strict=True)
@@ -160,7 +195,7 @@ class _Measuring:
             calls = [self._bound(handle, inputs, engine.outputs) for handle in handles]
             return [call.run for call in calls for _ in range(CALLS_PER_WEIGHTS)]
 
-        return EngineTimes(engine.name, "", opened, self._measure(ring))
+        return EngineTimes(engine.name, "", opened, self._measure(ring, callers))
 
     def _attention(self, engine: AttentionEngine, variant: str) -> EngineTimes:
         self._progress(f"{engine.name}.{variant}")
@@ -184,7 +219,7 @@ class _Measuring:
 
             return [rebound(tile) for tile in tiles]
 
-        return EngineTimes(engine.name, variant, opened, self._measure(ring))
+        return EngineTimes(engine.name, variant, opened, self._measure(ring, self._callers))
 
     def _bound(self, handle: EngineHandle, inputs: Iterable[Any], outputs: Iterable[Port]) -> Call:
         call = handle.new_call()
@@ -200,8 +235,8 @@ class _Measuring:
             return self._backend.tensor(self._random.standard_normal(port.shape).astype(port.dtype))
         return self._backend.tensor(self._random.integers(0, limit or 2, port.shape).astype(port.dtype))
 
-    def _measure(self, ring: Callable[[], Ring]) -> dict[str, float]:
-        return {str(number): _call_seconds([ring() for _ in range(number)]) for number in self._callers}
+    def _measure(self, ring: Callable[[], Ring], callers: Sequence[int]) -> dict[str, float]:
+        return {str(number): _call_seconds([ring() for _ in range(number)]) for number in callers}
 
 
 def _stages_of(program: Program, engine: str) -> list[TokenwiseStage]:

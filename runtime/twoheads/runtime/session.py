@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -18,12 +17,13 @@ from twoheads.graphs.bundle_format import MANIFEST, Manifest
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.packing import Packing
 from twoheads.graphs.program import Program
+from twoheads.graphs.program_lengths import resolve_lengths
 from twoheads.graphs.schedule import Schedule, make_schedule
 from twoheads.graphs.spill import SpillPlan, plan_spill
 from twoheads.runtime.average_report import summarize
-from twoheads.runtime.backend import Backend, open_backend
-from twoheads.runtime.bundle_reader import Bundle, read_bundle
-from twoheads.runtime.crew import Crew, available_threads
+from twoheads.runtime.backend import Backend
+from twoheads.runtime.bundle_reader import Bundle
+from twoheads.runtime.crew import Crew
 from twoheads.runtime.disk_space import check_room
 from twoheads.runtime.engine_pool import EnginePool
 from twoheads.runtime.executor import compute, prepare
@@ -41,65 +41,16 @@ from twoheads.runtime.peak_memory import peak_memory
 from twoheads.runtime.report import Report, Result
 from twoheads.runtime.requests import Request, read_inputs
 from twoheads.runtime.run_state import RunState
+from twoheads.runtime.short_inputs import ShortInputs
 from twoheads.runtime.tokenizer import Tokenizer
 from twoheads.runtime.weights import Weights
 
-__all__ = ["LoadedBundle", "Progress", "load"]
+__all__ = ["LoadedBundle", "Progress"]
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called with the engine calls done so far and all of them, in the thread that called ``run``."""
-
-
-def load(
-    path: str | os.PathLike[str],
-    *,
-    backend: str | Backend = "onnxruntime",
-    precision: str = "f32",
-    threads: int | None = None,
-    check: str = "full",
-    memory_limit: int | None = None,
-    spill: str | os.PathLike[str] | None = None,
-) -> LoadedBundle:
-    """Opens the bundle in folder ``path``.
-
-    Args:
-        path: The folder that ``twoheads compile`` wrote.
-        backend: What runs the engines on the CPU: ``onnxruntime`` or ``openvino``, which is a package of its own; or a
-            backend of one's own.
-        precision: In what a backend of that name multiplies: ``f32``, or with ``openvino`` also ``bf16``.
-        threads: Blocks computed at the same time; ``None`` for every processor that the process may use.
-        check: ``full`` (sizes and sha256 of all files) or ``size``.
-        memory_limit: Bytes of memory that a run may take by its plan; one that does not fit is refused. What this
-            process holds beside runs, results included, does not count.
-        spill: A folder for files of token values: of as many, the largest first, as the limit takes, or, without a
-            limit, of all large ones. The files are gone when the run is over, however it ends.
-
-    Raises:
-        BundleError: It is not a bundle, damaged, or of another version.
-        InputError: An argument is not one of the choices, or the backend is not installed.
-    """
-    if threads is not None and threads < 1:
-        raise InputError("threads", f"is {threads}", "give 1 or more")
-    if memory_limit is not None and memory_limit < 1:
-        raise InputError("memory_limit", f"is {memory_limit}", "give bytes, 1 or more")
-    if memory_limit is not None and (backend if isinstance(backend, str) else backend.name) == "openvino":
-        problem = "can't be kept with openvino, which holds arrays of its own for every open engine"
-        raise InputError("memory_limit", problem, "leave it out, or use onnxruntime")
-    folder = None if spill is None else Path(spill)
-    if folder is not None and not folder.is_dir():
-        raise InputError("spill", f"{folder} is not a folder", "create it, or name another")
-    bundle = read_bundle(path, check=check)
-    count = threads or available_threads()
-    return LoadedBundle(
-        bundle,
-        backend=open_backend(backend, precision=precision, threads=count) if isinstance(backend, str) else backend,
-        precision=precision,
-        threads=count,
-        memory_limit=memory_limit,
-        spill=folder,
-    )
 
 
 class LoadedBundle:
@@ -108,9 +59,9 @@ class LoadedBundle:
     Attributes:
         program: The block program.
         manifest: The bundle's table of contents.
-        backend, precision: What runs the engines; see :func:`load`.
+        backend, precision: What runs the engines; see :func:`twoheads.runtime.load`.
         threads: Workers of a run.
-        memory_limit, spill: See :func:`load`.
+        memory_limit, spill, one_call: See :func:`twoheads.runtime.load`.
         tokenizer: The bundle's tokenizer, or ``None`` if it has none.
     """
 
@@ -123,14 +74,18 @@ class LoadedBundle:
         threads: int,
         memory_limit: int | None = None,
         spill: Path | None = None,
+        one_call: bool = True,
     ) -> None:
         self._bundle = bundle
-        self._engines = EnginePool(bundle, Weights(bundle.weights_file, bundle.manifest.weights), backend)
+        weights = Weights(bundle.weights_file, bundle.manifest.weights)
+        self._engines = EnginePool(bundle, weights, backend)
+        self._short = ShortInputs(bundle, weights, backend, threads)
         self.backend = backend.name
         self.precision = precision
         self.threads = threads
         self.memory_limit = memory_limit
         self.spill = spill
+        self.one_call = one_call
         self.tokenizer = Tokenizer(bundle.tokenizer_file) if bundle.tokenizer_file is not None else None
 
     @property
@@ -149,19 +104,32 @@ class LoadedBundle:
         return self._bundle.manifest
 
     def schedule(
-        self, length: int | Mapping[str, int], output: str | None = None, positions: int | None = None
+        self,
+        length: int | Mapping[str, int],
+        output: str | None = None,
+        positions: int | None = None,
+        *,
+        by_blocks: bool = False,
     ) -> Schedule:
         """What a run of ``length`` tokens will do: calls, operations, bytes, memory; nothing is run.
+
+        An input of at most one block is one call (and its head), where the bundle has the engine for it. Under a memory
+        limit, with values in files, in a job and on a cluster it is computed as longer ones are.
 
         Args:
             length: Tokens of the input; by axis where inputs have several lengths, ``{"n": 1000, "m": 300}``.
             output: ``hidden``, ``logits``, ``last`` or ``embedding``; ``None`` for the program's default.
             positions: Rows of logits; ``None`` for all.
+            by_blocks: Of a run in a job or on a cluster.
 
         Raises:
             InputError: The model can't take that length or does not give that output.
         """
-        return make_schedule(self.program, length, output=output, positions=positions, workers=self.threads)
+        lengths = resolve_lengths(self.program, length)
+        by_blocks |= not self.one_call or self.memory_limit is not None or self.spill is not None
+        at_once = not by_blocks and self._short.takes(lengths)
+        program = self._short.program if at_once and self._short.program is not None else self.program
+        return make_schedule(program, lengths, output=output, positions=positions, workers=self.threads)
 
     def spill_plan(self, schedule: Schedule, job: Job | None = None) -> SpillPlan:
         """Which values a run of ``schedule`` keeps in files, and what it then takes of memory and disk.
@@ -366,7 +334,11 @@ class LoadedBundle:
         self, request: Request, output: str, sink: Sink | None, progress: Progress | None, job: Job | None = None
     ) -> Result:
         rows = request.rows
-        schedule = self.schedule(request.lengths, output, None if rows is None or output != "logits" else len(rows))
+        count = None if rows is None or output != "logits" else len(rows)
+        schedule = self.schedule(request.lengths, output, count, by_blocks=job is not None)
+        short = self._short if schedule.program is self._short.program else None
+        engines = self._engines if short is None else short.engines
+        arrays = request.arrays if short is None else short.arrays(request.arrays, request.lengths)
         spilled = self.spill_plan(schedule, job).values
         notes = self._warn(schedule.length)
         total = schedule.engine_calls
@@ -381,12 +353,14 @@ class LoadedBundle:
                 progress(run.calls, total)
             tell(now=False)
 
-        with Crew(self.threads, None if progress is None and job is None else tick) as crew:
-            run = RunState(self.program, schedule, self._engines, crew, spilled=spilled, folder=self.spill, job=job)
+        # The kernels of a whole block use the threads themselves.
+        workers = self.threads if short is None else 1
+        with Crew(workers, None if progress is None and job is None else tick) as crew:
+            run = RunState(schedule.program, schedule, engines, crew, spilled=spilled, folder=self.spill, job=job)
             prepared = prepare(run)
             began = time.perf_counter()
             try:
-                array = compute(run, request.arrays, rows, sink)
+                array = compute(run, arrays, rows, sink)
             finally:
                 tell(now=True)
             seconds = time.perf_counter() - began

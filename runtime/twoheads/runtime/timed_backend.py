@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from twoheads.graphs.one_block import ONE_BLOCK
 from twoheads.graphs.program import Port, Program, SequenceStage, TokenwiseEngine
 from twoheads.runtime.backend import Backend, Call, EngineHandle
 from twoheads.runtime.report import Report
@@ -43,8 +44,10 @@ class CallTime:
 class Breakdown:
     """Where the workers' time went, in seconds summed over the workers; the parts add up to ``threads * seconds``.
 
+    Where one call computes a whole block with all threads, they add up to ``seconds``.
+
     Attributes:
-        tokenwise: Inside calls of token-wise engines of the body.
+        tokenwise: Inside calls of token-wise engines of the body, and of the engine of a whole block.
         attention: Inside calls of attention engines; the merge of tiles is a part of these.
         head: Inside calls of the head's engines.
         host: Processor time outside of calls: scheduling, binding, copies, and what the host does with whole values.
@@ -88,10 +91,15 @@ class TimedBackend:
         self._clock = _ThreadClock()
 
     def load_engine(
-        self, path: Path, inputs: Sequence[Port], outputs: Sequence[Port], weights: Mapping[str, npt.NDArray[Any]]
+        self,
+        path: Path,
+        inputs: Sequence[Port],
+        outputs: Sequence[Port],
+        weights: Mapping[str, npt.NDArray[Any]],
+        threads: int = 1,
     ) -> EngineHandle:
         """As the backend's own; engines are told apart by the first part of their file's name."""
-        handle = self._backend.load_engine(path, inputs, outputs, weights)
+        handle = self._backend.load_engine(path, inputs, outputs, weights, threads=threads)
         return _TimedEngine(handle, path.name.partition(".")[0], self._times, self._clock)
 
     def start(self) -> None:
@@ -162,7 +170,10 @@ def run_timed(bundle: LoadedBundle, backend: TimedBackend, tokens: Any, output: 
     backend.start()
     result = bundle.run(tokens, output)
     own, seconds = backend.seconds_since_call(), time.perf_counter() - began
-    breakdown = break_down(bundle.program, backend.take(), seconds * bundle.threads, own)
+    times = backend.take()
+    # The kernels of a whole block share the threads, so that its call is everybody's.
+    workers = 1 if any(entry.engine == ONE_BLOCK for entry in times) else bundle.threads
+    breakdown = break_down(bundle.program, times, seconds * workers, own)
     return TimedRun(result.report, seconds, breakdown)
 
 
@@ -177,7 +188,7 @@ def break_down(program: Program, times: Sequence[CallTime], seconds: float, own:
     """
     body = {stage.engine for stage in program.body if not isinstance(stage, SequenceStage)}
     head = {stage.engine for stage in program.head} - body
-    tokenwise = {engine.name for engine in program.engines if isinstance(engine, TokenwiseEngine)} - head
+    tokenwise = {engine.name for engine in program.engines if isinstance(engine, TokenwiseEngine)} - head | {ONE_BLOCK}
     inside = dict.fromkeys(("tokenwise", "attention", "head"), 0.0)
     for entry in times:
         kind = "head" if entry.engine in head else "tokenwise" if entry.engine in tokenwise else "attention"

@@ -9,6 +9,7 @@ import typer
 from twoheads.export.cli import options
 from twoheads.export.cli.console import print_facts, print_json, print_table, print_text, size_text
 from twoheads.graphs.bundle_format import ENGINES, TOKENIZER, WEIGHTS, Manifest, TargetEntry
+from twoheads.graphs.one_block import ONE_BLOCK, one_block
 from twoheads.graphs.packing import longest_packable, packed_variant
 from twoheads.graphs.program import (
     AttentionEngine,
@@ -75,6 +76,12 @@ def _packs_up_to(manifest: Manifest, program: Program) -> int:
     return longest if longest and needed <= manifest.files.keys() else 0
 
 
+def _one_call_up_to(manifest: Manifest, program: Program) -> int:
+    """The longest single input whose body is one call, in tokens; 0 if there is none."""
+    held = f"{ENGINES}/{ONE_BLOCK}.onnx" in manifest.files and one_block(program) is not None
+    return program.block_size if held else 0
+
+
 def _to_json(path: Path, manifest: Manifest, program: Program, *, program_text: bool) -> dict[str, Any]:
     limit = program.max_length
     data: dict[str, Any] = {
@@ -110,6 +117,7 @@ def _to_json(path: Path, manifest: Manifest, program: Program, *, program_text: 
         "trained_length": program.trained_length,
         "tokenizer": TOKENIZER in manifest.files,
         "packs_up_to": _packs_up_to(manifest, program),
+        "one_call_up_to": _one_call_up_to(manifest, program),
         "targets": {
             name: {"compiler": entry.compiler, "version": entry.version, "precision": entry.precision}
             for name, entry in manifest.targets.items()
@@ -156,7 +164,7 @@ def _print_summary(path: Path, manifest: Manifest, program: Program) -> None:
     size = sum(entry.size for entry in manifest.files.values())
     limit = program.max_length
     trained = program.trained_length
-    short = _packs_up_to(manifest, program)
+    short, alone = _packs_up_to(manifest, program), _one_call_up_to(manifest, program)
     moved = sum(isinstance(stage, SequenceStage) for stage in program.body)
     moving = f" ({moved} of them move rows and call no engine)" if moved else ""
     longest = "any" if limit is None else f"up to {limit.length} tokens ({limit.reason})"
@@ -171,6 +179,7 @@ def _print_summary(path: Path, manifest: Manifest, program: Program) -> None:
             ("approximations", ", ".join(manifest.approximations) or "none: exact to rounding"),
             ("length", longest + ("" if trained is None else f"; trained on {trained}")),
             ("packing", f"inputs of up to {short} tokens share calls" if short else "no: every input runs alone"),
+            ("short inputs", f"one call and the head's up to {alone} tokens" if alone else "in blocks, as long ones"),
             ("inputs", ", ".join(_input_text(entry) for entry in program.inputs if entry.source == "argument")),
             ("outputs", ", ".join(program.outputs) + f" (default: {program.default_output})"),
             ("tokenizer", "yes" if TOKENIZER in manifest.files else "no: runs take token numbers"),

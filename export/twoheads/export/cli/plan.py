@@ -14,6 +14,7 @@ from twoheads.export.cli.plan_workers import parse_workers, print_scalings, scal
 from twoheads.export.cli.progress import PhaseProgress
 from twoheads.export.cli.spill_line import spill_line
 from twoheads.graphs.errors import InputError
+from twoheads.graphs.one_block import OneBlock, one_block
 from twoheads.graphs.policy import parse_policy
 from twoheads.graphs.predict import predict_run
 from twoheads.graphs.profile import DeviceProfile
@@ -87,7 +88,7 @@ def command(
     Example: twoheads plan smollm2.bundle --length 100000 --device here.json --workers 1..64
     """
     arguments.require_path(subject, "a model or a bundle")
-    program = _program(subject, block_size, key_tile, attention, lowering, tuple(results or ()))
+    program, block = _program(subject, block_size, key_tile, attention, lowering, tuple(results or ()))
     lengths = resolve_lengths(program, {} if length is None else arguments.parse_lengths(length))
     hidden = value_rows(program.value(program.hidden), lengths)
     rows = None if positions is None else int(arguments.parse_positions(positions, hidden).size)
@@ -100,8 +101,8 @@ def command(
     def expand(program: Program) -> Schedule:
         return make_schedule(program, lengths, output=wanted, positions=rows, workers=parallel)
 
-    schedule = expand(program)
     if workers is not None or compare or plot is not None:
+        schedule = expand(program)
         counts, measured = _scaling_of(workers, profile, plot, memory_limit)
         scalings = scale(program, expand, measured, workers=counts, threads=parallel, policies=compare or ())
         if plot is not None:
@@ -112,6 +113,8 @@ def command(
             print_scalings(schedule, measured, scalings)
         return
     limit = None if memory_limit is None else arguments.parse_size(memory_limit)
+    at_once = block is not None and limit is None and block.takes(lengths)
+    schedule = expand(block.program if block is not None and at_once else program)
     spill = NOTHING_SPILLED if limit is None else plan_spill(schedule, limit=limit, disk=True, workers=parallel)
     if as_json:
         more = {} if limit is None else {"spill": _spill_to_json(spill)}
@@ -132,20 +135,21 @@ def _program(
     attention: str,
     lowering: options.Lowering,
     results: tuple[str, ...],
-) -> Program:
-    """The program of a bundle as it is, or that of a source as it would be compiled."""
+) -> tuple[Program, OneBlock | None]:
+    """The program of a bundle as it is, or that of a source as it would be compiled; and what a short input runs."""
     if arguments.is_bundle(subject):
         sized = block_size is not None or key_tile is not None or lowering != options.Lowering.AUTO
         if sized or results or not parse_policy(attention).exact:
             problem = "is a bundle, whose block size, key tile, lowering, attention and results are fixed"
             fix = "leave --block-size, --key-tile, --lowering, --attention and --result out, or give the source"
             raise InputError(str(subject), problem, fix)
-        return read_bundle(subject, check="size").program
+        bundle = read_bundle(subject, check="size")
+        return bundle.program, bundle.one_block
     from twoheads.compiler import plan_model
 
     with PhaseProgress() as progress:
         size = options.BLOCK_SIZE if block_size is None else block_size
-        return plan_model(
+        program = plan_model(
             subject,
             block_size=size,
             key_tile=key_tile,
@@ -154,6 +158,7 @@ def _program(
             results=results,
             progress=progress,
         )
+    return program, one_block(program)
 
 
 def _scaling_of(

@@ -192,7 +192,8 @@ def _run_sequence(
     lengths = resolve_lengths(loaded.program, int(sequence.size))
     count = value_rows(loaded.program.value(loaded.program.hidden), lengths)
     rows = None if positions is None else _parse_rows(positions, loaded.program, wanted, count)
-    schedule = loaded.schedule(lengths, wanted, None if rows is None else int(rows.size))
+    picked = None if rows is None else int(rows.size)
+    schedule = loaded.schedule(lengths, wanted, picked, by_blocks=spill is not None)
     if spill is not None:
         return start_job(spill, loaded, schedule, sequence, rows, out, source=source)
     if loaded.memory_limit is not None:

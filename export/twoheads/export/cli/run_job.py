@@ -75,7 +75,8 @@ def resume_job(folder: Path, *, threads: int | None, check: str, memory_limit: i
         loaded = load(bundle, backend=backend, precision=precision, threads=threads, check=check, memory_limit=limit)
         tokens, positions = source.read(loaded), None if rows is None else np.array(rows, np.int64)
         lengths = resolve_lengths(loaded.program, int(tokens.size))
-        schedule = loaded.schedule(lengths, output, None if positions is None else int(positions.size))
+        count = None if positions is None else int(positions.size)
+        schedule = loaded.schedule(lengths, output, count, by_blocks=True)
         return _run(job, loaded, schedule, tokens, positions, Path(out)), Path(out)
 
 

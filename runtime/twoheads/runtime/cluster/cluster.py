@@ -128,7 +128,8 @@ class Cluster:
         self, bundle: LoadedBundle, request: Request, output: str, sink: Sink | None, progress: Progress | None
     ) -> Result:
         rows = request.rows
-        schedule = bundle.schedule(request.lengths, output, None if rows is None or output != "logits" else len(rows))
+        count = None if rows is None or output != "logits" else len(rows)
+        schedule = bundle.schedule(request.lengths, output, count, by_blocks=True)
         notes = (approximation_warning(bundle.manifest), trained_length_warning(bundle.program, schedule.length))
         told = tuple(note for note in notes if note is not None)
         for note in told:

@@ -1,0 +1,68 @@
+"""Open a bundle for runs: what a user calls first."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from twoheads.graphs.errors import InputError
+from twoheads.runtime.backend import Backend, open_backend
+from twoheads.runtime.bundle_reader import read_bundle
+from twoheads.runtime.crew import available_threads
+from twoheads.runtime.session import LoadedBundle
+
+__all__ = ["load"]
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    backend: str | Backend = "onnxruntime",
+    precision: str = "f32",
+    threads: int | None = None,
+    check: str = "full",
+    memory_limit: int | None = None,
+    spill: str | os.PathLike[str] | None = None,
+    one_call: bool = True,
+) -> LoadedBundle:
+    """Opens the bundle in folder ``path``.
+
+    Args:
+        path: The folder that ``twoheads compile`` wrote.
+        backend: What runs the engines on the CPU: ``onnxruntime`` or ``openvino``, which is a package of its own; or a
+            backend of one's own.
+        precision: In what a backend of that name multiplies: ``f32``, or with ``openvino`` also ``bf16``.
+        threads: Blocks computed at the same time; ``None`` for every processor that the process may use.
+        check: ``full`` (sizes and sha256 of all files) or ``size``.
+        memory_limit: Bytes of memory that a run may take by its plan; one that does not fit is refused. What this
+            process holds beside runs, results included, does not count.
+        spill: A folder for files of token values: of as many, the largest first, as the limit takes, or, without a
+            limit, of all large ones. The files are gone when the run is over, however it ends.
+        one_call: A single input of at most one block is one call of an engine of its own, where the bundle has it.
+            Otherwise it is computed as longer ones are, and a process that runs both opens one set of engines.
+
+    Raises:
+        BundleError: It is not a bundle, damaged, or of another version.
+        InputError: An argument is not one of the choices, or the backend is not installed.
+    """
+    if threads is not None and threads < 1:
+        raise InputError("threads", f"is {threads}", "give 1 or more")
+    if memory_limit is not None and memory_limit < 1:
+        raise InputError("memory_limit", f"is {memory_limit}", "give bytes, 1 or more")
+    if memory_limit is not None and (backend if isinstance(backend, str) else backend.name) == "openvino":
+        problem = "can't be kept with openvino, which holds arrays of its own for every open engine"
+        raise InputError("memory_limit", problem, "leave it out, or use onnxruntime")
+    folder = None if spill is None else Path(spill)
+    if folder is not None and not folder.is_dir():
+        raise InputError("spill", f"{folder} is not a folder", "create it, or name another")
+    bundle = read_bundle(path, check=check)
+    count = threads or available_threads()
+    return LoadedBundle(
+        bundle,
+        backend=open_backend(backend, precision=precision, threads=count) if isinstance(backend, str) else backend,
+        precision=precision,
+        threads=count,
+        memory_limit=memory_limit,
+        spill=folder,
+        one_call=one_call,
+    )
