@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +30,9 @@ from pathlib import Path
 def identify():
     return {"name": "fake", "version": os.environ.get("FAKE_VERSION", "1.0")}
 
+def missing(device):
+    return "the fake finds no b2" if device == "b2" else ""
+
 def build(request):
     behaviour = os.environ.get("FAKE", "")
     if "mid" in request["name"] and behaviour == "kill":
@@ -35,7 +41,8 @@ def build(request):
         raise ValueError("no such operator\\nTanh is not supported")
     if "mid" in request["name"]:
         print("host: Tanh tanh_3")
-    Path(request["folder"], request["name"] + ".bin").write_bytes(request["precision"].encode())
+    made = Path(request["folder"], request["name"] + ".bin")
+    made.write_bytes(f"{request['precision']} {request['device']}".encode())
     if request["outputs"]:
         import numpy
         with numpy.load(request["outputs"].replace(".outputs.", ".expected.")) as expected:
@@ -60,10 +67,19 @@ def fake(tmp_path, monkeypatch):
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nPYTHONPATH="{tmp_path}/site" exec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
-    target = Target("fake", "", "build_fake", ("fake<2",), ("fp32", "fp16"), "itself", "tile", None, "1.0", ())
+    target = Target(
+        "fake", "", "build_fake", ("fake<2",), ("fp32", "fp16"), ("a1", "b2", "c3"), "itself", "tile", None, "1.0", ()
+    )
     monkeypatch.setattr(module, "load_target", lambda name: target if name == "fake" else load_target(name))
     monkeypatch.setattr(module, "_key", _keyed(module._key))
     return python
+
+
+@pytest.fixture
+def compiler_program(monkeypatch):
+    """Gives a program of ``build/compilers`` by its name, imported into this environment."""
+    monkeypatch.syspath_prepend(str(Path(module.__file__).parent / "compilers"))
+    return import_module
 
 
 def _keyed(key):
@@ -72,7 +88,10 @@ def _keyed(key):
 
     def keyed(build, content):
         return key(
-            type(build)(build.bundle, _as(build.target, real), build.compiler, build.precision, build.check), content
+            type(build)(
+                build.bundle, _as(build.target, real), build.compiler, build.precision, build.device, build.check
+            ),
+            content,
         )
 
     return keyed
@@ -112,7 +131,7 @@ def test_every_set_of_weights_is_built_and_nothing_twice(bundle, fake, monkeypat
     assert build_target(bundle, "fake", python=fake, check=True).reused == 0
     assert build_target(bundle, "fake", python=fake, check=True).reused == len(names)
     assert build_target(bundle, "fake", python=fake, precision="fp16").reused == 0
-    assert (bundle / "targets/fake/first.bin").read_text() == "fp16"
+    assert (bundle / "targets/fake/first.bin").read_text() == "fp16 a1"
     monkeypatch.setenv("FAKE_VERSION", "1.1")
     assert build_target(bundle, "fake", python=fake, precision="fp16").reused == 0
     load(bundle)
@@ -122,7 +141,7 @@ def test_targets_stand_beside_each_other_and_belong_to_the_bundle(bundle, fake):
     build_target(bundle, "openvino")
     build_target(bundle, "fake", python=fake)
     assert set(load(bundle).manifest.targets) == {"fake", "openvino"}
-    (bundle / "targets/fake/first.bin").write_bytes(b"fp23")
+    (bundle / "targets/fake/first.bin").write_bytes(b"fp23 a1")
     with pytest.raises(BundleError, match="altered"):
         load(bundle)
 
@@ -161,6 +180,28 @@ def test_a_missing_compiler_is_one_line_that_says_what_to_install(bundle, capsys
     assert "pip install 'setuptools<81' rknn-toolkit2" in shown
     with pytest.raises(InputError, match="does not exist"):
         build_target(bundle, "qnn", python=tmp_path / "nowhere")
+
+
+def test_a_device_is_one_that_the_compiler_can_build_for_here(bundle, fake):
+    first = build_target(bundle, "fake", python=fake)
+    assert (first.entry.device, build_target(bundle, "openvino").entry.device) == ("a1", "CPU")
+    other = build_target(bundle, "fake", python=fake, device="c3")
+    assert (bundle / "targets/fake/first.bin").read_text() == "fp32 c3"
+    assert (other.entry.device, other.reused) == ("c3", 0)
+    with pytest.raises(InputError, match=r"--device b2: the fake finds no b2[^$]*for another device: a1, b2, c3"):
+        build_target(bundle, "fake", python=fake, device="b2")
+    with pytest.raises(InputError, match="use one of: a1, b2, c3"):
+        build_target(bundle, "fake", python=fake, device="d4")
+    with pytest.raises(InputError, match="iree has no CPU here"):
+        build_target(bundle, "iree", device="CPU")
+
+
+def test_openvino_says_which_device_it_lacks(compiler_program, monkeypatch):
+    program = compiler_program("build_openvino")
+    core = SimpleNamespace(available_devices=["CPU", "GPU.0"])
+    monkeypatch.setattr(program.openvino, "Core", lambda: core)
+    assert [program.missing(device) for device in ("CPU", "GPU")] == ["", ""]
+    assert "finds no NPU here, only CPU, GPU.0" in program.missing("NPU")
 
 
 def test_unknown_names_are_refused(bundle):

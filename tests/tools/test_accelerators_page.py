@@ -13,7 +13,7 @@ def built(off=(), error=None, refused=None):
         "first": Artifact("0", (), ("first.bin",), 1.4, off, error, None),
         "last": Artifact("1", (), ("last.bin",), 2.0, (), None if error is None else error / 2, None),
     }
-    entry = TargetEntry("compiler", "1.2-34-release", "fp16", artifacts)
+    entry = TargetEntry("compiler", "1.2-34-release", "fp16", None, artifacts)
     return Built(entry, refused or {}, 0, {"first": 1_000_000, "last": 500_000})
 
 

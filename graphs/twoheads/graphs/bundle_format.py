@@ -99,8 +99,8 @@ class Artifact:
     """What a compiler made of one engine with one set of weights.
 
     Attributes:
-        key: Hex sha256 of everything that went in: the engine with its weights, compiler, version, precision. Equal
-            keys need no new build.
+        key: Hex sha256 of everything that went in: the engine with its weights, compiler, version, precision, device.
+            Equal keys need no new build.
         stages: The stages of the program that it serves; empty for attention, whose engines have no weights.
         files: Its files below the target's folder; none where the host computes everything.
         seconds: How long the build took.
@@ -121,11 +121,15 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class TargetEntry:
-    """A target's compiler, its version and precision, and what it made, by artifact name."""
+    """A target's compiler, its version, precision and device, and what it made, by artifact name.
+
+    The device is ``None`` where the compiler has no choice.
+    """
 
     compiler: str
     version: str
     precision: str
+    device: str | None
     artifacts: dict[str, Artifact]
 
 

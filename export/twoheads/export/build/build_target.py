@@ -65,6 +65,7 @@ class _Build:
     target: Target
     compiler: Compiler
     precision: str
+    device: str | None
     check: bool
 
 
@@ -73,6 +74,7 @@ def build_target(
     name: str,
     *,
     precision: str | None = None,
+    device: str | None = None,
     python: Path | None = None,
     check: bool = False,
     strict: bool = False,
@@ -87,6 +89,7 @@ def build_target(
         path: The bundle.
         name: Of a target.
         precision: One of the target's; its first if not given.
+        device: One of the target's; its first if not given.
         python: That of the environment with the compiler.
         check: Also run what was built, where something can, and compare it with ONNX Runtime.
         strict: Fail if anything is left to the host.
@@ -95,12 +98,19 @@ def build_target(
     Raises:
         BundleError: The bundle is damaged, or the disk refuses.
         CompileError: The compiler refuses an engine, or in a strict build leaves nodes to the host. Nothing is written.
-        InputError: There is no such target or precision, or its compiler is not installed.
+        InputError: There is no such target, precision or device, or its compiler is not installed.
     """
     bundle = read_bundle(path)
     with tempfile.TemporaryDirectory(prefix="twoheads-") as scratch:
         built = build_engines(
-            bundle, name, Path(scratch), precision=precision, python=python, check=check, progress=progress
+            bundle,
+            name,
+            Path(scratch),
+            precision=precision,
+            device=device,
+            python=python,
+            check=check,
+            progress=progress,
         )
         _refuse(built, name, strict=strict)
         _write(bundle, name, built.entry, Path(scratch))
@@ -113,6 +123,7 @@ def build_engines(
     scratch: Path,
     *,
     precision: str | None = None,
+    device: str | None = None,
     python: Path | None = None,
     check: bool = False,
     once: bool = False,
@@ -125,23 +136,22 @@ def build_engines(
         name: Of a target.
         scratch: An empty folder.
         precision: As for :func:`build_target`.
+        device: As for :func:`build_target`.
         python: As for :func:`build_target`.
         check: As for :func:`build_target`.
         once: Every engine with the weights of its first stage only.
         progress: As for :func:`build_target`.
 
     Raises:
-        InputError: There is no such target or precision, or its compiler is not installed.
+        InputError: There is no such target, precision or device, or its compiler is not installed.
     """
     report = progress or silent
     target = load_target(name)
-    wanted = precision or target.precisions[0]
-    if wanted not in target.precisions:
-        problem = f"{name} has no {wanted} here"
-        raise InputError("--precision", problem, f"use one of: {', '.join(target.precisions)}")
+    wanted = _choice("--precision", precision, target.precisions, name)
+    chosen = _choice("--device", device, target.devices, name) if device or target.devices else None
     report(f"find the compiler of {name}")
-    compiler = find_compiler(target, python)
-    build = _Build(bundle, target, compiler, wanted, check and target.emulator is not None)
+    compiler = find_compiler(target, python, chosen)
+    build = _Build(bundle, target, compiler, wanted, chosen, check and target.emulator is not None)
     (scratch / name).mkdir()
     plan = _plan(build, scratch, once=once)
     requests = plan.requests
@@ -163,7 +173,17 @@ def build_engines(
         job: sum(path.stat().st_size for path in _artifact_files(scratch / name, [artifact]))
         for job, artifact in artifacts.items()
     }
-    return Built(TargetEntry(compiler.name, compiler.version, wanted, artifacts), refused, plan.kept, sizes)
+    return Built(TargetEntry(compiler.name, compiler.version, wanted, chosen, artifacts), refused, plan.kept, sizes)
+
+
+def _choice(option: str, asked: str | None, known: tuple[str, ...], name: str) -> str:
+    """What was asked for, or the first that is known."""
+    if asked is None:
+        return known[0]
+    if asked not in known:
+        fix = f"use one of: {', '.join(known)}" if known else "leave it out"
+        raise InputError(option, f"{name} has no {asked} here", fix)
+    return asked
 
 
 def _stem(path: Path) -> str:
@@ -220,7 +240,9 @@ def _key(build: _Build, content: bytes) -> str:
     """Names everything that an artifact depends on."""
     compilers = files("twoheads.export.build") / "compilers"
     program = (compilers / f"{build.target.module}.py").read_bytes()
-    facts = f"{build.target.name} {build.compiler.name} {build.compiler.version} {build.precision}".encode()
+    facts = (
+        f"{build.target.name} {build.compiler.name} {build.compiler.version} {build.precision} {build.device}".encode()
+    )
     digest = hashlib.sha256()
     for part in (content, program, facts):
         digest.update(hashlib.sha256(part).digest())
@@ -245,6 +267,7 @@ def _request(build: _Build, job: EngineJob, model: onnx.ModelProto, parts: Parts
         "onnx": f"{base}.onnx",
         "folder": str(scratch / build.target.name),
         "precision": build.precision,
+        "device": build.device,
         "inputs": f"{base}.inputs.npz",
         "outputs": f"{base}.outputs.npz" if build.check else None,
         "log": f"{base}.log",

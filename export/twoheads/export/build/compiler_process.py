@@ -46,18 +46,18 @@ class Outcome:
     seconds: float
 
 
-def find_compiler(target: Target, python: Path | None = None) -> Compiler:
+def find_compiler(target: Target, python: Path | None = None, device: str | None = None) -> Compiler:
     """The target's compiler in the environment of ``python``, in one kept for it, or in this one.
 
     Raises:
-        InputError: It is not installed there; the fix says how to.
+        InputError: It is not installed there; the fix says how to. Or it can't build for ``device`` there.
     """
     kept = _environment(target)
     chosen = (python and python.absolute()) or (kept / "bin" / "python" if kept.exists() else Path(sys.executable))
     if not chosen.exists():
         raise InputError("--python", f"{chosen} does not exist", "name the python of an environment")
     with as_file(files("twoheads.export.build") / "compilers") as folder:
-        found = _run([str(chosen), str(folder / "harness.py"), target.module], None)
+        found = _run([str(chosen), str(folder / "harness.py"), target.module, device or ""], None)
     if found.returncode:
         reason = (found.stderr.strip().splitlines() or ["no message"])[-1]
         packages = " ".join(f"'{package}'" if "<" in package else package for package in target.packages)
@@ -67,6 +67,9 @@ def find_compiler(target: Target, python: Path | None = None) -> Compiler:
             f"python -m venv {kept} && {kept}/bin/pip install {packages}",
         )
     identity = json.loads(found.stdout.strip().splitlines()[-1])
+    if identity["missing"]:
+        usable = f"build where it is, or for another device: {', '.join(target.devices)}"
+        raise InputError(f"--device {device}", identity["missing"], usable)
     return Compiler(chosen, identity["name"], identity["version"])
 
 

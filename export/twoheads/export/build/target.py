@@ -48,6 +48,8 @@ class Target:
         module: The program in ``build/compilers`` that drives the compiler.
         packages: What the compiler's environment needs, as pip takes it.
         precisions: In what it computes; the first unless told otherwise.
+        devices: For which of them ``build --device`` builds, by the compiler's own names; the first unless told
+            otherwise. Empty where the compiler has no choice.
         emulator: What runs its artifacts on this machine; ``None`` if nothing does.
         lowering: How attention is lowered for it by ``compile --for NAME``: ``tile``, or ``stock`` where the reductions
             of a tile engine are left to the host.
@@ -61,6 +63,7 @@ class Target:
     module: str
     packages: tuple[str, ...]
     precisions: tuple[str, ...]
+    devices: tuple[str, ...]
     emulator: str | None
     lowering: str
     highest_opset: int | None

@@ -26,6 +26,10 @@ def command(
     precision: Annotated[
         str | None, typer.Option("--precision", help="fp32, fp16, bf16 or int8; the target's first if not given.")
     ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", metavar="NAME", help="Which of the target's devices: CPU or GPU, rk3576, SM120, ..."),
+    ] = None,
     python: Annotated[
         Path | None,
         typer.Option("--python", metavar="PATH", help="The Python of the environment that has the compiler."),
@@ -50,7 +54,14 @@ def command(
 
     with PhaseProgress() as progress:
         built = build_target(
-            bundle, target, precision=precision, python=python, check=check, strict=strict, progress=progress
+            bundle,
+            target,
+            precision=precision,
+            device=device,
+            python=python,
+            check=check,
+            strict=strict,
+            progress=progress,
         )
     if as_json:
         print_json(to_json(built))
@@ -70,11 +81,15 @@ def _print(built: "Built", target: str) -> None:
         )
         for name, artifact in entry.artifacts.items()
     ]
+    computes = [entry.precision, *([entry.device] if entry.device else [])]
     print_table("", ("engine", ">size", ">time", ">error", "left to the host"), rows)
     print_facts(
         (
             ("", ""),
-            ("target", f"{target} ({entry.compiler} {entry.version}, {entry.precision})"),
+            (
+                "target",
+                f"{target} ({entry.compiler} {entry.version}, {', '.join(computes)})",
+            ),
             ("artifacts", f"{len(rows)}, of which {built.reused} were kept from before"),
             ("size", size_text(sum(built.sizes.values()))),
         )

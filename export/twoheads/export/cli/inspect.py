@@ -119,7 +119,12 @@ def _to_json(path: Path, manifest: Manifest, program: Program, *, program_text: 
         "packs_up_to": _packs_up_to(manifest, program),
         "one_call_up_to": _one_call_up_to(manifest, program),
         "targets": {
-            name: {"compiler": entry.compiler, "version": entry.version, "precision": entry.precision}
+            name: {
+                "compiler": entry.compiler,
+                "version": entry.version,
+                "precision": entry.precision,
+                "device": entry.device,
+            }
             for name, entry in manifest.targets.items()
         },
         "masks": dict(_mask_counts(program)),
@@ -194,7 +199,7 @@ def _print_summary(path: Path, manifest: Manifest, program: Program) -> None:
 
 def _target_text(item: tuple[str, TargetEntry]) -> str:
     name, entry = item
-    return f"{name} ({entry.compiler} {entry.version}, {entry.precision})"
+    return f"{name} ({entry.compiler} {entry.version}, {entry.precision}{f', {entry.device}' if entry.device else ''})"
 
 
 def _input_text(entry: Input) -> str:

@@ -1,4 +1,4 @@
-"""OpenVINO for Intel processors: an IR of each engine, and the CPU plugin's own account of what it executes."""
+"""OpenVINO for Intel processors, GPUs and NPUs: an IR of each engine, which the device's plugin compiles whole."""
 
 from __future__ import annotations
 
@@ -14,12 +14,20 @@ def identify() -> dict[str, str]:
     return {"name": "openvino", "version": openvino.__version__}
 
 
+def missing(device: str) -> str:
+    """A plugin finds a device only with its driver, and that of the NPU has its compiler in the driver."""
+    found = openvino.Core().available_devices
+    if any(name.partition(".")[0] == device for name in found):
+        return ""
+    return f"OpenVINO finds no {device} here, only {', '.join(found)}: its plugin needs the device and its driver"
+
+
 def build(request: dict[str, Any]) -> None:
-    """Converts, compiles for the CPU, and runs if asked."""
+    """Converts, compiles for the device, and runs if asked."""
     precision = {"fp32": "f32", "bf16": "bf16"}[request["precision"]]
     core = openvino.Core()
     model = core.read_model(request["onnx"])
-    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": precision})
+    compiled = core.compile_model(model, request["device"], {"INFERENCE_PRECISION_HINT": precision})
     target = Path(request["folder"]) / f"{request['name']}.xml"
     openvino.save_model(model, target, compress_to_fp16=False)
     if request["outputs"]:

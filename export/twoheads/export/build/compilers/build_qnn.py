@@ -11,8 +11,6 @@ import onnxruntime
 import onnxruntime_qnn
 
 PROVIDER = "QNNExecutionProvider"
-SOC_MODEL = "57"
-"""Snapdragon 8 Gen 3."""
 
 
 def identify() -> dict[str, str]:
@@ -25,7 +23,7 @@ def build(request: dict[str, Any]) -> None:
     if not any(device.ep_name == PROVIDER for device in onnxruntime.get_ep_devices()):
         onnxruntime.register_execution_provider_library(PROVIDER, onnxruntime_qnn.get_library_path())
     context = Path(request["folder"]) / f"{request['name']}.onnx"
-    session = onnxruntime.InferenceSession(request["onnx"], _options(context))
+    session = onnxruntime.InferenceSession(request["onnx"], _options(context, request["device"]))
     if request["outputs"]:
         with np.load(request["inputs"]) as given:
             values = session.run(None, {name: given[name] for name in given.files})
@@ -33,7 +31,7 @@ def build(request: dict[str, Any]) -> None:
         np.savez(request["outputs"], **dict(zip(outputs, values, strict=True)))
 
 
-def _options(context: Path) -> Any:
+def _options(context: Path, soc_model: str) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("ep.context_enable", "1")
@@ -45,7 +43,7 @@ def _options(context: Path) -> Any:
         device,
         {
             "backend_path": onnxruntime_qnn.get_qnn_htp_path(),
-            "soc_model": SOC_MODEL,
+            "soc_model": soc_model,
             "htp_graph_finalization_optimization_mode": "3",
         },
     )

@@ -1,4 +1,4 @@
-"""Rockchip's toolkit: a model for the RK3588's NPU, the compiler's list of operators off it, and the simulator."""
+"""Rockchip's toolkit: a model for the NPU of an RK3588 or its kin, the list of operators off it, and the simulator."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy as np
 import onnx
 from rknn.api import RKNN
 
-PLATFORM = "rk3588"
 PORTS = ("InputOperator", "OutputOperator")
 TABLE = re.compile(r"ID +OpType +DataType +Target ")
 ROW = re.compile(r"RKNN: \[[^]]*\] *\d+ +(\w+) +\w+ +(CPU|NPU) +\S+ +\S+ +[\d/]+ +\d+ *(\S*)")
@@ -26,7 +25,7 @@ def build(request: dict[str, Any]) -> None:
     """Builds in half precision and simulates if asked."""
     compiler = RKNN(verbose=True)
     try:
-        _checked("config", compiler.config(target_platform=PLATFORM, float_dtype="float16"))
+        _checked("config", compiler.config(target_platform=request["device"], float_dtype="float16"))
         _checked("load_onnx", compiler.load_onnx(model=request["onnx"]))
         _checked("build", compiler.build(do_quantization=False))
         _checked("export_rknn", compiler.export_rknn(str(Path(request["folder"]) / f"{request['name']}.rknn")))

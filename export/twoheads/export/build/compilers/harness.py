@@ -1,14 +1,17 @@
 """Runs one vendor's compiler in its own environment: ``PYTHON harness.py MODULE REQUESTS.json REPORTS.jsonl``.
 
+``PYTHON harness.py MODULE DEVICE`` prints as JSON the compiler's name and version, and what is missing to build for
+that device.
+
 Nothing of twoheads is imported, for the environment need not have it. ``MODULE``, a file beside this one, has
 
 * ``identify()``: the compiler's name and version,
 * ``build(request)``: writes files into ``request["folder"]``, and, if there are ``request["outputs"]``, what its
   emulator computes,
-* ``off_accelerator(log)``: the nodes that the compiler's log says are left to the host, as ``operator node``.
+* ``off_accelerator(log)``: the nodes that the compiler's log says are left to the host, as ``operator node``,
+* and, where something may be, ``missing(device)``: in words what is missing here for a device, or an empty text.
 
-Each report is a line that is written at once, so that a compiler which kills the process loses one engine. Without the
-last two arguments the compiler's name and version are printed as JSON.
+Each report is a line that is written at once, so that a compiler which kills the process loses one engine.
 """
 
 from __future__ import annotations
@@ -28,8 +31,9 @@ from typing import Any
 def main(arguments: list[str]) -> int:
     """Builds everything that is asked for; an engine that is refused is reported, and is no failure of this program."""
     compiler = importlib.import_module(arguments[0])
-    if len(arguments) == 1:
-        sys.stdout.write("\n" + json.dumps(compiler.identify()) + "\n")
+    if len(arguments) == 2:
+        missing = compiler.missing(arguments[1]) if hasattr(compiler, "missing") else ""
+        sys.stdout.write("\n" + json.dumps({**compiler.identify(), "missing": missing}) + "\n")
         return 0
     requests = json.loads(Path(arguments[1]).read_text(encoding="utf-8"))
     with Path(arguments[2]).open("a", encoding="utf-8") as reports:
