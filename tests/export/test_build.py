@@ -42,11 +42,15 @@ def build(request):
     if "mid" in request["name"]:
         print("host: Tanh tanh_3")
     made = Path(request["folder"], request["name"] + ".bin")
+    if behaviour == "folder":
+        made = made.with_suffix(".bin") / "weights" / "all.bin"
+        made.parent.mkdir(parents=True)
     made.write_bytes(f"{request['precision']} {request['device']}".encode())
     if request["outputs"]:
         import numpy
         with numpy.load(request["outputs"].replace(".outputs.", ".expected.")) as expected:
-            wrong = {name: expected[name] * (float("nan") if behaviour == "nan" else 1.01) for name in expected.files}
+            factor = {"nan": float("nan"), "garbage": 1.6}.get(behaviour, 1.01)
+            wrong = {name: expected[name] * factor for name in expected.files}
         numpy.savez(request["outputs"], **wrong)
 
 def off_accelerator(log):
@@ -68,7 +72,18 @@ def fake(tmp_path, monkeypatch):
     python.write_text(f'#!/bin/sh\nPYTHONPATH="{tmp_path}/site" exec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
     target = Target(
-        "fake", "", "build_fake", ("fake<2",), ("fp32", "fp16"), ("a1", "b2", "c3"), "itself", "tile", None, "1.0", ()
+        "fake",
+        "",
+        "build_fake",
+        ("fake<2",),
+        ("fp32", "fp16"),
+        ("a1", "b2", "c3"),
+        "itself",
+        "tile",
+        -20.0,
+        None,
+        "1.0",
+        (),
     )
     monkeypatch.setattr(module, "load_target", lambda name: target if name == "fake" else load_target(name))
     monkeypatch.setattr(module, "_key", _keyed(module._key))
@@ -147,7 +162,8 @@ def test_targets_stand_beside_each_other_and_belong_to_the_bundle(bundle, fake):
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "said"), [("refuse", "Tanh is not supported"), ("kill", "ended with 9"), ("nan", "not numbers")]
+    ("behaviour", "said"),
+    [("refuse", "Tanh is not supported"), ("kill", "ended with 9"), ("nan", "not numbers"), ("garbage", "off by 60%")],
 )
 def test_what_a_compiler_refuses_is_named_and_nothing_is_written(bundle, fake, monkeypatch, behaviour, said):
     before = (bundle / "manifest.json").read_bytes()
@@ -157,6 +173,15 @@ def test_what_a_compiler_refuses_is_named_and_nothing_is_written(bundle, fake, m
     assert "fake 1.0 refuses" in str(error.value)
     assert (bundle / "manifest.json").read_bytes() == before
     assert not (bundle / "targets").exists()
+
+
+def test_an_artifact_may_be_a_folder(bundle, fake, monkeypatch):
+    monkeypatch.setenv("FAKE", "folder")
+    built = build_target(bundle, "fake", python=fake)
+    assert built.entry.artifacts["first"].files == ("first.bin/weights/all.bin",)
+    assert built.sizes["first"] == len("fp32 a1")
+    assert load(bundle).path.joinpath("targets/fake/first.bin/weights/all.bin").read_text() == "fp32 a1"
+    assert build_target(bundle, "fake", python=fake).reused == len(built.entry.artifacts)
 
 
 def test_a_fallback_is_told_and_fails_a_strict_build(bundle, fake):
@@ -202,6 +227,20 @@ def test_openvino_says_which_device_it_lacks(compiler_program, monkeypatch):
     monkeypatch.setattr(program.openvino, "Core", lambda: core)
     assert [program.missing(device) for device in ("CPU", "GPU")] == ["", ""]
     assert "finds no NPU here, only CPU, GPU.0" in program.missing("NPU")
+
+
+def test_velas_report_is_read(compiler_program):
+    log = """Warning (supported operators) operator: LOG, ofm: 'a._tuplify.<locals>.Wrapper/onnx.functions.OnnxFunction_log_8;'
+Reason: Operation has tensor with unsupported DataType Float32 (a.<locals>.Wrapper/onnx.OnnxReduce_reducemax_7;)
+Warning (supported operators) operator: DEQUANTIZE, ofm: 'a.<locals>.Wrapper/m.OnnxMatMul_matmul_4;;a.<locals>.Wrapper/t.T_t_3;_dequant'
+Warning (supported operators) operator: None, ofm: 'a.<locals>.Wrapper/onnx2torch.min_max.OnnxMinMax_max_8;2'
+Warning (supported operators) operator: CAST, ofm: 'a.<locals>.Wrapper;3'
+CPU operators = 4 (15.9%)
+   CPU: Passthrough = a.<locals>.Wrapper/onnx.functions.OnnxFunction_log_8; (outputs [1, 2, 1, 32])
+"""  # noqa: E501
+    read = compiler_program("vela_report").cpu_operators
+    assert read(log) == ["LOG log_8", "DEQUANTIZE matmul_4", "unnamed max_8", "CAST"]
+    assert read("CPU operators = 0 (0.0%)") == []
 
 
 def test_unknown_names_are_refused(bundle):

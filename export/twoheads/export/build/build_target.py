@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-import shutil
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -25,19 +23,21 @@ from twoheads.export.build.engine_jobs import (
     engine_model,
     random_inputs,
 )
+from twoheads.export.build.hidden_scores import raise_masks
 from twoheads.export.build.host_part import Parts, split_host_part
-from twoheads.export.build.prepare_engine import is_half, prepare_engine
+from twoheads.export.build.prepare_engine import is_narrow, prepare_engine
 from twoheads.export.build.target import Target, load_target
-from twoheads.export.bundle_writer import check_is_bundle, file_entry, write_json
+from twoheads.export.build.target_files import artifact_files, link_file, made_files, write_target
 from twoheads.export.progress import Progress, silent
-from twoheads.export.staging import written_folder
 from twoheads.export.tensor_error import relative_error
-from twoheads.graphs.bundle_format import MANIFEST, TARGETS, Artifact, HostPart, TargetEntry
+from twoheads.graphs.bundle_format import TARGETS, Artifact, HostPart, TargetEntry
 from twoheads.graphs.errors import CompileError, InputError
-from twoheads.graphs.json_codec import to_json
 from twoheads.runtime.bundle_reader import Bundle, read_bundle
 
 __all__ = ["Built", "build_engines", "build_target"]
+
+WORST = 0.5
+"""What is off by more than this share of the largest magnitude is no result, whatever the precision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ def build_target(
             progress=progress,
         )
         _refuse(built, name, strict=strict)
-        _write(bundle, name, built.entry, Path(scratch))
+        write_target(bundle, name, built.entry, Path(scratch))
     return built
 
 
@@ -161,16 +161,18 @@ def build_engines(
     for request in requests:
         job, key, host = plan.jobs[request["name"]]
         outcome = outcomes[job.name]
-        made = sorted(path.name for path in (scratch / name).glob(f"{job.name}.*") if _stem(path) == job.name)
         error = _error(request) if outcome.error is None and build.check else None
         if outcome.error is not None:
             refused[job.name] = outcome.error
         elif error is not None and not math.isfinite(error):
             refused[job.name] = "its emulator gives values that are not numbers"
+        elif error is not None and error > WORST:
+            refused[job.name] = f"its {wanted} values are off by {error:.0%} of the largest"
         else:
-            artifacts[job.name] = Artifact(key, job.stages, tuple(made), outcome.seconds, outcome.off, error, host)
+            made = made_files(scratch / name, job.name)
+            artifacts[job.name] = Artifact(key, job.stages, made, outcome.seconds, outcome.off, error, host)
     sizes = {
-        job: sum(path.stat().st_size for path in _artifact_files(scratch / name, [artifact]))
+        job: sum(path.stat().st_size for path in artifact_files(scratch / name, [artifact]))
         for job, artifact in artifacts.items()
     }
     return Built(TargetEntry(compiler.name, compiler.version, wanted, chosen, artifacts), refused, plan.kept, sizes)
@@ -184,10 +186,6 @@ def _choice(option: str, asked: str | None, known: tuple[str, ...], name: str) -
         fix = f"use one of: {', '.join(known)}" if known else "leave it out"
         raise InputError(option, f"{name} has no {asked} here", fix)
     return asked
-
-
-def _stem(path: Path) -> str:
-    return path.name.rpartition(".")[0]
 
 
 @dataclass(slots=True)
@@ -206,7 +204,7 @@ def _plan(build: _Build, scratch: Path, *, once: bool) -> _Plan:
     earlier = build.bundle.manifest.targets.get(name)
     (scratch / "engines").mkdir()
     plan = _Plan({}, [], {})
-    for job in engine_jobs(build.bundle, once=once, half=is_half(build.precision)):
+    for job in engine_jobs(build.bundle, once=once, half=is_narrow(build.precision)):
         model = engine_model(build.bundle, job)
         parts = prepare_engine(model, build.target, build.precision, job.name)
         content = b"" if parts.accelerator is None else parts.accelerator.SerializeToString(deterministic=True)
@@ -215,7 +213,7 @@ def _plan(build: _Build, scratch: Path, *, once: bool) -> _Plan:
         former = None if earlier is None else earlier.artifacts.get(job.name)
         if former is not None and former.key == key and (former.error is not None or not build.check):
             for file in former.files:
-                _link(build.bundle.file(f"{TARGETS}/{name}/{file}"), scratch / name / file)
+                link_file(build.bundle.file(f"{TARGETS}/{name}/{file}"), scratch / name / file)
             plan.made[job.name] = replace(former, host=host)
             plan.kept += 1
         elif parts.accelerator is None:
@@ -239,7 +237,10 @@ def _write_host_part(build: _Build, job: EngineJob, folder: Path) -> HostPart:
 def _key(build: _Build, content: bytes) -> str:
     """Names everything that an artifact depends on."""
     compilers = files("twoheads.export.build") / "compilers"
-    program = (compilers / f"{build.target.module}.py").read_bytes()
+    shared = sorted(
+        file.name for file in compilers.iterdir() if file.name.endswith(".py") and "build_" not in file.name
+    )
+    program = b"".join((compilers / name).read_bytes() for name in (f"{build.target.module}.py", *shared))
     facts = (
         f"{build.target.name} {build.compiler.name} {build.compiler.version} {build.precision} {build.device}".encode()
     )
@@ -257,6 +258,8 @@ def _request(build: _Build, job: EngineJob, model: onnx.ModelProto, parts: Parts
     given: dict[str, Any] = random_inputs(job)
     taken = given if parts.host is None else {**given, **_run_on_host(parts.host, given)}
     inputs: dict[str, Any] = {port.name: taken[port.name] for port in graph.input}
+    if build.precision == "int8" and build.target.hidden_score is not None:
+        inputs = raise_masks(inputs, build.target.hidden_score)
     np.savez(f"{base}.inputs.npz", **inputs)
     Path(f"{base}.onnx").write_bytes(parts.accelerator.SerializeToString(deterministic=True))
     if build.check:
@@ -307,33 +310,3 @@ def _refuse(built: Built, name: str, *, strict: bool) -> None:
             f"leaves nodes of {len(off)} engines to the host, of {first}: {', '.join(nodes)}",
             f"leave --strict out; `twoheads lint BUNDLE --target {name}` names remedies",
         )
-
-
-def _write(bundle: Bundle, name: str, entry: TargetEntry, scratch: Path) -> None:
-    """Replaces the bundle by one with the artifacts in ``scratch``."""
-    with written_folder(bundle.path, overwrite=True, check_replaceable=check_is_bundle) as folder:
-        ours = f"{TARGETS}/{name}/"
-        entries = {file: entry for file, entry in bundle.manifest.files.items() if not file.startswith(ours)}
-        for file in entries:
-            _link(bundle.file(file), folder / file)
-        for path in _artifact_files(scratch / name, entry.artifacts.values()):
-            _link(path, folder / ours / path.name)
-            entries[ours + path.name] = file_entry(path)
-        manifest = replace(
-            bundle.manifest, files=dict(sorted(entries.items())), targets={**bundle.manifest.targets, name: entry}
-        )
-        write_json(folder / MANIFEST, to_json(manifest))
-
-
-def _artifact_files(folder: Path, artifacts: Collection[Artifact]) -> list[Path]:
-    hosts = [artifact.host.file for artifact in artifacts if artifact.host is not None]
-    return [folder / file for file in (*(file for artifact in artifacts for file in artifact.files), *hosts)]
-
-
-def _link(source: Path, target: Path) -> None:
-    """Gives a file a second name, or a copy where the disk can't."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

@@ -9,7 +9,7 @@ from math import prod
 import onnx
 
 from twoheads.export.build.engine_jobs import engine_file_model, engine_jobs
-from twoheads.export.build.prepare_engine import is_half, prepare_engine
+from twoheads.export.build.prepare_engine import is_narrow, prepare_engine
 from twoheads.export.build.target import Rule, Target
 from twoheads.graphs.errors import InternalError
 from twoheads.runtime.bundle_reader import Bundle
@@ -51,7 +51,7 @@ def lint_bundle(bundle: Bundle, target: Target) -> tuple[Finding, ...]:
     """Every finding in every engine of ``bundle``, in the form in which the compiler gets it at the first precision."""
     findings: list[Finding] = []
     precision = target.precisions[0]
-    for job in engine_jobs(bundle, once=True, half=is_half(precision)):
+    for job in engine_jobs(bundle, once=True, half=is_narrow(precision)):
         model = engine_file_model(bundle, job)
         try:
             prepared = prepare_engine(model, target, precision, job.name).accelerator

@@ -5,16 +5,22 @@ from __future__ import annotations
 import onnx
 
 from twoheads.export.build.half_range import bring_into_half_range
+from twoheads.export.build.hidden_scores import raise_hidden_scores
 from twoheads.export.build.host_part import Parts, split_host_part
 from twoheads.export.build.prepare_model import prepare_model
 from twoheads.export.build.target import Target
 
-__all__ = ["is_half", "prepare_engine"]
+__all__ = ["is_half", "is_narrow", "prepare_engine"]
 
 
 def is_half(precision: str) -> bool:
     """Whether values have float16's range; bf16 has float32's, with fewer digits."""
     return precision == "fp16"
+
+
+def is_narrow(precision: str) -> bool:
+    """Whether values have a smaller range than float32's."""
+    return is_half(precision) or precision == "int8"
 
 
 def prepare_engine(model: onnx.ModelProto, target: Target, precision: str, name: str) -> Parts:
@@ -31,7 +37,11 @@ def prepare_engine(model: onnx.ModelProto, target: Target, precision: str, name:
         RuntimeError: The ``onnx`` package can't express an operator in the target's operator set.
     """
     parts = split_host_part(model) if precision != "fp32" else Parts(None, model)
-    if parts.accelerator is None:
+    accelerator = parts.accelerator
+    if accelerator is None:
         return parts
-    ranged = bring_into_half_range(parts.accelerator, name) if is_half(precision) else parts.accelerator
-    return Parts(parts.host, prepare_model(ranged, target.highest_opset))
+    if is_half(precision):
+        accelerator = bring_into_half_range(accelerator, name)
+    elif precision == "int8" and target.hidden_score is not None:
+        accelerator = raise_hidden_scores(accelerator, target.hidden_score)
+    return Parts(parts.host, prepare_model(accelerator, target.highest_opset))

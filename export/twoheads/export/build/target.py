@@ -53,6 +53,8 @@ class Target:
         emulator: What runs its artifacts on this machine; ``None`` if nothing does.
         lowering: How attention is lowered for it by ``compile --for NAME``: ``tile``, or ``stock`` where the reductions
             of a tile engine are left to the host.
+        hidden_score: What int8 artifacts add to the score of a hidden key, where minus infinity would take all
+            of 8 bits; ``None`` to leave it.
         highest_opset: The newest ONNX operator set that it reads; ``None`` if it reads ours.
         checked_with: The compiler's version with which the rules were measured.
         rules: What it can't take.
@@ -66,6 +68,7 @@ class Target:
     devices: tuple[str, ...]
     emulator: str | None
     lowering: str
+    hidden_score: float | None
     highest_opset: int | None
     checked_with: str
     rules: tuple[Rule, ...]

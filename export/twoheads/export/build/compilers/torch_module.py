@@ -14,23 +14,53 @@ def torch_module(path: str) -> tuple[fx.GraphModule, onnx.GraphProto]:
     """The file as a torch module, and its graph.
 
     onnx2torch reads sizes and bounds from tensors while it runs, which ``torch.export`` can't follow. They are
-    constants of the file, so operators that take them as numbers stand in.
+    constants of the file, so operators that take them as numbers stand in. A division by a root becomes a product with
+    ``rsqrt``, which is one operator in torch, and on accelerators that have no other root. Products and comparisons
+    are called by the names that every compiler knows.
     """
     model = onnx.load(path)
     module = onnx2torch.convert(model).eval()
     for node in list(module.graph.nodes):
-        if node.op != "call_module":
-            continue
-        operator = _STATIC.get(type(module.get_submodule(node.target)).__name__)
-        if operator is None:
-            continue
-        numbers = [_numbers(module, argument) for argument in node.args[1:]]
-        with module.graph.inserting_before(node):
-            made = module.graph.call_function(operator, (node.args[0], *numbers))
-        node.replace_all_uses_with(made)
-        module.graph.erase_node(node)
+        _replace_inverse_root(module, node)
+        operator = _operator(module, node)
+        if operator in _STATIC:
+            _replace(module, node, _STATIC[operator], node.args[0], *(_numbers(module, at) for at in node.args[1:]))
+        elif operator in _SAME:
+            _replace(module, node, _SAME[operator], *node.args)
+        elif operator == "OnnxCompare":
+            compare = module.get_submodule(str(node.target)).compare_function
+            _replace(module, node, _COMPARISONS.get(compare, compare), *node.args)
     module.recompile()
     return module, model.graph
+
+
+def _operator(module: fx.GraphModule, node: fx.Node) -> str:
+    """The class of onnx2torch that computes the node."""
+    return type(module.get_submodule(str(node.target))).__name__ if node.op == "call_module" else ""
+
+
+def _replace(module: fx.GraphModule, node: fx.Node, operator: Any, *arguments: Any) -> None:
+    with module.graph.inserting_before(node):
+        made = module.graph.call_function(operator, arguments)
+    node.replace_all_uses_with(made)
+    module.graph.erase_node(node)
+
+
+def _replace_inverse_root(module: fx.GraphModule, node: fx.Node) -> None:
+    if not _divides(module, node) or _operator(module, root := node.args[-1]) != "OnnxSqrt":
+        return
+    with module.graph.inserting_before(node):
+        inverse = module.graph.call_function(torch.rsqrt, (root.args[0],))
+        made = module.graph.call_function(torch.mul, (node.args[0], inverse)) if len(node.args) == 2 else inverse
+    node.replace_all_uses_with(made)
+    module.graph.erase_node(node)
+
+
+def _divides(module: fx.GraphModule, node: fx.Node) -> bool:
+    operator = _operator(module, node)
+    if operator == "OnnxBinaryMathOperation":
+        return module.get_submodule(str(node.target)).math_op_function.__name__ == "_onnx_div"
+    return operator == "OnnxReciprocal"
 
 
 def _numbers(module: fx.GraphModule, argument: Any) -> list[int] | None:
@@ -59,4 +89,17 @@ def _slice(
     return value
 
 
+def _matmul(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Batches of products as such: torch's ``matmul`` expands them to the size that they have."""
+    batches = left.dim() == right.dim() == 3 and left.shape[0] == right.shape[0]
+    return torch.bmm(left, right) if batches else torch.matmul(left, right)
+
+
 _STATIC = {"OnnxReshape": _reshape, "OnnxSlice": _slice}
+_SAME = {"OnnxMatMul": _matmul}
+_COMPARISONS = {
+    torch.less: torch.lt,
+    torch.less_equal: torch.le,
+    torch.greater: torch.gt,
+    torch.greater_equal: torch.ge,
+}

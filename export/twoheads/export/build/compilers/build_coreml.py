@@ -1,0 +1,64 @@
+"""Core ML: a model package of each engine for Apple's devices. Only macOS runs it; what it declares is checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import coremltools
+import numpy as np
+import onnx
+import torch
+from torch_module import torch_module
+
+
+def identify() -> dict[str, str]:
+    """The compiler's name and version."""
+    return {"name": "coremltools", "version": coremltools.__version__}
+
+
+def build(request: dict[str, Any]) -> None:
+    """Converts, saves, and compares what the package declares with the engine's ports."""
+    module, graph = torch_module(request["onnx"])
+    with np.load(request["inputs"]) as given:
+        inputs = tuple(torch.from_numpy(given[port.name]) for port in graph.input)
+    program = torch.export.export(module, inputs).run_decompositions({})
+    precision = {"fp16": coremltools.precision.FLOAT16, "fp32": coremltools.precision.FLOAT32}[request["precision"]]
+    model = coremltools.convert(
+        program,
+        outputs=[coremltools.TensorType(name=port.name, dtype=np.float32) for port in graph.output],
+        minimum_deployment_target=coremltools.target.iOS18,
+        compute_units=coremltools.ComputeUnit.ALL,
+        compute_precision=precision,
+        skip_model_load=True,
+    )
+    package = Path(request["folder"]) / f"{request['name']}.mlpackage"
+    _with_names(model, [port.name for port in graph.input]).save(str(package))
+    _check(package, graph)
+
+
+def _with_names(model: Any, names: list[str]) -> Any:
+    """The model, its inputs called ``names``; the converter numbers those of a torch program."""
+    spec = model.get_spec()
+    for feature, name in zip(list(spec.description.input), names, strict=True):
+        coremltools.utils.rename_feature(spec, feature.name, name, rename_inputs=True, rename_outputs=False)
+    return coremltools.models.MLModel(spec, weights_dir=model.weights_dir, skip_model_load=True)
+
+
+def _check(package: Path, graph: onnx.GraphProto) -> None:
+    """Compares names and shapes in the saved package with the engine's.
+
+    Raises:
+        ValueError: They differ.
+    """
+    spec = coremltools.utils.load_spec(str(package))
+    for found, ports in ((spec.description.input, graph.input), (spec.description.output, graph.output)):
+        declared = {feature.name: tuple(feature.type.multiArrayType.shape) for feature in found}
+        shapes = {port.name: tuple(dim.dim_value for dim in port.type.tensor_type.shape.dim) for port in ports}
+        if declared != shapes:
+            raise ValueError(f"the package declares {declared} instead of {shapes}")
+
+
+def off_accelerator(_log: str) -> list[str]:
+    """Nothing: which unit computes what is decided on the device."""
+    return []

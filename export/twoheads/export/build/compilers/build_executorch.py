@@ -1,0 +1,60 @@
+"""ExecuTorch for CPUs: a program of each engine whose nodes XNNPACK computes, and what its delegate did not take."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import operator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.exir import to_edge_transform_and_lower
+from executorch.runtime import Runtime
+from torch import fx
+from torch_module import torch_module
+
+LEFT = "outside of the delegate: "
+
+
+def identify() -> dict[str, str]:
+    """The compiler's name and version."""
+    return {"name": "executorch", "version": importlib.metadata.version("executorch")}
+
+
+def build(request: dict[str, Any]) -> None:
+    """Exports, lowers, prints what portable kernels compute, and runs if asked."""
+    module, graph = torch_module(request["onnx"])
+    with np.load(request["inputs"]) as given:
+        inputs = tuple(torch.from_numpy(given[port.name]) for port in graph.input)
+    lowered = to_edge_transform_and_lower(torch.export.export(module, inputs), partitioner=[XnnpackPartitioner()])
+    for node in lowered.exported_program().graph.nodes:
+        if node.op == "call_function" and not _is_delegated(node):
+            print(f"{LEFT}{_operator(node)} {_place(node)}")
+    target = Path(request["folder"]) / f"{request['name']}.pte"
+    target.write_bytes(lowered.to_executorch().buffer)
+    if request["outputs"]:
+        values = Runtime.get().load_program(target).load_method("forward").execute(list(inputs))
+        outputs = {port.name: value.numpy() for port, value in zip(graph.output, values, strict=True)}
+        np.savez(request["outputs"], **outputs)
+
+
+def _is_delegated(node: fx.Node) -> bool:
+    return "executorch_call_delegate" in str(node.target) or node.target is operator.getitem
+
+
+def _operator(node: fx.Node) -> str:
+    """``add`` of ``aten.add.Tensor``."""
+    return str(node.target.__name__).split(".")[1]
+
+
+def _place(node: fx.Node) -> str:
+    """The engine's node that it comes from, where that was a module of its own."""
+    modules = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values() if path]
+    return modules[-1].rpartition(".")[2] if modules else node.name
+
+
+def off_accelerator(log: str) -> list[str]:
+    """The nodes outside of the delegate: ExecuTorch's portable kernels compute them, on the same processor."""
+    return [line.removeprefix(LEFT) for line in log.splitlines() if line.startswith(LEFT)]
