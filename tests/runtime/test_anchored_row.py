@@ -81,4 +81,5 @@ def test_the_anchor_is_the_first_tile_that_all_queries_see() -> None:
     assert anchor_tile((Segment(0, 1, False), Segment(7, 11, True), Segment(11, 12, False))) == 7
     assert anchor_tile((Segment(0, 1, False), Segment(7, 11, True), Segment(11, 12, False)), nearest=True) == 10
     assert anchor_tile((Segment(0, 5, False),)) is None
-    assert anchor_tile((Segment(0, 3, True), Segment(3, 4, False))) is None, "too short"
+    assert anchor_tile((Segment(0, 1, True), Segment(1, 2, False))) == 0
+    assert anchor_tile((Segment(0, 1, True),)) is None, "too short"

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from twoheads.graphs.bundle_format import WeightEntry
 from twoheads.graphs.errors import BundleError
 from twoheads.graphs.masks import parse_mask
-from twoheads.graphs.program import Pooling, Value
+from twoheads.graphs.program import TOKENS, Pooling, Value
 from twoheads.graphs.tiles import row_segments
 from twoheads.runtime import mask_tiles
 from twoheads.runtime.bias import BiasTiles
@@ -26,6 +27,7 @@ from twoheads.runtime.crew import Crew, available_threads
 from twoheads.runtime.mask_tiles import MaskTiles
 from twoheads.runtime.peak_memory import peak_memory
 from twoheads.runtime.pooling import pool
+from twoheads.runtime.spare_memory import SpareMemory
 from twoheads.runtime.stores import Stores, ValueStore
 from twoheads.runtime.weights import Weights
 
@@ -277,3 +279,29 @@ def test_threads_respect_the_affinity():
     if not hasattr(os, "sched_getaffinity"):
         pytest.skip("no affinity here")
     assert available_threads() == len(os.sched_getaffinity(0))
+
+
+def test_memory_of_a_run_serves_the_next_and_never_adds_to_its_most() -> None:
+    spare = SpareMemory()
+    value = Value("x", "float32", (1, TOKENS, 4))
+    settings: dict[str, Any] = {"rows": lambda _: 32, "block_size": 16, "key_tile": 16, "tiled": (), "spare": spare}
+    first = Stores(**settings)
+    memory = first.allocate(value).memory
+    first.allocate(replace(value, name="y"))
+    first.close()
+    assert spare.nbytes == first.peak_bytes == 2 * 32 * 4 * 4
+    second = Stores(**settings)
+    assert any(second.allocate(replace(value, name=name)).memory is memory for name in "xy")
+    other = Stores(**settings)
+    other.allocate(replace(value, shape=(1, TOKENS, 8)))
+    assert spare.nbytes == 0, "one value of twice the size is as much as was there before"
+
+
+def test_no_more_memory_is_kept_than_is_allowed() -> None:
+    spare = SpareMemory()
+    for size in (5, 6, 7):
+        spare.give(np.empty(size, np.uint8))
+    spare.trim(14)
+    assert spare.nbytes == 13
+    assert spare.take(6).nbytes == 6
+    assert spare.nbytes == 7

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from twoheads.graphs.program import AttentionEngine
 from twoheads.runtime.backend import Call
 
-__all__ = ["AnchoredRow"]
+__all__ = ["AnchorBuffers", "AnchoredRow"]
 
 MOST_WEIGHT = 1e12
 """The largest weight a tile, relative to the first, that is believed, on average. A score is rounded together with the
@@ -20,6 +20,17 @@ softmax has it of a score of 28. Scores that are small themselves lie so far abo
 therefore begin with the nearest tile."""
 
 Array = npt.NDArray[Any]
+
+
+class AnchorBuffers:
+    """Uninitialised memory of one thread's rows of ``engine``: the queries with their anchor, sums, and an ``lse``."""
+
+    def __init__(self, engine: AttentionEngine) -> None:
+        inputs, outputs = engine.ports("full_add")
+        self.query: Array = np.empty(inputs[0].shape, engine.dtype)
+        # Two sums that take turns, so that no call reads what it writes.
+        self.sums = tuple(tuple(np.empty(port.shape, port.dtype) for port in outputs) for _ in range(2))
+        self.lse: npt.NDArray[np.float32] = np.empty(outputs[1].shape, np.float32)
 
 
 class AnchoredRow:
@@ -31,16 +42,19 @@ class AnchoredRow:
         engine: The geometry.
         open_call: A new call of a variant.
         wrap: Makes a backend's tensor of an array.
+        buffers: Its memory, which another row of the thread may have used before.
     """
 
-    def __init__(self, engine: AttentionEngine, open_call: Callable[[str], Call], wrap: Callable[[Array], Any]) -> None:
+    def __init__(
+        self,
+        engine: AttentionEngine,
+        open_call: Callable[[str], Call],
+        wrap: Callable[[Array], Any],
+        buffers: AnchorBuffers,
+    ) -> None:
         self._scale = engine.scale
         self._open = open_call
-        inputs, outputs = engine.ports("full_add")
-        self._query = np.empty(inputs[0].shape, engine.dtype)
-        # Two sums that take turns, so that no call reads what it writes.
-        self._sums = tuple(tuple(np.empty(port.shape, port.dtype) for port in outputs) for _ in range(2))
-        self.lse = np.empty(outputs[1].shape, np.float32)
+        self._query, self._sums, self.lse = buffers.query, buffers.sums, buffers.lse
         self.first = (wrap(self._sums[0][0]), wrap(self.lse))
         self._tensors = [tuple(wrap(array) for array in sums) for sums in self._sums]
         self._wrapped_query = wrap(self._query)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from twoheads.graphs.program import AttentionEngine, AttentionStage
 from twoheads.graphs.variant_counts import anchor_tile, sums_up
-from twoheads.runtime.anchored_row import AnchoredRow
+from twoheads.runtime.anchored_row import AnchorBuffers, AnchoredRow
 from twoheads.runtime.average_stage import Sampler, SamplerWorker
 from twoheads.runtime.backend import Call
 from twoheads.runtime.bias import BiasTiles
@@ -19,6 +19,9 @@ from twoheads.runtime.run_state import Row, RunState, WorkerCount
 __all__ = ["run_attention"]
 
 Array = npt.NDArray[Any]
+State = tuple[Array, npt.NDArray[np.float32]]
+"""A partial result ``out [1, heads, block, v_head_dim]``, ``lse [1, heads, block]``."""
+
 Tiles = list[tuple[int, bool]]
 """Key tiles of a row, each with whether all of its keys are seen."""
 
@@ -44,7 +47,9 @@ class _Shared:
         self.engine = run.engines.attention_engine(stage.engine)
         stores = run.stores
         self.query, self.output = stores[stage.query], stores[stage.output.name]
-        self.key_store, self.value_store = keys, values = stores[stage.key], stores[stage.value]
+        keys, values = stores[stage.key], stores[stage.value]
+        # Stores in files are told of every tile that a call reads, with its bytes.
+        self.files = [(store, store.nbytes // len(store.array)) for store in (keys, values) if store.path is not None]
         self.cross = keys.value.axis != self.output.value.axis
         wrap = run.backend.tensor
         self.keys, self.values = keys.tensors(wrap), values.tensors(wrap)
@@ -66,6 +71,17 @@ class _Shared:
     def new_call(self, variant: str) -> Call:
         """A call of one variant of the stage's engine."""
         return self.run.engines.attention(self.stage.engine, variant).new_call()
+
+    def states(self) -> tuple[State, State]:
+        """Two partial results of the calling thread, which its stages of this engine share."""
+        return self.run.engines.kept(("states", self.engine), lambda: (_state(self.engine), _state(self.engine)))
+
+    def anchored_row(self) -> AnchoredRow | None:
+        """What adds up the rows of the calling thread, where rows are added up."""
+        if not self.adds:
+            return None
+        buffers = self.run.engines.kept(("anchor", self.engine), lambda: AnchorBuffers(self.engine))
+        return AnchoredRow(self.engine, self.new_call, self.run.backend.tensor, buffers)
 
     def _bias(self) -> BiasTiles | None:
         bias = self.stage.bias
@@ -96,9 +112,9 @@ class _Worker:
         self._shared = shared
         self._wrap = shared.run.backend.tensor
         self._count: WorkerCount = shared.run.counters[shared.stage.name].worker()
-        states = (_state(shared.engine), _state(shared.engine))
+        states = shared.states()
         self._lse = states[0][1]
-        self._anchored = AnchoredRow(shared.engine, shared.new_call, self._wrap) if shared.adds else None
+        self._anchored = shared.anchored_row()
         self._sampler = None if shared.sampler is None else SamplerWorker(shared.sampler, self._count)
         self._states = [(self._wrap(out), self._wrap(lse)) for out, lse in states]
         self._calls: dict[tuple[bool, bool], Call] = {}
@@ -167,8 +183,8 @@ class _Worker:
         return self._shared.masks.tensor(0 if self._shared.cross else block, at, full=full)
 
     def _touch(self, tile: int) -> None:
-        for store in (self._shared.key_store, self._shared.value_store):
-            store.touch(tile, store.nbytes // len(store.array))
+        for store, nbytes in self._shared.files:
+            store.touch(tile, nbytes)
 
     def _query_block(self, block: int) -> Array:
         view = self._shared.query.block(block)
@@ -201,7 +217,7 @@ class _Worker:
         self._count.calls += 1
 
 
-def _state(engine: AttentionEngine) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
-    """An uninitialised partial result ``out [1, heads, block, v_head_dim]``, ``lse [1, heads, block]``."""
+def _state(engine: AttentionEngine) -> State:
+    """An uninitialised partial result."""
     shape = (1, engine.q_num_heads, engine.block_size)
     return np.empty((*shape, engine.v_head_dim), engine.dtype), np.empty(shape, np.float32)

@@ -32,7 +32,9 @@ class Totals:
         documents: All that were looked at. failed: Those of them without a result.
         tokens: Of those with one.
         parts: Files of results.
-        engine_calls, formula_calls: Counted, and by the closed formulas; equal, or something is wrong.
+        engine_calls, formula_calls: Counted, and by the closed formulas; equal but for repeated ones, or something is
+            wrong.
+        repeated_calls: Those of the calls that repeat others; see :class:`~twoheads.runtime.report.Report`.
         blocks: Blocks of the runs.
         seconds: Of the runs alone, without reading, tokenising and writing.
         index_bytes: Of the index file.
@@ -49,6 +51,7 @@ class Totals:
     seconds: float = 0.0
     index_bytes: int = 0
     warnings: tuple[str, ...] = ()
+    repeated_calls: int = 0
 
 
 class ResultFolder:

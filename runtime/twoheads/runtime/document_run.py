@@ -164,5 +164,5 @@ def _done(part: list[Prepared], report: Report | None) -> Totals:
     done = Totals(documents=len(part), failed=len(part) - len(lengths), tokens=sum(lengths))
     if report is None:
         return done
-    same = ("engine_calls", "formula_calls", "blocks", "seconds", "warnings")
+    same = ("engine_calls", "formula_calls", "repeated_calls", "blocks", "seconds", "warnings")
     return replace(done, **{name: getattr(report, name) for name in same})

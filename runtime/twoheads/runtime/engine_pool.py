@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 from twoheads.graphs.errors import BundleError, InternalError
 from twoheads.graphs.program import AttentionEngine, OracleEngine, Program, StockEngine, TokenwiseEngine, TokenwiseStage
 from twoheads.runtime.backend import Backend, EngineHandle
 from twoheads.runtime.bundle_reader import Bundle
+from twoheads.runtime.spare_memory import SpareMemory
 from twoheads.runtime.weights import Weights
 
 __all__ = ["EnginePool"]
+
+T = TypeVar("T")
+
+
+class _KeptByThread(threading.local):
+    def __init__(self) -> None:
+        self.entries: dict[Hashable, Any] = {}
 
 
 class EnginePool:
@@ -26,6 +35,9 @@ class EnginePool:
         backend: What runs them.
         program: Whose engines; the bundle's own if not given.
         kernel_threads: Threads of one call's kernels.
+
+    Attributes:
+        memory: For token values, from run to run.
     """
 
     def __init__(
@@ -40,9 +52,11 @@ class EnginePool:
         self.backend = backend
         self._kernel_threads = kernel_threads
         self.weights = weights
+        self.memory = SpareMemory()
         self._bundle = bundle
         self._open: dict[Hashable, EngineHandle] = {}
         self._lock = threading.Lock()
+        self._kept = _KeptByThread()
         self._declared = {engine.name: engine for engine in (program or bundle.program).engines}
 
     def tokenwise_engine(self, name: str) -> TokenwiseEngine:
@@ -111,6 +125,17 @@ class EnginePool:
                 handle = self.backend.load_engine(self._bundle.file(file), inputs, outputs, {})
                 self._open[name, variant] = handle
         return handle
+
+    def kept(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What this thread made under ``key`` when it asked first: buffers that its later stages use again.
+
+        Memory that is new may cost more than what a small stage computes. It is gone when the thread is, with its run.
+        """
+        entries = self._kept.entries
+        if key not in entries:
+            entries[key] = make()
+        entry: T = entries[key]
+        return entry
 
     def holds(self, name: str, variant: str) -> bool:
         """Whether the bundle has variant ``variant`` of the attention engine ``name``."""

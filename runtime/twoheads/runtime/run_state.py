@@ -123,6 +123,7 @@ class RunState:
             spilled=spilled,
             folder=folder if job is None else job.values,
             keep=job is not None,
+            spare=engines.memory,
         )
         self.job = job
         self.checkpoints = None if job is None else Checkpoints(job, self)

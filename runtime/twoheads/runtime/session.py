@@ -285,6 +285,7 @@ class LoadedBundle:
             began = time.perf_counter()
             arrays = compute_packed(run, requests, output)
             seconds = time.perf_counter() - began
+        run.stores.close()
         report = replace(
             self._report(run, seconds, prepared, notes),
             requests=len(requests),
@@ -365,6 +366,7 @@ class LoadedBundle:
                 tell(now=True)
             seconds = time.perf_counter() - began
             tick()
+        run.stores.close()
         return Result(array, output, self._report(run, seconds, prepared, notes))
 
     def _warn(self, length: int, depth: int = 4) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from twoheads.graphs.program import Value
 from twoheads.runtime.job import value_file
+from twoheads.runtime.spare_memory import KEPT_BYTES, SpareMemory
 from twoheads.runtime.spill_file import MappedFile
 
 __all__ = ["Stores", "ValueStore"]
@@ -214,8 +215,8 @@ class Stores:
 
     ``peak_bytes`` is the most held in memory, ``peak_disk_bytes`` in files, ``spilled_bytes`` all that went to files.
 
-    Memory of released values is used again for values of the same size, as every layer has them: pages that the system
-    gives out anew cost more time than copying them. What waits for that never adds up to more than ``peak_bytes``.
+    Memory of released values is used again for values of the same size, as every layer has them. With what waits for
+    that, a run never has more than ``peak_bytes``, or than it found waiting in ``spare``.
 
     Args:
         rows: Rows of a value along its axis, 1 for a row value.
@@ -225,6 +226,7 @@ class Stores:
         spilled: Names of the values that live in files.
         folder: Where these files are.
         keep: Give every value a file that lasts until it is released, whatever happens to the process.
+        spare: Memory from earlier runs.
     """
 
     def __init__(
@@ -237,8 +239,11 @@ class Stores:
         spilled: Iterable[str] = (),
         folder: Path | None = None,
         keep: bool = False,
+        spare: SpareMemory | None = None,
     ) -> None:
         self._keep = keep
+        self._spare = SpareMemory() if spare is None else spare
+        self._found = self._spare.nbytes
         self._rows = rows
         self._block_size = block_size
         self._key_tile = key_tile
@@ -246,7 +251,6 @@ class Stores:
         self._stores: dict[str, ValueStore] = {}
         self._spilled = frozenset(spilled)
         self._folder = folder
-        self._free: list[Bytes] = []
         self._live = 0
         self._on_disk = 0
         self.peak_bytes = 0
@@ -267,7 +271,7 @@ class Stores:
         if blocks is not None and value.axis is not None:
             held = sorted({block * self._block_size // tile for block in blocks})
         file = self._file(value, reopen=reopen)
-        store = ValueStore(value, **sizes, file=file, memory=self._memory, held=held)
+        store = ValueStore(value, **sizes, file=file, memory=self._spare.take, held=held)
         self._stores[value.name] = store
         if store.spilled:
             self._on_disk += store.nbytes
@@ -276,12 +280,6 @@ class Stores:
         else:
             self.account(store.nbytes)
         return store
-
-    def _memory(self, nbytes: int) -> Bytes:
-        for at, memory in enumerate(self._free):
-            if memory.nbytes == nbytes:
-                return self._free.pop(at)
-        return _new_memory(nbytes)
 
     def _file(self, value: Value, *, reopen: bool) -> MakeFile | None:
         spilled = value.name in self._spilled
@@ -294,8 +292,7 @@ class Stores:
         """Adds ``nbytes`` (negative: subtracts) held beside the values, e.g. mask tiles."""
         self._live += nbytes
         self.peak_bytes = max(self.peak_bytes, self._live)
-        while self._free and self._live + sum(memory.nbytes for memory in self._free) > self.peak_bytes:
-            self._free.pop(0)
+        self._spare.trim(max(self.peak_bytes, self._found) - self._live)
 
     def __getitem__(self, name: str) -> ValueStore:
         return self._stores[name]
@@ -312,9 +309,17 @@ class Stores:
             elif store is not None:
                 self.account(-store.nbytes)
                 if store.memory is not None:
-                    self._free.append(store.memory)
+                    self._spare.give(store.memory)
             if store is not None and store.path is not None:
                 store.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Leaves memory for the next run; the values that are still there are given up, but for their files."""
+        for store in self._stores.values():
+            if store.memory is not None:
+                self._spare.give(store.memory)
+        self._stores.clear()
+        self._spare.trim(KEPT_BYTES)
 
     @property
     def live(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from rich.table import Table
 from twoheads.graphs.json_codec import finite_numbers
 
 __all__ = [
+    "calls_text",
     "count_text",
     "facts_table",
     "print_error",
@@ -115,6 +116,11 @@ def _scaled(number: int, units: tuple[str, ...]) -> str:
             return f"{value:.0f} {unit}" if unit == units[0] else f"{value:.3g} {unit}"
         value /= 1000
     return f"{value:.3g} {units[-1]}"
+
+
+def calls_text(counted: int, formula: int, repeated: int) -> str:
+    """Engine calls beside what the closed formula says: ``57 (by the formula: 55; 2 repeated)``."""
+    return f"{counted} (by the formula: {formula}{f'; {repeated} repeated' if repeated else ''})"
 
 
 def seconds_text(seconds: float) -> str:

@@ -13,6 +13,7 @@ import typer
 from twoheads.export.cli import arguments, options
 from twoheads.export.cli.average_lines import average_lines
 from twoheads.export.cli.console import (
+    calls_text,
     print_facts,
     print_json,
     print_note,
@@ -265,12 +266,11 @@ def _write_report(path: Path, data: Any) -> None:
 
 
 def _print_report(report: "Report", out: Path) -> None:
-    repeated = f"; {report.repeated_calls} repeated" if report.repeated_calls else ""
     print_facts(
         (
             ("written", f"{out} ({size_text(out.stat().st_size)}), {report.output}"),
             ("length", f"{report.length} tokens in {report.blocks} blocks of {report.block_size}"),
-            ("engine calls", f"{report.engine_calls} (by the formula: {report.formula_calls}{repeated})"),
+            ("engine calls", calls_text(report.engine_calls, report.formula_calls, report.repeated_calls)),
             ("time", f"{seconds_text(report.seconds)}, {report.length / max(report.seconds, 1e-9):.0f} tokens/s"),
             ("peak memory", size_text(report.peak_bytes)),
             *cluster_lines(report),

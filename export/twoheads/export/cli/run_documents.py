@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from twoheads.export.cli import arguments
-from twoheads.export.cli.console import print_facts, print_json, print_note, print_warning, seconds_text
+from twoheads.export.cli.console import calls_text, print_facts, print_json, print_note, print_warning, seconds_text
 from twoheads.export.cli.progress import CallProgress
 from twoheads.graphs.errors import InputError, TwoheadsError
 from twoheads.graphs.json_codec import to_json
@@ -103,7 +103,7 @@ def _tell(totals: Totals, out: Path, seconds: float, *, as_json: bool) -> None:
             ("written", f"{out}: {totals.parts} parts and index.jsonl"),
             ("documents", f"{totals.documents}{failed}"),
             ("tokens", f"{totals.tokens} in {totals.blocks} blocks"),
-            ("engine calls", f"{totals.engine_calls} (by the formula: {totals.formula_calls})"),
+            ("engine calls", calls_text(totals.engine_calls, totals.formula_calls, totals.repeated_calls)),
             ("time", f"{seconds_text(totals.seconds)}, {totals.tokens / max(totals.seconds, 1e-9):.0f} tokens/s"),
         )
     )

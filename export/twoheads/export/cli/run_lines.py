@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.export.cli import arguments
-from twoheads.export.cli.console import print_facts, seconds_text, size_text
+from twoheads.export.cli.console import calls_text, print_facts, seconds_text, size_text
 from twoheads.export.cli.progress import CallProgress
 from twoheads.graphs.errors import InputError, InternalError
 from twoheads.graphs.json_codec import to_json
@@ -57,6 +57,7 @@ def reports_to_json(reports: tuple["Report", ...]) -> dict[str, Any]:
         "requests": sum(report.requests for report in reports),
         "engine_calls": sum(report.engine_calls for report in reports),
         "formula_calls": sum(report.formula_calls for report in reports),
+        "repeated_calls": sum(report.repeated_calls for report in reports),
         "seconds": sum(report.seconds for report in reports),
         "runs": [to_json(report) for report in reports],
     }
@@ -73,7 +74,7 @@ def print_reports(reports: tuple["Report", ...], out: Path) -> None:
             ("written", f"{out} ({size_text(out.stat().st_size)}), {reports[0].output}, one row a line"),
             ("inputs", f"{total['requests']}, {sum(report.length for report in reports)} tokens"),
             ("packed", f"{together} inputs in {blocks} blocks" if packed else "none"),
-            ("engine calls", f"{total['engine_calls']} (by the formula: {total['formula_calls']})"),
+            ("engine calls", calls_text(total["engine_calls"], total["formula_calls"], total["repeated_calls"])),
             ("time", seconds_text(total["seconds"])),
             ("peak memory", size_text(max(report.peak_bytes for report in reports))),
             ("approximations", ", ".join(reports[0].approximations) or "none: exact to rounding"),
