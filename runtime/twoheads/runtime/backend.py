@@ -13,7 +13,7 @@ from twoheads.graphs.program import Port
 
 __all__ = ["BACKENDS", "PRECISIONS", "Backend", "Call", "EngineHandle", "check_ports", "open_backend"]
 
-BACKENDS = ("onnxruntime", "openvino")
+BACKENDS = ("onnxruntime", "openvino", "qnn-emulator", "rknn-simulator")
 PRECISIONS = ("f32", "bf16")
 """In what a backend multiplies. Values between engines are of the bundle's dtype in both."""
 
@@ -92,6 +92,12 @@ def open_backend(name: str, *, precision: str = "f32", threads: int = 1) -> Back
         from twoheads.runtime.backend_openvino import OpenVinoBackend
 
         return OpenVinoBackend(precision=precision, threads=threads)
+    if name in BACKENDS:
+        if precision != "f32":
+            raise InputError("precision", f"is {precision}; {name} computes as the bundle was built", "leave it out")
+        from twoheads.runtime.backend_emulator import EmulatorBackend
+
+        return EmulatorBackend(name, threads=threads)
     raise InputError("backend", f"{name!r} is unknown", f"use one of: {', '.join(BACKENDS)}")
 
 

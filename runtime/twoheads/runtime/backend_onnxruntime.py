@@ -13,7 +13,7 @@ from twoheads.graphs.errors import BundleError, InputError
 from twoheads.graphs.program import Port
 from twoheads.runtime.backend import check_ports
 
-__all__ = ["OnnxRuntimeBackend"]
+__all__ = ["OnnxRuntimeBackend", "open_session"]
 
 NUMPY_DTYPES = {
     "tensor(float16)": "float16",
@@ -44,7 +44,7 @@ class OnnxRuntimeBackend:
             raise InputError(
                 "backend onnxruntime", f"can't be imported ({error})", "pip install onnxruntime"
             ) from error
-        self._ort: Any = onnxruntime
+        self.module: Any = onnxruntime
         _share_arena()
         self._wrap = onnxruntime.OrtValue.ortvalue_from_numpy
 
@@ -59,29 +59,45 @@ class OnnxRuntimeBackend:
         weights: Mapping[str, npt.NDArray[Any]],
         threads: int = 1,
     ) -> OnnxRuntimeEngine:
-        options = self._options(threads)
-        tensors = [self._wrap(array) for array in weights.values()]
-        if tensors:
-            options.add_external_initializers(list(weights), tensors)
-        try:
-            session = self._ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's exceptions share no base class
-            raise BundleError(str(path), f"ONNX Runtime can't open it: {error}", "compile the model again") from error
+        tensors = {name: self._wrap(array) for name, array in weights.items()}
+        session = _open(self.module, path, tensors, threads)
         check_ports(path, _ports(session.get_inputs()), inputs)
         check_ports(path, _ports(session.get_outputs()), outputs)
-        return OnnxRuntimeEngine(session, tensors)
+        return OnnxRuntimeEngine(session, tuple(tensors.values()))
 
-    def _options(self, threads: int) -> Any:
-        options = self._ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.use_env_allocators", "1")
-        # Between the kernels of one call threads wait by spinning, and stop with the call: sleeping costs more.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-        return options
+
+def open_session(path: Path, weights: Mapping[str, npt.NDArray[Any]]) -> OnnxRuntimeEngine:
+    """The file ``path``, whatever its ports are, with the arrays ``weights`` bound by name, and not copied.
+
+    Raises:
+        BundleError: It can't be opened.
+    """
+    backend = OnnxRuntimeBackend()
+    tensors = {name: backend.tensor(array) for name, array in weights.items()}
+    return OnnxRuntimeEngine(_open(backend.module, path, tensors, 1), tuple(tensors.values()))
+
+
+def _open(ort: Any, path: Path, tensors: Mapping[str, Any], threads: int) -> Any:
+    options = _options(ort, threads)
+    if tensors:
+        options.add_external_initializers(list(tensors), list(tensors.values()))
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        raise BundleError(str(path), f"ONNX Runtime can't open it: {error}", "compile the model again") from error
+
+
+def _options(ort: Any, threads: int) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    # Between the kernels of one call threads wait by spinning, and stop with the call: sleeping costs more.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    return options
 
 
 @lru_cache(maxsize=1)

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import numpy.typing as npt
+
 from twoheads.graphs.errors import BundleError, InternalError
-from twoheads.graphs.program import AttentionEngine, OracleEngine, Program, StockEngine, TokenwiseEngine, TokenwiseStage
+from twoheads.graphs.program import (
+    AttentionEngine,
+    OracleEngine,
+    Port,
+    Program,
+    StockEngine,
+    TokenwiseEngine,
+    TokenwiseStage,
+)
+from twoheads.runtime.artifacts import Artifacts
 from twoheads.runtime.backend import Backend, EngineHandle
+from twoheads.runtime.backend_emulator import EmulatorBackend
 from twoheads.runtime.bundle_reader import Bundle
 from twoheads.runtime.spare_memory import SpareMemory
 from twoheads.runtime.weights import Weights
@@ -38,6 +50,10 @@ class EnginePool:
 
     Attributes:
         memory: For token values, from run to run.
+        half: Whether values between and inside engines are rounded to float16.
+
+    Raises:
+        InputError: The backend runs what was built for a target, and nothing was.
     """
 
     def __init__(
@@ -54,6 +70,8 @@ class EnginePool:
         self.weights = weights
         self.memory = SpareMemory()
         self._bundle = bundle
+        self._artifacts = Artifacts(bundle, backend.target) if isinstance(backend, EmulatorBackend) else None
+        self.half = self._artifacts is not None and self._artifacts.precision == "fp16"
         self._open: dict[Hashable, EngineHandle] = {}
         self._lock = threading.Lock()
         self._kept = _KeptByThread()
@@ -99,8 +117,7 @@ class EnginePool:
             engine = self.tokenwise_engine(stage.engine)
             arrays = self.weights.views(stage.weights)
             named = {port.name: array for port, array in zip(engine.weights, arrays, strict=True)}
-            path = self._bundle.file(self._bundle.engine_file(engine.name))
-            handle = self.backend.load_engine(path, engine.inputs, engine.outputs, named, threads=self._kernel_threads)
+            handle = self._load(stage, engine.inputs, engine.outputs, named)
             with self._lock:
                 handle = self._open.setdefault(key, handle)
         return handle
@@ -109,20 +126,13 @@ class EnginePool:
         """Variant ``variant`` of the attention engine ``name``, open.
 
         Raises:
-            BundleError: The bundle does not hold that variant, or the backend can't open it.
+            BundleError: There is no such variant, or the backend can't open it.
         """
         with self._lock:
             handle = self._open.get((name, variant))
             if handle is None:
-                file = self._bundle.engine_file(name, variant)
-                if not self._bundle.has(file):
-                    raise BundleError(
-                        str(self._bundle.path / file),
-                        "is needed for this length, and the bundle does not hold it",
-                        "compile the model again",
-                    )
                 inputs, outputs = self._mixing_engine(name).ports(variant)
-                handle = self.backend.load_engine(self._bundle.file(file), inputs, outputs, {})
+                handle = self._load((name, variant), inputs, outputs, {})
                 self._open[name, variant] = handle
         return handle
 
@@ -137,8 +147,33 @@ class EnginePool:
         entry: T = entries[key]
         return entry
 
+    def _load(
+        self,
+        what: TokenwiseStage | tuple[str, str],
+        inputs: Sequence[Port],
+        outputs: Sequence[Port],
+        weights: Mapping[str, npt.NDArray[Any]],
+    ) -> EngineHandle:
+        """Opens the file of a stage's engine or of a variant, or what was built of it."""
+        name, variant = (what.engine, "") if isinstance(what, TokenwiseStage) else what
+        if self._artifacts is not None:
+            assert isinstance(self.backend, EmulatorBackend)
+            found = self._artifacts
+            files = found.of_stage(what) if isinstance(what, TokenwiseStage) else found.of_attention(name, variant)
+            return self.backend.load_artifact(files, inputs, outputs, weights)
+        file = self._bundle.engine_file(name, variant)
+        if not self._bundle.has(file):
+            raise BundleError(
+                str(self._bundle.path / file),
+                "is needed for this length, and the bundle does not hold it",
+                "compile the model again",
+            )
+        return self.backend.load_engine(self._bundle.file(file), inputs, outputs, weights, threads=self._kernel_threads)
+
     def holds(self, name: str, variant: str) -> bool:
-        """Whether the bundle has variant ``variant`` of the attention engine ``name``."""
+        """Whether there is the variant ``variant`` of the attention engine ``name``, for this backend."""
+        if self._artifacts is not None:
+            return self._artifacts.holds(name, variant)
         return self._bundle.has(self._bundle.engine_file(name, variant))
 
     def prepare_attention(self, name: str) -> None:

@@ -29,8 +29,9 @@ def load(
 
     Args:
         path: The folder that ``twoheads compile`` wrote.
-        backend: What runs the engines on the CPU: ``onnxruntime`` or ``openvino``, which is a package of its own; or a
-            backend of one's own.
+        backend: What runs the engines on the CPU: ``onnxruntime`` or ``openvino``, which is a package of its own; what
+            ``twoheads build`` made, on the vendor's emulator: ``qnn-emulator`` or ``rknn-simulator``; or a backend of
+            one's own.
         precision: In what a backend of that name multiplies: ``f32``, or with ``openvino`` also ``bf16``.
         threads: Blocks computed at the same time; ``None`` for every processor that the process may use.
         check: ``full`` (sizes and sha256 of all files) or ``size``.

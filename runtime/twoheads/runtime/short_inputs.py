@@ -11,6 +11,7 @@ import numpy.typing as npt
 from twoheads.graphs.one_block import LENGTH, OneBlock
 from twoheads.graphs.program import TOKENS
 from twoheads.runtime.backend import Backend
+from twoheads.runtime.backend_emulator import EmulatorBackend
 from twoheads.runtime.bundle_reader import Bundle
 from twoheads.runtime.engine_pool import EnginePool
 from twoheads.runtime.weights import Weights
@@ -32,7 +33,8 @@ class ShortInputs:
     """
 
     def __init__(self, bundle: Bundle, weights: Weights, backend: Backend, threads: int) -> None:
-        self._block: OneBlock | None = bundle.one_block
+        # Accelerators are built for the engines of blocks.
+        self._block: OneBlock | None = None if isinstance(backend, EmulatorBackend) else bundle.one_block
         self.program = None if self._block is None else self._block.program
         self.engines = EnginePool(bundle, weights, backend, program=self.program, kernel_threads=threads)
 

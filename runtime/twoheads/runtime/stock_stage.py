@@ -70,6 +70,12 @@ class _Shared:
         view = run.engines.weights.view
         self.sinks = None if stage.sinks is None else view(stage.sinks).astype(np.float32)
         self.masks = self._masks() if needs_mask(stage) else None
+        self._half = run.engines.half
+        self.trusted = TRUSTED["float16" if self._half else engine.dtype]
+
+    def digits(self, values: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """``values`` with the digits that the backend keeps of them."""
+        return np.asarray(values, np.float16 if self._half else np.float32).astype(np.float32)
 
     def _masks(self) -> MaskTiles:
         engine = self.engine
@@ -275,7 +281,7 @@ class _Worker:
         ``seen`` says what queries see of the columns ``k``: a mask to add, a function that gives a bool array, or
         ``None`` for all; it is looked at only if a call must be repeated.
         """
-        engine, partial = self._engine, self._partial
+        partial = self._partial
         order = slice(None, None, -1 if upper else 1)
         q, result = queries.q[:, :size][:, order], self._result[:, :size][:, order]
         lse = partial.lse[:, :size]
@@ -284,7 +290,7 @@ class _Worker:
             score = np.maximum(score, self._estimate(q, k, seen))
         score = self._set_score(q, score)
         self._run(variant, queries)
-        doubtful = stock_doubtful(result, lse, TRUSTED[engine.dtype])
+        doubtful = stock_doubtful(result, lse, self._shared.trusted)
         if doubtful.any():
             best = self._largest(q, k, seen)
             wrong = doubtful & (best > -np.inf)
@@ -296,10 +302,9 @@ class _Worker:
 
     def _set_score(self, q: Array, score: Array) -> Array:
         """Writes synthetic scores into the queries' coordinate; returns them as the engine's product rounds them."""
-        at, scale = self._engine.head_dim, np.float32(self._engine.scale)
-        q[..., at] = score / scale
-        exact: Array = q[..., at].astype(np.float32) * scale
-        return exact
+        at, scale = self._engine.head_dim, self._shared.digits(self._engine.scale)
+        q[..., at] = self._shared.digits(score / np.float32(self._engine.scale))
+        return self._shared.digits(q[..., at].astype(np.float32) * scale)
 
     def _run(self, variant: str, queries: _Queries) -> None:
         call, side = self._call(variant), self._side(variant)

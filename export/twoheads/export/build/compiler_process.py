@@ -15,6 +15,7 @@ from typing import Any
 
 from twoheads.export.build.target import Target
 from twoheads.graphs.errors import InputError
+from twoheads.runtime.backend_emulator import environment_of
 
 __all__ = ["Compiler", "Outcome", "find_compiler", "run_compiler"]
 
@@ -52,7 +53,7 @@ def find_compiler(target: Target, python: Path | None = None, device: str | None
     Raises:
         InputError: It is not installed there; the fix says how to. Or it can't build for ``device`` there.
     """
-    kept = _environment(target)
+    kept = environment_of(target.name)
     chosen = (python and python.absolute()) or (kept / "bin" / "python" if kept.exists() else Path(sys.executable))
     if not chosen.exists():
         raise InputError("--python", f"{chosen} does not exist", "name the python of an environment")
@@ -71,11 +72,6 @@ def find_compiler(target: Target, python: Path | None = None, device: str | None
         usable = f"build where it is, or for another device: {', '.join(target.devices)}"
         raise InputError(f"--device {device}", identity["missing"], usable)
     return Compiler(chosen, identity["name"], identity["version"])
-
-
-def _environment(target: Target) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "twoheads" / "environments" / target.name
 
 
 def run_compiler(

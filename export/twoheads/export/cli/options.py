@@ -62,6 +62,8 @@ class Backend(StrEnum):
 
     ONNXRUNTIME = "onnxruntime"
     OPENVINO = "openvino"
+    QNN = "qnn-emulator"
+    RKNN = "rknn-simulator"
 
 
 class Precision(StrEnum):
@@ -113,7 +115,11 @@ Attention = Annotated[
 ]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Number format of weights and activations.")]
 BackendOption = Annotated[
-    Backend, typer.Option("--backend", help="What runs the engines on the CPU; openvino is a package of its own.")
+    Backend,
+    typer.Option(
+        "--backend",
+        help="What runs the engines; openvino is a package of its own, emulators run what `twoheads build` made.",
+    ),
 ]
 PrecisionOption = Annotated[
     Precision, typer.Option("--precision", help="In what it multiplies; bf16 is an approximation, of openvino only.")
