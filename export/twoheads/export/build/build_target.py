@@ -26,12 +26,12 @@ from twoheads.export.build.engine_jobs import (
 from twoheads.export.build.hidden_scores import raise_masks
 from twoheads.export.build.host_part import Parts, split_host_part
 from twoheads.export.build.prepare_engine import is_narrow, prepare_engine
-from twoheads.export.build.target import Target, load_target
+from twoheads.export.build.target import Target, choose, load_target
 from twoheads.export.build.target_files import artifact_files, link_file, made_files, write_target
 from twoheads.export.progress import Progress, silent
 from twoheads.export.tensor_error import relative_error
 from twoheads.graphs.bundle_format import TARGETS, Artifact, HostPart, TargetEntry
-from twoheads.graphs.errors import CompileError, InputError
+from twoheads.graphs.errors import CompileError
 from twoheads.runtime.bundle_reader import Bundle, read_bundle
 
 __all__ = ["Built", "build_engines", "build_target"]
@@ -147,8 +147,8 @@ def build_engines(
     """
     report = progress or silent
     target = load_target(name)
-    wanted = _choice("--precision", precision, target.precisions, name)
-    chosen = _choice("--device", device, target.devices, name) if device or target.devices else None
+    wanted = choose("--precision", precision, target.precisions, name)
+    chosen = choose("--device", device, target.devices, name) if device or target.devices else None
     report(f"find the compiler of {name}")
     compiler = find_compiler(target, python, chosen)
     build = _Build(bundle, target, compiler, wanted, chosen, check and target.emulator is not None)
@@ -176,16 +176,6 @@ def build_engines(
         for job, artifact in artifacts.items()
     }
     return Built(TargetEntry(compiler.name, compiler.version, wanted, chosen, artifacts), refused, plan.kept, sizes)
-
-
-def _choice(option: str, asked: str | None, known: tuple[str, ...], name: str) -> str:
-    """What was asked for, or the first that is known."""
-    if asked is None:
-        return known[0]
-    if asked not in known:
-        fix = f"use one of: {', '.join(known)}" if known else "leave it out"
-        raise InputError(option, f"{name} has no {asked} here", fix)
-    return asked
 
 
 @dataclass(slots=True)

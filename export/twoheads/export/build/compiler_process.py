@@ -40,11 +40,13 @@ class Outcome:
         error: Its message if it refused the engine.
         off: Nodes left to the host, as ``operator node``.
         seconds: How long it took.
+        crashed: Whether its process ended instead of answering.
     """
 
     error: str | None
     off: tuple[str, ...]
     seconds: float
+    crashed: bool = False
 
 
 def find_compiler(target: Target, python: Path | None = None, device: str | None = None) -> Compiler:
@@ -97,7 +99,7 @@ def run_compiler(
         outcomes |= _read_outcomes(scratch / "reports.jsonl")
         left = [request for request in pending if request["name"] not in outcomes]
         if left:  # the process is gone, and the first engine without a report was its end
-            outcomes[left[0]["name"]] = Outcome(f"the compiler ended with {code} and no message", (), 0.0)
+            outcomes[left[0]["name"]] = Outcome(f"the compiler ended with {code} and no message", (), 0.0, crashed=True)
         pending = left[1:]
         progress(len(requests) - len(pending))
     return outcomes

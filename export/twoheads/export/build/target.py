@@ -9,7 +9,7 @@ from importlib.resources import files
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.json_codec import from_json
 
-__all__ = ["Rule", "Target", "load_target", "target_names"]
+__all__ = ["Rule", "Target", "choose", "load_target", "target_names"]
 
 FOLDER = "targets"
 
@@ -90,3 +90,17 @@ def load_target(name: str) -> Target:
         raise InputError("--target", f"{name!r} is unknown", f"use one of: {', '.join(target_names())}")
     text = (files("twoheads.export") / FOLDER / f"{name}.json").read_text(encoding="utf-8")
     return from_json(Target, json.loads(text), name)
+
+
+def choose(option: str, asked: str | None, known: tuple[str, ...], name: str) -> str:
+    """What was asked for of the target ``name``, or the first that is known.
+
+    Raises:
+        InputError: It is not known.
+    """
+    if asked is None:
+        return known[0]
+    if asked not in known:
+        fix = f"use one of: {', '.join(known)}" if known else "leave it out"
+        raise InputError(option, f"{name} has no {asked} here", fix)
+    return asked

@@ -22,6 +22,7 @@ from typer.core import TyperGroup
 from twoheads.export.cli import bench as bench_command
 from twoheads.export.cli import build as build_command
 from twoheads.export.cli import compile as compile_command
+from twoheads.export.cli import debug as debug_command
 from twoheads.export.cli import inspect as inspect_command
 from twoheads.export.cli import lint as lint_command
 from twoheads.export.cli import models as models_command
@@ -65,6 +66,7 @@ for _command in (
     compile_command,
     build_command,
     lint_command,
+    debug_command,
     plan_command,
     profile_command,
     inspect_command,

@@ -184,7 +184,7 @@ Tolerance = Annotated[
         "--tolerance",
         metavar="E",
         min=0.0,
-        help="The largest error that is fine, as a share of a value's largest magnitude; 1e-4 if not given.",
+        help="The largest error that is fine, as a share of a value's largest magnitude; in fp32 1e-4 if not given.",
     ),
 ]
 Positions = Annotated[

@@ -13,7 +13,7 @@ import onnx
 
 from twoheads.export.debug.graph_cuts import graph_ports
 from twoheads.graphs.errors import BundleError, InputError, TwoheadsError
-from twoheads.runtime.backend import BACKENDS, Backend, open_backend
+from twoheads.runtime.backend import Backend, open_backend
 
 __all__ = ["EVALUATORS", "Arrays", "Evaluator", "backend_evaluator", "find_evaluator"]
 
@@ -22,8 +22,11 @@ Arrays: TypeAlias = Mapping[str, npt.NDArray[Any]]
 Evaluator: TypeAlias = Callable[[onnx.ModelProto, Arrays], dict[str, npt.NDArray[Any]]]
 """Computes all outputs of a model from its inputs, by name."""
 
-EVALUATORS = (*BACKENDS, "onnxruntime-plain", "reference", "tensorrt")
-"""The backends of a run; ONNX Runtime without any optimisation; ONNX's own reference evaluator; TensorRT."""
+RUN_BACKENDS = ("onnxruntime", "openvino")
+"""Backends of a run that open any model: emulators run what was built of a bundle only."""
+
+EVALUATORS = (*RUN_BACKENDS, "onnxruntime-plain", "reference", "tensorrt")
+"""Those; ONNX Runtime without any optimisation; ONNX's own reference evaluator; TensorRT."""
 
 
 def find_evaluator(name: str) -> Evaluator:
@@ -32,7 +35,7 @@ def find_evaluator(name: str) -> Evaluator:
     Raises:
         InputError: There is none, or its package is not installed.
     """
-    if name in BACKENDS:
+    if name in RUN_BACKENDS:
         return backend_evaluator(open_backend(name))
     if name == "onnxruntime-plain":
         return _plain

@@ -60,16 +60,17 @@ class EngineLayers:
     layers: tuple[Layer, ...]
 
 
-def selected_jobs(bundle: Bundle, names: Sequence[str] = ()) -> tuple[EngineJob, ...]:
+def selected_jobs(bundle: Bundle, names: Sequence[str] = (), *, half: bool = False) -> tuple[EngineJob, ...]:
     """The engines called ``names``; without names, every engine with the weights of its first stage.
 
     A name is that of an artifact (``tokenwise_1.3``, ``attention_0.full``), of a stage that has weights, or of an
-    engine: all its variants, or it with its first weights.
+    engine: all its variants, or it with its first weights. Where ``half``, variants that need float32's range are left
+    out unless they are named.
 
     Raises:
         InputError: There is no such engine.
     """
-    every, first = engine_jobs(bundle), engine_jobs(bundle, once=True)
+    every, first = engine_jobs(bundle), engine_jobs(bundle, once=True, half=half)
     if not names:
         return first
     chosen: dict[str, EngineJob] = {}
