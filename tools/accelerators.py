@@ -3,12 +3,15 @@
 ``python -m tools.accelerators`` compiles MiniLM and SmolLM2 at blocks of 128 and 256 and gives every engine, with the
 weights of its first stage, to each compiler. ``--environments DIR`` names a folder with an environment for each target,
 ``DIR/rknn/bin/python``; without one a target's own environment or this one is used. What is not installed is said.
+Attention is lowered as each target prefers it, as by ``compile --for``, or as ``--lowering`` says. ``--add`` leaves
+what the page says of other targets as it is.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +45,7 @@ class Row:
     block_size: int
     built: Built | None
     findings: int
+    lowering: str = "tile"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,24 +55,36 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--blocks", nargs="+", type=int, default=BLOCKS)
     parser.add_argument("--targets", nargs="+", default=target_names())
+    parser.add_argument("--lowering", choices=("tile", "stock"))
+    parser.add_argument("--add", action="store_true", help="keep what the page says of other targets")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "accelerators.md")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     rows: list[Row] = []
     for model in options.models:
         for block_size in options.blocks:
-            with tempfile.TemporaryDirectory() as scratch:
-                bundle = _bundle(model, block_size, Path(scratch))
-                rows += [_row(bundle, name, model, options.environments) for name in options.targets]
-    options.out.write_text(page(rows), encoding="utf-8")
+            for lowering, names in _by_lowering(options.targets, options.lowering).items():
+                with tempfile.TemporaryDirectory() as scratch:
+                    bundle = _bundle(model, block_size, lowering, Path(scratch))
+                    rows += [_row(bundle, name, model, options.environments) for name in names]
+    earlier = options.out.read_text(encoding="utf-8") if options.add else ""
+    options.out.write_text(page(rows, earlier), encoding="utf-8")
     return 0
 
 
-def _bundle(model: str, block_size: int, scratch: Path) -> Bundle:
+def _by_lowering(names: list[str], lowering: str | None) -> dict[str, list[str]]:
+    """The targets, by the lowering of the bundle that they get."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(lowering or load_target(name).lowering, []).append(name)
+    return found
+
+
+def _bundle(model: str, block_size: int, lowering: str, scratch: Path) -> Bundle:
     source = model_path(model, ROOT / ".cache" / "models")
     if source is None:
         raise SystemExit(f"fetch the model first: python -m tools.fetch_models {model}")
-    path = write_bundle(compile_model(source, block_size=block_size), scratch / "bundle")
+    path = write_bundle(compile_model(source, block_size=block_size, lowering=lowering), scratch / "bundle")
     return read_bundle(path, check="size")
 
 
@@ -90,7 +106,7 @@ def _row(bundle: Bundle, name: str, model: str, environments: Path | None) -> Ro
             built = None
     findings = len(lint_bundle(bundle, target))
     logger.info("%s %d %s: %s", model, bundle.program.block_size, name, _accepted(built))
-    return Row(target, model, bundle.program.block_size, built, findings)
+    return Row(target, model, bundle.program.block_size, built, findings, bundle.manifest.lowering)
 
 
 def _accepted(built: Built | None) -> str:
@@ -102,9 +118,10 @@ def _accepted(built: Built | None) -> str:
 HEADER = Template("""# Accelerators
 
 What vendors' compilers make of the engines of two real models, without the accelerator: every engine file of a bundle,
-with the weights of its first stage. Errors are those of the compiler's emulator, simulator or CPU runtime against ONNX
-Runtime in float32, on random values, as a share of the largest magnitude of an output; the worst of all engines. *Off
-the accelerator* is what the compiler's own report says. Written by `python -m tools.accelerators`.
+with the weights of its first stage, attention lowered to tiles or, where a line says so, to stock softmax. Errors are
+those of the compiler's emulator, simulator or CPU runtime against ONNX Runtime in float32, on random values, as a share
+of the largest magnitude of an output; the worst of all engines. *Off the accelerator* is what the compiler's own report
+says. Written by `python -m tools.accelerators`.
 
 $machine
 
@@ -113,13 +130,15 @@ $machine
 """)
 
 
-def page(rows: list[Row]) -> str:
-    """The page's text."""
-    parts = [
-        HEADER.substitute(machine=machine_line(machine(("onnxruntime",)))),
-        *map(_line, sorted(rows, key=lambda row: row.target.name)),
-        "\n",
-    ]
+DETAILS = re.compile(r"^\nOff the accelerator, ([^,]+), .*:\n\n(?:- .*\n)+", re.MULTILINE)
+"""What :func:`_details` writes, with the target's name."""
+
+
+def page(rows: list[Row], earlier: str = "") -> str:
+    """The page's text, with what the page ``earlier`` says of targets that ``rows`` do not measure."""
+    lines, details = _kept(earlier, {row.target.name for row in rows})
+    lines += [_line(row) for row in sorted(rows, key=lambda row: row.target.name)]
+    parts = [HEADER.substitute(machine=machine_line(machine(("onnxruntime",)))), *lines, "\n", *details]
     parts += [_details(row) for row in rows if row.built is not None and _off(row.built)]
     parts += [
         f"- {row.target.name} refuses {name} of {row.model} at {row.block_size}: {message}\n"
@@ -130,8 +149,22 @@ def page(rows: list[Row]) -> str:
     return "".join(parts).rstrip() + "\n"
 
 
+def _kept(earlier: str, measured: set[str]) -> tuple[list[str], list[str]]:
+    """The table's lines and the details of an earlier page that are of targets other than ``measured``."""
+    titles = {load_target(name).title for name in measured}
+    table = [line for line in earlier.splitlines(keepends=True) if line.startswith("| ")][1:]
+    return (
+        [line for line in table if line.split("|")[1].strip() not in titles],
+        [found[0] for found in DETAILS.finditer(earlier) if found[1] not in measured],
+    )
+
+
+def _place(row: Row) -> str:
+    return f"{row.model}, {row.block_size}" + (f", {row.lowering}" if row.lowering != "tile" else "")
+
+
 def _line(row: Row) -> str:
-    place = f"{row.model}, {row.block_size}"
+    place = _place(row)
     if row.built is None:
         return f"| {row.target.title} | not installed | | {place} | | | | | |\n"
     built, entry = row.built, row.built.entry
@@ -162,7 +195,7 @@ def _details(row: Row) -> str:
     lines = [
         f"- {name}: {', '.join(artifact.off)}\n" for name, artifact in row.built.entry.artifacts.items() if artifact.off
     ]
-    return f"\nOff the accelerator, {row.target.name}, {row.model} at {row.block_size} ({told}):\n\n{''.join(lines)}"
+    return f"\nOff the accelerator, {row.target.name}, {_place(row)} ({told}):\n\n{''.join(lines)}"
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,6 +78,7 @@ def fake(tmp_path, monkeypatch):
         "build_fake",
         ("fake<2",),
         ("fp32", "fp16"),
+        False,
         ("a1", "b2", "c3"),
         "itself",
         "tile",
@@ -227,6 +229,67 @@ def test_openvino_says_which_device_it_lacks(compiler_program, monkeypatch):
     monkeypatch.setattr(program.openvino, "Core", lambda: core)
     assert [program.missing(device) for device in ("CPU", "GPU")] == ["", ""]
     assert "finds no NPU here, only CPU, GPU.0" in program.missing("NPU")
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_tensorrt_for_rtx_builds_in_the_types_of_the_model(bundle, precision):
+    built = build_target(bundle, "tensorrt-rtx", precision=precision, device="SM120")
+    assert not built.refused
+    assert built.entry.artifacts["lm"].files == ("lm.engine", "lm.timing")
+    assert (built.entry.precision, built.entry.device) == (precision, "SM120")
+
+
+def test_tensorrt_is_asked_for_a_static_typed_network(compiler_program, monkeypatch, tmp_path):
+    """With a stand-in for what only runs on a GPU; the same calls build for RTX above."""
+    asked: dict[str, Any] = {}
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="11.4"))
+    engine, program = compiler_program("trt_engine"), compiler_program("build_tensorrt")
+    network = SimpleNamespace(num_inputs=1, get_input=lambda _: SimpleNamespace(name="x", shape=(2, 3)))
+
+    def parse(path, strongly_typed):
+        asked.update(path=path, typed=strongly_typed)
+        return "builder", network, "parser"
+
+    def configure(_builder, _network, profiles):
+        asked["profile"] = profiles[0]["x"]
+        return "config"
+
+    def compile_(_network, _config, save_timing_cache):
+        asked["cache"] = save_timing_cache
+        return b"plan"
+
+    class Runner:
+        def __init__(self, plan):
+            assert plan == b"plan"
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def infer(self, feed):
+            return {"y": feed["x"] * 2}
+
+    stand_ins = {"network_from_onnx_path": parse, "create_config": configure, "engine_bytes_from_network": compile_}
+    for name, stand_in in {**stand_ins, "TrtRunner": Runner, "engine_from_bytes": lambda plan: plan}.items():
+        monkeypatch.setattr(engine, name, stand_in)
+    np.savez(tmp_path / "in.npz", x=np.ones((2, 3)))
+    paths = {"inputs": str(tmp_path / "in.npz"), "outputs": str(tmp_path / "out.npz"), "onnx": "e.onnx"}
+    program.build({"folder": str(tmp_path), "name": "e", **paths})
+    assert asked["profile"].min == asked["profile"].opt == asked["profile"].max == (2, 3)
+    assert (asked["path"], asked["typed"], asked["cache"]) == ("e.onnx", True, str(tmp_path / "e.timing"))
+    assert (tmp_path / "e.engine").read_bytes() == b"plan"
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npz")["y"], np.full((2, 3), 2.0))
+
+
+def test_tensorrt_needs_a_driver(compiler_program, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="11.4"))
+    program = compiler_program("build_tensorrt")
+    monkeypatch.setattr(program, "DRIVER", "libnone.so.1")
+    assert "no driver of one here (libnone.so.1)" in program.missing("")
+    monkeypatch.setattr(program, "DRIVER", "libc.so.6")
+    assert program.missing("") == ""
 
 
 def test_velas_report_is_read(compiler_program):

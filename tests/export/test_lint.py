@@ -26,7 +26,7 @@ def model(operator, *, shape=(1, 4, 8, 16), dtype=TensorProto.FLOAT, name="x"):
 
 def target(rule, limit=None, operators=(), dtypes=()):
     rules = (Rule(rule, operators, dtypes, limit, "refused", "do otherwise", "measured"),)
-    return Target("t", "T", "m", (), ("fp32",), (), None, "tile", None, None, "1", rules)
+    return Target("t", "T", "m", (), ("fp32",), False, (), None, "tile", None, None, "1", rules)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,7 @@ def test_every_engine_is_checked_with_what_the_vendors_compiler_reported(tmp_pat
     assert "engines/attention.masked_add.onnx" not in engines  # not built in half precision
     assert {finding.effect for finding in found} == {"host"}
     assert lint_bundle(bundle, load_target("openvino")) == ()
+    assert {found.operator for found in lint_bundle(bundle, load_target("ethos-u"))} >= {"ReduceMax", "Log", "Greater"}
 
 
 def test_data_files_say_what_their_rules_mean():

@@ -24,6 +24,24 @@ def test_every_bundle_is_a_line_with_its_figures():
     assert cells[1:] == ["compiler 1.2", "fp16", "minilm, 128", "2 of 2", "none", "1.5 MB", "3 s", "2.0e-03"]
 
 
+def test_measured_targets_are_added_to_those_of_an_earlier_page():
+    rknn, qnn = load_target("rknn"), load_target("qnn")
+    earlier = page(
+        [Row(rknn, "minilm", 128, built(off=("Log log_8",)), 3), Row(qnn, "minilm", 128, built(off=("Exp e",)), 1)]
+    )
+    text = page([Row(rknn, "minilm", 128, built(off=("Max max_9",)), 2, "stock")], earlier)
+    assert [line.split("|")[4].strip() for line in text.splitlines() if "compiler 1.2" in line] == [
+        "minilm, 128",
+        "minilm, 128, stock",
+    ]
+    assert text.count("\nOff the accelerator, ") == 2
+    assert "- first: Exp e" in text
+    assert "- first: Max max_9" in text
+    assert "Log log_8" not in text
+    again = page([Row(rknn, "minilm", 128, built(off=("Max max_9",)), 2, "stock")], text)
+    assert again == text
+
+
 def test_what_is_refused_or_left_to_the_host_is_listed():
     rows = [
         Row(load_target("rknn"), "smollm2", 256, built(off=("Log log_8",)), 3),

@@ -71,8 +71,9 @@ def find_compiler(target: Target, python: Path | None = None, device: str | None
         )
     identity = json.loads(found.stdout.strip().splitlines()[-1])
     if identity["missing"]:
-        usable = f"build where it is, or for another device: {', '.join(target.devices)}"
-        raise InputError(f"--device {device}", identity["missing"], usable)
+        others = f", or for another device: {', '.join(target.devices)}" if target.devices else ""
+        where = f"--device {device}" if device else f"target {target.name}"
+        raise InputError(where, identity["missing"], f"build where it is{others}")
     return Compiler(chosen, identity["name"], identity["version"])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 
 __all__ = ["raise_hidden_scores", "raise_masks"]
 
@@ -16,12 +16,15 @@ __all__ = ["raise_hidden_scores", "raise_masks"]
 def raise_hidden_scores(model: onnx.ModelProto, score: float) -> onnx.ModelProto:
     """The model with ``score`` instead of minus infinity in its constants; the model itself where it has none.
 
-    That is an approximation: a hidden key weighs ``exp(score)`` of what it would weigh if it were seen.
+    That is an approximation: a hidden key weighs ``exp(score)`` of what it would weigh if it were seen. References to
+    weights are left alone.
     """
     raised = onnx.ModelProto()
     raised.CopyFrom(model)
     changed = False
     for tensor in raised.graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            continue
         array = numpy_helper.to_array(tensor)
         if array.dtype.kind == "f" and np.isneginf(array).any():
             tensor.CopyFrom(numpy_helper.from_array(_raised(array, score), tensor.name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx
 
+from twoheads.export.build.cast_model import cast_model
 from twoheads.export.build.half_range import bring_into_half_range
 from twoheads.export.build.hidden_scores import raise_hidden_scores
 from twoheads.export.build.host_part import Parts, split_host_part
@@ -44,4 +45,6 @@ def prepare_engine(model: onnx.ModelProto, target: Target, precision: str, name:
         accelerator = bring_into_half_range(accelerator, name)
     elif precision == "int8" and target.hidden_score is not None:
         accelerator = raise_hidden_scores(accelerator, target.hidden_score)
-    return Parts(parts.host, prepare_model(accelerator, target.highest_opset))
+    prepared = prepare_model(accelerator, target.highest_opset)
+    typed = target.typed and precision in ("fp16", "bf16")
+    return Parts(parts.host, cast_model(prepared, precision) if typed else prepared)

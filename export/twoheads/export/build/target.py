@@ -48,6 +48,7 @@ class Target:
         module: The program in ``build/compilers`` that drives the compiler.
         packages: What the compiler's environment needs, as pip takes it.
         precisions: In what it computes; the first unless told otherwise.
+        typed: Whether it computes in the types of the model, which are changed for a precision, instead of being told.
         devices: For which of them ``build --device`` builds, by the compiler's own names; the first unless told
             otherwise. Empty where the compiler has no choice.
         emulator: What runs its artifacts on this machine; ``None`` if nothing does.
@@ -65,6 +66,7 @@ class Target:
     module: str
     packages: tuple[str, ...]
     precisions: tuple[str, ...]
+    typed: bool
     devices: tuple[str, ...]
     emulator: str | None
     lowering: str
