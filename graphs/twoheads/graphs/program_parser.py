@@ -5,11 +5,10 @@ Recursive descent over the tokens of one statement at a time; every refusal name
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from twoheads.graphs.average import Average
 from twoheads.graphs.errors import CompileError
@@ -33,6 +32,7 @@ from twoheads.graphs.program import (
     TokenwiseStage,
     Value,
 )
+from twoheads.graphs.program_tokens import Token, refuse, statements
 
 __all__ = ["ENGINE_FORMS", "WHOLE", "engine_fields", "parse_program"]
 
@@ -40,8 +40,6 @@ T = TypeVar("T")
 
 WHOLE = re.compile(r"[+-]?[0-9]+")
 """A whole number: a dimension of this form is a number, not a symbol."""
-
-_TOKEN = re.compile(r'\s*(?:("(?:[^"\\]|\\.)*")|(->|[%@:,()\[\]=<])|([A-Za-z0-9_.+-]+)|(\S))')
 
 ENGINE_FORMS: dict[str, type[AttentionEngine] | type[StockEngine] | type[OracleEngine]] = {
     "attention": AttentionEngine,
@@ -63,12 +61,12 @@ def parse_program(text: str) -> Program:
         CompileError: The text is not a program; names the line, what was expected and what was found.
     """
     parts = _Parts()
-    for tokens in _statements(text):
+    for tokens in statements(text):
         _Statement(tokens).read(parts)
-    end = _Token("end", "the end of the text", text.count("\n") + 1)
+    end = Token("end", "the end of the text", text.count("\n") + 1)
     for keyword in ("program", "hidden"):
         if keyword not in parts.single:
-            _refuse(end, "a line 'program ...'" if keyword == "program" else "a line 'output hidden = ...'")
+            refuse(end, "a line 'program ...'" if keyword == "program" else "a line 'output hidden = ...'")
     single = parts.single
     return Program(
         name=single["program"][0],
@@ -99,58 +97,10 @@ class _Parts:
     single: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
-@dataclass(frozen=True, slots=True)
-class _Token:
-    """A word, a quoted string, a punctuation mark or the end of a statement, and its line, from 1."""
-
-    kind: str
-    text: str
-    line: int
-
-
-def _refuse(token: _Token, expected: str) -> NoReturn:
-    found = token.text if token.kind == "end" else repr(token.text)
-    raise CompileError(f"program text, line {token.line}", f"expected {expected}, found {found}")
-
-
-def _statements(text: str) -> list[list[_Token]]:
-    """The tokens of each statement: an unindented line and the indented ones after it."""
-    statements: list[list[_Token]] = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        if not line[0].isspace() or not statements:
-            statements.append([])
-        statements[-1] += _tokens(line, number)
-    for statement in statements:
-        statement.append(_Token("end", "the end of the line", statement[-1].line))
-    return statements
-
-
-def _tokens(line: str, number: int) -> list[_Token]:
-    tokens: list[_Token] = []
-    for match in _TOKEN.finditer(line.rstrip()):
-        quoted, mark, word, stray = match.groups()
-        if stray is not None:
-            _refuse(_Token("stray", stray, number), "a name, a number or punctuation")
-        if quoted is not None:
-            tokens.append(_Token("quoted", _unquote(quoted, number), number))
-        else:
-            tokens.append(_Token("mark", mark, number) if mark is not None else _Token("word", word, number))
-    return tokens
-
-
-def _unquote(quoted: str, line: int) -> str:
-    try:
-        return str(json.loads(quoted))
-    except ValueError:
-        _refuse(_Token("quoted", quoted, line), "a string quoted as in JSON")
-
-
 class _Statement:
     """Reads one statement's tokens from left to right."""
 
-    def __init__(self, tokens: list[_Token]) -> None:
+    def __init__(self, tokens: list[Token]) -> None:
         self.tokens = tokens
         self.at = 0
 
@@ -171,18 +121,18 @@ class _Statement:
         }
         reader = readers.get(start.text) if start.kind == "word" else None
         if reader is None:
-            _refuse(start, f"one of {', '.join(readers)}")
+            refuse(start, f"one of {', '.join(readers)}")
         self.at = 1
         reader(parts)
         if self.token.kind != "end":
-            _refuse(self.token, "the end of the line")
+            refuse(self.token, "the end of the line")
 
     def axis_limit(self) -> Limit:
         axis = self.name("an input axis")
         return Limit(self.whole(), self.string(), axis)
 
     @property
-    def token(self) -> _Token:
+    def token(self) -> Token:
         return self.tokens[self.at]
 
     def comes(self, text: str) -> bool:
@@ -197,21 +147,21 @@ class _Statement:
 
     def expect(self, text: str) -> None:
         if not self.takes(text):
-            _refuse(self.token, repr(text))
+            refuse(self.token, repr(text))
 
     def name(self, expected: str = "a name") -> str:
         token = self.token
         if token.kind not in ("word", "quoted"):
-            _refuse(token, expected)
+            refuse(token, expected)
         self.at += 1
         return token.text
 
     def string(self) -> str:
         if self.token.kind != "quoted":
-            _refuse(self.token, "a quoted string")
+            refuse(self.token, "a quoted string")
         return self.name()
 
-    def number(self, kind: Callable[[str], T], expected: str) -> T:
+    def number(self, kind: Callable[[str], T], expected: str) -> T:  # noqa: RET503 - refuse never returns
         token = self.token
         try:
             if token.kind == "word":
@@ -219,7 +169,7 @@ class _Statement:
                 return kind(token.text)
         except ValueError:
             pass
-        _refuse(token, expected)
+        refuse(token, expected)
 
     def whole(self) -> int:
         return self.number(_whole, "a whole number")
@@ -265,7 +215,7 @@ class _Statement:
 
     def once(self, parts: _Parts, key: str, value: Any) -> None:
         if key in parts.single:
-            _refuse(self.tokens[0], f"no second {key}")
+            refuse(self.tokens[0], f"no second {key}")
         parts.single[key] = value
 
     def program(self, parts: _Parts) -> None:
@@ -283,7 +233,7 @@ class _Statement:
     def output(self, parts: _Parts) -> None:
         kind = next((kind for kind in ("hidden", "logits") if self.takes(kind)), None)
         if kind is None:
-            _refuse(self.token, "hidden or logits")
+            refuse(self.token, "hidden or logits")
         self.expect("=")
         self.once(parts, kind, self.reference())
 
@@ -321,7 +271,7 @@ class _Statement:
 
     def sequence(self, name: str, outputs: tuple[Value, ...]) -> SequenceStage:
         if len(outputs) != 1:
-            _refuse(self.token, "'@' and an engine, or one output and an operator")
+            refuse(self.token, "'@' and an engine, or one output and an operator")
         operator, reads = self.name("'@' and an engine, or an operator"), self.bracketed(self.reference)
         attributes: list[tuple[str, int]] = []
         while self.token.kind != "end":
@@ -332,7 +282,7 @@ class _Statement:
 
     def attention(self, name: str, engine: str, reads: tuple[str, ...], outputs: tuple[Value, ...]) -> AttentionStage:
         if len(reads) != 3 or len(outputs) != 1:
-            _refuse(self.token, "a query, a key and a value, and one output, for a stage with a mask")
+            refuse(self.token, "a query, a key and a value, and one output, for a stage with a mask")
         self.expect("=")
         token, text = self.token, self.string()
         try:
@@ -353,7 +303,7 @@ class _Statement:
         start = self.token
         numbers = dict(self.bracketed(lambda: (self.name(), self.entry_value())))
         if not {"samples", "sinks", "seed"} <= numbers.keys() <= {"samples", "window", "sinks", "seed"}:
-            _refuse(start, "(samples=..., sinks=..., seed=...), with a window or without")
+            refuse(start, "(samples=..., sinks=..., seed=...), with a window or without")
         return Average(numbers["samples"], numbers.get("window"), numbers["sinks"], numbers["seed"])
 
     def entry_value(self) -> int:
@@ -368,7 +318,7 @@ class _Statement:
         stage = self.stage()
         if not isinstance(stage, TokenwiseStage):
             what = "attention" if isinstance(stage, AttentionStage) else "operator on whole values"
-            _refuse(self.tokens[0], f"no {what} in the head")
+            refuse(self.tokens[0], f"no {what} in the head")
         parts.head.append(stage)
 
 
