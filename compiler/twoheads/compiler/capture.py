@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch._ops import OpOverload
-from torch.export import Dim as ExportDim
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
-from twoheads.compiler.architectures import refuse_known, replaced
 from twoheads.compiler.attach_attention_fx import attach_attention_fx
 from twoheads.compiler.attention_node import attention_from_fx, is_attention
+from twoheads.compiler.export_source import ROOT, export_source
 from twoheads.compiler.fx_axes import AxisNames
 from twoheads.compiler.fx_program import FxProgram, is_scalar
 from twoheads.compiler.fx_view import FxView, layer_of
-from twoheads.compiler.hugging_face_hooks import CAPTURE, register_hooks, set_attention
 from twoheads.compiler.lengths_from_sizes import lengths_from_sizes, uses_length
 from twoheads.compiler.lift_constant_tokens import constant_token_counts, lift_constant_tokens
-from twoheads.compiler.model_outputs import hugging_face_outputs, named_outputs
 from twoheads.compiler.normalize_fx import generated_source, normalize_fx
 from twoheads.compiler.normalize_sequence import normalize_sequence
 from twoheads.compiler.op_view import RecognisedAttention
@@ -49,10 +45,6 @@ _INDEX_VIEWS = (
     torch.ops.aten.contiguous.default,
 )
 
-_ROOT = "module"
-"""Name of the source model inside the wrapper that is exported; stripped from every path."""
-
-
 _AXES = "mklpqrst"
 """Names of the token axes beside ``n``, that of the last hidden states."""
 
@@ -62,27 +54,13 @@ _VIEWS = frozenset(
 """Operators that move no information."""
 
 
-class _Wrapper(nn.Module):
-    """Runs the model and returns its last hidden states and, where it has a head, its logits."""
-
-    def __init__(self, source: LoadedSource) -> None:
-        super().__init__()
-        self.module = source.module
-        self.hugging_face = source.hugging_face
-
-    def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        if not self.hugging_face:
-            return named_outputs(self.module(**inputs), type(self.module).__name__)
-        return hugging_face_outputs(self.module, inputs)
-
-
 def capture(source: LoadedSource) -> Captured:
     """Captures a loaded model.
 
     Raises:
         CompileError: The model can't be exported, or some of its attention is not captured (layers are named).
     """
-    exported = _export(source)
+    exported = export_source(source)
     arguments = {
         str(node): name for node, name in zip(exported.graph_signature.user_inputs, source.inputs, strict=True)
     }
@@ -139,57 +117,6 @@ def _renamed(attention: AttentionNode, names: Mapping[str, str]) -> AttentionNod
     return replace(attention, query=query, key=key, value=value)
 
 
-def _export(source: LoadedSource) -> ExportedProgram:
-    examples = {name: entry.example for name, entry in source.inputs.items()}
-    dynamic = {
-        name: {} if entry.token_axis is None else {entry.token_axis: ExportDim.AUTO}
-        for name, entry in source.inputs.items()
-    }
-    wrapper = _Wrapper(source).eval()
-    try:
-        with torch.no_grad(), _capturing(source):
-            return _functional(torch.export.export(wrapper, (examples,), dynamic_shapes=(dynamic,), strict=False))
-    except CompileError:
-        raise
-    except Exception as error:
-        message = " ".join(str(error).split())[:400]
-        raise CompileError(
-            source.identity.name,
-            f"torch.export can't trace {source.identity.architecture}: {type(error).__name__}: {message}",
-            "rewrite the data-dependent or length-dependent code it names",
-        ) from error
-
-
-@contextmanager
-def _capturing(source: LoadedSource) -> Generator[None]:
-    """A transformers model under our hooks and replacements."""
-    if not source.hugging_face:
-        yield
-        return
-    register_hooks()
-    model = cast("Any", source.module)
-    refuse_known(model)
-    previous = model.config._attn_implementation, model.config._experts_implementation
-    set_attention(model, CAPTURE)
-    model.set_experts_implementation(CAPTURE)
-    try:
-        with replaced(model):
-            yield
-    finally:
-        set_attention(model, previous[0])
-        model.set_experts_implementation(previous[1])
-
-
-def _functional(exported: ExportedProgram) -> ExportedProgram:
-    """Replaces operators that write into their operands (``x += y``): a region must not change what others read."""
-    targets = [node.target for node in exported.graph_module.graph.nodes if isinstance(node.target, OpOverload)]
-    return (
-        exported.run_decompositions({})
-        if any(cast("Any", target)._schema.is_mutable for target in targets)
-        else exported
-    )
-
-
 def _with_token_axes(
     exported: ExportedProgram, source: LoadedSource, arguments: Mapping[str, str]
 ) -> tuple[fx.Graph, AxisNames]:
@@ -239,7 +166,7 @@ def _weight_names(exported: ExportedProgram) -> dict[str, str]:
     """Source-graph name of every weight by placeholder name."""
     kinds = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
     specs = [spec for spec in exported.graph_signature.input_specs if spec.kind in kinds]
-    return {cast("Any", spec.arg).name: cast("str", spec.target).removeprefix(f"{_ROOT}.") for spec in specs}
+    return {cast("Any", spec.arg).name: cast("str", spec.target).removeprefix(f"{ROOT}.") for spec in specs}
 
 
 def _tensor(exported: ExportedProgram, placeholder: str) -> Tensor:
@@ -280,7 +207,7 @@ def _outputs(exported: ExportedProgram, graph: fx.Graph) -> dict[str, str]:
     for spec in exported.graph_signature.output_specs:
         if spec.kind is not OutputKind.USER_OUTPUT:
             raise CompileError(
-                f"{spec.target}".removeprefix(f"{_ROOT}."),
+                f"{spec.target}".removeprefix(f"{ROOT}."),
                 "is written to by the forward pass, so what a run gives would depend on the runs before it",
                 "keep what a pass computes out of the model's weights and buffers",
             )
