@@ -7,15 +7,23 @@ of the regions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from collections.abc import Mapping, Set
+from typing import Any, cast
 
 import torch
 from torch import SymInt, Tensor, fx
 
 from twoheads.compiler import sequence_ops as ops
 from twoheads.compiler.host_arithmetic import move_to_host
+from twoheads.compiler.sequence_builder import (
+    Rule,
+    SequenceBuilder,
+    all_arguments,
+    along_tokens,
+    is_number,
+    number_of,
+    token_dims,
+)
 
 __all__ = ["normalize_sequence", "token_dims"]
 
@@ -44,7 +52,7 @@ def normalize_sequence(
         if rule is None or not isinstance(node.meta.get("val"), Tensor | tuple | list):
             continue
         with graph.inserting_before(node):
-            new = rule(_Builder(graph, node, constants or {}), node)
+            new = rule(SequenceBuilder(graph, node, constants or {}), node)
         if new is not None:
             node.replace_all_uses_with(new)
             renamed[node.name] = new.name
@@ -54,99 +62,18 @@ def normalize_sequence(
     return renamed
 
 
-def token_dims(node: Any) -> tuple[int, ...]:
-    """The dimensions of a node's result that depend on a length; none for results that are no single tensor."""
-    value = node.meta.get("val") if isinstance(node, fx.Node) else None
-    if not isinstance(value, Tensor):
-        return ()
-    return tuple(at for at, size in enumerate(value.shape) if not _is_number(size))
-
-
-def _is_number(size: Any) -> bool:
-    return isinstance(size, int) or (isinstance(size, SymInt) and bool(size.node.expr.is_Integer))
-
-
-@dataclass(frozen=True, slots=True)
-class _Builder:
-    """Makes nodes in the place of one that is replaced; they belong to its layer."""
-
-    graph: fx.Graph
-    node: fx.Node
-    constants: Mapping[str, int]
-
-    def call(self, target: Any, *args: Any, value: Any = None, **kwargs: Any) -> fx.Node:
-        """A node whose result looks like ``value``, by default that of the replaced node."""
-        new = self.graph.call_function(target, args, kwargs)
-        new.meta = dict(self.node.meta) | ({} if value is None else {"val": value})
-        return new
-
-    def rows(self, target: Any, x: fx.Node, *args: Any, value: Any = None, **kwargs: Any) -> fx.Node:
-        """A node whose result has no token axis, with its shape as an attribute."""
-        value = self.node.meta["val"] if value is None else value
-        return self.call(target, x, *args, value=value, shape=tuple(int(size) for size in value.shape), **kwargs)
-
-    def constant_rows(self, x: fx.Node, axis: int, start: int, rows: int) -> fx.Node | None:
-        """``rows`` rows from ``start`` on, which ``x`` is sure to have.
-
-        An input that is too short must fail, not read zeros: rows of a value of any length are refused, and a single
-        one is the first (or the last) of what lies beyond it, which the axis ``n-2`` says can't be empty.
-        """
-        needed = -start if start < 0 else start + rows
-        if needed > 1 and needed > (self._tokens(x, axis) or 0):
-            if rows > 1:
-                return None
-            value, cut = x.meta["val"], needed - 1
-            sizes = [size - cut if at == axis else size for at, size in enumerate(value.shape)]
-            first, start = (cut, 0) if start >= 0 else (0, -1)
-            x = self.call(
-                ops.take, x, value=value.new_empty(sizes), axis=axis, from_end=0, start=first, step=1, add=-cut, div=1
-            )
-        return self.rows(ops.take_rows, x, axis=axis, from_end=int(start < 0), start=start, step=1)
-
-    def _tokens(self, x: fx.Node, axis: int) -> int | None:
-        expression = x.meta["val"].shape[axis].node.expr
-        if any(str(symbol) not in self.constants for symbol in expression.free_symbols):
-            return None
-        return int(expression.subs({symbol: self.constants[str(symbol)] for symbol in expression.free_symbols}))
-
-
-_Rule: TypeAlias = Callable[[_Builder, fx.Node], fx.Node | None]
-
-
-def _arguments(node: fx.Node) -> dict[str, Any]:
-    """Every argument by name, defaults included."""
-    schema = cast("Any", node.target)._schema.arguments
-    given = {entry.name: entry.default_value for entry in schema if entry.has_default_value()}
-    return given | {entry.name: value for entry, value in zip(schema, node.args, strict=False)} | dict(node.kwargs)
-
-
-def _along_tokens(x: Any, dim: int) -> int | None:
-    """``dim`` counted from the front if it is the only token axis of ``x``."""
-    dims = token_dims(x)
-    if not dims:
-        return None
-    dim %= x.meta["val"].ndim
-    return dim if dims == (dim,) else None
-
-
-def _number(argument: Any) -> int | None:
-    """A size as a number; ``None`` if it depends on a length."""
-    value = argument.meta.get("val") if isinstance(argument, fx.Node) else argument
-    return int(value) if value is not None and _is_number(value) else None
-
-
-def _select(build: _Builder, node: fx.Node) -> fx.Node | None:
-    x, dim, index = node.args[0], cast("int", node.args[1]), _number(node.args[2])
-    axis = _along_tokens(x, dim)
+def _select(build: SequenceBuilder, node: fx.Node) -> fx.Node | None:
+    x, dim, index = node.args[0], cast("int", node.args[1]), number_of(node.args[2])
+    axis = along_tokens(x, dim)
     if axis is None or index is None:
         return None
     return build.constant_rows(cast("fx.Node", x), axis, index, 1)
 
 
-def _slice(build: _Builder, node: fx.Node) -> fx.Node | None:
-    given = _arguments(node)
-    x, axis = given["self"], _along_tokens(given["self"], given["dim"])
-    start, end, step = _number(given["start"] or 0), _end(given["end"], given["self"], axis), given["step"]
+def _slice(build: SequenceBuilder, node: fx.Node) -> fx.Node | None:
+    given = all_arguments(node)
+    x, axis = given["self"], along_tokens(given["self"], given["dim"])
+    start, end, step = number_of(given["start"] or 0), _end(given["end"], given["self"], axis), given["step"]
     if axis is None or start is None or end is None or not isinstance(step, int):
         return None
     if start == 0 and end >= UNBOUNDED and step == 1:
@@ -164,27 +91,27 @@ def _end(end: Any, x: Any, axis: int | None) -> int | None:
     if end is None or axis is None:
         return UNBOUNDED
     value = end.meta.get("val") if isinstance(end, fx.Node) else end
-    if isinstance(value, SymInt) and not _is_number(value):
+    if isinstance(value, SymInt) and not is_number(value):
         rest = x.meta["val"].shape[axis].node.expr - value.node.expr
         if not rest.is_Integer:
             return None
         return -int(rest) if rest > 0 else UNBOUNDED
-    return _number(end)
+    return number_of(end)
 
 
-def _flip(build: _Builder, node: fx.Node) -> fx.Node | None:
+def _flip(build: SequenceBuilder, node: fx.Node) -> fx.Node | None:
     x, dims = node.args[0], cast("list[int]", node.args[1])
-    axis = _along_tokens(x, dims[0]) if len(dims) == 1 else None
+    axis = along_tokens(x, dims[0]) if len(dims) == 1 else None
     if axis is None:
         return None
     return build.call(ops.take, x, axis=axis, from_end=1, start=-1, step=-1, add=0, div=1)
 
 
-def _pad(build: _Builder, node: fx.Node) -> fx.Node | None:
-    given = _arguments(node)
+def _pad(build: SequenceBuilder, node: fx.Node) -> fx.Node | None:
+    given = all_arguments(node)
     x, widths = given["self"], cast("list[Any]", given["pad"])
     dims = token_dims(x)
-    pairs = [(_number(widths[2 * at]), _number(widths[2 * at + 1])) for at in range(len(widths) // 2)]
+    pairs = [(number_of(widths[2 * at]), number_of(widths[2 * at + 1])) for at in range(len(widths) // 2)]
     padded = [x.meta["val"].ndim - 1 - at for at, pair in enumerate(pairs) if pair != (0, 0)]
     if len(dims) != 1 or tuple(padded) != dims or given["value"]:
         return None
@@ -194,10 +121,10 @@ def _pad(build: _Builder, node: fx.Node) -> fx.Node | None:
     return build.call(ops.take, x, axis=dims[0], from_end=0, start=-before, step=1, add=before + after, div=1)
 
 
-def _concat(build: _Builder, node: fx.Node) -> fx.Node | None:
+def _concat(build: SequenceBuilder, node: fx.Node) -> fx.Node | None:
     parts = cast("list[fx.Node]", node.args[0])
     dim = cast("int", node.args[1]) if len(node.args) > 1 else 0
-    axis = _along_tokens(node, dim)
+    axis = along_tokens(node, dim)
     if axis is None:
         return None
     results = [
@@ -207,7 +134,7 @@ def _concat(build: _Builder, node: fx.Node) -> fx.Node | None:
     return build.call(ops.concat, *results, axis=axis)
 
 
-def _index(build: _Builder, node: fx.Node) -> fx.Node | None:
+def _index(build: SequenceBuilder, node: fx.Node) -> fx.Node | None:
     """``x[zeros, index]``: one row, and nothing chosen along other dimensions than those of size 1."""
     x, indices = cast("fx.Node", node.args[0]), cast("list[fx.Node | None]", node.args[1])
     dims = token_dims(x)
@@ -220,9 +147,9 @@ def _index(build: _Builder, node: fx.Node) -> fx.Node | None:
     return build.rows(ops.take_at, x, index, axis=dims[0])
 
 
-def _index_select(build: _Builder, node: fx.Node) -> fx.Node | None:
+def _index_select(build: SequenceBuilder, node: fx.Node) -> fx.Node | None:
     x, dim, index = cast("tuple[fx.Node, int, fx.Node]", node.args)
-    axis = _along_tokens(x, dim)
+    axis = along_tokens(x, dim)
     return None if axis is None or not _is_one_number(index) else build.rows(ops.take_at, x, index, axis=axis)
 
 
@@ -232,11 +159,11 @@ def _is_one_number(index: fx.Node) -> bool:
     return whole and not token_dims(index) and value.numel() == 1 and index.op != "placeholder"
 
 
-def _reduction(target: Any, over_others: Any) -> _Rule:
+def _reduction(target: Any, over_others: Any) -> Rule:
     """Reduces over tokens first, then over whatever other dimensions are named."""
 
-    def rule(build: _Builder, node: fx.Node) -> fx.Node | None:
-        given = _arguments(node)
+    def rule(build: SequenceBuilder, node: fx.Node) -> fx.Node | None:
+        given = all_arguments(node)
         x, value = given["self"], node.meta["val"]
         dims = token_dims(x)
         rank = x.meta["val"].ndim
@@ -259,11 +186,11 @@ def _reduction(target: Any, over_others: Any) -> _Rule:
     return rule
 
 
-def _extreme(target: Any) -> _Rule:
+def _extreme(target: Any) -> Rule:
     """``max(dim)`` and ``min(dim)``, which return indices as well, where nobody reads those."""
 
-    def rule(build: _Builder, node: fx.Node) -> fx.Node | None:
-        axis = _along_tokens(node.args[0], cast("int", node.args[1]))
+    def rule(build: SequenceBuilder, node: fx.Node) -> fx.Node | None:
+        axis = along_tokens(node.args[0], cast("int", node.args[1]))
         read = {cast("int", user.args[1]) for user in node.users if user.users}
         if axis is None or read != {0}:
             return None
@@ -276,29 +203,29 @@ def _extreme(target: Any) -> _Rule:
     return rule
 
 
-def _average_pool(build: _Builder, node: fx.Node) -> fx.Node | None:
+def _average_pool(build: SequenceBuilder, node: fx.Node) -> fx.Node | None:
     x = cast("fx.Node", node.args[0])
-    axis = _along_tokens(x, -1)
-    if axis is None or [_number(size) for size in cast("list[Any]", node.args[1])] != [1]:
+    axis = along_tokens(x, -1)
+    if axis is None or [number_of(size) for size in cast("list[Any]", node.args[1])] != [1]:
         return None
     return build.rows(ops.reduce_mean, x, axis=axis)
 
 
-def _cumsum(build: _Builder, node: fx.Node) -> fx.Node | None:
-    x, axis = cast("fx.Node", node.args[0]), _along_tokens(node.args[0], cast("int", node.args[1]))
+def _cumsum(build: SequenceBuilder, node: fx.Node) -> fx.Node | None:
+    x, axis = cast("fx.Node", node.args[0]), along_tokens(node.args[0], cast("int", node.args[1]))
     return None if axis is None or x.meta["val"].dtype.is_floating_point else build.call(ops.cumsum, x, axis=axis)
 
 
-def _argmax(build: _Builder, node: fx.Node) -> fx.Node | None:
-    given = _arguments(node)
+def _argmax(build: SequenceBuilder, node: fx.Node) -> fx.Node | None:
+    given = all_arguments(node)
     x, dim = cast("fx.Node", given["self"]), given["dim"]
-    axis = None if dim is None else _along_tokens(x, dim)
+    axis = None if dim is None else along_tokens(x, dim)
     return None if axis is None or x.meta["val"].dtype.is_floating_point else build.rows(ops.argmax, x, axis=axis)
 
 
-def _softmax(build: _Builder, node: fx.Node) -> fx.Node | None:
+def _softmax(build: SequenceBuilder, node: fx.Node) -> fx.Node | None:
     """A softmax over tokens that is no attention (a learned pooling): its maximum and its sum are row values."""
-    x, axis = cast("fx.Node", node.args[0]), _along_tokens(node.args[0], cast("int", node.args[1]))
+    x, axis = cast("fx.Node", node.args[0]), along_tokens(node.args[0], cast("int", node.args[1]))
     value = node.meta["val"]
     if axis is None or (len(node.args) > 2 and node.args[2] not in (None, value.dtype)):
         return None
@@ -308,11 +235,11 @@ def _softmax(build: _Builder, node: fx.Node) -> fx.Node | None:
     return build.call(aten.div.Tensor, powers, build.rows(ops.reduce_sum, powers, axis=axis, value=one))
 
 
-def _convolution(build: _Builder, node: fx.Node) -> fx.Node | None:
+def _convolution(build: SequenceBuilder, node: fx.Node) -> fx.Node | None:
     """A convolution along tokens: the rows under each of its taps, then a token-wise product."""
-    given = _arguments(node)
+    given = all_arguments(node)
     x, weight = given["input"], given["weight"]
-    axis = _along_tokens(x, -1)
+    axis = along_tokens(x, -1)
     if axis is None or x.meta["val"].ndim != 3 or given.get("transposed"):
         return None
     taps, channels = int(weight.meta["val"].shape[2]), int(x.meta["val"].shape[1])
@@ -355,7 +282,7 @@ def _padding(padding: Any, reach: int) -> tuple[int, int] | None:
             return _only(padding), _only(padding)
 
 
-_RULES: Mapping[Any, _Rule] = {
+_RULES: Mapping[Any, Rule] = {
     aten.select.int: _select,
     aten.slice.Tensor: _slice,
     aten.flip.default: _flip,
