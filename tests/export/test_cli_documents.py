@@ -8,25 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.export.test_cli import Ran
+from tests.export.conftest import Ran
 from tests.runtime.tiny_bundle import write_tiny
 from tests.runtime.tiny_model import Tiny
-from twoheads.export.cli import main
 from twoheads.graphs.program import Limit, Pooling
 from twoheads.runtime import document_run
 from twoheads.runtime.document_results import ResultFolder
 
 TINY = Tiny(masks=("full",), pooling=Pooling("mean", True), max_length=Limit(60, "a table"))
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]):
-    def run(*words: object) -> Ran:
-        code = main([str(word) for word in words])
-        shown = capsys.readouterr()
-        return Ran(code, shown.out, shown.err)
-
-    return run
 
 
 @pytest.fixture

@@ -1,0 +1,222 @@
+"""``twoheads run`` on a tiny model: what it writes, warns of and refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.export.conftest import WORDS
+
+
+def test_run_writes_what_is_asked_for(cli, bundle, text, tmp_path):
+    out = tmp_path / "o.npz"
+    ran = cli("run", bundle, "--text", text, "-o", out, "--report", tmp_path / "r.json", "--json")
+    assert ran.code == 0, ran.err
+    logits = np.load(out)["logits"]
+    assert logits.shape == (36, 16)
+    assert logits.dtype == np.float32
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report == ran.json
+    plan = cli("plan", bundle, "--length", 36, "--json").json
+    assert report["engine_calls"] == plan["engine_calls"] == plan["formula_calls"]
+    assert report["rounds"] == plan["rounds"]
+    assert {"seconds", "peak_bytes", "stages", "formula_calls"} <= report.keys()
+
+    cli("run", bundle, "--text", text, "-o", out, "--output", "last")
+    np.testing.assert_array_equal(np.load(out)["logits"], logits[-1:])
+    cli("run", bundle, "--text", text, "-o", out, "--positions", "0,5,10:12,-1")
+    np.testing.assert_allclose(np.load(out)["logits"], logits[[0, 5, 10, 11, 35]], atol=1e-6)
+    assert np.load(out)["positions"].tolist() == [0, 5, 10, 11, 35]
+    cli("run", bundle, "--text", text, "-o", out, "--output", "hidden")
+    hidden = np.load(out)["hidden"]
+    assert hidden.shape == (36, 32)
+    cli("run", bundle, "--text", text, "-o", out, "--output", "hidden", "--positions", "-1,3")
+    np.testing.assert_array_equal(np.load(out)["hidden"], hidden[[35, 3]])
+
+
+def test_run_tells_what_it_spills_and_refuses_what_does_not_fit(cli, bundle, text, tmp_path):
+    out, folder = tmp_path / "o.npz", tmp_path / "spill"
+    plain = cli("run", bundle, "--text", text, "-o", out)
+    assert "nothing is spilled" not in plain.err
+    expected = np.load(out)["logits"]
+    ran = cli("run", bundle, "--text", text, "-o", out, "--memory-limit", "2GB")
+    assert "of the 2 GB allowed; nothing is spilled" in ran.err
+    np.testing.assert_array_equal(np.load(out)["logits"], expected)
+    out.unlink()
+    ran = cli("run", bundle, "--text", text, "-o", out, "--memory-limit", "1.5 MiB")
+    assert ran.code == 1
+    assert "memory limit 1.6 MB: the run of 36 tokens needs" in ran.err
+    assert not out.exists()
+    assert "can't be written" in cli("run", bundle, "--text", text, "-o", out, "--spill", folder / "deeper").err
+    assert "is not a size" in cli("run", bundle, "--text", text, "-o", out, "--memory-limit", "much").err
+
+
+def test_run_resumes_what_was_stopped_and_tells_its_status(cli, bundle, text, tmp_path, monkeypatch):
+    from twoheads.runtime import Job
+
+    out, folder, original = tmp_path / "o.npz", tmp_path / "job", Job.write_journal
+    cli("run", bundle, "--text", text, "-o", tmp_path / "plain.npz", "--positions", "3,-1")
+
+    def full(job, content):
+        if len(content["finished_stages"]) == 3:
+            raise OSError(28, "No space left on device")
+        original(job, content)
+
+    monkeypatch.setattr(Job, "write_journal", full)
+    stopped = cli("run", bundle, "--text", text, "-o", out, "--spill", folder, "--positions", "3,-1")
+    assert stopped.code == 1
+    assert "No space left" in stopped.err
+    monkeypatch.undo()
+    assert not out.exists()
+    assert "unfinished job" in cli("run", bundle, "--text", text, "-o", out, "--spill", folder).err
+    assert cli("status", folder, "--json").json["state"] == "stopped"
+    told = cli("status", folder)
+    for words in ("stopped, ", "2 stages: ", str(text), f"run --resume {folder}"):
+        assert words in told.out.replace("\n", ""), words
+    assert "give --resume DIR alone" in cli("run", bundle, "--resume", folder).err
+    content = text.read_bytes()
+    text.write_bytes(content + b"!")
+    assert "is the input of this job, and has changed" in cli("run", "--resume", folder).err
+    text.unlink()
+    assert "is the input of this job, and can't be read: No such file" in cli("run", "--resume", folder).err
+    text.write_bytes(content)
+    resumed = cli("run", "--resume", folder)
+    assert resumed.code == 0, resumed.err
+    for name in ("logits", "positions"):
+        np.testing.assert_array_equal(np.load(out)[name], np.load(tmp_path / "plain.npz")[name])
+    status = cli("status", folder, "--json").json
+    assert status["state"] == "finished"
+    assert status["calls"] == status["total"] > 0
+    assert "last checkpoint" not in cli("status", folder).out
+    assert "is finished" in cli("run", "--resume", folder).err
+    assert "holds no job" in cli("status", tmp_path).err
+    assert "a BUNDLE is missing" in cli("run", "--text", text, "-o", out).err
+
+
+def test_plan_tells_what_a_limit_spills(cli, bundle):
+    words = ("plan", bundle, "--length", 60, "--output", "hidden", "--threads", 1)
+    needs = cli(*words, "--json").json["peak_bytes"]
+    fits = cli(*words, "--memory-limit", needs, "--json").json["spill"]
+    assert fits == {"limit": needs, "values": [], "disk_bytes": 0, "peak_bytes": needs}
+    assert "nothing is spilled" in cli(*words, "--memory-limit", "1GB").out
+    refused = cli(*words, "--memory-limit", "1MB")
+    assert refused.code == 1
+    assert "nothing can be spilled" in refused.err
+
+
+def test_run_takes_tokens_as_it_takes_text(cli, bundle, text, tmp_path):
+    from tokenizers import Tokenizer
+
+    tokens = Tokenizer.from_file(str(bundle / "tokenizer" / "tokenizer.json")).encode(text.read_text()).ids
+    cli("run", bundle, "--text", text, "-o", tmp_path / "text.npz")
+    arrays: tuple[np.ndarray, ...] = (np.array(tokens, np.int32), np.array([tokens], np.uint16))
+    for at, array in enumerate(arrays):
+        np.save(tmp_path / "t.npy", array)
+        ran = cli("run", bundle, "--tokens", tmp_path / "t.npy", "-o", tmp_path / f"{at}.npz", "--threads", 1)
+        assert ran.code == 0, ran.err
+        assert "engine calls" in ran.out
+        np.testing.assert_array_equal(
+            np.load(tmp_path / f"{at}.npz")["logits"], np.load(tmp_path / "text.npz")["logits"]
+        )
+
+
+def test_run_takes_every_line_as_an_input_of_its_own(cli, bundle, tmp_path):
+    text, out = tmp_path / "in.txt", tmp_path / "o.npz"
+    lines = ["the cat sat", "a mat", "the red dog run to", WORDS, "the sea"]
+    text.write_text("\n\n".join(lines), encoding="utf-8")
+    ran = cli("run", bundle, "--text", text, "--lines", "-o", out, "--output", "last", "--json")
+    assert ran.code == 0, ran.err
+    packed = np.load(out)["logits"]
+    assert packed.shape == (5, 16)
+    assert ran.json["requests"] == 5
+    assert [run["requests"] for run in ran.json["runs"]] == [5], "the long line shares its last block"
+    assert ran.json["engine_calls"] == ran.json["formula_calls"] == sum(r["engine_calls"] for r in ran.json["runs"])
+    off = cli("run", bundle, "--text", text, "--lines", "-o", out, "--output", "last", "--pack", "off", "--json")
+    assert [run["requests"] for run in off.json["runs"]] == [1] * 5
+    np.testing.assert_allclose(np.load(out)["logits"], packed, rtol=0, atol=1e-5)
+    assert off.json["engine_calls"] > ran.json["engine_calls"]
+    for line, row in zip(lines, packed, strict=True):
+        text.write_text(line, encoding="utf-8")
+        cli("run", bundle, "--text", text, "-o", out, "--output", "last")
+        np.testing.assert_allclose(np.load(out)["logits"][0], row, rtol=0, atol=1e-5)
+    shown = cli("run", bundle, "--text", text, "--lines", "-o", out, "--output", "last").out
+    assert "one row a line" in shown
+    assert "packed" in shown
+
+
+def test_run_refuses_lines_that_make_no_sense(cli, bundle, text, tmp_path):
+    out = tmp_path / "o.npz"
+    assert "--output last" in cli("run", bundle, "--text", text, "--lines", "-o", out).refused()
+    np.save(tmp_path / "t.npy", np.ones(5, np.int64))
+    cli("run", bundle, "--tokens", tmp_path / "t.npy", "--lines", "-o", out, "--output", "last").refused()
+    assert not out.exists()
+
+
+def test_run_beyond_the_trained_length_warns_and_runs(cli, bundle, tmp_path):
+    np.save(tmp_path / "t.npy", np.ones(65, np.int64))
+    ran = cli("run", bundle, "--tokens", tmp_path / "t.npy", "-o", tmp_path / "o.npz", "--json")
+    assert ran.code == 0
+    assert ran.err.count("warning: ") == 1
+    assert "64" in ran.err
+    assert len(ran.json["warnings"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (np.array([1, 99]), "99"),
+        (np.array([1, -1]), "-1"),
+        (np.array([], np.int64), ""),
+        (np.array([0.5, 1.0]), "float64"),
+        (np.ones((2, 3), np.int64), "[2, 3]"),
+        (np.array([{}]), "not a .npy file"),
+    ],
+)
+def test_run_refuses_bad_tokens(cli, bundle, tmp_path, array, expected):
+    np.save(tmp_path / "t.npy", array, allow_pickle=True)
+    assert expected in cli("run", bundle, "--tokens", tmp_path / "t.npy", "-o", tmp_path / "o.npz").refused()
+    assert [path.name for path in tmp_path.iterdir()] == ["t.npy"]
+
+
+def test_run_refuses_bad_files(cli, bundle, text, tmp_path):
+    out = tmp_path / "o.npz"
+    latin = tmp_path / "latin.txt"
+    latin.write_bytes(b"caf\xe9 au lait")
+    assert "offset 3" in cli("run", bundle, "--text", latin, "-o", out).refused()
+    latin.write_bytes(b" \n")
+    assert "empty" in cli("run", bundle, "--text", latin, "-o", out).refused()
+    assert "not a .npy file" in cli("run", bundle, "--tokens", latin, "-o", out).refused()
+    assert "no such file" in cli("run", bundle, "--text", tmp_path / "none", "-o", out).refused()
+    assert "can't be read" in cli("run", bundle, "--text", tmp_path, "-o", out).refused()
+    assert "no input" in cli("run", bundle, "-o", out).refused()
+    assert "two inputs" in cli("run", bundle, "--text", text, "--tokens", text, "-o", out).refused()
+    assert "no such folder" in cli("run", bundle, "--text", text, "-o", tmp_path / "no" / "o.npz").refused()
+    assert "is a folder" in cli("run", bundle, "--text", text, "-o", tmp_path).refused()
+    assert "no such folder" in cli("run", bundle, "--text", text, "-o", out, "--report", tmp_path / "n" / "r").refused()
+    assert "--positions" in cli("run", bundle, "--text", text, "-o", out, "--positions", "40").refused()
+    assert (
+        "--positions" in cli("run", bundle, "--text", text, "-o", out, "--positions", "0", "--output", "last").refused()
+    )
+    assert "embedding" in cli("run", bundle, "--text", text, "-o", out, "--output", "embedding").refused()
+    assert not out.exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_told(cli, bundle, text, tmp_path):
+    full = tmp_path / "r.json"
+    full.with_name(f".{full.name}.{os.getpid()}.partial").symlink_to("/dev/full")
+    message = cli("run", bundle, "--text", text, "-o", tmp_path / "o.npz", "--report", full).refused()
+    assert "No space left on device" in message
+    assert not full.exists()
+
+
+def test_a_bundle_without_a_tokenizer_asks_for_tokens(cli, tiny_llama, text, tmp_path):
+    bare = Path(shutil.copytree(tiny_llama, tmp_path / "bare"))
+    (bare / "tokenizer.json").unlink()
+    assert cli("compile", bare, "-o", tmp_path / "b", "--block-size", 16).code == 0
+    assert "--tokens" in cli("run", tmp_path / "b", "--text", text, "-o", tmp_path / "o.npz").refused()
