@@ -163,6 +163,18 @@ def attention(weights: Mapping[str, Array], name: str, rows: Array, keys: Array,
     return rows + found.transpose(1, 0, 2).reshape(len(rows), -1) @ weights[f"{name}.o"]
 
 
+def _with_pooled_logits(model: Model) -> Model:
+    """Adds ``logits`` from the row value ``pooled``."""
+    model.region(
+        "pooler",
+        ("pooled",),
+        {"logits": (1, CLASSES)},
+        {"pooler": (WIDTH, CLASSES)},
+        lambda n: n("Tanh", n("MatMul", "pooled", "w_pooler"), output="logits"),
+    )
+    return model
+
+
 def classifier(pool: str = "first", key_tile: int = BLOCK) -> Model:
     """A CLS row before the features, attention over ``n+1`` rows, one pooled row, and classes of it."""
 
@@ -194,14 +206,7 @@ def classifier(pool: str = "first", key_tile: int = BLOCK) -> Model:
     else:
         model.move("kept", pool, ("hidden",), 1, 1, WIDTH, axis=1)
         model.move("pooled", "take", ("kept",), 1, WIDTH, axis=1, from_end=0, start=0, step=1)
-    model.region(
-        "pooler",
-        ("pooled",),
-        {"logits": (1, CLASSES)},
-        {"pooler": (WIDTH, CLASSES)},
-        lambda n: n("Tanh", n("MatMul", "pooled", "w_pooler"), output="logits"),
-    )
-    return model
+    return _with_pooled_logits(model)
 
 
 def convolution(key_tile: int = 2 * BLOCK) -> Model:
@@ -320,11 +325,4 @@ def image() -> Model:
     model.attend("layer", "layer", "layer", Full())
     model.add("hidden", "rows", "layer")
     model.move("pooled", "take", ("hidden",), 1, WIDTH, axis=1, from_end=0, start=0, step=1)
-    model.region(
-        "pooler",
-        ("pooled",),
-        {"logits": (1, CLASSES)},
-        {"pooler": (WIDTH, CLASSES)},
-        lambda n: n("Tanh", n("MatMul", "pooled", "w_pooler"), output="logits"),
-    )
-    return model
+    return _with_pooled_logits(model)

@@ -17,7 +17,8 @@ from twoheads.graphs import spill
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.program import Limit, Pooling
 from twoheads.runtime import LoadedBundle, Result, load, packed_run
-from twoheads.runtime.stores import ValueStore
+
+pytestmark = pytest.mark.usefixtures("poisoned_stores")
 
 TOLERANCE = 5e-5  # as for single runs: float32 against float64 through three layers
 
@@ -37,18 +38,6 @@ MODELS = {
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Tiny, LoadedBundle]]:
     root = tmp_path_factory.mktemp("bundles")
     return {name: (tiny, load(write_tiny(root / name, tiny), threads=2)) for name, tiny in MODELS.items()}
-
-
-@pytest.fixture(autouse=True)
-def poison(monkeypatch):
-    """Fills new stores with what must never be read."""
-    original = ValueStore.__init__
-
-    def init(store, value, **sizes):
-        original(store, value, **sizes)
-        store.array[...] = np.nan if store.array.dtype.kind == "f" else -(10**9)
-
-    monkeypatch.setattr(ValueStore, "__init__", init)
 
 
 def check(bundle: LoadedBundle, tiny: Tiny, inputs: list[npt.NDArray[Any]], output: str) -> list[Result]:

@@ -21,7 +21,8 @@ from twoheads.graphs.program import AttentionEngine, AttentionStage, Limit, Pool
 from twoheads.graphs.request_codes import request_codes
 from twoheads.runtime import LoadedBundle, Result, load, packed_stage
 from twoheads.runtime.backend_onnxruntime import OnnxRuntimeCall
-from twoheads.runtime.stores import ValueStore
+
+pytestmark = pytest.mark.usefixtures("poisoned_stores")
 
 TOLERANCE = 5e-5  # as for single runs: float32 against float64 through three layers
 
@@ -50,18 +51,6 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Tiny, L
         name: (tiny, load(write_tiny(root / str(at), tiny), threads=2))
         for at, (name, tiny) in enumerate(models.items())
     }
-
-
-@pytest.fixture(autouse=True)
-def poison(monkeypatch):
-    """Fills new stores with what must never be read."""
-    original = ValueStore.__init__
-
-    def init(store, value, **sizes):
-        original(store, value, **sizes)
-        store.array[...] = np.nan if store.array.dtype.kind == "f" else -(10**9)
-
-    monkeypatch.setattr(ValueStore, "__init__", init)
 
 
 def requests(tiny: Tiny, count: int, total: int, seed: int) -> list[npt.NDArray[Any]]:

@@ -17,7 +17,8 @@ from twoheads.graphs.errors import BundleError
 from twoheads.graphs.json_codec import to_json
 from twoheads.graphs.program import Pooling
 from twoheads.runtime import LoadedBundle, load
-from twoheads.runtime.stores import ValueStore
+
+pytestmark = pytest.mark.usefixtures("poisoned_stores")
 
 TOLERANCE = 5e-5  # float32 against float64 through three layers; a leak of padding or a wrong tile is above 1e-2
 
@@ -44,18 +45,6 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Tiny, L
         name: (tiny, load(write_tiny(root / str(at), tiny), threads=2))
         for at, (name, tiny) in enumerate(MODELS.items())
     }
-
-
-@pytest.fixture(autouse=True)
-def poison(monkeypatch):
-    """Fills new stores with what must never be read."""
-    original = ValueStore.__init__
-
-    def init(store, value, **sizes):
-        original(store, value, **sizes)
-        store.array[...] = np.nan if store.array.dtype.kind == "f" else -(10**9)
-
-    monkeypatch.setattr(ValueStore, "__init__", init)
 
 
 def assert_close(got, want):
