@@ -8,7 +8,6 @@ keys seen so far, ``p0`` is exactly their share, and merging takes no exponentia
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,14 +16,16 @@ import numpy.typing as npt
 from twoheads.graphs.maskless import MasklessRow, Triangle, code_words, maskless_rows
 from twoheads.graphs.maskless_costs import needs_mask
 from twoheads.graphs.masks import Intervals
-from twoheads.graphs.program import AttentionStage, StockEngine
+from twoheads.graphs.program import AttentionStage
 from twoheads.runtime.backend import Call
 from twoheads.runtime.bias import BiasTiles
 from twoheads.runtime.mask_tiles import MaskTiles
 from twoheads.runtime.run_state import Row, RunState, WorkerCount
+from twoheads.runtime.stock_operands import StockKeys, StockQueries
+from twoheads.runtime.stock_partial import StockPartial, stock_doubtful, stock_partial
 from twoheads.runtime.token_range import read_tokens, write_tokens
 
-__all__ = ["CODE_SCORE", "TRUSTED", "run_stock_attention", "stock_partial"]
+__all__ = ["CODE_SCORE", "TRUSTED", "run_stock_attention", "stock_doubtful", "stock_partial"]
 
 Array = npt.NDArray[Any]
 
@@ -111,37 +112,6 @@ class _Shared:
             self.masks.close()
 
 
-@dataclass(slots=True)
-class _Keys:
-    """The key side of one variant's calls: ``k [groups, keys, query_dim]``, ``v [groups, keys, v_head_dim + 2]``."""
-
-    k: Array
-    v: Array
-    tensors: tuple[Any, Any]
-
-    @classmethod
-    def of(cls, engine: StockEngine, variant: str, wrap: Callable[[Array], Any]) -> _Keys:
-        ports, _ = engine.ports(variant)
-        k, v = np.zeros(ports[1].shape, ports[1].dtype), np.zeros(ports[2].shape, ports[2].dtype)
-        k[:, :, 0, engine.head_dim] = 1
-        v[:, :, 0, -1] = 1
-        return cls(k[0], v[0], (wrap(k), wrap(v)))
-
-
-@dataclass(slots=True)
-class _Queries:
-    """The query side: ``q [heads, block, query_dim]`` and where its call's result comes."""
-
-    q: Array
-    tensor: Any
-
-    @classmethod
-    def of(cls, engine: StockEngine, wrap: Callable[[Array], Any]) -> _Queries:
-        port = engine.ports("full")[0][0]
-        q = np.zeros(port.shape, port.dtype)
-        return cls(q[0], wrap(q))
-
-
 class _Worker:
     """One thread's buffers and calls."""
 
@@ -149,13 +119,13 @@ class _Worker:
         engine, wrap = shared.engine, shared.run.backend.tensor
         self._shared, self._engine, self._wrap = shared, engine, wrap
         self._count: WorkerCount = shared.run.counters[shared.stage.name].worker()
-        self._forward, self._reversed = _Queries.of(engine, wrap), _Queries.of(engine, wrap)
+        self._forward, self._reversed = StockQueries.of(engine, wrap), StockQueries.of(engine, wrap)
         port = engine.ports("full")[1][0]
         result = np.zeros(port.shape, port.dtype)
         self._result, self._result_tensor = result[0], wrap(result)
-        self._sides: dict[str, _Keys] = {}
+        self._sides: dict[str, StockKeys] = {}
         self._calls: dict[str, Call] = {}
-        self._partial = _Partial(engine.q_num_heads, engine.block_size, engine.v_head_dim)
+        self._partial = StockPartial(engine.q_num_heads, engine.block_size, engine.v_head_dim)
 
     def row(self, row: MasklessRow) -> None:
         """Computes one query block from its triangles and full keys."""
@@ -213,7 +183,7 @@ class _Worker:
         self._encode(queries.q[:, :size][:, order], k, shown, triangle.sub_block)
         self._step("causal", queries, k, size, lambda: triangle.dense(size), upper=triangle.upper)
 
-    def _turn(self, size: int) -> _Queries:
+    def _turn(self, size: int) -> StockQueries:
         """The queries in reversed order."""
         if not self._turned:
             self._reversed.q[:, :size] = self._forward.q[:, :size][:, ::-1]
@@ -269,7 +239,7 @@ class _Worker:
     def _step(
         self,
         variant: str,
-        queries: _Queries,
+        queries: StockQueries,
         k: Array,
         size: int,
         seen: Array | Callable[[], Array] | None,
@@ -306,7 +276,7 @@ class _Worker:
         q[..., at] = self._shared.digits(score / np.float32(self._engine.scale))
         return self._shared.digits(q[..., at].astype(np.float32) * scale)
 
-    def _run(self, variant: str, queries: _Queries) -> None:
+    def _run(self, variant: str, queries: StockQueries) -> None:
         call, side = self._call(variant), self._side(variant)
         call.bind_input(0, queries.tensor)
         for port, tensor in enumerate(side.tensors, start=1):
@@ -315,9 +285,9 @@ class _Worker:
         call.run()
         self._count.calls += 1
 
-    def _side(self, variant: str) -> _Keys:
+    def _side(self, variant: str) -> StockKeys:
         if variant not in self._sides:
-            self._sides[variant] = _Keys.of(self._engine, variant, self._wrap)
+            self._sides[variant] = StockKeys.of(self._engine, variant, self._wrap)
         return self._sides[variant]
 
     def _call(self, variant: str) -> Call:
@@ -357,48 +327,3 @@ class _Worker:
             scores = scores + seen[:, : scores.shape[1]]
         largest: Array = scores.max(-1)
         return largest
-
-
-def stock_doubtful(result: Array, lse: Array, trusted: float) -> npt.NDArray[np.bool_]:
-    """Queries whose shares can't be trusted, bool ``[heads, size]``.
-
-    A vanishing synthetic share makes the log-sum-exp unknown. A vanishing real share does so only where nothing was
-    seen before; elsewhere it means that these keys do not matter beside those of before.
-    """
-    return (result[..., -1] < trusted) | (np.isneginf(lse) & (result[..., -2] < trusted))
-
-
-def stock_partial(result: Array, score: Array) -> tuple[Array, Array]:
-    """``(out, lse)`` of the real keys from a call's result ``[..., v_head_dim + 2]`` and the synthetic scores."""
-    real, synthetic = result[..., -2], result[..., -1]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        lse = score + np.log(real / synthetic)
-    return result[..., :-2] / np.where(real > 0, real, 1)[..., None], lse
-
-
-class _Partial:
-    """The attention over the keys seen so far: ``out [heads, block, v_head_dim]`` and ``lse [heads, block]``."""
-
-    def __init__(self, heads: int, block: int, width: int) -> None:
-        self.out = np.zeros((heads, block, width), np.float32)
-        self.lse = np.zeros((heads, block), np.float32)
-        self.fresh = True
-
-    def reset(self, sinks: npt.NDArray[np.float32] | None) -> None:
-        """Nothing seen but, where there are any, the learned sinks ``[heads]``: logits without a value."""
-        self.out[...] = 0
-        self.lse[...] = -np.inf if sinks is None else sinks[:, None]
-        self.fresh = True
-
-    def merge(self, size: int, result: Array, score: Array) -> None:
-        """Adds a call's ``result [heads, size, v_head_dim + 2]`` that was made with the synthetic scores ``score``."""
-        out, lse = self.out[:, :size], self.lse[:, :size]
-        real, synthetic = result[..., -2].astype(np.float32), result[..., -1].astype(np.float32)
-        before = synthetic * np.exp(lse - score)
-        total = real + before
-        divisor = np.where(total > 0, total, 1)
-        out *= (before / divisor)[..., None]
-        out += result[..., :-2] / divisor[..., None]
-        with np.errstate(divide="ignore"):
-            lse[...] = score + np.log(total / synthetic)
-        self.fresh = False
