@@ -84,6 +84,7 @@ def fake(tmp_path, monkeypatch):
         "tile",
         -20.0,
         None,
+        None,
         "1.0",
         (),
     )

@@ -79,7 +79,7 @@ def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "python"
     path.write_text(f'#!/bin/sh\nPYTHONPATH="{site}" exec "{sys.executable}" "$@"\n')
     path.chmod(0o755)
-    target = Target("fake", "", "build_fake", (), ("fp16",), False, (), None, "tile", None, None, "1", ())
+    target = Target("fake", "", "build_fake", (), ("fp16",), False, (), None, "tile", None, None, None, "1", ())
     monkeypatch.setattr(module, "load_target", lambda name: target if name == "fake" else load_target(name))
     monkeypatch.setattr(module, "_key", lambda _build, content: sha256(content).hexdigest())
     return path

@@ -26,7 +26,7 @@ def model(operator, *, shape=(1, 4, 8, 16), dtype=TensorProto.FLOAT, name="x"):
 
 def target(rule, limit=None, operators=(), dtypes=()):
     rules = (Rule(rule, operators, dtypes, limit, "refused", "do otherwise", "measured"),)
-    return Target("t", "T", "m", (), ("fp32",), False, (), None, "tile", None, None, "1", rules)
+    return Target("t", "T", "m", (), ("fp32",), False, (), None, "tile", None, None, None, "1", rules)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,6 @@ def prepare_engine(model: onnx.ModelProto, target: Target, precision: str, name:
         accelerator = bring_into_half_range(accelerator, name)
     elif precision == "int8" and target.hidden_score is not None:
         accelerator = raise_hidden_scores(accelerator, target.hidden_score)
-    prepared = prepare_model(accelerator, target.highest_opset)
+    prepared = prepare_model(accelerator, target.highest_opset, target.widest_product)
     typed = target.typed and precision in ("fp16", "bf16")
     return Parts(parts.host, cast_model(prepared, precision) if typed else prepared)

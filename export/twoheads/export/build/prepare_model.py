@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper, version_converter
 
+from twoheads.export.build.rewrites import divide_by_reciprocals, split_wide_products
+
 __all__ = ["prepare_model"]
 
 COMMUTATIVE = frozenset({"Add", "Mul"})
@@ -16,11 +18,15 @@ AXES_INPUT_SINCE = 18
 """Since this version reductions read their axes as an input, and say by an attribute what none of them means."""
 
 
-def prepare_model(model: onnx.ModelProto, highest_opset: int | None = None) -> onnx.ModelProto:
+def prepare_model(
+    model: onnx.ModelProto, highest_opset: int | None = None, widest_product: int | None = None
+) -> onnx.ModelProto:
     """The same arithmetic, its operators of version ``highest_opset`` at most (``None``: as they are).
 
-    A constant becomes the second operand of a sum or a product: patterns such as RMSNorm are recognised by that, and
-    QNN 2.7.0 fails on one that has its weight first.
+    Products have ``widest_product`` columns at most (``None``: as they are): wider ones are computed in parts. A factor
+    that is a reciprocal becomes a division, which RKNN 2.5.0 keeps on its NPU. A constant becomes the second operand of
+    a sum or a product: patterns such as RMSNorm are recognised by that, and QNN 2.7.0 fails on one that has its weight
+    first.
 
     Raises:
         RuntimeError: The ``onnx`` package can't express an operator in that version.
@@ -31,6 +37,9 @@ def prepare_model(model: onnx.ModelProto, highest_opset: int | None = None) -> o
     for node in prepared.graph.node:
         if node.op_type in COMMUTATIVE and node.input[0] in constants and node.input[1] not in constants:
             node.input[:] = [node.input[1], node.input[0]]
+    divide_by_reciprocals(prepared.graph)
+    if widest_product is not None:
+        split_wide_products(prepared.graph, widest_product)
     if highest_opset is None or opset(prepared) <= highest_opset:
         return prepared
     if highest_opset < GELU_SINCE:

@@ -57,6 +57,7 @@ class Target:
         hidden_score: What int8 artifacts add to the score of a hidden key, where minus infinity would take all
             of 8 bits; ``None`` to leave it.
         highest_opset: The newest ONNX operator set that it reads; ``None`` if it reads ours.
+        widest_product: Columns of a product with a constant weight that stay on the accelerator; ``None`` for any.
         checked_with: The compiler's version with which the rules were measured.
         rules: What it can't take.
     """
@@ -72,6 +73,7 @@ class Target:
     lowering: str
     hidden_score: float | None
     highest_opset: int | None
+    widest_product: int | None
     checked_with: str
     rules: tuple[Rule, ...]
 

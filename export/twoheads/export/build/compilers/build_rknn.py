@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ def build(request: dict[str, Any]) -> None:
         _checked("export_rknn", compiler.export_rknn(str(Path(request["folder"]) / f"{request['name']}.rknn")))
         if request["outputs"]:
             _simulate(compiler, request)
+            # The simulator takes no .rknn file, so what it ran stays beside it, for whole runs.
+            shutil.copy(request["onnx"], Path(request["folder"]) / f"{request['name']}.onnx")
     finally:
         compiler.release()
 
