@@ -1,0 +1,170 @@
+"""Runs SmolLM2's first layers wholly on NPUs' emulators beside the original in float32, and writes docs/emulators.md.
+
+``python -m tools.emulators --layers 2 --length 1024`` compiles a model of the first layers, builds it for each target,
+and runs it with every engine call in the target's emulator: minutes for two layers, half an hour for all thirty.
+``--environments DIR`` names a folder with an environment for each target, ``DIR/rknn/bin/python``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tokenizers import Tokenizer
+
+from tools.fetch_models import model_path
+from tools.machine import machine, machine_line
+from twoheads.compiler import compile_model
+from twoheads.compiler.sources import LoadedSource, load_source
+from twoheads.export import write_bundle
+from twoheads.export.build.build_target import build_target
+from twoheads.runtime import load
+from twoheads.runtime.backend_emulator import EMULATORS, EmulatorBackend
+
+__all__ = ["Row", "main", "page"]
+
+logger = logging.getLogger(__name__)
+
+ROOT = Path(__file__).parent.parent
+TEXT = ROOT / "ARCHITECTURE.md"
+LOWERINGS = ("tile", "stock")
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One run on an emulator, against the original: errors are norms of differences as shares of the norm."""
+
+    backend: str
+    compiler: str
+    lowering: str
+    layers: int
+    length: int
+    block_size: int
+    calls: int
+    off: int
+    hidden_error: float
+    logits_error: float
+    same_best_token: float
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measures and writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--block-size", type=int, default=128)
+    parser.add_argument("--backends", nargs="+", default=list(EMULATORS), choices=list(EMULATORS))
+    parser.add_argument("--environments", type=Path, help="a folder of environments by target")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "emulators.md")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    source, tokens = _first_layers(options.layers, options.length)
+    hidden, logits = source.hidden_and_logits(torch.from_numpy(tokens[None]))
+    assert logits is not None
+    rows: list[Row] = []
+    for lowering in LOWERINGS:
+        compiled = compile_model(source.module, block_size=options.block_size, lowering=lowering)
+        for name in options.backends:
+            with tempfile.TemporaryDirectory() as scratch:
+                bundle = write_bundle(compiled, Path(scratch) / "bundle")
+                python = None if options.environments is None else _python(options.environments, name)
+                row = _row(bundle, name, python, lowering, options.layers, tokens, (hidden.numpy(), logits.numpy()))
+            logger.info("%s", row)
+            rows.append(row)
+    options.out.write_text(page(rows), encoding="utf-8")
+    return 0
+
+
+def _python(environments: Path, name: str) -> Path | None:
+    path = environments / EMULATORS[name].target / "bin" / "python"
+    return path if path.exists() else None
+
+
+def _first_layers(layers: int, length: int) -> tuple[LoadedSource, npt.NDArray[np.int64]]:
+    """SmolLM2 without its later layers, and ``length`` tokens of text."""
+    path = model_path("smollm2", ROOT / ".cache" / "models")
+    if path is None:
+        raise SystemExit("fetch the model first: python -m tools.fetch_models smollm2")
+    whole = load_source(path)
+    assert whole.tokenizer_json is not None
+    ids = Tokenizer.from_buffer(whole.tokenizer_json).encode(TEXT.read_text(encoding="utf-8")).ids[:length]
+    model: Any = whole.module
+    model.model.layers = model.model.layers[:layers]
+    model.config.num_hidden_layers = layers
+    return load_source(model), np.array(ids, np.int64)
+
+
+def _row(
+    bundle: Path, name: str, python: Path | None, lowering: str, layers: int, tokens: Array, want: tuple[Array, Array]
+) -> Row:
+    # The simulator of RKNN runs what a checked build keeps.
+    built = build_target(bundle, EMULATORS[name].target, python=python, check=name == "rknn-simulator")
+    loaded = load(bundle, backend=EmulatorBackend(name, threads=2, python=python), threads=2)
+    hidden = loaded.run(tokens, output="hidden")
+    logits = loaded.run(tokens, output="logits")
+    found = np.asarray(logits.array)
+    return Row(
+        name,
+        f"{built.entry.compiler} {built.entry.version.partition('-')[0]}",
+        lowering,
+        layers,
+        len(tokens),
+        loaded.program.block_size,
+        logits.report.engine_calls,
+        sum(len(artifact.off) for artifact in built.entry.artifacts.values()),
+        _error(np.asarray(hidden.array), want[0]),
+        _error(found, want[1]),
+        float((found.argmax(-1) == want[1].argmax(-1)).mean()),
+    )
+
+
+def _error(found: Array, want: Array) -> float:
+    return float(np.linalg.norm(found - want) / np.linalg.norm(want))
+
+
+PAGE = Template("""# Whole runs on emulators
+
+SmolLM2-135M cut to its first layers, built for an NPU in half precision and run with every engine call in the vendor's
+emulator (`run --backend`), beside the original model in float32 with torch on the same text. Errors are the norm of the
+difference as a share of the norm, over all positions; *off it* are nodes that the compiler leaves to the host's
+processor. Written by `python -m tools.emulators`.
+
+$machine
+
+| backend | compiler | attention | layers | tokens, block | calls | off it | hidden error | logits error | same best |
+|---|---|---|---:|---:|---:|---:|---:|---:|---:|
+""")
+
+
+def page(rows: list[Row]) -> str:
+    """The page's text."""
+    return PAGE.substitute(machine=machine_line(machine(("onnxruntime", "torch")))) + "".join(map(_line, rows))
+
+
+def _line(row: Row) -> str:
+    cells = (
+        row.backend,
+        row.compiler,
+        row.lowering,
+        str(row.layers),
+        f"{row.length}, {row.block_size}",
+        str(row.calls),
+        str(row.off or "none"),
+        f"{row.hidden_error:.1e}",
+        f"{row.logits_error:.1e}",
+        f"{row.same_best_token:.1%}",
+    )
+    return f"| {' | '.join(cells)} |\n"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
