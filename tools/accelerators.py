@@ -123,6 +123,9 @@ those of the compiler's emulator, simulator or CPU runtime against ONNX Runtime 
 of the largest magnitude of an output; the worst of all engines. *Off the accelerator* is what the compiler's own report
 says. Written by `python -m tools.accelerators`.
 
+Never run here: TensorRT, which needs the GPU that it builds for (its code is that of TensorRT for RTX), and Core ML's
+packages, which only macOS runs; `build` checks what they declare.
+
 $machine
 
 | target | compiler | precision | model, block | accepted | nodes off it | size | build time | error |
