@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -305,3 +306,26 @@ def test_no_more_memory_is_kept_than_is_allowed() -> None:
     assert spare.nbytes == 13
     assert spare.take(6).nbytes == 6
     assert spare.nbytes == 7
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_large_weights_that_are_let_go_take_no_memory_and_can_still_be_read(tmp_path):
+    shape = (3 << 18,)
+    numbers = np.arange(2 * shape[0], dtype=np.float32)
+    (tmp_path / "weights.bin").write_bytes(b"head" + numbers.tobytes())
+    places = (4, 4 + 4 * shape[0])
+    entries = {name: WeightEntry(at, "float32", shape) for name, at in zip("ab", places, strict=True)}
+    weights = Weights(tmp_path / "weights.bin", entries)
+
+    def resident() -> int:
+        lines = Path("/proc/self/smaps").read_text().splitlines()
+        at = next(at for at, line in enumerate(lines) if str(tmp_path) in line)
+        return next(int(line.split()[1]) << 10 for line in lines[at:] if line.startswith("Rss:"))
+
+    assert weights.view("a").sum() > 0
+    assert weights.view("b").sum() > 0
+    before = resident()
+    weights.let_go(["a"])
+    assert before - resident() > 2 << 20
+    assert weights.view("b")[-1] == numbers[-1]
+    np.testing.assert_array_equal(weights.view("a"), numbers[: shape[0]])

@@ -50,10 +50,11 @@ class RecordingBackend:
         outputs: Sequence[Port],
         weights: Mapping[str, npt.NDArray[Any]],
         threads: int = 1,
+        own_weights: bool = False,
     ) -> EngineHandle:
         """As the backend's own."""
         kept: list[Arrays] = []
-        handle = self._backend.load_engine(path, inputs, outputs, weights, threads=threads)
+        handle = self._backend.load_engine(path, inputs, outputs, weights, threads=threads, own_weights=own_weights)
         self._seen.setdefault(path.name, []).append(kept)
         return _RecordingEngine(handle, tuple(port.name for port in inputs), kept, self._calls)
 

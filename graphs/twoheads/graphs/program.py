@@ -321,6 +321,10 @@ class Program:
                 return value
         raise InternalError(f"program {self.name} has no value {name!r}")
 
+    def looks_up(self, stage: TokenwiseStage) -> bool:
+        """Whether ``stage`` reads numbers below a limit, which name rows of a table among its weights."""
+        return any(entry.limit is not None and entry.value.name in stage.inputs for entry in self.inputs)
+
     def weights(self) -> tuple[str, ...]:
         """Every weight that a stage binds, once, in order of first use."""
         names: dict[str, None] = {}

@@ -33,8 +33,8 @@ class MemoryPlan:
     Attributes:
         values: The most token values that are alive at the same time. What the head computes is not among them: it
             goes from block to block to its reader.
-        weights: Every weight in use, twice: once mapped from the bundle, once as the backend packs it. (A table that
-            is only gathered from is not packed, but that is not known here.)
+        weights: Every weight in use, once: mapped from the bundle, or as the backend packs it, after which the runtime
+            lets go what is mapped. A table in which tokens are looked up counts again where it also multiplies.
         workspace: Intermediate arrays of the largest engine, in every worker.
         process: Interpreter and libraries.
     """
@@ -161,7 +161,7 @@ def make_schedule(
     released, values = costs.liveness(body, {_last_value(program, output)})
     calling = 1 if any(isinstance(engine, BlockEngine) for engine in program.engines) else workers
     workspace = calling * max((costs.transient(stage) for stage in (*body, *head)), default=0)
-    weights = 2 * sum(costs.weights((*body, *head)).values())
+    weights = sum(costs.weights((*body, *head)).values())
     return Schedule(
         program=program,
         lengths=lengths,

@@ -271,16 +271,16 @@ class StageCosts:
             return tokenwise.workspace
         return 2 * _nbytes((*tokenwise.inputs, *tokenwise.outputs))
 
-    def weights(self, stages: tuple[Stage, ...]) -> dict[str, int]:
-        """Bytes of every weight that the stages bind to ports.
+    def weights(self, stages: tuple[Stage, ...]) -> dict[tuple[str, bool], int]:
+        """Bytes of every weight that the stages bind to ports, by its name and whether numbers are looked up.
 
         A bias's and the learned sinks' few numbers a head are bound to no port, their size is not known here.
         """
-        sizes: dict[str, int] = {}
+        sizes: dict[tuple[str, bool], int] = {}
         for stage in stages:
             if isinstance(stage, TokenwiseStage):
-                ports = self._tokenwise(stage.engine).weights
-                sizes |= {name: port.nbytes for name, port in zip(stage.weights, ports, strict=True)}
+                ports, table = self._tokenwise(stage.engine).weights, self.program.looks_up(stage)
+                sizes |= {(name, table): port.nbytes for name, port in zip(stage.weights, ports, strict=True)}
         return sizes
 
     def _tokenwise(self, name: str) -> TokenwiseEngine:

@@ -54,10 +54,12 @@ class Backend(Protocol):
         outputs: Sequence[Port],
         weights: Mapping[str, npt.NDArray[Any]],
         threads: int = 1,
+        own_weights: bool = False,
     ) -> EngineHandle:
         """Opens the engine file ``path``, its weights replaced by the arrays ``weights`` (by port name), not copied.
 
-        With several ``threads`` the kernels of one call share them, and calls come one at a time.
+        With several ``threads`` the kernels of one call share them, and calls come one at a time. ``own_weights`` says
+        that the arrays are what the file itself refers to.
 
         Raises:
             BundleError: The file can't be opened or its ports are not ``inputs`` and ``outputs``.

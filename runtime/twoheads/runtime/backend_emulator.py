@@ -110,6 +110,7 @@ class EmulatorBackend:
         outputs: Sequence[Port],
         weights: Mapping[str, npt.NDArray[Any]],
         threads: int = 1,
+        own_weights: bool = False,
     ) -> EmulatorEngine:
         """Refuses: there is nothing to run an engine's own file with."""
         raise InternalError(f"{self.name} runs artifacts, not {path}")

@@ -58,9 +58,10 @@ class OnnxRuntimeBackend:
         outputs: Sequence[Port],
         weights: Mapping[str, npt.NDArray[Any]],
         threads: int = 1,
+        own_weights: bool = False,
     ) -> OnnxRuntimeEngine:
         tensors = {name: self._wrap(array) for name, array in weights.items()}
-        session = _open(self.module, path, tensors, threads)
+        session = _open(self.module, path, tensors, threads, own_weights=own_weights)
         check_ports(path, _ports(session.get_inputs()), inputs)
         check_ports(path, _ports(session.get_outputs()), outputs)
         return OnnxRuntimeEngine(session, tuple(tensors.values()))
@@ -77,9 +78,14 @@ def open_session(path: Path, weights: Mapping[str, npt.NDArray[Any]]) -> OnnxRun
     return OnnxRuntimeEngine(_open(backend.module, path, tensors, 1), tuple(tensors.values()))
 
 
-def _open(ort: Any, path: Path, tensors: Mapping[str, Any], threads: int) -> Any:
+def _open(ort: Any, path: Path, tensors: Mapping[str, Any], threads: int, *, own_weights: bool = False) -> Any:
     options = _options(ort, threads)
-    if tensors:
+    if own_weights:
+        # What no kernel packs is read where these lie. Constants are folded from the file, so it must be the same.
+        for name, tensor in tensors.items():
+            options.add_initializer(name, tensor)
+    elif tensors:
+        # Folds them as well; but what no kernel packs is copied.
         options.add_external_initializers(list(tensors), list(tensors.values()))
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

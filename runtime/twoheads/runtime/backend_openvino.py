@@ -57,6 +57,7 @@ class OpenVinoBackend:
         outputs: Sequence[Port],
         weights: Mapping[str, npt.NDArray[Any]],
         threads: int = 1,
+        own_weights: bool = False,
     ) -> OpenVinoEngine:
         # A stream a caller, of one thread; or one stream whose kernels use several.
         several = {"NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": str(threads)} if threads > 1 else {}

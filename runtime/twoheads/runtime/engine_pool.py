@@ -75,6 +75,7 @@ class EnginePool:
         self._open: dict[Hashable, EngineHandle] = {}
         self._lock = threading.Lock()
         self._kept = _KeptByThread()
+        self._single = _engines_of_single_weights(program or bundle.program)
         self._declared = {engine.name: engine for engine in (program or bundle.program).engines}
 
     def tokenwise_engine(self, name: str) -> TokenwiseEngine:
@@ -118,6 +119,7 @@ class EnginePool:
             arrays = self.weights.views(stage.weights)
             named = {port.name: array for port, array in zip(engine.weights, arrays, strict=True)}
             handle = self._load(stage, engine.inputs, engine.outputs, named)
+            self.weights.let_go(stage.weights)
             with self._lock:
                 handle = self._open.setdefault(key, handle)
         return handle
@@ -168,7 +170,14 @@ class EnginePool:
                 "is needed for this length, and the bundle does not hold it",
                 "compile the model again",
             )
-        return self.backend.load_engine(self._bundle.file(file), inputs, outputs, weights, threads=self._kernel_threads)
+        return self.backend.load_engine(
+            self._bundle.file(file),
+            inputs,
+            outputs,
+            weights,
+            threads=self._kernel_threads,
+            own_weights=name in self._single,
+        )
 
     def holds(self, name: str, variant: str) -> bool:
         """Whether there is the variant ``variant`` of the attention engine ``name``, for this backend."""
@@ -183,3 +192,12 @@ class EnginePool:
         for variant in engine.VARIANTS + added:
             if self.holds(name, variant):
                 self.attention(name, variant)
+
+
+def _engines_of_single_weights(program: Program) -> frozenset[str]:
+    """Token-wise engines that are bound to one set of weights only, which their files then refer to."""
+    bound: dict[str, set[tuple[str, ...]]] = {}
+    for stage in (*program.body, *program.head):
+        if isinstance(stage, TokenwiseStage):
+            bound.setdefault(stage.engine, set()).add(stage.weights)
+    return frozenset(name for name, weights in bound.items() if len(weights) == 1)

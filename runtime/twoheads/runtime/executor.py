@@ -116,6 +116,8 @@ def run_stage(run: RunState, stage: Stage) -> None:
         for block, used in enumerate(run.packing.used if run.packing is not None else ()):
             store.zero_rows(block, used)
     run.counters[stage.name].seconds += time.perf_counter() - began
+    if isinstance(stage, TokenwiseStage) and run.program.looks_up(stage):
+        run.engines.weights.let_go(stage.weights)
     released = run.schedule.release_after.get(stage.name, ())
     if run.checkpoints is not None:
         run.checkpoints.finish(stage, released)

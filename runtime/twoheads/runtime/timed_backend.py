@@ -97,9 +97,10 @@ class TimedBackend:
         outputs: Sequence[Port],
         weights: Mapping[str, npt.NDArray[Any]],
         threads: int = 1,
+        own_weights: bool = False,
     ) -> EngineHandle:
         """As the backend's own; engines are told apart by the first part of their file's name."""
-        handle = self._backend.load_engine(path, inputs, outputs, weights, threads=threads)
+        handle = self._backend.load_engine(path, inputs, outputs, weights, threads=threads, own_weights=own_weights)
         return _TimedEngine(handle, path.name.partition(".")[0], self._times, self._clock)
 
     def start(self) -> None:

@@ -16,6 +16,10 @@ from twoheads.graphs.bundle_format import WeightEntry
 __all__ = ["Weights"]
 
 
+LARGE_BYTES = 1 << 20
+"""Smaller weights stay: kernels read norms and biases where they lie."""
+
+
 class Weights:
     """Named views ``[*shape]`` of ``engines/weights.bin``; nothing is read until it is used.
 
@@ -26,10 +30,12 @@ class Weights:
 
     def __init__(self, path: Path, entries: dict[str, WeightEntry]) -> None:
         self._entries = entries
+        self._map: mmap.mmap | None = None
         self._data: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
         if path.exists() and path.stat().st_size:
             with path.open("rb") as file:
-                self._data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._data = np.frombuffer(self._map, np.uint8)
 
     def view(self, name: str) -> npt.NDArray[Any]:
         """The weight called ``name``, read-only."""
@@ -41,3 +47,19 @@ class Weights:
     def views(self, names: Iterable[str]) -> tuple[npt.NDArray[Any], ...]:
         """The weights ``names``, in that order."""
         return tuple(self.view(name) for name in names)
+
+    def let_go(self, names: Iterable[str]) -> None:
+        """Lets the pages of the large ones among the weights ``names`` go, as far as the system knows how to.
+
+        A backend that has packed a weight never reads it again; without this the process would hold it twice. It is
+        safe at any moment: whoever does read the pages again gets them from the page cache.
+        """
+        if self._map is None or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        for name in names:
+            entry = self._entries[name]
+            start = -(-entry.offset // mmap.PAGESIZE) * mmap.PAGESIZE
+            stop = entry.offset + prod(entry.shape) * np.dtype(entry.dtype).itemsize
+            whole = (stop - start) // mmap.PAGESIZE * mmap.PAGESIZE
+            if whole >= LARGE_BYTES:
+                self._map.madvise(mmap.MADV_DONTNEED, start, whole)
