@@ -85,7 +85,20 @@ def fake(tmp_path, monkeypatch):
     def load(name):
         emulator = "itself" if os.environ["FAKE"] == "wrong" else None
         fake = Target(
-            "fake", "", "build_fake", ("fake",), ("fp32", "fp16"), False, (), emulator, "tile", None, None, "1.0", ()
+            "fake",
+            "",
+            "build_fake",
+            ("fake",),
+            ("fp32", "fp16"),
+            False,
+            (),
+            emulator,
+            "tile",
+            None,
+            None,
+            None,
+            "1.0",
+            (),
         )
         return fake if name == "fake" else load_target(name)
 
