@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from twoheads.compiler.compiled_model import CompiledModel
-from twoheads.export import bundle_writer
+from twoheads.export import bundle_writer, weight_quantisation
 from twoheads.graphs.bundle_format import SourceIdentity
 from twoheads.graphs.masks import Causal, Mask
 from twoheads.graphs.program import (
@@ -34,7 +34,8 @@ Emitter = Callable[[TokenwiseEngine], onnx.ModelProto]
 
 def use_emitters(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the writer call a region, which here is a function, instead of emitting ONNX from FX nodes."""
-    monkeypatch.setattr(bundle_writer, "_tokenwise_model", lambda region, engine: region(engine))
+    for module in (bundle_writer, weight_quantisation):
+        monkeypatch.setattr(module, "emit_tokenwise", lambda region, engine: region(engine))
 
 
 def emit_project(engine: TokenwiseEngine) -> onnx.ModelProto:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from twoheads.compiler.source_program import TokenwiseRegion, Weight
-from twoheads.graphs.bundle_format import SourceIdentity
+from twoheads.graphs.bundle_format import QuantisedWeight, SourceIdentity
 from twoheads.graphs.program import Program
 
 __all__ = ["CompiledModel"]
@@ -23,8 +23,10 @@ class CompiledModel:
         identity: What was compiled.
         tokenizer_json: A `tokenizers` file's contents, or ``None``.
         lowering: How attention was lowered.
-        dtype: Of weights and activations.
+        dtype: Of token values and weights.
         approximations: Policies that the user imposed and that changed the model; empty for an exact one.
+        quantised: Weights of the source that ``weights`` holds as whole numbers and scales, by their names there.
+        weight_dtype: Of the products' weights: ``int8`` or ``int4`` where they are quantised, else ``dtype``.
     """
 
     program: Program
@@ -35,3 +37,5 @@ class CompiledModel:
     lowering: str
     dtype: str
     approximations: tuple[str, ...] = ()
+    quantised: Mapping[str, QuantisedWeight] = field(default_factory=dict[str, QuantisedWeight])
+    weight_dtype: str = "float32"

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from twoheads.export.bundle_writer import write_bundle
     from twoheads.export.verifier import VerifyReport, verify
+    from twoheads.export.weight_quantisation import quantise_weights
 
-__all__ = ["VerifyReport", "verify", "write_bundle"]
+__all__ = ["VerifyReport", "quantise_weights", "verify", "write_bundle"]
 
 
 def __getattr__(name: str) -> Any:
@@ -17,6 +18,10 @@ def __getattr__(name: str) -> Any:
         from twoheads.export.bundle_writer import write_bundle
 
         return write_bundle
+    if name == "quantise_weights":
+        from twoheads.export.weight_quantisation import quantise_weights
+
+        return quantise_weights
     if name in ("VerifyReport", "verify"):
         from twoheads.export import verifier
 

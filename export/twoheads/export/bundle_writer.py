@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from twoheads.export.attention_onnx import attention_model
 from twoheads.export.attention_variants import used_variants
+from twoheads.export.emit_tokenwise import emit_tokenwise
 from twoheads.export.engine_files import save_engine
 from twoheads.export.one_block_onnx import one_block_model
 from twoheads.export.oracle_onnx import oracle_model
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     import onnx
 
     from twoheads.compiler.compiled_model import CompiledModel
-    from twoheads.compiler.source_program import TokenwiseRegion
 
 __all__ = ["check_is_bundle", "file_entry", "write_bundle", "write_json"]
 
@@ -105,6 +105,8 @@ def _write_content(compiled: CompiledModel, folder: Path, target: Path, progress
         approximations=compiled.approximations,
         weights=entries,
         files=_files(folder, weights),
+        weight_dtype=compiled.weight_dtype,
+        quantised=dict(compiled.quantised),
     )
     write_json(folder / MANIFEST, to_json(manifest))
 
@@ -142,7 +144,7 @@ def _write_engines(compiled: CompiledModel, folder: Path, entries: dict[str, Wei
             file = folder / ENGINES / f"{engine.name}.{engine.mask}.onnx"
             save_engine(oracle_model(engine, engine.mask), file, *engine.ports(engine.mask), {})
             continue
-        model = _tokenwise_model(compiled.regions[engine.name], engine)
+        model = emit_tokenwise(compiled.regions[engine.name], engine)
         models[engine.name] = copy.deepcopy(model)
         bound = _first_weights(program, engine, entries)
         save_engine(model, folder / ENGINES / f"{engine.name}.onnx", engine.inputs, engine.outputs, bound)
@@ -163,21 +165,6 @@ def _write_one_block(
         bound = {port.name: entries[name] for port, name in zip(block.engine.weights, block.stage.weights, strict=True)}
         file = folder / ENGINES / f"{ONE_BLOCK}.onnx"
         save_engine(model, file, block.engine.inputs, block.engine.outputs, bound)
-
-
-def _tokenwise_model(region: TokenwiseRegion, engine: TokenwiseEngine) -> onnx.ModelProto:
-    from twoheads.compiler.onnx_program import OnnxRegion
-
-    if isinstance(region, OnnxRegion):
-        from twoheads.export.tokenwise_from_onnx import tokenwise_from_onnx
-
-        return tokenwise_from_onnx(region, engine)
-    from twoheads.compiler.fx_program import FxRegion
-    from twoheads.export.tokenwise_onnx import tokenwise_model
-
-    if not isinstance(region, FxRegion):
-        raise InternalError(f"engine {engine.name} has a region of an unknown front door, {type(region).__name__}")
-    return tokenwise_model(region, engine)
 
 
 def _first_weights(

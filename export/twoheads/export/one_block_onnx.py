@@ -69,6 +69,7 @@ def one_block_model(
         [_declared(port) for port in (*engine.inputs, *engine.weights)],
         [_declared(port) for port in engine.outputs],
         list(joined.graph.constants.values()),
+        value_info=joined.known,
     )
     ir_version = max([IR_VERSION, *(model.ir_version for model in used.values())])
     imports = [helper.make_opsetid(domain, version) for domain, version in sorted(opsets.items())]
@@ -102,6 +103,7 @@ class _Joined:
         self, program: Program, block: OneBlock, engines: Mapping[str, onnx.ModelProto], weight: ReadWeight
     ) -> None:
         self.graph = GraphBuilder()
+        self.known: list[onnx.ValueInfoProto] = []
         self._program = program
         self._engines = engines
         self._weight = weight
@@ -142,6 +144,11 @@ class _Joined:
             copy_node.input.extend(names[name] for name in node.input)
             copy_node.output.extend(names.setdefault(name, f"{stage.name}/{name}") for name in node.output)
             self.graph.nodes.append(copy_node)
+        for value in model.value_info:  # of operators that shape inference does not know
+            known = onnx.ValueInfoProto()
+            known.CopyFrom(value)
+            known.name = names[value.name]
+            self.known.append(known)
 
     def attention(self, stage: AttentionStage) -> None:
         """Softmax attention of the block over itself."""

@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from twoheads.export.approximation import ApproximationError, approximation_error, imposition
-from twoheads.export.noise_floor import Comparator, Comparison, Floor, noise_floor, pooled_floor
+from twoheads.export.lowered_run import ALLOWED_ROUNDING, LoweredError, float32_products, with_bundle_weights
+from twoheads.export.noise_floor import Comparator, Comparison
+from twoheads.export.original_run import OriginalResults, Source, evaluate_original, load_original, run_original
+from twoheads.export.perplexity import NextTokenLoss, Perplexity, predicted_tokens
 from twoheads.export.progress import Progress, silent
 from twoheads.export.verify_input import logits_positions, verify_inputs, verify_lengths
-from twoheads.graphs.bundle_format import SourceIdentity
-from twoheads.graphs.errors import InputError, InternalError
-from twoheads.graphs.program import Pooling, Program
+from twoheads.graphs.bundle_format import FULL_PRECISION
+from twoheads.graphs.errors import InternalError
+from twoheads.graphs.program import Program
 from twoheads.graphs.program_lengths import value_rows
 from twoheads.runtime import LoadedBundle, Report, load
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from twoheads.compiler.impose_attention import Imposition
-    from twoheads.compiler.onnx_reference import OnnxOriginal
-    from twoheads.compiler.sources import LoadedSource
+from twoheads.runtime.head import Sink
 
 __all__ = ["VerifyReport", "verify"]
 
 Array: TypeAlias = npt.NDArray[np.float32]
-
-Source: TypeAlias = "str | Path | nn.Module"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +49,15 @@ class VerifyReport:
         approximations: That the bundle was compiled with. Where there is one, all numbers above compare with the
             original *under the same mask*: they tell whether the compilation is exact.
         approximate: How far that is from the original as it is; ``None`` for an exact bundle.
+        precision: Of the bundle, e.g. ``float32`` or ``float32, weights int8``. Where it is lower than float32, the
+            original of all comparisons above has the bundle's own weights, and its engines multiply in float32.
+        lowered: The bundle as it runs, against the original in float32; ``None`` for a bundle of float32.
+        perplexity: Of a language model on the text, as it runs and of the original; ``None`` for other models.
         warnings: Of the run.
         passed: Every comparison passed, and in every run the counted calls were the formula's. It says nothing about
-            ``approximate``.
+            ``approximate``. A bundle of a lower precision must also give finite numbers as it runs, and rounding in its
+            products must not change the hidden states by more than ``ALLOWED_ROUNDING``; what that and the rounded
+            weights cost (``lowered.against_float32``, ``perplexity``) is told, and nothing is demanded of it.
     """
 
     length: int
@@ -78,22 +78,11 @@ class VerifyReport:
     seconds: dict[str, float]
     approximations: tuple[str, ...]
     approximate: ApproximationError | None
+    precision: str
+    lowered: LoweredError | None
+    perplexity: Perplexity | None
     warnings: tuple[str, ...]
     passed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Original:
-    """What the fused evaluation of the original gave, with the noise floors; logits at ``positions``."""
-
-    hidden: Array
-    hidden_floor: Floor
-    logits: Array | None
-    logits_floor: Floor | None
-    embedding: Array | None
-    embedding_floor: Floor | None
-    seconds: dict[str, float]
-    approximate: ApproximationError | None
 
 
 def verify(
@@ -143,10 +132,19 @@ def verify(
     given = verify_inputs(loaded, lengths, text=text, tokens=tokens)
     positions = _positions(loaded.program, rows)
     report("load the original")
-    original = _run_original(loaded, _load_original(loaded, source, example_inputs, results), given, positions, report)
-    if len(original.hidden) != rows:
-        raise InternalError(f"the original of {loaded.program.name} gives {len(original.hidden)} rows, not {rows}")
-    return _run_ours(loaded, given, positions, original, report)
+    original = load_original(loaded, source, example_inputs, results)
+    full = None
+    if loaded.manifest.precision != FULL_PRECISION:
+        report("run the original, float32")
+        full = evaluate_original(original, given, positions, "fused", imposition(loaded))[:2]
+        original = with_bundle_weights(original, loaded)
+    found = run_original(loaded, original, given, positions, report)
+    if len(found.hidden) != rows:
+        raise InternalError(f"the original of {loaded.program.name} gives {len(found.hidden)} rows, not {rows}")
+    del original
+    with float32_products(loaded) as exact:
+        verdict = _run_ours(exact, given, positions, found, report)
+    return verdict if full is None else _run_lowered(loaded, given, positions, found, full, verdict, report)
 
 
 def _positions(program: Program, length: int) -> npt.NDArray[np.int64] | None:
@@ -156,145 +154,104 @@ def _positions(program: Program, length: int) -> npt.NDArray[np.int64] | None:
     return logits_positions(length, classes, program.block_size)
 
 
-def _run_original(
-    bundle: LoadedBundle,
-    original: LoadedSource | OnnxOriginal,
-    given: Mapping[str, npt.NDArray[Any]],
-    positions: npt.NDArray[np.int64] | None,
-    progress: Progress,
-) -> _Original:
-    """Both evaluations of the original; of the plain one only the distance is kept, and of the model nothing."""
-    check_same_source(bundle.manifest.source, original.identity, str(bundle.path))
-    pooling = original.pooling
-    progress("run the original, fused attention")
-    hidden, logits, fused_seconds = _evaluate(original, given, positions, "fused")
-    approximate = None
-    if bundle.manifest.approximations:
-        progress("run the original, the bundle's mask")
-        exact = (hidden, logits)
-        hidden, logits, fused_seconds = _evaluate(original, given, positions, "fused", imposition(bundle))
-        approximate = approximation_error(*exact, hidden, logits)
-    embedding = None if pooling is None else _pooled(hidden, pooling)
-    progress("run the original, plain attention")
-    plain_hidden, plain_logits, plain_seconds = _evaluate(original, given, positions, "plain", imposition(bundle))
-    heads = (logits is None, embedding is None)
-    if heads != (bundle.program.logits is None, bundle.program.pooling is None):
-        raise InternalError(f"the original of {bundle.program.name} gives other outputs than its bundle")
-    hidden_floor = noise_floor(hidden, plain_hidden)
-    logits_floor = None if logits is None or plain_logits is None else noise_floor(logits, plain_logits)
-    if logits_floor is not None and bundle.program.pooled_logits:
-        logits_floor = pooled_floor(logits_floor, hidden_floor)
-    return _Original(
-        hidden=hidden,
-        hidden_floor=hidden_floor,
-        logits=logits,
-        logits_floor=logits_floor,
-        embedding=embedding,
-        embedding_floor=(
-            None if embedding is None or pooling is None else noise_floor(embedding, _pooled(plain_hidden, pooling))
-        ),
-        seconds={"original": fused_seconds, "original_plain": plain_seconds},
-        approximate=approximate,
-    )
-
-
-def _load_original(
-    bundle: LoadedBundle, source: Source, example_inputs: Any, results: Sequence[str]
-) -> LoadedSource | OnnxOriginal:
-    if not isinstance(source, str | Path) or Path(source).suffix != ".onnx":
-        from twoheads.compiler.sources import load_source
-
-        return load_source(source, example_inputs=example_inputs)
-    if bundle.manifest.approximations:
-        raise InputError(
-            str(source),
-            f"can't be run under {', '.join(bundle.manifest.approximations)}: an ONNX file's attention is fixed",
-            "verify an exact bundle of the same file; the approximation is the same pass for both",
-        )
-    from twoheads.compiler.onnx_reference import load_onnx_original
-
-    return load_onnx_original(source, results)
-
-
-def check_same_source(compiled: SourceIdentity, found: SourceIdentity, bundle: str) -> None:
-    """Refuses a source that the bundle can't have been compiled from; a copy under another name is fine.
-
-    Raises:
-        InputError: Another architecture, configuration, or weights of other shapes.
-    """
-    fix = f"give the model that {bundle} was compiled from, which was called {compiled.name}"
-    if found.architecture != compiled.architecture:
-        raise InputError(found.name, f"is a {found.architecture}, the bundle holds a {compiled.architecture}", fix)
-    if found.sha256 != compiled.sha256:
-        raise InputError(found.name, "has another configuration or other weight shapes than the bundle's model", fix)
-
-
-def _evaluate(
-    original: LoadedSource | OnnxOriginal,
-    given: Mapping[str, npt.NDArray[Any]],
-    positions: npt.NDArray[np.int64] | None,
-    implementation: str,
-    imposed: Imposition | None = None,
-) -> tuple[Array, Array | None, float]:
-    if original.identity.form == "onnx":
-        return _evaluate_onnx(cast("OnnxOriginal", original), given, positions, implementation)
-    import torch
-
-    original = cast("LoadedSource", original)
-    start = time.perf_counter()
-    hidden, logits = original.hidden_and_logits(
-        {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in given.items()},
-        None if positions is None else torch.from_numpy(positions),
-        implementation,
-        imposed,
-    )
-    seconds = time.perf_counter() - start
-    return _array(hidden), None if logits is None else _array(logits), seconds
-
-
-def _evaluate_onnx(
-    original: OnnxOriginal,
-    given: Mapping[str, npt.NDArray[Any]],
-    positions: npt.NDArray[np.int64] | None,
-    implementation: str,
-) -> tuple[Array, Array | None, float]:
-    start = time.perf_counter()
-    hidden, logits = original.hidden_and_logits(dict(given), positions, implementation)
-    return hidden, logits, time.perf_counter() - start
-
-
-def _array(tensor: Tensor) -> Array:
-    return np.asarray(tensor.detach().float().numpy())
-
-
-def _pooled(hidden: Array, pooling: Pooling) -> Array:
-    """The embedding ``[1, width]`` as sentence-transformers makes it, in torch: nothing shared with the runtime."""
-    import torch
-
-    rows = torch.from_numpy(hidden).double()
-    vector = {"mean": lambda: rows.mean(0), "cls": lambda: rows[0], "last": lambda: rows[-1]}[pooling.mode]()
-    if pooling.normalize:
-        vector = torch.nn.functional.normalize(vector, dim=0)
-    return _array(vector[None])
-
-
 def _run_ours(
     bundle: LoadedBundle,
     given: Mapping[str, npt.NDArray[Any]],
     positions: npt.NDArray[np.int64] | None,
-    original: _Original,
+    original: OriginalResults,
     progress: Progress,
 ) -> VerifyReport:
     hidden = Comparator(original.hidden, original.hidden_floor)
     runs = [_run(bundle, given, "hidden", None, hidden, progress)]
-    logits = embedding = None
+    logits = embedding = perplexity = None
     if original.logits is not None and original.logits_floor is not None:
         logits = Comparator(original.logits, original.logits_floor, ranks=True)
-        runs.append(_run(bundle, given, "logits", positions, logits, progress))
+        tokens = predicted_tokens(bundle.program, given)
+        loss = None if tokens is None else NextTokenLoss(tokens, positions)
+        runs.append(_run(bundle, given, "logits", positions, logits, progress, loss))
+        perplexity = _perplexity(original.logits, loss, tokens, positions)
     if original.embedding is not None and original.embedding_floor is not None:
         embedding = Comparator(original.embedding, original.embedding_floor)
         runs.append(_run(bundle, given, "embedding", None, embedding, progress))
-    return _verdict(bundle, hidden, logits, embedding, runs, original)
+    return replace(_verdict(bundle, hidden, logits, embedding, runs, original), perplexity=perplexity)
+
+
+def _perplexity(
+    logits: Array,
+    loss: NextTokenLoss | None,
+    tokens: npt.NDArray[np.int64] | None,
+    positions: npt.NDArray[np.int64] | None,
+) -> Perplexity | None:
+    """Of the original's ``logits`` beside that of a run; ``None`` where nothing follows on any position."""
+    if loss is None or tokens is None or not loss.count:
+        return None
+    original = NextTokenLoss(tokens, positions)
+    original.write(0, logits)
+    return Perplexity(original.perplexity, loss.perplexity, loss.count)
+
+
+def _run_lowered(
+    bundle: LoadedBundle,
+    given: Mapping[str, npt.NDArray[Any]],
+    positions: npt.NDArray[np.int64] | None,
+    same_weights: OriginalResults,
+    full: tuple[Array, Array | None],
+    verdict: VerifyReport,
+    progress: Progress,
+) -> VerifyReport:
+    """``verdict`` with what a run of the bundle as it is costs; it has to be finite, and near enough.
+
+    Args:
+        bundle: Of a lower precision.
+        given: Its arguments.
+        positions: Of the logits.
+        same_weights: The original's results with the bundle's weights.
+        full: Those of the original as it is.
+        verdict: Of the engines that multiply in float32.
+        progress: As elsewhere.
+    """
+    hidden = _Collected(full[0])
+    runs = [_run(bundle, given, "hidden", None, hidden, progress)]
+    logits = perplexity = None
+    if full[1] is not None:
+        logits = _Collected(full[1])
+        tokens = predicted_tokens(bundle.program, given)
+        loss = None if tokens is None else NextTokenLoss(tokens, positions)
+        runs.append(_run(bundle, given, "logits", positions, logits, progress, loss))
+        perplexity = _perplexity(full[1], loss, tokens, positions)
+    logits_rows = None if logits is None else logits.rows
+    arithmetic = approximation_error(same_weights.hidden, None, hidden.rows, None).hidden_relative
+    against = approximation_error(*full, hidden.rows, logits_rows)
+    counted = all(run.engine_calls - run.repeated_calls == run.formula_calls for run in runs)
+    finite = all(np.isfinite(rows).all() for rows in (hidden.rows, logits_rows) if rows is not None)
+    return replace(
+        verdict,
+        lowered=LoweredError(against, arithmetic, against.hidden_max_abs / same_weights.hidden_floor.value),
+        perplexity=perplexity,
+        seconds={**verdict.seconds, "ours": runs[-1].seconds, "ours_float32": verdict.seconds["ours"]},
+        passed=verdict.passed and counted and finite and arithmetic <= ALLOWED_ROUNDING,
+    )
+
+
+class _Collected:
+    """A sink that keeps rows shaped as ``original``."""
+
+    def __init__(self, original: Array) -> None:
+        self.rows: Array = np.full(original.shape, np.nan, np.float32)
+
+    def write(self, start_row: int, rows: Array) -> None:
+        self.rows[start_row : start_row + len(rows)] = rows
+
+
+class _Both:
+    """A sink that hands rows to two."""
+
+    def __init__(self, one: Sink, other: Sink) -> None:
+        self._sinks = (one, other)
+
+    def write(self, start_row: int, rows: Array) -> None:
+        for sink in self._sinks:
+            sink.write(start_row, rows)
 
 
 def _run(
@@ -302,8 +259,9 @@ def _run(
     given: Mapping[str, npt.NDArray[Any]],
     output: str,
     positions: npt.NDArray[np.int64] | None,
-    comparator: Comparator,
+    comparator: Sink,
     progress: Progress,
+    loss: NextTokenLoss | None = None,
 ) -> Report:
     phase = f"run the bundle, {output}"
     progress(phase)
@@ -314,7 +272,7 @@ def _run(
             given,
             output=output,
             positions=positions,
-            sink=None if one_row else comparator,
+            sink=None if one_row else comparator if loss is None else _Both(comparator, loss),
             progress=lambda done, total: progress(phase, done, total),
         )
     if result.array is not None:
@@ -328,7 +286,7 @@ def _verdict(
     logits: Comparator | None,
     embedding: Comparator | None,
     runs: list[Report],
-    original: _Original,
+    original: OriginalResults,
 ) -> VerifyReport:
     compared = {"hidden": hidden, "logits": logits, "embedding": embedding}
     results = {name: comparator.result() for name, comparator in compared.items() if comparator is not None}
@@ -354,6 +312,9 @@ def _verdict(
         seconds={**original.seconds, "ours": last.seconds},
         approximations=bundle.manifest.approximations,
         approximate=original.approximate,
+        precision=bundle.manifest.precision,
+        lowered=None,
+        perplexity=None,
         warnings=last.warnings,
         passed=counted and all(result.passed for result in results.values()),
     )

@@ -22,9 +22,11 @@ __all__ = [
     "ALIGNMENT",
     "ENGINES",
     "FORMAT_VERSION",
+    "FULL_PRECISION",
     "MANIFEST",
     "PARTIAL",
     "PROGRAM",
+    "QUANTISATION_BLOCK",
     "TARGETS",
     "TOKENIZER",
     "WEIGHTS",
@@ -32,18 +34,23 @@ __all__ = [
     "FileEntry",
     "HostPart",
     "Manifest",
+    "QuantisedWeight",
     "SourceIdentity",
     "TargetEntry",
     "WeightEntry",
 ]
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+FULL_PRECISION = "float32"
+"""A manifest's ``precision`` where nothing is rounded further than the original's numbers."""
 MANIFEST = "manifest.json"
 PROGRAM = "program.json"
 ENGINES = "engines"
 WEIGHTS = "engines/weights.bin"
 TOKENIZER = "tokenizer/tokenizer.json"
 TARGETS = "targets"
+QUANTISATION_BLOCK = 32
+"""Numbers that share a scale."""
 PARTIAL = "partial"
 """Marks a folder that is being written, ``.NAME.partial-...``; what a killed writer leaves under it never loads."""
 ALIGNMENT = 64
@@ -65,6 +72,26 @@ class WeightEntry:
     offset: int
     dtype: str
     shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class QuantisedWeight:
+    """A weight of the source that the bundle holds as small whole numbers and scales.
+
+    Along its inner dimension every :data:`QUANTISATION_BLOCK` numbers share one scale; a number is ``scale * (value -
+    2 ** (bits - 1))``.
+
+    Attributes:
+        bits: 8, or 4: two values a byte, the first one in the low half.
+        transposed: Whether the source has it as ``[inner, outer]``; the arrays below begin with the outer dimension.
+        values: Name of the uint8 weight ``[outer, inner / 32, 32 * bits / 8]``.
+        scales: Name of the float32 weight ``[outer, inner / 32]``.
+    """
+
+    bits: int
+    transposed: bool
+    values: str
+    scales: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +170,13 @@ class Manifest:
         source: What was compiled.
         block_size, key_tile: Tokens of a query block and of a key tile.
         lowering: How attention was lowered, e.g. ``tile``.
-        dtype: Of weights and activations.
+        dtype: Of token values, and of the weights that are not quantised.
         approximations: Names of the approximations the user asked for; empty for an exact bundle.
         weights: Every weight by name.
         files: Every file except the manifest, by relative path.
         targets: What was built for accelerators, by the target's name.
+        weight_dtype: Of the products' weights: ``dtype``, or ``int8`` or ``int4`` where they are quantised.
+        quantised: The source's weights that are quantised, by their names there.
     """
 
     format_version: int
@@ -161,3 +190,10 @@ class Manifest:
     weights: dict[str, WeightEntry]
     files: dict[str, FileEntry]
     targets: dict[str, TargetEntry] = field(default_factory=dict[str, TargetEntry])
+    weight_dtype: str = "float32"
+    quantised: dict[str, QuantisedWeight] = field(default_factory=dict[str, QuantisedWeight])
+
+    @property
+    def precision(self) -> str:
+        """The formats of values and weights, e.g. ``float32`` or ``float32, weights int8``."""
+        return self.dtype if self.weight_dtype == self.dtype else f"{self.dtype}, weights {self.weight_dtype}"

@@ -57,6 +57,9 @@ def load(
     if folder is not None and not folder.is_dir():
         raise InputError("spill", f"{folder} is not a folder", "create it, or name another")
     bundle = read_bundle(path, check=check)
+    if bundle.manifest.quantised and (backend if isinstance(backend, str) else backend.name) != "onnxruntime":
+        problem = f"the bundle has {bundle.manifest.weight_dtype} weights, which only onnxruntime reads"
+        raise InputError("backend", problem, "use onnxruntime, or a bundle compiled without --weights")
     count = threads or available_threads()
     return LoadedBundle(
         bundle,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from twoheads.graphs.bundle_format import FULL_PRECISION
 from twoheads.runtime.average_report import AverageReport, summarize
 
 __all__ = ["ClusterReport", "Report", "Result", "StageReport", "merge_reports"]
@@ -77,6 +78,7 @@ class Report:
             (``tile``) or from the synthetic score (``stock`` and ``oracle``, see ``docs/stock.md``); normally 0.
         spilled_bytes: Token values that were written to files rather than held in memory.
         average: The estimated error of sampled attention; ``None`` where the bundle samples nothing.
+        precision: Of the bundle's values and weights, e.g. ``float32`` or ``float32, weights int8``.
         cluster: The share of a cluster's workers in it; ``None`` for a run in one process. On a cluster ``threads`` are
             those of a worker, ``store_bytes`` is 0 and ``peak_bytes`` is the driver's.
     """
@@ -102,6 +104,7 @@ class Report:
     spilled_bytes: int = 0
     average: AverageReport | None = None
     cluster: ClusterReport | None = None
+    precision: str = FULL_PRECISION
 
 
 @dataclass(frozen=True, slots=True)

@@ -399,4 +399,5 @@ class LoadedBundle:
             repeated_calls=run.repeats,
             spilled_bytes=run.stores.spilled_bytes,
             average=summarize(run.estimates) if samples_attention(self.program) else None,
+            precision=self.manifest.precision,
         )

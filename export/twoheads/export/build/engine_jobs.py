@@ -12,7 +12,7 @@ import onnx
 from onnx import numpy_helper
 
 from twoheads.graphs.bundle_format import ENGINES
-from twoheads.graphs.errors import InternalError
+from twoheads.graphs.errors import InputError, InternalError
 from twoheads.graphs.program import AttentionEngine, Port, TokenwiseEngine, TokenwiseStage
 from twoheads.runtime.bundle_reader import Bundle
 from twoheads.runtime.weights import Weights
@@ -54,7 +54,16 @@ def engine_jobs(bundle: Bundle, *, once: bool = False, half: bool = False) -> tu
         once: Every engine with the weights of its first stage only: enough to see whether a compiler takes it.
         half: Without the variants that need the range of float32. A bundle runs without them: rows of tiles are merged
             instead of added up, and inputs share no blocks by codes.
+
+    Raises:
+        InputError: Its weights are quantised.
     """
+    if bundle.manifest.quantised:
+        raise InputError(
+            str(bundle.path),
+            f"has {bundle.manifest.weight_dtype} weights, in a form that ONNX Runtime alone reads",
+            "compile without --weights",
+        )
     jobs: list[EngineJob] = []
     for engine in bundle.program.engines:
         if isinstance(engine, TokenwiseEngine):

@@ -24,7 +24,8 @@ def command(
     bundle: options.Bundle,
     target: options.Target,
     precision: Annotated[
-        str | None, typer.Option("--precision", help="fp32, fp16, bf16 or int8; the target's first if not given.")
+        options.BuildPrecision | None,
+        typer.Option("--precision", help="In what the accelerator multiplies; the target's first if not given."),
     ] = None,
     device: Annotated[
         str | None,
@@ -56,7 +57,7 @@ def command(
         built = build_target(
             bundle,
             target,
-            precision=precision,
+            precision=None if precision is None else precision.value,
             device=device,
             python=python,
             check=check,

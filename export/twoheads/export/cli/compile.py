@@ -8,7 +8,7 @@ import typer
 
 from twoheads.export.build.target import load_target
 from twoheads.export.cli import arguments, options
-from twoheads.export.cli.console import print_facts, print_json, seconds_text, size_text
+from twoheads.export.cli.console import approximations_text, print_facts, print_json, seconds_text, size_text
 from twoheads.export.cli.progress import PhaseProgress
 from twoheads.graphs.bundle_format import Manifest
 from twoheads.graphs.errors import InputError
@@ -35,6 +35,7 @@ def command(
         int, typer.Option("--oracle-heads", metavar="H", help="For --lowering oracle: its heads in each layer.")
     ] = 4,
     dtype: options.DtypeOption = options.Dtype.FLOAT32,
+    weights: options.WeightsOption = options.Weights.SAME,
     attention: options.Attention = "full",
     results: options.Results = None,
     force: Annotated[bool, typer.Option("--force", help="Replace BUNDLE if it exists.")] = False,
@@ -56,7 +57,7 @@ def command(
     parse_policy(attention)  # a wrong policy is told before the model is loaded
 
     from twoheads.compiler import compile_model
-    from twoheads.export import write_bundle
+    from twoheads.export import quantise_weights, write_bundle
 
     start = time.perf_counter()
     with PhaseProgress() as progress:
@@ -72,6 +73,9 @@ def command(
             results=results or (),
             progress=progress,
         )
+        if weights is not options.Weights.SAME:
+            progress("quantising the weights")
+            compiled = quantise_weights(compiled, weights.value)
         write_bundle(compiled, output, overwrite=force, progress=progress)
     seconds = time.perf_counter() - start
     bundle = read_bundle(output, check="size")
@@ -90,6 +94,7 @@ def _report(path: Path, manifest: Manifest, program: Program, seconds: float, *,
                 "key_tile": manifest.key_tile,
                 "lowering": manifest.lowering,
                 "dtype": manifest.dtype,
+                "weight_dtype": manifest.weight_dtype,
                 "approximations": list(manifest.approximations),
                 "engines": len(program.engines),
                 "stages": len(program.body) + len(program.head),
@@ -106,7 +111,8 @@ def _report(path: Path, manifest: Manifest, program: Program, seconds: float, *,
             ("blocks", f"{manifest.block_size} tokens, key tiles of {manifest.key_tile}"),
             ("attention", f"lowered as {manifest.lowering}"),
             ("engines", f"{len(program.engines)} for {len(program.body) + len(program.head)} stages"),
-            ("approximations", ", ".join(manifest.approximations) or "none: exact to rounding"),
+            ("precision", manifest.precision),
+            ("approximations", approximations_text(manifest.approximations, manifest.precision)),
             ("size", f"{size_text(size)} in {len(manifest.files) + 1} files"),
             ("time", seconds_text(seconds)),
             ("next", f"twoheads run {path} --text FILE -o OUT.npz"),

@@ -11,9 +11,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from twoheads.graphs.bundle_format import FULL_PRECISION
 from twoheads.graphs.json_codec import finite_numbers
 
 __all__ = [
+    "approximations_text",
     "calls_text",
     "count_text",
     "facts_table",
@@ -28,6 +30,11 @@ __all__ = [
     "size_text",
     "stderr_console",
 ]
+
+
+def approximations_text(names: Iterable[str], precision: str) -> str:
+    """The policies of a bundle, or that there are none; exact it is at full precision alone."""
+    return ", ".join(names) or ("none: exact to rounding" if precision == FULL_PRECISION else "none but the precision")
 
 
 def stderr_console() -> Console:

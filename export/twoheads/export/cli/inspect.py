@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from twoheads.export.cli import options
-from twoheads.export.cli.console import print_facts, print_json, print_table, print_text, size_text
+from twoheads.export.cli.console import approximations_text, print_facts, print_json, print_table, print_text, size_text
 from twoheads.graphs.bundle_format import ENGINES, TOKENIZER, WEIGHTS, Manifest, TargetEntry
 from twoheads.graphs.one_block import ONE_BLOCK, one_block
 from twoheads.graphs.packing import longest_packable, packed_variant
@@ -98,6 +98,8 @@ def _to_json(path: Path, manifest: Manifest, program: Program, *, program_text: 
         "key_tile": manifest.key_tile,
         "lowering": manifest.lowering,
         "dtype": manifest.dtype,
+        "weight_dtype": manifest.weight_dtype,
+        "quantised": sorted(manifest.quantised),
         "approximations": list(manifest.approximations),
         "inputs": [
             {
@@ -180,8 +182,9 @@ def _print_summary(path: Path, manifest: Manifest, program: Program) -> None:
             ("source", f"{source.name}: {source.architecture} from a {source.form}"),
             ("identity", source.sha256),
             ("blocks", f"{manifest.block_size} tokens, key tiles of {manifest.key_tile}"),
-            ("lowering", f"{manifest.lowering}, {manifest.dtype}"),
-            ("approximations", ", ".join(manifest.approximations) or "none: exact to rounding"),
+            ("lowering", manifest.lowering),
+            ("precision", _precision_text(manifest)),
+            ("approximations", approximations_text(manifest.approximations, manifest.precision)),
             ("length", longest + ("" if trained is None else f"; trained on {trained}")),
             ("packing", f"inputs of up to {short} tokens share calls" if short else "no: every input runs alone"),
             ("short inputs", f"one call and the head's up to {alone} tokens" if alone else "in blocks, as long ones"),
@@ -195,6 +198,13 @@ def _print_summary(path: Path, manifest: Manifest, program: Program) -> None:
             ("size", f"{size_text(size)} in {len(manifest.files) + 1} files, {len(manifest.weights)} weights"),
         )
     )
+
+
+def _precision_text(manifest: Manifest) -> str:
+    """The formats, and how many weights are quantised to which."""
+    bits = Counter(entry.bits for entry in manifest.quantised.values())
+    counts = ", ".join(f"{count} weights of {width} bits" for width, count in sorted(bits.items()))
+    return manifest.precision + (f" ({counts})" if counts else "")
 
 
 def _target_text(item: tuple[str, TargetEntry]) -> str:

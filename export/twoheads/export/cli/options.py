@@ -13,6 +13,7 @@ __all__ = [
     "Backend",
     "BackendOption",
     "BlockSize",
+    "BuildPrecision",
     "Bundle",
     "Dtype",
     "DtypeOption",
@@ -36,6 +37,8 @@ __all__ = [
     "Text",
     "Tokens",
     "Tolerance",
+    "Weights",
+    "WeightsOption",
 ]
 
 BLOCK_SIZE = 256
@@ -57,6 +60,14 @@ class Dtype(StrEnum):
     FLOAT32 = "float32"
 
 
+class Weights(StrEnum):
+    """The number format of the products' weights."""
+
+    SAME = "same"
+    INT8 = "int8"
+    INT4 = "int4"
+
+
 class Backend(StrEnum):
     """What runs the engines."""
 
@@ -71,6 +82,15 @@ class Precision(StrEnum):
 
     F32 = "f32"
     BF16 = "bf16"
+
+
+class BuildPrecision(StrEnum):
+    """In what an accelerator multiplies; which of these it can, its data file says."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    INT8 = "int8"
 
 
 class Output(StrEnum):
@@ -113,7 +133,14 @@ Attention = Annotated[
         help="full (as the model is), or an approximation: window:1024+sinks:4, average:samples=2+window:512+sinks:4.",
     ),
 ]
-DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Number format of weights and activations.")]
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Number format of values and weights.")]
+WeightsOption = Annotated[
+    Weights,
+    typer.Option(
+        "--weights",
+        help="Of the products' weights alone: int8 or int4 with a scale for 32 of them, an approximation.",
+    ),
+]
 BackendOption = Annotated[
     Backend,
     typer.Option(

@@ -13,6 +13,7 @@ import typer
 from twoheads.export.cli import arguments, options
 from twoheads.export.cli.average_lines import average_lines
 from twoheads.export.cli.console import (
+    approximations_text,
     calls_text,
     print_facts,
     print_json,
@@ -275,7 +276,8 @@ def _print_report(report: "Report", out: Path) -> None:
             ("peak memory", size_text(report.peak_bytes)),
             *cluster_lines(report),
             *((("spilled", size_text(report.spilled_bytes)),) if report.spilled_bytes else ()),
-            ("approximations", ", ".join(report.approximations) or "none: exact to rounding"),
+            ("precision", report.precision),
+            ("approximations", approximations_text(report.approximations, report.precision)),
             *average_lines(report.average),
         )
     )

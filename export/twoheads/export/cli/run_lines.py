@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.export.cli import arguments
-from twoheads.export.cli.console import calls_text, print_facts, seconds_text, size_text
+from twoheads.export.cli.console import approximations_text, calls_text, print_facts, seconds_text, size_text
 from twoheads.export.cli.progress import CallProgress
 from twoheads.graphs.errors import InputError, InternalError
 from twoheads.graphs.json_codec import to_json
@@ -77,6 +77,7 @@ def print_reports(reports: tuple["Report", ...], out: Path) -> None:
             ("engine calls", calls_text(total["engine_calls"], total["formula_calls"], total["repeated_calls"])),
             ("time", seconds_text(total["seconds"])),
             ("peak memory", size_text(max(report.peak_bytes for report in reports))),
-            ("approximations", ", ".join(reports[0].approximations) or "none: exact to rounding"),
+            ("precision", reports[0].precision),
+            ("approximations", approximations_text(reports[0].approximations, reports[0].precision)),
         )
     )

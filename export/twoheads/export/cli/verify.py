@@ -57,6 +57,11 @@ def command(
     The yardstick is the noise floor: how far two direct evaluations of the original differ from each other. A bundle
     passes when its error is at most 4 times that.
 
+    A bundle of a lower precision (compile --weights) is compared in two ways. Its engines, multiplying in float32, are
+    held against the original with the same rounded weights, by that same rule; and as it runs, rounding in products may
+    change the hidden states by 5 % at most. What it costs against the original in float32 is told: distance, best
+    tokens, and of a language model the perplexity on the text.
+
     The length is left out where the inputs have a fixed size, such as images.
 
     With --polygraphy no original is needed: every value inside of the engines, from the inputs of a run, as two
@@ -129,10 +134,27 @@ def _print_report(report: "VerifyReport") -> None:
             ("engine calls", f"{report.engine_calls} (by the formula: {report.formula_calls})"),
             ("same best token", "no logits" if agreement is None else f"at {agreement:.2%} of the checked positions"),
             ("time", ", ".join(f"{name} {seconds_text(spent)}" for name, spent in report.seconds.items())),
+            ("precision", report.precision),
+            *_precision_facts(report),
             ("approximations", ", ".join(report.approximations) or "none"),
             ("verdict", _verdict(report)),
         )
     )
+
+
+def _precision_facts(report: "VerifyReport") -> list[tuple[str, str]]:
+    """What a precision below float32 costs, and a language model's perplexity."""
+    facts: list[tuple[str, str]] = []
+    if (lowered := report.lowered) is not None:
+        cost = lowered.against_float32
+        same = "" if cost.top1_agreement is None else f", the same best token at {cost.top1_agreement:.2%}"
+        distance = f"hidden states {cost.hidden_relative:.3g} (relative), {cost.hidden_max_abs:.3g} at most"
+        facts.append(("as it runs", f"{distance}, {lowered.noise_floors:.3g} noise floors{same}"))
+        facts.append(("rounded products", f"hidden states {lowered.arithmetic:.3g} (relative) of that"))
+    if (found := report.perplexity) is not None:
+        text = f"{found.bundle:.4f} over {found.tokens} tokens, of the original {found.original:.4f}"
+        facts.append(("perplexity", text))
+    return facts
 
 
 def _verdict(report: "VerifyReport") -> str:

@@ -149,4 +149,6 @@ class Cluster:
             for worker in before - self._alive:
                 logger.warning("worker %d of the cluster was lost", worker)
                 self._workers.drop(worker)
-        return Result(array, output, replace(report, approximations=bundle.manifest.approximations, warnings=told))
+        manifest = bundle.manifest
+        report = replace(report, approximations=manifest.approximations, precision=manifest.precision, warnings=told)
+        return Result(array, output, report)

@@ -1,0 +1,142 @@
+"""What ``verify`` does for bundles of a lower precision than float32.
+
+Two questions are kept apart: is the compilation right (the original *with the bundle's own weights*, against the
+engines multiplying in float32), and what do the lower precisions cost (the bundle as it runs, against the original)?
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from twoheads.export.approximation import ApproximationError
+from twoheads.export.original_run import AnyOriginal
+from twoheads.export.quantised_arrays import dequantise
+from twoheads.export.quantised_engine import DOMAIN, FLOAT32_LEVEL, QUANTISED_PRODUCT
+from twoheads.graphs.bundle_format import WEIGHTS
+from twoheads.graphs.errors import InputError
+from twoheads.graphs.program import Port
+from twoheads.runtime import LoadedBundle, load
+from twoheads.runtime.backend_onnxruntime import OnnxRuntimeBackend, OnnxRuntimeEngine
+from twoheads.runtime.weights import Weights
+
+if TYPE_CHECKING:
+    from twoheads.compiler.onnx_reference import OnnxOriginal
+    from twoheads.compiler.onnx_run import OnnxGraph
+    from twoheads.compiler.sources import LoadedSource
+
+__all__ = ["ALLOWED_ROUNDING", "LoweredError", "float32_products", "with_bundle_weights"]
+
+ALLOWED_ROUNDING = 0.05
+"""Share of the hidden states (root mean squares) by which rounded operands of products may change them. Operands that
+are rounded to int8 in blocks of 32 are off by 0.3 % (root mean square); what is ten times that is no rounding."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoweredError:
+    """A bundle of a lower precision as it runs.
+
+    Attributes:
+        against_float32: Its distance from the original in float32: what weights and arithmetic cost together.
+        arithmetic: Its distance from the original with the bundle's own weights, as a share of the hidden states (root
+            mean squares): what rounding the operands of products costs. At most :data:`ALLOWED_ROUNDING`.
+        noise_floors: ``against_float32.hidden_max_abs`` in noise floors of the float32 original's hidden states.
+    """
+
+    against_float32: ApproximationError
+    arithmetic: float
+    noise_floors: float
+
+
+def with_bundle_weights(original: AnyOriginal, bundle: LoadedBundle) -> AnyOriginal:
+    """The original with the weights that the bundle has, as float32; a caller's own module is left alone.
+
+    Raises:
+        InputError: A quantised weight is none of the original's.
+    """
+    weights = Weights(bundle.path / WEIGHTS, bundle.manifest.weights)
+    found: dict[str, npt.NDArray[np.float32]] = {}
+    for name, entry in bundle.manifest.quantised.items():
+        array = dequantise(weights.view(entry.values), weights.view(entry.scales), entry.bits)
+        found[name] = np.ascontiguousarray(array.T) if entry.transposed else array
+    if original.identity.form == "onnx":
+        return _with_onnx_weights(cast("OnnxOriginal", original), found)
+    return _with_torch_weights(cast("LoadedSource", original), found)
+
+
+def _with_torch_weights(original: LoadedSource, found: Mapping[str, npt.NDArray[np.float32]]) -> LoadedSource:
+    import torch
+
+    module = copy.deepcopy(original.module) if original.identity.form == "module" else original.module
+    tensors = module.state_dict(keep_vars=True)
+    _check_known(found, tensors)
+    with torch.no_grad():
+        for name, array in found.items():
+            tensors[name].copy_(torch.from_numpy(array))
+    return replace(original, module=module)
+
+
+def _with_onnx_weights(original: OnnxOriginal, found: Mapping[str, npt.NDArray[np.float32]]) -> OnnxOriginal:
+    """A weight that the compiler folded (a transposed one) takes the place of the operator that computes it."""
+    return replace(original, graph=_with_constants(original.graph, found), plain=_with_constants(original.plain, found))
+
+
+def _with_constants(graph: OnnxGraph, found: Mapping[str, npt.NDArray[np.float32]]) -> OnnxGraph:
+    _check_known(found, {*graph.weights, *(name for node in graph.nodes for name in node.outputs)})
+    nodes = tuple(node for node in graph.nodes if found.keys().isdisjoint(node.outputs))
+    return replace(graph, nodes=nodes, weights={**graph.weights, **found})
+
+
+def _check_known(found: Mapping[str, Any], known: Collection[str]) -> None:
+    if missing := [name for name in found if name not in known]:
+        raise InputError(
+            f"weight {missing[0]}",
+            "is quantised, and the original has no weight of that name that could be rounded in the same way",
+            "verify the bundle compiled without --weights; it is the same program",
+        )
+
+
+@contextmanager
+def float32_products(bundle: LoadedBundle) -> Generator[LoadedBundle]:
+    """The bundle with engines that multiply its quantised weights in float32; itself where they all do."""
+    if not any(entry.bits == 8 for entry in bundle.manifest.quantised.values()):
+        yield bundle
+        return
+    with tempfile.TemporaryDirectory(prefix="twoheads-") as folder:
+        yield load(bundle.path, backend=_Float32Products(Path(folder)), threads=bundle.threads, check="size")
+
+
+class _Float32Products(OnnxRuntimeBackend):
+    """Opens copies of token-wise engines that differ in one attribute; their weights stay where they are."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def load_engine(
+        self,
+        path: Path,
+        inputs: Sequence[Port],
+        outputs: Sequence[Port],
+        weights: Mapping[str, npt.NDArray[Any]],
+        threads: int = 1,
+        own_weights: bool = False,
+    ) -> OnnxRuntimeEngine:
+        rewritten = self._folder / path.name
+        if not rewritten.exists():
+            model = onnx.load(path, load_external_data=False)
+            for node in model.graph.node:
+                if (node.domain, node.op_type) == (DOMAIN, QUANTISED_PRODUCT):
+                    level = next(attribute for attribute in node.attribute if attribute.name == "accuracy_level")
+                    level.i = FLOAT32_LEVEL
+            rewritten.write_bytes(model.SerializeToString(deterministic=True))
+        return super().load_engine(rewritten, inputs, outputs, weights, threads)

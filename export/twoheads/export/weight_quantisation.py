@@ -1,0 +1,182 @@
+"""The pass behind ``compile --weights int8``: products read whole numbers and scales instead of float32 weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from twoheads.compiler.compiled_model import CompiledModel
+from twoheads.export.emit_tokenwise import EmittedRegion, emit_tokenwise
+from twoheads.export.quantised_arrays import quantise
+from twoheads.export.quantised_engine import Use, quantised_engine, quantised_ports, weight_uses
+from twoheads.graphs.bundle_format import QuantisedWeight
+from twoheads.graphs.errors import CompileError
+from twoheads.graphs.program import AttentionStage, Program, TokenwiseEngine, TokenwiseStage
+
+__all__ = ["WEIGHT_BITS", "quantise_weights"]
+
+WEIGHT_BITS = {"int8": 8, "int4": 4}
+"""What ``--weights`` may say beside the format of the values."""
+
+TABLE_BITS = 8
+"""Of tables that tokens look up, and of the head: a class with a wrong score is wrong at once, nothing averages it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """How a weight of the source is stored."""
+
+    bits: int
+    transposed: bool
+
+
+def quantise_weights(compiled: CompiledModel, weight_dtype: str) -> CompiledModel:
+    """The same model with the weights of its products, and of tables that tokens look up, as ``weight_dtype``.
+
+    A weight stays as it is where anything else reads it too, or where its inner dimension is no multiple of 32. With
+    ``int4``, tables and the head have 8 bits.
+
+    Args:
+        compiled: Of the dtype float32.
+        weight_dtype: ``int8`` or ``int4``.
+
+    Raises:
+        CompileError: No weight can be quantised, or one is not finite.
+    """
+    bits = WEIGHT_BITS[weight_dtype]
+    program = compiled.program
+    engines = [engine for engine in program.engines if isinstance(engine, TokenwiseEngine)]
+    models = {engine.name: emit_tokenwise(compiled.regions[engine.name], engine) for engine in engines}
+    uses = {e.name: weight_uses(models[e.name], e.weights, _tokens(program, e)) for e in engines}
+    plans = _plans(program, uses, bits)
+    if not plans:
+        raise CompileError(
+            f"--weights {weight_dtype}", f"{program.name} has no weight that can be quantised", "leave it out"
+        )
+    weights, quantised = _quantised(compiled.weights, plans)
+    changed = {engine.name: _changed(program, engine, models[engine.name], plans) for engine in engines}
+    return replace(
+        compiled,
+        program=replace(
+            program,
+            engines=tuple(changed[e.name][0] if e.name in changed else e for e in program.engines),
+            body=tuple(_rebound(stage, plans, quantised) for stage in program.body),
+            head=tuple(_rebound(stage, plans, quantised) for stage in program.head),
+        ),
+        regions={
+            name: EmittedRegion(region, changed[name][1]) if name in changed else region
+            for name, region in compiled.regions.items()
+        },
+        weights=weights,
+        quantised=quantised,
+        weight_dtype=weight_dtype,
+    )
+
+
+def _bindings(program: Program) -> Iterator[tuple[TokenwiseStage, TokenwiseEngine, bool]]:
+    """Every token-wise stage with its engine, and whether it is the head's."""
+    for stage in (*program.body, *program.head):
+        engine = program.engine(stage.engine) if isinstance(stage, TokenwiseStage) else None
+        if isinstance(stage, TokenwiseStage) and isinstance(engine, TokenwiseEngine):
+            yield stage, engine, stage in program.head
+
+
+def _tokens(program: Program, engine: TokenwiseEngine) -> set[str]:
+    """The engine's ports that are the caller's arguments in every stage."""
+    arguments = {entry.value.name for entry in program.inputs if entry.source == "argument"}
+    found = {port.name for port in engine.inputs}
+    for stage, used, _ in _bindings(program):
+        if used.name == engine.name:
+            found -= {p.name for p, value in zip(engine.inputs, stage.inputs, strict=True) if value not in arguments}
+    return found
+
+
+def _plans(program: Program, uses: Mapping[str, Mapping[str, tuple[Use, ...]]], bits: int) -> dict[str, _Plan]:
+    """The weights to quantise: everything that reads one agrees, and all weights of a port agree."""
+    readers: dict[str, list[tuple[str, str]]] = {}
+    found: dict[str, set[Use]] = {}
+    heads: set[str] = set()
+    for stage, engine, head in _bindings(program):
+        for port, name in zip(engine.weights, stage.weights, strict=True):
+            readers.setdefault(name, []).append((engine.name, port.name))
+            found.setdefault(name, set()).update(uses[engine.name].get(port.name, ()))
+            heads |= {name} if head else set()
+    other = {name for stage in program.body if isinstance(stage, AttentionStage) for name in _extras(stage)}
+    plans: dict[str, _Plan] = {}
+    for name, ports in readers.items():
+        ways = {use.transposed for use in found[name]}
+        if name in other or len(ways) != 1 or any(port not in uses[engine] for engine, port in ports):
+            continue
+        exact = name in heads or any(use.table for use in found[name])
+        plans[name] = _Plan(TABLE_BITS if exact else bits, ways.pop())
+    while dropped := _disagreeing(readers, plans):
+        for name in dropped:
+            del plans[name]
+    return plans
+
+
+def _extras(stage: AttentionStage) -> Iterator[str]:
+    names = (stage.sinks, stage.bias.table if stage.bias else None, stage.bias.slope if stage.bias else None)
+    return (name for name in names if name is not None)
+
+
+def _disagreeing(readers: Mapping[str, list[tuple[str, str]]], plans: Mapping[str, _Plan]) -> set[str]:
+    """The planned weights that share a port with one that is stored differently."""
+    ports: dict[tuple[str, str], set[_Plan | None]] = {}
+    for name, places in readers.items():
+        for place in places:
+            ports.setdefault(place, set()).add(plans.get(name))
+    return {name for name in plans if any(len(ports[place]) > 1 for place in readers[name])}
+
+
+def _quantised(
+    weights: Mapping[str, Any], plans: Mapping[str, _Plan]
+) -> tuple[dict[str, Any], dict[str, QuantisedWeight]]:
+    kept: dict[str, Any] = {}
+    entries: dict[str, QuantisedWeight] = {}
+    for name, weight in weights.items():
+        if name not in plans:
+            kept[name] = weight
+            continue
+        plan = plans[name]
+        array = _float32(weight)
+        if not np.isfinite(array).all():
+            raise CompileError(f"weight {name}", "is not finite, so it has no scale", "repair the model")
+        entry = QuantisedWeight(plan.bits, plan.transposed, f"{name}:int{plan.bits}", f"{name}:scales")
+        kept[entry.values], kept[entry.scales] = quantise(array.T if plan.transposed else array, plan.bits)
+        entries[name] = entry
+    return kept, entries
+
+
+def _float32(weight: Any) -> npt.NDArray[np.float32]:
+    array = weight if isinstance(weight, np.ndarray) else weight.detach().float().numpy()
+    return np.asarray(array, np.float32)
+
+
+def _changed(
+    program: Program, engine: TokenwiseEngine, model: onnx.ModelProto, plans: Mapping[str, _Plan]
+) -> tuple[TokenwiseEngine, onnx.ModelProto]:
+    """The engine's declaration and its model with quantised weights."""
+    stage = next(stage for stage, used, _ in _bindings(program) if used.name == engine.name)
+    bound = {port.name: plans[n] for port, n in zip(engine.weights, stage.weights, strict=True) if n in plans}
+    ports = {
+        port.name: quantised_ports(port, bound[port.name].bits, transposed=bound[port.name].transposed)
+        for port in engine.weights
+        if port.name in bound
+    }
+    declared = tuple(new for port in engine.weights for new in ports.get(port.name, (port,)))
+    made = quantised_engine(model, ports, {name: plan.bits for name, plan in bound.items()})
+    return replace(engine, weights=declared), made
+
+
+def _rebound(stage: Any, plans: Mapping[str, _Plan], quantised: Mapping[str, QuantisedWeight]) -> Any:
+    """The stage with the names of the new weights in place of those that they replace."""
+    if not isinstance(stage, TokenwiseStage) or plans.keys().isdisjoint(stage.weights):
+        return stage
+    entries = [(quantised[n].values, quantised[n].scales) if n in plans else (n,) for n in stage.weights]
+    return replace(stage, weights=tuple(name for names in entries for name in names))
