@@ -14,7 +14,7 @@ from twoheads.export.progress import Progress, silent
 from twoheads.export.verify_input import verify_inputs, verify_lengths
 from twoheads.graphs.errors import InputError
 from twoheads.runtime import LoadedBundle, load
-from twoheads.runtime.backend import open_backend
+from twoheads.runtime.backend import open_backend, open_host_backend
 from twoheads.runtime.crew import available_threads
 from twoheads.runtime.timed_backend import Breakdown, TimedBackend, TimedRun, run_timed
 
@@ -117,7 +117,7 @@ def bench(
     report = progress or silent
     report("load the bundle")
     workers = threads or available_threads()
-    timed = TimedBackend(open_backend(backend, precision=precision, threads=workers))
+    timed = TimedBackend(open_host_backend(backend, precision=precision, threads=workers))
     loaded = load(bundle, backend=timed, threads=workers)
     plans = [verify_lengths(loaded.program, length) for length in sorted(set(lengths))]
     for plan in plans:  # a length that the model can't take is told before minutes are spent

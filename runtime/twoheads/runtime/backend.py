@@ -4,17 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy.typing as npt
 
 from twoheads.graphs.errors import BundleError, InputError
 from twoheads.graphs.program import Port
+from twoheads.runtime.device.device import Device, Stream
 
-__all__ = ["BACKENDS", "PRECISIONS", "Backend", "Call", "EngineHandle", "check_ports", "open_backend"]
+__all__ = [
+    "BACKENDS",
+    "DEVICE_BACKENDS",
+    "HOST_BACKENDS",
+    "LANES",
+    "PRECISIONS",
+    "Backend",
+    "Call",
+    "DeviceBackend",
+    "DeviceEngine",
+    "EngineHandle",
+    "check_ports",
+    "open_backend",
+    "open_host_backend",
+]
 
-BACKENDS = ("onnxruntime", "openvino", "qnn-emulator", "rknn-simulator")
-PRECISIONS = ("f32", "bf16")
+HOST_BACKENDS = ("onnxruntime", "openvino", "qnn-emulator", "rknn-simulator")
+"""Those that compute in the host's memory."""
+DEVICE_BACKENDS = ("cuda", "tensorrt")
+"""Those that compute in the memory of a device."""
+BACKENDS = HOST_BACKENDS + DEVICE_BACKENDS
+LANES = 4
+"""Streams of a device, if nobody says otherwise."""
+PRECISIONS = ("f32", "bf16", "f16")
 """In what a backend multiplies. Values between engines are of the bundle's dtype in both."""
 
 
@@ -71,22 +92,47 @@ class Backend(Protocol):
         ...
 
 
+@runtime_checkable
+class DeviceEngine(EngineHandle, Protocol):
+    """An engine of a :class:`DeviceBackend`. Its calls bind :class:`~twoheads.runtime.device.device.DeviceArray`.
+
+    :meth:`Call.run` queues the call, with what is bound then, on the lane's stream, and returns.
+    """
+
+    lanes: int
+    """It can be called on the backend's first so many lanes."""
+
+    def new_call(self, lane: int = 0) -> Call:
+        """A call on the stream of lane ``lane``, with nothing bound."""
+        ...
+
+
+@runtime_checkable
+class DeviceBackend(Backend, Protocol):
+    """A backend whose engines read and write the memory of a device; values stay there between calls."""
+
+    device: Device
+    lanes: tuple[Stream, ...]
+    """The streams on which engines compute, one or more."""
+
+
 def open_backend(name: str, *, precision: str = "f32", threads: int = 1) -> Backend:
     """The backend called ``name``; what it needs is imported only now.
 
     Args:
         name: One of :data:`BACKENDS`.
-        precision: One of :data:`PRECISIONS`; only ``openvino`` has ``bf16``.
-        threads: Calls that will run at the same time.
+        precision: One of :data:`PRECISIONS`; only ``openvino`` has ``bf16``, only ``tensorrt`` has ``f16``.
+        threads: Calls that will run at the same time; on a device, streams.
 
     Raises:
         InputError: There is no such backend or precision, or its package is not installed.
     """
     if precision not in PRECISIONS:
         raise InputError("precision", f"{precision!r} is unknown", f"use one of: {', '.join(PRECISIONS)}")
+    for special, owner in (("bf16", "openvino"), ("f16", "tensorrt")):
+        if precision == special and name in ("onnxruntime", "openvino", *DEVICE_BACKENDS) and name != owner:
+            raise InputError("precision", f"is {precision}, which {name} does not have", f'use backend="{owner}"')
     if name == "onnxruntime":
-        if precision != "f32":
-            raise InputError("precision", f"is {precision}, and onnxruntime has f32 only", 'use backend="openvino"')
         from twoheads.runtime.backend_onnxruntime import OnnxRuntimeBackend
 
         return OnnxRuntimeBackend()
@@ -94,6 +140,10 @@ def open_backend(name: str, *, precision: str = "f32", threads: int = 1) -> Back
         from twoheads.runtime.backend_openvino import OpenVinoBackend
 
         return OpenVinoBackend(precision=precision, threads=threads)
+    if name in DEVICE_BACKENDS:
+        from twoheads.runtime.backend_cuda import CudaBackend
+
+        return CudaBackend(name, precision=precision, lanes=threads)
     if name in BACKENDS:
         if precision != "f32":
             raise InputError("precision", f"is {precision}; {name} computes as the bundle was built", "leave it out")
@@ -101,6 +151,17 @@ def open_backend(name: str, *, precision: str = "f32", threads: int = 1) -> Back
 
         return EmulatorBackend(name, threads=threads)
     raise InputError("backend", f"{name!r} is unknown", f"use one of: {', '.join(BACKENDS)}")
+
+
+def open_host_backend(name: str, *, precision: str = "f32", threads: int = 1) -> Backend:
+    """As :func:`open_backend`, for who times single calls: a device's only queue them.
+
+    Raises:
+        InputError: As that; or it is a device's.
+    """
+    if name in DEVICE_BACKENDS:
+        raise InputError("backend", f"{name} is not measured by this command", "python -m tools.gpu measures it")
+    return open_backend(name, precision=precision, threads=threads)
 
 
 def check_ports(path: Path, found: Sequence[tuple[str, str, tuple[int, ...]]], expected: Sequence[Port]) -> None:

@@ -13,7 +13,7 @@ from twoheads.graphs.errors import BundleError, InputError
 from twoheads.graphs.program import Port
 from twoheads.runtime.backend import check_ports
 
-__all__ = ["OnnxRuntimeBackend", "open_session"]
+__all__ = ["OnnxRuntimeBackend", "open_session", "session_ports"]
 
 NUMPY_DTYPES = {
     "tensor(float16)": "float16",
@@ -62,8 +62,8 @@ class OnnxRuntimeBackend:
     ) -> OnnxRuntimeEngine:
         tensors = {name: self._wrap(array) for name, array in weights.items()}
         session = _open(self.module, path, tensors, threads, own_weights=own_weights)
-        check_ports(path, _ports(session.get_inputs()), inputs)
-        check_ports(path, _ports(session.get_outputs()), outputs)
+        check_ports(path, session_ports(session.get_inputs()), inputs)
+        check_ports(path, session_ports(session.get_outputs()), outputs)
         return OnnxRuntimeEngine(session, tuple(tensors.values()))
 
 
@@ -153,5 +153,6 @@ class OnnxRuntimeCall:
         self._run(self._binding)
 
 
-def _ports(found: Sequence[Any]) -> list[tuple[str, str, tuple[int, ...]]]:
+def session_ports(found: Sequence[Any]) -> list[tuple[str, str, tuple[int, ...]]]:
+    """The inputs or outputs of a session as (name, NumPy dtype, shape)."""
     return [(port.name, NUMPY_DTYPES.get(port.type, str(port.type)), tuple(port.shape)) for port in found]

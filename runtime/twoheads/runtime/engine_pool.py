@@ -69,6 +69,7 @@ class EnginePool:
         self._kernel_threads = kernel_threads
         self.weights = weights
         self.memory = SpareMemory()
+        self.program = bundle.program
         self._bundle = bundle
         self._artifacts = Artifacts(bundle, backend.target) if isinstance(backend, EmulatorBackend) else None
         self.half = self._artifacts is not None and self._artifacts.precision == "fp16"

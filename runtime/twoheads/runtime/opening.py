@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from twoheads.graphs.errors import InputError
-from twoheads.runtime.backend import Backend, open_backend
+from twoheads.runtime.backend import DEVICE_BACKENDS, LANES, Backend, open_backend
 from twoheads.runtime.bundle_reader import read_bundle
 from twoheads.runtime.crew import available_threads
 from twoheads.runtime.session import LoadedBundle
@@ -24,16 +24,19 @@ def load(
     memory_limit: int | None = None,
     spill: str | os.PathLike[str] | None = None,
     one_call: bool = True,
+    device_memory_limit: int | None = None,
 ) -> LoadedBundle:
     """Opens the bundle in folder ``path``.
 
     Args:
         path: The folder that ``twoheads compile`` wrote.
-        backend: What runs the engines on the CPU: ``onnxruntime`` or ``openvino``, which is a package of its own; what
-            ``twoheads build`` made, on the vendor's emulator: ``qnn-emulator`` or ``rknn-simulator``; or a backend of
-            one's own.
-        precision: In what a backend of that name multiplies: ``f32``, or with ``openvino`` also ``bf16``.
-        threads: Blocks computed at the same time; ``None`` for every processor that the process may use.
+        backend: What runs the engines: ``onnxruntime`` or ``openvino``, which is a package of its own, on the CPU;
+            ``cuda`` or ``tensorrt`` of the package onnxruntime-gpu on an NVIDIA GPU; what ``twoheads build`` made, on
+            the vendor's emulator: ``qnn-emulator`` or ``rknn-simulator``; or a backend of one's own.
+        precision: In what a backend of that name multiplies: ``f32``, with ``openvino`` also ``bf16``, with
+            ``tensorrt`` also ``f16``.
+        threads: Blocks computed at the same time; ``None`` for every processor that the process may use, and for
+            :data:`~twoheads.runtime.backend.LANES` streams on a device.
         check: ``full`` (sizes and sha256 of all files) or ``size``.
         memory_limit: Bytes of memory that a run may take by its plan; one that does not fit is refused. What this
             process holds beside runs, results included, does not count.
@@ -41,6 +44,9 @@ def load(
             limit, of all large ones. The files are gone when the run is over, however it ends.
         one_call: A single input of at most one block is one call of an engine of its own, where the bundle has it.
             Otherwise it is computed as longer ones are, and a process that runs both opens one set of engines.
+            On a device it always is.
+        device_memory_limit: Bytes of device memory that a run may take by its plan; ``None`` for all that the device
+            has. Keys and values, then other values, go to pinned host memory if they do not fit.
 
     Raises:
         BundleError: It is not a bundle, damaged, or of another version.
@@ -60,7 +66,7 @@ def load(
     if bundle.manifest.quantised and (backend if isinstance(backend, str) else backend.name) != "onnxruntime":
         problem = f"the bundle has {bundle.manifest.weight_dtype} weights, which only onnxruntime reads"
         raise InputError("backend", problem, "use onnxruntime, or a bundle compiled without --weights")
-    count = threads or available_threads()
+    count = threads or (LANES if backend in DEVICE_BACKENDS else available_threads())
     return LoadedBundle(
         bundle,
         backend=open_backend(backend, precision=precision, threads=count) if isinstance(backend, str) else backend,
@@ -69,4 +75,5 @@ def load(
         memory_limit=memory_limit,
         spill=folder,
         one_call=one_call,
+        device_memory_limit=device_memory_limit,
     )

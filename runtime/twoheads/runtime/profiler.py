@@ -27,7 +27,7 @@ from twoheads.graphs.profile import (
     engines_digest,
 )
 from twoheads.graphs.program import AttentionEngine, AttentionStage, Program, TokenwiseEngine, TokenwiseStage
-from twoheads.runtime.backend import Backend, Call, EngineHandle, open_backend
+from twoheads.runtime.backend import Backend, Call, EngineHandle, open_host_backend
 from twoheads.runtime.bundle_reader import Bundle, read_bundle
 from twoheads.runtime.crew import Crew, available_threads
 from twoheads.runtime.engine_pool import EnginePool
@@ -92,7 +92,7 @@ def profile_bundle(
     most = threads or available_threads()
     callers = tuple(sorted({1, most}))
     measuring = _Measuring(
-        bundle, open_backend(backend, precision=precision, threads=most), callers, progress or (lambda _name: None)
+        bundle, open_host_backend(backend, precision=precision, threads=most), callers, progress or (lambda _name: None)
     )
     engines = (*measuring.engines(), *measuring.alone())
     stage_seconds, row_seconds = _crew_seconds(most)

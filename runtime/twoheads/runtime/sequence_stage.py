@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy.typing as npt
+
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.program import SequenceStage
 from twoheads.graphs.sequence_operators import compute_sequence
 from twoheads.runtime.run_state import RunState
+from twoheads.runtime.stores import ValueStore
 
-__all__ = ["run_sequence"]
+__all__ = ["fill_sequence", "run_sequence"]
 
 
 def run_sequence(run: RunState, stage: SequenceStage) -> None:
@@ -16,8 +22,15 @@ def run_sequence(run: RunState, stage: SequenceStage) -> None:
     Raises:
         InputError: The input asks for what is not there, e.g. an index beyond the last row.
     """
-    output = run.stores[stage.output.name]
-    inputs = [run.stores[name].whole() for name in stage.inputs]
+    fill_sequence(stage, [run.stores[name].whole() for name in stage.inputs], run.stores[stage.output.name])
+
+
+def fill_sequence(stage: SequenceStage, inputs: Sequence[npt.NDArray[Any]], output: ValueStore) -> None:
+    """Computes ``stage`` from whole ``inputs`` into ``output``.
+
+    Raises:
+        InputError: As :func:`run_sequence`.
+    """
     shape = stage.output.block_shape(output.length)
     try:
         output.fill(compute_sequence(stage.operator, dict(stage.attributes), inputs, shape, stage.output.dtype))

@@ -24,6 +24,7 @@ from twoheads.runtime.average_report import summarize
 from twoheads.runtime.backend import Backend
 from twoheads.runtime.bundle_reader import Bundle
 from twoheads.runtime.crew import Crew
+from twoheads.runtime.device.executor import open_device
 from twoheads.runtime.disk_space import check_room
 from twoheads.runtime.engine_pool import EnginePool
 from twoheads.runtime.executor import compute, prepare
@@ -61,7 +62,7 @@ class LoadedBundle:
         manifest: The bundle's table of contents.
         backend, precision: What runs the engines; see :func:`twoheads.runtime.load`.
         threads: Workers of a run.
-        memory_limit, spill, one_call: See :func:`twoheads.runtime.load`.
+        memory_limit, spill, one_call, device_memory_limit: See :func:`twoheads.runtime.load`.
         tokenizer: The bundle's tokenizer, or ``None`` if it has none.
     """
 
@@ -75,17 +76,19 @@ class LoadedBundle:
         memory_limit: int | None = None,
         spill: Path | None = None,
         one_call: bool = True,
+        device_memory_limit: int | None = None,
     ) -> None:
         self._bundle = bundle
         weights = Weights(bundle.weights_file, bundle.manifest.weights)
         self._engines = EnginePool(bundle, weights, backend)
         self._short = ShortInputs(bundle, weights, backend, threads)
+        self._device = open_device(self._engines, limit=device_memory_limit, host=(memory_limit, spill))
         self.backend = backend.name
         self.precision = precision
         self.threads = threads
         self.memory_limit = memory_limit
         self.spill = spill
-        self.one_call = one_call
+        self.one_call = one_call and self._device is None
         self.tokenizer = Tokenizer(bundle.tokenizer_file) if bundle.tokenizer_file is not None else None
 
     @property
@@ -234,13 +237,17 @@ class LoadedBundle:
             what = f"{len(inputs)} inputs" if several else "rows that are not computed, or several documents"
             raise InputError("sink", f"can't take {what}", "run them one by one")
         requests = [request for given in inputs for request in given.requests]
-        done = self._run_packed(requests, output, progress) if pack == "auto" and len(requests) > 1 else {}
+        done = self._run_packed(requests, output, progress) if self._packs(pack, requests) else {}
         for at, request in enumerate(requests):
             if at not in done:
                 done[at] = self._run_one(request, output, sink, progress)
         computed = iter([done[at] for at in range(len(requests))])
         results = [given.assemble([next(computed) for _ in given.requests]) for given in inputs]
         return results if several else results[0]
+
+    def _packs(self, pack: str, requests: list[Request]) -> bool:
+        """Whether runs may share their blocks; on a device each has the graph of its own number of blocks."""
+        return pack == "auto" and len(requests) > 1 and self._device is None
 
     def _run_packed(self, requests: list[Request], output: str, progress: Progress | None) -> dict[int, Result]:
         """The results of those requests that could be packed, by their place in the list."""
@@ -312,6 +319,8 @@ class LoadedBundle:
             InputError: The job is of another bundle, backend, input or output; or as :meth:`run`.
             TwoheadsError: A file of the job is damaged, or the disk is full: the last checkpoint then stays good.
         """
+        if self._device is not None:
+            raise InputError("a job", "keeps its values in files, not on a device", "use a backend of the processor")
         output = check_output(self.program, output, positions=positions is not None, sink=sink is not None)
         inputs, several = read_inputs(
             self.program, tokens, output=output, positions=positions, attention_mask=None, documents=None
@@ -358,10 +367,11 @@ class LoadedBundle:
         workers = self.threads if short is None else 1
         with Crew(workers, None if progress is None and job is None else tick) as crew:
             run = RunState(schedule.program, schedule, engines, crew, spilled=spilled, folder=self.spill, job=job)
-            prepared = prepare(run)
+            device = self._device
+            prepared = prepare(run) if device is None else device.prepare(run)
             began = time.perf_counter()
             try:
-                array = compute(run, arrays, rows, sink)
+                array = (compute if device is None else device.compute)(run, arrays, rows, sink)
             finally:
                 tell(now=True)
             seconds = time.perf_counter() - began

@@ -15,6 +15,7 @@ __all__ = [
     "BlockSize",
     "BuildPrecision",
     "Bundle",
+    "DeviceMemoryLimit",
     "Dtype",
     "DtypeOption",
     "For",
@@ -75,6 +76,8 @@ class Backend(StrEnum):
     OPENVINO = "openvino"
     QNN = "qnn-emulator"
     RKNN = "rknn-simulator"
+    CUDA = "cuda"
+    TENSORRT = "tensorrt"
 
 
 class Precision(StrEnum):
@@ -82,6 +85,7 @@ class Precision(StrEnum):
 
     F32 = "f32"
     BF16 = "bf16"
+    F16 = "f16"
 
 
 class BuildPrecision(StrEnum):
@@ -145,11 +149,15 @@ BackendOption = Annotated[
     Backend,
     typer.Option(
         "--backend",
-        help="What runs the engines; openvino is a package of its own, emulators run what `twoheads build` made.",
+        help="What runs the engines: onnxruntime or openvino on the CPU, cuda or tensorrt on an NVIDIA GPU; emulators "
+        "run what `twoheads build` made. All but the first need a package of their own.",
     ),
 ]
 PrecisionOption = Annotated[
-    Precision, typer.Option("--precision", help="In what it multiplies; bf16 is an approximation, of openvino only.")
+    Precision,
+    typer.Option(
+        "--precision", help="In what it multiplies; approximations are bf16, of openvino, and f16, of tensorrt."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 Text = Annotated[Path | None, typer.Option("--text", metavar="FILE", help="The input as UTF-8 text.")]
@@ -179,6 +187,14 @@ OutputOption = Annotated[
 MemoryLimit = Annotated[
     str | None,
     typer.Option("--memory-limit", metavar="SIZE", help='The most memory a run may take, e.g. "4GB" or "900MB".'),
+]
+DeviceMemoryLimit = Annotated[
+    str | None,
+    typer.Option(
+        "--device-memory-limit",
+        metavar="SIZE",
+        help="The most GPU memory a run may take; keys and values, then more, go to host memory if they do not fit.",
+    ),
 ]
 Spill = Annotated[
     Path | None,

@@ -91,6 +91,7 @@ def command(
     precision: options.PrecisionOption = options.Precision.F32,
     memory_limit: options.MemoryLimit = None,
     spill: options.Spill = None,
+    device_memory_limit: options.DeviceMemoryLimit = None,
     cluster: options.ClusterAddress = None,
     resume: Annotated[
         Path | None,
@@ -117,6 +118,9 @@ def command(
     With --memory-limit a run that does not fit is refused before it starts, with what it would need; with --spill its
     largest values go to files until it fits. Of a text or of tokens that folder also keeps checkpoints: after a kill or
     a full disk, `twoheads run --resume DIR` goes on, with the same result to the bit; `twoheads status DIR` looks.
+
+    With --backend cuda or tensorrt values stay in the memory of the GPU; with --device-memory-limit, keys and values
+    that do not fit are streamed from the host's.
 
     With --cluster the blocks of every stage are dealt to the workers of a Ray cluster, with the same result to the bit;
     what a lost worker had computed is computed by others. The bundle must lie in the same folder on every machine.
@@ -159,6 +163,7 @@ def command(
         check=check.value,
         memory_limit=limit,
         spill=folder,
+        device_memory_limit=None if device_memory_limit is None else arguments.parse_size(device_memory_limit),
     )
     wanted = output.value if output else loaded.program.default_output
     if inputs is not None:

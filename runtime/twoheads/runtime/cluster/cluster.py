@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from twoheads.graphs.bundle_format import MANIFEST
 from twoheads.graphs.errors import InputError
-from twoheads.runtime.backend import BACKENDS
+from twoheads.runtime.backend import HOST_BACKENDS
 from twoheads.runtime.cluster.ray_workers import RayWorkers
 from twoheads.runtime.cluster.run import check_program, run_on_workers
 from twoheads.runtime.cluster.transport import Opening
@@ -99,9 +99,9 @@ class Cluster:
         """
         if bundle.memory_limit is not None or bundle.spill is not None:
             raise InputError("cluster", "keeps values in its object store", "load without memory_limit and spill")
-        if bundle.backend not in BACKENDS:
+        if bundle.backend not in HOST_BACKENDS:
             raise InputError(
-                "cluster", f"workers know no backend {bundle.backend}", f"use one of: {', '.join(BACKENDS)}"
+                "cluster", f"workers know no backend {bundle.backend}", f"use one of: {', '.join(HOST_BACKENDS)}"
             )
         check_program(bundle.program)
         output = check_output(bundle.program, output, positions=positions is not None, sink=sink is not None)
