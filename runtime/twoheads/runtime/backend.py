@@ -160,7 +160,7 @@ def open_host_backend(name: str, *, precision: str = "f32", threads: int = 1) ->
         InputError: As that; or it is a device's.
     """
     if name in DEVICE_BACKENDS:
-        raise InputError("backend", f"{name} is not measured by this command", "python -m tools.gpu measures it")
+        raise InputError("backend", f"{name} only queues its calls, which this command times", "time whole runs")
     return open_backend(name, precision=precision, threads=threads)
 
 

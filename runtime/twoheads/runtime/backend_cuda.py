@@ -15,7 +15,7 @@ from twoheads.graphs.errors import BundleError, InputError, InternalError
 from twoheads.graphs.program import Port
 from twoheads.runtime.backend import check_ports
 from twoheads.runtime.backend_onnxruntime import session_ports
-from twoheads.runtime.device.cuda_device import CudaDevice
+from twoheads.runtime.device.cuda_device import CudaDevice, DeviceError
 from twoheads.runtime.device.device import Device, DeviceArray, Stream
 
 __all__ = ["CudaBackend"]
@@ -163,7 +163,10 @@ class CudaCall:
         self._binding.bind_output(name, "cuda", 0, np.dtype(tensor.dtype).type, tensor.shape, tensor.address)
 
     def run(self) -> None:
-        self._session.run_with_iobinding(self._binding, self._engine.options)
+        try:
+            self._session.run_with_iobinding(self._binding, self._engine.options)
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            raise DeviceError("an engine", f"failed on the device: {error}", "use --backend onnxruntime") from error
 
 
 def _cache_folder(path: Path, weights: Mapping[str, npt.NDArray[Any]], precision: str) -> Path:

@@ -18,6 +18,7 @@ from tests.runtime.tiny_model import Tiny, random_tokens, reference
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.program import Pooling
 from twoheads.runtime import LoadedBundle, load
+from twoheads.runtime.device.cuda_device import DeviceError
 from twoheads.runtime.device.key_tiles import KeyTiles
 from twoheads.runtime.device.lanes import Desk, Team
 
@@ -85,6 +86,24 @@ def test_a_graph_serves_every_length_of_as_many_blocks(folders):
             assert_close(result.array, reference(tiny, tokens)["hidden"])
             assert result.report.engine_calls == result.report.formula_calls
             assert device.replays == at
+
+
+def test_a_backend_that_no_graph_can_hold_is_queued(folders, monkeypatch, caplog):
+    tiny, folder = folders["causal"]
+    bundle = load(folder, backend=SimulatedBackend(2))
+    device = device_of(bundle)
+    launch = type(device).end_capture
+
+    def fail(self, stream):
+        launch(self, stream)
+        raise DeviceError("CUDA", "cuStreamEndCapture failed")
+
+    monkeypatch.setattr(type(device), "end_capture", fail)
+    for seed in range(3):
+        tokens = random_tokens(tiny, 70, seed)
+        assert_close(bundle.run(tokens, output="hidden").array, reference(tiny, tokens)["hidden"])
+    assert device.replays == 0
+    assert caplog.text.count("recording one failed") == 1
 
 
 def test_only_inputs_and_wanted_rows_cross(folders):

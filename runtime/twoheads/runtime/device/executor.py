@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from twoheads.graphs.errors import InputError, InternalError
 from twoheads.graphs.program import AttentionStage, SequenceStage, Stage, TokenwiseStage
 from twoheads.graphs.schedule import needed_stages
 from twoheads.runtime.backend import DeviceBackend
+from twoheads.runtime.device.cuda_device import DeviceError
 from twoheads.runtime.device.device import HostBytes, Rows
 from twoheads.runtime.device.head import run_device_head
 from twoheads.runtime.device.plan import DevicePlan, Recorded, Shape, Sizing, make_plan, make_shape
@@ -28,6 +30,8 @@ from twoheads.runtime.sequence_stage import fill_sequence
 
 __all__ = ["DeviceExecutor", "open_device"]
 
+logger = logging.getLogger(__name__)
+
 PLANS = 4
 """Numbers of blocks whose plans and graphs are kept, those used last."""
 
@@ -36,7 +40,7 @@ class DeviceExecutor:
     """Runs one bundle's schedules on a backend's device, one at a time.
 
     The first run of a shape queues its work call by call, the second records it while it does so, and later ones replay
-    it: a length that occurs once is not worth a graph.
+    it: a length that occurs once is not worth a graph. Where recording fails, every run queues its calls.
 
     Args:
         engines: The bundle's engines, of ``backend``.
@@ -55,6 +59,7 @@ class DeviceExecutor:
         self._memory: tuple[int, int] = (0, 0)
         self._pinned: HostBytes = np.empty(0, np.uint8)
         self._uploaded: tuple[DevicePlan, dict[str, int]] | None = None
+        self._captures = True
         self.replays = 0
         """Times that a graph was replayed."""
 
@@ -185,25 +190,32 @@ class DeviceExecutor:
         if isinstance(first, SequenceStage):
             _run_sequence(run, plan, transfers, first)
             return
-        if at not in plan.graphs:
-            if not plan.runs:
-                _count(run, _queue(run, queue, segment))
-                return
-            plan.graphs[at] = self._record(run, queue, segment)
-        self._device.replay(plan.graphs[at].graph, queue.main)
+        recorded = plan.graphs.get(at)
+        if recorded is None and plan.runs and self._captures:
+            recorded = self._record(run, queue, segment)
+        if recorded is None:
+            _count(run, _queue(run, queue, segment))
+            return
+        plan.graphs[at] = recorded
+        self._device.replay(recorded.graph, queue.main)
         self.replays += 1
-        _count(run, plan.graphs[at].calls)
+        _count(run, recorded.calls)
 
-    def _record(self, run: RunState, queue: StageQueue, segment: tuple[Stage, ...]) -> Recorded:
-        """Records the stages, which are not run."""
+    def _record(self, run: RunState, queue: StageQueue, segment: tuple[Stage, ...]) -> Recorded | None:
+        """Records the stages, which are not run; ``None`` if the backend does what no graph can hold."""
         self._device.synchronize()
         self._device.begin_capture(queue.main)
         try:
             calls = _queue(run, queue, segment)
+            return Recorded(self._device.end_capture(queue.main), calls)
+        except DeviceError as error:
+            self._device.abandon_capture(queue.main)
+            self._captures = False
+            logger.warning("no CUDA graphs, as recording one failed; calls are queued one by one: %s", error)
+            return None
         except BaseException:
             self._device.abandon_capture(queue.main)
             raise
-        return Recorded(self._device.end_capture(queue.main), calls)
 
 
 def open_device(
