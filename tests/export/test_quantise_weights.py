@@ -75,17 +75,31 @@ def decoder() -> Decoder:
 @given(bits=st.sampled_from([4, 8]), seed=st.integers(0, 1000), scale=st.sampled_from([0.0, 1e-36, 1e-3, 1.0, 1e30]))
 def test_a_number_moves_by_half_a_step_at_most(bits: int, seed: int, scale: float) -> None:
     weight = (np.random.default_rng(seed).standard_normal((5, 96)) * scale).astype(np.float32)
-    values, scales = quantise(weight, bits)
-    assert (values.shape, scales.shape) == quantised_shapes(5, 96, bits)
-    back = dequantise(values, scales, bits)
-    # The side without the extreme ends one step earlier: 7 of 4 bits.
-    steps = np.abs(scales).repeat(32, -1) * (1.0 if bits == 4 else 0.5) * 1.001
+    parts = quantise(weight, bits)
+    assert tuple(part.shape for part in parts) == quantised_shapes(5, 96, bits)
+    back = restored(parts)
+    steps = parts[1].repeat(32, -1) * 0.5001
     assert (np.abs(back - weight) <= steps + 1e-44).all()
-    again = quantise(back, bits)
-    assert np.abs(dequantise(*again, bits) - back).max() <= np.abs(back).max() * 1e-6
+    assert np.abs(restored(quantise(back, bits)) - back).max() <= np.abs(back).max() * 1e-6
 
 
-@pytest.mark.parametrize(("weight_dtype", "share"), [("int8", 0.35), ("int4", 0.25)])
+def restored(parts: tuple[Any, ...]) -> Any:
+    values, scales, *zeros = parts
+    return dequantise(values, scales, zeros[0] if zeros else None)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 1000), levels=st.integers(1, 16), offset=st.floats(-20, 20))
+def test_numbers_of_4_bits_stay_what_they_are(seed: int, levels: int, offset: float) -> None:
+    """As a GGUF file has them: a scale and an offset for every 32."""
+    generator = np.random.default_rng(seed)
+    scales = generator.uniform(1e-3, 1, (7, 3, 1)).astype(np.float16).astype(np.float32)
+    places = generator.integers(0, levels, (7, 3, 32))
+    weight = (scales * (places + np.float32(offset))).astype(np.float32).reshape(7, 96)
+    np.testing.assert_allclose(restored(quantise(weight, 4)), weight, rtol=0, atol=np.abs(weight).max() * 1e-6)
+
+
+@pytest.mark.parametrize(("weight_dtype", "share"), [("int8", 0.35), ("int4", 0.28)])
 def test_a_decoder(decoder: Decoder, tmp_path: Path, weight_dtype: str, share: float) -> None:
     module = decoder.module
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}

@@ -66,7 +66,11 @@ def with_bundle_weights(original: AnyOriginal, bundle: LoadedBundle) -> AnyOrigi
     weights = Weights(bundle.path / WEIGHTS, bundle.manifest.weights)
     found: dict[str, npt.NDArray[np.float32]] = {}
     for name, entry in bundle.manifest.quantised.items():
-        array = dequantise(weights.view(entry.values), weights.view(entry.scales), entry.bits)
+        array = dequantise(
+            weights.view(entry.values),
+            weights.view(entry.scales),
+            None if entry.zeros is None else weights.view(entry.zeros),
+        )
         found[name] = np.ascontiguousarray(array.T) if entry.transposed else array
     if original.identity.form == "onnx":
         return _with_onnx_weights(cast("OnnxOriginal", original), found)

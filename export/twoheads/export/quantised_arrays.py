@@ -1,4 +1,4 @@
-"""Weights as small whole numbers with a scale for every 32 of them, as ONNX Runtime's ``MatMulNBits`` reads them."""
+"""Weights as small whole numbers, every 32 with a scale and a zero, as ONNX Runtime's ``MatMulNBits`` reads them."""
 
 from __future__ import annotations
 
@@ -14,34 +14,65 @@ __all__ = ["dequantise", "quantise", "quantised_shapes"]
 Array = npt.NDArray[Any]
 
 
-def quantised_shapes(outer: int, inner: int, bits: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The shapes of the values and of the scales of a weight ``[outer, inner]``."""
+def quantised_shapes(outer: int, inner: int, bits: int) -> tuple[tuple[int, ...], ...]:
+    """The shapes of a weight ``[outer, inner]``'s values and scales, and of the zeros that 4 bits have beside."""
     blocks = inner // QUANTISATION_BLOCK
-    return (outer, blocks, QUANTISATION_BLOCK * bits // 8), (outer, blocks)
+    return (
+        (outer, blocks, QUANTISATION_BLOCK * bits // 8),
+        (outer, blocks),
+        *(((outer, blocks),) if bits == 4 else ()),
+    )
 
 
-def quantise(weight: Array, bits: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-    """Values and scales of a finite float32 weight ``[outer, inner]``, shaped as :func:`quantised_shapes` tells.
+def quantise(weight: Array, bits: int) -> tuple[Array, ...]:
+    """Values, scales and zeros of a finite float32 weight ``[outer, inner]``, as :func:`quantised_shapes` tells.
 
-    The largest number of a block becomes the value farthest from the middle, exactly: 127 of 8 bits on either side, -8
-    of 4 bits, whose scale has the sign for that (7 on both sides would waste a sixteenth of the range).
+    With 8 bits a block's largest number becomes 127 on its side of the middle, exactly. With 4 bits its least becomes 0
+    and its largest 15; where its numbers lie on a coarser lattice of at most 16 points, that is kept as it is: weights
+    that had 4 bits before, in a GGUF file, lose nothing.
     """
     blocks: Array = weight.astype(np.float32, copy=False).reshape(len(weight), -1, QUANTISATION_BLOCK)
-    places: Array = np.abs(blocks).argmax(-1)[..., None]
-    largest: Array = np.take_along_axis(blocks, places, -1)
-    scales: Array = np.abs(largest) / np.float32(127) if bits == 8 else largest / np.float32(-8)
-    middle = 1 << (bits - 1)
+    if bits == 4:
+        return _quantise_4(blocks)
+    scales: Array = np.abs(blocks).max(-1) / np.float32(127)
     # A block of zeros, or of numbers so small that their scale is 0, is all middles.
-    ratios = np.divide(blocks, scales, out=np.zeros_like(blocks), where=scales != 0)
-    values: Array = (np.clip(np.rint(ratios), -middle, middle - 1) + middle).astype(np.uint8)
-    if bits == 4:
-        values = values[..., 0::2] | (values[..., 1::2] << 4)
-    return values, scales[..., 0]
+    ratios = np.divide(blocks, scales[..., None], out=np.zeros_like(blocks), where=scales[..., None] != 0)
+    return (np.clip(np.rint(ratios), -128, 127) + 128).astype(np.uint8), scales
 
 
-def dequantise(values: Array, scales: Array, bits: int) -> npt.NDArray[np.float32]:
-    """The weight ``[outer, inner]`` that values and scales stand for."""
-    if bits == 4:
+def _quantise_4(blocks: Array) -> tuple[Array, Array, Array]:
+    # In double precision, in which no difference of two float32 numbers overflows.
+    ordered: Array = np.sort(blocks.astype(np.float64), axis=-1)
+    least, largest = ordered[..., 0], ordered[..., -1]
+    extent = largest - least
+    scales = (extent / _steps(ordered, extent)).astype(np.float32)
+    # Numbers that are all the same are that number times 1.
+    flat = scales == 0
+    scales = np.where(flat, largest, scales).astype(np.float32)
+    whole = scales.astype(np.float64)
+    zeros = np.divide(-least, whole, out=np.zeros_like(whole), where=~flat).astype(np.float32)
+    ratios = np.divide(blocks - least[..., None], whole[..., None], out=np.ones(blocks.shape), where=~flat[..., None])
+    values = np.clip(np.rint(ratios), 0, 15).astype(np.uint8)
+    return values[..., 0::2] | (values[..., 1::2] << 4), scales, zeros
+
+
+def _steps(ordered: Array, extent: Array) -> Array:
+    """Into how many steps to cut each block's extent: 15, or fewer where all of its numbers lie on such a lattice."""
+    gaps = np.diff(ordered, axis=-1)
+    # What float32 rounds differently is no gap.
+    gaps[gaps < extent[..., None] * 1e-3] = np.inf
+    with np.errstate(invalid="ignore", divide="ignore"):
+        steps = np.rint(extent / gaps.min(-1))
+        places = (ordered - ordered[..., :1]) / (extent / steps)[..., None]
+        fits = (np.abs(places - np.rint(places)).max(-1) < 1e-2) & (steps >= 1) & (steps <= 15)
+    return np.where(fits, steps, 15.0)
+
+
+def dequantise(values: Array, scales: Array, zeros: Array | None) -> npt.NDArray[np.float32]:
+    """The weight ``[outer, inner]`` that values, scales and zeros (``None`` with 8 bits) stand for."""
+    if zeros is None:
+        centred = values.astype(np.float32) - np.float32(128)
+    else:
         values = np.stack([values & 15, values >> 4], -1).reshape(*values.shape[:-1], -1)
-    centred = values.astype(np.float32) - np.float32(1 << (bits - 1))
+        centred = values.astype(np.float32) - zeros[..., None]
     return np.asarray((centred * scales[..., None]).reshape(len(values), -1), np.float32)

@@ -33,10 +33,10 @@ INT8_LEVEL = 4
 ACCURACY_LEVELS = {8: INT8_LEVEL, 4: FLOAT32_LEVEL}
 """In what ONNX Runtime 1.32 multiplies weights of so many bits: float32 (1), or with the other operand rounded to int8
 in blocks of 32 (4). 8 bits have a kernel of their own for the latter only; the former needs a float32 copy of the
-weight in every call. Blocks of 128 and 256 rows, one thread of an AVX2 processor, as shares of the float32 product's
-speed: 8 bits 0.6 to 0.7 (in float32 0.4 to 0.6), 4 bits 0.93 to 1.0 (with int8 0.85 to 0.95). ``MatMulInteger`` with
-one scale for each token reaches 1.2 to 1.5 there, and costs SmolLM2-135M 3.3 of its perplexity of 19.9, where blocks
-of 32 cost nothing."""
+weight in every call. 4 bits are multiplied in float32, as zeros that are no whole numbers leave no choice. Blocks of
+128 and 256 rows, one thread of an AVX2 processor, as shares of the float32 product's speed: 8 bits 0.6 to 0.7 (in
+float32 0.4 to 0.6), 4 bits 0.75 to 0.85. ``MatMulInteger`` with one scale for each token reaches 1.2 to 1.5 there, and
+costs SmolLM2-135M 3.3 of its perplexity of 19.9, where blocks of 32 cost nothing."""
 
 BRANCHES = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 VIEWS = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
@@ -96,17 +96,17 @@ def _use(node: onnx.NodeProto, place: int, sources: Mapping[str, str], tokens: C
     return None
 
 
-def quantised_ports(port: Port, bits: int, *, transposed: bool) -> tuple[Port, Port]:
-    """The ports of the values and of the scales that take the place of ``port``."""
+def quantised_ports(port: Port, bits: int, *, transposed: bool) -> tuple[Port, ...]:
+    """The ports of values, scales and zeros that take the place of ``port``."""
     outer, inner = reversed(port.shape) if transposed else port.shape
-    values, scales = quantised_shapes(outer, inner, bits)
-    return Port(f"{port.name}:int{bits}", "uint8", values), Port(f"{port.name}:scales", "float32", scales)
+    named = zip((f"int{bits}", "scales", "zeros"), quantised_shapes(outer, inner, bits), strict=False)
+    return tuple(Port(f"{port.name}:{part}", "uint8" if not at else "float32", s) for at, (part, s) in enumerate(named))
 
 
 def quantised_engine(
-    model: onnx.ModelProto, weights: Mapping[str, tuple[Port, Port]], bits: Mapping[str, int]
+    model: onnx.ModelProto, weights: Mapping[str, tuple[Port, ...]], bits: Mapping[str, int]
 ) -> onnx.ModelProto:
-    """The engine with the named weights read as values and scales.
+    """The engine with the named weights read as values, scales and zeros.
 
     Args:
         model: Whose weights are graph inputs. Left as it is.
@@ -145,13 +145,13 @@ def _dims(value: onnx.ValueInfoProto) -> list[int]:
     return [dim.dim_value for dim in value.type.tensor_type.shape.dim]
 
 
-def _product(node: onnx.NodeProto, ports: tuple[Port, Port], bits: int) -> Iterator[onnx.NodeProto]:
-    values, scales = ports
+def _product(node: onnx.NodeProto, ports: tuple[Port, ...], bits: int) -> Iterator[onnx.NodeProto]:
+    scales = ports[1]
     biased = len(node.input) > 2 and node.input[2]
     result = f"{node.output[0]}.product" if biased else node.output[0]
     yield helper.make_node(
         QUANTISED_PRODUCT,
-        [node.input[0], values.name, scales.name],
+        [node.input[0], *(port.name for port in ports)],
         [result],
         name=f"{node.output[0]}.quantised",
         domain=DOMAIN,
@@ -165,7 +165,7 @@ def _product(node: onnx.NodeProto, ports: tuple[Port, Port], bits: int) -> Itera
         yield helper.make_node("Add", [result, node.input[2]], [node.output[0]], name=f"{node.output[0]}.biased")
 
 
-def _look_up(node: onnx.NodeProto, ports: tuple[Port, Port], bits: int, shape: list[int]) -> Iterator[onnx.NodeProto]:
+def _look_up(node: onnx.NodeProto, ports: tuple[Port, ...], bits: int, shape: list[int]) -> Iterator[onnx.NodeProto]:
     """Rows of a table of 8 bits in float32: the tokens' rows alone are computed."""
     values, scales = ports
     index, result = node.input[1], node.output[0]

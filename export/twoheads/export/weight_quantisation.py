@@ -147,8 +147,14 @@ def _quantised(
         array = _float32(weight)
         if not np.isfinite(array).all():
             raise CompileError(f"weight {name}", "is not finite, so it has no scale", "repair the model")
-        entry = QuantisedWeight(plan.bits, plan.transposed, f"{name}:int{plan.bits}", f"{name}:scales")
-        kept[entry.values], kept[entry.scales] = quantise(array.T if plan.transposed else array, plan.bits)
+        entry = QuantisedWeight(
+            bits=plan.bits,
+            transposed=plan.transposed,
+            values=f"{name}:int{plan.bits}",
+            scales=f"{name}:scales",
+            zeros=f"{name}:zeros" if plan.bits == 4 else None,
+        )
+        kept.update(zip(entry.stored, quantise(array.T if plan.transposed else array, plan.bits), strict=True))
         entries[name] = entry
     return kept, entries
 
@@ -178,5 +184,5 @@ def _rebound(stage: Any, plans: Mapping[str, _Plan], quantised: Mapping[str, Qua
     """The stage with the names of the new weights in place of those that they replace."""
     if not isinstance(stage, TokenwiseStage) or plans.keys().isdisjoint(stage.weights):
         return stage
-    entries = [(quantised[n].values, quantised[n].scales) if n in plans else (n,) for n in stage.weights]
+    entries = [quantised[n].stored if n in plans else (n,) for n in stage.weights]
     return replace(stage, weights=tuple(name for names in entries for name in names))

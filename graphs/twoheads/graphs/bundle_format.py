@@ -78,20 +78,27 @@ class WeightEntry:
 class QuantisedWeight:
     """A weight of the source that the bundle holds as small whole numbers and scales.
 
-    Along its inner dimension every :data:`QUANTISATION_BLOCK` numbers share one scale; a number is ``scale * (value -
-    2 ** (bits - 1))``.
+    Along its inner dimension every :data:`QUANTISATION_BLOCK` numbers share one scale, and with 4 bits one zero; a
+    number is ``scale * (value - zero)``. With 8 bits the zero is 128.
 
     Attributes:
         bits: 8, or 4: two values a byte, the first one in the low half.
         transposed: Whether the source has it as ``[inner, outer]``; the arrays below begin with the outer dimension.
         values: Name of the uint8 weight ``[outer, inner / 32, 32 * bits / 8]``.
         scales: Name of the float32 weight ``[outer, inner / 32]``.
+        zeros: The same of the zeros, which are no whole numbers; ``None`` with 8 bits.
     """
 
     bits: int
     transposed: bool
     values: str
     scales: str
+    zeros: str | None
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """The names of the weights that stand for it."""
+        return (self.values, self.scales) if self.zeros is None else (self.values, self.scales, self.zeros)
 
 
 @dataclass(frozen=True, slots=True)
