@@ -105,18 +105,9 @@ def _keyed(key):
     real = load_target("qnn").module
 
     def keyed(build, content):
-        return key(
-            type(build)(
-                build.bundle, _as(build.target, real), build.compiler, build.precision, build.device, build.check
-            ),
-            content,
-        )
+        return key(replace(build, target=replace(build.target, module=real)), content)
 
     return keyed
-
-
-def _as(target, program):
-    return replace(target, module=program)
 
 
 @pytest.mark.parametrize("name", ["openvino", "qnn", "tensorrt-rtx"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from hashlib import sha256
 from pathlib import Path
@@ -145,6 +146,15 @@ def test_without_artifacts_the_error_says_how_to_make_them(tmp_path: Path, capsy
     assert "was not built for rknn" in capsys.readouterr().err
     with pytest.raises(InputError, match="computes as the bundle was built"):
         load(bundle, backend="qnn-emulator", precision="bf16")
+
+
+def test_artifacts_in_whole_numbers_are_not_simulated_in_half_precision(tmp_path: Path, python: Path) -> None:
+    bundle = build(tmp_path / "b", python)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["targets"]["fake"]["precision"] = "int8"
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"built for fake in int8.*\n  fix: twoheads build .* --precision fp16"):
+        load(bundle, backend=backend(python))
 
 
 def test_a_bundle_on_the_emulator_of_a_real_npu(tmp_path: Path) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,24 +21,45 @@ from twoheads.runtime import LoadedBundle, load
 from twoheads.runtime.backend import Backend, Call, EngineHandle, open_backend
 from twoheads.runtime.bundle_reader import Bundle
 
-__all__ = ["RecordingBackend", "record_inputs"]
+__all__ = ["InputRecorder", "RecordingBackend", "record_inputs", "recorded_lengths"]
 
 Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
 
 
+@dataclass(slots=True)
+class _Kept:
+    """Copies of what calls of one open engine were given: of the first ones, or of as many drawn from all of them."""
+
+    most: int
+    draw: bool
+    arrays: list[Arrays] = field(default_factory=list[Arrays])
+    offered: int = 0
+    random: random.Random = field(default_factory=lambda: random.Random(0))  # noqa: S311 - the same draws in every run
+
+    def offer(self, bound: Arrays) -> None:
+        """Keeps a copy while there is room; or of every call with the same probability, by reservoir sampling."""
+        place = self.offered
+        if place >= self.most and self.draw:
+            place = self.random.randrange(self.offered + 1)
+        self.offered += 1
+        if place < self.most:
+            self.arrays[place : place + 1] = [{name: np.array(array) for name, array in bound.items()}]
+
+
 class RecordingBackend:
-    """Passes everything on to ``backend`` and keeps copies of what the first calls of every open engine were given.
+    """Passes everything on to ``backend`` and keeps copies of what calls of every open engine were given.
 
     Args:
         backend: What runs the engines.
-        calls: Of how many calls the inputs are kept.
+        calls: Of how many calls of an engine the inputs are kept.
+        draw: Whether they are drawn from all calls, every time the same, instead of being the first ones.
     """
 
-    def __init__(self, backend: Backend, calls: int = 1) -> None:
+    def __init__(self, backend: Backend, calls: int = 1, *, draw: bool = False) -> None:
         self.name = backend.name
         self._backend = backend
-        self._calls = calls
-        self._seen: dict[str, list[list[Arrays]]] = {}
+        self._calls, self._draw = calls, draw
+        self._seen: dict[str, list[_Kept]] = {}
 
     def tensor(self, array: npt.NDArray[Any]) -> _Tensor:
         """The backend's tensor together with its array, which a call copies."""
@@ -53,15 +75,20 @@ class RecordingBackend:
         own_weights: bool = False,
     ) -> EngineHandle:
         """As the backend's own."""
-        kept: list[Arrays] = []
+        kept = _Kept(self._calls, self._draw)
         handle = self._backend.load_engine(path, inputs, outputs, weights, threads=threads, own_weights=own_weights)
         self._seen.setdefault(path.name, []).append(kept)
-        return _RecordingEngine(handle, tuple(port.name for port in inputs), kept, self._calls)
+        return _RecordingEngine(handle, tuple(port.name for port in inputs), kept)
 
     def inputs(self, file: str, number: int) -> tuple[Arrays, ...]:
         """What the ``number``-th engine that was opened from the file called ``file`` was given, call by call."""
         opened = self._seen.get(file, [])
-        return tuple(opened[number]) if number < len(opened) else ()
+        return tuple(opened[number].arrays) if number < len(opened) else ()
+
+    def forget(self) -> None:
+        """Starts anew: what was kept so far is let go."""
+        for kept in (kept for opened in self._seen.values() for kept in opened):
+            kept.arrays, kept.offered = [], 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +98,16 @@ class _Tensor:
 
 
 class _RecordingEngine:
-    def __init__(self, handle: EngineHandle, ports: tuple[str, ...], kept: list[Arrays], calls: int) -> None:
-        self._handle, self._ports, self._kept, self._calls = handle, ports, kept, calls
+    def __init__(self, handle: EngineHandle, ports: tuple[str, ...], kept: _Kept) -> None:
+        self._handle, self._ports, self._kept = handle, ports, kept
 
     def new_call(self) -> Call:
-        return _RecordingCall(self._handle.new_call(), self._ports, self._kept, self._calls)
+        return _RecordingCall(self._handle.new_call(), self._ports, self._kept)
 
 
 class _RecordingCall:
-    def __init__(self, call: Call, ports: tuple[str, ...], kept: list[Arrays], calls: int) -> None:
-        self._call, self._ports, self._kept, self._calls = call, ports, kept, calls
+    def __init__(self, call: Call, ports: tuple[str, ...], kept: _Kept) -> None:
+        self._call, self._ports, self._kept = call, ports, kept
         self._bound: dict[str, npt.NDArray[Any]] = {}
 
     def bind_input(self, port: int, tensor: _Tensor) -> None:
@@ -91,8 +118,7 @@ class _RecordingCall:
         self._call.bind_output(port, tensor.inner)
 
     def run(self) -> None:
-        if len(self._kept) < self._calls:
-            self._kept.append({name: np.array(self._bound[name]) for name in self._ports})
+        self._kept.offer({name: self._bound[name] for name in self._ports})
         self._call.run()
 
 
@@ -118,16 +144,60 @@ def record_inputs(
     Raises:
         InputError: The input does not fit.
     """
-    program = bundle.program
-    backend = RecordingBackend(open_backend("onnxruntime"), calls)
-    # One thread opens engines in the order of the program, as the jobs are: that tells one set of weights from another.
-    loaded = load(bundle.path, backend=backend, threads=1, check="size", one_call=False)
-    lengths = verify_lengths(program, _default_length(program) if length is None else length)
-    given = verify_inputs(loaded, lengths, text=text, tokens=tokens)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        _run(loaded, given, value_rows(program.value(program.hidden), lengths))
-    return _by_job(bundle, backend)
+    recorder = InputRecorder(bundle, calls)
+    recorder.run(length, text=text, tokens=tokens)
+    return recorder.take()
+
+
+class InputRecorder:
+    """Runs ``bundle`` on ONNX Runtime, as often as asked, and records what its engines are given.
+
+    Args:
+        bundle: What runs.
+        calls: Of how many calls of every engine, or engine and set of weights, the inputs are kept.
+        draw: As for :class:`RecordingBackend`.
+    """
+
+    def __init__(self, bundle: Bundle, calls: int = 1, *, draw: bool = False) -> None:
+        self._bundle = bundle
+        self._backend = RecordingBackend(open_backend("onnxruntime"), calls, draw=draw)
+        # One thread opens engines in the order of the program, as the jobs are: that tells one set of weights from
+        # another.
+        self.loaded = load(bundle.path, backend=self._backend, threads=1, check="size", one_call=False)
+
+    def run(
+        self,
+        length: int | Mapping[str, int] | None = None,
+        *,
+        text: str | None = None,
+        tokens: npt.NDArray[Any] | None = None,
+    ) -> None:
+        """Runs all of the body and a block of the head; arguments as for :func:`record_inputs`.
+
+        Raises:
+            InputError: The input does not fit.
+        """
+        program = self._bundle.program
+        lengths = recorded_lengths(program, length)
+        given = verify_inputs(self.loaded, lengths, text=text, tokens=tokens)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _run(self.loaded, given, value_rows(program.value(program.hidden), lengths))
+
+    def take(self) -> dict[str, tuple[Arrays, ...]]:
+        """What was recorded since the last time, by the name of an ``EngineJob``; engines not called are missing."""
+        recorded = _by_job(self._bundle, self._backend)
+        self._backend.forget()
+        return recorded
+
+
+def recorded_lengths(program: Program, length: int | Mapping[str, int] | None = None) -> dict[str, int]:
+    """The length of every input axis in a recorded run.
+
+    Raises:
+        InputError: ``length`` is wrong.
+    """
+    return verify_lengths(program, _default_length(program) if length is None else length)
 
 
 def _run(bundle: LoadedBundle, given: Arrays, rows: int) -> None:

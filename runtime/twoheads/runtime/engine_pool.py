@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import numpy.typing as npt
 
-from twoheads.graphs.errors import BundleError, InternalError
+from twoheads.graphs.errors import BundleError, InputError, InternalError
 from twoheads.graphs.program import (
     AttentionEngine,
     OracleEngine,
@@ -53,7 +53,7 @@ class EnginePool:
         half: Whether values between and inside engines are rounded to float16.
 
     Raises:
-        InputError: The backend runs what was built for a target, and nothing was.
+        InputError: The backend runs what was built for a target, and nothing was, or in whole numbers.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class EnginePool:
         self.memory = SpareMemory()
         self.program = bundle.program
         self._bundle = bundle
-        self._artifacts = Artifacts(bundle, backend.target) if isinstance(backend, EmulatorBackend) else None
+        self._artifacts = _artifacts(bundle, backend) if isinstance(backend, EmulatorBackend) else None
         self.half = self._artifacts is not None and self._artifacts.precision == "fp16"
         self._open: dict[Hashable, EngineHandle] = {}
         self._lock = threading.Lock()
@@ -193,6 +193,18 @@ class EnginePool:
         for variant in engine.VARIANTS + added:
             if self.holds(name, variant):
                 self.attention(name, variant)
+
+
+def _artifacts(bundle: Bundle, backend: EmulatorBackend) -> Artifacts:
+    """What was built for the backend's target; a simulator that builds anew knows no ranges of values for int8."""
+    found = Artifacts(bundle, backend.target)
+    if found.precision == "int8":
+        raise InputError(
+            str(bundle.path),
+            f"was built for {backend.target} in int8, which {backend.name} does not run",
+            f"twoheads build {bundle.path} --target {backend.target} --precision fp16",
+        )
+    return found
 
 
 def _engines_of_single_weights(program: Program) -> frozenset[str]:

@@ -13,17 +13,15 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime  # type: ignore[import-untyped]
 
+from twoheads.export.build.calibration import Calibration, EngineInputs, calibrate_by, inputs_of, run_on_host
 from twoheads.export.build.compiler_process import Compiler, find_compiler, run_compiler
 from twoheads.export.build.engine_jobs import (
     EngineJob,
     engine_file_model,
     engine_jobs,
     engine_model,
-    random_inputs,
 )
-from twoheads.export.build.hidden_scores import raise_masks
 from twoheads.export.build.host_part import Parts, split_host_part
 from twoheads.export.build.prepare_engine import is_narrow, prepare_engine
 from twoheads.export.build.target import Target, choose, load_target
@@ -31,7 +29,7 @@ from twoheads.export.build.target_files import artifact_files, link_file, made_f
 from twoheads.export.progress import Progress, silent
 from twoheads.export.tensor_error import relative_error
 from twoheads.graphs.bundle_format import TARGETS, Artifact, HostPart, TargetEntry
-from twoheads.graphs.errors import CompileError
+from twoheads.graphs.errors import CompileError, InputError
 from twoheads.runtime.bundle_reader import Bundle, read_bundle
 
 __all__ = ["Built", "build_engines", "build_target"]
@@ -67,6 +65,7 @@ class _Build:
     precision: str
     device: str | None
     check: bool
+    calibration: Calibration | None
 
 
 def build_target(
@@ -76,6 +75,7 @@ def build_target(
     precision: str | None = None,
     device: str | None = None,
     python: Path | None = None,
+    calibrate: str | None = None,
     check: bool = False,
     strict: bool = False,
     progress: Progress | None = None,
@@ -91,6 +91,8 @@ def build_target(
         precision: One of the target's; its first if not given.
         device: One of the target's; its first if not given.
         python: That of the environment with the compiler.
+        calibrate: For int8, a text of a few thousand words like those that the artifacts will be run on: ranges of
+            values are taken from runs over it.
         check: Also run what was built, where something can, and compare it with ONNX Runtime.
         strict: Fail if anything is left to the host.
         progress: Called as ``progress(phase, done, total)``.
@@ -98,7 +100,8 @@ def build_target(
     Raises:
         BundleError: The bundle is damaged, or the disk refuses.
         CompileError: The compiler refuses an engine, or in a strict build leaves nodes to the host. Nothing is written.
-        InputError: There is no such target, precision or device, or its compiler is not installed.
+        InputError: There is no such target, precision or device, its compiler is not installed, or ``calibrate`` is
+            missing, of no use, or too short.
     """
     bundle = read_bundle(path)
     with tempfile.TemporaryDirectory(prefix="twoheads-") as scratch:
@@ -109,6 +112,7 @@ def build_target(
             precision=precision,
             device=device,
             python=python,
+            calibrate=calibrate,
             check=check,
             progress=progress,
         )
@@ -125,6 +129,7 @@ def build_engines(
     precision: str | None = None,
     device: str | None = None,
     python: Path | None = None,
+    calibrate: str | None = None,
     check: bool = False,
     once: bool = False,
     progress: Progress | None = None,
@@ -138,20 +143,26 @@ def build_engines(
         precision: As for :func:`build_target`.
         device: As for :func:`build_target`.
         python: As for :func:`build_target`.
+        calibrate: As for :func:`build_target`.
         check: As for :func:`build_target`.
         once: Every engine with the weights of its first stage only.
         progress: As for :func:`build_target`.
 
     Raises:
-        InputError: There is no such target, precision or device, or its compiler is not installed.
+        InputError: As for :func:`build_target`.
     """
     report = progress or silent
     target = load_target(name)
     wanted = choose("--precision", precision, target.precisions, name)
     chosen = choose("--device", device, target.devices, name) if device or target.devices else None
+    _require_text(name, wanted, calibrate)
     report(f"find the compiler of {name}")
     compiler = find_compiler(target, python, chosen)
-    build = _Build(bundle, target, compiler, wanted, chosen, check and target.emulator is not None)
+    calibration = None
+    if calibrate is not None:
+        report("record values of runs over the text")
+        calibration = calibrate_by(bundle, calibrate)
+    build = _Build(bundle, target, compiler, wanted, chosen, check and target.emulator is not None, calibration)
     (scratch / name).mkdir()
     plan = _plan(build, scratch, once=once)
     requests = plan.requests
@@ -178,6 +189,18 @@ def build_engines(
     return Built(TargetEntry(compiler.name, compiler.version, wanted, chosen, artifacts), refused, plan.kept, sizes)
 
 
+def _require_text(name: str, precision: str, text: str | None) -> None:
+    """Ranges that random numbers have would be no statement about a model's values."""
+    if precision == "int8" and text is None:
+        raise InputError(
+            "--precision int8",
+            f"{name} needs to know the ranges of values",
+            "--calibrate FILE, a text like those to run",
+        )
+    if precision != "int8" and text is not None:
+        raise InputError("--calibrate", f"is for int8, and {precision} has no use for it", "leave it out")
+
+
 @dataclass(slots=True)
 class _Plan:
     """What there is to do: artifacts that are there already, and for the others requests, by the job's name."""
@@ -198,7 +221,8 @@ def _plan(build: _Build, scratch: Path, *, once: bool) -> _Plan:
         model = engine_model(build.bundle, job)
         parts = prepare_engine(model, build.target, build.precision, job.name)
         content = b"" if parts.accelerator is None else parts.accelerator.SerializeToString(deterministic=True)
-        key = _key(build, content)
+        fed = inputs_of(build.calibration, job, parts.host, build.target)
+        key = _key(build, content + fed.digest())
         host = None if parts.host is None else _write_host_part(build, job, scratch / name)
         former = None if earlier is None else earlier.artifacts.get(job.name)
         if former is not None and former.key == key and (former.error is not None or not build.check):
@@ -210,7 +234,7 @@ def _plan(build: _Build, scratch: Path, *, once: bool) -> _Plan:
             plan.made[job.name] = Artifact(key, job.stages, (), 0.0, (), None, host)
         else:
             plan.jobs[job.name] = job, key, host
-            plan.requests.append(_request(build, job, model, parts, scratch))
+            plan.requests.append(_request(build, job, model, parts, fed, scratch))
     return plan
 
 
@@ -240,38 +264,35 @@ def _key(build: _Build, content: bytes) -> str:
     return digest.hexdigest()
 
 
-def _request(build: _Build, job: EngineJob, model: onnx.ModelProto, parts: Parts, scratch: Path) -> dict[str, Any]:
+def _request(
+    build: _Build, job: EngineJob, model: onnx.ModelProto, parts: Parts, fed: EngineInputs, scratch: Path
+) -> dict[str, Any]:
     """Writes what the compiler reads; what it must give is what ONNX Runtime makes of the whole engine, ``model``."""
     base = scratch / "engines" / job.name
     assert parts.accelerator is not None
     graph = parts.accelerator.graph
-    given: dict[str, Any] = random_inputs(job)
-    taken = given if parts.host is None else {**given, **_run_on_host(parts.host, given)}
-    inputs: dict[str, Any] = {port.name: taken[port.name] for port in graph.input}
-    if build.precision == "int8" and build.target.hidden_score is not None:
-        inputs = raise_masks(inputs, build.target.hidden_score)
-    np.savez(f"{base}.inputs.npz", **inputs)
+    inputs, *samples = (f"{base}.{part}.npz" for part in ("inputs", *map(str, range(len(fed.samples)))))
+    for file, arrays in zip((inputs, *samples), (fed.check, *fed.samples), strict=True):
+        _save(file, {port.name: arrays[port.name] for port in graph.input})
     Path(f"{base}.onnx").write_bytes(parts.accelerator.SerializeToString(deterministic=True))
     if build.check:
-        values = _run_on_host(model, given)
-        np.savez(f"{base}.expected.npz", **{port.name: values[port.name] for port in graph.output})
+        values = run_on_host(model, [fed.given])[0]
+        _save(f"{base}.expected.npz", {port.name: values[port.name] for port in graph.output})
     return {
         "name": job.name,
         "onnx": f"{base}.onnx",
         "folder": str(scratch / build.target.name),
         "precision": build.precision,
         "device": build.device,
-        "inputs": f"{base}.inputs.npz",
+        "inputs": inputs,
+        "samples": samples,
         "outputs": f"{base}.outputs.npz" if build.check else None,
         "log": f"{base}.log",
     }
 
 
-def _run_on_host(model: onnx.ModelProto, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Every output of ``model``, by ONNX Runtime, from those of the values ``given`` that it takes."""
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    values = session.run(None, {port.name: given[port.name] for port in session.get_inputs()})
-    return {port.name: value for port, value in zip(session.get_outputs(), values, strict=True)}
+def _save(file: str, arrays: dict[str, Any]) -> None:
+    np.savez(file, **arrays)
 
 
 def _error(request: Mapping[str, Any]) -> float:

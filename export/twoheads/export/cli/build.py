@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from twoheads.export.build.target import load_target
-from twoheads.export.cli import options
+from twoheads.export.cli import arguments, options
 from twoheads.export.cli.console import print_facts, print_json, print_table, print_warning, seconds_text, size_text
 from twoheads.export.cli.progress import PhaseProgress
 from twoheads.graphs.json_codec import to_json
@@ -35,6 +35,10 @@ def command(
         Path | None,
         typer.Option("--python", metavar="PATH", help="The Python of the environment that has the compiler."),
     ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option("--calibrate", metavar="FILE", help="For int8: a text like those to run, for ranges of values."),
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Run what was built, in the compiler's emulator, against ONNX Runtime.")
     ] = False,
@@ -47,9 +51,11 @@ def command(
     kept. If one is refused, nothing is written.
 
     Example: twoheads build smollm2.bundle --target qnn --check
+    In 8 bits: twoheads build minilm.bundle --target ethos-u --calibrate FILE.txt --check
     """
     load_target(target)
     read_bundle(bundle, check="size")
+    text = None if calibrate is None else arguments.read_text(calibrate)
 
     from twoheads.export.build.build_target import build_target
 
@@ -60,6 +66,7 @@ def command(
             precision=None if precision is None else precision.value,
             device=device,
             python=python,
+            calibrate=text,
             check=check,
             strict=strict,
             progress=progress,

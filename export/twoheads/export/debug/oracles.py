@@ -94,6 +94,7 @@ def _request(
         "onnx": str(folder / "model.onnx"),
         "folder": str(folder / "artifacts"),
         "inputs": str(folder / "model.inputs.npz"),
+        "samples": [str(folder / "model.inputs.npz")],
         "outputs": str(folder / "model.outputs.npz") if emulate else None,
         "log": str(folder / "model.log"),
     }

@@ -27,15 +27,14 @@ def identify() -> dict[str, str]:
 
 
 def build(request: dict[str, Any]) -> None:
-    """Converts, quantises by the values of a run on the request's inputs, compiles, and runs if asked."""
+    """Converts, quantises by the ranges of runs on the request's samples, compiles, and runs if asked."""
     name, folder = request["name"], Path(request["folder"])
     module, graph = torch_module(request["onnx"])
-    with np.load(request["inputs"]) as given:
-        inputs = [given[port.name] for port in graph.input]
+    inputs, *samples = (_read(file, graph) for file in (request["inputs"], *request["samples"]))
     whole = folder / f"{name}.float.tflite"
     small = folder / f"{name}.int8.tflite"
     litert_torch.convert(module, tuple(map(torch.from_numpy, inputs))).export(str(whole))
-    _quantise(whole, small, inputs)
+    _quantise(whole, small, samples)
     if request["outputs"]:
         values = _run(small, inputs)
         np.savez(request["outputs"], **{port.name: value for port, value in zip(graph.output, values, strict=True)})
@@ -46,12 +45,20 @@ def build(request: dict[str, Any]) -> None:
         left.unlink()
 
 
-def _quantise(whole: Path, small: Path, inputs: list[Any]) -> None:
+def _read(file: str, graph: Any) -> list[Any]:
+    with np.load(file) as given:
+        return [given[port.name] for port in graph.input]
+
+
+def _quantise(whole: Path, small: Path, samples: list[list[Any]]) -> None:
     maker = quantizer.Quantizer(str(whole))
     maker.load_quantization_recipe(recipe.static_wi8_ai8())
     details = Interpreter(model_path=str(whole)).get_signature_runner().get_input_details()
-    sample = {f"args_{at}": array.astype(details[f"args_{at}"]["dtype"]) for at, array in enumerate(inputs)}
-    maker.quantize(maker.calibrate({"serving_default": [sample]})).export_model(str(small))
+    given = [
+        {f"args_{at}": array.astype(details[f"args_{at}"]["dtype"]) for at, array in enumerate(inputs)}
+        for inputs in samples
+    ]
+    maker.quantize(maker.calibrate({"serving_default": given})).export_model(str(small))
 
 
 def _run(model: Path, inputs: list[Any]) -> list[Any]:

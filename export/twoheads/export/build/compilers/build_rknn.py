@@ -23,12 +23,15 @@ def identify() -> dict[str, str]:
 
 
 def build(request: dict[str, Any]) -> None:
-    """Builds in half precision and simulates if asked."""
+    """Builds in half precision, or in int8 by the ranges of the request's samples, and simulates if asked."""
     compiler = RKNN(verbose=True)
     try:
         _checked("config", compiler.config(target_platform=request["device"], float_dtype="float16"))
         _checked("load_onnx", compiler.load_onnx(model=request["onnx"]))
-        _checked("build", compiler.build(do_quantization=False))
+        if request["precision"] == "int8":
+            _checked("build", compiler.build(do_quantization=True, dataset=_dataset(request)))
+        else:
+            _checked("build", compiler.build(do_quantization=False))
         _checked("export_rknn", compiler.export_rknn(str(Path(request["folder"]) / f"{request['name']}.rknn")))
         if request["outputs"]:
             _simulate(compiler, request)
@@ -41,6 +44,21 @@ def build(request: dict[str, Any]) -> None:
 def _checked(step: str, code: int) -> None:
     if code != 0:
         raise ValueError(f"{step} failed with {code}")
+
+
+def _dataset(request: dict[str, Any]) -> str:
+    """Writes the samples as the toolkit reads them, a line each: a file for every input, in order."""
+    graph = onnx.load(request["onnx"], load_external_data=False).graph
+    lines: list[str] = []
+    for sample in request["samples"]:
+        files = [f"{sample.removesuffix('.npz')}.{at}.npy" for at in range(len(graph.input))]
+        with np.load(sample) as given:
+            for file, port in zip(files, graph.input, strict=True):
+                np.save(file, given[port.name])
+        lines.append(" ".join(files) + "\n")
+    listed = Path(f"{request['onnx']}.txt")
+    listed.write_text("".join(lines), encoding="utf-8")
+    return str(listed)
 
 
 def _simulate(compiler: Any, request: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ Nothing of twoheads is imported, for the environment need not have it. ``MODULE`
 
 * ``identify()``: the compiler's name and version,
 * ``build(request)``: writes files into ``request["folder"]``, and, if there are ``request["outputs"]``, what its
-  emulator computes,
+  emulator computes from the ``request["inputs"]``; in int8 by the ranges that values have in ``request["samples"]``,
 * ``off_accelerator(log)``: the nodes that the compiler's log says are left to the host, as ``operator node``,
 * and, where something may be, ``missing(device)``: in words what is missing here for a device, or an empty text.
 
