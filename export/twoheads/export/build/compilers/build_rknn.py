@@ -35,7 +35,8 @@ def build(request: dict[str, Any]) -> None:
         _checked("export_rknn", compiler.export_rknn(str(Path(request["folder"]) / f"{request['name']}.rknn")))
         if request["outputs"]:
             _simulate(compiler, request)
-            # The simulator takes no .rknn file, so what it ran stays beside it, for whole runs.
+        if request["outputs"] and request["precision"] != "int8":
+            # The simulator takes no .rknn file, so what it ran stays beside it, for whole runs in half precision.
             shutil.copy(request["onnx"], Path(request["folder"]) / f"{request['name']}.onnx")
     finally:
         compiler.release()
