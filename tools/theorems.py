@@ -176,7 +176,7 @@ def _compile(case: Case, folder: Path) -> LoadedBundle | None:
     except CompileError as error:
         _say(f"{case.name}: {error}")
         return None
-    return load(write_bundle(compiled, folder), one_call=False)  # the theorems are about runs by blocks
+    return load(write_bundle(compiled, folder), fused=False)  # the theorems are about runs by blocks
 
 
 def _direct(case: Case, tokens: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
@@ -202,7 +202,7 @@ def _packed(mask: str, folder: Path) -> Row:
     model = SmallTransformer(mask)
     example = (torch.zeros((1, 11), dtype=torch.int64),)
     compiled = compile_model(model, example_inputs=example, block_size=256)
-    bundle = load(write_bundle(compiled, folder), one_call=False)
+    bundle = load(write_bundle(compiled, folder), fused=False)
     rng = np.random.default_rng(7)
     lengths = rng.integers(2, 17, 64)
     lengths = lengths[np.cumsum(lengths) <= 256]

@@ -67,7 +67,7 @@ def test_jobs_files_and_limits_run_by_blocks(tmp_path: Path) -> None:
     folder = write_tiny(tmp_path / "bundle", Tiny(), with_one_block=True)
     tokens = random_tokens(Tiny(), 11)
     bundle, limited = load(folder), load(folder, memory_limit=10**9)
-    spilling, by_blocks = load(folder, spill=tmp_path), load(folder, one_call=False)
+    spilling, by_blocks = load(folder, spill=tmp_path), load(folder, fused=False)
     with Job(tmp_path / "job") as job:
         reports = [bundle.run_job(job, tokens, output="hidden").report]
     reports += [other.run(tokens, output="hidden").report for other in (limited, spilling, by_blocks)]

@@ -18,7 +18,9 @@ from twoheads.export.engine_files import bind_weights
 from twoheads.export.one_block_onnx import one_block_model
 from twoheads.export.oracle_onnx import oracle_model
 from twoheads.export.stock_onnx import stock_model
+from twoheads.export.window_onnx import window_model
 from twoheads.graphs.bundle_format import ALIGNMENT, FORMAT_VERSION, FileEntry, Manifest, SourceIdentity, WeightEntry
+from twoheads.graphs.fused_engine import WindowEngine
 from twoheads.graphs.json_codec import to_json
 from twoheads.graphs.masks import parse_mask
 from twoheads.graphs.one_block import ONE_BLOCK, one_block
@@ -35,6 +37,7 @@ from twoheads.graphs.program import (
     TokenwiseStage,
     Value,
 )
+from twoheads.graphs.window_steps import WINDOW, window_steps
 
 
 def make_program(tiny: Tiny) -> Program:
@@ -248,6 +251,7 @@ def write_tiny(
     program: Program | None = None,
     tokenizer: str | None = None,
     with_one_block: bool = False,
+    lowering: str = "tile",
 ) -> Path:
     """Writes the bundle of ``tiny`` (or of an altered ``program``) into the new folder ``path``."""
 
@@ -265,6 +269,7 @@ def write_tiny(
         tokenizer=tokenizer,
         approximations=tiny.approximations,
         with_one_block=with_one_block,
+        lowering=lowering,
     )
 
 
@@ -277,6 +282,7 @@ def write_bundle(
     tokenizer: str | None = None,
     approximations: tuple[str, ...] = (),
     with_one_block: bool = False,
+    lowering: str = "tile",
 ) -> Path:
     """Writes a bundle of ``program`` with the weights ``arrays``; ``build`` makes the nodes of token-wise engines.
 
@@ -308,6 +314,8 @@ def write_bundle(
             files[f"engines/{engine.name}.{engine.mask}.onnx"] = oracle_model(engine, engine.mask).SerializeToString()
     if with_one_block:
         files[f"engines/{ONE_BLOCK}.onnx"] = _one_block_bytes(program, arrays, build, entries)
+    if lowering == WINDOW:
+        files |= _window_files(program, build, entries)
     for name, content in files.items():
         (path / name).parent.mkdir(exist_ok=True)
         (path / name).write_bytes(content)
@@ -317,7 +325,7 @@ def write_bundle(
         SourceIdentity("tiny", "module", "Tiny", "0" * 64),
         program.block_size,
         program.key_tile,
-        "tile",
+        lowering,
         "float32",
         approximations,
         entries,
@@ -325,6 +333,28 @@ def write_bundle(
     )
     write_manifest(path, to_json(manifest))
     return path
+
+
+def _unbound(program: Program, build: Callable[[TokenwiseEngine], Nodes]) -> dict[str, onnx.ModelProto]:
+    """The token-wise engines with their weights as inputs."""
+    tokenwise = [engine for engine in program.engines if isinstance(engine, TokenwiseEngine)]
+    return {engine.name: tokenwise_model(build(engine), engine, None) for engine in tokenwise}
+
+
+def _window_files(
+    program: Program, build: Callable[[TokenwiseEngine], Nodes], entries: dict[str, WeightEntry]
+) -> dict[str, bytes]:
+    steps = window_steps(program)
+    assert steps is not None
+    files: dict[str, bytes] = {}
+    for engine in steps.engines:
+        if isinstance(engine, WindowEngine):
+            stage = next(s for s in steps.body if isinstance(s, TokenwiseStage) and s.engine == engine.name)
+            model = window_model(program, engine, _unbound(program, build))
+            names = zip(engine.weights, stage.weights, strict=True)
+            bind_weights(model, {port.name: entries[name] for port, name in names})
+            files[f"engines/{engine.name}.onnx"] = model.SerializeToString()
+    return files
 
 
 def _one_block_bytes(
@@ -335,9 +365,7 @@ def _one_block_bytes(
 ) -> bytes:
     block = one_block(program)
     assert block is not None
-    tokenwise = [engine for engine in program.engines if isinstance(engine, TokenwiseEngine)]
-    models = {engine.name: tokenwise_model(build(engine), engine, None) for engine in tokenwise}
-    model = one_block_model(program, block, models, arrays.__getitem__)
+    model = one_block_model(program, block, _unbound(program, build), arrays.__getitem__)
     assert model is not None
     bind_weights(model, {f"weights/{name}": entries[name] for name in block.stage.weights})
     return model.SerializeToString()

@@ -21,6 +21,7 @@ from twoheads.compiler.source_program import Captured
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.policy import Policy, parse_policy
 from twoheads.graphs.program import Program
+from twoheads.graphs.window_steps import MOST_TILES, WINDOW, window_steps
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,7 +30,7 @@ __all__ = ["LOWERINGS", "compile_model", "plan_model"]
 
 logger = logging.getLogger(__name__)
 
-LOWERINGS = ("auto", "tile", "stock", "oracle")
+LOWERINGS = ("auto", "tile", "window", "stock", "oracle")
 DTYPES = ("float32",)
 
 Progress: TypeAlias = Callable[[str], None]
@@ -61,8 +62,9 @@ def compile_model(
         example_inputs: For any other torch module: its tensor arguments by position or name, each ``[1, tokens, ...]``.
         block_size: Tokens of a query block: a multiple of 8 from 16 to 4096.
         key_tile: Tokens of a key tile, a multiple of ``block_size``; equal to it by default.
-        lowering: ``tile``, ``stock`` (softmax attention and nothing else), ``oracle`` (a plain small transformer that
-            is told its parameters), or ``auto`` to let the compiler choose.
+        lowering: ``tile``, ``window`` (the same, and a windowed layer of a single input is one call a block), ``stock``
+            (softmax attention and nothing else), ``oracle`` (a plain small transformer that is told its parameters), or
+            ``auto``: ``tile``, which is as fast as ``window`` where calls cost nothing.
         dtype: Of weights and activations; ``float32``.
         attention: ``full``, or by name an approximation such as ``window:1024+sinks:4``; see
             :mod:`twoheads.graphs.policy`.
@@ -93,7 +95,7 @@ def compile_model(
         weights=weights,
         identity=captured.identity,
         tokenizer_json=captured.tokenizer_json,
-        lowering="tile" if lowering == "auto" else lowering,
+        lowering=_chosen(lowering, lowered.program),
         dtype=dtype,
         approximations=(str(policy),) if imposed else (),
     )
@@ -124,7 +126,26 @@ def plan_model(
     front = _front(source, example_inputs, weights=False, results=results)
     tell("capturing its graph")
     captured, parts, _ = _capture_and_partition(front, policy)
-    return _lower(captured, parts, block_size, tile, lowering, (oracle_layers, oracle_heads)).program
+    program = _lower(captured, parts, block_size, tile, lowering, (oracle_layers, oracle_heads)).program
+    _chosen(lowering, program)
+    return program
+
+
+def _chosen(lowering: str, program: Program) -> str:
+    """The lowering that the bundle has.
+
+    Raises:
+        CompileError: ``window`` where no layer can be lowered so.
+    """
+    if lowering == "auto":
+        return "tile"
+    if lowering != WINDOW or window_steps(program) is not None:
+        return lowering
+    problem = (
+        f"has no layer under a window that touches {MOST_TILES} key tiles or fewer, as large as blocks, "
+        "without biases and sinks"
+    )
+    raise CompileError(program.name, problem, "choose --lowering tile, or a larger --block-size")
 
 
 def _front(

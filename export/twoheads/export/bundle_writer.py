@@ -23,6 +23,7 @@ from twoheads.export.staging import written_folder
 from twoheads.export.stock_onnx import stock_model
 from twoheads.export.stock_variants import used_stock_variants
 from twoheads.export.weights_file import NamedWeight, total_bytes, write_weights
+from twoheads.export.window_onnx import window_model
 from twoheads.graphs.bundle_format import (
     ENGINES,
     FORMAT_VERSION,
@@ -36,9 +37,11 @@ from twoheads.graphs.bundle_format import (
     WeightEntry,
 )
 from twoheads.graphs.errors import BundleError, InternalError
+from twoheads.graphs.fused_engine import WindowEngine
 from twoheads.graphs.json_codec import to_json
 from twoheads.graphs.one_block import ONE_BLOCK, one_block
 from twoheads.graphs.program import AttentionEngine, OracleEngine, Program, StockEngine, TokenwiseEngine, TokenwiseStage
+from twoheads.graphs.window_steps import WINDOW, window_steps
 from twoheads.runtime.weights import Weights
 
 if TYPE_CHECKING:
@@ -149,6 +152,8 @@ def _write_engines(compiled: CompiledModel, folder: Path, entries: dict[str, Wei
         bound = _first_weights(program, engine, entries)
         save_engine(model, folder / ENGINES / f"{engine.name}.onnx", engine.inputs, engine.outputs, bound)
     _write_one_block(program, models, folder, entries)
+    if compiled.lowering == WINDOW:
+        _write_steps(program, models, folder, entries)
     progress("write engines", len(program.engines), len(program.engines))
 
 
@@ -165,6 +170,18 @@ def _write_one_block(
         bound = {port.name: entries[name] for port, name in zip(block.engine.weights, block.stage.weights, strict=True)}
         file = folder / ENGINES / f"{ONE_BLOCK}.onnx"
         save_engine(model, file, block.engine.inputs, block.engine.outputs, bound)
+
+
+def _write_steps(
+    program: Program, models: dict[str, onnx.ModelProto], folder: Path, entries: dict[str, WeightEntry]
+) -> None:
+    """The engines of windowed layers in one call."""
+    steps = window_steps(program)
+    for engine in () if steps is None else steps.engines:
+        if steps is not None and isinstance(engine, WindowEngine):
+            bound = _first_weights(steps, engine, entries)
+            file = folder / ENGINES / f"{engine.name}.onnx"
+            save_engine(window_model(program, engine, models), file, engine.inputs, engine.outputs, bound)
 
 
 def _first_weights(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,12 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-__all__ = ["GraphBuilder"]
+from twoheads.graphs.port import Port
+
+__all__ = ["GraphBuilder", "common_opsets"]
+
+OLDEST_OPSET = 13
+"""Since when the operators that we add between foreign ones have the form in which we use them."""
 
 
 class GraphBuilder:
@@ -18,6 +24,7 @@ class GraphBuilder:
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
+        self.value_info: list[onnx.ValueInfoProto] = []
 
     def node(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
         """Appends a node; without ``output`` its result is named after the operator and the node's number."""
@@ -46,3 +53,75 @@ class GraphBuilder:
     def row_max(self, value: str) -> str:
         """The maximum over the last axis, without that axis."""
         return self.node("ReduceMax", value, self.constant([-1]), keepdims=0)
+
+    def join(self, graph: onnx.GraphProto, prefix: str, names: dict[str, str]) -> None:
+        """Appends another graph's operators and constants.
+
+        Args:
+            graph: A plain list of operators, its ports renamed by ``names``.
+            prefix: Of the names of everything else.
+            names: Of its ports, here.
+        """
+        known = {"": "", **names}
+        for tensor in graph.initializer:
+            constant = onnx.TensorProto()
+            constant.CopyFrom(tensor)
+            constant.name = known[tensor.name] = f"{prefix}/{tensor.name}"
+            self.constants[constant.name] = constant
+        for number, node in enumerate(graph.node):
+            copy = onnx.NodeProto()
+            copy.CopyFrom(node)
+            copy.name = f"{prefix}/{node.name or number}"
+            del copy.input[:], copy.output[:]
+            copy.input.extend(known[name] for name in node.input)
+            copy.output.extend(known.setdefault(name, f"{prefix}/{name}") for name in node.output)
+            self.nodes.append(copy)
+        for value in graph.value_info:  # of operators that shape inference does not know
+            declared = onnx.ValueInfoProto()
+            declared.CopyFrom(value)
+            declared.name = known[value.name]
+            self.value_info.append(declared)
+
+    def model(
+        self,
+        name: str,
+        inputs: Iterable[Port],
+        outputs: Iterable[Port],
+        opsets: Mapping[str, int],
+        ir_version: int,
+    ) -> onnx.ModelProto:
+        """The finished model with these ports, in order."""
+        graph = helper.make_graph(
+            self.nodes,
+            name,
+            list(map(_declared, inputs)),
+            list(map(_declared, outputs)),
+            list(self.constants.values()),
+            value_info=self.value_info,
+        )
+        imports = [helper.make_opsetid(domain, version) for domain, version in sorted(opsets.items())]
+        return helper.make_model(graph, opset_imports=imports, ir_version=ir_version, producer_name="twoheads")
+
+
+def common_opsets(models: Iterable[onnx.ModelProto], default: int) -> dict[str, int] | None:
+    """The operator sets of all models, so that their graphs can be joined.
+
+    Returns:
+        ``None`` where they differ, are older than what we add, or a graph is no plain list of operators.
+    """
+    opsets: dict[str, int] = {}
+    for model in models:
+        plain = not model.functions and not any(_has_graph(node) for node in model.graph.node)
+        for entry in model.opset_import:
+            plain &= opsets.setdefault(entry.domain, entry.version) == entry.version
+        if not plain:
+            return None
+    return opsets if opsets.setdefault("", default) >= OLDEST_OPSET else None
+
+
+def _has_graph(node: onnx.NodeProto) -> bool:
+    return any(attribute.HasField("g") or len(attribute.graphs) for attribute in node.attribute)
+
+
+def _declared(port: Port) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(port.name, helper.np_dtype_to_tensor_dtype(np.dtype(port.dtype)), port.shape)

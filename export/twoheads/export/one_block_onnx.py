@@ -17,14 +17,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import helper
 
 from twoheads.export.attention_onnx import DEAD, IR_VERSION, OPSET, scores_of
-from twoheads.export.graph_builder import GraphBuilder
+from twoheads.export.graph_builder import GraphBuilder, common_opsets
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.masks import Mask
 from twoheads.graphs.one_block import LENGTH, ONE_BLOCK, OneBlock, looks_ahead
-from twoheads.graphs.port import Port
 from twoheads.graphs.program import AttentionEngine, AttentionStage, Program, RelativeBias, TokenwiseStage
 from twoheads.runtime.bias import BiasTiles
 
@@ -33,8 +31,6 @@ __all__ = ["one_block_model"]
 Array = npt.NDArray[Any]
 ReadWeight = Callable[[str], Array]
 """Gives the weight of a name."""
-
-OLDEST_OPSET = 13
 
 
 def one_block_model(
@@ -53,7 +49,7 @@ def one_block_model(
         graphs can't be joined: they use an old operator set, functions or subgraphs.
     """
     used = {stage.engine: engines[stage.engine] for stage in block.inside if isinstance(stage, TokenwiseStage)}
-    opsets = _common_opsets(list(used.values()))
+    opsets = common_opsets(used.values(), OPSET)
     if opsets is None:
         return None
     joined = _Joined(program, block, used, weight)
@@ -63,37 +59,8 @@ def one_block_model(
         else:
             joined.attention(stage)
     engine = block.engine
-    graph = helper.make_graph(
-        joined.graph.nodes,
-        ONE_BLOCK,
-        [_declared(port) for port in (*engine.inputs, *engine.weights)],
-        [_declared(port) for port in engine.outputs],
-        list(joined.graph.constants.values()),
-        value_info=joined.known,
-    )
     ir_version = max([IR_VERSION, *(model.ir_version for model in used.values())])
-    imports = [helper.make_opsetid(domain, version) for domain, version in sorted(opsets.items())]
-    return helper.make_model(graph, opset_imports=imports, ir_version=ir_version, producer_name="twoheads")
-
-
-def _declared(port: Port) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(port.name, helper.np_dtype_to_tensor_dtype(np.dtype(port.dtype)), port.shape)
-
-
-def _common_opsets(models: list[onnx.ModelProto]) -> dict[str, int] | None:
-    """The operator sets of all models; ``None`` where they differ or the graphs are no plain lists of operators."""
-    opsets: dict[str, int] = {}
-    for model in models:
-        plain = not model.functions and not any(_has_graph(node) for node in model.graph.node)
-        for entry in model.opset_import:
-            plain &= opsets.setdefault(entry.domain, entry.version) == entry.version
-        if not plain:
-            return None
-    return opsets if opsets.setdefault("", OPSET) >= OLDEST_OPSET else None
-
-
-def _has_graph(node: onnx.NodeProto) -> bool:
-    return any(attribute.HasField("g") or len(attribute.graphs) for attribute in node.attribute)
+    return joined.graph.model(ONE_BLOCK, (*engine.inputs, *engine.weights), engine.outputs, opsets, ir_version)
 
 
 class _Joined:
@@ -103,7 +70,6 @@ class _Joined:
         self, program: Program, block: OneBlock, engines: Mapping[str, onnx.ModelProto], weight: ReadWeight
     ) -> None:
         self.graph = GraphBuilder()
-        self.known: list[onnx.ValueInfoProto] = []
         self._program = program
         self._engines = engines
         self._weight = weight
@@ -128,27 +94,10 @@ class _Joined:
         model = self._engines[stage.engine].graph
         declared = [value.name for value in model.input]
         given = (*(self._name(name) for name in stage.inputs), *(f"weights/{name}" for name in stage.weights))
-        names = {"": "", **dict(zip(declared, given, strict=True))}
+        names = dict(zip(declared, given, strict=True))
         written = (self._name(value.name) for value in stage.outputs)
         names |= dict(zip((value.name for value in model.output), written, strict=True))
-        for tensor in model.initializer:
-            copy = onnx.TensorProto()
-            copy.CopyFrom(tensor)
-            copy.name = names[tensor.name] = f"{stage.name}/{tensor.name}"
-            self.graph.constants[copy.name] = copy
-        for number, node in enumerate(model.node):
-            copy_node = onnx.NodeProto()
-            copy_node.CopyFrom(node)
-            copy_node.name = f"{stage.name}/{node.name or number}"
-            del copy_node.input[:], copy_node.output[:]
-            copy_node.input.extend(names[name] for name in node.input)
-            copy_node.output.extend(names.setdefault(name, f"{stage.name}/{name}") for name in node.output)
-            self.graph.nodes.append(copy_node)
-        for value in model.value_info:  # of operators that shape inference does not know
-            known = onnx.ValueInfoProto()
-            known.CopyFrom(value)
-            known.name = names[value.name]
-            self.known.append(known)
+        self.graph.join(model, stage.name, names)
 
     def attention(self, stage: AttentionStage) -> None:
         """Softmax attention of the block over itself."""

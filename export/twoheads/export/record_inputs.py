@@ -163,7 +163,7 @@ class InputRecorder:
         self._backend = RecordingBackend(open_backend("onnxruntime"), calls, draw=draw)
         # One thread opens engines in the order of the program, as the jobs are: that tells one set of weights from
         # another.
-        self.loaded = load(bundle.path, backend=self._backend, threads=1, check="size", one_call=False)
+        self.loaded = load(bundle.path, backend=self._backend, threads=1, check="size", fused=False)
 
     def run(
         self,

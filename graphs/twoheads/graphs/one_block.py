@@ -11,9 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from twoheads.graphs.fused_engine import BlockEngine
 from twoheads.graphs.masks import Mask
 from twoheads.graphs.port import Port
 from twoheads.graphs.program import (
@@ -31,7 +34,7 @@ from twoheads.graphs.program import (
     outputs_of,
 )
 
-__all__ = ["LENGTH", "ONE_BLOCK", "BlockEngine", "OneBlock", "looks_ahead", "one_block"]
+__all__ = ["LENGTH", "ONE_BLOCK", "OneBlock", "looks_ahead", "one_block"]
 
 ONE_BLOCK = "one_block"
 """The name of the engine and of its stage."""
@@ -40,17 +43,6 @@ LENGTH = "one_block.length"
 """The input that tells the engine how many of the block's tokens are no padding."""
 
 FLOAT = np.dtype(np.float32).itemsize
-
-
-@dataclass(frozen=True, slots=True)
-class BlockEngine(TokenwiseEngine):
-    """An engine that computes whole blocks, attention included; called as a token-wise one is.
-
-    Attributes:
-        workspace: Bytes of intermediate arrays of one call: an estimate.
-    """
-
-    workspace: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +68,12 @@ class OneBlock:
         return next(
             stage for stage in self.program.body if isinstance(stage, TokenwiseStage) and stage.name == ONE_BLOCK
         )
+
+    def arrays(
+        self, given: Mapping[str, npt.NDArray[Any]], lengths: Mapping[str, int]
+    ) -> Mapping[str, npt.NDArray[Any]]:
+        """What a run reads: ``given``, the arrays of the original program's inputs, and the number of tokens."""
+        return {**given, LENGTH: np.array([lengths[TOKENS]], np.int64)}
 
     def takes(self, lengths: Mapping[str, int]) -> bool:
         """Whether an input of these lengths, by axis, is no longer than a block."""

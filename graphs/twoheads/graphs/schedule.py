@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.formulas import symbols
-from twoheads.graphs.one_block import BlockEngine
+from twoheads.graphs.fused_engine import BlockEngine
 from twoheads.graphs.program import AttentionStage, Program, Stage, Value, inputs_of, outputs_of
 from twoheads.graphs.program_lengths import check_limit, is_cross, main_length, resolve_lengths, value_rows
 from twoheads.graphs.stage_costs import StageCosts, StagePlan, attention_rows

@@ -12,9 +12,9 @@ from twoheads.graphs.average import Average, average_formula, average_tally, sam
 from twoheads.graphs.axes import axis_length
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.formulas import Formula, attention_formula, cross_formula
+from twoheads.graphs.fused_engine import BlockEngine, FusedEngine, WindowEngine
 from twoheads.graphs.maskless_costs import AttentionCosts, oracle_costs, stock_costs
 from twoheads.graphs.masks import Full, Mask
-from twoheads.graphs.one_block import BlockEngine
 from twoheads.graphs.program import (
     AttentionEngine,
     AttentionStage,
@@ -42,7 +42,8 @@ class StagePlan:
 
     Attributes:
         name, engine: Of the stage and of the engine it calls; of a sequence stage, its operator.
-        kind: ``tokenwise``, ``attention``, ``model`` (a whole block in one call) or ``sequence`` (no calls).
+        kind: ``tokenwise``, ``attention``, ``window`` (windowed attention and the region behind it), ``model`` (a whole
+            block in one call) or ``sequence`` (no calls).
         calls: Engine calls, counted; ``formula`` derives the same number independently.
         flops: Floating-point operations of the matrix products of all calls.
         bytes_moved: Bytes of the ports of all calls, plus the weights of a token-wise engine once for each call.
@@ -157,7 +158,7 @@ class StageCosts:
         padded = calls * self.program.block_size
         return StagePlan(
             name=stage.name,
-            kind="model" if isinstance(engine, BlockEngine) else "tokenwise",
+            kind=_kind(engine),
             engine=engine.name,
             calls=calls,
             formula=formula,
@@ -267,7 +268,7 @@ class StageCosts:
         if isinstance(stage, SequenceStage):
             return self.nbytes(stage.output) + sum(self.nbytes(self._values[name]) for name in stage.inputs)
         tokenwise = self._tokenwise(stage.engine)
-        if isinstance(tokenwise, BlockEngine):
+        if isinstance(tokenwise, FusedEngine):
             return tokenwise.workspace
         return 2 * _nbytes((*tokenwise.inputs, *tokenwise.outputs))
 
@@ -294,6 +295,12 @@ class StageCosts:
         if not isinstance(engine, AttentionEngine | StockEngine | OracleEngine):
             raise InternalError(f"program {self.program.name} has no attention engine {name!r}")
         return engine
+
+
+def _kind(engine: TokenwiseEngine) -> str:
+    if isinstance(engine, BlockEngine):
+        return "model"
+    return "window" if isinstance(engine, WindowEngine) else "tokenwise"
 
 
 def _tally_costs(stage: AttentionStage, engine: AttentionEngine, tally: _Tally, formula: Formula) -> AttentionCosts:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InputError
-from twoheads.graphs.one_block import BlockEngine
+from twoheads.graphs.fused_engine import BlockEngine
 from twoheads.graphs.profile import ALONE, DeviceProfile, Sampling
 from twoheads.graphs.program import (
     AttentionEngine,

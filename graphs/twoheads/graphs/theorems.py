@@ -43,6 +43,8 @@ from twoheads.graphs.formulas import INFINITE, Formula, Term, attention_formula,
 from twoheads.graphs.masks import Mask, Window
 from twoheads.graphs.program import AttentionStage, OracleEngine, SequenceStage
 from twoheads.graphs.schedule import Schedule
+from twoheads.graphs.stage_costs import StagePlan
+from twoheads.graphs.window_steps import WindowStage
 
 __all__ = [
     "LOWER_BOUND",
@@ -161,6 +163,8 @@ def stage_claims(schedule: Schedule) -> tuple[StageClaim, ...]:
         stage = stages.get(plan.name)
         if isinstance(stage, AttentionStage):
             theorem, paper, floor = _attention(schedule, stage)
+        elif isinstance(stage, WindowStage):
+            theorem, paper, floor = _window(schedule, stage, plan)
         elif isinstance(stage, SequenceStage):
             theorem, paper, floor = NO_CALL, plan.formula, plan.formula
         else:
@@ -206,6 +210,19 @@ def _attention(schedule: Schedule, stage: AttentionStage) -> tuple[str, Formula 
         paper,
         floor_formula(stage.mask, block_size=block, key_tile=program.key_tile, length=length),
     )
+
+
+def _window(schedule: Schedule, stage: WindowStage, plan: StagePlan) -> tuple[str, Formula | None, Formula]:
+    """The same of windowed attention and the region behind it: the paper's construction calls for both."""
+    program = schedule.program
+    query = program.value(stage.inputs[0])
+    length, block = schedule.value_rows(query), program.block_size
+    paper = paper_formula(stage.mask, block_size=block, length=length)
+    if paper is not None:
+        text = paper.text.rsplit(" = ", 1)[0]
+        paper = Formula(f"{text} + n = {paper.calls + plan.calls}", paper.calls + plan.calls)
+    floor = floor_formula(stage.mask, block_size=block, key_tile=stage.tiles * block, length=length)
+    return theorem_of(stage.mask, heads=int(query.shape[1])), paper, floor
 
 
 def _cross(queries: int, keys: int, block: int, tile: int) -> tuple[str, Formula, Formula]:

@@ -20,9 +20,11 @@ from twoheads.graphs.bundle_format import (
     Manifest,
 )
 from twoheads.graphs.errors import BundleError, CompileError, InputError
+from twoheads.graphs.fused_programs import FusedPrograms
 from twoheads.graphs.json_codec import FormatError, from_json
-from twoheads.graphs.one_block import ONE_BLOCK, OneBlock, one_block
+from twoheads.graphs.one_block import ONE_BLOCK, one_block
 from twoheads.graphs.program import Program
+from twoheads.graphs.window_steps import WINDOW, window_steps
 from twoheads.runtime.program_check import check_program
 
 __all__ = ["Bundle", "read_bundle"]
@@ -49,9 +51,11 @@ class Bundle:
         return name in self.manifest.files
 
     @property
-    def one_block(self) -> OneBlock | None:
-        """What computes an input of at most one block in one call, where the bundle holds the engine."""
-        return one_block(self.program) if self.has(self.engine_file(ONE_BLOCK)) else None
+    def fused(self) -> FusedPrograms:
+        """What a single input runs, as far as the bundle holds the engines."""
+        block = one_block(self.program) if self.has(self.engine_file(ONE_BLOCK)) else None
+        steps = window_steps(self.program) if self.manifest.lowering == WINDOW else None
+        return FusedPrograms(self.program, block, steps)
 
     @property
     def weights_file(self) -> Path:

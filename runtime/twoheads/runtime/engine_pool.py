@@ -45,12 +45,13 @@ class EnginePool:
         bundle: Where the files are.
         weights: What token-wise engines are bound to.
         backend: What runs them.
-        program: Whose engines; the bundle's own if not given.
+        program: Whose engines; if not given, the bundle's own and those of its windowed steps.
         kernel_threads: Threads of one call's kernels.
 
     Attributes:
         memory: For token values, from run to run.
         half: Whether values between and inside engines are rounded to float16.
+        narrow: Whether values may have a smaller range than float32's.
 
     Raises:
         InputError: The backend runs what was built for a target, and nothing was, or in whole numbers.
@@ -72,12 +73,15 @@ class EnginePool:
         self.program = bundle.program
         self._bundle = bundle
         self._artifacts = _artifacts(bundle, backend) if isinstance(backend, EmulatorBackend) else None
+        self.narrow = self._artifacts is not None
         self.half = self._artifacts is not None and self._artifacts.precision == "fp16"
         self._open: dict[Hashable, EngineHandle] = {}
         self._lock = threading.Lock()
         self._kept = _KeptByThread()
-        self._single = _engines_of_single_weights(program or bundle.program)
-        self._declared = {engine.name: engine for engine in (program or bundle.program).engines}
+        steps = bundle.fused.steps
+        programs = (program,) if program else (bundle.program, *((steps,) if steps else ()))
+        self._single = _engines_of_single_weights(programs)
+        self._declared = {engine.name: engine for one in programs for engine in one.engines}
 
     def tokenwise_engine(self, name: str) -> TokenwiseEngine:
         """The declaration of the token-wise engine ``name``."""
@@ -207,10 +211,10 @@ def _artifacts(bundle: Bundle, backend: EmulatorBackend) -> Artifacts:
     return found
 
 
-def _engines_of_single_weights(program: Program) -> frozenset[str]:
-    """Token-wise engines that are bound to one set of weights only, which their files then refer to."""
+def _engines_of_single_weights(programs: Sequence[Program]) -> frozenset[str]:
+    """Token-wise engines that all programs bind to one set of weights only, which their files then refer to."""
     bound: dict[str, set[tuple[str, ...]]] = {}
-    for stage in (*program.body, *program.head):
+    for stage in (stage for program in programs for stage in (*program.body, *program.head)):
         if isinstance(stage, TokenwiseStage):
             bound.setdefault(stage.engine, set()).add(stage.weights)
     return frozenset(name for name, weights in bound.items() if len(weights) == 1)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.program import AttentionStage, SequenceStage, Stage, TokenwiseStage, outputs_of
+from twoheads.graphs.window_steps import WindowStage
 from twoheads.runtime.attention_stage import run_attention
 from twoheads.runtime.head import Sink, run_head
 from twoheads.runtime.oracle_stage import run_oracle_attention
@@ -20,6 +21,7 @@ from twoheads.runtime.run_state import RunState
 from twoheads.runtime.sequence_stage import run_sequence
 from twoheads.runtime.stock_stage import run_stock_attention
 from twoheads.runtime.tokenwise_stage import run_tokenwise
+from twoheads.runtime.window_stage import run_window
 
 __all__ = ["compute", "prepare", "run_stage"]
 
@@ -98,7 +100,9 @@ def run_stage(run: RunState, stage: Stage) -> None:
     began = time.perf_counter()
     partly = run.checkpoints is not None and run.checkpoints.is_partly_done(stage)
     stores = [run.stores.allocate(value, reopen=partly, blocks=run.only) for value in outputs_of(stage)]
-    if isinstance(stage, TokenwiseStage):
+    if isinstance(stage, WindowStage):
+        run_window(run, stage)
+    elif isinstance(stage, TokenwiseStage):
         run_tokenwise(run, stage)
     elif isinstance(stage, SequenceStage):
         run_sequence(run, stage)

@@ -23,7 +23,7 @@ def load(
     check: str = "full",
     memory_limit: int | None = None,
     spill: str | os.PathLike[str] | None = None,
-    one_call: bool = True,
+    fused: bool = True,
     device_memory_limit: int | None = None,
 ) -> LoadedBundle:
     """Opens the bundle in folder ``path``.
@@ -42,9 +42,9 @@ def load(
             process holds beside runs, results included, does not count.
         spill: A folder for files of token values: of as many, the largest first, as the limit takes, or, without a
             limit, of all large ones. The files are gone when the run is over, however it ends.
-        one_call: A single input of at most one block is one call of an engine of its own, where the bundle has it.
-            Otherwise it is computed as longer ones are, and a process that runs both opens one set of engines.
-            On a device it always is.
+        fused: Single inputs run on engines that hold several stages, where the bundle has such.
+            Otherwise stage by stage, as inputs that share a run, so that a process that runs both opens fewer engines.
+            On a device always stage by stage.
         device_memory_limit: Bytes of device memory that a run may take by its plan; ``None`` for all that the device
             has. Keys and values, then other values, go to pinned host memory if they do not fit.
 
@@ -74,6 +74,6 @@ def load(
         threads=count,
         memory_limit=memory_limit,
         spill=folder,
-        one_call=one_call,
+        fused=fused,
         device_memory_limit=device_memory_limit,
     )

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InputError
+from twoheads.graphs.fused_engine import WindowEngine
 from twoheads.graphs.port import Port
 from twoheads.graphs.profile import (
     ALONE,
@@ -27,6 +28,7 @@ from twoheads.graphs.profile import (
     engines_digest,
 )
 from twoheads.graphs.program import AttentionEngine, AttentionStage, Program, TokenwiseEngine, TokenwiseStage
+from twoheads.graphs.window_steps import WindowStage
 from twoheads.runtime.backend import Backend, Call, EngineHandle, open_host_backend
 from twoheads.runtime.bundle_reader import Bundle, read_bundle
 from twoheads.runtime.crew import Crew, available_threads
@@ -148,10 +150,16 @@ class _Measuring:
                 yield self._tokenwise(engine, stages, self._pool, self._callers, program)
             elif isinstance(engine, AttentionEngine):
                 yield from (self._attention(engine, variant) for variant in _held_variants(self._bundle, engine))
+        steps = self._bundle.fused.steps
+        for window in () if steps is None else steps.engines:
+            if steps is not None and isinstance(window, WindowEngine):
+                self._progress(window.name)
+                stages = _stages_of(steps, window.name)
+                yield self._tokenwise(window, stages, self._pool, self._callers, steps)
 
     def alone(self) -> Iterator[EngineTimes]:
         """Times of the engines of a run of one block, by the threads that share the kernels."""
-        block = self._bundle.one_block
+        block = self._bundle.fused.block
         if block is None:
             return
         program = block.program
@@ -187,9 +195,8 @@ class _Measuring:
         handles = [pool.tokenwise(stage) for stage in stages]
         opened = (time.perf_counter() - began) / len(handles)
         limits = {entry.value.name: entry.limit for entry in program.inputs}
-        inputs = [
-            self._values(port, limits.get(name)) for port, name in zip(engine.inputs, stages[0].inputs, strict=True)
-        ]
+        names = stages[0].operands if isinstance(stages[0], WindowStage) else stages[0].inputs
+        inputs = [self._values(port, limits.get(name)) for port, name in zip(engine.inputs, names, strict=True)]
 
         def ring() -> Ring:
             calls = [self._bound(handle, inputs, engine.outputs) for handle in handles]

@@ -15,6 +15,7 @@ from twoheads.graphs.average import Average
 from twoheads.graphs.axes import axis_inputs, parse_axis
 from twoheads.graphs.bundle_format import ENGINES, WEIGHTS, Manifest
 from twoheads.graphs.errors import BundleError
+from twoheads.graphs.fused_engine import WindowEngine
 from twoheads.graphs.masks import Full
 from twoheads.graphs.program import (
     COUNTING,
@@ -33,6 +34,7 @@ from twoheads.graphs.program import (
 )
 from twoheads.graphs.program_lengths import input_axes
 from twoheads.graphs.sequence_check import sequence_problem
+from twoheads.graphs.window_steps import WINDOW, window_steps
 
 __all__ = ["check_program"]
 
@@ -82,6 +84,8 @@ class _Check:
         self.require(len(self.engines) == len(program.engines), "declares two engines of one name")
         for engine in program.engines:
             self.engine(engine)
+        if manifest.lowering == WINDOW:
+            self.steps()
         for entry in program.inputs:
             self.define(entry.value, "an input")
         self.inputs()
@@ -92,6 +96,15 @@ class _Check:
         hidden = self.values.get(program.hidden)
         self.require(hidden is not None and _is_rows(hidden), f"hidden {program.hidden!r} is not a value [1, n, width]")
         self.head()
+
+    def steps(self) -> None:
+        """The engines of windowed layers are there."""
+        steps = window_steps(self.program)
+        self.require(steps is not None, "has no windowed layer, and the manifest says that it is lowered so")
+        for engine in () if steps is None else steps.engines:
+            file = f"{ENGINES}/{engine.name}.onnx"
+            held = not isinstance(engine, WindowEngine) or file in self.manifest.files
+            self.require(held, f"engine {engine.name} has no file {file}")
 
     def inputs(self) -> None:
         """What the run generates can be generated, and arguments tell every length."""

@@ -22,6 +22,7 @@ from twoheads.graphs.schedule import Schedule, make_schedule
 from twoheads.graphs.spill import SpillPlan, plan_spill
 from twoheads.runtime.average_report import summarize
 from twoheads.runtime.backend import Backend
+from twoheads.runtime.backend_emulator import EmulatorBackend
 from twoheads.runtime.bundle_reader import Bundle
 from twoheads.runtime.crew import Crew
 from twoheads.runtime.device.executor import open_device
@@ -42,7 +43,6 @@ from twoheads.runtime.peak_memory import peak_memory
 from twoheads.runtime.report import Report, Result
 from twoheads.runtime.requests import Request, read_inputs
 from twoheads.runtime.run_state import RunState
-from twoheads.runtime.short_inputs import ShortInputs
 from twoheads.runtime.tokenizer import Tokenizer
 from twoheads.runtime.weights import Weights
 
@@ -62,7 +62,7 @@ class LoadedBundle:
         manifest: The bundle's table of contents.
         backend, precision: What runs the engines; see :func:`twoheads.runtime.load`.
         threads: Workers of a run.
-        memory_limit, spill, one_call, device_memory_limit: See :func:`twoheads.runtime.load`.
+        memory_limit, spill, fused, device_memory_limit: See :func:`twoheads.runtime.load`.
         tokenizer: The bundle's tokenizer, or ``None`` if it has none.
     """
 
@@ -75,20 +75,27 @@ class LoadedBundle:
         threads: int,
         memory_limit: int | None = None,
         spill: Path | None = None,
-        one_call: bool = True,
+        fused: bool = True,
         device_memory_limit: int | None = None,
     ) -> None:
         self._bundle = bundle
         weights = Weights(bundle.weights_file, bundle.manifest.weights)
+        # Accelerators are built for the engines of blocks.
+        self._fused = replace(bundle.fused, block=None) if isinstance(backend, EmulatorBackend) else bundle.fused
         self._engines = EnginePool(bundle, weights, backend)
-        self._short = ShortInputs(bundle, weights, backend, threads)
+        block = self._fused.block
+        self._block_engines = (
+            None
+            if block is None
+            else EnginePool(bundle, weights, backend, program=block.program, kernel_threads=threads)
+        )
         self._device = open_device(self._engines, limit=device_memory_limit, host=(memory_limit, spill))
         self.backend = backend.name
         self.precision = precision
         self.threads = threads
         self.memory_limit = memory_limit
         self.spill = spill
-        self.one_call = one_call and self._device is None
+        self.fused = fused and self._device is None
         self.tokenizer = Tokenizer(bundle.tokenizer_file) if bundle.tokenizer_file is not None else None
 
     @property
@@ -116,8 +123,9 @@ class LoadedBundle:
     ) -> Schedule:
         """What a run of ``length`` tokens will do: calls, operations, bytes, memory; nothing is run.
 
-        An input of at most one block is one call (and its head), where the bundle has the engine for it. Under a memory
-        limit, with values in files, in a job and on a cluster it is computed as longer ones are.
+        An input of at most one block is one call (and its head), and a windowed layer of a longer one is one call a
+        block, if the bundle has the engines. Under a memory limit, with values in files, in a job and on a cluster
+        every stage is computed by itself.
 
         Args:
             length: Tokens of the input; by axis where inputs have several lengths, ``{"n": 1000, "m": 300}``.
@@ -129,9 +137,8 @@ class LoadedBundle:
             InputError: The model can't take that length or does not give that output.
         """
         lengths = resolve_lengths(self.program, length)
-        by_blocks |= not self.one_call or self.memory_limit is not None or self.spill is not None
-        at_once = not by_blocks and self._short.takes(lengths)
-        program = self._short.program if at_once and self._short.program is not None else self.program
+        by_blocks |= not self.fused or self.memory_limit is not None or self.spill is not None
+        program = self.program if by_blocks else self._fused.chosen(lengths)
         return make_schedule(program, lengths, output=output, positions=positions, workers=self.threads)
 
     def spill_plan(self, schedule: Schedule, job: Job | None = None) -> SpillPlan:
@@ -346,9 +353,10 @@ class LoadedBundle:
         rows = request.rows
         count = None if rows is None or output != "logits" else len(rows)
         schedule = self.schedule(request.lengths, output, count, by_blocks=job is not None)
-        short = self._short if schedule.program is self._short.program else None
-        engines = self._engines if short is None else short.engines
-        arrays = request.arrays if short is None else short.arrays(request.arrays, request.lengths)
+        block = self._fused.block
+        at_once = block is not None and schedule.program is block.program
+        engines = self._block_engines if at_once and self._block_engines is not None else self._engines
+        arrays = block.arrays(request.arrays, request.lengths) if at_once and block is not None else request.arrays
         spilled = self.spill_plan(schedule, job).values
         notes = self._warn(schedule.length)
         total = schedule.engine_calls
@@ -364,7 +372,7 @@ class LoadedBundle:
             tell(now=False)
 
         # The kernels of a whole block use the threads themselves.
-        workers = self.threads if short is None else 1
+        workers = 1 if at_once else self.threads
         with Crew(workers, None if progress is None and job is None else tick) as crew:
             run = RunState(schedule.program, schedule, engines, crew, spilled=spilled, folder=self.spill, job=job)
             device = self._device

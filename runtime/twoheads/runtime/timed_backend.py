@@ -47,7 +47,7 @@ class Breakdown:
     Where one call computes a whole block with all threads, they add up to ``seconds``.
 
     Attributes:
-        tokenwise: Inside calls of token-wise engines of the body, and of the engine of a whole block.
+        tokenwise: Inside calls of token-wise engines of the body, and of engines that hold attention beside such.
         attention: Inside calls of attention engines; the merge of tiles is a part of these.
         head: Inside calls of the head's engines.
         host: Processor time outside of calls: scheduling, binding, copies, and what the host does with whole values.
@@ -189,10 +189,10 @@ def break_down(program: Program, times: Sequence[CallTime], seconds: float, own:
     """
     body = {stage.engine for stage in program.body if not isinstance(stage, SequenceStage)}
     head = {stage.engine for stage in program.head} - body
-    tokenwise = {engine.name for engine in program.engines if isinstance(engine, TokenwiseEngine)} - head | {ONE_BLOCK}
+    attention = {engine.name for engine in program.engines if not isinstance(engine, TokenwiseEngine)}
     inside = dict.fromkeys(("tokenwise", "attention", "head"), 0.0)
     for entry in times:
-        kind = "head" if entry.engine in head else "tokenwise" if entry.engine in tokenwise else "attention"
+        kind = "head" if entry.engine in head else "attention" if entry.engine in attention else "tokenwise"
         inside[kind] += entry.seconds
     host = own + sum(entry.host_seconds for entry in times)
     return Breakdown(**inside, host=host, idle=max(seconds - sum(inside.values()) - host, 0.0))

@@ -13,7 +13,9 @@ from onnx import numpy_helper
 
 from twoheads.graphs.bundle_format import ENGINES
 from twoheads.graphs.errors import InputError, InternalError
-from twoheads.graphs.program import AttentionEngine, Port, TokenwiseEngine, TokenwiseStage
+from twoheads.graphs.fused_engine import WindowEngine
+from twoheads.graphs.program import AttentionEngine, Port, Program, TokenwiseEngine, TokenwiseStage
+from twoheads.graphs.window_steps import MASK, WindowStage
 from twoheads.runtime.bundle_reader import Bundle
 from twoheads.runtime.weights import Weights
 
@@ -47,7 +49,7 @@ class EngineJob:
 
 
 def engine_jobs(bundle: Bundle, *, once: bool = False, half: bool = False) -> tuple[EngineJob, ...]:
-    """Everything to build, in the order of the program's engines.
+    """Everything to build, in the order of the program's engines; then those of windowed layers in one call a block.
 
     Args:
         bundle: The bundle.
@@ -67,7 +69,7 @@ def engine_jobs(bundle: Bundle, *, once: bool = False, half: bool = False) -> tu
     jobs: list[EngineJob] = []
     for engine in bundle.program.engines:
         if isinstance(engine, TokenwiseEngine):
-            jobs += _tokenwise_jobs(bundle, engine, once=once)
+            jobs += _tokenwise_jobs(bundle, bundle.program, engine, once=once)
             continue
         for variant in _variants(bundle, engine.name):
             if half and variant in WIDE_VARIANTS:
@@ -75,6 +77,11 @@ def engine_jobs(bundle: Bundle, *, once: bool = False, half: bool = False) -> tu
             inputs, outputs = engine.ports(variant)
             name = f"{engine.name}.{variant}"
             jobs.append(EngineJob(name, bundle.engine_file(engine.name, variant), (), {}, inputs, outputs, {}))
+    steps = bundle.fused.steps
+    if steps is not None:
+        for engine in steps.engines:
+            if isinstance(engine, WindowEngine):
+                jobs += _tokenwise_jobs(bundle, steps, engine, once=once)
     return tuple(jobs)
 
 
@@ -85,8 +92,7 @@ def _variants(bundle: Bundle, engine: str) -> list[str]:
     return sorted(name[len(prefix) : -len(suffix)] for name in names)
 
 
-def _tokenwise_jobs(bundle: Bundle, engine: TokenwiseEngine, *, once: bool) -> list[EngineJob]:
-    program = bundle.program
+def _tokenwise_jobs(bundle: Bundle, program: Program, engine: TokenwiseEngine, *, once: bool) -> list[EngineJob]:
     sets: dict[tuple[str, ...], list[TokenwiseStage]] = {}
     for stage in (*program.body, *program.head):
         if isinstance(stage, TokenwiseStage) and stage.engine == engine.name:
@@ -94,9 +100,10 @@ def _tokenwise_jobs(bundle: Bundle, engine: TokenwiseEngine, *, once: bool) -> l
     arguments = {entry.value.name: entry.limit for entry in program.inputs}
     jobs: list[EngineJob] = []
     for number, (weights, stages) in enumerate(sets.items()):
+        operands = stages[0].operands if isinstance(stages[0], WindowStage) else stages[0].inputs
         limits = {
             port.name: limit
-            for port, value in zip(engine.inputs, stages[0].inputs, strict=True)
+            for port, value in zip(engine.inputs, operands, strict=True)
             if (limit := arguments.get(value)) is not None
         }
         jobs.append(
@@ -143,7 +150,7 @@ def random_inputs(job: EngineJob) -> dict[str, npt.NDArray[Any]]:
 def _random_values(port: Port, limit: int | None, random: np.random.Generator) -> npt.NDArray[Any]:
     if np.dtype(port.dtype).kind != "f":
         return random.integers(0, limit or 2, port.shape).astype(port.dtype)
-    if port.name == "mask":
+    if port.name in ("mask", MASK):
         rows, columns = port.shape[-2:]
         seen = np.tri(rows, columns, dtype=bool)
         return np.broadcast_to(np.where(seen, 0, -np.inf), port.shape).astype(port.dtype)

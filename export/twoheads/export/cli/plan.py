@@ -14,7 +14,8 @@ from twoheads.export.cli.plan_workers import parse_workers, print_scalings, scal
 from twoheads.export.cli.progress import PhaseProgress
 from twoheads.export.cli.spill_line import spill_line
 from twoheads.graphs.errors import InputError
-from twoheads.graphs.one_block import OneBlock, one_block
+from twoheads.graphs.fused_programs import FusedPrograms
+from twoheads.graphs.one_block import one_block
 from twoheads.graphs.policy import parse_policy
 from twoheads.graphs.predict import predict_run
 from twoheads.graphs.profile import DeviceProfile
@@ -23,6 +24,7 @@ from twoheads.graphs.program_lengths import resolve_lengths, value_rows
 from twoheads.graphs.schedule import Schedule, StagePlan, make_schedule
 from twoheads.graphs.spill import NOTHING_SPILLED, SpillPlan, plan_spill
 from twoheads.graphs.theorems import LOWER_BOUND, StageClaim, program_claim, stage_claims
+from twoheads.graphs.window_steps import window_steps
 from twoheads.runtime.bundle_reader import read_bundle
 from twoheads.runtime.crew import available_threads
 
@@ -88,7 +90,8 @@ def command(
     Example: twoheads plan smollm2.bundle --length 100000 --device here.json --workers 1..64
     """
     arguments.require_path(subject, "a model or a bundle")
-    program, block = _program(subject, block_size, key_tile, attention, lowering, tuple(results or ()))
+    fused = _program(subject, block_size, key_tile, attention, lowering, tuple(results or ()))
+    program = fused.program
     lengths = resolve_lengths(program, {} if length is None else arguments.parse_lengths(length))
     hidden = value_rows(program.value(program.hidden), lengths)
     rows = None if positions is None else int(arguments.parse_positions(positions, hidden).size)
@@ -113,8 +116,7 @@ def command(
             print_scalings(schedule, measured, scalings)
         return
     limit = None if memory_limit is None else arguments.parse_size(memory_limit)
-    at_once = block is not None and limit is None and block.takes(lengths)
-    schedule = expand(block.program if block is not None and at_once else program)
+    schedule = expand(fused.chosen(lengths) if limit is None else program)
     spill = NOTHING_SPILLED if limit is None else plan_spill(schedule, limit=limit, disk=True, workers=parallel)
     if as_json:
         more = {} if limit is None else {"spill": _spill_to_json(spill)}
@@ -135,16 +137,15 @@ def _program(
     attention: str,
     lowering: options.Lowering,
     results: tuple[str, ...],
-) -> tuple[Program, OneBlock | None]:
-    """The program of a bundle as it is, or that of a source as it would be compiled; and what a short input runs."""
+) -> FusedPrograms:
+    """The programs of a bundle as it is, or those of a source as it would be compiled."""
     if arguments.is_bundle(subject):
         sized = block_size is not None or key_tile is not None or lowering != options.Lowering.AUTO
         if sized or results or not parse_policy(attention).exact:
             problem = "is a bundle, whose block size, key tile, lowering, attention and results are fixed"
             fix = "leave --block-size, --key-tile, --lowering, --attention and --result out, or give the source"
             raise InputError(str(subject), problem, fix)
-        bundle = read_bundle(subject, check="size")
-        return bundle.program, bundle.one_block
+        return read_bundle(subject, check="size").fused
     from twoheads.compiler import plan_model
 
     with PhaseProgress() as progress:
@@ -158,7 +159,8 @@ def _program(
             results=results,
             progress=progress,
         )
-    return program, one_block(program)
+    steps = window_steps(program) if lowering is options.Lowering.WINDOW else None
+    return FusedPrograms(program, one_block(program), steps)
 
 
 def _scaling_of(
