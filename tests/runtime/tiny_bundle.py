@@ -19,9 +19,18 @@ from twoheads.export.one_block_onnx import one_block_model
 from twoheads.export.oracle_onnx import oracle_model
 from twoheads.export.stock_onnx import stock_model
 from twoheads.export.window_onnx import window_model
-from twoheads.graphs.bundle_format import ALIGNMENT, FORMAT_VERSION, FileEntry, Manifest, SourceIdentity, WeightEntry
+from twoheads.graphs.bundle_format import (
+    ALIGNMENT,
+    FORMAT_VERSION,
+    FileEntry,
+    Manifest,
+    SourceIdentity,
+    WeightEntry,
+    tiles_folder,
+)
 from twoheads.graphs.fused_engine import WindowEngine
 from twoheads.graphs.json_codec import to_json
+from twoheads.graphs.key_tiles import with_key_tile
 from twoheads.graphs.masks import parse_mask
 from twoheads.graphs.one_block import ONE_BLOCK, one_block
 from twoheads.graphs.program import (
@@ -252,6 +261,7 @@ def write_tiny(
     tokenizer: str | None = None,
     with_one_block: bool = False,
     lowering: str = "tile",
+    other_key_tiles: tuple[int, ...] = (),
 ) -> Path:
     """Writes the bundle of ``tiny`` (or of an altered ``program``) into the new folder ``path``."""
 
@@ -270,6 +280,7 @@ def write_tiny(
         approximations=tiny.approximations,
         with_one_block=with_one_block,
         lowering=lowering,
+        other_key_tiles=other_key_tiles,
     )
 
 
@@ -283,6 +294,7 @@ def write_bundle(
     approximations: tuple[str, ...] = (),
     with_one_block: bool = False,
     lowering: str = "tile",
+    other_key_tiles: tuple[int, ...] = (),
 ) -> Path:
     """Writes a bundle of ``program`` with the weights ``arrays``; ``build`` makes the nodes of token-wise engines.
 
@@ -312,12 +324,16 @@ def write_bundle(
                 files[f"engines/{engine.name}.{variant}.onnx"] = stock_model(engine, variant).SerializeToString()
         else:
             files[f"engines/{engine.name}.{engine.mask}.onnx"] = oracle_model(engine, engine.mask).SerializeToString()
+    for width in other_key_tiles:
+        for engine in with_key_tile(program, width).engines:
+            for variant in engine.variants if isinstance(engine, AttentionEngine) else ():
+                files[f"{tiles_folder(width)}/{engine.name}.{variant}.onnx"] = _attention_bytes(engine, variant)
     if with_one_block:
         files[f"engines/{ONE_BLOCK}.onnx"] = _one_block_bytes(program, arrays, build, entries)
     if lowering == WINDOW:
         files |= _window_files(program, build, entries)
     for name, content in files.items():
-        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).parent.mkdir(exist_ok=True, parents=True)
         (path / name).write_bytes(content)
     manifest = Manifest(
         FORMAT_VERSION,
@@ -330,6 +346,7 @@ def write_bundle(
         approximations,
         entries,
         {name: FileEntry(len(content), hashlib.sha256(content).hexdigest()) for name, content in files.items()},
+        other_key_tiles=other_key_tiles,
     )
     write_manifest(path, to_json(manifest))
     return path

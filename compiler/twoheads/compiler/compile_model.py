@@ -19,6 +19,7 @@ from twoheads.compiler.lower_tile import Lowered, lower_tile
 from twoheads.compiler.partition import Partition, Region, partition
 from twoheads.compiler.source_program import Captured
 from twoheads.graphs.errors import CompileError
+from twoheads.graphs.key_tiles import LARGEST_TILE, other_key_tiles
 from twoheads.graphs.policy import Policy, parse_policy
 from twoheads.graphs.program import Program
 from twoheads.graphs.window_steps import MOST_TILES, WINDOW, window_steps
@@ -61,7 +62,8 @@ def compile_model(
             module. An ONNX file needs no torch.
         example_inputs: For any other torch module: its tensor arguments by position or name, each ``[1, tokens, ...]``.
         block_size: Tokens of a query block: a multiple of 8 from 16 to 4096.
-        key_tile: Tokens of a key tile, a multiple of ``block_size``; equal to it by default.
+        key_tile: Tokens of a key tile, a multiple of ``block_size``; equal to it by default, and the bundle then offers
+            wider ones beside (``load(tune=...)``).
         lowering: ``tile``, ``window`` (the same, and a windowed layer of a single input is one call a block), ``stock``
             (softmax attention and nothing else), ``oracle`` (a plain small transformer that is told its parameters), or
             ``auto``: ``tile``, which is as fast as ``window`` where calls cost nothing.
@@ -98,6 +100,7 @@ def compile_model(
         lowering=_chosen(lowering, lowered.program),
         dtype=dtype,
         approximations=(str(policy),) if imposed else (),
+        other_key_tiles=other_key_tiles(lowered.program) if key_tile is None and lowering in ("auto", "tile") else (),
     )
 
 
@@ -169,8 +172,10 @@ def _check_options(block_size: int, key_tile: int | None, lowering: str, dtype: 
     if block_size % 8 or not 16 <= block_size <= 4096:
         raise CompileError("block_size", f"is {block_size}", "give a multiple of 8 from 16 to 4096")
     tile = block_size if key_tile is None else key_tile
-    if tile < block_size or tile % block_size or tile > 65536:
-        raise CompileError("key_tile", f"is {tile}", f"give a multiple of the block size {block_size}, at most 65536")
+    if tile < block_size or tile % block_size or tile > LARGEST_TILE:
+        raise CompileError(
+            "key_tile", f"is {tile}", f"give a multiple of the block size {block_size}, at most {LARGEST_TILE}"
+        )
     if lowering not in LOWERINGS:
         raise CompileError("lowering", f"is {lowering!r}", f"choose one of {', '.join(LOWERINGS)}")
     if dtype not in DTYPES:

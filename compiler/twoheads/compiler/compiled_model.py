@@ -27,6 +27,7 @@ class CompiledModel:
         approximations: Policies that the user imposed and that changed the model; empty for an exact one.
         quantised: Weights of the source that ``weights`` holds as whole numbers and scales, by their names there.
         weight_dtype: Of the products' weights: ``int8`` or ``int4`` where they are quantised, else ``dtype``.
+        other_key_tiles: Widths of key tiles that the bundle is to offer beside the program's.
     """
 
     program: Program
@@ -39,3 +40,4 @@ class CompiledModel:
     approximations: tuple[str, ...] = ()
     quantised: Mapping[str, QuantisedWeight] = field(default_factory=dict[str, QuantisedWeight])
     weight_dtype: str = "float32"
+    other_key_tiles: tuple[int, ...] = ()

@@ -58,6 +58,7 @@ class BenchReport:
         name: The program's.
         output: What was computed.
         block_size: ``M``.
+        key_tile: Tokens of a key tile.
         threads: Workers.
         repeats: Measured runs of each length, after one that opens the engines.
         peak_flops_per_second: Of float32 matrix products on as many threads, the median of measurements before each
@@ -68,6 +69,7 @@ class BenchReport:
     name: str
     output: str
     block_size: int
+    key_tile: int
     threads: int
     repeats: int
     peak_flops_per_second: float
@@ -93,6 +95,7 @@ def bench(
     threads: int | None = None,
     backend: str = "onnxruntime",
     precision: str = "f32",
+    tune: str = "off",
     progress: Progress | None = None,
 ) -> BenchReport:
     """Runs ``bundle`` at several lengths in turns, and measures the peak of matrix products in between.
@@ -105,6 +108,7 @@ def bench(
         threads: Workers; ``None`` for every processor.
         backend: What runs the engines; the peak is that of ONNX Runtime in any case.
         precision: In what the backend multiplies.
+        tune: How key tiles are chosen, as :func:`twoheads.runtime.load` takes it; by default as ``run`` does, not.
         progress: Called as ``progress(phase, done, total)``.
 
     Raises:
@@ -118,7 +122,7 @@ def bench(
     report("load the bundle")
     workers = threads or available_threads()
     timed = TimedBackend(open_host_backend(backend, precision=precision, threads=workers))
-    loaded = load(bundle, backend=timed, threads=workers)
+    loaded = load(bundle, backend=timed, precision=precision, threads=workers, tune=tune)
     plans = [verify_lengths(loaded.program, length) for length in sorted(set(lengths))]
     for plan in plans:  # a length that the model can't take is told before minutes are spent
         loaded.schedule(plan, output)
@@ -137,7 +141,9 @@ def bench(
             entry.runs.append(run_timed(loaded, timed, entry.inputs, output))
     rate = median(peaks)
     rows = tuple(_row(loaded, entry, rate) for entry in measured)
-    return BenchReport(loaded.program.name, output, loaded.program.block_size, loaded.threads, repeats, rate, rows)
+    program = loaded.program
+    sizes = program.block_size, program.key_tile
+    return BenchReport(program.name, output, *sizes, loaded.threads, repeats, rate, rows)
 
 
 def _row(loaded: LoadedBundle, entry: _Length, peak: float) -> BenchRow:

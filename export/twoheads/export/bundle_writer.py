@@ -35,10 +35,12 @@ from twoheads.graphs.bundle_format import (
     FileEntry,
     Manifest,
     WeightEntry,
+    tiles_folder,
 )
 from twoheads.graphs.errors import BundleError, InternalError
 from twoheads.graphs.fused_engine import WindowEngine
 from twoheads.graphs.json_codec import to_json
+from twoheads.graphs.key_tiles import with_key_tile
 from twoheads.graphs.one_block import ONE_BLOCK, one_block
 from twoheads.graphs.program import AttentionEngine, OracleEngine, Program, StockEngine, TokenwiseEngine, TokenwiseStage
 from twoheads.graphs.window_steps import WINDOW, window_steps
@@ -110,6 +112,7 @@ def _write_content(compiled: CompiledModel, folder: Path, target: Path, progress
         files=_files(folder, weights),
         weight_dtype=compiled.weight_dtype,
         quantised=dict(compiled.quantised),
+        other_key_tiles=compiled.other_key_tiles,
     )
     write_json(folder / MANIFEST, to_json(manifest))
 
@@ -134,9 +137,7 @@ def _write_engines(compiled: CompiledModel, folder: Path, entries: dict[str, Wei
     for done, engine in enumerate(program.engines):
         progress("write engines", done, len(program.engines))
         if isinstance(engine, AttentionEngine):
-            for variant in used_variants(program, engine):
-                file = folder / ENGINES / f"{engine.name}.{variant}.onnx"
-                save_engine(attention_model(engine, variant), file, *engine.ports(variant), {})
+            _write_attention(program, engine, folder / ENGINES)
             continue
         if isinstance(engine, StockEngine):
             for variant in used_stock_variants(program, engine):
@@ -154,7 +155,19 @@ def _write_engines(compiled: CompiledModel, folder: Path, entries: dict[str, Wei
     _write_one_block(program, models, folder, entries)
     if compiled.lowering == WINDOW:
         _write_steps(program, models, folder, entries)
+    for width in compiled.other_key_tiles:
+        wider = with_key_tile(program, width)
+        (folder / tiles_folder(width)).mkdir()
+        for engine in wider.engines:
+            if isinstance(engine, AttentionEngine):
+                _write_attention(wider, engine, folder / tiles_folder(width))
     progress("write engines", len(program.engines), len(program.engines))
+
+
+def _write_attention(program: Program, engine: AttentionEngine, folder: Path) -> None:
+    for variant in used_variants(program, engine):
+        file = folder / f"{engine.name}.{variant}.onnx"
+        save_engine(attention_model(engine, variant), file, *engine.ports(variant), {})
 
 
 def _write_one_block(

@@ -7,6 +7,7 @@
         program.json             the block program
         engines/<name>.onnx      token-wise engines; their initializers refer to weights.bin, so each opens on its own
         engines/<name>.<variant>.onnx   attention engines
+        engines/tiles_<K>/<name>.<variant>.onnx   the same for key tiles of another width, a few KB each
         engines/weights.bin      every weight once, 64-byte aligned, little endian; memory-mapped by the runtime
         tokenizer/tokenizer.json optional, Hugging Face `tokenizers` format
         targets/<name>/          optional, what a vendor's compiler made of the engines for an accelerator
@@ -38,6 +39,7 @@ __all__ = [
     "SourceIdentity",
     "TargetEntry",
     "WeightEntry",
+    "tiles_folder",
 ]
 
 FORMAT_VERSION = 4
@@ -167,6 +169,11 @@ class TargetEntry:
     artifacts: dict[str, Artifact]
 
 
+def tiles_folder(key_tile: int) -> str:
+    """Where the attention engines for key tiles of another width lie."""
+    return f"{ENGINES}/tiles_{key_tile}"
+
+
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """The table of contents.
@@ -184,6 +191,7 @@ class Manifest:
         targets: What was built for accelerators, by the target's name.
         weight_dtype: Of the products' weights: ``dtype``, or ``int8`` or ``int4`` where they are quantised.
         quantised: The source's weights that are quantised, by their names there.
+        other_key_tiles: Further widths that a run may choose: the bundle holds attention engines for them, too.
     """
 
     format_version: int
@@ -199,6 +207,12 @@ class Manifest:
     targets: dict[str, TargetEntry] = field(default_factory=dict[str, TargetEntry])
     weight_dtype: str = "float32"
     quantised: dict[str, QuantisedWeight] = field(default_factory=dict[str, QuantisedWeight])
+    other_key_tiles: tuple[int, ...] = ()
+
+    @property
+    def key_tiles(self) -> tuple[int, ...]:
+        """Every width that a run may choose, the program's own first."""
+        return (self.key_tile, *self.other_key_tiles)
 
     @property
     def precision(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -18,10 +18,12 @@ from twoheads.graphs.bundle_format import (
     TOKENIZER,
     WEIGHTS,
     Manifest,
+    tiles_folder,
 )
 from twoheads.graphs.errors import BundleError, CompileError, InputError
 from twoheads.graphs.fused_programs import FusedPrograms
 from twoheads.graphs.json_codec import FormatError, from_json
+from twoheads.graphs.key_tiles import with_key_tile
 from twoheads.graphs.one_block import ONE_BLOCK, one_block
 from twoheads.graphs.program import Program
 from twoheads.graphs.window_steps import WINDOW, window_steps
@@ -68,8 +70,23 @@ class Bundle:
         return self.file(TOKENIZER) if self.has(TOKENIZER) else None
 
     def engine_file(self, engine: str, variant: str = "") -> str:
-        """The manifest's name of an engine's file."""
-        return f"{ENGINES}/{engine}.{variant}.onnx" if variant else f"{ENGINES}/{engine}.onnx"
+        """The manifest's name of an engine's file; of a variant, the one for the program's key tiles."""
+        if not variant:
+            return f"{ENGINES}/{engine}.onnx"
+        width = self.program.key_tile
+        return f"{ENGINES if width == self.manifest.key_tile else tiles_folder(width)}/{engine}.{variant}.onnx"
+
+    def with_key_tile(self, width: int) -> Bundle:
+        """The same bundle, run with key tiles of ``width`` tokens.
+
+        Raises:
+            InputError: It does not offer that width.
+        """
+        if width not in self.manifest.key_tiles:
+            offered = ", ".join(map(str, self.manifest.key_tiles))
+            fix = f"choose one of these, or compile the model with --key-tile {width}"
+            raise InputError("key_tile", f"is {width}, and {self.path} offers {offered}", fix)
+        return replace(self, program=with_key_tile(self.program, width))
 
 
 def read_bundle(path: str | os.PathLike[str], *, check: str = "full") -> Bundle:

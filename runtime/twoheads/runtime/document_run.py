@@ -70,6 +70,7 @@ def run_documents(
     identity = {
         "bundle": hashlib.sha256((bundle.path / MANIFEST).read_bytes()).hexdigest(),
         "backend": f"{bundle.backend} {bundle.precision}",
+        "key tile": bundle.program.key_tile,
         "output": output,
         "inputs": digest,
         "pack": pack,

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from twoheads.graphs.errors import InputError
 from twoheads.runtime.backend import DEVICE_BACKENDS, LANES, Backend, open_backend
-from twoheads.runtime.bundle_reader import read_bundle
+from twoheads.runtime.backend_emulator import EmulatorBackend
+from twoheads.runtime.bundle_reader import Bundle, read_bundle
 from twoheads.runtime.crew import available_threads
 from twoheads.runtime.session import LoadedBundle
+from twoheads.runtime.tuning import tuned_bundle
 
 __all__ = ["load"]
 
@@ -23,6 +25,8 @@ def load(
     check: str = "full",
     memory_limit: int | None = None,
     spill: str | os.PathLike[str] | None = None,
+    tune: str = "off",
+    key_tile: int | None = None,
     fused: bool = True,
     device_memory_limit: int | None = None,
 ) -> LoadedBundle:
@@ -47,6 +51,10 @@ def load(
             On a device always stage by stage.
         device_memory_limit: Bytes of device memory that a run may take by its plan; ``None`` for all that the device
             has. Keys and values, then other values, go to pinned host memory if they do not fit.
+        tune: ``quick`` or ``full`` to choose, of the key tiles that the bundle offers, those that are fastest here:
+            measured once, in one or two seconds or in about ten, and kept in ``BUNDLE.tune.json`` beside the bundle.
+            Results of different widths agree up to rounding. ``off`` takes the bundle's own.
+        key_tile: Tokens of a key tile, one of these widths, instead of the bundle's own.
 
     Raises:
         BundleError: It is not a bundle, damaged, or of another version.
@@ -67,9 +75,10 @@ def load(
         problem = f"the bundle has {bundle.manifest.weight_dtype} weights, which only onnxruntime reads"
         raise InputError("backend", problem, "use onnxruntime, or a bundle compiled without --weights")
     count = threads or (LANES if backend in DEVICE_BACKENDS else available_threads())
+    opened = open_backend(backend, precision=precision, threads=count) if isinstance(backend, str) else backend
     return LoadedBundle(
-        bundle,
-        backend=open_backend(backend, precision=precision, threads=count) if isinstance(backend, str) else backend,
+        _with_tiles(bundle, opened, precision=precision, threads=count, tune=tune, key_tile=key_tile),
+        backend=opened,
         precision=precision,
         threads=count,
         memory_limit=memory_limit,
@@ -77,3 +86,20 @@ def load(
         fused=fused,
         device_memory_limit=device_memory_limit,
     )
+
+
+def _with_tiles(
+    bundle: Bundle, backend: Backend, *, precision: str, threads: int, tune: str, key_tile: int | None
+) -> Bundle:
+    """The bundle with the key tiles that are asked for."""
+    if key_tile is not None and tune != "off":
+        raise InputError("key_tile", "is given, so that there is nothing to tune", "leave out key_tile or tune")
+    if key_tile is not None:
+        bundle = bundle.with_key_tile(key_tile)
+    if isinstance(backend, EmulatorBackend) and (tune != "off" or bundle.program.key_tile != bundle.manifest.key_tile):
+        problem = f"can't be chosen with {backend.name}: artifacts are built for those of {bundle.manifest.key_tile}"
+        raise InputError("key tiles", problem, "leave out tune and key_tile")
+    if tune != "off" and backend.name in DEVICE_BACKENDS:
+        problem = f"measures calls on the CPU, and {backend.name} queues them on a device"
+        raise InputError("tune", problem, "leave it out, or choose a width by key_tile")
+    return tuned_bundle(bundle, backend, precision=precision, threads=threads, level=tune)

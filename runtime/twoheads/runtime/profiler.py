@@ -36,7 +36,7 @@ from twoheads.runtime.engine_pool import EnginePool
 from twoheads.runtime.sampling_profiler import measure_sampling
 from twoheads.runtime.weights import Weights
 
-__all__ = ["DEFAULT_NETWORK", "machine_text", "profile_bundle"]
+__all__ = ["DEFAULT_NETWORK", "EngineMeter", "copy_speed", "machine_text", "profile_bundle"]
 
 DEFAULT_NETWORK = Network(bytes_per_second=1.25e9, round_seconds=1e-3)
 """An assumption: 10 Gbit/s, and a millisecond to start a stage on all workers."""
@@ -68,6 +68,7 @@ def profile_bundle(
     backend: str = "onnxruntime",
     precision: str = "f32",
     threads: int | None = None,
+    key_tile: int | None = None,
     network: Network = DEFAULT_NETWORK,
     price_per_hour: float | None = None,
     progress: Callable[[str], None] | None = None,
@@ -81,6 +82,7 @@ def profile_bundle(
         backend: What runs the engines.
         precision: In what it multiplies.
         threads: The most threads that a run may have; ``None`` for every processor that the process may use.
+        key_tile: Tokens of a key tile, a width that the bundle offers; its own if not given.
         network: Between workers, which can't be measured here.
         price_per_hour: Of a machine like this one.
         progress: Told of every engine file before it is measured.
@@ -90,10 +92,12 @@ def profile_bundle(
         InputError: An argument is not one of the choices, or the lowering is one whose time can't be predicted.
     """
     bundle = read_bundle(path)
+    if key_tile is not None:
+        bundle = bundle.with_key_tile(key_tile)
     _check_lowering(bundle.program)
     most = threads or available_threads()
     callers = tuple(sorted({1, most}))
-    measuring = _Measuring(
+    measuring = EngineMeter(
         bundle, open_host_backend(backend, precision=precision, threads=most), callers, progress or (lambda _name: None)
     )
     engines = (*measuring.engines(), *measuring.alone())
@@ -112,8 +116,8 @@ def profile_bundle(
         engines=engines,
         stage_seconds=stage_seconds,
         row_seconds=row_seconds,
-        copy_bytes_per_second=_copy_speed(fresh=False),
-        fresh_bytes_per_second=_copy_speed(fresh=True),
+        copy_bytes_per_second=copy_speed(fresh=False),
+        fresh_bytes_per_second=copy_speed(fresh=True),
         sampling=measuring.sampling(engines),
         network=network,
         price_per_hour=price_per_hour,
@@ -127,17 +131,35 @@ def _check_lowering(program: Program) -> None:
             raise InputError(program.name, problem, "compile it with --lowering tile")
 
 
-class _Measuring:
-    """The engine files of one bundle, one after the other."""
+class EngineMeter:
+    """Measures the engine files of one bundle, one after the other.
+
+    Args:
+        bundle: The bundle.
+        backend: What runs them.
+        callers: Numbers of threads that call at the same time.
+        progress: Told of every file before it is measured.
+        seconds: Of one engine with one number of callers; :data:`MEASURE_SECONDS` if not given.
+        tiles: Different key tiles that calls of attention read in turn, each at least once.
+    """
 
     def __init__(
-        self, bundle: Bundle, backend: Backend, callers: tuple[int, ...], progress: Callable[[str], None]
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        callers: tuple[int, ...],
+        progress: Callable[[str], None],
+        *,
+        seconds: float | None = None,
+        tiles: int = TILES,
     ) -> None:
         self._bundle = bundle
         self._pool = EnginePool(bundle, Weights(bundle.weights_file, bundle.manifest.weights), backend)
         self._backend = backend
         self._callers = callers
         self._progress = progress
+        self._seconds = MEASURE_SECONDS if seconds is None else seconds
+        self._tiles = tiles
         self._random = np.random.default_rng(0)
 
     def engines(self) -> Iterator[EngineTimes]:
@@ -149,13 +171,17 @@ class _Measuring:
                 stages = _stages_of(program, engine.name)
                 yield self._tokenwise(engine, stages, self._pool, self._callers, program)
             elif isinstance(engine, AttentionEngine):
-                yield from (self._attention(engine, variant) for variant in _held_variants(self._bundle, engine))
+                yield from self.attention(engine)
         steps = self._bundle.fused.steps
         for window in () if steps is None else steps.engines:
             if steps is not None and isinstance(window, WindowEngine):
                 self._progress(window.name)
                 stages = _stages_of(steps, window.name)
                 yield self._tokenwise(window, stages, self._pool, self._callers, steps)
+
+    def attention(self, engine: AttentionEngine) -> Iterator[EngineTimes]:
+        """Times of an attention engine's variants."""
+        return (self._attention(engine, variant) for variant in _held_variants(self._bundle, engine))
 
     def alone(self) -> Iterator[EngineTimes]:
         """Times of the engines of a run of one block, by the threads that share the kernels."""
@@ -210,7 +236,7 @@ class _Measuring:
         handle = self._pool.attention(engine.name, variant)
         opened = time.perf_counter() - began
         inputs, outputs = engine.ports(variant)
-        tiles = [[self._values(port) for port in inputs[1:3]] for _ in range(TILES)]
+        tiles = [[self._values(port) for port in inputs[1:3]] for _ in range(self._tiles)]
         rest = [self._values(port) for port in inputs[3:]]
 
         def ring() -> Ring:
@@ -243,7 +269,7 @@ class _Measuring:
         return self._backend.tensor(self._random.integers(0, limit or 2, port.shape).astype(port.dtype))
 
     def _measure(self, ring: Callable[[], Ring], callers: Sequence[int]) -> dict[str, float]:
-        return {str(number): _call_seconds([ring() for _ in range(number)]) for number in callers}
+        return {str(number): _call_seconds([ring() for _ in range(number)], self._seconds) for number in callers}
 
 
 def _stages_of(program: Program, engine: str) -> list[TokenwiseStage]:
@@ -263,8 +289,8 @@ def _held_variants(bundle: Bundle, engine: AttentionEngine) -> list[str]:
     return sorted(variant for variant in variants if variant and variant not in AttentionEngine.PACKED_VARIANTS)
 
 
-def _call_seconds(rings: Sequence[Ring]) -> float:
-    """The median seconds of a call, with a thread for each of ``rings`` that makes its calls in turn."""
+def _call_seconds(rings: Sequence[Ring], least: float) -> float:
+    """The median seconds of a call, with a thread for each of ``rings`` that calls for ``least`` seconds."""
     start = threading.Barrier(len(rings))
 
     def work(ring: Ring) -> list[float]:
@@ -272,7 +298,7 @@ def _call_seconds(rings: Sequence[Ring]) -> float:
         seconds: list[float] = []
         start.wait()
         began = last = time.perf_counter()
-        while len(seconds) < max(LEAST_CALLS, len(ring)) or last - began < MEASURE_SECONDS:
+        while len(seconds) < max(LEAST_CALLS, len(ring)) or last - began < least:
             ring[len(seconds) % len(ring)]()
             now = time.perf_counter()
             seconds.append(now - last)
@@ -302,7 +328,7 @@ def _crew_seconds(threads: int) -> tuple[float, float]:
     return stage, max(many - stage, 1e-9) / EMPTY_ROWS
 
 
-def _copy_speed(*, fresh: bool) -> float:
+def copy_speed(*, fresh: bool) -> float:
     """Bytes that one thread copies in a second, to memory that was used before or that is ``fresh`` from the system."""
     source, used = np.ones(COPY_BYTES, np.uint8), np.zeros(COPY_BYTES, np.uint8)
     seconds: list[float] = []

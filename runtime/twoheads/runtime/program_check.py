@@ -13,7 +13,7 @@ import numpy as np
 
 from twoheads.graphs.average import Average
 from twoheads.graphs.axes import axis_inputs, parse_axis
-from twoheads.graphs.bundle_format import ENGINES, WEIGHTS, Manifest
+from twoheads.graphs.bundle_format import ENGINES, WEIGHTS, Manifest, tiles_folder
 from twoheads.graphs.errors import BundleError
 from twoheads.graphs.fused_engine import WindowEngine
 from twoheads.graphs.masks import Full
@@ -80,6 +80,7 @@ class _Check:
             program.block_size > 0 and program.key_tile > 0 and program.key_tile % program.block_size == 0,
             f"has key tiles of {program.key_tile} tokens, not a multiple of its blocks of {program.block_size}",
         )
+        self.other_tiles()
         self.weights()
         self.require(len(self.engines) == len(program.engines), "declares two engines of one name")
         for engine in program.engines:
@@ -105,6 +106,21 @@ class _Check:
             file = f"{ENGINES}/{engine.name}.onnx"
             held = not isinstance(engine, WindowEngine) or file in self.manifest.files
             self.require(held, f"engine {engine.name} has no file {file}")
+
+    def other_tiles(self) -> None:
+        """The widths that the manifest offers are possible, and every attention has engines for them."""
+        program, widths = self.program, self.manifest.other_key_tiles
+        for width in widths:
+            fits = width > 0 and width % program.block_size == 0 and width != program.key_tile
+            self.require(fits and widths.count(width) == 1, f"can't have key tiles of {width} tokens beside its own")
+            for engine in program.engines:
+                held = isinstance(engine, TokenwiseEngine) or any(
+                    f"{tiles_folder(width)}/{engine.name}.{variant}.onnx" in self.manifest.files
+                    for variant in engine.VARIANTS
+                )
+                self.require(held, f"engine {engine.name} has no file for key tiles of {width} tokens")
+        sampled = any(isinstance(stage, AttentionStage) and stage.average is not None for stage in program.body)
+        self.require(not (widths and sampled), "samples keys by tiles, so that it has no others beside its own")
 
     def inputs(self) -> None:
         """What the run generates can be generated, and arguments tell every length."""

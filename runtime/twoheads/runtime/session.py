@@ -340,6 +340,7 @@ class LoadedBundle:
             {
                 "bundle": manifest,
                 "backend": f"{self.backend} {self.precision}",
+                "key tile": self.program.key_tile,
                 "output": output,
                 "lengths": request.lengths,
                 "input": request.digest(),

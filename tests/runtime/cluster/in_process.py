@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from twoheads.graphs.placement import DRIVER
+from twoheads.runtime.bundle_reader import read_bundle
 from twoheads.runtime.cluster.transport import Opening, PackTask, StageResult, ValuesLostError, WorkerLostError
 from twoheads.runtime.cluster.worker import Worker
 
@@ -44,7 +45,14 @@ class InProcess:
         seed: Of the order in which calls end.
     """
 
-    def __init__(self, path: Path, workers: int, losses: Mapping[int, int] | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        workers: int,
+        losses: Mapping[int, int] | None = None,
+        seed: int = 0,
+        key_tile: int | None = None,
+    ) -> None:
         self.count = workers
         self.alive = set(range(workers))
         self.most_arrays = 0
@@ -54,7 +62,8 @@ class InProcess:
         self._objects: dict[int, list[np.ndarray]] = {}
         self._numbers = count()
         identity = sha256((Path(path) / "manifest.json").read_bytes()).hexdigest()
-        opening = Opening(str(path), "size", "onnxruntime", "f32", identity)
+        width = key_tile or read_bundle(path, check="size").program.key_tile
+        opening = Opening(str(path), "size", "onnxruntime", "f32", identity, width)
         self._workers = [Worker(opening, 2, _Objects(self, number)) for number in range(workers)]
 
     @property

@@ -42,6 +42,7 @@ def command(
     ] = None,
     backend: options.BackendOption = options.Backend.ONNXRUNTIME,
     precision: options.PrecisionOption = options.Precision.F32,
+    tune: options.TuneOption = options.Tune.OFF,
     as_json: options.Json = False,
 ) -> None:
     """Measure the time and the memory of runs, and how much of the machine's matrix-product peak they reach.
@@ -63,6 +64,7 @@ def command(
             threads=threads,
             backend=backend.value,
             precision=precision.value,
+            tune=tune.value,
             progress=progress,
         )
     if as_json:
@@ -74,7 +76,10 @@ def command(
 def _print_report(report: "BenchReport") -> None:
     print_facts(
         (
-            ("program", f"{report.name}, {report.output}, blocks of {report.block_size}"),
+            (
+                "program",
+                f"{report.name}, {report.output}, blocks of {report.block_size}, key tiles of {report.key_tile}",
+            ),
             ("measured", f"{report.repeats} runs a length on {report.threads} threads, medians"),
             ("matrix products", f"{report.peak_flops_per_second / 1e9:.0f} GFLOP/s at their peak"),
         )

@@ -96,6 +96,7 @@ def _to_json(path: Path, manifest: Manifest, program: Program, *, program_text: 
         },
         "block_size": manifest.block_size,
         "key_tile": manifest.key_tile,
+        "other_key_tiles": list(manifest.other_key_tiles),
         "lowering": manifest.lowering,
         "dtype": manifest.dtype,
         "weight_dtype": manifest.weight_dtype,
@@ -181,7 +182,7 @@ def _print_summary(path: Path, manifest: Manifest, program: Program) -> None:
             ("bundle", f"{path} (format {manifest.format_version}, written by {manifest.producer})"),
             ("source", f"{source.name}: {source.architecture} from a {source.form}"),
             ("identity", source.sha256),
-            ("blocks", f"{manifest.block_size} tokens, key tiles of {manifest.key_tile}"),
+            ("blocks", _blocks_text(manifest)),
             ("lowering", manifest.lowering),
             ("precision", _precision_text(manifest)),
             ("approximations", approximations_text(manifest.approximations, manifest.precision)),
@@ -205,6 +206,14 @@ def _precision_text(manifest: Manifest) -> str:
     bits = Counter(entry.bits for entry in manifest.quantised.values())
     counts = ", ".join(f"{count} weights of {width} bits" for width, count in sorted(bits.items()))
     return manifest.precision + (f" ({counts})" if counts else "")
+
+
+def _blocks_text(manifest: Manifest) -> str:
+    """The sizes of blocks and key tiles, and which tiles a run may choose instead."""
+    others = " or ".join(map(str, manifest.other_key_tiles))
+    return f"{manifest.block_size} tokens, key tiles of {manifest.key_tile}" + (
+        f" (or {others}: --tune)" if others else ""
+    )
 
 
 def _target_text(item: tuple[str, TargetEntry]) -> str:

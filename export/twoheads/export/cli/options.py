@@ -89,6 +89,14 @@ class Precision(StrEnum):
     F16 = "f16"
 
 
+class Tune(StrEnum):
+    """How thoroughly engines are measured before a width of key tiles is chosen."""
+
+    OFF = "off"
+    QUICK = "quick"
+    FULL = "full"
+
+
 class BuildPrecision(StrEnum):
     """In what an accelerator multiplies; which of these it can, its data file says."""
 
@@ -163,6 +171,14 @@ PrecisionOption = Annotated[
     Precision,
     typer.Option(
         "--precision", help="In what it multiplies; approximations are bf16, of openvino, and f16, of tensorrt."
+    ),
+]
+TuneOption = Annotated[
+    Tune,
+    typer.Option(
+        "--tune",
+        help="Choose the key tiles that are fastest here, measured once and kept in BUNDLE.tune.json: quick (1-2 s, "
+        "for 4,096 tokens) or full (about 10 s, for 1,024 to 16,384). Results differ by rounding.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]

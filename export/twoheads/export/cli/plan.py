@@ -8,7 +8,7 @@ import typer
 
 from twoheads.export.cli import arguments, options
 from twoheads.export.cli.console import count_text, print_facts, print_json, print_table, size_text
-from twoheads.export.cli.plan_device import device_threads, read_device, time_fact, time_to_json
+from twoheads.export.cli.plan_device import device_threads, measured_tiles, read_device, time_fact, time_to_json
 from twoheads.export.cli.plan_plot import plot_scalings
 from twoheads.export.cli.plan_workers import parse_workers, print_scalings, scale, scalings_to_json
 from twoheads.export.cli.progress import PhaseProgress
@@ -90,7 +90,7 @@ def command(
     Example: twoheads plan smollm2.bundle --length 100000 --device here.json --workers 1..64
     """
     arguments.require_path(subject, "a model or a bundle")
-    fused = _program(subject, block_size, key_tile, attention, lowering, tuple(results or ()))
+    fused = _program(subject, block_size, key_tile, attention, lowering, tuple(results or ()), device)
     program = fused.program
     lengths = resolve_lengths(program, {} if length is None else arguments.parse_lengths(length))
     hidden = value_rows(program.value(program.hidden), lengths)
@@ -137,15 +137,22 @@ def _program(
     attention: str,
     lowering: options.Lowering,
     results: tuple[str, ...],
+    device: Path | None,
 ) -> FusedPrograms:
-    """The programs of a bundle as it is, or those of a source as it would be compiled."""
+    """The programs of a bundle, or those of a source as it would be compiled.
+
+    A bundle is taken with the key tiles that the device's profile was measured with.
+    """
     if arguments.is_bundle(subject):
         sized = block_size is not None or key_tile is not None or lowering != options.Lowering.AUTO
         if sized or results or not parse_policy(attention).exact:
             problem = "is a bundle, whose block size, key tile, lowering, attention and results are fixed"
             fix = "leave --block-size, --key-tile, --lowering, --attention and --result out, or give the source"
             raise InputError(str(subject), problem, fix)
-        return read_bundle(subject, check="size").fused
+        bundle = read_bundle(subject, check="size")
+        if device is not None:
+            bundle = measured_tiles(device, bundle)
+        return bundle.fused
     from twoheads.compiler import plan_model
 
     with PhaseProgress() as progress:

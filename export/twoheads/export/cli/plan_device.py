@@ -10,8 +10,9 @@ from twoheads.graphs.predict import RunTime, predict_run
 from twoheads.graphs.profile import DeviceProfile, read_profile
 from twoheads.graphs.program import Program
 from twoheads.graphs.schedule import Schedule
+from twoheads.runtime.bundle_reader import Bundle
 
-__all__ = ["device_threads", "read_device", "time_fact", "time_to_json"]
+__all__ = ["device_threads", "measured_tiles", "read_device", "time_fact", "time_to_json"]
 
 
 def read_device(path: Path, program: Program) -> DeviceProfile:
@@ -23,6 +24,12 @@ def read_device(path: Path, program: Program) -> DeviceProfile:
     profile = read_profile(arguments.require_path(path, "a device profile, which `twoheads profile` writes"))
     profile.check_program(program, str(path))
     return profile
+
+
+def measured_tiles(path: Path, bundle: Bundle) -> Bundle:
+    """The bundle with the key tiles that the profile in ``path`` was measured with, if it offers them."""
+    width = read_profile(arguments.require_path(path, "a device profile, which `twoheads profile` writes")).key_tile
+    return bundle.with_key_tile(width) if width in bundle.manifest.key_tiles else bundle
 
 
 def device_threads(path: Path, profile: DeviceProfile, threads: int | None) -> int:

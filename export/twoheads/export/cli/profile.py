@@ -11,6 +11,7 @@ from twoheads.export.cli.progress import PhaseProgress
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.json_codec import to_json
 from twoheads.graphs.profile import DeviceProfile, Network, profile_text
+from twoheads.runtime.opening import load
 from twoheads.runtime.profiler import DEFAULT_NETWORK, profile_bundle
 
 __all__ = ["NAME", "command"]
@@ -28,6 +29,7 @@ def command(
     ] = None,
     backend: options.BackendOption = options.Backend.ONNXRUNTIME,
     precision: options.PrecisionOption = options.Precision.F32,
+    tune: options.TuneOption = options.Tune.OFF,
     gigabits: Annotated[
         float, typer.Option("--network-gbit", metavar="G", help="Gbit/s into a worker, for plans of several.")
     ] = DEFAULT_NETWORK.bytes_per_second * 8 / 1e9,
@@ -52,11 +54,17 @@ def command(
             raise InputError(name, f"is {number:g}", "give a number above 0")
     network = Network(gigabits * 1e9 / 8, milliseconds / 1e3)
     with PhaseProgress() as progress:
+        key_tile = None
+        if tune != options.Tune.OFF:
+            progress("choose key tiles")
+            loaded = load(bundle, backend=backend.value, precision=precision.value, threads=threads, tune=tune.value)
+            key_tile = loaded.program.key_tile
         profile = profile_bundle(
             bundle,
             backend=backend.value,
             precision=precision.value,
             threads=threads,
+            key_tile=key_tile,
             network=network,
             price_per_hour=price,
             progress=lambda name: progress(name),

@@ -89,6 +89,7 @@ def command(
     ] = None,
     backend: options.BackendOption = options.Backend.ONNXRUNTIME,
     precision: options.PrecisionOption = options.Precision.F32,
+    tune: options.TuneOption = options.Tune.OFF,
     memory_limit: options.MemoryLimit = None,
     spill: options.Spill = None,
     device_memory_limit: options.DeviceMemoryLimit = None,
@@ -130,7 +131,7 @@ def command(
     limit = None if memory_limit is None else arguments.parse_size(memory_limit)
     if resume is not None:
         given = (bundle, out, text, tokens, arrays, inputs, positions, output, spill, cluster)
-        if lines or truncate or any(option is not None for option in given):
+        if lines or truncate or tune != options.Tune.OFF or any(option is not None for option in given):
             raise InputError("--resume", "knows its bundle, input and output", "give --resume DIR alone")
         if is_document_folder(resume):
             resume_documents(resume, threads=threads, check=check.value, as_json=as_json)
@@ -164,7 +165,10 @@ def command(
         memory_limit=limit,
         spill=folder,
         device_memory_limit=None if device_memory_limit is None else arguments.parse_size(device_memory_limit),
+        tune=tune.value,
     )
+    if tune != options.Tune.OFF:
+        print_note(f"key tiles of {loaded.program.key_tile} tokens, by --tune {tune.value}")
     wanted = output.value if output else loaded.program.default_output
     if inputs is not None:
         run_documents(loaded, inputs, out, as_json=as_json, output=wanted, pack=pack.value, truncate=truncate)

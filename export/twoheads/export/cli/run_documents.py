@@ -54,11 +54,20 @@ def resume_documents(folder: Path, *, threads: int | None, check: str, as_json: 
     identity, request = status.identity, status.request
     try:
         backend, precision = identity["backend"].split()
+        key_tile = identity["key tile"]
         limit, options = identity["memory limit"], {name: identity[name] for name in ("output", "pack", "truncate")}
         bundle, source = request["folder"], Path(request["source"])
     except (KeyError, ValueError) as error:
         raise TwoheadsError(str(folder), f"does not say what it is of: {error}", "run in a new folder") from None
-    loaded = load(bundle, backend=backend, precision=precision, threads=threads, check=check, memory_limit=limit)
+    loaded = load(
+        bundle,
+        backend=backend,
+        precision=precision,
+        threads=threads,
+        check=check,
+        memory_limit=limit,
+        key_tile=key_tile,
+    )
     run_documents(loaded, source, folder, as_json=as_json, **options)
 
 

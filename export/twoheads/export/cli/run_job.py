@@ -49,6 +49,7 @@ def start_job(
             "backend": loaded.backend,
             "precision": loaded.precision,
             "memory_limit": loaded.memory_limit,
+            "key_tile": loaded.program.key_tile,
         }
         return _run(job, loaded, schedule, tokens, positions, out)
 
@@ -66,13 +67,22 @@ def resume_job(folder: Path, *, threads: int | None, check: str, memory_limit: i
         try:
             bundle, out, output = (job.request[name] for name in ("bundle", "out", "output"))
             backend, precision = job.request["backend"], job.request["precision"]
+            key_tile = job.request["key_tile"]
             limit = memory_limit or job.request["memory_limit"]
             given, rows = job.request["input"], job.request["positions"]
         except KeyError:
             fix = "go on with it there, by `run_job`"
             raise TwoheadsError(str(folder), "is a job that a program started, not `twoheads run`", fix) from None
         source = SequenceFile.of_request(given)
-        loaded = load(bundle, backend=backend, precision=precision, threads=threads, check=check, memory_limit=limit)
+        loaded = load(
+            bundle,
+            backend=backend,
+            precision=precision,
+            threads=threads,
+            check=check,
+            memory_limit=limit,
+            key_tile=key_tile,
+        )
         tokens, positions = source.read(loaded), None if rows is None else np.array(rows, np.int64)
         lengths = resolve_lengths(loaded.program, int(tokens.size))
         count = None if positions is None else int(positions.size)

@@ -117,7 +117,9 @@ class Cluster:
             raise InputError("sink", "takes the rows of one input without padding", "run without a sink")
         identity = sha256((bundle.path / MANIFEST).read_bytes()).hexdigest()
         path = os.path.abspath(bundle.path)
-        self._alive = self._workers.load(Opening(path, self._check, bundle.backend, bundle.precision, identity))
+        width = bundle.program.key_tile
+        opening = Opening(path, self._check, bundle.backend, bundle.precision, identity, width)
+        self._alive = self._workers.load(opening)
         results = [
             given.assemble([self._run_one(bundle, request, output, sink, progress) for request in given.requests])
             for given in inputs

@@ -110,6 +110,7 @@ class Opening:
         check: How thoroughly its files are checked, as in :func:`twoheads.runtime.load`.
         backend, precision: What runs the engines, likewise.
         identity: The sha256 of its manifest.
+        key_tile: The width of key tiles, one that the bundle offers.
     """
 
     path: str
@@ -117,6 +118,7 @@ class Opening:
     backend: str
     precision: str
     identity: str
+    key_tile: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,7 @@ class Worker:
         bundle = read_bundle(opening.path, check=opening.check)
         if sha256((bundle.path / MANIFEST).read_bytes()).hexdigest() != opening.identity:
             raise BundleError(opening.path, "is another bundle than the one to run", "copy that one there")
+        bundle = bundle.with_key_tile(opening.key_tile)
         self._program = bundle.program
         weights = Weights(bundle.weights_file, bundle.manifest.weights)
         backend = open_backend(opening.backend, precision=opening.precision, threads=threads)
