@@ -55,7 +55,8 @@ def test_rows_that_leave_the_safe_range_are_merged_instead_and_counted(
 ) -> None:
     tiny, bundle = model
     tokens = random_tokens(tiny, LENGTH)
-    monkeypatch.setattr(variant_counts, "LEAST_ADDED_TILES", LENGTH)
+    for least in ("LEAST_ADDED_TILES", "LEAST_ADDED_TILES_NEAREST"):
+        monkeypatch.setattr(variant_counts, least, LENGTH)
     merged = bundle.run(tokens, output="hidden")
     monkeypatch.undo()
     monkeypatch.setattr(anchored_row, "MOST_WEIGHT", 1e-9)  # a weight is 1 at the least

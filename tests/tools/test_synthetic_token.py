@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tools.synthetic_token import MARKS, main, measure
+from twoheads.runtime.stock_stage import TRUSTED
 
 
-def test_float32_reaches_80_where_the_paper_s_column_ends_at_20() -> None:
-    found = {errors.away: errors for errors in measure("float32", (-80, -20, 0, 80))}
+def test_float32_reaches_75_where_the_paper_s_column_ends_at_20() -> None:
+    """As far as the runtime trusts a share; beyond, kernels of some processors flush what is left of the keys to 0."""
+    assert math.exp(-75) > TRUSTED["float32"] > math.exp(-77)
+    found = {errors.away: errors for errors in measure("float32", (-80, -20, 0, 75))}
     assert all(errors.lse < 2e-5 and errors.out < 2e-5 for errors in found.values())
     assert np.isnan(found[-20].paper)
     assert found[0].paper < 2e-6

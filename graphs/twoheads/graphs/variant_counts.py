@@ -16,6 +16,10 @@ LEAST_ADDED_TILES = 2
 """Tiles of a row for which adding pays: copying the queries at the start and dividing the sums at the end takes a tenth
 of what one tile saves that is added instead of merged."""
 
+LEAST_ADDED_TILES_NEAREST = 5
+"""The same under a bias by distance, where scores are rounded together with how far they are from the anchor;
+short rows are exact enough for that to show."""
+
 Counts = npt.NDArray[np.int64]
 
 
@@ -31,7 +35,7 @@ def anchor_tile(segments: tuple[Segment, ...], *, nearest: bool = False) -> int 
     All queries of the row see all of the tile. It should be the one of the largest scores: the first, where models put
     their attention sinks, or, if ``nearest``, the last, where a bias falls with the distance.
     """
-    if sum(segment.tiles for segment in segments) < LEAST_ADDED_TILES:
+    if sum(segment.tiles for segment in segments) < (LEAST_ADDED_TILES_NEAREST if nearest else LEAST_ADDED_TILES):
         return None
     full = [segment for segment in segments if segment.full]
     if not full:
@@ -48,7 +52,9 @@ def variant_counts(stage: AttentionStage, rows: Sequence[tuple[Segment, ...]], *
     """
     full = np.array([sum(segment.tiles for segment in row if segment.full) for row in rows], np.int64)
     tiles = np.array([sum(segment.tiles for segment in row) for row in rows], np.int64)
-    anchored = np.array([adds and anchor_tile(row) is not None for row in rows], np.bool_)
+    anchored = np.array(
+        [adds and anchor_tile(row, nearest=stage.bias is not None) is not None for row in rows], np.bool_
+    )
     begins_full = anchored | np.array([bool(row) and row[0].full for row in rows], np.bool_)
     if stage.bias is not None:
         full, begins_full = np.zeros_like(full), np.zeros_like(begins_full)
