@@ -110,6 +110,29 @@ class _Ours:
         return Timing(sum(stage.seconds for stage in run.report.stages if stage.kind == self._stages), detail)
 
 
+class _TileEngine:
+    """No contender: our tiles' engine alone, all data at hand, for as many tiles as exact causal attention fills."""
+
+    def __init__(self, setting: Setting) -> None:
+        from twoheads.graphs.program import AttentionEngine
+        from twoheads.runtime.backend import open_backend
+        from twoheads.runtime.bundle_reader import read_bundle
+        from twoheads.runtime.profiler import EngineMeter
+
+        bundle = read_bundle(setting.paths["bundle"])
+        self._threads = setting.threads
+        self._engine = next(engine for engine in bundle.program.engines if isinstance(engine, AttentionEngine))
+        self._meter = EngineMeter(bundle, open_backend("onnxruntime"), (setting.threads,), lambda _file: None)
+
+    def result(self, _length: int) -> Array | None:
+        return None
+
+    def run(self, length: int) -> Timing:
+        calls = {times.variant: times.call_seconds[str(self._threads)] for times in self._meter.attention(self._engine)}
+        tiles = length * (length + 1) / 2 / self._engine.block_size / self._engine.key_tile
+        return Timing(tiles * calls["full_add"] / self._threads, {})
+
+
 class _Torch:
     """The original by PyTorch with its fused attention."""
 
@@ -268,6 +291,7 @@ CONTENDERS: dict[str, Callable[[Setting], Contender]] = {
     "ours-openvino": lambda setting: _Ours(setting, backend="openvino"),
     "ours-openvino-bf16": lambda setting: _Ours(setting, backend="openvino", precision="bf16"),
     "ours-attention": lambda setting: _Ours(setting, stages="attention"),
+    "tile-engine": _TileEngine,
     "torch": _Torch,
     "torch-attention": _TorchAttention,
     "onnxruntime": _OnnxRuntime,

@@ -12,6 +12,7 @@ NAMES = {
     "ours-openvino": "twoheads on OpenVINO",
     "ours-openvino-bf16": "twoheads on OpenVINO",
     "ours-attention": "twoheads, tiles",
+    "tile-engine": "our tiles' engine alone, all data at hand",
     "torch": "PyTorch, fused attention",
     "torch-attention": "PyTorch, `scaled_dot_product_attention`",
     "onnxruntime": "ONNX Runtime, whole graph",

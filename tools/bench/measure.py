@@ -19,8 +19,9 @@ from tools.bench.process import ContenderError, ContenderProcess
 
 __all__ = ["measure_case"]
 
-WARM_TOKENS = 256
-"""Of the first run, which is not measured; its result is compared with the others'."""
+WARM_TOKENS = 512
+"""Of the first run, which is not measured; its result is compared with the others'. More than a block of ours, so that
+it opens the engines of longer inputs, and not those of one block, which pack the weights once more."""
 
 TIMEOUT = 1800.0
 """Seconds that a contender may take to load, or to run once."""

@@ -21,7 +21,7 @@ Written by `make bench` (`python -m tools.bench`); the same figures as data are 
 Of a case, every contender is loaded in a process of its own; then they run one after the other, in turns, with nobody
 else computing, and the median of the repeats counts. So ratios within a table mean something, while absolute times are
 those of one machine on one day. Inputs are random tokens. Models run without their head, in float32 unless a line says
-otherwise; times are from the call to the result, after a run of 256 tokens that is not measured. *Peak memory* is the
+otherwise; times are from the call to the result, after an unmeasured run of at most 512 tokens. *Peak memory* is the
 most that a process had resident during the run, its model included and its loading left out. *Of the peak* sets
 floating-point operations against those of 512 x 512 float32 products on as many threads, measured in the same turns.
 """

@@ -21,6 +21,7 @@ COLOURS = {
     "ours-openvino": "#6bb392",
     "ours-openvino-bf16": "#b5d9c8",
     "ours-attention": "#0b6e4f",
+    "tile-engine": "#b5d9c8",
     "torch": "#d1495b",
     "torch-attention": "#d1495b",
     "onnxruntime": "#2e6f9e",
