@@ -17,16 +17,12 @@ from tools.bench.cases import Case
 from tools.bench.inputs import HEAD_DIM, KV_HEADS, Q_HEADS
 from tools.fetch_models import fetch
 from tools.measured_process import ProcessFailedError, measure, twoheads_command
-from tools.small_transformer import SmallTransformer
 from tools.zoo.exporting import FirstOutput
 
 __all__ = ["main", "prepare"]
 
 ROOT = Path(__file__).parent.parent.parent
 WORK = ROOT / ".cache" / "bench"
-
-MODULES = ("attention", "windowed")
-"""Models that are made here; the others are fetched."""
 
 LONGEST = 1 << 20
 
@@ -58,10 +54,10 @@ def prepare(case: Case, prepared: dict[str, dict[str, str]], say: Callable[[str]
 
 def _compile(case: Case, bundle: Path) -> dict[str, str]:
     """Writes the bundle; returns the ``source``, where there is one."""
-    if case.model in MODULES:
+    if case.model == "attention":
         _run([sys.executable, "-m", "tools.bench.prepare", case.model, str(bundle), str(case.block_size)])
         return {}
-    source = str(fetch(case.model, ROOT / ".cache" / "models"))
+    source = str(_windowed() if case.model == "windowed" else fetch(case.model, ROOT / ".cache" / "models"))
     _run(twoheads_command("compile", source, "-o", bundle, "--block-size", case.block_size))
     return {"source": source}
 
@@ -102,27 +98,42 @@ def _export(source: str, path: str) -> None:
         )  # fmt: skip
 
 
-def _compile_module(name: str, bundle: str, block_size: int) -> None:
+def _windowed() -> Path:
+    """A decoder with a window in every layer, as a Hugging Face folder of random weights, made anew."""
+    folder = WORK / "windowed"
+    shutil.rmtree(folder, ignore_errors=True)
+    _run([sys.executable, "-m", "tools.bench.prepare", "windowed", str(folder), "folder"])
+    return folder
+
+
+def _write_windowed(folder: str) -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=1000, hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8,
+        num_key_value_heads=4, sliding_window=512, max_position_embeddings=LONGEST, initializer_range=0.05,
+    )  # fmt: skip
+    MistralForCausalLM(config).save_pretrained(folder)
+
+
+def _compile_attention(bundle: str, block_size: int) -> None:
     from twoheads.compiler import compile_model
     from twoheads.export import write_bundle
 
-    if name == "attention":
-        attention = AttentionOnly(Q_HEADS, KV_HEADS, HEAD_DIM, "causal").eval()
-        compiled = compile_model(attention, block_size=block_size, example_inputs=attention.example())
-    else:
-        model = SmallTransformer("causal & window(511, 0)", layers=4, heads=4, head_dim=64)
-        ids = (torch.zeros(1, 40, dtype=torch.long),)
-        compiled = compile_model(model, block_size=block_size, example_inputs=ids)
-    write_bundle(compiled, bundle)
+    model = AttentionOnly(Q_HEADS, KV_HEADS, HEAD_DIM, "causal").eval()
+    write_bundle(compile_model(model, block_size=block_size, example_inputs=model.example()), bundle)
 
 
 def main() -> int:
-    """``SOURCE FILE onnx`` exports a whole graph, ``MODEL BUNDLE BLOCK_SIZE`` compiles one of the models made here."""
+    """Makes one thing: ``SOURCE FILE onnx``, ``windowed FOLDER folder`` or ``attention BUNDLE BLOCK_SIZE``."""
     what, where, how = sys.argv[1:]
     if how == "onnx":
         _export(what, where)
+    elif how == "folder":
+        _write_windowed(where)
     else:
-        _compile_module(what, where, int(how))
+        _compile_attention(where, int(how))
     return 0
 
 
