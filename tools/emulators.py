@@ -1,8 +1,10 @@
-"""Runs SmolLM2's first layers wholly on NPUs' emulators beside the original in float32, and writes docs/emulators.md.
+"""Runs SmolLM2 on vendors' emulators and runtimes beside the original in float32, and writes docs/emulators.md.
 
-``python -m tools.emulators --layers 2 --length 1024`` compiles a model of the first layers, builds it for each target,
-and runs it with every engine call in the target's emulator: minutes for two layers, half an hour for all thirty.
-``--environments DIR`` names a folder with an environment for each target, ``DIR/rknn/bin/python``.
+``python -m tools.emulators --layers 2 --length 1024`` compiles a model of the first layers, builds it for each NPU,
+and runs it with every engine call in the NPU's emulator: minutes for two layers, half an hour for all thirty.
+``--backends openvino openvino-bf16 --layers 30 --length 4096 --block-size 256 --lowerings tile`` runs the whole model
+on OpenVINO's CPU plugin. ``--environments DIR`` names a folder with an environment for each target,
+``DIR/rknn/bin/python``. ``--add`` leaves what the page says of other backends as it is.
 """
 
 from __future__ import annotations
@@ -10,7 +12,9 @@ from __future__ import annotations
 import argparse
 import logging
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -26,7 +30,7 @@ from twoheads.compiler import compile_model
 from twoheads.compiler.sources import LoadedSource, load_source
 from twoheads.export import write_bundle
 from twoheads.export.build.build_target import build_target
-from twoheads.runtime import load
+from twoheads.runtime import LoadedBundle, load
 from twoheads.runtime.backend_emulator import EMULATORS, EmulatorBackend
 
 __all__ = ["Row", "main", "page"]
@@ -36,6 +40,9 @@ logger = logging.getLogger(__name__)
 ROOT = Path(__file__).parent.parent
 TEXT = ROOT / "ARCHITECTURE.md"
 LOWERINGS = ("tile", "stock")
+PROCESSORS: Mapping[str, str] = {"openvino": "f32", "openvino-bf16": "bf16"}
+"""What runs engines as they are, by what it multiplies in."""
+
 Array = npt.NDArray[Any]
 
 
@@ -62,8 +69,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--block-size", type=int, default=128)
-    parser.add_argument("--backends", nargs="+", default=list(EMULATORS), choices=list(EMULATORS))
+    parser.add_argument("--backends", nargs="+", default=list(EMULATORS), choices=[*EMULATORS, *PROCESSORS])
+    parser.add_argument("--lowerings", nargs="+", default=LOWERINGS, choices=LOWERINGS)
     parser.add_argument("--environments", type=Path, help="a folder of environments by target")
+    parser.add_argument("--add", action="store_true", help="keep what the page says of other backends")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "emulators.md")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -71,22 +80,18 @@ def main(arguments: list[str] | None = None) -> int:
     hidden, logits = source.hidden_and_logits(torch.from_numpy(tokens[None]))
     assert logits is not None
     rows: list[Row] = []
-    for lowering in LOWERINGS:
+    for lowering in options.lowerings:
         compiled = compile_model(source.module, block_size=options.block_size, lowering=lowering)
         for name in options.backends:
             with tempfile.TemporaryDirectory() as scratch:
                 bundle = write_bundle(compiled, Path(scratch) / "bundle")
-                python = None if options.environments is None else _python(options.environments, name)
-                row = _row(bundle, name, python, lowering, options.layers, tokens, (hidden.numpy(), logits.numpy()))
+                opened = _open(bundle, name, options.environments)
+                row = _row(opened, name, lowering, options.layers, tokens, (hidden.numpy(), logits.numpy()))
             logger.info("%s", row)
             rows.append(row)
-    options.out.write_text(page(rows), encoding="utf-8")
+    earlier = options.out.read_text(encoding="utf-8") if options.add else ""
+    options.out.write_text(page(rows, earlier), encoding="utf-8")
     return 0
-
-
-def _python(environments: Path, name: str) -> Path | None:
-    path = environments / EMULATORS[name].target / "bin" / "python"
-    return path if path.exists() else None
 
 
 def _first_layers(layers: int, length: int) -> tuple[LoadedSource, npt.NDArray[np.int64]]:
@@ -103,24 +108,44 @@ def _first_layers(layers: int, length: int) -> tuple[LoadedSource, npt.NDArray[n
     return load_source(model), np.array(ids, np.int64)
 
 
-def _row(
-    bundle: Path, name: str, python: Path | None, lowering: str, layers: int, tokens: Array, want: tuple[Array, Array]
-) -> Row:
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A bundle that is ready to run, what compiled it, and how many nodes that leaves to the host."""
+
+    bundle: LoadedBundle
+    compiler: str
+    off: int
+
+
+def _open(bundle: Path, name: str, environments: Path | None) -> _Opened:
+    if name in PROCESSORS:
+        loaded = load(bundle, backend="openvino", precision=PROCESSORS[name], threads=2)
+        return _Opened(loaded, f"openvino {version('openvino')}", 0)
+    target = EMULATORS[name].target
+    python = None if environments is None else environments / target / "bin" / "python"
+    python = python if python is not None and python.exists() else None
     # The simulator of RKNN runs what a checked build keeps.
-    built = build_target(bundle, EMULATORS[name].target, python=python, check=name == "rknn-simulator")
-    loaded = load(bundle, backend=EmulatorBackend(name, threads=2, python=python), threads=2)
-    hidden = loaded.run(tokens, output="hidden")
-    logits = loaded.run(tokens, output="logits")
+    entry = build_target(bundle, target, python=python, check=name == "rknn-simulator").entry
+    return _Opened(
+        load(bundle, backend=EmulatorBackend(name, threads=2, python=python), threads=2),
+        f"{entry.compiler} {entry.version.partition('-')[0]}",
+        sum(len(artifact.off) for artifact in entry.artifacts.values()),
+    )
+
+
+def _row(opened: _Opened, name: str, lowering: str, layers: int, tokens: Array, want: tuple[Array, Array]) -> Row:
+    hidden = opened.bundle.run(tokens, output="hidden")
+    logits = opened.bundle.run(tokens, output="logits")
     found = np.asarray(logits.array)
     return Row(
         name,
-        f"{built.entry.compiler} {built.entry.version.partition('-')[0]}",
+        opened.compiler,
         lowering,
         layers,
         len(tokens),
-        loaded.program.block_size,
+        opened.bundle.program.block_size,
         logits.report.engine_calls,
-        sum(len(artifact.off) for artifact in built.entry.artifacts.values()),
+        opened.off,
         _error(np.asarray(hidden.array), want[0]),
         _error(found, want[1]),
         float((found.argmax(-1) == want[1].argmax(-1)).mean()),
@@ -133,10 +158,11 @@ def _error(found: Array, want: Array) -> float:
 
 PAGE = Template("""# Whole runs on emulators
 
-SmolLM2-135M cut to its first layers, built for an NPU in half precision and run with every engine call in the vendor's
-emulator (`run --backend`), beside the original model in float32 with torch on the same text. Errors are the norm of the
-difference as a share of the norm, over all positions; *off it* are nodes that the compiler leaves to the host's
-processor. Written by `python -m tools.emulators`.
+SmolLM2-135M, whole (30 layers) or cut to its first layers, beside the original model in float32 with torch on the same
+text. For an NPU it is built in half precision and run with every engine call in the vendor's emulator; OpenVINO's CPU
+plugin runs the engines in float32 or bf16 (`run --backend`). Errors are the norm of the difference as a share of the
+norm, over all positions; *off it* are nodes that the compiler leaves to the host's processor. Written by
+`python -m tools.emulators`.
 
 $machine
 
@@ -145,9 +171,13 @@ $machine
 """)
 
 
-def page(rows: list[Row]) -> str:
-    """The page's text."""
-    return PAGE.substitute(machine=machine_line(machine(("onnxruntime", "torch")))) + "".join(map(_line, rows))
+def page(rows: list[Row], earlier: str = "") -> str:
+    """The page's text, with what the page ``earlier`` says of backends that ``rows`` do not measure."""
+    measured = {row.backend for row in rows}
+    table = [line for line in earlier.splitlines(keepends=True) if line.startswith("| ")][1:]
+    kept = [line for line in table if line.split("|")[1].strip() not in measured]
+    lines = [*kept, *map(_line, rows)]
+    return PAGE.substitute(machine=machine_line(machine(("onnxruntime", "torch")))) + "".join(lines)
 
 
 def _line(row: Row) -> str:
