@@ -4,7 +4,8 @@
 weights of its first stage, to each compiler. ``--environments DIR`` names a folder with an environment for each target,
 ``DIR/rknn/bin/python``; without one a target's own environment or this one is used. What is not installed is said.
 Attention is lowered as each target prefers it, as by ``compile --for``, or as ``--lowering`` says. ``--add`` leaves
-what the page says of other targets as it is.
+what the page says of other targets, models and blocks as it is, and of a target that is not installed. The page is
+written after every bundle.
 """
 
 from __future__ import annotations
@@ -58,10 +59,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--blocks", nargs="+", type=int, default=BLOCKS)
     parser.add_argument("--targets", nargs="+", default=target_names())
     parser.add_argument("--lowering", choices=("tile", "stock"))
-    parser.add_argument("--add", action="store_true", help="keep what the page says of other targets")
+    parser.add_argument("--add", action="store_true", help="keep what the page says of what is not measured")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "accelerators.md")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    earlier = options.out.read_text(encoding="utf-8") if options.add else ""
     rows: list[Row] = []
     for model in options.models:
         for block_size in options.blocks:
@@ -69,8 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
                 with tempfile.TemporaryDirectory() as scratch:
                     bundle = _bundle(model, block_size, lowering, Path(scratch))
                     rows += [_row(bundle, name, model, options.environments) for name in names]
-    earlier = options.out.read_text(encoding="utf-8") if options.add else ""
-    options.out.write_text(page(rows, earlier), encoding="utf-8")
+                options.out.write_text(page(rows, earlier), encoding="utf-8")
     return 0
 
 
@@ -132,7 +133,8 @@ with the weights of its first stage, attention lowered to tiles or, where a line
 those of the compiler's emulator, simulator or CPU runtime against ONNX Runtime in float32, on random values, as a share
 of the largest magnitude of an output; the worst of all engines. In int8, ranges of values are those of runs over the
 first four fifths of a text, and the error is that of a call of a run over the last fifth. *Off the accelerator* is what
-the compiler's own report says. Written by `python -m tools.accelerators`.
+the compiler's own report says. Build times are upper bounds: other jobs may have run meanwhile. Written by
+`python -m tools.accelerators`.
 
 Never run here: TensorRT, which needs the GPU that it builds for (its code is that of TensorRT for RTX), and Core ML's
 packages, which only macOS runs; `build` checks what they declare.
@@ -144,33 +146,44 @@ $machine
 """)
 
 
-DETAILS = re.compile(r"^\nOff the accelerator, ([^,]+), .*:\n\n(?:- .*\n)+", re.MULTILINE)
-"""What :func:`_details` writes, with the target's name."""
+TABLE_LINE = re.compile(r"^\| (?!target \|).*\n", re.MULTILINE)
+DETAILS = re.compile(r"^\nOff the accelerator, (\S+), (\S+), (\d+).*:\n\n(?:- .*\n)+", re.MULTILINE)
+"""What :func:`_details` writes, with the target's name, the model and the block."""
+REFUSAL = re.compile(r"^- (\S+) refuses \S+ of (\S+) at (\d+): .*\n", re.MULTILINE)
+"""What :func:`_refusals` writes, with the same."""
+
+Place = tuple[str, str, int]
+"""A target's title, the model and the block."""
 
 
 def page(rows: list[Row], earlier: str = "") -> str:
-    """The page's text, with what the page ``earlier`` says of targets that ``rows`` do not measure."""
-    lines, details = _kept(earlier, {row.target.name for row in rows})
-    lines += [_line(row) for row in sorted(rows, key=lambda row: row.target.name)]
-    parts = [HEADER.substitute(machine=machine_line(machine(("onnxruntime",)))), *lines, "\n", *details]
-    parts += [_details(row) for row in rows if row.built is not None and _off(row.built)]
-    parts += [
-        f"- {row.target.name} refuses {name} of {row.model} at {row.block_size}: {message}\n"
-        for row in rows
-        if row.built is not None
-        for name, message in row.built.refused.items()
-    ]
+    """The page's text, with what the page ``earlier`` says of what ``rows`` do not measure."""
+    former = {_place_of(line): line for line in TABLE_LINE.findall(earlier)}
+    # What is not installed here may have been measured elsewhere.
+    new = {_key(row): row for row in rows if row.built is not None or _key(row) not in former}
+    lines = former | {place: _line(row) for place, row in new.items()}
+    parts = [HEADER.substitute(machine=machine_line(machine(("onnxruntime",))))]
+    parts += [lines[place] for place in sorted(lines)]
+    parts.append("\n")
+    for pattern, written in ((DETAILS, _details), (REFUSAL, _refusals)):
+        kept = [match for match in pattern.finditer(earlier) if _place_found(match) not in new]
+        parts += [match[0] for match in kept]
+        parts += [written(row, row.built) for row in new.values() if row.built is not None]
     return "".join(parts).rstrip() + "\n"
 
 
-def _kept(earlier: str, measured: set[str]) -> tuple[list[str], list[str]]:
-    """The table's lines and the details of an earlier page that are of targets other than ``measured``."""
-    titles = {load_target(name).title for name in measured}
-    table = [line for line in earlier.splitlines(keepends=True) if line.startswith("| ")][1:]
-    return (
-        [line for line in table if line.split("|")[1].strip() not in titles],
-        [found[0] for found in DETAILS.finditer(earlier) if found[1] not in measured],
-    )
+def _key(row: Row) -> Place:
+    return row.target.title, row.model, row.block_size
+
+
+def _place_of(line: str) -> Place:
+    cells = [cell.strip() for cell in line.split("|")]
+    model, block, *_ = cells[4].split(", ")
+    return cells[1], model, int(block)
+
+
+def _place_found(match: re.Match[str]) -> Place:
+    return load_target(match[1]).title, match[2], int(match[3])
 
 
 def _place(row: Row) -> str:
@@ -201,15 +214,20 @@ def _off(built: Built) -> list[str]:
     return [f"{name}: {node}" for name, artifact in built.entry.artifacts.items() for node in artifact.off]
 
 
-def _details(row: Row) -> str:
+def _details(row: Row, built: Built) -> str:
     """Which engines leave what, and how much of it was foretold."""
-    if row.built is None:
-        return ""
-    told = f"`twoheads lint` names {row.findings} nodes before the build"
     lines = [
-        f"- {name}: {', '.join(artifact.off)}\n" for name, artifact in row.built.entry.artifacts.items() if artifact.off
+        f"- {name}: {', '.join(artifact.off)}\n" for name, artifact in built.entry.artifacts.items() if artifact.off
     ]
-    return f"\nOff the accelerator, {row.target.name}, {_place(row)} ({told}):\n\n{''.join(lines)}"
+    told = f"`twoheads lint` names {row.findings} nodes before the build"
+    return f"\nOff the accelerator, {row.target.name}, {_place(row)} ({told}):\n\n{''.join(lines)}" if lines else ""
+
+
+def _refusals(row: Row, built: Built) -> str:
+    return "".join(
+        f"- {row.target.name} refuses {name} of {row.model} at {row.block_size}: {message}\n"
+        for name, message in built.refused.items()
+    )
 
 
 if __name__ == "__main__":

@@ -24,22 +24,28 @@ def test_every_bundle_is_a_line_with_its_figures():
     assert cells[1:] == ["compiler 1.2", "fp16", "minilm, 128", "2 of 2", "none", "1.5 MB", "3 s", "2.0e-03"]
 
 
-def test_measured_targets_are_added_to_those_of_an_earlier_page():
+def test_what_is_measured_is_added_to_an_earlier_page():
     rknn, qnn = load_target("rknn"), load_target("qnn")
-    earlier = page(
-        [Row(rknn, "minilm", 128, built(off=("Log log_8",)), 3), Row(qnn, "minilm", 128, built(off=("Exp e",)), 1)]
-    )
-    text = page([Row(rknn, "minilm", 128, built(off=("Max max_9",)), 2, "stock")], earlier)
+    former = [
+        Row(rknn, "minilm", 256, built(off=("Exp e",), refused={"head": "too large"}), 3),
+        Row(rknn, "minilm", 128, built(off=("Log log_8",), refused={"body": "too deep"}), 3),
+        Row(qnn, "minilm", 128, built(error=1e-3), 0),
+    ]
+    measured = [Row(rknn, "minilm", 128, built(off=("Max max_9",)), 2, "stock"), Row(qnn, "minilm", 128, None, 0)]
+    text = page(measured, page(former))
     assert [line.split("|")[4].strip() for line in text.splitlines() if "compiler 1.2" in line] == [
         "minilm, 128",
         "minilm, 128, stock",
+        "minilm, 256",
     ]
     assert text.count("\nOff the accelerator, ") == 2
     assert "- first: Exp e" in text
     assert "- first: Max max_9" in text
+    assert "rknn refuses head of minilm at 256: too large" in text
     assert "Log log_8" not in text
-    again = page([Row(rknn, "minilm", 128, built(off=("Max max_9",)), 2, "stock")], text)
-    assert again == text
+    assert "too deep" not in text
+    assert "not installed" not in text
+    assert page(measured, text) == text
 
 
 def test_what_is_refused_or_left_to_the_host_is_listed():
