@@ -19,6 +19,7 @@ from twoheads.graphs.program import (
     Program,
     RelativeBias,
     SequenceStage,
+    TokenwiseEngine,
     TokenwiseStage,
     inputs_of,
     outputs_of,
@@ -100,6 +101,22 @@ def test_memory_by_hand() -> None:
     assert memory.workspace == 3 * 2 * 16 * (H + A + H + Q + 2 * KV)
     assert memory.process == PROCESS_BYTES
     assert make_schedule(THREE, 40, output="hidden", workers=3).peak_bytes == memory.total
+
+
+def test_of_a_large_table_the_pages_of_as_many_rows_as_tokens_count() -> None:
+    rows, page = 100_000, 4096
+    first, *engines = THREE.engines
+    assert isinstance(first, TokenwiseEngine)
+    table, *others = first.weights
+    large = replace(first, weights=(replace(table, shape=(rows, *table.shape[1:])), *others))
+    inputs = tuple(
+        replace(entry, limit=rows if entry.limit == table.shape[0] else entry.limit) for entry in THREE.inputs
+    )
+    program = replace(THREE, engines=(large, *engines), inputs=inputs)
+    small, found = (make_schedule(which, 40, output="hidden").memory.weights for which in (THREE, program))
+    assert found - small == 40 * 2 * page - table.nbytes, "a row of 128 bytes may lie on two pages"
+    whole = make_schedule(program, 40, output="logits").memory.weights
+    assert whole - found == make_schedule(THREE, 40, output="logits").memory.weights - small, "the head packs its own"
 
 
 def test_keys_and_values_are_padded_to_whole_tiles_and_others_to_blocks() -> None:

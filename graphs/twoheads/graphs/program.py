@@ -323,7 +323,12 @@ class Program:
 
     def looks_up(self, stage: TokenwiseStage) -> bool:
         """Whether ``stage`` reads numbers below a limit, which name rows of a table among its weights."""
-        return any(entry.limit is not None and entry.value.name in stage.inputs for entry in self.inputs)
+        return bool(self.lookup_limits(stage))
+
+    def lookup_limits(self, stage: TokenwiseStage) -> frozenset[int]:
+        """The limits of the numbers that ``stage`` reads, which are the numbers of rows of the tables they name."""
+        read = (entry.limit for entry in self.inputs if entry.value.name in stage.inputs)
+        return frozenset(limit for limit in read if limit is not None)
 
     def weights(self) -> tuple[str, ...]:
         """Every weight that a stage binds, once, in order of first use."""

@@ -35,6 +35,9 @@ from twoheads.graphs.tiles import Segment, row_segments
 
 __all__ = ["StageCosts", "StagePlan", "attention_rows"]
 
+PAGE_BYTES = 4096
+"""Of a mapped file's pages."""
+
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
@@ -273,15 +276,19 @@ class StageCosts:
         return 2 * _nbytes((*tokenwise.inputs, *tokenwise.outputs))
 
     def weights(self, stages: tuple[Stage, ...]) -> dict[tuple[str, bool], int]:
-        """Bytes of every weight that the stages bind to ports, by its name and whether numbers are looked up.
+        """Resident bytes of every weight that the stages bind to ports, by its name and whether numbers are looked up.
 
-        A bias's and the learned sinks' few numbers a head are bound to no port, their size is not known here.
+        Of a table, rows that no token names stay in the file. A bias's and the learned sinks' few numbers a head are
+        bound to no port, their size is not known here.
         """
         sizes: dict[tuple[str, bool], int] = {}
         for stage in stages:
             if isinstance(stage, TokenwiseStage):
-                ports, table = self._tokenwise(stage.engine).weights, self.program.looks_up(stage)
-                sizes |= {(name, table): port.nbytes for name, port in zip(stage.weights, ports, strict=True)}
+                ports, limits = self._tokenwise(stage.engine).weights, self.program.lookup_limits(stage)
+                rows = max(self._rows[value.name] for value in stage.outputs)
+                for name, port in zip(stage.weights, ports, strict=True):
+                    table = port.shape[0] in limits if port.shape else False
+                    sizes[name, table] = _touched(port, rows) if table else port.nbytes
         return sizes
 
     def _tokenwise(self, name: str) -> TokenwiseEngine:
@@ -295,6 +302,12 @@ class StageCosts:
         if not isinstance(engine, AttentionEngine | StockEngine | OracleEngine):
             raise InternalError(f"program {self.program.name} has no attention engine {name!r}")
         return engine
+
+
+def _touched(table: Port, rows: int) -> int:
+    """Bytes of the pages that hold any ``rows`` rows of a table ``[limit, ...]``: a row may begin within a page."""
+    pages = 1 + -(-table.nbytes // table.shape[0] // PAGE_BYTES)
+    return min(table.nbytes, rows * pages * PAGE_BYTES)
 
 
 def _kind(engine: TokenwiseEngine) -> str:
