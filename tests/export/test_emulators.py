@@ -22,6 +22,7 @@ from twoheads.export.cli import main
 from twoheads.graphs.errors import BundleError, InputError
 from twoheads.runtime import load
 from twoheads.runtime.backend_emulator import Emulator, EmulatorBackend
+from twoheads.runtime.emulators.process import EmulatorError, EmulatorProcess
 
 TINY = Tiny()
 LENGTH = 96
@@ -58,6 +59,7 @@ def open_artifact(path, device):
 
     def run(arrays):
         if BEHAVIOUR == "die":
+            os.write(2, b"segmentation fault\\n")
             os._exit(7)
         if BEHAVIOUR == "raise":
             raise ValueError("bus error\\nline two")
@@ -133,7 +135,7 @@ def test_windowed_layers_run_on_artifacts_of_their_own(tmp_path: Path, python: P
     ("behaviour", "error", "said"),
     [
         ("missing", InputError, r"backend fake: .*ImportError: no chip\)\n  fix: python -m venv .*pip install fake"),
-        ("die", BundleError, "its emulator fails: it ended with 7 and no message"),
+        ("die", BundleError, "its emulator fails: it ended with 7; the last that it printed is: segmentation fault"),
         ("raise", BundleError, "its emulator fails: line two"),
         ("overflow", BundleError, r"beyond float16's range"),
     ],
@@ -145,6 +147,17 @@ def test_what_an_emulator_says_is_told(
     monkeypatch.setenv("FAKE", behaviour)
     with pytest.raises(error, match=said):
         load(bundle, backend=backend(python), threads=1).run(random_tokens(TINY, 16, 0), output="hidden")
+
+
+def test_an_environment_without_anything_is_told(tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
+    bare.chmod(0o755)
+    with pytest.raises(
+        EmulatorError,
+        match="it ended with 1; the last that it printed is: ModuleNotFoundError: No module named 'numpy'",
+    ):
+        EmulatorProcess(bare, "run_fake")
 
 
 def test_without_artifacts_the_error_says_how_to_make_them(tmp_path: Path, capsys: Any) -> None:

@@ -104,11 +104,19 @@ class EmulatorProcess:
         try:
             answer, values = read_message(cast("Any", self._process.stdout))
         except EOFError:
-            raise EmulatorError(f"it ended with {self._process.wait()} and no message") from None
+            code = self._process.wait()
+            self._log.seek(0)
+            printed = _last_line(self._log.read().decode(errors="replace"))
+            said = f"; the last that it printed is: {printed}" if printed else " and no message"
+            raise EmulatorError(f"it ended with {code}{said}") from None
         if "error" in answer:
-            lines = [line.strip() for line in answer["error"].splitlines() if line.strip()]
-            raise EmulatorError((lines or ["no message"])[-1][:LONGEST_ERROR])
+            raise EmulatorError(_last_line(answer["error"]) or "no message")
         return answer, values
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:LONGEST_ERROR] if lines else ""
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
