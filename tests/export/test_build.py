@@ -310,6 +310,12 @@ def test_every_data_file_reads(bundle):
     assert all(load_target(name).name == name for name in target_names())
 
 
+def test_an_environment_with_polygraphy_gets_numpy_too():
+    """Neither it nor TensorRT asks for it, and the programs need it."""
+    for name in ("tensorrt", "tensorrt-rtx"):
+        assert {"polygraphy", "numpy"} < set(load_target(name).packages)
+
+
 def test_the_command_line_builds(bundle, capsys):
     assert main(["build", str(bundle), "--target", "openvino", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["refused"] == {}
