@@ -11,6 +11,7 @@ import torch
 from onnxscript import opset20
 
 from twoheads.compiler.fx_program import FxRegion
+from twoheads.export.torchlib_registry import kept_registry
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.program import TokenwiseEngine
 
@@ -38,7 +39,7 @@ def tokenwise_model(region: FxRegion, engine: TokenwiseEngine) -> onnx.ModelProt
     names = [port.name for port in (*engine.inputs, *engine.weights)]
     module = region.module(region.block_size(engine))
     try:
-        with warnings.catch_warnings(), _quiet_exporter():
+        with warnings.catch_warnings(), _quiet_exporter(), kept_registry(OPSET):
             warnings.simplefilter("ignore")
             exported: Any = torch.onnx.export(
                 module,
