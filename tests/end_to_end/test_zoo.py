@@ -17,8 +17,23 @@ ROUNDING = 2e-6
 
 ZOO = (*BACKBONES, *TASKS, *REFUSED)
 
+LIKE_OTHERS = frozenset(
+    {
+        "BERT, question answering",
+        "DistilBERT, sequence classification",
+        "GPT-2, sequence classification",
+        "Longformer, masked language model",
+        "RoBERTa, sequence classification",
+        "XLM-RoBERTa",
+        "XLM-RoBERTa, masked language model",
+    }
+)
+"""A body and a head that others of the zoo have: ``make zoo`` measures these, and nothing would fail for them alone."""
 
-@pytest.mark.parametrize("entry", ZOO, ids=lambda entry: entry.name)
+
+@pytest.mark.parametrize(
+    "entry", [entry for entry in ZOO if entry.name not in LIKE_OTHERS], ids=lambda entry: entry.name
+)
 def test_a_model_of_the_zoo_does_what_is_expected(entry: Entry, tmp_path: Path) -> None:
     torch.manual_seed(0)
     row = measure(entry, tmp_path)
@@ -36,3 +51,4 @@ def test_a_model_of_the_zoo_does_what_is_expected(entry: Entry, tmp_path: Path) 
 def test_names_are_unique() -> None:
     names = [entry.name for entry in ZOO]
     assert len(set(names)) == len(names)
+    assert set(names) >= LIKE_OTHERS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from contextlib import nullcontext
 from inspect import signature
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +12,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, DynamicCache, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from twoheads.export.torchlib_registry import kept_registry
 
 __all__ = ["VOCABULARY", "FirstOutput", "export_model", "export_with_past", "small_model"]
 
@@ -59,7 +62,7 @@ def export_model(model: nn.Module, path: Path, *, output: str, opset: int, dynam
         dynamic = {"dynamic_axes": {name: {0: "batch", 1: "tokens"} for name in (*names, output)}}
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), kept_registry(opset) if dynamo else nullcontext():
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 model, arguments, str(path), dynamo=dynamo, opset_version=opset, input_names=names,

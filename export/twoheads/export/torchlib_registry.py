@@ -39,7 +39,7 @@ def kept_registry(opset: int) -> Generator[None]:
         owner.from_torchlib = original
 
 
-@lru_cache(maxsize=1)
+@lru_cache
 def _registry(opset: int) -> Any:
     """The table for ``opset``; ``None`` where this release of torch has none of this shape."""
     try:
