@@ -136,6 +136,11 @@ first four fifths of a text, and the error is that of a call of a run over the l
 the compiler's own report says. Build times are upper bounds: other jobs may have run meanwhile. Written by
 `python -m tools.accelerators`.
 
+Given operators one by one (158 models of one node each, values of minus infinity among them), OpenVINO's CPU plugin
+2026.4.1 computes all as ONNX Runtime does but `ReduceMax` of a row of nothing but minus infinity, which it makes
+float32's lowest number. Engines compare maxima with a finite bound, so its data file has no rules. Those of IREE and
+TensorRT for RTX have none because nothing was measured operator by operator.
+
 Never run here: TensorRT, which needs the GPU that it builds for (its code is that of TensorRT for RTX), and Core ML's
 packages, which only macOS runs; `build` checks what they declare.
 
