@@ -15,10 +15,10 @@ from onnx import TensorProto, helper
 from tests.runtime.tiny_model import Tiny, make_weights
 from twoheads.export.attention_onnx import attention_model
 from twoheads.export.engine_files import bind_weights
+from twoheads.export.fused_onnx import fused_model
 from twoheads.export.one_block_onnx import one_block_model
 from twoheads.export.oracle_onnx import oracle_model
 from twoheads.export.stock_onnx import stock_model
-from twoheads.export.window_onnx import window_model
 from twoheads.graphs.bundle_format import (
     ALIGNMENT,
     FORMAT_VERSION,
@@ -28,7 +28,8 @@ from twoheads.graphs.bundle_format import (
     WeightEntry,
     tiles_folder,
 )
-from twoheads.graphs.fused_engine import WindowEngine
+from twoheads.graphs.fused_engine import FusedEngine
+from twoheads.graphs.fused_programs import fused_steps
 from twoheads.graphs.json_codec import to_json
 from twoheads.graphs.key_tiles import with_key_tile
 from twoheads.graphs.masks import parse_mask
@@ -46,7 +47,6 @@ from twoheads.graphs.program import (
     TokenwiseStage,
     Value,
 )
-from twoheads.graphs.window_steps import WINDOW, window_steps
 
 
 def make_program(tiny: Tiny) -> Program:
@@ -330,8 +330,8 @@ def write_bundle(
                 files[f"{tiles_folder(width)}/{engine.name}.{variant}.onnx"] = _attention_bytes(engine, variant)
     if with_one_block:
         files[f"engines/{ONE_BLOCK}.onnx"] = _one_block_bytes(program, arrays, build, entries)
-    if lowering == WINDOW:
-        files |= _window_files(program, build, entries)
+    for steps, engine in fused_steps(program, lowering):
+        files[f"engines/{engine.name}.onnx"] = _fused_bytes(program, steps, engine, build, entries)
     for name, content in files.items():
         (path / name).parent.mkdir(exist_ok=True, parents=True)
         (path / name).write_bytes(content)
@@ -358,20 +358,18 @@ def _unbound(program: Program, build: Callable[[TokenwiseEngine], Nodes]) -> dic
     return {engine.name: tokenwise_model(build(engine), engine, None) for engine in tokenwise}
 
 
-def _window_files(
-    program: Program, build: Callable[[TokenwiseEngine], Nodes], entries: dict[str, WeightEntry]
-) -> dict[str, bytes]:
-    steps = window_steps(program)
-    assert steps is not None
-    files: dict[str, bytes] = {}
-    for engine in steps.engines:
-        if isinstance(engine, WindowEngine):
-            stage = next(s for s in steps.body if isinstance(s, TokenwiseStage) and s.engine == engine.name)
-            model = window_model(program, engine, _unbound(program, build))
-            names = zip(engine.weights, stage.weights, strict=True)
-            bind_weights(model, {port.name: entries[name] for port, name in names})
-            files[f"engines/{engine.name}.onnx"] = model.SerializeToString()
-    return files
+def _fused_bytes(
+    program: Program,
+    steps: Program,
+    engine: FusedEngine,
+    build: Callable[[TokenwiseEngine], Nodes],
+    entries: dict[str, WeightEntry],
+) -> bytes:
+    stage = next(s for s in steps.body if isinstance(s, TokenwiseStage) and s.engine == engine.name)
+    model = fused_model(program, steps, engine, _unbound(program, build))
+    names = zip(engine.weights, stage.weights, strict=True)
+    bind_weights(model, {port.name: entries[name] for port, name in names})
+    return model.SerializeToString()
 
 
 def _one_block_bytes(

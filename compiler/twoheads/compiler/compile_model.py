@@ -20,6 +20,7 @@ from twoheads.compiler.partition import Partition, Region, partition
 from twoheads.compiler.source_program import Captured
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.key_tiles import LARGEST_TILE, other_key_tiles
+from twoheads.graphs.model_steps import MODEL, model_obstacle
 from twoheads.graphs.policy import Policy, parse_policy
 from twoheads.graphs.program import Program
 from twoheads.graphs.window_steps import MOST_TILES, WINDOW, window_steps
@@ -31,7 +32,7 @@ __all__ = ["LOWERINGS", "compile_model", "plan_model"]
 
 logger = logging.getLogger(__name__)
 
-LOWERINGS = ("auto", "tile", "window", "stock", "oracle")
+LOWERINGS = ("auto", "tile", "window", "model", "stock", "oracle")
 DTYPES = ("float32",)
 
 Progress: TypeAlias = Callable[[str], None]
@@ -64,9 +65,10 @@ def compile_model(
         block_size: Tokens of a query block: a multiple of 8 from 16 to 4096.
         key_tile: Tokens of a key tile, a multiple of ``block_size``; equal to it by default, and the bundle then offers
             wider ones beside (``load(tune=...)``).
-        lowering: ``tile``, ``window`` (the same, and a windowed layer of a single input is one call a block), ``stock``
-            (softmax attention and nothing else), ``oracle`` (a plain small transformer that is told its parameters), or
-            ``auto``: ``tile``, which is as fast as ``window`` where calls cost nothing.
+        lowering: ``tile``, ``window`` (the same, and a windowed layer of a single input is one call a block), ``model``
+            (all layers of a single input are one call a block, where each is a causal window), ``stock`` (softmax
+            attention and nothing else), ``oracle`` (a plain small transformer that is told its parameters), or
+            ``auto``: ``tile``, which is as fast as these where calls cost nothing.
         dtype: Of weights and activations; ``float32``.
         attention: ``full``, or by name an approximation such as ``window:1024+sinks:4``; see
             :mod:`twoheads.graphs.policy`.
@@ -138,10 +140,12 @@ def _chosen(lowering: str, program: Program) -> str:
     """The lowering that the bundle has.
 
     Raises:
-        CompileError: ``window`` where no layer can be lowered so.
+        CompileError: ``window`` where no layer can be lowered so, ``model`` where some layer can't.
     """
     if lowering == "auto":
         return "tile"
+    if lowering == MODEL and (obstacle := model_obstacle(program)) is not None:
+        raise obstacle
     if lowering != WINDOW or window_steps(program) is not None:
         return lowering
     problem = (

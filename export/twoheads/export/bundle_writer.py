@@ -16,6 +16,7 @@ from twoheads.export.attention_onnx import attention_model
 from twoheads.export.attention_variants import used_variants
 from twoheads.export.emit_tokenwise import emit_tokenwise
 from twoheads.export.engine_files import save_engine
+from twoheads.export.fused_onnx import fused_model
 from twoheads.export.one_block_onnx import one_block_model
 from twoheads.export.oracle_onnx import oracle_model
 from twoheads.export.progress import Progress, silent
@@ -23,7 +24,6 @@ from twoheads.export.staging import written_folder
 from twoheads.export.stock_onnx import stock_model
 from twoheads.export.stock_variants import used_stock_variants
 from twoheads.export.weights_file import NamedWeight, total_bytes, write_weights
-from twoheads.export.window_onnx import window_model
 from twoheads.graphs.bundle_format import (
     ENGINES,
     FORMAT_VERSION,
@@ -38,12 +38,13 @@ from twoheads.graphs.bundle_format import (
     tiles_folder,
 )
 from twoheads.graphs.errors import BundleError, InternalError
-from twoheads.graphs.fused_engine import WindowEngine
+from twoheads.graphs.fused_engine import FusedEngine
+from twoheads.graphs.fused_programs import fused_steps
 from twoheads.graphs.json_codec import to_json
 from twoheads.graphs.key_tiles import with_key_tile
+from twoheads.graphs.model_steps import MODEL
 from twoheads.graphs.one_block import ONE_BLOCK, one_block
 from twoheads.graphs.program import AttentionEngine, OracleEngine, Program, StockEngine, TokenwiseEngine, TokenwiseStage
-from twoheads.graphs.window_steps import WINDOW, window_steps
 from twoheads.runtime.weights import Weights
 
 if TYPE_CHECKING:
@@ -152,9 +153,10 @@ def _write_engines(compiled: CompiledModel, folder: Path, entries: dict[str, Wei
         models[engine.name] = copy.deepcopy(model)
         bound = _first_weights(program, engine, entries)
         save_engine(model, folder / ENGINES / f"{engine.name}.onnx", engine.inputs, engine.outputs, bound)
-    _write_one_block(program, models, folder, entries)
-    if compiled.lowering == WINDOW:
-        _write_steps(program, models, folder, entries)
+    if compiled.lowering != MODEL:  # which computes short inputs in one call as well
+        _write_one_block(program, models, folder, entries)
+    for steps, engine in fused_steps(program, compiled.lowering):
+        _write_fused(program, steps, engine, models, folder, entries)
     for width in compiled.other_key_tiles:
         wider = with_key_tile(program, width)
         (folder / tiles_folder(width)).mkdir()
@@ -185,16 +187,18 @@ def _write_one_block(
         save_engine(model, file, block.engine.inputs, block.engine.outputs, bound)
 
 
-def _write_steps(
-    program: Program, models: dict[str, onnx.ModelProto], folder: Path, entries: dict[str, WeightEntry]
+def _write_fused(
+    program: Program,
+    steps: Program,
+    engine: FusedEngine,
+    models: dict[str, onnx.ModelProto],
+    folder: Path,
+    entries: dict[str, WeightEntry],
 ) -> None:
-    """The engines of windowed layers in one call."""
-    steps = window_steps(program)
-    for engine in () if steps is None else steps.engines:
-        if steps is not None and isinstance(engine, WindowEngine):
-            bound = _first_weights(steps, engine, entries)
-            file = folder / ENGINES / f"{engine.name}.onnx"
-            save_engine(window_model(program, engine, models), file, engine.inputs, engine.outputs, bound)
+    """An engine that ``steps`` declares in place of several of ``program``."""
+    model = fused_model(program, steps, engine, models)
+    bound = _first_weights(steps, engine, entries)
+    save_engine(model, folder / ENGINES / f"{engine.name}.onnx", engine.inputs, engine.outputs, bound)
 
 
 def _first_weights(

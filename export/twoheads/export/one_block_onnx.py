@@ -11,18 +11,17 @@ opset 13 are added, so that the file's operator set may be that of a foreign ONN
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
-from twoheads.export.attention_onnx import DEAD, IR_VERSION, OPSET, scores_of
-from twoheads.export.graph_builder import GraphBuilder, common_opsets
-from twoheads.graphs.errors import InternalError
+from twoheads.export.attention_onnx import DEAD, OPSET, scores_of
+from twoheads.export.graph_builder import common_opsets
+from twoheads.export.joined_regions import JoinedRegions
 from twoheads.graphs.masks import Mask
-from twoheads.graphs.one_block import LENGTH, ONE_BLOCK, OneBlock, looks_ahead
+from twoheads.graphs.one_block import LENGTH, OneBlock, looks_ahead
 from twoheads.graphs.program import AttentionEngine, AttentionStage, Program, RelativeBias, TokenwiseStage
 from twoheads.runtime.bias import BiasTiles
 
@@ -53,77 +52,51 @@ def one_block_model(
     if opsets is None:
         return None
     joined = _Joined(program, block, used, weight)
-    for stage in block.inside:
-        if isinstance(stage, TokenwiseStage):
-            joined.region(stage)
-        else:
-            joined.attention(stage)
-    engine = block.engine
-    ir_version = max([IR_VERSION, *(model.ir_version for model in used.values())])
-    return joined.graph.model(ONE_BLOCK, (*engine.inputs, *engine.weights), engine.outputs, opsets, ir_version)
+    joined.add(block.inside)
+    return joined.model(block.engine, opsets)
 
 
-class _Joined:
-    """The graph under construction. Values keep their program's names, with the port's where they are one."""
+class _Joined(JoinedRegions):
+    """The graph under construction."""
 
     def __init__(
         self, program: Program, block: OneBlock, engines: Mapping[str, onnx.ModelProto], weight: ReadWeight
     ) -> None:
-        self.graph = GraphBuilder()
-        self._program = program
-        self._engines = engines
+        stage, engine = block.stage, block.engine
+        names = dict(zip(stage.inputs, (port.name for port in engine.inputs), strict=True))
+        outputs = (value.name for value in stage.outputs)
+        super().__init__(
+            program, engines, names | dict(zip(outputs, (port.name for port in engine.outputs), strict=True))
+        )
         self._weight = weight
         self._size = program.block_size
-        stage, engine = block.stage, block.engine
-        self._names = dict(zip(stage.inputs, (port.name for port in engine.inputs), strict=True))
-        outputs = (value.name for value in stage.outputs)
-        self._names |= dict(zip(outputs, (port.name for port in engine.outputs), strict=True))
         self._added: dict[tuple[Mask, RelativeBias | None], str] = {}
         self._padding = ""
         self._real = ""
         self._zeroed: dict[str, str] = {}
 
-    def _name(self, value: str) -> str:
-        return self._names.get(value, f"value/{value}")
-
-    def region(self, stage: TokenwiseStage) -> None:
-        """The operators of a token-wise engine, between the values of ``stage``."""
-        engine = self._program.engine(stage.engine)
-        if isinstance(engine, AttentionEngine):
-            raise InternalError(f"stage {stage.name} has the attention engine {engine.name}")
-        model = self._engines[stage.engine].graph
-        declared = [value.name for value in model.input]
-        given = (*(self._name(name) for name in stage.inputs), *(f"weights/{name}" for name in stage.weights))
-        names = dict(zip(declared, given, strict=True))
-        written = (self._name(value.name) for value in stage.outputs)
-        names |= dict(zip((value.name for value in model.output), written, strict=True))
-        self.graph.join(model, stage.name, names)
-
     def attention(self, stage: AttentionStage) -> None:
         """Softmax attention of the block over itself."""
-        declared = self._program.engine(stage.engine)
-        if not isinstance(declared, AttentionEngine):
-            raise InternalError(f"stage {stage.name} has the engine {declared.name}, which is no tile attention")
-        engine, graph = replace(declared, key_tile=self._size), self.graph
-        q, k, v = self._name(stage.query), self._without_padding(stage.key), self._without_padding(stage.value)
+        engine, graph = self.attention_engine(stage, 1), self.graph
+        q, k, v = self.name(stage.query), self._without_padding(stage.key), self._without_padding(stage.value)
         scores = scores_of(graph, engine, q, k, mask=self._hidden(stage, engine))
         values = graph.reshape(v, engine.kv_num_heads, self._size, engine.v_head_dim)
         if stage.sinks is not None:
             scores, values = self._with_sinks(stage.sinks, engine, scores, values)
         out = graph.node("MatMul", graph.node("Softmax", scores, axis=-1), values)
         shape = (1, engine.q_num_heads, self._size, engine.v_head_dim)
-        graph.reshape(out, *shape, output=self._name(stage.output.name))
+        graph.reshape(out, *shape, output=self.name(stage.output.name))
 
     def _real_keys(self) -> str:
         """Whether a token is no padding, ``[M]``."""
-        self._real = self._real or self.graph.node("Less", self._keys(), self._name(LENGTH))
+        self._real = self._real or self.graph.node("Less", self._keys(), self.name(LENGTH))
         return self._real
 
     def _without_padding(self, value: str) -> str:
         """Keys or values ``[1, kv_heads, M, head_dim]`` with zeros for padding."""
         if value not in self._zeroed:
             rows = self.graph.reshape(self._real_keys(), self._size, 1)
-            zeroed = self.graph.node("Where", rows, self._name(value), self.graph.constant(0.0))
+            zeroed = self.graph.node("Where", rows, self.name(value), self.graph.constant(0.0))
             self._zeroed[value] = zeroed
         return self._zeroed[value]
 

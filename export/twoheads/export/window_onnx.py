@@ -11,11 +11,12 @@ from dataclasses import replace
 
 import onnx
 
-from twoheads.export.attention_onnx import IR_VERSION, OPSET, scores_of
+from twoheads.export.attention_onnx import IR_VERSION, OPSET, softmax_attention
 from twoheads.export.graph_builder import GraphBuilder, common_opsets
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.fused_engine import WindowEngine
 from twoheads.graphs.program import AttentionEngine, Program, TokenwiseEngine
+from twoheads.graphs.window_steps import MASK
 
 __all__ = ["window_model"]
 
@@ -43,10 +44,7 @@ def window_model(program: Program, engine: WindowEngine, engines: Mapping[str, o
     tiles = sum(port.name.startswith("attention.k_") for port in engine.inputs)
     wide = replace(attention, key_tile=tiles * attention.key_tile)
     k, v = (_joined(graph, name, tiles) for name in ("k", "v"))
-    weights = graph.node("Softmax", scores_of(graph, wide, "attention.q", k, mask="attention.mask"), axis=-1)
-    values = graph.reshape(v, wide.kv_num_heads, wide.key_tile, wide.v_head_dim)
-    out = graph.node("MatMul", weights, values)
-    out = graph.reshape(out, 1, wide.q_num_heads, wide.block_size, wide.v_head_dim)
+    out = softmax_attention(graph, wide, "attention.q", k, v, mask=MASK)
     names = {port.name: port.name for port in (*region.inputs, *region.outputs, *region.weights)}
     names[region.inputs[engine.attended].name] = out
     graph.join(model.graph, "region", names)

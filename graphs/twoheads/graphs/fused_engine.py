@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from twoheads.graphs.program import TokenwiseEngine
 
-__all__ = ["BlockEngine", "FusedEngine", "WindowEngine"]
+__all__ = ["BlockEngine", "FusedEngine", "ModelEngine", "WindowEngine"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,11 @@ class FusedEngine(TokenwiseEngine):
 @dataclass(frozen=True, slots=True)
 class BlockEngine(FusedEngine):
     """The whole body for one block; see :mod:`twoheads.graphs.one_block`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEngine(BlockEngine):
+    """The same with the keys and values of the blocks before; see :mod:`twoheads.graphs.model_steps`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ and report are the same code. The program is derived, never stored: a bundle hol
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -18,21 +18,16 @@ import numpy.typing as npt
 
 from twoheads.graphs.fused_engine import BlockEngine
 from twoheads.graphs.masks import Mask
-from twoheads.graphs.port import Port
 from twoheads.graphs.program import (
     TOKENS,
     AttentionEngine,
     AttentionStage,
     Input,
     Program,
-    SequenceStage,
-    Stage,
-    TokenwiseEngine,
     TokenwiseStage,
     Value,
-    inputs_of,
-    outputs_of,
 )
+from twoheads.graphs.whole_body import WholeBody, whole_body
 
 __all__ = ["LENGTH", "ONE_BLOCK", "OneBlock", "looks_ahead", "one_block"]
 
@@ -84,47 +79,11 @@ class OneBlock:
 def one_block(program: Program) -> OneBlock | None:
     """The program that computes an input of one block of ``program`` in one call (and its head).
 
-    All attentions must be exact, on the tokens' own axis, and of queries that see at least themselves. What lies before
-    the first attention or behind the last one and moves rows, or computes row values, stays a stage of its own.
-
     Returns:
-        ``None`` where the program is not of that kind.
+        ``None`` where no engine can hold all attentions; see :func:`~twoheads.graphs.whole_body.whole_body`.
     """
-    values = {value.name: value for value in program.values()}
-    attends = [at for at, stage in enumerate(program.body) if isinstance(stage, AttentionStage)]
-    if not attends:
-        return None
-    first, end = attends[0], attends[-1] + 1
-    while first and _fits(program, program.body[first - 1], values):
-        first -= 1
-    while end < len(program.body) and _fits(program, program.body[end], values):
-        end += 1
-    inside = tuple(
-        stage
-        for stage in program.body[first:end]
-        if not isinstance(stage, SequenceStage) and _fits(program, stage, values)
-    )
-    if len(inside) < end - first:
-        return None
-    return OneBlock(_fused(program, first, end, inside, values), inside)
-
-
-def _fits(program: Program, stage: Stage, values: Mapping[str, Value]) -> bool:
-    """Whether the engine can hold ``stage``."""
-    axes = {values[name].axis for name in inputs_of(stage)}
-    if isinstance(stage, TokenwiseStage):
-        return axes <= {TOKENS, None} and all(value.axis == TOKENS for value in stage.outputs)
-    if not isinstance(stage, AttentionStage):
-        return False
-    engine = program.engine(stage.engine)
-    exact = isinstance(engine, AttentionEngine) and engine.dtype == "float32" and stage.average is None
-    return exact and axes == {TOKENS} and _sees_itself(stage.mask, program.block_size)
-
-
-@lru_cache(maxsize=64)
-def _sees_itself(mask: Mask, block_size: int) -> bool:
-    at = np.arange(block_size, dtype=np.int64)
-    return bool(np.broadcast_to(mask.dense(at, at), at.shape).all())
+    body = whole_body(program)
+    return None if body is None else OneBlock(_fused(body), body.inside)
 
 
 @lru_cache(maxsize=64)
@@ -135,73 +94,34 @@ def looks_ahead(mask: Mask, block_size: int) -> bool:
     return bool(np.triu(visible, 1).any())
 
 
-def _fused(
-    program: Program,
-    first: int,
-    end: int,
-    inside: tuple[TokenwiseStage | AttentionStage, ...],
-    values: Mapping[str, Value],
-) -> Program:
-    """``program`` with one stage in place of ``body[first:end]``, which are ``inside``."""
-    before, after = program.body[:first], program.body[end:]
-    defined = {value.name: value for stage in inside for value in outputs_of(stage)}
-    read = {name for stage in (*after, *program.head) for name in inputs_of(stage)} | {program.hidden, program.logits}
-    inputs = dict.fromkeys(name for stage in inside for name in inputs_of(stage) if name not in defined)
+def _fused(body: WholeBody) -> Program:
+    """The program with one stage in place of those of ``body``."""
+    program = body.program
+    values = {value.name: value for value in program.values()}
     length = Input(Value(LENGTH, "int64", (1,)), "length", None, TOKENS)
-    names = (*inputs, LENGTH)
-    outputs = tuple(value for name, value in defined.items() if name in read)
-    weights = dict(_weights(program, inside))
+    names = (*body.inputs, LENGTH)
     known = {**values, LENGTH: length.value}
     engine = BlockEngine(
         name=ONE_BLOCK,
-        inputs=tuple(_port(f"input_{at}", known[name], program) for at, name in enumerate(names)),
-        outputs=tuple(_port(f"output_{at}", value, program) for at, value in enumerate(outputs)),
-        weights=tuple(weights.values()),
-        flops=sum(_flops(program, stage) for stage in inside),
-        workspace=_workspace(program, inside),
+        inputs=tuple(body.port(f"input_{at}", known[name]) for at, name in enumerate(names)),
+        outputs=tuple(body.port(f"output_{at}", value) for at, value in enumerate(body.outputs)),
+        weights=tuple(body.weights.values()),
+        flops=body.flops({stage.name: 1 for stage in body.inside}),
+        workspace=_workspace(body),
     )
-    used = {stage.engine for stage in (*before, *after, *program.head) if isinstance(stage, TokenwiseStage)}
-    return replace(
-        program,
-        inputs=(*program.inputs, length),
-        engines=(engine, *(engine for engine in program.engines if engine.name in used)),
-        body=(*before, TokenwiseStage(ONE_BLOCK, ONE_BLOCK, names, outputs, tuple(weights)), *after),
-    )
+    stage = TokenwiseStage(ONE_BLOCK, ONE_BLOCK, names, body.outputs, tuple(body.weights))
+    return body.in_one(stage, engine, (length,))
 
 
-def _port(name: str, value: Value, program: Program) -> Port:
-    return Port(name, value.dtype, value.block_shape(program.block_size))
-
-
-def _weights(program: Program, stages: tuple[TokenwiseStage | AttentionStage, ...]) -> Iterator[tuple[str, Port]]:
-    """Every weight of the token-wise stages with a port that has its name."""
-    for stage in stages:
-        engine = program.engine(stage.engine)
-        if isinstance(stage, TokenwiseStage) and isinstance(engine, TokenwiseEngine):
-            for name, port in zip(stage.weights, engine.weights, strict=True):
-                yield name, replace(port, name=f"weights/{name}")
-
-
-def _flops(program: Program, stage: TokenwiseStage | AttentionStage) -> int:
-    engine = program.engine(stage.engine)
-    if isinstance(engine, AttentionEngine):
-        return replace(engine, key_tile=program.block_size).flops
-    return engine.flops if isinstance(engine, TokenwiseEngine) else 0
-
-
-def _workspace(program: Program, stages: tuple[TokenwiseStage | AttentionStage, ...]) -> int:
+def _workspace(body: WholeBody) -> int:
     """Scores thrice, masks and biases as the kernels add them, and twice what the largest region reads and writes."""
-    block = program.block_size
-    engines = [(stage, program.engine(stage.engine)) for stage in stages]
-    heads = max((engine.q_num_heads for _, engine in engines if isinstance(engine, AttentionEngine)), default=0)
-    added = {
-        (stage.mask, stage.bias): engine.mask_heads
-        for stage, engine in engines
-        if isinstance(stage, AttentionStage) and isinstance(engine, AttentionEngine)
-    }
-    regions = [
-        sum(port.nbytes for port in (*engine.inputs, *engine.outputs))
-        for _, engine in engines
-        if isinstance(engine, TokenwiseEngine)
+    block = body.program.block_size
+    attentions = [
+        (stage, engine)
+        for stage in body.inside
+        if isinstance(stage, AttentionStage)
+        and isinstance(engine := body.program.engine(stage.engine), AttentionEngine)
     ]
-    return (3 * heads + 2 * sum(added.values())) * block * block * FLOAT + 2 * max(regions, default=0)
+    heads = max(engine.q_num_heads for _, engine in attentions)
+    added = {(stage.mask, stage.bias): engine.mask_heads for stage, engine in attentions}
+    return (3 * heads + 2 * sum(added.values())) * block * block * FLOAT + 2 * body.region_bytes

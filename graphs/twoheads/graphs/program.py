@@ -156,6 +156,11 @@ class TokenwiseStage:
     outputs: tuple[Value, ...]
     weights: tuple[str, ...]
 
+    @property
+    def operands(self) -> tuple[str, ...]:
+        """The value of which each input port of the engine reads a block, in order; ``""`` for what is no value."""
+        return self.inputs
+
 
 @dataclass(frozen=True, slots=True)
 class RelativeBias:

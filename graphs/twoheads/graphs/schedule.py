@@ -92,8 +92,11 @@ class Schedule:
 
     @property
     def rounds(self) -> int:
-        """Rounds of calls that depend on each other, ``O(L)``: calls of one stage need none of that stage's results."""
-        return sum(stage.kind != "sequence" for stage in self.stages)
+        """Rounds of calls that depend on each other, ``O(L)``: calls of one stage need none of that stage's results.
+
+        Where a call computes all layers of a block, it needs the call before it: there are as many rounds as calls.
+        """
+        return sum(stage.calls if stage.kind == "model" else stage.kind != "sequence" for stage in self.stages)
 
     @property
     def flops(self) -> int:

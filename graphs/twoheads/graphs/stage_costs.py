@@ -15,6 +15,7 @@ from twoheads.graphs.formulas import Formula, attention_formula, cross_formula
 from twoheads.graphs.fused_engine import BlockEngine, FusedEngine, WindowEngine
 from twoheads.graphs.maskless_costs import AttentionCosts, oracle_costs, stock_costs
 from twoheads.graphs.masks import Full, Mask
+from twoheads.graphs.model_steps import ModelStage
 from twoheads.graphs.program import (
     AttentionEngine,
     AttentionStage,
@@ -45,8 +46,8 @@ class StagePlan:
 
     Attributes:
         name, engine: Of the stage and of the engine it calls; of a sequence stage, its operator.
-        kind: ``tokenwise``, ``attention``, ``window`` (windowed attention and the region behind it), ``model`` (a whole
-            block in one call) or ``sequence`` (no calls).
+        kind: ``tokenwise``, ``attention``, ``window`` (windowed attention and the region behind it), ``model`` (all
+            layers of a block in one call) or ``sequence`` (no calls).
         calls: Engine calls, counted; ``formula`` derives the same number independently.
         flops: Floating-point operations of the matrix products of all calls.
         bytes_moved: Bytes of the ports of all calls, plus the weights of a token-wise engine once for each call.
@@ -252,7 +253,8 @@ class StageCosts:
         for stage in body:
             defined = {value.name: size(value) for value in outputs_of(stage)}
             alive |= defined
-            peak = max(peak, sum(alive.values()))
+            held = stage.kept_bytes(self.program.block_size) if isinstance(stage, ModelStage) else 0
+            peak = max(peak, sum(alive.values()) + held)
             ending = [name for name in (*inputs_of(stage), *defined) if last_reader.get(name, stage.name) == stage.name]
             released[stage.name] = tuple(name for name in dict.fromkeys(ending) if name not in kept)
             for name in released[stage.name]:

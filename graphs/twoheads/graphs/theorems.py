@@ -41,6 +41,7 @@ from dataclasses import dataclass
 
 from twoheads.graphs.formulas import INFINITE, Formula, Term, attention_formula, count_visible_pairs, mask_terms
 from twoheads.graphs.masks import Mask, Window
+from twoheads.graphs.model_steps import ModelStage
 from twoheads.graphs.program import AttentionStage, OracleEngine, SequenceStage
 from twoheads.graphs.schedule import Schedule
 from twoheads.graphs.stage_costs import StagePlan
@@ -165,6 +166,8 @@ def stage_claims(schedule: Schedule) -> tuple[StageClaim, ...]:
             theorem, paper, floor = _attention(schedule, stage)
         elif isinstance(stage, WindowStage):
             theorem, paper, floor = _window(schedule, stage, plan)
+        elif isinstance(stage, ModelStage):
+            theorem, paper, floor = _model(schedule, stage, plan)
         elif isinstance(stage, SequenceStage):
             theorem, paper, floor = NO_CALL, plan.formula, plan.formula
         else:
@@ -223,6 +226,20 @@ def _window(schedule: Schedule, stage: WindowStage, plan: StagePlan) -> tuple[st
         paper = Formula(f"{text} + n = {paper.calls + plan.calls}", paper.calls + plan.calls)
     floor = floor_formula(stage.mask, block_size=block, key_tile=stage.tiles * block, length=length)
     return theorem_of(stage.mask, heads=int(query.shape[1])), paper, floor
+
+
+def _model(schedule: Schedule, stage: ModelStage, plan: StagePlan) -> tuple[str, Formula | None, Formula]:
+    """The same of all layers: the paper's construction calls for each attention and for the regions around them."""
+    block, length = schedule.program.block_size, schedule.value_rows(stage.outputs[0])
+    theorem = ", ".join(sorted({theorem_of(window.mask) for window in stage.windows}))
+    papers = [(w.layers, paper_formula(w.mask, block_size=block, length=length)) for w in stage.windows]
+    known = [(layers, paper) for layers, paper in papers if paper is not None]
+    if len(known) < len(papers):
+        return theorem, None, plan.formula
+    regions = sum(layers for layers, _ in known) + 1
+    calls = sum(layers * paper.calls for layers, paper in known) + regions * plan.calls
+    text = " + ".join(f"{layers}*({paper.text.rsplit(' = ', 1)[0]})" for layers, paper in known)
+    return theorem, Formula(f"{text} + {regions}*n = {calls}", calls), plan.formula
 
 
 def _cross(queries: int, keys: int, block: int, tile: int) -> tuple[str, Formula, Formula]:

@@ -64,6 +64,11 @@ class WindowStage(TokenwiseStage):
         """Key tiles of a call."""
         return self.before + 1 + self.after
 
+    def numbers(self, block: int, blocks: int) -> tuple[int | None, ...]:
+        """The key tiles of query block ``block``, one of ``blocks``; ``None`` for those outside of the sequence."""
+        tiles = range(block - self.before, block + self.after + 1)
+        return tuple(tile if 0 <= tile < blocks else None for tile in tiles)
+
     @property
     def operands(self) -> tuple[str, ...]:
         """The value of which each input port of the engine reads a block, in order; ``""`` for the mask."""

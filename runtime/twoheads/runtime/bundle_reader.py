@@ -21,12 +21,11 @@ from twoheads.graphs.bundle_format import (
     tiles_folder,
 )
 from twoheads.graphs.errors import BundleError, CompileError, InputError
-from twoheads.graphs.fused_programs import FusedPrograms
+from twoheads.graphs.fused_programs import FusedPrograms, fused_programs
 from twoheads.graphs.json_codec import FormatError, from_json
 from twoheads.graphs.key_tiles import with_key_tile
-from twoheads.graphs.one_block import ONE_BLOCK, one_block
+from twoheads.graphs.one_block import ONE_BLOCK
 from twoheads.graphs.program import Program
-from twoheads.graphs.window_steps import WINDOW, window_steps
 from twoheads.runtime.program_check import check_program
 
 __all__ = ["Bundle", "read_bundle"]
@@ -55,9 +54,8 @@ class Bundle:
     @property
     def fused(self) -> FusedPrograms:
         """What a single input runs, as far as the bundle holds the engines."""
-        block = one_block(self.program) if self.has(self.engine_file(ONE_BLOCK)) else None
-        steps = window_steps(self.program) if self.manifest.lowering == WINDOW else None
-        return FusedPrograms(self.program, block, steps)
+        short = self.has(self.engine_file(ONE_BLOCK))
+        return fused_programs(self.program, self.manifest.lowering, short=short)
 
     @property
     def weights_file(self) -> Path:

@@ -10,10 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InternalError
+from twoheads.graphs.model_steps import ModelStage
 from twoheads.graphs.program import AttentionStage, SequenceStage, Stage, TokenwiseStage, outputs_of
 from twoheads.graphs.window_steps import WindowStage
 from twoheads.runtime.attention_stage import run_attention
 from twoheads.runtime.head import Sink, run_head
+from twoheads.runtime.model_stage import run_model
 from twoheads.runtime.oracle_stage import run_oracle_attention
 from twoheads.runtime.packed_stage import prepare_packed, run_packed_attention
 from twoheads.runtime.pooling import pool
@@ -100,7 +102,9 @@ def run_stage(run: RunState, stage: Stage) -> None:
     began = time.perf_counter()
     partly = run.checkpoints is not None and run.checkpoints.is_partly_done(stage)
     stores = [run.stores.allocate(value, reopen=partly, blocks=run.only) for value in outputs_of(stage)]
-    if isinstance(stage, WindowStage):
+    if isinstance(stage, ModelStage):
+        run_model(run, stage)
+    elif isinstance(stage, WindowStage):
         run_window(run, stage)
     elif isinstance(stage, TokenwiseStage):
         run_tokenwise(run, stage)
@@ -114,7 +118,10 @@ def run_stage(run: RunState, stage: Stage) -> None:
         run_oracle_attention(run, stage)
     else:
         run_attention(run, stage)
-    run.rounds += not isinstance(stage, SequenceStage)
+    # Each call of all layers needs the one before it; calls of other stages need none of their own.
+    run.rounds += (
+        run.counters[stage.name].calls if isinstance(stage, ModelStage) else not isinstance(stage, SequenceStage)
+    )
     for store in stores:
         store.zero_padding()
         for block, used in enumerate(run.packing.used if run.packing is not None else ()):

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InputError
-from twoheads.graphs.fused_engine import WindowEngine
+from twoheads.graphs.fused_engine import BlockEngine
+from twoheads.graphs.fused_programs import fused_steps
 from twoheads.graphs.port import Port
 from twoheads.graphs.profile import (
     ALONE,
@@ -28,7 +29,6 @@ from twoheads.graphs.profile import (
     engines_digest,
 )
 from twoheads.graphs.program import AttentionEngine, AttentionStage, Program, TokenwiseEngine, TokenwiseStage
-from twoheads.graphs.window_steps import WindowStage
 from twoheads.runtime.backend import Backend, Call, EngineHandle, open_host_backend
 from twoheads.runtime.bundle_reader import Bundle, read_bundle
 from twoheads.runtime.crew import Crew, available_threads
@@ -172,23 +172,20 @@ class EngineMeter:
                 yield self._tokenwise(engine, stages, self._pool, self._callers, program)
             elif isinstance(engine, AttentionEngine):
                 yield from self.attention(engine)
-        steps = self._bundle.fused.steps
-        for window in () if steps is None else steps.engines:
-            if steps is not None and isinstance(window, WindowEngine):
-                self._progress(window.name)
-                stages = _stages_of(steps, window.name)
-                yield self._tokenwise(window, stages, self._pool, self._callers, steps)
+        for steps, fused in fused_steps(program, self._bundle.manifest.lowering):
+            if not isinstance(fused, BlockEngine):  # whose kernels use all threads: see alone()
+                self._progress(fused.name)
+                yield self._tokenwise(fused, _stages_of(steps, fused.name), self._pool, self._callers, steps)
 
     def attention(self, engine: AttentionEngine) -> Iterator[EngineTimes]:
         """Times of an attention engine's variants."""
         return (self._attention(engine, variant) for variant in _held_variants(self._bundle, engine))
 
     def alone(self) -> Iterator[EngineTimes]:
-        """Times of the engines of a run of one block, by the threads that share the kernels."""
-        block = self._bundle.fused.block
-        if block is None:
+        """Times of the engines of runs whose calls compute whole blocks, by the threads that share the kernels."""
+        program = self._bundle.fused.whole
+        if program is None:
             return
-        program = block.program
         pools = [
             EnginePool(self._bundle, self._pool.weights, self._backend, program=program, kernel_threads=threads)
             for threads in self._callers
@@ -221,8 +218,8 @@ class EngineMeter:
         handles = [pool.tokenwise(stage) for stage in stages]
         opened = (time.perf_counter() - began) / len(handles)
         limits = {entry.value.name: entry.limit for entry in program.inputs}
-        names = stages[0].operands if isinstance(stages[0], WindowStage) else stages[0].inputs
-        inputs = [self._values(port, limits.get(name)) for port, name in zip(engine.inputs, names, strict=True)]
+        named = zip(engine.inputs, stages[0].operands, strict=True)
+        inputs = [self._values(port, limits.get(name)) for port, name in named]
 
         def ring() -> Ring:
             calls = [self._bound(handle, inputs, engine.outputs) for handle in handles]

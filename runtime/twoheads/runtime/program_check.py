@@ -15,8 +15,9 @@ from twoheads.graphs.average import Average
 from twoheads.graphs.axes import axis_inputs, parse_axis
 from twoheads.graphs.bundle_format import ENGINES, WEIGHTS, Manifest, tiles_folder
 from twoheads.graphs.errors import BundleError
-from twoheads.graphs.fused_engine import WindowEngine
+from twoheads.graphs.fused_programs import fused_steps
 from twoheads.graphs.masks import Full
+from twoheads.graphs.model_steps import MODEL
 from twoheads.graphs.program import (
     COUNTING,
     AttentionEngine,
@@ -34,7 +35,7 @@ from twoheads.graphs.program import (
 )
 from twoheads.graphs.program_lengths import input_axes
 from twoheads.graphs.sequence_check import sequence_problem
-from twoheads.graphs.window_steps import WINDOW, window_steps
+from twoheads.graphs.window_steps import WINDOW
 
 __all__ = ["check_program"]
 
@@ -85,7 +86,7 @@ class _Check:
         self.require(len(self.engines) == len(program.engines), "declares two engines of one name")
         for engine in program.engines:
             self.engine(engine)
-        if manifest.lowering == WINDOW:
+        if manifest.lowering in (WINDOW, MODEL):
             self.steps()
         for entry in program.inputs:
             self.define(entry.value, "an input")
@@ -99,13 +100,14 @@ class _Check:
         self.head()
 
     def steps(self) -> None:
-        """The engines of windowed layers are there."""
-        steps = window_steps(self.program)
-        self.require(steps is not None, "has no windowed layer, and the manifest says that it is lowered so")
-        for engine in () if steps is None else steps.engines:
+        """The engines that hold several stages are there."""
+        lowering = self.manifest.lowering
+        engines = [engine for _, engine in fused_steps(self.program, lowering)]
+        what = "no windowed layer" if lowering == WINDOW else "a layer that is no causal window"
+        self.require(bool(engines), f"has {what}, and the manifest says that it is lowered so")
+        for engine in engines:
             file = f"{ENGINES}/{engine.name}.onnx"
-            held = not isinstance(engine, WindowEngine) or file in self.manifest.files
-            self.require(held, f"engine {engine.name} has no file {file}")
+            self.require(file in self.manifest.files, f"engine {engine.name} has no file {file}")
 
     def other_tiles(self) -> None:
         """The widths that the manifest offers are possible, and every attention has engines for them."""

@@ -83,11 +83,9 @@ class LoadedBundle:
         # Accelerators are built for the engines of blocks.
         self._fused = replace(bundle.fused, block=None) if isinstance(backend, EmulatorBackend) else bundle.fused
         self._engines = EnginePool(bundle, weights, backend)
-        block = self._fused.block
+        whole = self._fused.whole
         self._block_engines = (
-            None
-            if block is None
-            else EnginePool(bundle, weights, backend, program=block.program, kernel_threads=threads)
+            None if whole is None else EnginePool(bundle, weights, backend, program=whole, kernel_threads=threads)
         )
         self._device = open_device(self._engines, limit=device_memory_limit, host=(memory_limit, spill))
         self.backend = backend.name
@@ -124,8 +122,8 @@ class LoadedBundle:
         """What a run of ``length`` tokens will do: calls, operations, bytes, memory; nothing is run.
 
         An input of at most one block is one call (and its head), and a windowed layer of a longer one is one call a
-        block, if the bundle has the engines. Under a memory limit, with values in files, in a job and on a cluster
-        every stage is computed by itself.
+        block, or all layers together are, if the bundle has the engines. Under a memory limit, with values in files, in
+        a job and on a cluster every stage is computed by itself.
 
         Args:
             length: Tokens of the input; by axis where inputs have several lengths, ``{"n": 1000, "m": 300}``.
@@ -355,7 +353,7 @@ class LoadedBundle:
         count = None if rows is None or output != "logits" else len(rows)
         schedule = self.schedule(request.lengths, output, count, by_blocks=job is not None)
         block = self._fused.block
-        at_once = block is not None and schedule.program is block.program
+        at_once = schedule.program is self._fused.whole
         engines = self._block_engines if at_once and self._block_engines is not None else self._engines
         arrays = block.arrays(request.arrays, request.lengths) if at_once and block is not None else request.arrays
         spilled = self.spill_plan(schedule, job).values

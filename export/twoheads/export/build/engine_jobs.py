@@ -13,9 +13,9 @@ from onnx import numpy_helper
 
 from twoheads.graphs.bundle_format import ENGINES
 from twoheads.graphs.errors import InputError, InternalError
-from twoheads.graphs.fused_engine import WindowEngine
+from twoheads.graphs.fused_programs import fused_steps
 from twoheads.graphs.program import AttentionEngine, Port, Program, TokenwiseEngine, TokenwiseStage
-from twoheads.graphs.window_steps import MASK, WindowStage
+from twoheads.graphs.window_steps import MASK
 from twoheads.runtime.bundle_reader import Bundle
 from twoheads.runtime.weights import Weights
 
@@ -49,7 +49,7 @@ class EngineJob:
 
 
 def engine_jobs(bundle: Bundle, *, once: bool = False, half: bool = False) -> tuple[EngineJob, ...]:
-    """Everything to build, in the order of the program's engines; then those of windowed layers in one call a block.
+    """Everything to build, in the order of the program's engines; then those that hold several of its stages.
 
     Args:
         bundle: The bundle.
@@ -77,11 +77,8 @@ def engine_jobs(bundle: Bundle, *, once: bool = False, half: bool = False) -> tu
             inputs, outputs = engine.ports(variant)
             name = f"{engine.name}.{variant}"
             jobs.append(EngineJob(name, bundle.engine_file(engine.name, variant), (), {}, inputs, outputs, {}))
-    steps = bundle.fused.steps
-    if steps is not None:
-        for engine in steps.engines:
-            if isinstance(engine, WindowEngine):
-                jobs += _tokenwise_jobs(bundle, steps, engine, once=once)
+    for steps, fused in fused_steps(bundle.program, bundle.manifest.lowering):
+        jobs += _tokenwise_jobs(bundle, steps, fused, once=once)
     return tuple(jobs)
 
 
@@ -100,10 +97,9 @@ def _tokenwise_jobs(bundle: Bundle, program: Program, engine: TokenwiseEngine, *
     arguments = {entry.value.name: entry.limit for entry in program.inputs}
     jobs: list[EngineJob] = []
     for number, (weights, stages) in enumerate(sets.items()):
-        operands = stages[0].operands if isinstance(stages[0], WindowStage) else stages[0].inputs
         limits = {
             port.name: limit
-            for port, value in zip(engine.inputs, operands, strict=True)
+            for port, value in zip(engine.inputs, stages[0].operands, strict=True)
             if (limit := arguments.get(value)) is not None
         }
         jobs.append(
@@ -150,7 +146,7 @@ def random_inputs(job: EngineJob) -> dict[str, npt.NDArray[Any]]:
 def _random_values(port: Port, limit: int | None, random: np.random.Generator) -> npt.NDArray[Any]:
     if np.dtype(port.dtype).kind != "f":
         return random.integers(0, limit or 2, port.shape).astype(port.dtype)
-    if port.name in ("mask", MASK):
+    if port.name == "mask" or port.name.startswith(MASK):
         rows, columns = port.shape[-2:]
         seen = np.tri(rows, columns, dtype=bool)
         return np.broadcast_to(np.where(seen, 0, -np.inf), port.shape).astype(port.dtype)

@@ -9,6 +9,8 @@ import typer
 from twoheads.export.cli import options
 from twoheads.export.cli.console import approximations_text, print_facts, print_json, print_table, print_text, size_text
 from twoheads.graphs.bundle_format import ENGINES, TOKENIZER, WEIGHTS, Manifest, TargetEntry
+from twoheads.graphs.fused_programs import fused_steps
+from twoheads.graphs.model_steps import MODEL
 from twoheads.graphs.one_block import ONE_BLOCK, one_block
 from twoheads.graphs.packing import longest_packable, packed_variant
 from twoheads.graphs.program import (
@@ -24,11 +26,17 @@ from twoheads.graphs.program import (
     TokenwiseEngine,
 )
 from twoheads.graphs.program_lengths import stage_axes
+from twoheads.graphs.window_steps import WINDOW
 from twoheads.runtime.bundle_reader import read_bundle
 
 __all__ = ["NAME", "command"]
 
 NAME = "inspect"
+
+LOWERING_NOTES = {
+    WINDOW: ": a windowed layer of a single input is one call a block",
+    MODEL: ": all layers of a single input are one call a block",
+}
 
 
 def command(
@@ -47,9 +55,13 @@ def command(
         return
     _print_summary(bundle, loaded.manifest, loaded.program)
     if engines:
-        print_table("\nengines", ("engine", "inputs", "outputs", "weights"), map(_signature, loaded.program.engines))
+        declared = _engines(loaded.manifest, loaded.program)
+        print_table("\nengines", ("engine", "inputs", "outputs", "weights"), map(_signature, declared))
     if program:
         print_text("\n" + str(loaded.program))
+        for steps in (loaded.fused.steps, loaded.fused.model):
+            if steps is not None:
+                print_text(f"\n# what single inputs run (lowering {loaded.manifest.lowering})\n{steps}")
 
 
 def _attention_stages(program: Program) -> list[AttentionStage]:
@@ -79,7 +91,12 @@ def _packs_up_to(manifest: Manifest, program: Program) -> int:
 def _one_call_up_to(manifest: Manifest, program: Program) -> int:
     """The longest single input whose body is one call, in tokens; 0 if there is none."""
     held = f"{ENGINES}/{ONE_BLOCK}.onnx" in manifest.files and one_block(program) is not None
-    return program.block_size if held else 0
+    return program.block_size if held or manifest.lowering == MODEL else 0
+
+
+def _engines(manifest: Manifest, program: Program) -> list[Engine]:
+    """Those of the program, then those that hold several of its stages for inputs of any length."""
+    return [*program.engines, *(engine for _, engine in fused_steps(program, manifest.lowering))]
 
 
 def _to_json(path: Path, manifest: Manifest, program: Program, *, program_text: bool) -> dict[str, Any]:
@@ -137,7 +154,7 @@ def _to_json(path: Path, manifest: Manifest, program: Program, *, program_text: 
         "files": len(manifest.files) + 1,
         "bytes": sum(entry.size for entry in manifest.files.values()),
         "stages": len(program.body) + len(program.head),
-        "engines": [_engine_to_json(engine) for engine in program.engines],
+        "engines": [_engine_to_json(engine) for engine in _engines(manifest, program)],
     }
     if program_text:
         data["program"] = str(program)
@@ -183,7 +200,7 @@ def _print_summary(path: Path, manifest: Manifest, program: Program) -> None:
             ("source", f"{source.name}: {source.architecture} from a {source.form}"),
             ("identity", source.sha256),
             ("blocks", _blocks_text(manifest)),
-            ("lowering", manifest.lowering),
+            ("lowering", manifest.lowering + LOWERING_NOTES.get(manifest.lowering, "")),
             ("precision", _precision_text(manifest)),
             ("approximations", approximations_text(manifest.approximations, manifest.precision)),
             ("length", longest + ("" if trained is None else f"; trained on {trained}")),
@@ -194,7 +211,7 @@ def _print_summary(path: Path, manifest: Manifest, program: Program) -> None:
             ("tokenizer", "yes" if TOKENIZER in manifest.files else "no: runs take token numbers"),
             ("attention", "; ".join(f"{count} x {mask}" for mask, count in _mask_counts(program).items()) or "none"),
             ("stages", f"{len(program.body)} in the body{moving}, {len(program.head)} in the head"),
-            ("engines", ", ".join(engine.name for engine in program.engines)),
+            ("engines", ", ".join(engine.name for engine in _engines(manifest, program))),
             ("targets", ", ".join(map(_target_text, manifest.targets.items())) or "none built"),
             ("size", f"{size_text(size)} in {len(manifest.files) + 1} files, {len(manifest.weights)} weights"),
         )

@@ -52,6 +52,7 @@ class Lowering(StrEnum):
     AUTO = "auto"
     TILE = "tile"
     WINDOW = "window"
+    MODEL = "model"
     STOCK = "stock"
     ORACLE = "oracle"
 
@@ -139,8 +140,9 @@ LoweringOption = Annotated[
     Lowering,
     typer.Option(
         "--lowering",
-        help="How attention is lowered; window: a windowed layer of a single input in one call a block; auto: as --for "
-        "prefers it, else tile, which is as fast as window on a CPU, where calls cost next to nothing.",
+        help="How attention is lowered; window: a windowed layer of a single input in one call a block; model: all "
+        "layers in one call a block, where each is a causal window; auto: as --for prefers it, else tile, which is as "
+        "fast on a CPU, where calls cost next to nothing.",
     ),
 ]
 Attention = Annotated[

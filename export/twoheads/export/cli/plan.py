@@ -14,8 +14,7 @@ from twoheads.export.cli.plan_workers import parse_workers, print_scalings, scal
 from twoheads.export.cli.progress import PhaseProgress
 from twoheads.export.cli.spill_line import spill_line
 from twoheads.graphs.errors import InputError
-from twoheads.graphs.fused_programs import FusedPrograms
-from twoheads.graphs.one_block import one_block
+from twoheads.graphs.fused_programs import FusedPrograms, fused_programs
 from twoheads.graphs.policy import parse_policy
 from twoheads.graphs.predict import predict_run
 from twoheads.graphs.profile import DeviceProfile
@@ -24,7 +23,6 @@ from twoheads.graphs.program_lengths import resolve_lengths, value_rows
 from twoheads.graphs.schedule import Schedule, StagePlan, make_schedule
 from twoheads.graphs.spill import NOTHING_SPILLED, SpillPlan, plan_spill
 from twoheads.graphs.theorems import LOWER_BOUND, StageClaim, program_claim, stage_claims
-from twoheads.graphs.window_steps import window_steps
 from twoheads.runtime.bundle_reader import read_bundle
 from twoheads.runtime.crew import available_threads
 
@@ -166,8 +164,7 @@ def _program(
             results=results,
             progress=progress,
         )
-    steps = window_steps(program) if lowering is options.Lowering.WINDOW else None
-    return FusedPrograms(program, one_block(program), steps)
+    return fused_programs(program, lowering.value, short=True)
 
 
 def _scaling_of(
