@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,62 +13,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from tests.compiler.onnx_graphs import save_model
 from tests.export.hand_made import hand_made, use_emitters
+from tests.export.small_decoder import BLOCK, LENGTH, Decoder, small_decoder
 from twoheads.compiler import compile_model
-from twoheads.compiler.compiled_model import CompiledModel
 from twoheads.export import quantise_weights, verify, write_bundle
 from twoheads.export.build.lint import lint_bundle
 from twoheads.export.build.target import load_target
-from twoheads.export.emit_tokenwise import EmittedRegion, emit_tokenwise
 from twoheads.export.perplexity import NextTokenLoss
 from twoheads.export.quantised_arrays import dequantise, quantise, quantised_shapes
 from twoheads.graphs.errors import CompileError, InputError
-from twoheads.graphs.program import TokenwiseEngine
 from twoheads.runtime import load
 from twoheads.runtime.bundle_reader import read_bundle
-
-BLOCK, LENGTH = 32, 71
-
-
-def llama() -> Any:
-    torch.manual_seed(5)
-    config = LlamaConfig(
-        vocab_size=97,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-    )
-    return LlamaForCausalLM(config).eval()
-
-
-def emitted(module: Any) -> CompiledModel:
-    """The compiled module, its engines made already: every pass over them starts from the same ones."""
-    model = compile_model(module, block_size=BLOCK)
-    engines = {engine.name: cast("TokenwiseEngine", engine) for engine in model.program.engines}
-    made = {
-        name: EmittedRegion(region, emit_tokenwise(region, engines[name])) for name, region in model.regions.items()
-    }
-    return replace(model, regions=made)
-
-
-@dataclass(frozen=True)
-class Decoder:
-    """A module and what became of it."""
-
-    module: Any
-    model: CompiledModel
 
 
 @pytest.fixture(scope="module")
 def decoder() -> Decoder:
-    module = llama()
-    return Decoder(module, emitted(module))
+    return small_decoder()
 
 
 @settings(max_examples=20, deadline=None)

@@ -33,7 +33,6 @@ __all__ = ["LOWERINGS", "compile_model", "plan_model"]
 logger = logging.getLogger(__name__)
 
 LOWERINGS = ("auto", "tile", "window", "model", "stock", "oracle")
-DTYPES = ("float32",)
 
 Progress: TypeAlias = Callable[[str], None]
 """Called with the name of each phase as it begins."""
@@ -49,7 +48,6 @@ def compile_model(
     block_size: int = 256,
     key_tile: int | None = None,
     lowering: str = "auto",
-    dtype: str = "float32",
     attention: str = "full",
     oracle_layers: int = 2,
     oracle_heads: int = 4,
@@ -69,7 +67,6 @@ def compile_model(
             (all layers of a single input are one call a block, where each is a causal window), ``stock`` (softmax
             attention and nothing else), ``oracle`` (a plain small transformer that is told its parameters), or
             ``auto``: ``tile``, which is as fast as these where calls cost nothing.
-        dtype: Of weights and activations; ``float32``.
         attention: ``full``, or by name an approximation such as ``window:1024+sinks:4``; see
             :mod:`twoheads.graphs.policy`.
         oracle_layers: ``L'`` of the ``oracle`` lowering, 1 to 32.
@@ -82,7 +79,7 @@ def compile_model(
         CompileError: The model or an option is not supported; names the layer, the reason and a remedy.
     """
     tell = progress or (lambda _phase: None)
-    tile = _check_options(block_size, key_tile, lowering, dtype)
+    tile = _check_options(block_size, key_tile, lowering)
     policy = _check_policy(attention, lowering)
     tell("loading the model")
     front = _front(source, example_inputs, weights=True, results=results)
@@ -100,7 +97,7 @@ def compile_model(
         identity=captured.identity,
         tokenizer_json=captured.tokenizer_json,
         lowering=_chosen(lowering, lowered.program),
-        dtype=dtype,
+        dtype="float32",
         approximations=(str(policy),) if imposed else (),
         other_key_tiles=other_key_tiles(lowered.program) if key_tile is None and lowering in ("auto", "tile") else (),
     )
@@ -113,7 +110,6 @@ def plan_model(
     block_size: int = 256,
     key_tile: int | None = None,
     lowering: str = "auto",
-    dtype: str = "float32",
     attention: str = "full",
     oracle_layers: int = 2,
     oracle_heads: int = 4,
@@ -125,7 +121,7 @@ def plan_model(
     No weights are loaded and no engine is built. Arguments and errors as there.
     """
     tell = progress or (lambda _phase: None)
-    tile = _check_options(block_size, key_tile, lowering, dtype)
+    tile = _check_options(block_size, key_tile, lowering)
     policy = _check_policy(attention, lowering)
     tell("reading the configuration")
     front = _front(source, example_inputs, weights=False, results=results)
@@ -172,7 +168,7 @@ def _front(
     return lambda: capture(loaded)
 
 
-def _check_options(block_size: int, key_tile: int | None, lowering: str, dtype: str) -> int:
+def _check_options(block_size: int, key_tile: int | None, lowering: str) -> int:
     if block_size % 8 or not 16 <= block_size <= 4096:
         raise CompileError("block_size", f"is {block_size}", "give a multiple of 8 from 16 to 4096")
     tile = block_size if key_tile is None else key_tile
@@ -182,8 +178,6 @@ def _check_options(block_size: int, key_tile: int | None, lowering: str, dtype: 
         )
     if lowering not in LOWERINGS:
         raise CompileError("lowering", f"is {lowering!r}", f"choose one of {', '.join(LOWERINGS)}")
-    if dtype not in DTYPES:
-        raise CompileError("dtype", f"is {dtype!r}", f"choose {', '.join(DTYPES)}")
     return tile
 
 

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from twoheads.export.bundle_writer import write_bundle
+    from twoheads.export.value_narrowing import narrow_values
     from twoheads.export.verifier import VerifyReport, verify
     from twoheads.export.weight_quantisation import quantise_weights
 
-__all__ = ["VerifyReport", "quantise_weights", "verify", "write_bundle"]
+__all__ = ["VerifyReport", "narrow_values", "quantise_weights", "verify", "write_bundle"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,6 +19,10 @@ def __getattr__(name: str) -> Any:
         from twoheads.export.bundle_writer import write_bundle
 
         return write_bundle
+    if name == "narrow_values":
+        from twoheads.export.value_narrowing import narrow_values
+
+        return narrow_values
     if name == "quantise_weights":
         from twoheads.export.weight_quantisation import quantise_weights
 

@@ -31,7 +31,7 @@ from twoheads.graphs.errors import CompileError, InternalError
 from twoheads.graphs.program import AttentionEngine, Port
 from twoheads.graphs.request_codes import code_length
 
-__all__ = ["DEAD", "IR_VERSION", "OPSET", "attention_model", "scores_of"]
+__all__ = ["DEAD", "IR_VERSION", "OPSET", "attention_model", "product", "scores_of"]
 
 OPSET = 20
 """Version of the standard ONNX operators; every operator used here is in ONNX Runtime since 1.17."""
@@ -62,7 +62,8 @@ def attention_model(engine: AttentionEngine, variant: str) -> onnx.ModelProto:
         variant: One of ``engine.variants``.
 
     Returns:
-        A model of standard operators with static shapes. Scores and ``lse`` are float32 whatever ``engine.dtype`` is.
+        A model of standard operators with static shapes. ``engine.dtype`` is what the two products are in, of queries
+        that are scaled already, so that scores keep within float16; all between and behind them is float32.
 
     Raises:
         CompileError: The engine's dtype is not a floating-point type of at least 16 bits.
@@ -84,8 +85,6 @@ def attention_model(engine: AttentionEngine, variant: str) -> onnx.ModelProto:
         out, lse = _softmax(graph, engine, scores)
     if variant.endswith("_merge"):
         out, lse = _merge(graph, engine, out, lse)
-    if engine.dtype != "float32":
-        out = graph.node("Cast", out, to=_DTYPES[engine.dtype])
     # Results are named by renaming the last node: an extra Identity would be an extra copy.
     _rename(graph, {out: "out", lse: "lse"})
     return _model(graph, engine, variant)
@@ -134,8 +133,12 @@ def _rename(graph: GraphBuilder, names: dict[str, str]) -> None:
             node.output[at] = names.get(name, name)
 
 
-def _float32(graph: GraphBuilder, engine: AttentionEngine, value: str) -> str:
-    return value if engine.dtype == "float32" else graph.node("Cast", value, to=TensorProto.FLOAT)
+def product(graph: GraphBuilder, engine: AttentionEngine, left: str, right: str) -> str:
+    """The float32 ``left`` times ``right``, which is of the engine's dtype: a product in that, given as float32."""
+    if engine.dtype == "float32":
+        return graph.node("MatMul", left, right)
+    rounded = graph.node("Cast", left, to=_DTYPES[engine.dtype])
+    return graph.node("Cast", graph.node("MatMul", rounded, right), to=TensorProto.FLOAT)
 
 
 def scores_of(
@@ -148,8 +151,10 @@ def scores_of(
     """
     group = engine.q_num_heads // engine.kv_num_heads
     rows = (engine.kv_num_heads, group * engine.block_size)
-    queries = graph.reshape(_float32(graph, engine, q), *rows, engine.head_dim + anchored)
-    keys = graph.reshape(_float32(graph, engine, k), engine.kv_num_heads, engine.key_tile, engine.head_dim)
+    if engine.dtype != "float32":
+        q = graph.node("Cast", q, to=TensorProto.FLOAT)
+    queries = graph.reshape(q, *rows, engine.head_dim + anchored)
+    keys = graph.reshape(k, engine.kv_num_heads, engine.key_tile, engine.head_dim)
     if anchored:
         ones = np.ones((engine.kv_num_heads, engine.key_tile, 1), np.float32)
         keys = graph.node("Concat", keys, graph.array("ones", ones), axis=-1)
@@ -157,7 +162,7 @@ def scores_of(
     factor = engine.scale / (engine.softcap or 1.0)
     if factor != 1.0:
         queries = graph.node("Mul", queries, graph.constant(factor))
-    scores = graph.node("MatMul", queries, graph.node("Transpose", keys, perm=[0, 2, 1]))
+    scores = product(graph, engine, queries, graph.node("Transpose", keys, perm=[0, 2, 1]))
     if engine.softcap:
         scores = graph.node("Mul", graph.node("Tanh", scores), graph.constant(engine.softcap))
     if mask:
@@ -237,8 +242,8 @@ def _packed(graph: GraphBuilder, engine: AttentionEngine, *, causal: bool) -> st
 
 
 def _weighted_values(graph: GraphBuilder, engine: AttentionEngine, weights: str) -> str:
-    v = graph.reshape(_float32(graph, engine, "v"), engine.kv_num_heads, engine.key_tile, engine.v_head_dim)
-    out = graph.node("MatMul", weights, v)
+    v = graph.reshape("v", engine.kv_num_heads, engine.key_tile, engine.v_head_dim)
+    out = product(graph, engine, weights, v)
     return graph.reshape(out, 1, engine.q_num_heads, engine.block_size, engine.v_head_dim)
 
 
@@ -247,14 +252,13 @@ def _merge(graph: GraphBuilder, engine: AttentionEngine, out: str, lse: str) -> 
 
     ``out + w (prev_out - out)`` with ``w = sigmoid(prev_lse - lse)``, and ``lse = max + log(1 + exp(-|difference|))``.
     """
-    prev_out = _float32(graph, engine, "prev_out")
     # Only one side needs to be finite: an earlier -inf gives a difference of -inf, and so a share of 0.
     difference = graph.node("Sub", "prev_lse", graph.node("Clip", lse, graph.constant(DEAD)))
     one = graph.constant(1.0)
     # 1 / (1 + exp(-x)) instead of Sigmoid, whose kernel saturates at 18 and so would lose weights below 1.5e-8.
     denominator = graph.node("Add", graph.node("Exp", graph.node("Neg", difference)), one)
     share = graph.reshape(graph.node("Reciprocal", denominator), 1, engine.q_num_heads, engine.block_size, 1)
-    merged = graph.node("Add", out, graph.node("Mul", graph.node("Sub", prev_out, out), share))
+    merged = graph.node("Add", out, graph.node("Mul", graph.node("Sub", "prev_out", out), share))
     smaller = graph.node("Exp", graph.node("Neg", graph.node("Abs", difference)))
     gain = graph.node("Log", graph.node("Add", smaller, one))
     return merged, graph.node("Add", graph.node("Max", "prev_lse", lse), gain)

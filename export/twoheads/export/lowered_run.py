@@ -22,7 +22,8 @@ from twoheads.export.approximation import ApproximationError
 from twoheads.export.original_run import AnyOriginal
 from twoheads.export.quantised_arrays import dequantise
 from twoheads.export.quantised_engine import DOMAIN, FLOAT32_LEVEL, QUANTISED_PRODUCT
-from twoheads.graphs.bundle_format import WEIGHTS
+from twoheads.export.widened_run import widened_bundle
+from twoheads.graphs.bundle_format import FULL_PRECISION, WEIGHTS
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.program import Port
 from twoheads.runtime import LoadedBundle, load
@@ -60,8 +61,10 @@ class LoweredError:
 def with_bundle_weights(original: AnyOriginal, bundle: LoadedBundle) -> AnyOriginal:
     """The original with the weights that the bundle has, as float32; a caller's own module is left alone.
 
+    Those that the bundle has in float16 are the original's own, rounded here again.
+
     Raises:
-        InputError: A quantised weight is none of the original's.
+        InputError: A rounded weight is none of the original's.
     """
     weights = Weights(bundle.path / WEIGHTS, bundle.manifest.weights)
     found: dict[str, npt.NDArray[np.float32]] = {}
@@ -72,46 +75,62 @@ def with_bundle_weights(original: AnyOriginal, bundle: LoadedBundle) -> AnyOrigi
             None if entry.zeros is None else weights.view(entry.zeros),
         )
         found[name] = np.ascontiguousarray(array.T) if entry.transposed else array
+    half = {name: weights.view(name) for name, place in bundle.manifest.weights.items() if place.dtype == "float16"}
     if original.identity.form == "onnx":
-        return _with_onnx_weights(cast("OnnxOriginal", original), found)
-    return _with_torch_weights(cast("LoadedSource", original), found)
+        return _with_onnx_weights(cast("OnnxOriginal", original), found, half)
+    return _with_torch_weights(cast("LoadedSource", original), found, half)
 
 
-def _with_torch_weights(original: LoadedSource, found: Mapping[str, npt.NDArray[np.float32]]) -> LoadedSource:
+def _with_torch_weights(
+    original: LoadedSource, found: Mapping[str, npt.NDArray[np.float32]], half: Collection[str]
+) -> LoadedSource:
     import torch
 
     module = copy.deepcopy(original.module) if original.identity.form == "module" else original.module
     tensors = module.state_dict(keep_vars=True)
-    _check_known(found, tensors)
+    _check_known((*found, *half), tensors)
     with torch.no_grad():
+        for name in half:
+            tensors[name].copy_(tensors[name].to(torch.float16))
         for name, array in found.items():
             tensors[name].copy_(torch.from_numpy(array))
     return replace(original, module=module)
 
 
-def _with_onnx_weights(original: OnnxOriginal, found: Mapping[str, npt.NDArray[np.float32]]) -> OnnxOriginal:
+def _with_onnx_weights(
+    original: OnnxOriginal, found: Mapping[str, npt.NDArray[np.float32]], half: Mapping[str, npt.NDArray[np.float16]]
+) -> OnnxOriginal:
     """A weight that the compiler folded (a transposed one) takes the place of the operator that computes it."""
-    return replace(original, graph=_with_constants(original.graph, found), plain=_with_constants(original.plain, found))
+    graphs = (_with_constants(graph, found, half) for graph in (original.graph, original.plain))
+    return replace(original, graph=next(graphs), plain=next(graphs))
 
 
-def _with_constants(graph: OnnxGraph, found: Mapping[str, npt.NDArray[np.float32]]) -> OnnxGraph:
+def _with_constants(
+    graph: OnnxGraph, found: Mapping[str, npt.NDArray[np.float32]], half: Mapping[str, npt.NDArray[np.float16]]
+) -> OnnxGraph:
+    own = {name: graph.weights.get(name, array) for name, array in half.items()}
+    found = {**found, **{name: array.astype(np.float16).astype(np.float32) for name, array in own.items()}}
     _check_known(found, {*graph.weights, *(name for node in graph.nodes for name in node.outputs)})
     nodes = tuple(node for node in graph.nodes if found.keys().isdisjoint(node.outputs))
     return replace(graph, nodes=nodes, weights={**graph.weights, **found})
 
 
-def _check_known(found: Mapping[str, Any], known: Collection[str]) -> None:
+def _check_known(found: Collection[str], known: Collection[str]) -> None:
     if missing := [name for name in found if name not in known]:
         raise InputError(
             f"weight {missing[0]}",
-            "is quantised, and the original has no weight of that name that could be rounded in the same way",
-            "verify the bundle compiled without --weights; it is the same program",
+            "is rounded, and the original has no weight of that name that could be rounded in the same way",
+            "verify the bundle compiled without --weights and --dtype; it is the same program",
         )
 
 
 @contextmanager
 def float32_products(bundle: LoadedBundle) -> Generator[LoadedBundle]:
-    """The bundle with engines that multiply its quantised weights in float32; itself where they all do."""
+    """The bundle with engines that compute with its rounded weights in float32; itself where they all do."""
+    if bundle.manifest.dtype != FULL_PRECISION:
+        with tempfile.TemporaryDirectory(prefix="twoheads-") as folder:
+            yield widened_bundle(bundle, Path(folder))
+        return
     if not any(entry.bits == 8 for entry in bundle.manifest.quantised.values()):
         yield bundle
         return

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from twoheads.export.attention_onnx import DEAD, OPSET, scores_of
+from twoheads.export.attention_onnx import DEAD, OPSET, product, scores_of
 from twoheads.export.graph_builder import common_opsets
 from twoheads.export.joined_regions import JoinedRegions
 from twoheads.graphs.masks import Mask
@@ -78,12 +78,12 @@ class _Joined(JoinedRegions):
     def attention(self, stage: AttentionStage) -> None:
         """Softmax attention of the block over itself."""
         engine, graph = self.attention_engine(stage, 1), self.graph
-        q, k, v = self.name(stage.query), self._without_padding(stage.key), self._without_padding(stage.value)
-        scores = scores_of(graph, engine, q, k, mask=self._hidden(stage, engine))
+        k, v = (self._without_padding(name, engine.dtype) for name in (stage.key, stage.value))
+        scores = scores_of(graph, engine, self.name(stage.query), k, mask=self._hidden(stage, engine))
         values = graph.reshape(v, engine.kv_num_heads, self._size, engine.v_head_dim)
         if stage.sinks is not None:
             scores, values = self._with_sinks(stage.sinks, engine, scores, values)
-        out = graph.node("MatMul", graph.node("Softmax", scores, axis=-1), values)
+        out = product(graph, engine, graph.node("Softmax", scores, axis=-1), values)
         shape = (1, engine.q_num_heads, self._size, engine.v_head_dim)
         graph.reshape(out, *shape, output=self.name(stage.output.name))
 
@@ -92,12 +92,12 @@ class _Joined(JoinedRegions):
         self._real = self._real or self.graph.node("Less", self._keys(), self.name(LENGTH))
         return self._real
 
-    def _without_padding(self, value: str) -> str:
+    def _without_padding(self, value: str, dtype: str) -> str:
         """Keys or values ``[1, kv_heads, M, head_dim]`` with zeros for padding."""
         if value not in self._zeroed:
             rows = self.graph.reshape(self._real_keys(), self._size, 1)
-            zeroed = self.graph.node("Where", rows, self.name(value), self.graph.constant(0.0))
-            self._zeroed[value] = zeroed
+            zero = self.graph.array(f"zero_{dtype}", np.zeros((), dtype))
+            self._zeroed[value] = self.graph.node("Where", rows, self.name(value), zero)
         return self._zeroed[value]
 
     def _hidden(self, stage: AttentionStage, engine: AttentionEngine) -> str:
@@ -160,7 +160,7 @@ class _Joined(JoinedRegions):
         """Scores with one more column, the learned sinks', and values with a row of zeros for it."""
         logits = np.asarray(self._weight(sinks), np.float32)
         column = np.repeat(logits, self._size).reshape(engine.kv_num_heads, -1, 1)
-        zeros = np.zeros((engine.kv_num_heads, 1, engine.v_head_dim), np.float32)
-        zero_name = f"zeros/{engine.kv_num_heads}/{engine.v_head_dim}"
+        zeros = np.zeros((engine.kv_num_heads, 1, engine.v_head_dim), engine.dtype)
+        zero_name = f"zeros/{engine.kv_num_heads}/{engine.v_head_dim}/{engine.dtype}"
         scores = self.graph.node("Concat", scores, self.graph.array(f"sinks/{sinks}", column), axis=-1)
         return scores, self.graph.node("Concat", values, self.graph.array(zero_name, zeros), axis=1)

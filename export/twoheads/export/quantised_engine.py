@@ -55,15 +55,19 @@ class Use:
     transposed: bool
 
 
-def weight_uses(model: onnx.ModelProto, ports: Iterable[Port], tokens: Collection[str]) -> dict[str, tuple[Use, ...]]:
-    """How the weights that can be quantised are read, by port; others (norms, biases, tables by position) are absent.
+def weight_uses(
+    model: onnx.ModelProto, ports: Iterable[Port], tokens: Collection[str], *, in_blocks: bool = True
+) -> dict[str, tuple[Use, ...]]:
+    """How the weights of products and of token tables are read, by port; norms, biases, tables by position are absent.
 
     Args:
         model: An engine whose weights are graph inputs.
         ports: Its weights.
         tokens: Its inputs that are token numbers.
+        in_blocks: Only matrices that can be quantised, whose inner dimension is whole blocks; else of any rank from 2.
     """
-    candidates = {port.name: port for port in ports if port.dtype == "float32" and len(port.shape) == 2}
+    most = 2 if in_blocks else 8
+    candidates = {port.name: port for port in ports if port.dtype == "float32" and 2 <= len(port.shape) <= most}
     sources = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type in VIEWS}
     found: dict[str, list[Use]] = {}
     for node in model.graph.node:
@@ -73,7 +77,8 @@ def weight_uses(model: onnx.ModelProto, ports: Iterable[Port], tokens: Collectio
             if name not in candidates:
                 continue
             use = _use(node, place, sources, tokens)
-            if use is None or candidates[name].shape[0 if use.transposed else 1] % QUANTISATION_BLOCK:
+            inner = 1 if use is None or not use.transposed else 0
+            if use is None or (in_blocks and candidates[name].shape[inner] % QUANTISATION_BLOCK):
                 candidates.pop(name)
             else:
                 found.setdefault(name, []).append(use)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,9 +14,10 @@ from twoheads.compiler.compiled_model import CompiledModel
 from twoheads.export.emit_tokenwise import EmittedRegion, emit_tokenwise
 from twoheads.export.quantised_arrays import quantise
 from twoheads.export.quantised_engine import Use, quantised_engine, quantised_ports, weight_uses
+from twoheads.export.weight_bindings import attention_weights, bindings, disagreeing, token_ports, weight_readers
 from twoheads.graphs.bundle_format import QuantisedWeight
 from twoheads.graphs.errors import CompileError
-from twoheads.graphs.program import AttentionStage, Program, TokenwiseEngine, TokenwiseStage
+from twoheads.graphs.program import Program, TokenwiseEngine, TokenwiseStage
 
 __all__ = ["WEIGHT_BITS", "quantise_weights"]
 
@@ -52,7 +53,7 @@ def quantise_weights(compiled: CompiledModel, weight_dtype: str) -> CompiledMode
     program = compiled.program
     engines = [engine for engine in program.engines if isinstance(engine, TokenwiseEngine)]
     models = {engine.name: emit_tokenwise(compiled.regions[engine.name], engine) for engine in engines}
-    uses = {e.name: weight_uses(models[e.name], e.weights, _tokens(program, e)) for e in engines}
+    uses = {e.name: weight_uses(models[e.name], e.weights, token_ports(program, e)) for e in engines}
     plans = _plans(program, uses, bits)
     if not plans:
         raise CompileError(
@@ -78,35 +79,15 @@ def quantise_weights(compiled: CompiledModel, weight_dtype: str) -> CompiledMode
     )
 
 
-def _bindings(program: Program) -> Iterator[tuple[TokenwiseStage, TokenwiseEngine, bool]]:
-    """Every token-wise stage with its engine, and whether it is the head's."""
-    for stage in (*program.body, *program.head):
-        engine = program.engine(stage.engine) if isinstance(stage, TokenwiseStage) else None
-        if isinstance(stage, TokenwiseStage) and isinstance(engine, TokenwiseEngine):
-            yield stage, engine, stage in program.head
-
-
-def _tokens(program: Program, engine: TokenwiseEngine) -> set[str]:
-    """The engine's ports that are the caller's arguments in every stage."""
-    arguments = {entry.value.name for entry in program.inputs if entry.source == "argument"}
-    found = {port.name for port in engine.inputs}
-    for stage, used, _ in _bindings(program):
-        if used.name == engine.name:
-            found -= {p.name for p, value in zip(engine.inputs, stage.inputs, strict=True) if value not in arguments}
-    return found
-
-
 def _plans(program: Program, uses: Mapping[str, Mapping[str, tuple[Use, ...]]], bits: int) -> dict[str, _Plan]:
     """The weights to quantise: everything that reads one agrees, and all weights of a port agree."""
-    readers: dict[str, list[tuple[str, str]]] = {}
+    readers, other = weight_readers(program), attention_weights(program)
     found: dict[str, set[Use]] = {}
     heads: set[str] = set()
-    for stage, engine, head in _bindings(program):
+    for stage, engine, head in bindings(program):
         for port, name in zip(engine.weights, stage.weights, strict=True):
-            readers.setdefault(name, []).append((engine.name, port.name))
             found.setdefault(name, set()).update(uses[engine.name].get(port.name, ()))
             heads |= {name} if head else set()
-    other = {name for stage in program.body if isinstance(stage, AttentionStage) for name in _extras(stage)}
     plans: dict[str, _Plan] = {}
     for name, ports in readers.items():
         ways = {use.transposed for use in found[name]}
@@ -114,24 +95,10 @@ def _plans(program: Program, uses: Mapping[str, Mapping[str, tuple[Use, ...]]], 
             continue
         exact = name in heads or any(use.table for use in found[name])
         plans[name] = _Plan(TABLE_BITS if exact else bits, ways.pop())
-    while dropped := _disagreeing(readers, plans):
+    while dropped := disagreeing(readers, plans):
         for name in dropped:
             del plans[name]
     return plans
-
-
-def _extras(stage: AttentionStage) -> Iterator[str]:
-    names = (stage.sinks, stage.bias.table if stage.bias else None, stage.bias.slope if stage.bias else None)
-    return (name for name in names if name is not None)
-
-
-def _disagreeing(readers: Mapping[str, list[tuple[str, str]]], plans: Mapping[str, _Plan]) -> set[str]:
-    """The planned weights that share a port with one that is stored differently."""
-    ports: dict[tuple[str, str], set[_Plan | None]] = {}
-    for name, places in readers.items():
-        for place in places:
-            ports.setdefault(place, set()).add(plans.get(name))
-    return {name for name in plans if any(len(ports[place]) > 1 for place in readers[name])}
 
 
 def _quantised(
@@ -168,7 +135,7 @@ def _changed(
     program: Program, engine: TokenwiseEngine, model: onnx.ModelProto, plans: Mapping[str, _Plan]
 ) -> tuple[TokenwiseEngine, onnx.ModelProto]:
     """The engine's declaration and its model with quantised weights."""
-    stage = next(stage for stage, used, _ in _bindings(program) if used.name == engine.name)
+    stage = next(stage for stage, used, _ in bindings(program) if used.name == engine.name)
     bound = {port.name: plans[n] for port, n in zip(engine.weights, stage.weights, strict=True) if n in plans}
     ports = {
         port.name: quantised_ports(port, bound[port.name].bits, transposed=bound[port.name].transposed)

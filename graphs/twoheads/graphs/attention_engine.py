@@ -20,7 +20,8 @@ class AttentionEngine:
     ``engines/<name>.<variant>.onnx``: ``full``, ``masked`` (plus ``mask``, an additive float32 array
     ``[mask_heads, block, key_tile]``), and of each a ``_merge`` form that takes the partial result of earlier tiles as
     ``prev_out``, ``prev_lse`` and returns the merged one: ``merge_state`` fused into the engine, so that rows need no
-    arithmetic on the host.
+    arithmetic on the host. Whatever :attr:`dtype` is, ``out`` is float32 as ``lse`` is: it is a partial result until
+    the last tile has been merged.
 
     Where :attr:`adds`, there may be two more for the later tiles of a long row, ``full_add`` and ``masked_add``. They
     take the log-sum-exp of the row's first tile as an anchor, in one more column of ``q``: ``-lse / scale`` (keys get
@@ -41,7 +42,7 @@ class AttentionEngine:
         scale: Factor on ``q k^T``.
         softcap: Scores become ``softcap * tanh(scores / softcap)`` before the mask; 0 for none.
         mask_heads: 1, or ``q_num_heads`` where an additive bias differs by head.
-        dtype: Of queries, keys, values and ``out``.
+        dtype: Of queries, keys and values; the two products are in it, everything between them is in float32.
     """
 
     name: str
@@ -76,10 +77,10 @@ class AttentionEngine:
         names = ("acc", "weight") if added else ("out", "lse")
         if added or variant.endswith("_merge"):
             inputs += [
-                Port(f"prev_{names[0]}", self.dtype, out_shape),
+                Port(f"prev_{names[0]}", "float32", out_shape),
                 Port(f"prev_{names[1]}", "float32", out_shape[:3]),
             ]
-        return tuple(inputs), (Port(names[0], self.dtype, out_shape), Port(names[1], "float32", out_shape[:3]))
+        return tuple(inputs), (Port(names[0], "float32", out_shape), Port(names[1], "float32", out_shape[:3]))
 
     def _packed_ports(self) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
         width = self.head_dim + code_length(self.block_size)
@@ -87,7 +88,7 @@ class AttentionEngine:
             Port("q", self.dtype, (1, self.q_num_heads, self.block_size, width)),
             Port("k", self.dtype, (1, self.kv_num_heads, self.block_size, width)),
             Port("v", self.dtype, (1, self.kv_num_heads, self.block_size, self.v_head_dim)),
-        ), (Port("out", self.dtype, (1, self.q_num_heads, self.block_size, self.v_head_dim)),)
+        ), (Port("out", "float32", (1, self.q_num_heads, self.block_size, self.v_head_dim)),)
 
     @property
     def adds(self) -> bool:

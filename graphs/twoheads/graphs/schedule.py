@@ -166,7 +166,7 @@ def make_schedule(
     released, values = costs.liveness(body, {_last_value(program, output)})
     calling = 1 if any(isinstance(engine, BlockEngine) for engine in program.engines) else workers
     workspace = calling * max((costs.transient(stage) for stage in (*body, *head)), default=0)
-    weights = sum(costs.weights((*body, *head)).values())
+    weights = sum(costs.weights((*body, *head), packed=True).values())
     return Schedule(
         program=program,
         lengths=lengths,

@@ -277,11 +277,12 @@ class StageCosts:
             return tokenwise.workspace
         return 2 * _nbytes((*tokenwise.inputs, *tokenwise.outputs))
 
-    def weights(self, stages: tuple[Stage, ...]) -> dict[tuple[str, bool], int]:
+    def weights(self, stages: tuple[Stage, ...], *, packed: bool = False) -> dict[tuple[str, bool], int]:
         """Resident bytes of every weight that the stages bind to ports, by its name and whether numbers are looked up.
 
         Of a table, rows that no token names stay in the file. A bias's and the learned sinks' few numbers a head are
-        bound to no port, their size is not known here.
+        bound to no port, their size is not known here. ``packed`` counts products' weights of float16 as a processor's
+        kernels may hold them, in float32.
         """
         sizes: dict[tuple[str, bool], int] = {}
         for stage in stages:
@@ -290,7 +291,8 @@ class StageCosts:
                 rows = max(self._rows[value.name] for value in stage.outputs)
                 for name, port in zip(stage.weights, ports, strict=True):
                     table = port.shape[0] in limits if port.shape else False
-                    sizes[name, table] = _touched(port, rows) if table else port.nbytes
+                    held = 2 * port.nbytes if packed and port.dtype == "float16" else port.nbytes
+                    sizes[name, table] = _touched(port, rows) if table else held
         return sizes
 
     def _tokenwise(self, name: str) -> TokenwiseEngine:

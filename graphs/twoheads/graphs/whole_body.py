@@ -135,7 +135,7 @@ def whole_body(program: Program) -> WholeBody | None:
 def is_exact(program: Program, stage: AttentionStage) -> bool:
     """Whether ``stage`` attends to all that its mask shows, on an engine of the tile lowering."""
     engine = program.engine(stage.engine)
-    return isinstance(engine, AttentionEngine) and engine.dtype == "float32" and stage.average is None
+    return isinstance(engine, AttentionEngine) and stage.average is None
 
 
 def _fits(

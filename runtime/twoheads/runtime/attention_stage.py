@@ -220,4 +220,4 @@ class _Worker:
 def _state(engine: AttentionEngine) -> State:
     """An uninitialised partial result."""
     shape = (1, engine.q_num_heads, engine.block_size)
-    return np.empty((*shape, engine.v_head_dim), engine.dtype), np.empty(shape, np.float32)
+    return np.empty((*shape, engine.v_head_dim), np.float32), np.empty(shape, np.float32)

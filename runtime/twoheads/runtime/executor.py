@@ -14,6 +14,7 @@ from twoheads.graphs.model_steps import ModelStage
 from twoheads.graphs.program import AttentionStage, SequenceStage, Stage, TokenwiseStage, outputs_of
 from twoheads.graphs.window_steps import WindowStage
 from twoheads.runtime.attention_stage import run_attention
+from twoheads.runtime.half_range import check_half_range
 from twoheads.runtime.head import Sink, run_head
 from twoheads.runtime.model_stage import run_model
 from twoheads.runtime.oracle_stage import run_oracle_attention
@@ -126,6 +127,9 @@ def run_stage(run: RunState, stage: Stage) -> None:
         store.zero_padding()
         for block, used in enumerate(run.packing.used if run.packing is not None else ()):
             store.zero_rows(block, used)
+    if isinstance(stage, TokenwiseStage):
+        rows = max((store.length for store in stores if store.value.axis is not None), default=0)
+        check_half_range(stage.name, stores, run.blocks(-(-rows // run.program.block_size)))
     run.counters[stage.name].seconds += time.perf_counter() - began
     if isinstance(stage, TokenwiseStage) and run.program.looks_up(stage):
         run.engines.weights.let_go(stage.weights)

@@ -247,13 +247,14 @@ class _Check:
         self.define(stage.output, f"stage {stage.name}")
         heads, groups, keys = engine.q_num_heads, engine.kv_num_heads, engine.key_tile
         block = self.program.block_size
-        for value, name, shape, tokens in (
-            (q, "q", (1, heads, block, engine.head_dim), block),
-            (k, "k", (1, groups, keys, engine.head_dim), keys),
-            (v, "v", (1, groups, keys, engine.v_head_dim), keys),
-            (stage.output, "out", (1, heads, block, engine.v_head_dim), block),
+        out = "float32" if isinstance(engine, AttentionEngine) else engine.dtype
+        for value, dtype, name, shape, tokens in (
+            (q, engine.dtype, "q", (1, heads, block, engine.head_dim), block),
+            (k, engine.dtype, "k", (1, groups, keys, engine.head_dim), keys),
+            (v, engine.dtype, "v", (1, groups, keys, engine.v_head_dim), keys),
+            (stage.output, out, "out", (1, heads, block, engine.v_head_dim), block),
         ):
-            self.agree(stage.name, value, Port(name, engine.dtype, shape), tokens)
+            self.agree(stage.name, value, Port(name, dtype, shape), tokens)
         self.require(
             (q.axis, k.axis) == (stage.output.axis, v.axis) and None not in (q.axis, k.axis),
             f"stage {stage.name}: queries on {q.axis}, keys on {k.axis}, values on {v.axis} give {stage.output.axis}",

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from twoheads.graphs.bundle_format import ENGINES
+from twoheads.graphs.bundle_format import ENGINES, FULL_PRECISION
 from twoheads.graphs.errors import InputError, InternalError
 from twoheads.graphs.fused_programs import fused_steps
 from twoheads.graphs.program import AttentionEngine, Port, Program, TokenwiseEngine, TokenwiseStage
@@ -58,8 +58,14 @@ def engine_jobs(bundle: Bundle, *, once: bool = False, half: bool = False) -> tu
             instead of added up, and inputs share no blocks by codes.
 
     Raises:
-        InputError: Its weights are quantised.
+        InputError: It is of a lower precision than float32.
     """
+    if bundle.manifest.dtype != FULL_PRECISION:
+        raise InputError(
+            str(bundle.path),
+            f"has {bundle.manifest.dtype} values, and what a compiler gets begins with float32",
+            "compile without --dtype; build --precision chooses what an accelerator computes in",
+        )
     if bundle.manifest.quantised:
         raise InputError(
             str(bundle.path),

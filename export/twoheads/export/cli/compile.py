@@ -10,6 +10,7 @@ from twoheads.export.build.target import load_target
 from twoheads.export.cli import arguments, options
 from twoheads.export.cli.console import approximations_text, print_facts, print_json, seconds_text, size_text
 from twoheads.export.cli.progress import PhaseProgress
+from twoheads.export.number_formats import check_dtype
 from twoheads.graphs.bundle_format import Manifest
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.policy import parse_policy
@@ -34,7 +35,7 @@ def command(
     oracle_heads: Annotated[
         int, typer.Option("--oracle-heads", metavar="H", help="For --lowering oracle: its heads in each layer.")
     ] = 4,
-    dtype: options.DtypeOption = options.Dtype.FLOAT32,
+    dtype: options.DtypeOption = options.Dtype.FP32,
     weights: options.WeightsOption = options.Weights.SAME,
     attention: options.Attention = "full",
     results: options.Results = None,
@@ -55,9 +56,13 @@ def command(
         preferred = load_target(target).lowering
         lowering = options.Lowering(preferred) if lowering is options.Lowering.AUTO else lowering
     parse_policy(attention)  # a wrong policy is told before the model is loaded
+    check_dtype(dtype.full_name, lowering=lowering.value, weight_dtype=weights.value)
+    if target is not None and dtype is not options.Dtype.FP32:
+        problem = f"is for bundles that run as they are, and what is built for {target} begins with float32"
+        raise InputError(f"--dtype {dtype.value}", problem, "leave it out, and choose by twoheads build --precision")
 
     from twoheads.compiler import compile_model
-    from twoheads.export import quantise_weights, write_bundle
+    from twoheads.export import narrow_values, quantise_weights, write_bundle
 
     start = time.perf_counter()
     with PhaseProgress() as progress:
@@ -66,7 +71,6 @@ def command(
             block_size=block_size,
             key_tile=key_tile,
             lowering=lowering.value,
-            dtype=dtype.value,
             attention=attention,
             oracle_layers=oracle_layers,
             oracle_heads=oracle_heads,
@@ -76,6 +80,9 @@ def command(
         if weights is not options.Weights.SAME:
             progress("quantising the weights")
             compiled = quantise_weights(compiled, weights.value)
+        if dtype is not options.Dtype.FP32:
+            progress("rounding to float16")
+            compiled = narrow_values(compiled)
         write_bundle(compiled, output, overwrite=force, progress=progress)
     seconds = time.perf_counter() - start
     bundle = read_bundle(output, check="size")

@@ -60,7 +60,14 @@ class Lowering(StrEnum):
 class Dtype(StrEnum):
     """The number format of weights and activations."""
 
-    FLOAT32 = "float32"
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+    @property
+    def full_name(self) -> str:
+        """NumPy's name of it."""
+        return {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[self.value]
 
 
 class Weights(StrEnum):
@@ -153,7 +160,10 @@ Attention = Annotated[
         help="full (as the model is), or an approximation: window:1024+sinks:4, average:samples=2+window:512+sinks:4.",
     ),
 ]
-DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Number format of values and weights.")]
+DtypeOption = Annotated[
+    Dtype,
+    typer.Option("--dtype", help="Number format of values, products and weights; fp16 is an approximation."),
+]
 WeightsOption = Annotated[
     Weights,
     typer.Option(

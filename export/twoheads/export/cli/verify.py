@@ -57,9 +57,9 @@ def command(
     The yardstick is the noise floor: how far two direct evaluations of the original differ from each other. A bundle
     passes when its error is at most 4 times that.
 
-    A bundle of a lower precision (compile --weights) is compared in two ways. Its engines, multiplying in float32, are
-    held against the original with the same rounded weights, by that same rule; and as it runs, rounding in products may
-    change the hidden states by 5 % at most. What it costs against the original in float32 is told: distance, best
+    A bundle of a lower precision (compile --weights, --dtype) is compared in two ways. Its engines, computing in
+    float32, are held against the original with the same rounded weights, by that same rule; and as it runs, rounding
+    may change the hidden states by 5 % at most. What it costs against the original in float32 is told: distance, best
     tokens, and of a language model the perplexity on the text.
 
     The length is left out where the inputs have a fixed size, such as images.

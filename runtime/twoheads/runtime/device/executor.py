@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InputError, InternalError
-from twoheads.graphs.program import AttentionStage, SequenceStage, Stage, TokenwiseStage
+from twoheads.graphs.program import AttentionEngine, AttentionStage, SequenceStage, Stage, TokenwiseStage
 from twoheads.graphs.schedule import needed_stages
 from twoheads.runtime.backend import DeviceBackend
 from twoheads.runtime.device.cuda_device import DeviceError
@@ -23,6 +23,7 @@ from twoheads.runtime.device.plan import DevicePlan, Recorded, Shape, Sizing, ma
 from twoheads.runtime.device.stages import StageQueue
 from twoheads.runtime.device.transfers import Transfers
 from twoheads.runtime.engine_pool import EnginePool
+from twoheads.runtime.half_range import FiniteRows, check_finite
 from twoheads.runtime.head import Sink
 from twoheads.runtime.pooling import pool
 from twoheads.runtime.run_state import RunState
@@ -101,7 +102,13 @@ class DeviceExecutor:
             for at, segment in enumerate(plan.segments):
                 self._segment(run, plan, queue, transfers, at, segment)
             plan.runs += 1
-            return _result(run, queue, transfers, positions, sink)
+            if not any(isinstance(e, AttentionEngine) and e.dtype == "float16" for e in run.program.engines):
+                return _result(run, queue, transfers, positions, sink)
+            # Values are not looked at on the device.
+            result = _result(run, queue, transfers, positions, None if sink is None else FiniteRows(sink))
+            if result is not None:
+                check_finite(result)
+            return result
         finally:
             transfers.finish()
             run.stores.account(-held)
@@ -254,8 +261,6 @@ def _check_attention(engines: EnginePool, stage: AttentionStage) -> None:
         raise InputError(where, "samples keys, which only the host does", "use a backend of the processor")
     if engines.stock_engine(stage.engine) is not None or engines.oracle_engine(stage.engine) is not None:
         raise InputError(where, "is lowered to engines that the host feeds", "compile with --lowering tile")
-    if engines.attention_engine(stage.engine).dtype != "float32":
-        raise InputError(where, "has partial results that are not float32", "compile with --dtype float32")
 
 
 def _queue(run: RunState, queue: StageQueue, segment: tuple[Stage, ...]) -> dict[str, int]:

@@ -29,7 +29,7 @@ class Partials:
 
     Args:
         device: Where they are.
-        engine: The geometry; its dtype is float32.
+        engine: The geometry.
         address: Of :func:`partials_bytes` bytes.
         stream: On which they are written and merged.
     """

@@ -1,0 +1,56 @@
+"""A small decoder and its compilation, for tests of passes over compiled models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, cast
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from twoheads.compiler import compile_model
+from twoheads.compiler.compiled_model import CompiledModel
+from twoheads.export.emit_tokenwise import EmittedRegion, emit_tokenwise
+from twoheads.graphs.program import TokenwiseEngine
+
+BLOCK, LENGTH = 32, 71
+
+
+def _llama() -> Any:
+    torch.manual_seed(5)
+    config = LlamaConfig(
+        vocab_size=97,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def _emitted(module: Any) -> CompiledModel:
+    """The compiled module, its engines made already: every pass over them starts from the same ones."""
+    model = compile_model(module, block_size=BLOCK)
+    engines = {engine.name: cast("TokenwiseEngine", engine) for engine in model.program.engines}
+    made = {
+        name: EmittedRegion(region, emit_tokenwise(region, engines[name])) for name, region in model.regions.items()
+    }
+    return replace(model, regions=made)
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A module and what became of it."""
+
+    module: Any
+    model: CompiledModel
+
+
+@cache
+def small_decoder() -> Decoder:
+    """Two layers with grouped heads and one tied table, compiled once a process; the module is not to be changed."""
+    module = _llama()
+    return Decoder(module, _emitted(module))
