@@ -38,6 +38,7 @@ __all__ = ["Row", "main", "page"]
 logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parent.parent
+HALF = [name for name, emulator in EMULATORS.items() if "fp16" in emulator.precisions]
 TEXT = ROOT / "ARCHITECTURE.md"
 LOWERINGS = ("tile", "stock")
 PROCESSORS: Mapping[str, str] = {"openvino": "f32", "openvino-bf16": "bf16"}
@@ -69,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--block-size", type=int, default=128)
-    parser.add_argument("--backends", nargs="+", default=list(EMULATORS), choices=[*EMULATORS, *PROCESSORS])
+    parser.add_argument("--backends", nargs="+", default=HALF, choices=[*HALF, *PROCESSORS])
     parser.add_argument("--lowerings", nargs="+", default=LOWERINGS, choices=LOWERINGS)
     parser.add_argument("--environments", type=Path, help="a folder of environments by target")
     parser.add_argument("--add", action="store_true", help="keep what the page says of other backends")

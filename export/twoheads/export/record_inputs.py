@@ -6,18 +6,18 @@ import random
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from twoheads.export.build.engine_jobs import engine_jobs
+from twoheads.export.build.engine_jobs import WIDE_VARIANTS, engine_jobs
 from twoheads.export.verify_input import verify_inputs, verify_lengths
 from twoheads.graphs.program import Port, Program
 from twoheads.graphs.program_lengths import input_axes, value_rows
-from twoheads.runtime import LoadedBundle, load
+from twoheads.runtime import LoadedBundle
 from twoheads.runtime.backend import Backend, Call, EngineHandle, open_backend
 from twoheads.runtime.bundle_reader import Bundle
 
@@ -156,14 +156,16 @@ class InputRecorder:
         bundle: What runs.
         calls: Of how many calls of every engine, or engine and set of weights, the inputs are kept.
         draw: As for :class:`RecordingBackend`.
+        narrow: As a run goes whose values have a smaller range than float32's: rows are merged, not added up.
     """
 
-    def __init__(self, bundle: Bundle, calls: int = 1, *, draw: bool = False) -> None:
+    def __init__(self, bundle: Bundle, calls: int = 1, *, draw: bool = False, narrow: bool = False) -> None:
         self._bundle = bundle
         self._backend = RecordingBackend(open_backend("onnxruntime"), calls, draw=draw)
         # One thread opens engines in the order of the program, as the jobs are: that tells one set of weights from
         # another.
-        self.loaded = load(bundle.path, backend=self._backend, threads=1, check="size", fused=False)
+        run = _without_wide_variants(bundle) if narrow else bundle
+        self.loaded = LoadedBundle(run, backend=self._backend, precision="f32", threads=1, fused=False)
 
     def run(
         self,
@@ -198,6 +200,12 @@ def recorded_lengths(program: Program, length: int | Mapping[str, int] | None = 
         InputError: ``length`` is wrong.
     """
     return verify_lengths(program, _default_length(program) if length is None else length)
+
+
+def _without_wide_variants(bundle: Bundle) -> Bundle:
+    files = bundle.manifest.files
+    kept = {name: entry for name, entry in files.items() if name.rsplit(".", 2)[-2] not in WIDE_VARIANTS}
+    return replace(bundle, manifest=replace(bundle.manifest, files=kept))
 
 
 def _run(bundle: LoadedBundle, given: Arrays, rows: int) -> None:

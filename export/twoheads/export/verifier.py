@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.export.approximation import ApproximationError, approximation_error, imposition
+from twoheads.export.built_run import BuiltError, OriginalRows, open_built, run_built
 from twoheads.export.lowered_run import ALLOWED_ROUNDING, LoweredError, float32_products, with_bundle_weights
 from twoheads.export.noise_floor import Comparator, Comparison
 from twoheads.export.original_run import OriginalResults, Source, evaluate_original, load_original, run_original
@@ -53,6 +54,7 @@ class VerifyReport:
             original of all comparisons above has the bundle's own weights, and its engines multiply in float32.
         lowered: The bundle as it runs, against the original in float32; ``None`` for a bundle of float32.
         perplexity: Of a language model on the text, as it runs and of the original; ``None`` for other models.
+        built: What was built for a target, run wholly; ``None`` unless asked for.
         warnings: Of the run.
         passed: Every comparison passed, and in every run the counted calls were the formula's. It says nothing about
             ``approximate``. A bundle of a lower precision must also give finite numbers as it runs, and rounding in its
@@ -81,6 +83,7 @@ class VerifyReport:
     precision: str
     lowered: LoweredError | None
     perplexity: Perplexity | None
+    built: BuiltError | None
     warnings: tuple[str, ...]
     passed: bool
 
@@ -97,6 +100,7 @@ def verify(
     results: Sequence[str] = (),
     backend: str = "onnxruntime",
     precision: str = "f32",
+    target: str | None = None,
 ) -> VerifyReport:
     """Runs the original and the bundle on the same ``length`` tokens and compares them.
 
@@ -116,6 +120,7 @@ def verify(
         results: For an ONNX file, as given to ``compile_model``.
         backend: What runs the bundle's engines; see :func:`twoheads.runtime.load`.
         precision: In what it multiplies.
+        target: Also run what was built for this accelerator, in its emulator.
 
     Raises:
         BundleError: The bundle is damaged.
@@ -125,6 +130,7 @@ def verify(
     report = progress or silent
     report("load the bundle")
     loaded = load(bundle, backend=backend, precision=precision)
+    built = None if target is None else open_built(loaded.path, target)
     # Fails on a length that the model can't take before the original, which may take minutes, is touched.
     lengths = verify_lengths(loaded.program, length)
     rows = value_rows(loaded.program.value(loaded.program.hidden), lengths)
@@ -144,7 +150,13 @@ def verify(
     del original
     with float32_products(loaded) as exact:
         verdict = _run_ours(exact, given, positions, found, report)
-    return verdict if full is None else _run_lowered(loaded, given, positions, found, full, verdict, report)
+    if full is not None:
+        verdict = _run_lowered(loaded, given, positions, found, full, verdict, report)
+    if built is None or target is None:
+        return verdict
+    reached = OriginalRows(*(full or (found.hidden, found.logits)), found.embedding)
+    error = run_built(built, target, given, positions, reached, report)
+    return replace(verdict, built=error, passed=verdict.passed and error.passed)
 
 
 def _positions(program: Program, length: int) -> npt.NDArray[np.int64] | None:
@@ -315,6 +327,7 @@ def _verdict(
         precision=bundle.manifest.precision,
         lowered=None,
         perplexity=None,
+        built=None,
         warnings=last.warnings,
         passed=counted and all(result.passed for result in results.values()),
     )

@@ -28,7 +28,7 @@ __all__ = [
     "open_host_backend",
 ]
 
-HOST_BACKENDS = ("onnxruntime", "openvino", "qnn-emulator", "rknn-simulator")
+HOST_BACKENDS = ("onnxruntime", "openvino", "qnn-emulator", "rknn-simulator", "onnxruntime-int8")
 """Those that compute in the host's memory."""
 DEVICE_BACKENDS = ("cuda", "tensorrt")
 """Those that compute in the memory of a device."""

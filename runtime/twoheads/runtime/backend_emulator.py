@@ -20,7 +20,7 @@ from twoheads.runtime.artifacts import ArtifactFiles
 from twoheads.runtime.backend_onnxruntime import OnnxRuntimeEngine, open_session
 from twoheads.runtime.emulators.process import EmulatorError, EmulatorProcess
 
-__all__ = ["EMULATORS", "Emulator", "EmulatorBackend", "environment_of"]
+__all__ = ["EMULATORS", "Emulator", "EmulatorBackend", "emulator_of", "environment_of"]
 
 LARGEST = 65504.0
 """The largest float16 number."""
@@ -37,17 +37,33 @@ class Emulator:
         target: Whose artifacts it runs.
         module: The program beside the worker's that drives it.
         packages: What its environment needs, as pip takes it.
+        precisions: In what it can compute.
     """
 
     target: str
     module: str
     packages: tuple[str, ...]
+    precisions: tuple[str, ...] = ("fp32", "bf16", "fp16")
 
 
 EMULATORS: Mapping[str, Emulator] = {
     "qnn-emulator": Emulator("qnn", "run_qnn", ("onnxruntime", "onnxruntime-qnn")),
     "rknn-simulator": Emulator("rknn", "run_rknn", ("'setuptools<81'", "rknn-toolkit2")),
+    "onnxruntime-int8": Emulator("onnxruntime", "run_onnxruntime", ("onnxruntime",), ("int8",)),
 }
+
+
+def emulator_of(target: str) -> str:
+    """The backend that runs what was built for ``target``.
+
+    Raises:
+        InputError: There is none.
+    """
+    found = next((name for name, emulator in EMULATORS.items() if emulator.target == target), None)
+    if found is None:
+        known = ", ".join(emulator.target for emulator in EMULATORS.values())
+        raise InputError(f"target {target}", "nothing here runs its artifacts", f"use one of: {known}")
+    return found
 
 
 def environment_of(target: str) -> Path:
@@ -57,7 +73,7 @@ def environment_of(target: str) -> Path:
 
 
 class EmulatorBackend:
-    """Runs what ``twoheads build`` made. Slow, and faithful in its numbers: of half precision.
+    """Runs what ``twoheads build`` made. Slow, and faithful in its numbers: of half precision, or of 8 bits.
 
     Args:
         name: One of :data:`EMULATORS`.
@@ -72,7 +88,7 @@ class EmulatorBackend:
     ) -> None:
         self.name = name
         self._emulator = emulator or EMULATORS[name]
-        self.target = self._emulator.target
+        self.target, self.precisions = self._emulator.target, self._emulator.precisions
         kept = environment_of(self.target) / "bin" / "python"
         self._python = python or (kept if kept.exists() else Path(sys.executable))
         self._threads = threads
@@ -128,7 +144,8 @@ class EmulatorBackend:
         host = None
         if files.host is not None:
             host = open_session(files.host, {port: weights[port] for port in files.host_weights})
-        engine = EmulatorEngine(self._idle, files, host, inputs, outputs)
+        half = "fp16" in self.precisions
+        engine = EmulatorEngine(self._idle, files, host, inputs, outputs, half=half)
         engine.check_ports()
         return engine
 
@@ -143,7 +160,10 @@ class EmulatorEngine:
         host: OnnxRuntimeEngine | None,
         inputs: Sequence[Port],
         outputs: Sequence[Port],
+        *,
+        half: bool,
     ) -> None:
+        self._half = half
         self._idle, self._path, self._device, self._host = idle, files.accelerator, files.device, host
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         self._taken: tuple[str, ...] = ()
@@ -199,7 +219,7 @@ class EmulatorEngine:
     def _check_range(self, values: Mapping[str, npt.NDArray[Any]]) -> None:
         """Raises for numbers that half precision has not: what comes of them would be no error, but wrong."""
         for name, array in values.items():
-            if array.dtype.kind != "f":
+            if array.dtype.kind != "f" or not self._half:
                 continue
             fine = np.abs(array) < LARGEST
             if name in EMPTY:

@@ -202,11 +202,11 @@ class EnginePool:
 def _artifacts(bundle: Bundle, backend: EmulatorBackend) -> Artifacts:
     """What was built for the backend's target; a simulator that builds anew knows no ranges of values for int8."""
     found = Artifacts(bundle, backend.target)
-    if found.precision == "int8":
+    if found.precision not in backend.precisions:
         raise InputError(
             str(bundle.path),
-            f"was built for {backend.target} in int8, which {backend.name} does not run",
-            f"twoheads build {bundle.path} --target {backend.target} --precision fp16",
+            f"was built for {backend.target} in {found.precision}, which {backend.name} does not run",
+            f"twoheads build {bundle.path} --target {backend.target} --precision {backend.precisions[-1]}",
         )
     return found
 

@@ -36,7 +36,7 @@ def load(
         path: The folder that ``twoheads compile`` wrote.
         backend: What runs the engines: ``onnxruntime`` or ``openvino``, which is a package of its own, on the CPU;
             ``cuda`` or ``tensorrt`` of the package onnxruntime-gpu on an NVIDIA GPU; what ``twoheads build`` made, on
-            the vendor's emulator: ``qnn-emulator`` or ``rknn-simulator``; or a backend of one's own.
+            an emulator: ``qnn-emulator``, ``rknn-simulator`` or ``onnxruntime-int8``; or a backend of one's own.
         precision: In what a backend of that name multiplies: ``f32``, with ``openvino`` also ``bf16``, with
             ``tensorrt`` also ``f16``.
         threads: Blocks computed at the same time; ``None`` for every processor that the process may use, and for

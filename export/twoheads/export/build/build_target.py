@@ -23,7 +23,7 @@ from twoheads.export.build.engine_jobs import (
     engine_model,
 )
 from twoheads.export.build.host_part import Parts, split_host_part
-from twoheads.export.build.prepare_engine import is_narrow, prepare_engine
+from twoheads.export.build.prepare_engine import is_narrow, prepare_engine, round_engine
 from twoheads.export.build.target import Target, choose, load_target
 from twoheads.export.build.target_files import artifact_files, link_file, made_files, write_target
 from twoheads.export.progress import Progress, silent
@@ -219,9 +219,11 @@ def _plan(build: _Build, scratch: Path, *, once: bool) -> _Plan:
     plan = _Plan({}, [], {})
     for job in engine_jobs(build.bundle, once=once, half=is_narrow(build.precision)):
         model = engine_model(build.bundle, job)
-        parts = prepare_engine(model, build.target, build.precision, job.name)
-        content = b"" if parts.accelerator is None else parts.accelerator.SerializeToString(deterministic=True)
+        parts = prepare_engine(model, build.target, build.precision, job.name, job.stock)
         fed = inputs_of(build.calibration, job, parts.host, build.target)
+        if parts.accelerator is not None and build.target.typed and build.precision == "int8":
+            parts = Parts(parts.host, round_engine(parts.accelerator, fed.samples))
+        content = b"" if parts.accelerator is None else parts.accelerator.SerializeToString(deterministic=True)
         key = _key(build, content + fed.digest())
         host = None if parts.host is None else _write_host_part(build, job, scratch / name)
         former = None if earlier is None else earlier.artifacts.get(job.name)

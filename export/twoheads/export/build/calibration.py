@@ -78,7 +78,7 @@ def calibrate_by(bundle: Bundle, text: str) -> Calibration:
     """
     program = bundle.program
     arguments = [entry.value for entry in program.inputs if entry.source == "argument"]
-    recorder = InputRecorder(bundle, SAMPLES, draw=True)
+    recorder = InputRecorder(bundle, SAMPLES, draw=True, narrow=True)
     tokenizer = recorder.loaded.tokenizer
     if len(arguments) != 1 or np.dtype(arguments[0].dtype).kind == "f" or tokenizer is None:
         raise InputError("--calibrate", f"{program.name} does not run on a text alone", "build it in another precision")
@@ -116,7 +116,7 @@ def inputs_of(
     if calibration is None:
         given = random_inputs(job)
         return EngineInputs(given, _taken(host, [given])[0], ())
-    samples, checks = calibration.samples.get(job.name, ()), calibration.check.get(job.name, ())
+    samples, checks = (_calls(recorded, job) for recorded in (calibration.samples, calibration.check))
     if not samples or not checks:
         raise InputError(
             "--calibrate",
@@ -128,6 +128,14 @@ def inputs_of(
     if target.hidden_score is not None:
         taken = [raise_masks(arrays, target.hidden_score) for arrays in taken]
     return EngineInputs(check, taken[-1], tuple(taken[:-1]))
+
+
+def _calls(recorded: Mapping[str, Sequence[Arrays]], job: EngineJob) -> Sequence[Arrays]:
+    """Calls of the engine, or of a variant that takes all that it takes: one that merges, for the one that does not."""
+    ports = {port.name for port in job.inputs}
+    engine = job.name.rpartition(".")[0]
+    names = (job.name, *(name for name in recorded if not job.weights and name.rpartition(".")[0] == engine))
+    return next((calls for name in names if (calls := recorded.get(name, ())) and ports <= calls[0].keys()), ())
 
 
 def _taken(host: onnx.ModelProto | None, given: Sequence[Arrays]) -> list[Arrays]:

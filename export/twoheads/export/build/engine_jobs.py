@@ -14,12 +14,12 @@ from onnx import numpy_helper
 from twoheads.graphs.bundle_format import ENGINES, FULL_PRECISION
 from twoheads.graphs.errors import InputError, InternalError
 from twoheads.graphs.fused_programs import fused_steps
-from twoheads.graphs.program import AttentionEngine, Port, Program, TokenwiseEngine, TokenwiseStage
+from twoheads.graphs.program import AttentionEngine, Port, Program, StockEngine, TokenwiseEngine, TokenwiseStage
 from twoheads.graphs.window_steps import MASK
 from twoheads.runtime.bundle_reader import Bundle
 from twoheads.runtime.weights import Weights
 
-__all__ = ["EngineJob", "engine_file_model", "engine_jobs", "engine_model", "random_inputs"]
+__all__ = ["WIDE_VARIANTS", "EngineJob", "engine_file_model", "engine_jobs", "engine_model", "random_inputs"]
 
 WIDE_VARIANTS = frozenset({*AttentionEngine.ADD_VARIANTS, *AttentionEngine.PACKED_VARIANTS})
 """Sums relative to an anchor reach 1e12, codes of requests 2^40: half precision ends at 65,504."""
@@ -37,6 +37,7 @@ class EngineJob:
         weights: The names of the bundle's weights, by the engine's port.
         inputs, outputs: Its ports.
         limits: For inputs of whole numbers that are arguments of the model, how many there are.
+        stock: It is a stock engine of this head size and value size, whose ports have synthetic columns behind them.
     """
 
     name: str
@@ -46,6 +47,7 @@ class EngineJob:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     limits: Mapping[str, int]
+    stock: tuple[int, int] | None = None
 
 
 def engine_jobs(bundle: Bundle, *, once: bool = False, half: bool = False) -> tuple[EngineJob, ...]:
@@ -82,7 +84,9 @@ def engine_jobs(bundle: Bundle, *, once: bool = False, half: bool = False) -> tu
                 continue
             inputs, outputs = engine.ports(variant)
             name = f"{engine.name}.{variant}"
-            jobs.append(EngineJob(name, bundle.engine_file(engine.name, variant), (), {}, inputs, outputs, {}))
+            file = bundle.engine_file(engine.name, variant)
+            stock = (engine.head_dim, engine.v_head_dim) if isinstance(engine, StockEngine) else None
+            jobs.append(EngineJob(name, file, (), {}, inputs, outputs, {}, stock))
     for steps, fused in fused_steps(bundle.program, bundle.manifest.lowering):
         jobs += _tokenwise_jobs(bundle, steps, fused, once=once)
     return tuple(jobs)

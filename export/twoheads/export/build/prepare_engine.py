@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy.typing as npt
 import onnx
 
 from twoheads.export.build.cast_model import cast_model
@@ -9,9 +13,12 @@ from twoheads.export.build.half_range import bring_into_half_range
 from twoheads.export.build.hidden_scores import raise_hidden_scores
 from twoheads.export.build.host_part import Parts, split_host_part
 from twoheads.export.build.prepare_model import prepare_model
+from twoheads.export.build.quantise_products import quantise_products
+from twoheads.export.build.smooth_channels import smooth_channels
+from twoheads.export.build.split_synthetic import SUMS, split_synthetic
 from twoheads.export.build.target import Target
 
-__all__ = ["is_half", "is_narrow", "prepare_engine"]
+__all__ = ["is_half", "is_narrow", "prepare_engine", "round_engine"]
 
 
 def is_half(precision: str) -> bool:
@@ -24,7 +31,9 @@ def is_narrow(precision: str) -> bool:
     return is_half(precision) or precision == "int8"
 
 
-def prepare_engine(model: onnx.ModelProto, target: Target, precision: str, name: str) -> Parts:
+def prepare_engine(
+    model: onnx.ModelProto, target: Target, precision: str, name: str, stock: tuple[int, int] | None = None
+) -> Parts:
     """What the host computes, as it is, and what the compiler builds, prepared; together they are ``model``.
 
     Args:
@@ -32,6 +41,7 @@ def prepare_engine(model: onnx.ModelProto, target: Target, precision: str, name:
         target: For which compiler.
         precision: In what it will compute.
         name: What errors call the engine.
+        stock: As an ``EngineJob`` has it.
 
     Raises:
         CompileError: A constant is beyond the precision's range.
@@ -43,8 +53,21 @@ def prepare_engine(model: onnx.ModelProto, target: Target, precision: str, name:
         return parts
     if is_half(precision):
         accelerator = bring_into_half_range(accelerator, name)
-    elif precision == "int8" and target.hidden_score is not None:
-        accelerator = raise_hidden_scores(accelerator, target.hidden_score)
+    elif precision == "int8":
+        if target.hidden_score is not None:
+            accelerator = raise_hidden_scores(accelerator, target.hidden_score)
+        if stock is not None:
+            accelerator = split_synthetic(accelerator, *stock)
     prepared = prepare_model(accelerator, target.highest_opset, target.widest_product)
     typed = target.typed and precision in ("fp16", "bf16")
     return Parts(parts.host, cast_model(prepared, precision) if typed else prepared)
+
+
+def round_engine(accelerator: onnx.ModelProto, samples: Sequence[Mapping[str, npt.NDArray[Any]]]) -> onnx.ModelProto:
+    """What a compiler of typed models gets in int8: its products rounded in the model itself.
+
+    Args:
+        accelerator: As :func:`prepare_engine` gives it.
+        samples: Its inputs in several calls.
+    """
+    return quantise_products(smooth_channels(accelerator, samples), kept=(SUMS,))

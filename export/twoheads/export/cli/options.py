@@ -85,6 +85,7 @@ class Backend(StrEnum):
     OPENVINO = "openvino"
     QNN = "qnn-emulator"
     RKNN = "rknn-simulator"
+    ORT_INT8 = "onnxruntime-int8"
     CUDA = "cuda"
     TENSORRT = "tensorrt"
 

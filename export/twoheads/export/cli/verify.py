@@ -35,6 +35,10 @@ def command(
     results: options.Results = None,
     backend: options.BackendOption = options.Backend.ONNXRUNTIME,
     precision: options.PrecisionOption = options.Precision.F32,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", metavar="NAME", help="Also run what was built for this accelerator, in its emulator."),
+    ] = None,
     polygraphy: Annotated[
         bool, typer.Option("--polygraphy", help="Compare engines layer by layer between two backends instead.")
     ] = False,
@@ -64,10 +68,16 @@ def command(
 
     The length is left out where the inputs have a fixed size, such as images.
 
+    With --target, what `twoheads build` made for that accelerator (see --precision there) runs wholly in its emulator
+    (qnn, rknn, onnxruntime: the very engines that its compiler got, not the device), and its distance from the original
+    is told.
+
     With --polygraphy no original is needed: every value inside of the engines, from the inputs of a run, as two
     backends compute it: onnxruntime, onnxruntime-plain (no optimisation), openvino, reference (ONNX's own), tensorrt.
 
     Example: twoheads verify smollm2.bundle --against SmolLM2-135M.gguf --length 4096
+
+    Example: twoheads verify minilm.bundle --against minilm --text FILE --length 500 --target onnxruntime
 
     Example: twoheads verify smollm2.bundle --polygraphy --backends onnxruntime,openvino
     """
@@ -99,6 +109,7 @@ def command(
             progress=progress,
             backend=backend.value,
             precision=precision.value,
+            target=target,
         )
     for warning in report.warnings:
         print_warning(warning)
@@ -136,6 +147,7 @@ def _print_report(report: "VerifyReport") -> None:
             ("time", ", ".join(f"{name} {seconds_text(spent)}" for name, spent in report.seconds.items())),
             ("precision", report.precision),
             *_precision_facts(report),
+            *_built_facts(report),
             ("approximations", ", ".join(report.approximations) or "none"),
             ("verdict", _verdict(report)),
         )
@@ -154,6 +166,23 @@ def _precision_facts(report: "VerifyReport") -> list[tuple[str, str]]:
     if (found := report.perplexity) is not None:
         text = f"{found.bundle:.4f} over {found.tokens} tokens, of the original {found.original:.4f}"
         facts.append(("perplexity", text))
+    return facts
+
+
+def _built_facts(report: "VerifyReport") -> list[tuple[str, str]]:
+    """A whole run of what an accelerator's compiler got."""
+    if (built := report.built) is None:
+        return []
+    cost = built.distance
+    same = "" if cost.top1_agreement is None else f", the same best token at {cost.top1_agreement:.2%}"
+    cosine = "" if built.embedding_cosine is None else f", embedding cosine {built.embedding_cosine:.5f}"
+    facts = [
+        (f"built for {built.target}", f"{built.precision}, as {built.compiler} got it, on {built.runs_on}: no device"),
+        ("as built", f"hidden states {cost.hidden_relative:.3g} (relative){same}{cosine}"),
+    ]
+    if (found := built.perplexity) is not None:
+        text = f"{found.bundle:.4f} over {found.tokens} tokens, of the original {found.original:.4f}"
+        facts.append(("perplexity as built", text))
     return facts
 
 
