@@ -12,7 +12,7 @@ def open_artifact(path: str, _device: str) -> tuple[list[Any], list[Any], Any]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    # Its own kernels for whole numbers lose sums beyond 16 bits on processors without VNNI instructions.
+    # By its documentation its kernels for whole numbers saturate at 16 bits in processors without VNNI instructions.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     inputs, outputs = _ports(session.get_inputs()), _ports(session.get_outputs())
