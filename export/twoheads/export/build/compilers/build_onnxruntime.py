@@ -2,7 +2,7 @@
 
 They are run as the file says: numbers are rounded to 8 bits, and the products of the rounded numbers are float32. Left
 to itself, ONNX Runtime replaces that by kernels for whole numbers, which on x86 processors without VNNI instructions
-saturate sums of two products at 16 bits (by its documentation on quantisation; SmolLM2's head was off by 31 %, not 4 %).
+saturate sums of two products at 16 bits (by its documentation; SmolLM2's head was off by 31 % instead of 4 %).
 """
 
 from __future__ import annotations
