@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,16 +16,15 @@ from twoheads.graphs.program import COUNTING, AttentionStage, Input, Program
 from twoheads.graphs.program_lengths import input_axes, value_rows
 
 __all__ = [
-    "approximation_warning",
     "check_output",
     "complete_arrays",
+    "give_warnings",
     "given_arrays",
     "input_arrays",
     "resolve_positions",
     "samples_attention",
     "split_batch",
     "split_inputs",
-    "trained_length_warning",
 ]
 
 
@@ -170,7 +170,28 @@ def resolve_positions(positions: Sequence[int] | npt.NDArray[Any], length: int) 
     return np.where(whole < 0, whole + length, whole)
 
 
-def approximation_warning(manifest: Manifest) -> str | None:
+def give_warnings(manifest: Manifest, program: Program, length: int, *, depth: int) -> tuple[str, ...]:
+    """Warns of what the user of a run should know, and returns it.
+
+    Args:
+        manifest: Of the bundle.
+        program: Of the bundle.
+        length: Tokens of the input.
+        depth: Frames between here and the user's call, this one included.
+    """
+    notes = (_approximation_warning(manifest), _trained_length_warning(program, length))
+    told = tuple(note for note in notes if note is not None)
+    for note in told:
+        warnings.warn(note, stacklevel=depth)
+    return told
+
+
+def samples_attention(program: Program) -> bool:
+    """Whether some attention of the program samples its keys."""
+    return any(isinstance(stage, AttentionStage) and stage.average is not None for stage in program.body)
+
+
+def _approximation_warning(manifest: Manifest) -> str | None:
     """What to tell the user about a bundle that is not exact."""
     if not manifest.approximations:
         return None
@@ -180,12 +201,7 @@ def approximation_warning(manifest: Manifest) -> str | None:
     )
 
 
-def samples_attention(program: Program) -> bool:
-    """Whether some attention of the program samples its keys."""
-    return any(isinstance(stage, AttentionStage) and stage.average is not None for stage in program.body)
-
-
-def trained_length_warning(program: Program, length: int) -> str | None:
+def _trained_length_warning(program: Program, length: int) -> str | None:
     """What to tell the user about an input longer than the model was trained on."""
     trained = program.trained_length
     if trained is None or length <= trained:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
@@ -15,12 +13,10 @@ import numpy.typing as npt
 
 from twoheads.graphs.bundle_format import MANIFEST, Manifest
 from twoheads.graphs.errors import InputError
-from twoheads.graphs.packing import Packing
 from twoheads.graphs.program import Program
 from twoheads.graphs.program_lengths import resolve_lengths
 from twoheads.graphs.schedule import Schedule, make_schedule
 from twoheads.graphs.spill import SpillPlan, plan_spill
-from twoheads.runtime.average_report import summarize
 from twoheads.runtime.backend import Backend
 from twoheads.runtime.backend_emulator import EmulatorBackend
 from twoheads.runtime.bundle_reader import Bundle
@@ -30,25 +26,17 @@ from twoheads.runtime.disk_space import check_room
 from twoheads.runtime.engine_pool import EnginePool
 from twoheads.runtime.executor import compute, prepare
 from twoheads.runtime.head import Sink
-from twoheads.runtime.inputs import (
-    approximation_warning,
-    check_output,
-    samples_attention,
-    trained_length_warning,
-)
+from twoheads.runtime.inputs import check_output, give_warnings
 from twoheads.runtime.job import Job
-from twoheads.runtime.packed_run import compute_packed, head_rows, packed_groups, row_bytes, schedule_group
-from twoheads.runtime.packed_stage import ScoresBeyondCodesError
-from twoheads.runtime.peak_memory import peak_memory
-from twoheads.runtime.report import Report, Result
+from twoheads.runtime.report import Result
 from twoheads.runtime.requests import Request, read_inputs
+from twoheads.runtime.run_groups import run_groups
+from twoheads.runtime.run_report import run_report
 from twoheads.runtime.run_state import RunState
 from twoheads.runtime.tokenizer import Tokenizer
 from twoheads.runtime.weights import Weights
 
 __all__ = ["LoadedBundle", "Progress"]
-
-logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called with the engine calls done so far and all of them, in the thread that called ``run``."""
@@ -242,7 +230,7 @@ class LoadedBundle:
             what = f"{len(inputs)} inputs" if several else "rows that are not computed, or several documents"
             raise InputError("sink", f"can't take {what}", "run them one by one")
         requests = [request for given in inputs for request in given.requests]
-        done = self._run_packed(requests, output, progress) if self._packs(pack, requests) else {}
+        done = run_groups(self, self._engines, requests, output, progress) if self._packs(pack, requests) else {}
         for at, request in enumerate(requests):
             if at not in done:
                 done[at] = self._run_one(request, output, sink, progress)
@@ -253,59 +241,6 @@ class LoadedBundle:
     def _packs(self, pack: str, requests: list[Request]) -> bool:
         """Whether runs may share their blocks; on a device each has the graph of its own number of blocks."""
         return pack == "auto" and len(requests) > 1 and self._device is None
-
-    def _run_packed(self, requests: list[Request], output: str, progress: Progress | None) -> dict[int, Result]:
-        """The results of those requests that could be packed, by their place in the list."""
-        done: dict[int, Result] = {}
-        lengths = [request.length for request in requests]
-
-        def fits(packing: Packing) -> bool:
-            try:
-                self.spill_plan(schedule_group(self.program, packing, output, workers=self.threads))
-            except InputError:
-                return False
-            return True
-
-        groups = packed_groups(
-            self.program,
-            self._engines,
-            lengths,
-            row_bytes=row_bytes(self.program, output),
-            fits=(lambda _: True) if self.memory_limit is None else fits,
-        )
-        for members, packing in groups:
-            try:
-                results = self._run_group([requests[at] for at in members], packing, output, progress)
-            except ScoresBeyondCodesError as error:
-                logger.info("runs %d inputs one by one: %s", len(members), error)
-            else:
-                done.update(zip(members, results, strict=True))
-        return done
-
-    def _run_group(
-        self, requests: list[Request], packing: Packing, output: str, progress: Progress | None
-    ) -> list[Result]:
-        rows = head_rows(requests, output)
-        schedule = schedule_group(self.program, packing, output, rows=rows, workers=self.threads)
-        spilled = self.spill_plan(schedule).values
-        notes = self._warn(max(request.length for request in requests), depth=5)
-        total = schedule.engine_calls
-        with Crew(self.threads, None if progress is None else lambda: progress(run.calls, total)) as crew:
-            program = self.program if packing.coded else schedule.program
-            run = RunState(program, schedule, self._engines, crew, packing, spilled=spilled, folder=self.spill)
-            prepared = prepare(run)
-            began = time.perf_counter()
-            arrays = compute_packed(run, requests, output)
-            seconds = time.perf_counter() - began
-        run.stores.close()
-        report = replace(
-            self._report(run, seconds, prepared, notes),
-            requests=len(requests),
-            length=packing.tokens,
-            lengths={},
-            output=output,
-        )
-        return [Result(array, output, report) for array in arrays]
 
     def run_job(
         self,
@@ -357,7 +292,7 @@ class LoadedBundle:
         engines = self._block_engines if at_once and self._block_engines is not None else self._engines
         arrays = block.arrays(request.arrays, request.lengths) if at_once and block is not None else request.arrays
         spilled = self.spill_plan(schedule, job).values
-        notes = self._warn(schedule.length)
+        notes = give_warnings(self.manifest, self.program, schedule.length, depth=4)
         total = schedule.engine_calls
         began = time.perf_counter()
 
@@ -384,37 +319,4 @@ class LoadedBundle:
             seconds = time.perf_counter() - began
             tick()
         run.stores.close()
-        return Result(array, output, self._report(run, seconds, prepared, notes))
-
-    def _warn(self, length: int, depth: int = 4) -> tuple[str, ...]:
-        notes = (approximation_warning(self.manifest), trained_length_warning(self.program, length))
-        told = tuple(note for note in notes if note is not None)
-        for note in told:
-            warnings.warn(note, stacklevel=depth)
-        return told
-
-    def _report(self, run: RunState, seconds: float, prepared: float, notes: tuple[str, ...]) -> Report:
-        schedule = run.schedule
-        return Report(
-            requests=1,
-            length=schedule.length,
-            lengths=schedule.lengths,
-            block_size=self.program.block_size,
-            blocks=schedule.blocks,
-            output=schedule.output,
-            engine_calls=run.calls,
-            formula_calls=schedule.formula_calls,
-            rounds=run.rounds,
-            seconds=seconds,
-            prepare_seconds=prepared,
-            peak_bytes=peak_memory(),
-            store_bytes=run.stores.peak_bytes,
-            threads=self.threads,
-            stages=tuple(counter.report() for counter in run.counters.values()),
-            approximations=self.manifest.approximations,
-            warnings=notes,
-            repeated_calls=run.repeats,
-            spilled_bytes=run.stores.spilled_bytes,
-            average=summarize(run.estimates) if samples_attention(self.program) else None,
-            precision=self.manifest.precision,
-        )
+        return Result(array, output, run_report(self, run, seconds, prepared, notes))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
@@ -20,7 +19,7 @@ from twoheads.runtime.cluster.ray_workers import RayWorkers
 from twoheads.runtime.cluster.run import check_program, run_on_workers
 from twoheads.runtime.cluster.transport import Opening
 from twoheads.runtime.head import Sink
-from twoheads.runtime.inputs import approximation_warning, check_output, trained_length_warning
+from twoheads.runtime.inputs import check_output, give_warnings
 from twoheads.runtime.report import Result
 from twoheads.runtime.requests import Request, read_inputs
 from twoheads.runtime.session import LoadedBundle, Progress
@@ -132,10 +131,7 @@ class Cluster:
         rows = request.rows
         count = None if rows is None or output != "logits" else len(rows)
         schedule = bundle.schedule(request.lengths, output, count, by_blocks=True)
-        notes = (approximation_warning(bundle.manifest), trained_length_warning(bundle.program, schedule.length))
-        told = tuple(note for note in notes if note is not None)
-        for note in told:
-            warnings.warn(note, stacklevel=4)
+        told = give_warnings(bundle.manifest, bundle.program, schedule.length, depth=5)
         before = set(self._alive)
         try:
             array, report = run_on_workers(
