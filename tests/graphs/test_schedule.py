@@ -136,6 +136,19 @@ def test_the_last_position_needs_no_more_values_than_hidden_states() -> None:
     assert last.weights == hidden.weights + 4 * 100 * 32, "the head packs the table of embeddings"
 
 
+def test_the_heads_workspace_counts_for_as_many_workers_as_it_has_blocks() -> None:
+    head = next(engine for engine in THREE.engines if engine.name == "head")
+    assert isinstance(head, TokenwiseEngine)
+    large = replace(head, outputs=(replace(head.outputs[0], shape=(1, 16, 100_000)),))
+    wide = replace(THREE, engines=tuple(large if engine is head else engine for engine in THREE.engines))
+    one, two, three = (
+        make_schedule(wide, 40, output=output, positions=positions, workers=3).memory.workspace
+        for output, positions in (("last", None), ("logits", 17), ("logits", None))
+    )
+    assert (two, three) == (2 * one, 3 * one)
+    assert one >= 2 * 16 * 100_000 * 4
+
+
 def test_release_after_by_hand() -> None:
     assert make_schedule(THREE, 40).release_after == {
         "layers.0.in": ("input_ids", "position_ids"),

@@ -37,7 +37,7 @@ class MemoryPlan:
         weights: Every weight in use, once: mapped from the bundle, or as the backend packs it, after which the runtime
             lets go what is mapped. Of a table in which tokens are looked up as many rows count as there are tokens at
             most, and all of it once more where it also multiplies.
-        workspace: Intermediate arrays of the largest engine, in every worker.
+        workspace: Intermediate arrays of the largest engine, in every worker that calls it.
         process: Interpreter and libraries.
     """
 
@@ -165,7 +165,9 @@ def make_schedule(
     stages = (*(costs.plan(stage) for stage in body), *(costs.plan(stage, head=True) for stage in head))
     released, values = costs.liveness(body, {_last_value(program, output)})
     calling = 1 if any(isinstance(engine, BlockEngine) for engine in program.engines) else workers
-    workspace = calling * max((costs.transient(stage) for stage in (*body, *head)), default=0)
+    calling_head = min(calling, max(1, -(-head_rows // program.block_size)))
+    needs = [calling * costs.transient(stage) for stage in body]
+    workspace = max((*needs, *(calling_head * costs.transient(stage) for stage in head)), default=0)
     weights = sum(costs.weights((*body, *head), packed=True).values())
     return Schedule(
         program=program,
