@@ -22,7 +22,8 @@ from twoheads.graphs.key_tiles import other_key_tiles, with_key_tile
 from twoheads.graphs.program import AttentionEngine, AttentionStage, Pooling, StockEngine
 from twoheads.runtime import Job, LoadedBundle, load, profiler, tuning
 from twoheads.runtime.cluster.run import run_on_workers
-from twoheads.runtime.profiler import EngineMeter, profile_bundle
+from twoheads.runtime.engine_meter import EngineMeter
+from twoheads.runtime.profiler import profile_bundle
 from twoheads.runtime.requests import read_inputs
 
 WIDTHS = (16, 32, 64)

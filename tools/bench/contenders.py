@@ -117,7 +117,7 @@ class _TileEngine:
         from twoheads.graphs.program import AttentionEngine
         from twoheads.runtime.backend import open_backend
         from twoheads.runtime.bundle_reader import read_bundle
-        from twoheads.runtime.profiler import EngineMeter
+        from twoheads.runtime.engine_meter import EngineMeter
 
         bundle = read_bundle(setting.paths["bundle"])
         self._threads = setting.threads

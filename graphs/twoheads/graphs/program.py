@@ -317,7 +317,7 @@ class Program:
         for entry in self.inputs:
             yield entry.value
         for stage in (*self.body, *self.head):
-            yield from stage.outputs if isinstance(stage, TokenwiseStage) else (stage.output,)
+            yield from outputs_of(stage)
 
     def value(self, name: str) -> Value:
         """The value called ``name``."""
@@ -326,12 +326,8 @@ class Program:
                 return value
         raise InternalError(f"program {self.name} has no value {name!r}")
 
-    def looks_up(self, stage: TokenwiseStage) -> bool:
-        """Whether ``stage`` reads numbers below a limit, which name rows of a table among its weights."""
-        return bool(self.lookup_limits(stage))
-
     def lookup_limits(self, stage: TokenwiseStage) -> frozenset[int]:
-        """The limits of the numbers that ``stage`` reads, which are the numbers of rows of the tables they name."""
+        """The limits of the numbers in which ``stage`` looks up rows of tables among its weights: their rows."""
         read = (entry.limit for entry in self.inputs if entry.value.name in stage.inputs)
         return frozenset(limit for limit in read if limit is not None)
 
@@ -341,10 +337,9 @@ class Program:
         for stage in (*self.body, *self.head):
             if isinstance(stage, TokenwiseStage):
                 names.update(dict.fromkeys(stage.weights))
-            if not isinstance(stage, AttentionStage):
-                continue
-            extras = (stage.sinks, stage.bias.table if stage.bias else None, stage.bias.slope if stage.bias else None)
-            names.update(dict.fromkeys(name for name in extras if name is not None))
+            elif isinstance(stage, AttentionStage):
+                bias = (stage.bias.table, stage.bias.slope) if stage.bias else ()
+                names.update(dict.fromkeys(name for name in (stage.sinks, *bias) if name is not None))
         return tuple(names)
 
 

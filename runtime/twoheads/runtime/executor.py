@@ -131,7 +131,7 @@ def run_stage(run: RunState, stage: Stage) -> None:
         rows = max((store.length for store in stores if store.value.axis is not None), default=0)
         check_half_range(stage.name, stores, run.blocks(-(-rows // run.program.block_size)))
     run.counters[stage.name].seconds += time.perf_counter() - began
-    if isinstance(stage, TokenwiseStage) and run.program.looks_up(stage):
+    if isinstance(stage, TokenwiseStage) and run.program.lookup_limits(stage):
         run.engines.weights.let_go(stage.weights)
     released = run.schedule.release_after.get(stage.name, ())
     if run.checkpoints is not None:

@@ -23,7 +23,8 @@ from twoheads.graphs.program_lengths import input_axes, resolve_lengths
 from twoheads.graphs.schedule import make_schedule
 from twoheads.runtime.backend import Backend
 from twoheads.runtime.bundle_reader import Bundle
-from twoheads.runtime.profiler import DEFAULT_NETWORK, EngineMeter, copy_speed, machine_text
+from twoheads.runtime.engine_meter import EngineMeter
+from twoheads.runtime.profiler import DEFAULT_NETWORK, copy_speed, machine_text
 from twoheads.runtime.tuning_cache import Tuning, TuningKey, keep_tuning, kept_tuning
 
 __all__ = ["TUNE_LEVELS", "Effort", "tuned_bundle"]
