@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format typecheck pytest wheel models evaluate documents theorems planning quality zoo accelerators scale bench clean distclean
+.PHONY: help demo test lint format typecheck pytest wheel models evaluate documents theorems planning precision quality zoo accelerators scale bench clean distclean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ planning: $(VENV)/.installed $(MODELS)/smollm2/.complete $(MODELS)/gemma3/.compl
 
 quality: $(VENV)/.installed $(MODELS)/smollm2/.complete ## Measure what the approximations cost on SmolLM2-135M (half an hour); writes docs/approximations.md
 	$(BIN)/python -m tools.quality
+
+precision: $(VENV)/.installed models ## Measure what half precision and 8 and 4 bits cost (ten minutes); writes docs/precision.md
+	$(BIN)/python -m tools.precision
 
 accelerators: $(VENV)/.installed-dev models ## Build real models for every accelerator whose compiler is installed (half an hour); writes docs/accelerators.md
 	$(BIN)/python -m tools.accelerators
