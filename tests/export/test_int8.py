@@ -46,10 +46,10 @@ def projection() -> tuple[Any, dict[str, Any]]:
         ("Gemm", ["x", "w", "b"], ["y"], {"transB": 1}),
         ("MatMul", ["x", "u"], ["z"], {}),
     ]
-    arrays = {"w": random.standard_normal((24, 32)), "u": random.standard_normal((32, 8)), "b": np.arange(24)}
-    arrays["w"][:, 5] /= 300  # as in models: a large channel meets small weights
-    arrays["u"][5] /= 300
-    return model(nodes, {"x": [16, 32]}, {"y": [16, 24], "z": [16, 8]}, **arrays), {"x": x}
+    w, u = random.standard_normal((24, 32)), random.standard_normal((32, 8))
+    w[:, 5] /= 300  # as in models: a large channel meets small weights
+    u[5] /= 300
+    return model(nodes, {"x": [16, 32]}, {"y": [16, 24], "z": [16, 8]}, w=w, u=u, b=np.arange(24)), {"x": x}
 
 
 def worst_row(found: dict[str, Any], expected: dict[str, Any]) -> float:

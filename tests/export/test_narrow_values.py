@@ -175,7 +175,7 @@ def test_an_onnx_file_by_the_command_line(cli: Any, tmp_path: Path) -> None:
         helper.make_node("MatMul", ["mixed", "wot"], ["joined"]),
         helper.make_node("Add", ["joined", "bias"], ["y"]),
     ]
-    shape = ["batch", "tokens", 64]
+    shape: list[int | str | None] = ["batch", "tokens", 64]
     file = save_model(tmp_path / "model.onnx", nodes, weights, {"y": shape}, inputs={"x": (1, shape)})
     bundle = tmp_path / "bundle"
     made = cli("compile", file, "-o", bundle, "--block-size", BLOCK, "--dtype", "fp16", "--json").json
