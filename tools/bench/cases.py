@@ -92,7 +92,7 @@ CASES = {
             contenders=("ours", "torch"),
             lengths=(4096, 8192, 16384),
             quick_lengths=(512,),
-            repeats=3,
+            repeats=2,
         ),
         Case(
             name="windowed-torch",
@@ -102,7 +102,7 @@ CASES = {
             contenders=("ours", "torch"),
             lengths=(1024, 2048, 4096, 8192, 16384),
             quick_lengths=(512,),
-            repeats=5,
+            repeats=3,
             vocabulary=1000,
         ),
         Case(
@@ -113,7 +113,7 @@ CASES = {
             contenders=("ours",),
             lengths=(8192, 16384, 32768, 65536, 131072),
             quick_lengths=(2048, 4096),
-            repeats=3,
+            repeats=2,
             vocabulary=1000,
         ),
         _SHORT,
