@@ -36,10 +36,11 @@ def _compile_lines(model: dict[str, Any]) -> list[str]:
 def _verify_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
     lines = [
         "Against the original over the whole sequence (error and noise floor: largest absolute difference; a bundle "
-        "passes at 4 times the floor or less):",
+        "passes at 4 times the floor or less; calls are those of the formula and the repeated ones, of rows whose sums "
+        "left the safe range):",
         "",
     ]
-    headings = ("N", "blocks", "calls", "formula", "error", "noise floor", "ratio", "same best token", "passed")
+    headings = ("N", "blocks", "calls", "formula", "repeated", "error", "noise floor", "ratio", "same best token", "passed")
     return lines + table(
         headings,
         (
@@ -48,6 +49,7 @@ def _verify_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
                 -(-row["length"] // row["block_size"]),
                 row["engine_calls"],
                 row["formula_calls"],
+                row["repeated_calls"],
                 f"{row['max_abs_error']:.2e}",
                 f"{row['noise_floor']:.2e}",
                 f"{row['max_abs_error'] / row['noise_floor']:.2f}",
@@ -61,7 +63,7 @@ def _verify_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def _run_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
     lines = [f"Runs of the runtime alone (output `{rows[0]['output']}`, no torch in the process):", ""]
-    headings = ("N", "calls", "formula", "seconds", "tokens/s", "GFLOP/s", "peak memory", "planned peak")
+    headings = ("N", "calls", "formula", "repeated", "seconds", "tokens/s", "GFLOP/s", "peak memory", "planned peak")
     return lines + table(
         headings,
         (
@@ -69,6 +71,7 @@ def _run_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
                 row["length"],
                 row["engine_calls"],
                 row["formula_calls"],
+                row["repeated_calls"],
                 f"{row['seconds']:.2f}",
                 f"{row['length'] / row['seconds']:.0f}",
                 f"{row['flops'] / row['seconds'] / 1e9:.0f}",

@@ -90,7 +90,7 @@ CASES = {
             question="What is gained where windows cost no more than they must?",
             model="gemma3",
             contenders=("ours", "torch"),
-            lengths=(4096, 8192, 16384),
+            lengths=(8192, 16384),
             quick_lengths=(512,),
             repeats=2,
         ),

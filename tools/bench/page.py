@@ -24,6 +24,8 @@ those of one machine on one day. Inputs are random tokens. Models run without th
 otherwise; times are from the call to the result, after an unmeasured run of at most 512 tokens. *Peak memory* is the
 most that a process had resident during the run, its model included and its loading left out. *Of the peak* sets
 floating-point operations against those of 512 x 512 float32 products on as many threads, measured in the same turns.
+All contenders of a case are in memory together, with what they keep from run to run; whoever finds too little is ended
+by the system, with signal 9.
 """
 
 
