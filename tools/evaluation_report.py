@@ -40,7 +40,7 @@ def _verify_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
         "left the safe range):",
         "",
     ]
-    headings = ("N", "blocks", "calls", "formula", "repeated", "error", "noise floor", "ratio", "same best token", "passed")
+    headings = ("N", "blocks", "calls", "formula", "repeated", "error", "noise floor", "ratio", "same top 1", "passed")
     return lines + table(
         headings,
         (

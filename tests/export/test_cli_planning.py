@@ -16,7 +16,7 @@ from twoheads.export.cli import main
 from twoheads.export.cli.plan_workers import parse_workers
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.profile import profile_text, read_profile
-from twoheads.runtime import load, profiler
+from twoheads.runtime import engine_meter, load
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def device(tmp_path: Path, bundle: Path) -> Path:
 
 
 def test_profile_writes_what_plan_reads(cli, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profiler, "MEASURE_SECONDS", 0.0)
+    monkeypatch.setattr(engine_meter, "MEASURE_SECONDS", 0.0)
     path = tmp_path / "here.json"
     shown = cli("profile", bundle, "-o", path, "--threads", 2, "--network-gbit", 8, "--price-per-hour", 1.5)
     assert "attention.full_merge" in shown
@@ -129,7 +129,7 @@ def test_plan_of_several_workers_refuses(
 def test_a_short_input_is_one_call_unless_there_is_a_limit(
     cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(profiler, "MEASURE_SECONDS", 0.0)
+    monkeypatch.setattr(engine_meter, "MEASURE_SECONDS", 0.0)
     bundle, path = write_tiny(tmp_path / "short", Tiny(), with_one_block=True), tmp_path / "here.json"
     cli("profile", bundle, "-o", path, "--threads", 2)
     plan = cli("plan", bundle, "-n", 16, "--output", "hidden", "--device", path, "--json")

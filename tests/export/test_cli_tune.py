@@ -10,7 +10,7 @@ import pytest
 
 from twoheads.compiler import plan_model
 from twoheads.graphs.key_tiles import with_key_tile
-from twoheads.runtime import Job, load, profiler, tuning
+from twoheads.runtime import Job, engine_meter, load, profiler, tuning
 from twoheads.runtime.bundle_reader import read_bundle
 from twoheads.runtime.job_status import read_status
 from twoheads.runtime.tuning_cache import Tuning
@@ -19,7 +19,7 @@ from twoheads.runtime.tuning_cache import Tuning
 @pytest.fixture
 def own(bundle, tmp_path, monkeypatch):
     """A bundle in a folder of its own, whose tuning takes no time and finds key tiles of 32 tokens."""
-    monkeypatch.setattr(profiler, "MEASURE_SECONDS", 0.0)
+    monkeypatch.setattr(engine_meter, "MEASURE_SECONDS", 0.0)
     monkeypatch.setattr(profiler, "COPY_BYTES", 1 << 16)
     monkeypatch.setattr(tuning, "_measured", lambda _bundle, _backend, key, level: Tuning(key, level, 32))
     return shutil.copytree(bundle, tmp_path / "own")

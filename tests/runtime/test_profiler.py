@@ -17,7 +17,7 @@ from twoheads.graphs.predict import predict_run
 from twoheads.graphs.profile import profile_text, read_profile
 from twoheads.graphs.program import AttentionEngine, AttentionStage, StockEngine
 from twoheads.graphs.variant_counts import sums_up, variant_counts
-from twoheads.runtime import load, profiler
+from twoheads.runtime import engine_meter, load, profiler
 from twoheads.runtime.backend_onnxruntime import OnnxRuntimeCall, OnnxRuntimeEngine
 from twoheads.runtime.engine_pool import EnginePool
 from twoheads.runtime.profiler import machine_text, profile_bundle
@@ -25,7 +25,7 @@ from twoheads.runtime.profiler import machine_text, profile_bundle
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profiler, "MEASURE_SECONDS", 0.0)
+    monkeypatch.setattr(engine_meter, "MEASURE_SECONDS", 0.0)
     monkeypatch.setattr(profiler, "COPY_BYTES", 1 << 16)
 
 

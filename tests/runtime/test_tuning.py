@@ -20,7 +20,7 @@ from twoheads.graphs.average import Average
 from twoheads.graphs.errors import BundleError, InputError
 from twoheads.graphs.key_tiles import other_key_tiles, with_key_tile
 from twoheads.graphs.program import AttentionEngine, AttentionStage, Pooling, StockEngine
-from twoheads.runtime import Job, LoadedBundle, load, profiler, tuning
+from twoheads.runtime import Job, LoadedBundle, engine_meter, load, profiler, tuning
 from twoheads.runtime.cluster.run import run_on_workers
 from twoheads.runtime.engine_meter import EngineMeter
 from twoheads.runtime.profiler import profile_bundle
@@ -237,7 +237,7 @@ def test_it_is_measured_with_a_clock(path: Path, home: Path, monkeypatch: pytest
 
 def test_profiles_are_of_one_width(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiler, "COPY_BYTES", 1 << 16)
-    monkeypatch.setattr(profiler, "MEASURE_SECONDS", 0.0)
+    monkeypatch.setattr(engine_meter, "MEASURE_SECONDS", 0.0)
     profile = profile_bundle(path, threads=1, key_tile=32)
     profile.check_program(load(path, key_tile=32).program, "p")
     with pytest.raises(InputError, match="key tiles of 32, not of tiny"):
