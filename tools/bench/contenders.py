@@ -124,7 +124,7 @@ class _TileEngine:
         self._engine = next(engine for engine in bundle.program.engines if isinstance(engine, AttentionEngine))
         self._meter = EngineMeter(bundle, open_backend("onnxruntime"), (setting.threads,), lambda _file: None)
 
-    def result(self, _length: int) -> Array | None:
+    def result(self, length: int) -> Array | None:
         return None
 
     def run(self, length: int) -> Timing:
