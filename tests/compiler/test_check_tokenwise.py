@@ -93,7 +93,6 @@ def test_what_stays_within_a_token_passes(operation: Callable[[Tensor], Tensor])
         ({"block_size": 64, "key_tile": 96}, "key_tile"),
         ({"block_size": 64, "key_tile": 32}, "key_tile"),
         ({"lowering": "magic"}, "lowering"),
-        ({"dtype": "int4"}, "dtype"),
     ],
 )
 def test_options_are_checked_before_anything_is_loaded(options: dict[str, object], where: str) -> None:
