@@ -118,8 +118,8 @@ def render(results: dict[str, Any]) -> str:
         "# Evaluation",
         "",
         "Written by `make evaluate` (`python -m tools.evaluate`); the same figures as data are in `evaluation.json`.",
-        "One bundle for each model; every measurement is a process of its own. Times are upper bounds:
-other jobs may have run meanwhile; `performance.md` compares runs in turns.",
+        "One bundle for each model; every measurement is a process of its own. Times are upper bounds: other jobs may "
+        "have run meanwhile; `performance.md` compares runs in turns.",
         "",
     ]
     for name in TITLES:
