@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +22,11 @@ from twoheads.export.approximation import ApproximationError
 from twoheads.export.original_run import AnyOriginal
 from twoheads.export.quantised_arrays import dequantise
 from twoheads.export.quantised_engine import DOMAIN, FLOAT32_LEVEL, QUANTISED_PRODUCT
+from twoheads.export.rewritten_engines import RewrittenEngines
 from twoheads.export.widened_run import widened_bundle
 from twoheads.graphs.bundle_format import FULL_PRECISION, WEIGHTS
 from twoheads.graphs.errors import InputError
-from twoheads.graphs.program import Port
 from twoheads.runtime import LoadedBundle, load
-from twoheads.runtime.backend_onnxruntime import OnnxRuntimeBackend, OnnxRuntimeEngine
 from twoheads.runtime.weights import Weights
 
 if TYPE_CHECKING:
@@ -135,31 +134,15 @@ def float32_products(bundle: LoadedBundle) -> Generator[LoadedBundle]:
         yield bundle
         return
     with tempfile.TemporaryDirectory(prefix="twoheads-") as folder:
-        yield load(bundle.path, backend=_Float32Products(Path(folder)), threads=bundle.threads, check="size")
+        yield load(
+            bundle.path, backend=RewrittenEngines(Path(folder), _in_float32), threads=bundle.threads, check="size"
+        )
 
 
-class _Float32Products(OnnxRuntimeBackend):
-    """Opens copies of token-wise engines that differ in one attribute; their weights stay where they are."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self._folder = folder
-
-    def load_engine(
-        self,
-        path: Path,
-        inputs: Sequence[Port],
-        outputs: Sequence[Port],
-        weights: Mapping[str, npt.NDArray[Any]],
-        threads: int = 1,
-        own_weights: bool = False,
-    ) -> OnnxRuntimeEngine:
-        rewritten = self._folder / path.name
-        if not rewritten.exists():
-            model = onnx.load(path, load_external_data=False)
-            for node in model.graph.node:
-                if (node.domain, node.op_type) == (DOMAIN, QUANTISED_PRODUCT):
-                    level = next(attribute for attribute in node.attribute if attribute.name == "accuracy_level")
-                    level.i = FLOAT32_LEVEL
-            rewritten.write_bytes(model.SerializeToString(deterministic=True))
-        return super().load_engine(rewritten, inputs, outputs, weights, threads)
+def _in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The engine with products that read their quantised weights as before, and multiply in float32."""
+    for node in model.graph.node:
+        if (node.domain, node.op_type) == (DOMAIN, QUANTISED_PRODUCT):
+            level = next(attribute for attribute in node.attribute if attribute.name == "accuracy_level")
+            level.i = FLOAT32_LEVEL
+    return model

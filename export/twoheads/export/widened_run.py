@@ -6,24 +6,13 @@ weights remain what float16 made of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
-import onnx
-
 from twoheads.export.narrow_engine import widen_engine
-from twoheads.graphs.port import Port
-from twoheads.graphs.program import (
-    AttentionEngine,
-    Engine,
-    Program,
-    TokenwiseEngine,
-    TokenwiseStage,
-)
-from twoheads.runtime.backend_onnxruntime import OnnxRuntimeBackend, OnnxRuntimeEngine
+from twoheads.export.rewritten_engines import RewrittenEngines
+from twoheads.graphs.program import AttentionEngine, Engine, Program, TokenwiseEngine, TokenwiseStage
 from twoheads.runtime.bundle_reader import read_bundle
 from twoheads.runtime.session import LoadedBundle
 
@@ -34,30 +23,7 @@ def widened_bundle(bundle: LoadedBundle, folder: Path) -> LoadedBundle:
     """``bundle`` with values and products of float32, on ONNX Runtime; copies of its engines go to ``folder``."""
     read = read_bundle(bundle.path, check="size")
     wide = replace(read, program=_widened(bundle.program))
-    return LoadedBundle(wide, backend=_WidenedEngines(folder), precision="f32", threads=bundle.threads)
-
-
-class _WidenedEngines(OnnxRuntimeBackend):
-    """Opens widened copies of engines; their weights stay where they are."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self._folder = folder
-
-    def load_engine(
-        self,
-        path: Path,
-        inputs: Sequence[Port],
-        outputs: Sequence[Port],
-        weights: Mapping[str, npt.NDArray[Any]],
-        threads: int = 1,
-        own_weights: bool = False,
-    ) -> OnnxRuntimeEngine:
-        widened = self._folder / path.name
-        if not widened.exists():
-            model = widen_engine(onnx.load(path, load_external_data=False))
-            widened.write_bytes(model.SerializeToString(deterministic=True))
-        return super().load_engine(widened, inputs, outputs, weights, threads)
+    return LoadedBundle(wide, backend=RewrittenEngines(folder, widen_engine), precision="f32", threads=bundle.threads)
 
 
 def _widened(program: Program) -> Program:

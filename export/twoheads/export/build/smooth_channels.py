@@ -114,13 +114,6 @@ def _insert(graph: onnx.GraphProto, divisions: Mapping[str, onnx.NodeProto]) -> 
         nodes += [node, *(divisions[name] for name in node.output if name in divisions)]
     read = {name for node in nodes for name in node.input}
     kept = [tensor for tensor in graph.initializer if tensor.name in read]
-    nodes = [_copy(node) for node in nodes]
     del graph.node[:], graph.initializer[:], graph.value_info[:]
     graph.node.extend(nodes)
     graph.initializer.extend(kept)
-
-
-def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
-    return copy

@@ -42,7 +42,7 @@ def split_synthetic(model: onnx.ModelProto, head_dim: int, v_head_dim: int) -> o
         elif node.output[0] == "weighted":
             nodes += _outputs(graph, v_head_dim)
         else:
-            nodes.append(_copy(node))
+            nodes.append(node)
     graph.ClearField("node")
     graph.node.extend(nodes)
     return split
@@ -90,9 +90,3 @@ def _slice(graph: onnx.GraphProto, value: str, start: int, stop: int, *, to: str
 
 def _node(operator: str, *inputs: str, to: str, **attributes: Any) -> onnx.NodeProto:
     return helper.make_node(operator, list(inputs), [to], name=to, **attributes)
-
-
-def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
-    return copy
