@@ -1,14 +1,18 @@
-"""A small decoder and its compilation, for tests of passes over compiled models."""
+"""A small decoder and its compilation, and an ONNX file, for tests of passes over compiled models."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
+from onnx import TensorProto, helper
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.compiler.onnx_graphs import save_model
 from twoheads.compiler import compile_model
 from twoheads.compiler.compiled_model import CompiledModel
 from twoheads.export.emit_tokenwise import EmittedRegion, emit_tokenwise
@@ -54,3 +58,26 @@ def small_decoder() -> Decoder:
     """Two layers with grouped heads and one tied table, compiled once a process; the module is not to be changed."""
     module = _llama()
     return Decoder(module, _emitted(module))
+
+
+def save_attention(folder: Path) -> Path:
+    """An ONNX file of one attention of width 64 whose output weight ``wo`` is transposed before it multiplies."""
+    generator = np.random.default_rng(0)
+    names = ("wq", "wk", "wv", "wo")
+    weights: dict[str, Any] = {name: generator.standard_normal((64, 64)).astype(np.float32) / 8 for name in names}
+    weights["bias"] = generator.standard_normal(64).astype(np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "wq"], ["q"]),
+        helper.make_node("MatMul", ["x", "wk"], ["k"]),
+        helper.make_node("MatMul", ["x", "wv"], ["v"]),
+        helper.make_node("Transpose", ["k"], ["kt"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["q", "kt"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["shares"], axis=-1),
+        helper.make_node("MatMul", ["shares", "v"], ["mixed"]),
+        helper.make_node("Transpose", ["wo"], ["wot"], perm=[1, 0]),
+        helper.make_node("MatMul", ["mixed", "wot"], ["joined"]),
+        helper.make_node("Add", ["joined", "bias"], ["y"]),
+    ]
+    shape: list[int | str | None] = ["batch", "tokens", 64]
+    inputs = {"x": (TensorProto.FLOAT, shape)}
+    return save_model(folder / "model.onnx", nodes, weights, {"y": shape}, inputs=inputs)

@@ -13,9 +13,8 @@ import torch
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from tests.compiler.onnx_graphs import save_model
 from tests.export.conftest import Ran
-from tests.export.small_decoder import BLOCK, LENGTH, small_decoder
+from tests.export.small_decoder import BLOCK, LENGTH, save_attention, small_decoder
 from tests.runtime.device.simulated_backend import SimulatedBackend
 from twoheads.compiler import compile_model
 from twoheads.compiler.compiled_model import CompiledModel
@@ -158,25 +157,7 @@ def test_the_command_line_refuses(cli: Any, tiny_llama: Path, tmp_path: Path, wo
 
 def test_an_onnx_file_by_the_command_line(cli: Any, tmp_path: Path) -> None:
     """A transposed weight is folded, and rounded then."""
-    generator = np.random.default_rng(0)
-    weights: dict[str, Any] = {
-        n: generator.standard_normal((64, 64)).astype(np.float32) / 8 for n in ("wq", "wk", "wv")
-    }
-    weights |= {"wo": generator.standard_normal((64, 64)).astype(np.float32) / 8, "bias": np.ones(64, np.float32)}
-    nodes = [
-        helper.make_node("MatMul", ["x", "wq"], ["q"]),
-        helper.make_node("MatMul", ["x", "wk"], ["k"]),
-        helper.make_node("MatMul", ["x", "wv"], ["v"]),
-        helper.make_node("Transpose", ["k"], ["kt"], perm=[0, 2, 1]),
-        helper.make_node("MatMul", ["q", "kt"], ["scores"]),
-        helper.make_node("Softmax", ["scores"], ["shares"], axis=-1),
-        helper.make_node("MatMul", ["shares", "v"], ["mixed"]),
-        helper.make_node("Transpose", ["wo"], ["wot"], perm=[1, 0]),
-        helper.make_node("MatMul", ["mixed", "wot"], ["joined"]),
-        helper.make_node("Add", ["joined", "bias"], ["y"]),
-    ]
-    shape: list[int | str | None] = ["batch", "tokens", 64]
-    file = save_model(tmp_path / "model.onnx", nodes, weights, {"y": shape}, inputs={"x": (1, shape)})
+    file = save_attention(tmp_path)
     bundle = tmp_path / "bundle"
     made = cli("compile", file, "-o", bundle, "--block-size", BLOCK, "--dtype", "fp16", "--json").json
     assert (made["dtype"], made["weight_dtype"]) == ("float16", "float16")

@@ -12,12 +12,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import helper
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tests.compiler.onnx_graphs import save_model
 from tests.export.hand_made import hand_made, use_emitters
-from tests.export.small_decoder import BLOCK, LENGTH, Decoder, small_decoder
+from tests.export.small_decoder import BLOCK, LENGTH, Decoder, save_attention, small_decoder
 from twoheads.compiler import compile_model
 from twoheads.export import quantise_weights, verify, write_bundle
 from twoheads.export.build.lint import lint_bundle
@@ -106,29 +104,7 @@ def test_weights_stored_by_columns(tmp_path: Path) -> None:
 
 
 def test_an_onnx_file(tmp_path: Path) -> None:
-    generator = np.random.default_rng(0)
-    names = ("wq", "wk", "wv", "wo")
-    weights: dict[str, Any] = {name: generator.standard_normal((64, 64)).astype(np.float32) / 8 for name in names}
-    weights["bias"] = generator.standard_normal(64).astype(np.float32)
-    nodes = [
-        helper.make_node("MatMul", ["x", "wq"], ["q"]),
-        helper.make_node("MatMul", ["x", "wk"], ["k"]),
-        helper.make_node("MatMul", ["x", "wv"], ["v"]),
-        helper.make_node("Transpose", ["k"], ["kt"], perm=[0, 2, 1]),
-        helper.make_node("MatMul", ["q", "kt"], ["scores"]),
-        helper.make_node("Softmax", ["scores"], ["shares"], axis=-1),
-        helper.make_node("MatMul", ["shares", "v"], ["mixed"]),
-        helper.make_node("Transpose", ["wo"], ["wot"], perm=[1, 0]),
-        helper.make_node("MatMul", ["mixed", "wot"], ["joined"]),
-        helper.make_node("Add", ["joined", "bias"], ["y"]),
-    ]
-    file = save_model(
-        tmp_path / "model.onnx",
-        nodes,
-        weights,
-        {"y": ["batch", "tokens", 64]},
-        inputs={"x": (1, ["batch", "tokens", 64])},
-    )
+    file = save_attention(tmp_path)
     bundle = write_bundle(quantise_weights(compile_model(file, block_size=BLOCK), "int4"), tmp_path / "bundle")
     quantised = read_bundle(bundle).manifest.quantised
     assert sorted(quantised) == ["wk", "wot", "wq", "wv"]  # the transposed weight is folded

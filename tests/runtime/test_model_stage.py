@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.runtime.fused_bundles import assert_as_tiles, assert_needs_its_engine
 from tests.runtime.test_run import assert_close
-from tests.runtime.tiny_bundle import read_manifest, write_manifest, write_tiny
+from tests.runtime.tiny_bundle import write_tiny
 from tests.runtime.tiny_model import Tiny, random_tokens, reference
-from twoheads.graphs.errors import BundleError
 from twoheads.runtime import LoadedBundle, load
 
 pytestmark = pytest.mark.usefixtures("poisoned_stores")
@@ -62,14 +62,9 @@ def test_borders_of_blocks(bundles: dict[str, tuple[Tiny, LoadedBundle]], length
 def test_a_long_input_is_that_of_the_tile_bundle(tmp_path: Path) -> None:
     tiny = Tiny(masks=MODELS["sink tokens"].masks, layers=4)
     tokens = random_tokens(tiny, 2048)
-    found, want = (
-        load(write_tiny(tmp_path / lowering, tiny, lowering=lowering), threads=2).run(tokens, output="last")
-        for lowering in ("model", "tile")
-    )
-    assert want.array is not None
-    assert_close(found.array, want.array)
-    assert found.report.engine_calls == found.report.rounds == 128 + 2  # and the head's two
-    assert want.report.engine_calls > 16 * 128
+    found, want = assert_as_tiles(tmp_path, tiny, "model", tokens, "last")
+    assert found.engine_calls == found.rounds == 128 + 2  # and the head's two
+    assert want.engine_calls > 16 * 128
 
 
 def test_padding_is_left_out_and_lists_and_limits_keep_to_the_tiles(
@@ -95,14 +90,4 @@ def test_padding_is_left_out_and_lists_and_limits_keep_to_the_tiles(
 
 
 def test_a_bundle_without_its_engine_is_refused(tmp_path: Path) -> None:
-    folder = write_tiny(tmp_path / "bundle", MODELS["one window"], lowering="model")
-    manifest = read_manifest(folder)
-    del manifest["files"]["engines/model_step.onnx"]
-    (folder / "engines" / "model_step.onnx").unlink()
-    write_manifest(folder, manifest)
-    with pytest.raises(BundleError, match="model_step"):
-        load(folder)
-    plain = write_tiny(tmp_path / "plain", Tiny())
-    write_manifest(plain, read_manifest(plain) | {"lowering": "model"})
-    with pytest.raises(BundleError, match="no causal window"):
-        load(plain)
+    assert_needs_its_engine(tmp_path, MODELS["one window"], "model", "model_step", "no causal window")

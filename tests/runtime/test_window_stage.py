@@ -8,10 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.runtime.fused_bundles import assert_as_tiles, assert_needs_its_engine
 from tests.runtime.test_run import assert_close
-from tests.runtime.tiny_bundle import read_manifest, write_manifest, write_tiny
+from tests.runtime.tiny_bundle import write_tiny
 from tests.runtime.tiny_model import Tiny, random_tokens, reference
-from twoheads.graphs.errors import BundleError
 from twoheads.runtime import LoadedBundle, load
 
 pytestmark = pytest.mark.usefixtures("poisoned_stores")
@@ -67,14 +67,9 @@ def test_a_long_input_is_that_of_the_tile_bundle_in_fewer_calls(tmp_path: Path) 
     """Every block but the first ones under a window that fills its tiles, and one whose rows are added up."""
     tiny = Tiny(masks=("causal & window(40, 0)",), layers=2, head=False)
     tokens = random_tokens(tiny, 2048)
-    found, want = (
-        load(write_tiny(tmp_path / lowering, tiny, lowering=lowering), threads=2).run(tokens, output="hidden")
-        for lowering in ("window", "tile")
-    )
-    assert want.array is not None
-    assert_close(found.array, want.array)
-    assert found.report.engine_calls == 3 * 128
-    assert want.report.engine_calls - want.report.repeated_calls > 9 * 128
+    found, want = assert_as_tiles(tmp_path, tiny, "window", tokens, "hidden")
+    assert found.engine_calls == 3 * 128
+    assert want.engine_calls - want.repeated_calls > 9 * 128
 
 
 def test_lists_and_limits_keep_to_the_tiles(bundles: dict[str, tuple[Tiny, LoadedBundle]]) -> None:
@@ -89,14 +84,4 @@ def test_lists_and_limits_keep_to_the_tiles(bundles: dict[str, tuple[Tiny, Loade
 
 
 def test_a_bundle_without_its_window_engines_is_refused(tmp_path: Path) -> None:
-    folder = write_tiny(tmp_path / "bundle", MODELS["causal windows"], lowering="window")
-    manifest = read_manifest(folder)
-    del manifest["files"]["engines/window_0.onnx"]
-    (folder / "engines" / "window_0.onnx").unlink()
-    write_manifest(folder, manifest)
-    with pytest.raises(BundleError, match="window_0"):
-        load(folder)
-    plain = write_tiny(tmp_path / "plain", Tiny())
-    write_manifest(plain, read_manifest(plain) | {"lowering": "window"})
-    with pytest.raises(BundleError, match="no windowed layer"):
-        load(plain)
+    assert_needs_its_engine(tmp_path, MODELS["causal windows"], "window", "window_0", "no windowed layer")
