@@ -26,7 +26,7 @@ from twoheads.graphs.program import (
 )
 from twoheads.graphs.program_lengths import check_limit
 from twoheads.graphs.schedule import PROCESS_BYTES, Schedule, make_schedule
-from twoheads.graphs.stage_costs import StagePlan
+from twoheads.graphs.stage_costs import StageCosts, StagePlan
 from twoheads.graphs.tiles import row_segments
 
 if TYPE_CHECKING:
@@ -117,6 +117,8 @@ def test_of_a_large_table_the_pages_of_as_many_rows_as_tokens_count() -> None:
     assert found - small == 40 * 2 * page - table.nbytes, "a row of 128 bytes may lie on two pages"
     whole = make_schedule(program, 40, output="logits").memory.weights
     assert whole - found == make_schedule(THREE, 40, output="logits").memory.weights - small, "the head packs its own"
+    copied = StageCosts(program, {"n": 40}, 0).weights(program.body, mapped=False)
+    assert sum(copied.values()) - small == (rows - table.shape[0]) * 128, "a device holds all of it"
 
 
 def test_keys_and_values_are_padded_to_whole_tiles_and_others_to_blocks() -> None:

@@ -168,7 +168,7 @@ def make_schedule(
     calling_head = min(calling, max(1, -(-head_rows // program.block_size)))
     needs = [calling * costs.transient(stage) for stage in body]
     workspace = max((*needs, *(calling_head * costs.transient(stage) for stage in head)), default=0)
-    weights = sum(costs.weights((*body, *head), packed=True).values())
+    weights = sum(costs.weights((*body, *head), mapped=True).values())
     return Schedule(
         program=program,
         lengths=lengths,

@@ -277,12 +277,16 @@ class StageCosts:
             return tokenwise.workspace
         return 2 * _nbytes((*tokenwise.inputs, *tokenwise.outputs))
 
-    def weights(self, stages: tuple[Stage, ...], *, packed: bool = False) -> dict[tuple[str, bool], int]:
-        """Resident bytes of every weight that the stages bind to ports, by its name and whether numbers are looked up.
+    def weights(self, stages: tuple[Stage, ...], *, mapped: bool) -> dict[tuple[str, bool], int]:
+        """Bytes of every weight that the stages bind to ports, by its name and whether numbers are looked up in it.
 
-        Of a table, rows that no token names stay in the file. A bias's and the learned sinks' few numbers a head are
-        bound to no port, their size is not known here. ``packed`` counts products' weights of float16 as a processor's
-        kernels may hold them, in float32.
+        A bias's and the learned sinks' few numbers a head are bound to no port, their size is not known here.
+
+        Args:
+            stages: Whose weights.
+            mapped: They are mapped from the bundle and packed by a processor's kernels: of a table, rows that no token
+                names stay in the file, and weights of float16 may be packed in float32. Else all are copied as they
+                are, to a device.
         """
         sizes: dict[tuple[str, bool], int] = {}
         for stage in stages:
@@ -290,9 +294,8 @@ class StageCosts:
                 ports, limits = self._tokenwise(stage.engine).weights, self.program.lookup_limits(stage)
                 rows = max(self._rows[value.name] for value in stage.outputs)
                 for name, port in zip(stage.weights, ports, strict=True):
-                    table = port.shape[0] in limits if port.shape else False
-                    held = 2 * port.nbytes if packed and port.dtype == "float16" else port.nbytes
-                    sizes[name, table] = _touched(port, rows) if table else held
+                    table = bool(port.shape) and port.shape[0] in limits
+                    sizes[name, table] = _mapped(port, rows, table=table) if mapped else port.nbytes
         return sizes
 
     def _tokenwise(self, name: str) -> TokenwiseEngine:
@@ -308,10 +311,12 @@ class StageCosts:
         return engine
 
 
-def _touched(table: Port, rows: int) -> int:
-    """Bytes of the pages that hold any ``rows`` rows of a table ``[limit, ...]``: a row may begin within a page."""
-    pages = 1 + -(-table.nbytes // table.shape[0] // PAGE_BYTES)
-    return min(table.nbytes, rows * pages * PAGE_BYTES)
+def _mapped(port: Port, rows: int, *, table: bool) -> int:
+    """Resident bytes of a mapped weight; of a ``table`` the pages of any ``rows`` rows, which may begin within one."""
+    if not table:
+        return 2 * port.nbytes if port.dtype == "float16" else port.nbytes
+    pages = 1 + -(-port.nbytes // port.shape[0] // PAGE_BYTES)
+    return min(port.nbytes, rows * pages * PAGE_BYTES)
 
 
 def _kind(engine: TokenwiseEngine) -> str:

@@ -154,7 +154,7 @@ class Sizing:
         costs = StageCosts(self.schedule.program, self.schedule.lengths, self.schedule.positions)
         stages = (*self.body, *self.head)
         workspace = max((costs.transient(stage) for stage in stages if not isinstance(stage, SequenceStage)), default=0)
-        return sum(costs.weights(stages).values()) + self.lanes * workspace
+        return sum(costs.weights(stages, mapped=False).values()) + self.lanes * workspace
 
     def mask_key(self, stage: AttentionStage) -> MaskKey:
         """Equal for stages of equal masks and rows."""
