@@ -57,14 +57,15 @@ class OnnxOriginal:
         return None
 
     def hidden_and_logits(
-        self, given: Mapping[str, Array], positions: Array | None, implementation: str
+        self, given: Mapping[str, Array], positions: Array | None, implementation: str, cut: int | None = None
     ) -> tuple[Array, Array | None]:
         """Runs the original over whole inputs.
 
         Args:
             given: Arguments by name, batch 1.
             positions: int64 ``[p]``: where logits are wanted; everywhere by default.
-            implementation: ``fused`` (optimised) or ``plain`` (every product in two halves).
+            implementation: ``fused`` (optimised) or ``plain`` (every product in two parts).
+            cut: Of ``plain``: the first part is the ``cut``-th of the inner dimension; by default a half.
 
         Returns:
             Last hidden states ``[n, width]`` and logits ``[p, classes]``, ``[1, classes]`` where they are one row for
@@ -77,7 +78,7 @@ class OnnxOriginal:
         }
         names = [self.hidden, *([self.logits] if self.logits else [])]
         if implementation == "plain":
-            graph = replace(self.plain, nodes=tuple(_halved(self.plain, self.types, lengths)))
+            graph = replace(self.plain, nodes=tuple(_cut_products(self.plain, self.types, lengths, cut or 2)))
             results = graph.run(names, given, lengths)
         else:
             results = self.graph.run(names, given, lengths, optimise=True)
@@ -110,7 +111,9 @@ def load_onnx_original(path: str | Path, results: Sequence[str] = ()) -> OnnxOri
     return OnnxOriginal(captured.identity, graph, bound.arguments, hidden, logits, plain, types)
 
 
-def _halved(graph: OnnxGraph, types: Mapping[str, TensorType], lengths: Mapping[str, int]) -> Iterator[OnnxNode]:
+def _cut_products(
+    graph: OnnxGraph, types: Mapping[str, TensorType], lengths: Mapping[str, int], cut: int
+) -> Iterator[OnnxNode]:
     """The nodes with each matrix product as the sum of two."""
 
     def size(dim: Dim) -> int:
@@ -127,26 +130,26 @@ def _halved(graph: OnnxGraph, types: Mapping[str, TensorType], lengths: Mapping[
         if min(map(len, shapes)) < 2 or (width := size(shapes[0][axes[0]])) < 2:
             yield node
         else:
-            yield from _two_products(node, axes, width)
+            yield from _two_products(node, axes, max(1, width // cut), width)
 
 
-def _two_products(node: OnnxNode, axes: tuple[int, int], width: int) -> Iterator[OnnxNode]:
+def _two_products(node: OnnxNode, axes: tuple[int, int], at: int, width: int) -> Iterator[OnnxNode]:
     proto, name = node.proto, node.outputs[0]
-    halves: list[str] = []
-    for begin, end in ((0, width // 2), (width // 2, width)):
+    products: list[str] = []
+    for begin, end in ((0, at), (at, width)):
         parts: list[str] = []
         for side, axis in enumerate(axes):
             parts.append(f"{name}.{side}.{begin}")
             cut = {1: np.array([begin]), 2: np.array([end]), 3: np.array([axis])}
             operands = [proto.input[side], "begin", "end", "axis"]
             yield OnnxNode(helper.make_node("Slice", operands, [parts[-1]]), node.layer, constants=cut)
-        half = onnx.NodeProto()
-        half.CopyFrom(proto)
+        product = onnx.NodeProto()
+        product.CopyFrom(proto)
         # A Gemm adds its third operand once.
-        half.input[0], half.input[1] = parts
+        product.input[0], product.input[1] = parts
         if begin:
-            del half.input[2:]
-        halves.append(f"{name}.half.{begin}")
-        half.output[0], half.name = halves[-1], ""
-        yield OnnxNode(half, node.layer)
-    yield OnnxNode(helper.make_node("Add", halves, [name]), node.layer)
+            del product.input[2:]
+        products.append(f"{name}.from.{begin}")
+        product.output[0], product.name = products[-1], ""
+        yield OnnxNode(product, node.layer)
+    yield OnnxNode(helper.make_node("Add", products, [name]), node.layer)

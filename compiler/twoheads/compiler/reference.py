@@ -7,7 +7,7 @@ products with a softmax. The plain one works on bands of query rows, so that lon
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from twoheads.compiler.architectures import has_own_attention, reset_rope
 from twoheads.compiler.attention_op import plain_attention
+from twoheads.compiler.cut_products import CutProducts
 from twoheads.compiler.hugging_face_hooks import set_attention
 from twoheads.compiler.impose_attention import Band, Imposition, impose, imposed_band, with_band
 from twoheads.compiler.model_outputs import hugging_face_outputs, named_outputs
@@ -44,11 +45,12 @@ def run_original(
     positions: Tensor | None,
     implementation: str,
     imposition: Imposition | None = None,
+    cut: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """See :meth:`LoadedSource.hidden_and_logits`."""
     forward = type(source.module).forward.__code__.co_varnames
     keep = {"logits_to_keep": positions} if positions is not None and "logits_to_keep" in forward else {}
-    with impose(imposition):
+    with impose(imposition), CutProducts(cut) if cut else nullcontext():
         outputs = _run(source, given, keep, implementation, imposed=imposition is not None)
     hidden, logits = outputs["hidden"][0], outputs.get("logits")
     if logits is None:

@@ -63,6 +63,7 @@ class LoadedSource:
         positions: Tensor | None = None,
         implementation: str = "fused",
         imposition: Imposition | None = None,
+        cut: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Runs the original over a whole sequence.
 
@@ -71,6 +72,7 @@ class LoadedSource:
             positions: int64 ``[p]``: where logits are wanted; everywhere by default. A pooled head has no positions.
             implementation: ``fused`` (torch's own attention kernels) or ``plain`` (matrix products and a softmax).
             imposition: Terms added to the scores of each attention, e.g. to hide keys; for one run.
+            cut: Every matrix product is the sum of two, the first of the ``cut``-th part of its inner dimension.
 
         Returns:
             Last hidden states ``[n, width]`` and logits: ``[p, classes]``, ``[1, classes]`` of a pooled head, ``None``
@@ -79,7 +81,7 @@ class LoadedSource:
         from twoheads.compiler.reference import run_original
 
         named = given if isinstance(given, Mapping) else {next(iter(self.inputs)): given}
-        return run_original(self, named, positions, implementation, imposition)
+        return run_original(self, named, positions, implementation, imposition, cut)
 
 
 def load_source(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ALLOWED", "SMALLEST_RELATIVE", "Comparator", "Comparison", "Floor", "noise_floor", "pooled_floor"]
+__all__ = ["ALLOWED", "SMALLEST_RELATIVE", "Comparator", "Comparison", "Floor", "noise_floor", "pooled_floor", "widest"]
 
 ALLOWED = 4.0
 """A bundle passes when its error is at most this many noise floors."""
@@ -70,12 +70,17 @@ def noise_floor(fused: Array, plain: Array) -> Floor:
 
 
 def pooled_floor(own: Floor, hidden: Floor) -> Floor:
-    """The floor of a few numbers computed from one row of hidden states.
+    """The floor of numbers computed from one row of hidden states, or from the mean of all.
 
-    Two or three logits may agree by chance; relative to their size they can't be more exact than what they come from.
+    They may agree by chance; relative to their size they can't be more exact than what they come from.
     """
     inherited = hidden.value / hidden.max_magnitude * own.max_magnitude if hidden.max_magnitude else 0.0
     return Floor(max(own.value, inherited), own.max_magnitude, own.finite)
+
+
+def widest(one: Floor, other: Floor) -> Floor:
+    """The floor of a tensor that was evaluated more than twice."""
+    return Floor(max(one.value, other.value), one.max_magnitude, one.finite and other.finite)
 
 
 class Comparator:

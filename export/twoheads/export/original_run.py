@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.export.approximation import ApproximationError, approximation_error, imposition
-from twoheads.export.noise_floor import Floor, noise_floor, pooled_floor
+from twoheads.export.noise_floor import Floor, noise_floor, pooled_floor, widest
 from twoheads.export.progress import Progress
 from twoheads.graphs.bundle_format import SourceIdentity
 from twoheads.graphs.errors import InputError, InternalError
@@ -34,6 +34,12 @@ __all__ = [
     "load_original",
     "run_original",
 ]
+
+CUTS = (3, 5, 7)
+"""Where the inner dimension of every product is cut for further evaluations of a few logits: after a third of it..."""
+
+FEW = 64
+"""A row of fewer logits than that may agree by chance in two evaluations; it gets further ones."""
 
 Array: TypeAlias = npt.NDArray[np.float32]
 
@@ -86,6 +92,11 @@ def run_original(
     logits_floor = None if logits is None or plain_logits is None else noise_floor(logits, plain_logits)
     if logits_floor is not None and bundle.program.pooled_logits:
         logits_floor = pooled_floor(logits_floor, hidden_floor)
+        if logits is not None and logits.size < FEW:
+            progress("run the original, products cut")
+            for cut in CUTS:
+                _, further, _ = evaluate_original(original, given, positions, "plain", imposition(bundle), cut)
+                logits_floor = widest(logits_floor, noise_floor(logits, cast("Array", further)))
     return OriginalResults(
         hidden=hidden,
         hidden_floor=hidden_floor,
@@ -93,7 +104,9 @@ def run_original(
         logits_floor=logits_floor,
         embedding=embedding,
         embedding_floor=(
-            None if embedding is None or pooling is None else noise_floor(embedding, _pooled(plain_hidden, pooling))
+            None
+            if embedding is None or pooling is None
+            else pooled_floor(noise_floor(embedding, _pooled(plain_hidden, pooling)), hidden_floor)
         ),
         seconds={"original": fused_seconds, "original_plain": plain_seconds},
         approximate=approximate,
@@ -147,6 +160,7 @@ def evaluate_original(
     positions: npt.NDArray[np.int64] | None,
     implementation: str,
     imposed: Imposition | None = None,
+    cut: int | None = None,
 ) -> tuple[Array, Array | None, float]:
     """Hidden states ``[n, width]``, logits of ``positions`` or ``None``, and the seconds that it took.
 
@@ -156,9 +170,10 @@ def evaluate_original(
         positions: Where logits are wanted; everywhere if not given.
         implementation: ``fused`` or ``plain``; see the originals.
         imposed: Terms added to the scores.
+        cut: Of a plain evaluation: where its products are cut; see the originals.
     """
     if original.identity.form == "onnx":
-        return _evaluate_onnx(cast("OnnxOriginal", original), given, positions, implementation)
+        return _evaluate_onnx(cast("OnnxOriginal", original), given, positions, implementation, cut)
     import torch
 
     original = cast("LoadedSource", original)
@@ -168,6 +183,7 @@ def evaluate_original(
         None if positions is None else torch.from_numpy(positions),
         implementation,
         imposed,
+        cut,
     )
     seconds = time.perf_counter() - start
     return _array(hidden), None if logits is None else _array(logits), seconds
@@ -178,9 +194,10 @@ def _evaluate_onnx(
     given: Mapping[str, npt.NDArray[Any]],
     positions: npt.NDArray[np.int64] | None,
     implementation: str,
+    cut: int | None,
 ) -> tuple[Array, Array | None, float]:
     start = time.perf_counter()
-    hidden, logits = original.hidden_and_logits(dict(given), positions, implementation)
+    hidden, logits = original.hidden_and_logits(dict(given), positions, implementation, cut)
     return hidden, logits, time.perf_counter() - start
 
 
