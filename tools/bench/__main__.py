@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,11 @@ def _say(text: str) -> None:
     sys.stderr.flush()
 
 
+def _ordered(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures as the cases are listed, whichever was measured last."""
+    return {name: results[name] for name in CASES if name in results}
+
+
 def _measure(cases: Sequence[Case], folder: Path) -> None:
     """Measures the cases one after the other; the page is written after each of them."""
     file = folder / "performance" / "performance.json"
@@ -47,6 +52,7 @@ def _measure(cases: Sequence[Case], folder: Path) -> None:
         took = {"took_seconds": round(time.perf_counter() - began)}
         results[case.name] = {**figures, **took, "machine": machine(PACKAGES)}
         file.parent.mkdir(parents=True, exist_ok=True)
+        results = _ordered(results)
         file.write_text(json.dumps(results, indent=1) + "\n")
         write_page(results, folder)
 
@@ -67,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cases = [] if options.page else [CASES[name] for name in options.case or CASES]
     folder: Path = options.out or (ROOT / ".cache" / "bench" / "quick" if options.quick else ROOT / "docs")
     if options.page:
-        write_page(json.loads((folder / "performance" / "performance.json").read_text()), folder)
+        write_page(_ordered(json.loads((folder / "performance" / "performance.json").read_text())), folder)
     try:
         _measure([quick(case) if options.quick else case for case in cases], folder)
     except (FetchError, ProcessFailedError) as error:

@@ -61,6 +61,17 @@ _SHORT = Case(
     repeats=7,
 )
 
+_ALONE = Case(
+    name="smollm2-onnxruntime",
+    title="SmolLM2-135M at 8,192 tokens: ONNX Runtime's whole graph, with the memory to itself",
+    question="What does the whole graph take where it finds the memory it wants?",
+    model="smollm2",
+    contenders=("ours", "onnxruntime"),
+    lengths=(8192,),
+    quick_lengths=(512,),
+    repeats=2,
+)
+
 CASES = {
     case.name: case
     for case in (
@@ -83,6 +94,13 @@ CASES = {
             lengths=(512, 1024, 2048, 4096, 8192),
             quick_lengths=(512,),
             repeats=3,
+        ),
+        _ALONE,
+        replace(
+            _ALONE,
+            name="smollm2-openvino",
+            title="SmolLM2-135M at 8,192 tokens: OpenVINO, with the memory to itself",
+            contenders=("ours", "openvino-f32"),
         ),
         Case(
             name="gemma3",

@@ -57,7 +57,7 @@ def _case(name: str, case: Mapping[str, Any]) -> list[str]:
     lines = [f"## {case['title']}", "", f"*{case['question']}* `python -m tools.bench {name}`", ""]
     lines += [machine_line(case["machine"]), ""]
     lines += [
-        f"{case['threads']} threads, medians of {case['repeats']} runs"
+        f"{case['threads']} thread{'s'[: case['threads'] != 1]}, medians of {case['repeats']} runs"
         + (f"; matrix products reach {peak / 1e9:.0f} GFLOP/s" if peak else "")
         + f". It took {case['took_seconds'] / 60:.0f} minutes.",
         "",

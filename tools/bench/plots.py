@@ -51,7 +51,8 @@ def draw(results: Mapping[str, Any], folder: Path) -> None:
 
 
 def _save(figure: Figure, file: Path) -> None:
-    figure.savefig(file, dpi=110, metadata={"Software": None})  # so that equal figures are equal files
+    # No name of the software, so that equal figures are equal files.
+    figure.savefig(file, dpi=110, bbox_inches="tight", pad_inches=0.1, metadata={"Software": None})
 
 
 def _name(contender: str) -> str:
@@ -114,7 +115,7 @@ def _speed_up(results: Mapping[str, Any], file: Path) -> None:
     axes.axvline(1, color="black", linewidth=1, zorder=3)
     axes.set_yticks(places, [label for label, _, _ in bars], fontsize=9)
     axes.invert_yaxis()
-    axes.margins(x=0.1)
+    axes.margins(x=0.1, y=0.01)
     axes.set_xlabel("its time / ours (right of the line, ours is faster)")
     axes.spines[["top", "right"]].set_visible(False)
     _save(figure, file)
@@ -137,6 +138,7 @@ def _breakdown(results: Mapping[str, Any], file: Path) -> None:
         left = [before + share for before, share in zip(left, shares, strict=True)]
     axes.set_yticks(range(len(rows)), [label for label, _ in rows], fontsize=9)
     axes.invert_yaxis()
+    axes.margins(y=0.01)
     axes.set_xlim(0, 100)
     axes.set_xlabel("% of the threads' time")
     axes.spines[["top", "right"]].set_visible(False)
