@@ -161,3 +161,27 @@ def test_a_model_folder_of_two_sequences_or_of_images_is_compiled_and_verified(
     report = cli("verify", tmp_path / "bundle", "--against", tmp_path / "model", *length, "--json")
     assert report["passed"]
     assert report["hidden"]["positions"] == rows
+
+
+def test_verify_reads_arrays_by_name(cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    model = next(entry for entry in TASKS if entry.name == "BART").make(tmp_path)
+    model.save_pretrained(tmp_path / "model")
+    cli("compile", tmp_path / "model", "-o", tmp_path / "bundle", "--block-size", 16)
+    words = ("verify", tmp_path / "bundle", "--against", tmp_path / "model", "--json")
+    given = tmp_path / "given.npz"
+    np.savez(given, input_ids=np.arange(30)[None] % 67, decoder_input_ids=np.arange(7)[None])
+    report = cli(*words, "--input", given)
+    assert report["passed"]
+    assert (report["length"], report["hidden"]["positions"]) == (7, 7)
+    layers = cli("verify", tmp_path / "bundle", "--polygraphy", "--input", given, "--json")
+    assert all(layer["first"] is None for layer in layers)
+    for wrong, problem in (
+        (("--length", "n=8,m=30"), "the arrays have {'m': 30, 'n': 7}"),
+        (("--tokens", tmp_path / "t.npy"), "give one of --text FILE, --tokens FILE.npy and --input FILE.npz"),
+    ):
+        assert main([str(word) for word in (*words, "--input", given, *wrong)]) == 1
+        assert problem in capsys.readouterr().err
+    np.savez(given, input_ids=np.arange(30)[None] % 67)
+    assert main([str(word) for word in (*words, "--input", given)]) == 1
+    assert "decoder_input_ids" in capsys.readouterr().err

@@ -109,7 +109,7 @@ def test_the_synthetic_coordinate_is_split_off_exactly_and_takes_no_levels(codes
     given = {port.name: random.standard_normal(port.shape).astype(np.float32) for port in engine.ports(variant)[0]}
     width = engine.head_dim
     given["q"][..., width] = -300  # a synthetic key that nobody sees: what is left are errors of the real ones
-    given["k"][..., width:] = 0
+    given["k"][..., width] = 0
     given["k"][:, :, 0] = np.eye(engine.query_dim)[width]
     given["v"][..., -2:] = [1, 0]
     whole = stock_model(engine, variant)

@@ -127,7 +127,7 @@ def record_inputs(
     *,
     length: int | Mapping[str, int] | None = None,
     text: str | None = None,
-    tokens: npt.NDArray[Any] | None = None,
+    tokens: npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]] | None = None,
     calls: int = 1,
 ) -> dict[str, tuple[Arrays, ...]]:
     """What a run on ONNX Runtime gives to each engine, call by call, by the name of its ``EngineJob``.
@@ -172,7 +172,7 @@ class InputRecorder:
         length: int | Mapping[str, int] | None = None,
         *,
         text: str | None = None,
-        tokens: npt.NDArray[Any] | None = None,
+        tokens: npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]] | None = None,
     ) -> None:
         """Runs all of the body and a block of the head; arguments as for :func:`record_inputs`.
 

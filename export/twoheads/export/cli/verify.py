@@ -1,17 +1,20 @@
 """``twoheads verify``: a bundle against the model it was compiled from, or its engines between two backends."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy.typing as npt
 import typer
 
 from twoheads.export.cli import arguments, options
 from twoheads.export.cli.console import print_facts, print_json, print_table, print_warning, seconds_text
 from twoheads.export.cli.progress import PhaseProgress
+from twoheads.export.cli.run_arrays import read_arrays
 from twoheads.export.cli.verify_layers import LayerOptions, verify_layers
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.json_codec import to_json
 from twoheads.runtime.bundle_reader import read_bundle
+from twoheads.runtime.inputs import given_arrays
 
 if TYPE_CHECKING:
     from twoheads.export import VerifyReport
@@ -32,6 +35,9 @@ def command(
     ] = None,
     text: options.Text = None,
     tokens: options.Tokens = None,
+    arrays: Annotated[
+        Path | None, typer.Option("--input", metavar="FILE.npz", help="The input as arrays by name, of one input.")
+    ] = None,
     results: options.Results = None,
     backend: options.BackendOption = options.Backend.ONNXRUNTIME,
     precision: options.PrecisionOption = options.Precision.F32,
@@ -66,7 +72,7 @@ def command(
     may change the hidden states by 5 % at most. What it costs against the original in float32 is told: distance, best
     tokens, and of a language model the perplexity on the text.
 
-    The length is left out where the inputs have a fixed size, such as images.
+    The length is left out where the inputs have a fixed size, such as images, and with --input, whose arrays have one.
 
     With --target, what `twoheads build` made for that accelerator (see --precision there) runs wholly in its emulator
     (qnn, rknn, onnxruntime: the very engines that its compiler got, not the device), and its distance from the original
@@ -85,11 +91,14 @@ def command(
     if (against is None) != polygraphy:
         problem = "nothing to compare with is given" if against is None else "two things to compare with are given"
         raise InputError("twoheads verify", problem, "give either --against SOURCE or --polygraphy")
-    if text is not None and tokens is not None:
-        raise InputError("twoheads verify", "two inputs are given", "give either --text FILE or --tokens FILE.npy")
+    if sum(given is not None for given in (text, tokens, arrays)) > 1:
+        fix = "give one of --text FILE, --tokens FILE.npy and --input FILE.npz"
+        raise InputError("twoheads verify", "two inputs are given", fix)
     content = None if text is None else arguments.read_text(text)
-    sequence = None if tokens is None else arguments.read_tokens(tokens)
+    sequence = _read_sequence(tokens, arrays)
     lengths = None if length is None else arguments.parse_lengths(length)
+    if arrays is not None and lengths is None:
+        lengths = given_arrays(loaded.program, sequence)[0]
     if against is None:
         wanted = LayerOptions(tuple(engines or ()), backends, tolerance, save, as_json)
         verify_layers(loaded, wanted, length=lengths, text=content, tokens=sequence)
@@ -119,6 +128,12 @@ def command(
         _print_report(report)
     if not report.passed:
         raise typer.Exit(1)
+
+
+def _read_sequence(tokens: Path | None, arrays: Path | None) -> npt.NDArray[Any] | dict[str, npt.NDArray[Any]] | None:
+    if arrays is not None:
+        return read_arrays(arrays)
+    return None if tokens is None else arguments.read_tokens(tokens)
 
 
 def _print_report(report: "VerifyReport") -> None:

@@ -40,7 +40,7 @@ def verify_layers(
     *,
     length: int | Mapping[str, int] | None,
     text: str | None,
-    tokens: npt.NDArray[Any] | None,
+    tokens: npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]] | None,
 ) -> None:
     """Compares and prints; exits with 1 if a value is beyond the tolerance.
 
