@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cases = [] if options.page else [CASES[name] for name in options.case or CASES]
     folder: Path = options.out or (ROOT / ".cache" / "bench" / "quick" if options.quick else ROOT / "docs")
     if options.page:
-        write_page(_ordered(json.loads((folder / "performance" / "performance.json").read_text())), folder)
+        write_page(json.loads((folder / "performance" / "performance.json").read_text()), folder)
     try:
         _measure([quick(case) if options.quick else case for case in cases], folder)
     except (FetchError, ProcessFailedError) as error:

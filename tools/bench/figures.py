@@ -10,7 +10,7 @@ __all__ = ["NAMES", "PARTS", "described", "measured", "speed_up"]
 NAMES = {
     "ours": "twoheads",
     "ours-openvino": "twoheads on OpenVINO",
-    "ours-openvino-bf16": "twoheads on OpenVINO",
+    "ours-openvino-bf16": "twoheads on OpenVINO, bfloat16",
     "ours-attention": "twoheads, tiles",
     "tile-engine": "our tiles' engine alone, all data at hand",
     "torch": "PyTorch, fused attention",

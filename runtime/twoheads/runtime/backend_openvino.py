@@ -26,7 +26,7 @@ class OpenVinoBackend:
         threads: Calls that run at the same time.
 
     Raises:
-        InputError: The package is not installed.
+        InputError: The package is not installed, or the processor has no products in that precision.
     """
 
     name = "openvino"
@@ -38,6 +38,10 @@ class OpenVinoBackend:
             raise InputError("backend openvino", f"can't be imported ({error})", "pip install openvino") from error
         self._openvino: Any = openvino
         self._core: Any = openvino.Core()
+        if precision == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            # OpenVINO would say so in its log, and compute in float32.
+            problem = "is bf16, and this processor has no products of bfloat16"
+            raise InputError("precision", problem, "leave it out, which is float32")
         self._models: dict[Path, Any] = {}
         self._config = {
             "INFERENCE_PRECISION_HINT": precision,

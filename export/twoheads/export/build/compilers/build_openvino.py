@@ -31,6 +31,11 @@ def build(request: dict[str, Any]) -> None:
     target = Path(request["folder"]) / f"{request['name']}.xml"
     openvino.save_model(model, target, compress_to_fp16=False)
     if request["outputs"]:
+        found = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        if found != precision:  # not the numbers that were asked for
+            raise SystemExit(
+                f"this {request['device']} multiplies in {found}, not {precision}: build it without --check"
+            )
         with np.load(request["inputs"]) as given:
             request_object = compiled.create_infer_request()
             request_object.infer({name: given[name] for name in given.files})
