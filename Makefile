@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format typecheck pytest wheel models evaluate documents theorems planning precision quality zoo accelerators scale bench clean distclean
+.PHONY: help demo test lint format pytest wheel models evaluate documents theorems planning precision quality zoo accelerators scale bench clean distclean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,8 +22,7 @@ test: lint models pytest wheel ## The whole gate: lint, types, tests on real mod
 lint: $(VENV)/.installed-dev ## ruff, mypy and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/pyright
+	$(BIN)/mypy & other=$$!; $(BIN)/pyright; result=$$?; wait $$other && exit $$result
 
 format: $(VENV)/.installed-dev ## Format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix .
