@@ -1,4 +1,4 @@
-"""Evaluations of an original with its matrix products cut: the same numbers but for rounding, and they count."""
+"""Evaluations of an original with its matrix products cut: the same numbers but for rounding."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch.nn import functional
 
+from tests.end_to_end.agreement import zoo_model
 from tools.zoo.exported_files import ZooFile
-from tools.zoo.torch_heads import TASKS
 from twoheads.compiler.cut_products import CutProducts
 from twoheads.compiler.onnx_reference import load_onnx_original
 from twoheads.compiler.sources import load_source
-from twoheads.export import noise_floor, original_run
 
 PRODUCTS = {
     "linear": lambda rows, weight: functional.linear(rows, weight.T),
@@ -42,8 +41,7 @@ def test_a_cut_product_is_the_product(name: str, width: int) -> None:
 
 
 def test_an_original_with_cut_products_differs_by_rounding(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    source = load_source(next(entry for entry in TASKS if entry.name == "BERT, sequence classification").make(tmp_path))
+    source = load_source(zoo_model("BERT, sequence classification", tmp_path))
     tokens = torch.arange(40)[None] % 67
     results = [source.hidden_and_logits(tokens, None, "plain", cut=cut)[0] for cut in (None, 3, 5)]
     for one, other in ((0, 1), (0, 2), (1, 2)):
@@ -57,26 +55,3 @@ def test_an_onnx_file_with_other_cuts_differs_by_rounding(tmp_path: Path) -> Non
     halves, thirds = (original.hidden_and_logits(given, None, "plain", cut)[0] for cut in (None, 3))
     np.testing.assert_allclose(halves, thirds, rtol=1e-4, atol=1e-5)
     assert not np.array_equal(halves, thirds)
-
-
-def test_the_widest_floor_counts() -> None:
-    one = noise_floor.Floor(1.0, 8.0, finite=True)
-    assert noise_floor.widest(one, noise_floor.Floor(2.0, 8.0, finite=True)).value == 2.0
-    assert noise_floor.widest(one, noise_floor.Floor(0.5, 8.0, finite=True)).value == 1.0
-    assert not noise_floor.widest(one, noise_floor.Floor(0.5, 8.0, finite=False)).finite
-
-
-def test_a_few_logits_get_further_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.end_to_end.agreement import bundle_of
-    from twoheads.export import verify
-
-    torch.manual_seed(0)
-    model = next(entry for entry in TASKS if entry.name == "BERT, sequence classification").make(tmp_path)
-    bundle = bundle_of(model, tmp_path, block_size=16)
-    wide = verify(bundle.path, model, length=30).logits
-    monkeypatch.setattr(original_run, "CUTS", ())
-    narrow = verify(bundle.path, model, length=30).logits
-    assert wide is not None
-    assert narrow is not None
-    assert wide.max_abs_error == narrow.max_abs_error
-    assert wide.noise_floor > narrow.noise_floor

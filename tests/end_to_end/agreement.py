@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from tools.zoo.torch_heads import TASKS
 from twoheads.compiler import CompiledModel, compile_model
 from twoheads.compiler.sources import LoadedSource
 from twoheads.export import write_bundle
@@ -21,6 +22,12 @@ PASS = 4.0
 
 SMALLEST = 2e-7
 """The noise floor is never below this share of the largest magnitude."""
+
+
+def zoo_model(name: str, folder: Path) -> Any:
+    """One of the zoo's transformers models with a head, with two sequences or of images, always the same."""
+    torch.manual_seed(0)
+    return next(entry for entry in TASKS if entry.name == name).make(folder)
 
 
 def bundle_of(model: nn.Module | Path, folder: Path, **options: Any) -> LoadedBundle:

@@ -7,20 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from tests.end_to_end.agreement import bundle_of
-from tools.zoo.torch_heads import TASKS
-from twoheads.export import verify
+from tests.end_to_end.agreement import bundle_of, zoo_model
+from twoheads.export import original_run, verify
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.program import SequenceStage
-
-
-def zoo_model(name: str, folder: Path) -> nn.Module:
-    torch.manual_seed(0)
-    module = next(entry for entry in TASKS if entry.name == name).make(folder)
-    assert isinstance(module, nn.Module)
-    return module
 
 
 def test_a_pooled_head_runs_once(tmp_path: Path) -> None:
@@ -65,3 +56,15 @@ def test_a_wrong_pooled_head_is_found(tmp_path: Path) -> None:
     report = verify(bundle.path, model, length=40)
     assert not report.passed
     assert report.output == "logits"
+
+
+def test_a_few_logits_get_further_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = zoo_model("BERT, sequence classification", tmp_path)
+    bundle = bundle_of(model, tmp_path, block_size=16)
+    wide = verify(bundle.path, model, length=30).logits
+    monkeypatch.setattr(original_run, "CUTS", ())
+    narrow = verify(bundle.path, model, length=30).logits
+    assert wide is not None
+    assert narrow is not None
+    assert wide.max_abs_error == narrow.max_abs_error
+    assert wide.noise_floor > narrow.noise_floor

@@ -223,6 +223,17 @@ def test_openvino_says_which_device_it_lacks(compiler_program, monkeypatch):
     assert "finds no NPU here, only CPU, GPU.0" in program.missing("NPU")
 
 
+def test_openvino_does_not_check_one_precision_by_the_numbers_of_another(compiler_program, monkeypatch, tmp_path):
+    program = compiler_program("build_openvino")
+    hint = SimpleNamespace(get_type_name=lambda: "f32")
+    core = SimpleNamespace(read_model=str, compile_model=lambda *_: SimpleNamespace(get_property=lambda _: hint))
+    monkeypatch.setattr(program, "openvino", SimpleNamespace(Core=lambda: core, save_model=lambda *_, **__: None))
+    request = {"precision": "bf16", "onnx": "x.onnx", "device": "CPU", "folder": tmp_path, "name": "x", "outputs": ""}
+    program.build(request)
+    with pytest.raises(SystemExit, match="this CPU multiplies in f32, not bf16: build it without --check"):
+        program.build(request | {"outputs": "o.npz"})
+
+
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_tensorrt_for_rtx_builds_in_the_types_of_the_model(bundle, precision):
     built = build_target(bundle, "tensorrt-rtx", precision=precision, device="SM120")

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
+from tests.end_to_end.agreement import zoo_model
 from tests.runtime.axes_models import CLASSES, WIDTH, classifier, counted_positions, encoder_decoder, image
 from tests.runtime.tiny_bundle import write_tiny
 from tests.runtime.tiny_model import Tiny, random_tokens
-from tools.zoo.torch_heads import TASKS
 from twoheads.export.cli import main
 from twoheads.graphs.program import Pooling
 from twoheads.runtime import load
@@ -154,8 +153,7 @@ def test_run_streams_as_many_rows_as_there_are(cli, tmp_path: Path) -> None:
 def test_a_model_folder_of_two_sequences_or_of_images_is_compiled_and_verified(
     cli, tmp_path: Path, name: str, length: list[str], rows: int
 ) -> None:
-    torch.manual_seed(0)
-    model = next(entry for entry in TASKS if entry.name == name).make(tmp_path)
+    model = zoo_model(name, tmp_path)
     model.save_pretrained(tmp_path / "model")
     cli("compile", tmp_path / "model", "-o", tmp_path / "bundle", "--block-size", 16)
     report = cli("verify", tmp_path / "bundle", "--against", tmp_path / "model", *length, "--json")
@@ -164,8 +162,7 @@ def test_a_model_folder_of_two_sequences_or_of_images_is_compiled_and_verified(
 
 
 def test_verify_reads_arrays_by_name(cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    torch.manual_seed(0)
-    model = next(entry for entry in TASKS if entry.name == "BART").make(tmp_path)
+    model = zoo_model("BART", tmp_path)
     model.save_pretrained(tmp_path / "model")
     cli("compile", tmp_path / "model", "-o", tmp_path / "bundle", "--block-size", 16)
     words = ("verify", tmp_path / "bundle", "--against", tmp_path / "model", "--json")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from twoheads.export.noise_floor import Comparator, noise_floor
+from twoheads.export.noise_floor import Comparator, Floor, noise_floor, pooled_floor, widest
 
 
 def compare(ours: Any, fused: Any, plain: Any, **options: Any) -> Comparator:
@@ -58,3 +58,16 @@ def test_the_largest_entries_are_compared_row_by_row(monkeypatch: pytest.MonkeyP
     assert comparator.agreement == np.mean(ours.argmax(1) == fused.argmax(1)) < 1
     assert comparator.result().noise_floor == np.abs(fused - plain).max()
     assert comparator.result().max_abs_error == np.abs(fused - ours).max()
+
+
+def test_the_widest_floor_counts() -> None:
+    one = Floor(1.0, 8.0, finite=True)
+    assert widest(one, Floor(2.0, 8.0, finite=True)).value == 2.0
+    assert widest(one, Floor(0.5, 8.0, finite=True)).value == 1.0
+    assert not widest(one, Floor(0.5, 8.0, finite=False)).finite
+
+
+def test_a_floor_of_one_row_is_not_below_that_of_what_it_comes_from() -> None:
+    hidden = Floor(0.5, 8.0, finite=True)
+    assert pooled_floor(Floor(0.01, 2.0, finite=True), hidden) == Floor(0.125, 2.0, finite=True)
+    assert pooled_floor(Floor(0.25, 2.0, finite=True), hidden).value == 0.25

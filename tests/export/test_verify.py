@@ -17,8 +17,8 @@ import torch
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from twoheads.compiler import compile_model
-from twoheads.export import VerifyReport, verify, verify_input, write_bundle
-from twoheads.export.noise_floor import ALLOWED
+from twoheads.export import VerifyReport, original_run, verify, verify_input, write_bundle
+from twoheads.export.noise_floor import ALLOWED, Floor, noise_floor
 from twoheads.export.verify_input import logits_positions
 from twoheads.graphs.bundle_format import MANIFEST, PROGRAM, WEIGHTS
 from twoheads.graphs.errors import BundleError, InputError
@@ -144,6 +144,20 @@ def test_logits_that_do_not_fit_are_compared_at_some_positions(
 def test_the_report_says_that_the_trained_context_ends_before(decoder: Compiled) -> None:
     assert verify(decoder.bundle, decoder.module, length=60).warnings == ()
     assert "64" in verify(decoder.bundle, decoder.module, length=LENGTH).warnings[0]
+
+
+def test_an_embedding_is_not_asked_to_be_more_exact_than_the_hidden_states(
+    encoder: Compiled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wide_of_many_rows(one: Any, other: Any) -> Floor:
+        floor = noise_floor(one, other)
+        return floor if len(one) == 1 else replace(floor, value=100 * floor.value)
+
+    monkeypatch.setattr(original_run, "noise_floor", wide_of_many_rows)
+    report = verify(encoder.bundle, encoder.folder, length=LENGTH)
+    assert report.embedding is not None
+    inherited = report.hidden.noise_floor / report.hidden.max_magnitude * report.embedding.max_magnitude
+    assert report.embedding.noise_floor == pytest.approx(inherited)
 
 
 def test_an_encoder_s_embedding_is_compared_too(encoder: Compiled) -> None:

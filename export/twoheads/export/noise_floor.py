@@ -2,7 +2,8 @@
 
 The yardstick of ``verify`` is the *noise floor* of the original: the largest difference between its evaluation with
 torch's fused attention and the one with plain matrix products and a softmax. Both are right; what separates them is
-rounding. Whatever computes the same model differently again can't be asked to be much closer.
+rounding. Whatever computes the same model differently again can't be asked to be much closer. Where an output is so few
+numbers that both may agree by chance, further evaluations count too.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Comparison:
     Attributes:
         max_abs_error: Largest absolute difference, over the numbers that are finite on both sides.
         max_magnitude: Largest absolute value of the original.
-        noise_floor: Largest difference between two evaluations of the original, not below the smallest allowed.
+        noise_floor: Largest difference between evaluations of the original, not below the smallest allowed.
         ratio: ``max_abs_error / noise_floor``.
         positions: Rows that were compared.
         finite: Whether every number is finite, on both sides.
