@@ -22,11 +22,11 @@ from tools.fetch_models import model_path
 from tools.machine import machine, machine_line
 from twoheads.compiler import compile_model
 from twoheads.export import write_bundle
-from twoheads.export.build.build_target import Built, build_engines
-from twoheads.export.build.lint import lint_bundle
-from twoheads.export.build.target import Target, load_target, target_names
+from twoheads.export.accelerators.build import Built, build_engines
+from twoheads.export.accelerators.lint import lint_bundle
+from twoheads.export.accelerators.target import Target, load_target, target_names
 from twoheads.graphs.errors import InputError
-from twoheads.runtime.bundle_reader import Bundle, read_bundle
+from twoheads.runtime.bundle.reader import Bundle, read_bundle
 
 __all__ = ["Row", "main", "page"]
 

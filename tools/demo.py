@@ -61,7 +61,7 @@ def _demo() -> bool:
 
 
 def _print_figures(compiled: tuple[Measured, Any], ran: tuple[Measured, Any], verified: tuple[Measured, Any]) -> None:
-    from twoheads.export.cli.console import print_facts, seconds_text, size_text
+    from twoheads.export.cli.shared.console import print_facts, seconds_text, size_text
 
     run, proof = ran[1], verified[1]
     ratio = proof["max_abs_error"] / proof["noise_floor"]
@@ -93,7 +93,7 @@ def _print_predictions(bundle: Path, logits: Path) -> None:
     """What the model expects next at a few places of the text, and what follows there."""
     import numpy as np
 
-    from twoheads.export.cli.console import print_table
+    from twoheads.export.cli.shared.console import print_table
     from twoheads.runtime import load
 
     tokenizer = load(bundle, check="size").tokenizer

@@ -31,7 +31,7 @@ from tools.markdown import table
 from tools.measured_process import measure_json, twoheads_command
 from twoheads.compiler import compile_model
 from twoheads.export import write_bundle
-from twoheads.runtime.crew import available_threads
+from twoheads.runtime.execution.crew import available_threads
 
 __all__ = ["Figures", "make_texts", "render"]
 

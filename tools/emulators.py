@@ -27,11 +27,11 @@ from tokenizers import Tokenizer
 from tools.fetch_models import model_path
 from tools.machine import machine, machine_line
 from twoheads.compiler import compile_model
-from twoheads.compiler.sources import LoadedSource, load_source
+from twoheads.compiler.frontend.torch.load_source import LoadedSource, load_source
 from twoheads.export import write_bundle
-from twoheads.export.build.build_target import build_target
+from twoheads.export.accelerators.build import build_target
 from twoheads.runtime import LoadedBundle, load
-from twoheads.runtime.backend_emulator import EMULATORS, EmulatorBackend
+from twoheads.runtime.backends.emulator import EMULATORS, EmulatorBackend
 
 __all__ = ["Row", "main", "page"]
 

@@ -24,7 +24,7 @@ from tools.fetch_models import FetchError, fetch
 from tools.machine import machine
 from tools.measured_process import ProcessFailedError, measure_json, twoheads_command
 from tools.planning_report import draw, render
-from twoheads.graphs.profile import DeviceProfile, Network, profile_text, read_profile
+from twoheads.graphs.prediction.device_profile import DeviceProfile, Network, profile_text, read_profile
 
 __all__ = ["main"]
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from tools.machine import machine_line
 from tools.markdown import table
-from twoheads.export.cli.console import seconds_text, size_text
+from twoheads.export.cli.shared.console import seconds_text, size_text
 
 __all__ = ["draw", "render"]
 

@@ -22,7 +22,7 @@ from tools.fetch_models import fetch
 from tools.machine import machine
 from tools.quality_average import captured_heads, gentle_heads, measure_attention
 from tools.quality_report import render
-from twoheads.graphs.policy import Policy, parse_policy
+from twoheads.graphs.masks.policy import Policy, parse_policy
 from twoheads.runtime import LoadedBundle, load
 
 __all__ = ["main"]

@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 from tools.attention_only import AttentionOnly, features
 from twoheads.compiler import compile_model
-from twoheads.compiler.sources import load_source
+from twoheads.compiler.frontend.torch.load_source import load_source
 from twoheads.export import write_bundle
-from twoheads.graphs.policy import Policy
+from twoheads.graphs.masks.policy import Policy
 from twoheads.runtime import load
-from twoheads.runtime.average_report import AverageReport
+from twoheads.runtime.reports.sampling import AverageReport
 
 __all__ = ["captured_heads", "gentle_heads", "measure_attention"]
 

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime  # type: ignore[import-untyped]
 
-from twoheads.export.stock_onnx import stock_model
-from twoheads.graphs.program import StockEngine
+from twoheads.export.emit.stock_attention import stock_model
+from twoheads.graphs.program.program import StockEngine
 
 __all__ = ["Errors", "main", "measure"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import date
 
 from tools.markdown import table
-from twoheads.graphs.theorems import LOWER_BOUND
+from twoheads.graphs.schedule.theorems import LOWER_BOUND
 
 __all__ = ["Batch", "Machine", "Row", "render"]
 
@@ -81,9 +81,9 @@ depend on `N`.
 - *Paper*: the calls of the paper's own construction at the same block length, all heads of a layer in one call (for the
   oracle: as many as it packs), its synthetic token not counted as a position. It takes two calls where ours gets `out`
   and `lse` from one, four for a causal pair off the diagonal, and four for a chunk of a window (two prefix sums, each
-  of `A` and `B / A`). The counts are derived in `twoheads.graphs.theorems`; the tests run the paper's constructions and
-  count. For windows longer than a block the paper's chunks are empty; the number is then a lower bound for its causal
-  construction on the blocks that the window touches.
+  of `A` and `B / A`). The counts are derived in `twoheads.graphs.schedule.theorems`; the tests run the paper's
+  constructions and count. For windows longer than a block the paper's chunks are empty; the number is then a lower
+  bound for its causal construction on the blocks that the window touches.
 - *Floor*: every visible (query, key) pair must meet in a call, and a call brings `M * K` pairs together. For the worst
   case there is more to say: {LOWER_BOUND}.
 - *Error* and *noise*: the largest difference from torch, and the largest difference between torch's fused attention and

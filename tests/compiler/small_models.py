@@ -24,9 +24,9 @@ from transformers import (
 )
 
 from twoheads.compiler import attention
-from twoheads.compiler.capture import capture
-from twoheads.compiler.source_program import Captured
-from twoheads.compiler.sources import load_source
+from twoheads.compiler.frontend.torch.capture import capture
+from twoheads.compiler.frontend.torch.load_source import load_source
+from twoheads.compiler.ir.source_program import Captured
 
 WIDTH = 8
 

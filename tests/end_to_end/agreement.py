@@ -11,10 +11,10 @@ from torch import nn
 
 from tools.zoo.torch_heads import TASKS
 from twoheads.compiler import CompiledModel, compile_model
-from twoheads.compiler.sources import LoadedSource
+from twoheads.compiler.frontend.torch.load_source import LoadedSource
 from twoheads.export import write_bundle
-from twoheads.graphs.axes import axis_length
-from twoheads.graphs.program_lengths import input_axes
+from twoheads.graphs.program.axes import axis_length
+from twoheads.graphs.program.lengths import input_axes
 from twoheads.runtime import LoadedBundle, load
 
 PASS = 4.0

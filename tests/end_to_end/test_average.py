@@ -13,17 +13,17 @@ import torch
 
 from tests.end_to_end.random_models import Features, RandomTransformer
 from tests.end_to_end.test_policy import EXAMPLES, llama
-from tests.export.test_verify import edited_program
+from tests.export.verification.test_verifier import edited_program
 from tools.attention_only import AttentionOnly, features
 from twoheads.compiler import compile_model
 from twoheads.export import verify, write_bundle
 from twoheads.export.cli import main
-from twoheads.graphs.average import Average
 from twoheads.graphs.errors import BundleError, CompileError
-from twoheads.graphs.masks import parse_mask
-from twoheads.graphs.program import AttentionStage, Program
+from twoheads.graphs.masks.expressions import parse_mask
+from twoheads.graphs.masks.sampling import Average
+from twoheads.graphs.program.program import AttentionStage, Program
 from twoheads.runtime import Report, load
-from twoheads.runtime.average_stage import SamplerWorker
+from twoheads.runtime.stages.attention.sampled import SamplerWorker
 
 pytestmark = pytest.mark.filterwarnings("ignore:approximate")
 HEADS, KV_HEADS, DIM, BLOCK, LENGTH = 2, 1, 8, 16, 700

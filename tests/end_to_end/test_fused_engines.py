@@ -12,12 +12,12 @@ import torch
 from tests.end_to_end.agreement import assert_agrees, bundle_of
 from tests.end_to_end.random_models import Features, RandomTransformer
 from twoheads.compiler import compile_model
-from twoheads.compiler.sources import load_source
+from twoheads.compiler.frontend.torch.load_source import load_source
 from twoheads.export import quantise_weights, write_bundle
-from twoheads.export.build.engine_jobs import engine_jobs, random_inputs
+from twoheads.export.engines.jobs import engine_jobs, random_inputs
 from twoheads.graphs.errors import CompileError, InputError
 from twoheads.runtime import load
-from twoheads.runtime.bundle_reader import read_bundle
+from twoheads.runtime.bundle.reader import read_bundle
 
 EXAMPLES = (torch.zeros((1, 11), dtype=torch.int64),)
 

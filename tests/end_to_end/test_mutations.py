@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from twoheads.compiler import CompiledModel, compile_model
 from twoheads.export import verify, write_bundle
 from twoheads.graphs.errors import CompileError
-from twoheads.graphs.masks import parse_mask
-from twoheads.graphs.program import AttentionEngine, AttentionStage, Program
+from twoheads.graphs.masks.expressions import parse_mask
+from twoheads.graphs.program.program import AttentionEngine, AttentionStage, Program
 from twoheads.runtime import load
 
 LENGTH = 53

@@ -9,8 +9,8 @@ from onnx import helper
 
 from tests.compiler.onnx_graphs import attention_nodes, attention_weights, save_model
 from twoheads.compiler import compile_model, plan_model
-from twoheads.compiler.capture_onnx import capture_onnx
-from twoheads.compiler.source_graph import SequenceNode
+from twoheads.compiler.frontend.onnx.capture import capture_onnx
+from twoheads.compiler.ir.source_graph import SequenceNode
 from twoheads.export import verify, write_bundle
 from twoheads.graphs.errors import CompileError
 from twoheads.runtime import load

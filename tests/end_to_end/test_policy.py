@@ -14,14 +14,14 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, M
 
 from tests.end_to_end.agreement import assert_agrees, bundle_of
 from tests.end_to_end.random_models import Features, RandomTransformer
-from tests.export.test_verify import edited_program
+from tests.export.verification.test_verifier import edited_program
 from twoheads.compiler import compile_model, plan_model
-from twoheads.compiler.sources import load_source
+from twoheads.compiler.frontend.torch.load_source import load_source
 from twoheads.export import verify, write_bundle
 from twoheads.export.cli import main
 from twoheads.graphs.errors import CompileError
-from twoheads.graphs.masks import parse_mask
-from twoheads.graphs.program import AttentionStage, Program
+from twoheads.graphs.masks.expressions import parse_mask
+from twoheads.graphs.program.program import AttentionStage, Program
 from twoheads.runtime import load
 
 SIZES: dict[str, Any] = {

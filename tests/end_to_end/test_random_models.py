@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.end_to_end.agreement import assert_agrees, bundle_of
 from tests.end_to_end.random_models import Features, RandomTransformer
-from twoheads.compiler.sources import LoadedSource, load_source
+from twoheads.compiler.frontend.torch.load_source import LoadedSource, load_source
 from twoheads.graphs.errors import InputError
 from twoheads.runtime import LoadedBundle
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from twoheads.compiler import compile_model
-from twoheads.compiler.sources import load_source
+from twoheads.compiler.frontend.torch.load_source import load_source
 from twoheads.export import verify, write_bundle
 from twoheads.graphs.errors import InputError
 from twoheads.runtime import load

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.compiler.passes.test_check_tokenwise import MOVING
 from tests.compiler.small_models import EXAMPLES, OneLayer
-from tests.compiler.test_check_tokenwise import MOVING
 from tests.end_to_end.agreement import bundle_of
 
 OPERATIONS = MOVING | {"length in arithmetic": lambda x: x * 16.0 / x.shape[1]}

@@ -11,7 +11,7 @@ import transformers as hf
 from torch import Tensor, nn
 
 from tests.end_to_end.agreement import assert_agrees, bundle_of
-from twoheads.compiler.sources import load_source
+from twoheads.compiler.frontend.torch.load_source import load_source
 
 NO_TOKENS: dict[str, Any] = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
 

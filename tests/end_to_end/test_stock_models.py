@@ -11,7 +11,7 @@ import torch
 from tests.end_to_end.agreement import assert_agrees, bundle_of
 from tests.end_to_end.random_models import Features, RandomTransformer
 from twoheads.compiler import compile_model
-from twoheads.compiler.sources import load_source
+from twoheads.compiler.frontend.torch.load_source import load_source
 from twoheads.graphs.errors import CompileError
 
 EXAMPLES = (torch.zeros((1, 11), dtype=torch.int64),)

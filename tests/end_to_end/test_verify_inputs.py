@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from tests.end_to_end.agreement import bundle_of, zoo_model
-from twoheads.export import original_run, verify
+from twoheads.export import verify
+from twoheads.export.verification import original_run
 from twoheads.graphs.errors import InputError
-from twoheads.graphs.program import SequenceStage
+from twoheads.graphs.program.program import SequenceStage
 
 
 def test_a_pooled_head_runs_once(tmp_path: Path) -> None:

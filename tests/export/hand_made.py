@@ -12,10 +12,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from twoheads.compiler.compiled_model import CompiledModel
-from twoheads.export import bundle_writer, weight_quantisation
-from twoheads.graphs.bundle_format import SourceIdentity
-from twoheads.graphs.masks import Causal, Mask
-from twoheads.graphs.program import (
+from twoheads.export.bundle import writer as bundle_writer
+from twoheads.export.precision import quantise_weights as weight_quantisation
+from twoheads.graphs.masks.expressions import Causal, Mask
+from twoheads.graphs.program.program import (
     AttentionEngine,
     AttentionStage,
     Input,
@@ -25,6 +25,7 @@ from twoheads.graphs.program import (
     TokenwiseStage,
     Value,
 )
+from twoheads.graphs.serialization.bundle_format import SourceIdentity
 
 BLOCK, HEADS, DIM = 16, 2, 4
 WIDTH = HEADS * DIM

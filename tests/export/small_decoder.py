@@ -15,8 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tests.compiler.onnx_graphs import save_model
 from twoheads.compiler import compile_model
 from twoheads.compiler.compiled_model import CompiledModel
-from twoheads.export.emit_tokenwise import EmittedRegion, emit_tokenwise
-from twoheads.graphs.program import TokenwiseEngine
+from twoheads.export.emit.tokenwise import EmittedRegion, emit_tokenwise
+from twoheads.graphs.program.program import TokenwiseEngine
 
 BLOCK, LENGTH = 32, 71
 

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from twoheads.export import device_kernels
-from twoheads.runtime.device.kernels import KERNELS, kernel_image
+from twoheads.runtime.backends.cuda_kernels import KERNELS, kernel_image
 
 ROOT = Path(__file__).parents[2]
 
 INTERPRETED = """
 import numpy as np, torch
 from twoheads.export.device_kernels import COLUMNS, merge_state, zero_tail
-from twoheads.runtime import merge
-from twoheads.runtime.device.kernels import MERGE_ROWS, ZERO_BYTES
+from twoheads.runtime.stages.attention import merge
+from twoheads.runtime.backends.cuda_kernels import MERGE_ROWS, ZERO_BYTES
 
 random = np.random.default_rng(0)
 for count, rows, width in ((1, 1, 1), (3, 33, 5), (9, 20, 130), (2, 16, 64)):

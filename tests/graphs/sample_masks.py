@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
-from twoheads.graphs.masks import Causal, Chunk, Full, Mask, Sinks, Window
+from twoheads.graphs.masks.expressions import Causal, Chunk, Full, Mask, Sinks, Window
 
 _atoms: st.SearchStrategy[Mask] = st.one_of(
     st.just(Full()),

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from twoheads.graphs.profile import PROFILE_VERSION, DeviceProfile, EngineTimes, Network, Sampling, engines_digest
-from twoheads.graphs.program import AttentionEngine, Program
+from twoheads.graphs.prediction.device_profile import (
+    PROFILE_VERSION,
+    DeviceProfile,
+    EngineTimes,
+    Network,
+    Sampling,
+    engines_digest,
+)
+from twoheads.graphs.program.program import AttentionEngine, Program
 
 VARIANT_SECONDS = {"full": 1.0, "masked": 2.0, "full_merge": 4.0, "masked_merge": 8.0}
 ADD_SECONDS = {"full_add": 0.25, "masked_add": 0.125}

@@ -7,9 +7,9 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from tests.graphs.sample_masks import masks
-from twoheads.graphs.average import Average
-from twoheads.graphs.masks import Causal, Full, Mask
-from twoheads.graphs.program import (
+from twoheads.graphs.masks.expressions import Causal, Full, Mask
+from twoheads.graphs.masks.sampling import Average
+from twoheads.graphs.program.program import (
     AttentionEngine,
     AttentionStage,
     Engine,

@@ -15,8 +15,8 @@ from onnx import TensorProto
 
 from tests.runtime.tiny_bundle import Nodes, write_bundle
 from tests.runtime.tiny_model import Array, dense_attention
-from twoheads.graphs.masks import Causal, Full, Mask
-from twoheads.graphs.program import (
+from twoheads.graphs.masks.expressions import Causal, Full, Mask
+from twoheads.graphs.program.program import (
     AttentionEngine,
     AttentionStage,
     Dim,

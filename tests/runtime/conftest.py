@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from twoheads.runtime.stores import ValueStore
+from twoheads.runtime.memory.stores import ValueStore
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from tests.runtime.test_run import assert_close
+from tests.runtime.runs.test_session import assert_close
 from tests.runtime.tiny_bundle import read_manifest, write_manifest, write_tiny
 from tests.runtime.tiny_model import Tiny
 from twoheads.graphs.errors import BundleError

@@ -65,7 +65,7 @@ def test_open_engines_share_their_working_memory(tmp_path):
     code = f"""
 import numpy as np
 from twoheads.runtime import load
-from twoheads.runtime.peak_memory import peak_memory
+from twoheads.runtime.reports.peak_memory import peak_memory
 bundle = load({str(path)!r}, threads=2)
 bundle.run(np.ones(1200, np.int64))
 print(peak_memory())

@@ -13,28 +13,15 @@ import onnx
 from onnx import TensorProto, helper
 
 from tests.runtime.tiny_model import Tiny, make_weights
-from twoheads.export.attention_onnx import attention_model
-from twoheads.export.engine_files import bind_weights
-from twoheads.export.fused_onnx import fused_model
-from twoheads.export.one_block_onnx import one_block_model
-from twoheads.export.oracle_onnx import oracle_model
-from twoheads.export.stock_onnx import stock_model
-from twoheads.graphs.bundle_format import (
-    ALIGNMENT,
-    FORMAT_VERSION,
-    FileEntry,
-    Manifest,
-    SourceIdentity,
-    WeightEntry,
-    tiles_folder,
-)
-from twoheads.graphs.fused_engine import FusedEngine
-from twoheads.graphs.fused_programs import fused_steps
-from twoheads.graphs.json_codec import to_json
-from twoheads.graphs.key_tiles import with_key_tile
-from twoheads.graphs.masks import parse_mask
-from twoheads.graphs.one_block import ONE_BLOCK, one_block
-from twoheads.graphs.program import (
+from twoheads.export.bundle.engine_files import bind_weights
+from twoheads.export.emit.fused.emit import fused_model
+from twoheads.export.emit.fused.one_block import one_block_model
+from twoheads.export.emit.oracle import oracle_model
+from twoheads.export.emit.stock_attention import stock_model
+from twoheads.export.emit.tile_attention import attention_model
+from twoheads.graphs.masks.expressions import parse_mask
+from twoheads.graphs.program.engines.fused import FusedEngine
+from twoheads.graphs.program.program import (
     AttentionEngine,
     AttentionStage,
     Input,
@@ -47,6 +34,19 @@ from twoheads.graphs.program import (
     TokenwiseStage,
     Value,
 )
+from twoheads.graphs.serialization.bundle_format import (
+    ALIGNMENT,
+    FORMAT_VERSION,
+    FileEntry,
+    Manifest,
+    SourceIdentity,
+    WeightEntry,
+    tiles_folder,
+)
+from twoheads.graphs.serialization.json_codec import to_json
+from twoheads.graphs.variants.choose import fused_steps
+from twoheads.graphs.variants.key_tiles import with_key_tile
+from twoheads.graphs.variants.one_block import ONE_BLOCK, one_block
 
 
 def make_program(tiny: Tiny) -> Program:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from twoheads.graphs.masks import parse_mask
-from twoheads.graphs.program import Limit, Pooling
+from twoheads.graphs.masks.expressions import parse_mask
+from twoheads.graphs.program.program import Limit, Pooling
 
 Array = npt.NDArray[Any]
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from tools.accelerators import Row, page
-from twoheads.export.build.build_target import Built
-from twoheads.export.build.target import load_target
-from twoheads.graphs.bundle_format import Artifact, TargetEntry
+from twoheads.export.accelerators.build import Built
+from twoheads.export.accelerators.target import load_target
+from twoheads.graphs.serialization.bundle_format import Artifact, TargetEntry
 
 
 def built(off=(), error=None, refused=None):

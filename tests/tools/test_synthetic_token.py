@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tools.synthetic_token import MARKS, main, measure
-from twoheads.runtime.stock_stage import TRUSTED
+from twoheads.runtime.stages.stock.attention import TRUSTED
 
 
 def test_float32_reaches_75_where_the_paper_s_column_ends_at_20() -> None:

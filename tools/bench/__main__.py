@@ -22,7 +22,7 @@ from tools.bench.prepare import prepare
 from tools.fetch_models import FetchError
 from tools.machine import machine
 from tools.measured_process import ProcessFailedError
-from twoheads.runtime.crew import available_threads
+from twoheads.runtime.execution.crew import available_threads
 
 __all__ = ["main"]
 

@@ -22,7 +22,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from tools.bench.contenders import CONTENDERS, Contender, Setting
-from twoheads.runtime.peak_memory import peak_memory
+from twoheads.runtime.reports.peak_memory import peak_memory
 
 __all__ = ["main", "serve"]
 

@@ -74,8 +74,8 @@ class _Ours:
         self, setting: Setting, *, stages: str | None = None, backend: str = "onnxruntime", precision: str = "f32"
     ) -> None:
         from twoheads.runtime import load
-        from twoheads.runtime.backend import open_backend
-        from twoheads.runtime.timed_backend import TimedBackend
+        from twoheads.runtime.backends.protocol import open_backend
+        from twoheads.runtime.measurement.timed_backend import TimedBackend
 
         self._backend = TimedBackend(open_backend(backend, precision=precision, threads=setting.threads))
         self._bundle = load(setting.paths["bundle"], backend=self._backend, threads=setting.threads)
@@ -93,7 +93,7 @@ class _Ours:
         return self._bundle.run(self._input(length), "hidden").array
 
     def run(self, length: int) -> Timing:
-        from twoheads.runtime.timed_backend import run_timed
+        from twoheads.runtime.measurement.timed_backend import run_timed
 
         run = run_timed(self._bundle, self._backend, self._input(length), "hidden")
         schedule = self._bundle.schedule(length, "hidden")
@@ -114,10 +114,10 @@ class _TileEngine:
     """No contender: our tiles' engine alone, all data at hand, for as many tiles as exact causal attention fills."""
 
     def __init__(self, setting: Setting) -> None:
-        from twoheads.graphs.program import AttentionEngine
-        from twoheads.runtime.backend import open_backend
-        from twoheads.runtime.bundle_reader import read_bundle
-        from twoheads.runtime.engine_meter import EngineMeter
+        from twoheads.graphs.program.program import AttentionEngine
+        from twoheads.runtime.backends.protocol import open_backend
+        from twoheads.runtime.bundle.reader import read_bundle
+        from twoheads.runtime.measurement.engine_meter import EngineMeter
 
         bundle = read_bundle(setting.paths["bundle"])
         self._threads = setting.threads
@@ -139,7 +139,7 @@ class _Torch:
     def __init__(self, setting: Setting) -> None:
         import torch
 
-        from twoheads.compiler.sources import load_source
+        from twoheads.compiler.frontend.torch.load_source import load_source
 
         torch.set_num_threads(setting.threads)
         torch.set_grad_enabled(False)
@@ -271,8 +271,8 @@ class _Peak:
     """No contender: the float32 matrix products that this machine reaches. The length does not matter."""
 
     def __init__(self, setting: Setting) -> None:
-        from twoheads.export.matrix_peak import MatrixPeak
-        from twoheads.runtime.backend import open_backend
+        from twoheads.export.bench.matrix_peak import MatrixPeak
+        from twoheads.runtime.backends.protocol import open_backend
 
         self._peak = MatrixPeak(open_backend("onnxruntime"), setting.threads)
 

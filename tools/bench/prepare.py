@@ -83,7 +83,7 @@ def _whole_graph(model: str, source: str, say: Callable[[str], None]) -> Path:
 
 
 def _export(source: str, path: str) -> None:
-    from twoheads.compiler.sources import load_source
+    from twoheads.compiler.frontend.torch.load_source import load_source
 
     model = load_source(source).module
     base = getattr(model, "base_model", model)

@@ -21,7 +21,7 @@ from tools.scale.full_disk import measure_full_disk
 from tools.scale.kills import measure_kills
 from tools.scale.lengths import KINDS, measure_length
 from tools.scale.page import render
-from twoheads.runtime.profiler import machine_text
+from twoheads.runtime.measurement.profiler import machine_text
 
 DOCS = Path(__file__).parents[2] / "docs"
 

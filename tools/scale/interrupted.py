@@ -19,7 +19,7 @@ __all__ = ["CASES", "Case", "Interrupted"]
 
 PROGRAM = """
 import os, signal, sys
-from twoheads.runtime import checkpoint
+from twoheads.runtime.execution import checkpoints as checkpoint
 checkpoint.CHECKPOINT_SECONDS = 0.5
 moment = int(sys.argv[1])  # the operation on files at which this process dies: odd before, even after it; 0 never
 count = 0

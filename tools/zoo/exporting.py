@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, DynamicCache, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from twoheads.export.torchlib_registry import kept_registry
+from twoheads.export.emit.torchlib_registry import kept_registry
 
 __all__ = ["VOCABULARY", "FirstOutput", "export_model", "export_with_past", "small_model"]
 

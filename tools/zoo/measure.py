@@ -9,7 +9,7 @@ from tools.zoo.entry import BLOCK, Entry
 from twoheads.compiler import compile_model
 from twoheads.export import VerifyReport, verify, write_bundle
 from twoheads.graphs.errors import CompileError
-from twoheads.graphs.program import AttentionStage, Program
+from twoheads.graphs.program.program import AttentionStage, Program
 
 __all__ = ["measure"]
 

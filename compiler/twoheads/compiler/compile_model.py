@@ -9,21 +9,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from twoheads.compiler.apply_policy import apply_policy
-from twoheads.compiler.check_tokenwise import check_tokenwise
 from twoheads.compiler.compiled_model import CompiledModel
-from twoheads.compiler.find_position_limit import find_position_limits
-from twoheads.compiler.lower_oracle import lower_oracle
-from twoheads.compiler.lower_stock import lower_stock
-from twoheads.compiler.lower_tile import Lowered, lower_tile
-from twoheads.compiler.partition import Partition, Region, partition
-from twoheads.compiler.source_program import Captured
+from twoheads.compiler.ir.source_program import Captured
+from twoheads.compiler.lowering.oracle import lower_oracle
+from twoheads.compiler.lowering.stock import lower_stock
+from twoheads.compiler.lowering.tile import Lowered, lower_tile
+from twoheads.compiler.passes.apply_policy import apply_policy
+from twoheads.compiler.passes.check_tokenwise import check_tokenwise
+from twoheads.compiler.passes.find_position_limits import find_position_limits
+from twoheads.compiler.passes.partition import Partition, Region, partition
 from twoheads.graphs.errors import CompileError
-from twoheads.graphs.key_tiles import LARGEST_TILE, other_key_tiles
-from twoheads.graphs.model_steps import MODEL, model_obstacle
-from twoheads.graphs.policy import Policy, parse_policy
-from twoheads.graphs.program import Program
-from twoheads.graphs.window_steps import MOST_TILES, WINDOW, window_steps
+from twoheads.graphs.masks.policy import Policy, parse_policy
+from twoheads.graphs.program.program import Program
+from twoheads.graphs.variants.key_tiles import LARGEST_TILE, other_key_tiles
+from twoheads.graphs.variants.model_steps import MODEL, model_obstacle
+from twoheads.graphs.variants.window_steps import MOST_TILES, WINDOW, window_steps
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -68,11 +68,11 @@ def compile_model(
             attention and nothing else), ``oracle`` (a plain small transformer that is told its parameters), or
             ``auto``: ``tile``, which is as fast as these where calls cost nothing.
         attention: ``full``, or by name an approximation such as ``window:1024+sinks:4``; see
-            :mod:`twoheads.graphs.policy`.
+            :mod:`twoheads.graphs.masks.policy`.
         oracle_layers: ``L'`` of the ``oracle`` lowering, 1 to 32.
         oracle_heads: ``H'`` of the ``oracle`` lowering, 1 to 32.
         results: For an ONNX file: its names of the last hidden states and, if wanted, of the logits; chosen by default,
-            see :mod:`twoheads.compiler.onnx_outputs`.
+            see :mod:`twoheads.compiler.frontend.onnx.choose_outputs`.
         progress: Told the name of each phase.
 
     Raises:
@@ -156,13 +156,13 @@ def _front(
 ) -> Callable[[], Captured]:
     """The model, loaded by the front door for its kind: what captures it."""
     if isinstance(source, str | Path) and Path(source).suffix == ".onnx":
-        from twoheads.compiler.capture_onnx import capture_onnx
+        from twoheads.compiler.frontend.onnx.capture import capture_onnx
 
         return lambda: capture_onnx(source, results)
     if results:
         raise CompileError("results", "are named for a source that is no ONNX file", "leave them out")
-    from twoheads.compiler.capture import capture
-    from twoheads.compiler.sources import load_source
+    from twoheads.compiler.frontend.torch.capture import capture
+    from twoheads.compiler.frontend.torch.load_source import load_source
 
     loaded = load_source(source, example_inputs=example_inputs, weights=weights)
     return lambda: capture(loaded)

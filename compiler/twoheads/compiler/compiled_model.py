@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from twoheads.compiler.source_program import TokenwiseRegion, Weight
-from twoheads.graphs.bundle_format import QuantisedWeight, SourceIdentity
-from twoheads.graphs.program import Program
+from twoheads.compiler.ir.source_program import TokenwiseRegion, Weight
+from twoheads.graphs.program.program import Program
+from twoheads.graphs.serialization.bundle_format import QuantisedWeight, SourceIdentity
 
 __all__ = ["CompiledModel"]
 

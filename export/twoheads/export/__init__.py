@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from twoheads.export.bundle_writer import write_bundle
-    from twoheads.export.value_narrowing import narrow_values
-    from twoheads.export.verifier import VerifyReport, verify
-    from twoheads.export.weight_quantisation import quantise_weights
+    from twoheads.export.bundle.writer import write_bundle
+    from twoheads.export.precision.narrow_values import narrow_values
+    from twoheads.export.precision.quantise_weights import quantise_weights
+    from twoheads.export.verification.verifier import VerifyReport, verify
 
 __all__ = ["VerifyReport", "narrow_values", "quantise_weights", "verify", "write_bundle"]
 
@@ -16,19 +16,19 @@ __all__ = ["VerifyReport", "narrow_values", "quantise_weights", "verify", "write
 def __getattr__(name: str) -> Any:
     # Lazy, so that the command line can import its own commands without onnx and torch.
     if name == "write_bundle":
-        from twoheads.export.bundle_writer import write_bundle
+        from twoheads.export.bundle.writer import write_bundle
 
         return write_bundle
     if name == "narrow_values":
-        from twoheads.export.value_narrowing import narrow_values
+        from twoheads.export.precision.narrow_values import narrow_values
 
         return narrow_values
     if name == "quantise_weights":
-        from twoheads.export.weight_quantisation import quantise_weights
+        from twoheads.export.precision.quantise_weights import quantise_weights
 
         return quantise_weights
     if name in ("VerifyReport", "verify"):
-        from twoheads.export import verifier
+        from twoheads.export.verification import verifier
 
         return getattr(verifier, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
 """The source of the runtime's kernels, in Triton, and how their PTX is made: no GPU is needed for it.
 
-``python -m twoheads.export.device_kernels`` writes the files that :mod:`twoheads.runtime.device.kernels` loads. Triton
-and torch are needed here only; the runtime launches the PTX through the driver.
+``python -m twoheads.export.device_kernels`` writes the files that :mod:`twoheads.runtime.backends.cuda_kernels`
+loads. Triton and torch are needed here only; the runtime launches the PTX through the driver.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from triton.backends.compiler import GPUTarget  # type: ignore[import-untyped]
 from triton.compiler import ASTSource  # type: ignore[import-untyped]
 
 from twoheads.graphs.errors import InternalError
-from twoheads.runtime.device import kernels
-from twoheads.runtime.device.device import Kernel
+from twoheads.runtime.backends import cuda_kernels as kernels
+from twoheads.runtime.backends.device_protocol import Kernel
 
 __all__ = ["compile_kernel", "merge_state", "source_digest", "zero_tail"]
 
@@ -43,7 +43,7 @@ def merge_state(
     ROWS: tl.constexpr,  # noqa: N803 - constants of a kernel are upper case
     COLUMNS: tl.constexpr,  # noqa: N803
 ) -> None:
-    """See :data:`twoheads.runtime.device.kernels.MERGE_STATE`."""
+    """See :data:`twoheads.runtime.backends.cuda_kernels.MERGE_STATE`."""
     row = tl.cast(tl.program_id(0), tl.int64) * ROWS + tl.arange(0, ROWS)
     real = row < rows
     top = tl.full((ROWS,), float("-inf"), tl.float32)
@@ -77,7 +77,7 @@ def zero_tail(
     inner: tl.tensor,
     BYTES: tl.constexpr,  # noqa: N803
 ) -> None:
-    """See :data:`twoheads.runtime.device.kernels.ZERO_TAIL`."""
+    """See :data:`twoheads.runtime.backends.cuda_kernels.ZERO_TAIL`."""
     at = tl.cast(tl.program_id(0), tl.int64) * BYTES + tl.arange(0, BYTES)
     token = (at // inner) % tokens
     behind = (at < tl.cast(outer, tl.int64) * tokens * inner) & (token >= tl.load(real))

@@ -1,10 +1,10 @@
 """Pure data and its algebra: masks and their tiles, the block program, and its schedule for one length."""
 
 from twoheads.graphs.errors import BundleError, CompileError, InputError, InternalError, TwoheadsError
-from twoheads.graphs.masks import Mask, parse_mask
-from twoheads.graphs.program import Program
-from twoheads.graphs.program_text import parse_program, print_program
-from twoheads.graphs.schedule import Schedule, make_schedule
+from twoheads.graphs.masks.expressions import Mask, parse_mask
+from twoheads.graphs.program.printer import parse_program, print_program
+from twoheads.graphs.program.program import Program
+from twoheads.graphs.schedule.schedule import Schedule, make_schedule
 
 __all__ = [
     "BundleError",

@@ -9,13 +9,13 @@
     print(result.array.argmax(), result.report.engine_calls)
 """
 
-from twoheads.runtime.document_run import run_documents
-from twoheads.runtime.job import Job
-from twoheads.runtime.merge import attention, merge_state
-from twoheads.runtime.npz_writer import NpzWriter
+from twoheads.runtime.documents.run import run_documents
+from twoheads.runtime.jobs.job import Job
+from twoheads.runtime.memory.npz_writer import NpzWriter
 from twoheads.runtime.opening import load
-from twoheads.runtime.report import Report, Result, StageReport
-from twoheads.runtime.session import LoadedBundle
+from twoheads.runtime.reports.report import Report, Result, StageReport
+from twoheads.runtime.runs.session import LoadedBundle
+from twoheads.runtime.stages.attention.merge import attention, merge_state
 
 __all__ = [
     "Job",

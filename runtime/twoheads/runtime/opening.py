@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 
 from twoheads.graphs.errors import InputError
-from twoheads.runtime.backend import DEVICE_BACKENDS, LANES, Backend, open_backend
-from twoheads.runtime.backend_emulator import EmulatorBackend
-from twoheads.runtime.bundle_reader import Bundle, read_bundle
-from twoheads.runtime.crew import available_threads
-from twoheads.runtime.session import LoadedBundle
-from twoheads.runtime.tuning import tuned_bundle
+from twoheads.runtime.backends.emulator import EmulatorBackend
+from twoheads.runtime.backends.protocol import DEVICE_BACKENDS, LANES, Backend, open_backend
+from twoheads.runtime.bundle.reader import Bundle, read_bundle
+from twoheads.runtime.execution.crew import available_threads
+from twoheads.runtime.measurement.tuning import tuned_bundle
+from twoheads.runtime.runs.session import LoadedBundle
 
 __all__ = ["load"]
 
@@ -40,7 +40,7 @@ def load(
         precision: In what a backend of that name multiplies: ``f32``, with ``openvino`` also ``bf16``, with
             ``tensorrt`` also ``f16``.
         threads: Blocks computed at the same time; ``None`` for every processor that the process may use, and for
-            :data:`~twoheads.runtime.backend.LANES` streams on a device.
+            :data:`~twoheads.runtime.backends.protocol.LANES` streams on a device.
         check: ``full`` (sizes and sha256 of all files) or ``size``.
         memory_limit: Bytes of memory that a run may take by its plan; one that does not fit is refused. What this
             process holds beside runs, results included, does not count.

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from twoheads.graphs.placement import DRIVER
-from twoheads.runtime.bundle_reader import read_bundle
+from twoheads.graphs.schedule.placement import DRIVER
+from twoheads.runtime.bundle.reader import read_bundle
 from twoheads.runtime.cluster.transport import Opening, PackTask, StageResult, ValuesLostError, WorkerLostError
 from twoheads.runtime.cluster.worker import Worker
 

@@ -15,12 +15,12 @@ from tests.runtime.cluster.in_process import InProcess
 from tests.runtime.tiny_bundle import write_tiny
 from tests.runtime.tiny_model import Tiny, random_tokens
 from twoheads.graphs.errors import InputError, TwoheadsError
-from twoheads.graphs.placement import place
-from twoheads.graphs.program import Pooling
-from twoheads.graphs.worker_holdings import worker_holdings
+from twoheads.graphs.prediction.worker_holdings import worker_holdings
+from twoheads.graphs.program.program import Pooling
+from twoheads.graphs.schedule.placement import place
 from twoheads.runtime import LoadedBundle, load
 from twoheads.runtime.cluster.run import check_program, run_on_workers
-from twoheads.runtime.requests import read_inputs
+from twoheads.runtime.inputs.requests import read_inputs
 
 TINY = {
     "causal": Tiny(),
@@ -177,7 +177,7 @@ def test_losing_all_workers_ends_the_run(bundles):
 
 
 def test_what_has_no_rows_is_refused(tmp_path: Path):
-    from tests.runtime.test_axes import lower
+    from tests.runtime.stages.test_axes import lower
 
     bundle = convolution(BLOCK).load(tmp_path / "b", lower=lambda program: lower("stock", program))
     with pytest.raises(InputError, match="stage layer: StockEngine does not run on a cluster"):

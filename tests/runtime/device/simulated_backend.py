@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tests.runtime.device.simulated_device import SimulatedDevice, SimulationError
-from twoheads.graphs.program import Port
-from twoheads.runtime.backend import EngineHandle
-from twoheads.runtime.backend_onnxruntime import OnnxRuntimeBackend
-from twoheads.runtime.device.device import DeviceArray
+from twoheads.graphs.program.program import Port
+from twoheads.runtime.backends.device_protocol import DeviceArray
+from twoheads.runtime.backends.onnxruntime_cpu import OnnxRuntimeBackend
+from twoheads.runtime.backends.protocol import EngineHandle
 
 
 class SimulatedBackend:

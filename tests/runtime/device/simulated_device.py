@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from twoheads.runtime.device.device import DeviceArray, HostBytes, Kernel, Rows
-from twoheads.runtime.merge import merge_state
+from twoheads.runtime.backends.device_protocol import DeviceArray, HostBytes, Kernel, Rows
+from twoheads.runtime.stages.attention.merge import merge_state
 
 BASE = 1 << 46
 PAGE = 1 << 20

@@ -13,7 +13,7 @@ from tests.runtime.tiny_bundle import write_tiny
 from tests.runtime.tiny_model import Tiny
 from twoheads.graphs.errors import InputError
 from twoheads.runtime import load
-from twoheads.runtime.device.cuda_device import DRIVER_FUNCTIONS, CudaDevice, Memcpy2D
+from twoheads.runtime.backends.cuda_driver import DRIVER_FUNCTIONS, CudaDevice, Memcpy2D
 
 HEADER = Path(triton.__file__).parent / "backends/nvidia/include/cuda.h"
 INTEGERS = {

@@ -10,8 +10,8 @@ import pytest
 from tests.runtime.axes_models import classifier, encoder_decoder, image
 from tests.runtime.device.simulated_backend import SimulatedBackend
 from tests.runtime.device.test_device_run import device_of, smallest_limit
-from tests.runtime.test_axes import check, features
-from tests.runtime.test_run import assert_close
+from tests.runtime.runs.test_session import assert_close
+from tests.runtime.stages.test_axes import check, features
 from tests.runtime.tiny_bundle import write_tiny
 from tests.runtime.tiny_model import Tiny, random_tokens, reference
 from twoheads.graphs.errors import InputError

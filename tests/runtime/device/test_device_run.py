@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 
 from tests.runtime.device.simulated_backend import SimulatedBackend
 from tests.runtime.device.simulated_device import SimulatedDevice
-from tests.runtime.test_run import MODELS, assert_close
+from tests.runtime.runs.test_session import MODELS, assert_close
 from tests.runtime.tiny_bundle import write_tiny
 from tests.runtime.tiny_model import Tiny, random_tokens, reference
 from twoheads.graphs.errors import InputError
-from twoheads.graphs.program import Pooling
+from twoheads.graphs.program.program import Pooling
 from twoheads.runtime import LoadedBundle, load
-from twoheads.runtime.device.cuda_device import DeviceError
-from twoheads.runtime.device.key_tiles import KeyTiles
+from twoheads.runtime.backends.cuda_driver import DeviceError
 from twoheads.runtime.device.lanes import Desk, Team
+from twoheads.runtime.device.tile_buffers import KeyTiles
 
 EXTRA = {
     "wide, deep": Tiny(key_tile=32, masks=("full", "causal & window(40, 0)"), pooling=Pooling("cls", False)),

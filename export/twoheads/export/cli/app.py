@@ -19,19 +19,19 @@ import typer
 from rich.logging import RichHandler
 from typer.core import TyperGroup
 
-from twoheads.export.cli import bench as bench_command
-from twoheads.export.cli import build as build_command
-from twoheads.export.cli import compile as compile_command
-from twoheads.export.cli import debug as debug_command
-from twoheads.export.cli import inspect as inspect_command
-from twoheads.export.cli import lint as lint_command
-from twoheads.export.cli import models as models_command
-from twoheads.export.cli import plan as plan_command
-from twoheads.export.cli import profile as profile_command
-from twoheads.export.cli import run as run_command
-from twoheads.export.cli import status as status_command
-from twoheads.export.cli import verify as verify_command
-from twoheads.export.cli.console import print_error, stderr_console
+from twoheads.export.cli.commands import bench as bench_command
+from twoheads.export.cli.commands import build as build_command
+from twoheads.export.cli.commands import compile as compile_command
+from twoheads.export.cli.commands import debug as debug_command
+from twoheads.export.cli.commands import inspect as inspect_command
+from twoheads.export.cli.commands import lint as lint_command
+from twoheads.export.cli.commands import models as models_command
+from twoheads.export.cli.commands import profile as profile_command
+from twoheads.export.cli.commands import status as status_command
+from twoheads.export.cli.plan import command as plan_command
+from twoheads.export.cli.run import command as run_command
+from twoheads.export.cli.shared.console import print_error, stderr_console
+from twoheads.export.cli.verify import command as verify_command
 from twoheads.graphs.errors import TwoheadsError
 
 __all__ = ["app", "main"]

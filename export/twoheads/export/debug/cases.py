@@ -9,18 +9,18 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from twoheads.export.build.compiler_process import find_compiler
-from twoheads.export.build.engine_jobs import EngineJob, engine_model, random_inputs
-from twoheads.export.build.hidden_scores import raise_masks
-from twoheads.export.build.prepare_engine import prepare_engine
-from twoheads.export.build.target import Target, choose, load_target, target_names
+from twoheads.export.accelerators.compiler_process import find_compiler
+from twoheads.export.accelerators.prepare_engine import prepare_engine
+from twoheads.export.accelerators.rewrites.hidden_scores import raise_masks
+from twoheads.export.accelerators.target import Target, choose, load_target, target_names
 from twoheads.export.debug.evaluators import EVALUATORS, Arrays, Evaluator, find_evaluator
 from twoheads.export.debug.graph_cuts import graph_ports
 from twoheads.export.debug.isolated import isolated_evaluator
 from twoheads.export.debug.oracles import Oracle, compiler_oracle, evaluator_oracle
+from twoheads.export.engines.jobs import EngineJob, engine_model, random_inputs
 from twoheads.graphs.errors import CompileError, InputError
-from twoheads.graphs.program import SequenceStage
-from twoheads.runtime.bundle_reader import Bundle
+from twoheads.graphs.program.program import SequenceStage
+from twoheads.runtime.bundle.reader import Bundle
 
 __all__ = ["Against", "Case", "engine_case", "file_case", "find_against"]
 

@@ -13,7 +13,7 @@ import onnx
 
 from twoheads.export.debug.graph_cuts import graph_ports
 from twoheads.graphs.errors import BundleError, InputError, TwoheadsError
-from twoheads.runtime.backend import Backend, open_backend
+from twoheads.runtime.backends.protocol import Backend, open_backend
 
 __all__ = ["EVALUATORS", "Arrays", "Evaluator", "backend_evaluator", "find_evaluator"]
 

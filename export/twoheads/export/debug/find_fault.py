@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import onnx
 
-from twoheads.export.bundle_writer import write_json
+from twoheads.export.bundle.writer import write_json
 from twoheads.export.debug.cases import Against, Case
 from twoheads.export.debug.graph_cuts import node_name, value_types
 from twoheads.export.debug.reduce import Reduction, reduce_model
 from twoheads.export.progress import Progress
-from twoheads.graphs.json_codec import finite_numbers, to_json
+from twoheads.graphs.serialization.json_codec import finite_numbers, to_json
 
 __all__ = ["Fault", "FaultNode", "find_fault", "write_fault"]
 

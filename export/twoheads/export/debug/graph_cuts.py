@@ -8,7 +8,7 @@ import onnx
 from onnx import helper
 
 from twoheads.graphs.errors import InternalError
-from twoheads.graphs.port import Port
+from twoheads.graphs.program.engines.port import Port
 
 __all__ = ["cut_nodes", "graph_ports", "mark_all", "node_name", "value_types"]
 

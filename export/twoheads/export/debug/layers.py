@@ -8,15 +8,15 @@ from pathlib import Path
 
 import onnx
 
-from twoheads.export.build.engine_jobs import EngineJob, engine_jobs, engine_model, random_inputs
-from twoheads.export.bundle_writer import write_json
+from twoheads.export.bundle.writer import write_json
 from twoheads.export.debug.evaluators import Arrays, Evaluator
 from twoheads.export.debug.graph_cuts import mark_all, node_name
+from twoheads.export.engines.jobs import EngineJob, engine_jobs, engine_model, random_inputs
+from twoheads.export.engines.tensor_error import relative_error
 from twoheads.export.progress import Progress, silent
-from twoheads.export.tensor_error import relative_error
 from twoheads.graphs.errors import InputError
-from twoheads.graphs.json_codec import finite_numbers, to_json
-from twoheads.runtime.bundle_reader import Bundle
+from twoheads.graphs.serialization.json_codec import finite_numbers, to_json
+from twoheads.runtime.bundle.reader import Bundle
 
 __all__ = ["TOLERANCE", "EngineLayers", "Layer", "check_polygraphy", "compare_layers", "selected_jobs"]
 
@@ -26,7 +26,7 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One value: the node that computes it, and its :func:`~twoheads.export.tensor_error.relative_error`."""
+    """One value: the node that computes it, and its :func:`~twoheads.export.engines.tensor_error.relative_error`."""
 
     node: str
     operator: str

@@ -11,11 +11,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx
 
-from twoheads.export.build.compiler_process import Compiler, run_compiler
-from twoheads.export.build.target import Target
+from twoheads.export.accelerators.compiler_process import Compiler, run_compiler
+from twoheads.export.accelerators.target import Target
 from twoheads.export.debug.evaluators import Arrays, Evaluator
 from twoheads.export.debug.isolated import EvaluatorCrashedError
-from twoheads.export.tensor_error import relative_error
+from twoheads.export.engines.tensor_error import relative_error
 
 __all__ = ["Failure", "Oracle", "compiler_oracle", "evaluator_oracle"]
 

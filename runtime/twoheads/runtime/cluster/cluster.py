@@ -12,17 +12,17 @@ from typing import Any, Self
 
 import numpy.typing as npt
 
-from twoheads.graphs.bundle_format import MANIFEST
 from twoheads.graphs.errors import InputError
-from twoheads.runtime.backend import HOST_BACKENDS
+from twoheads.graphs.serialization.bundle_format import MANIFEST
+from twoheads.runtime.backends.protocol import HOST_BACKENDS
 from twoheads.runtime.cluster.ray_workers import RayWorkers
 from twoheads.runtime.cluster.run import check_program, run_on_workers
 from twoheads.runtime.cluster.transport import Opening
-from twoheads.runtime.head import Sink
-from twoheads.runtime.inputs import check_output, give_warnings
-from twoheads.runtime.report import Result
-from twoheads.runtime.requests import Request, read_inputs
-from twoheads.runtime.session import LoadedBundle, Progress
+from twoheads.runtime.inputs.arrays import check_output, give_warnings
+from twoheads.runtime.inputs.requests import Request, read_inputs
+from twoheads.runtime.reports.report import Result
+from twoheads.runtime.runs.session import LoadedBundle, Progress
+from twoheads.runtime.stages.head import Sink
 
 __all__ = ["Cluster"]
 

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import TwoheadsError
-from twoheads.graphs.placement import Placement, deal_rows
-from twoheads.graphs.program import Value
+from twoheads.graphs.program.program import Value
+from twoheads.graphs.schedule.placement import Placement, deal_rows
 from twoheads.runtime.cluster.ledger import Ledger
 from twoheads.runtime.cluster.transport import Piece, StageResult, ValuesLostError, WorkerLostError, Workers
 

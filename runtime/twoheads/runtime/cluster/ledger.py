@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from twoheads.graphs.placement import DRIVER
+from twoheads.graphs.schedule.placement import DRIVER
 from twoheads.runtime.cluster.transport import Piece
 
 __all__ = ["Ledger"]

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from twoheads.graphs.errors import BundleError, InputError, InternalError, TwoheadsError
 from twoheads.runtime.cluster.transport import Opening, ValuesLostError, WorkerLostError
 from twoheads.runtime.cluster.worker import Worker
-from twoheads.runtime.crew import available_threads
+from twoheads.runtime.execution.crew import available_threads
 
 __all__ = ["RayWorkers"]
 

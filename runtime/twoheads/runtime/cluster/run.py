@@ -9,18 +9,18 @@ from typing import Any
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InputError
-from twoheads.graphs.placement import place
-from twoheads.graphs.program import AttentionEngine, AttentionStage, Program
-from twoheads.graphs.schedule import Schedule, needed_stages
-from twoheads.graphs.stage_reads import StageReads
-from twoheads.runtime.cluster.body_run import BodyRun
+from twoheads.graphs.program.program import AttentionEngine, AttentionStage, Program
+from twoheads.graphs.schedule.placement import place
+from twoheads.graphs.schedule.reads import StageReads
+from twoheads.graphs.schedule.schedule import Schedule, needed_stages
+from twoheads.runtime.cluster.body import BodyRun
 from twoheads.runtime.cluster.dispatch import Dispatch
-from twoheads.runtime.cluster.result_rows import ResultRows
+from twoheads.runtime.cluster.results import ResultRows
 from twoheads.runtime.cluster.transport import RunTask, Workers
-from twoheads.runtime.head import Sink
-from twoheads.runtime.peak_memory import peak_memory
-from twoheads.runtime.report import ClusterReport, Report, StageReport
-from twoheads.runtime.requests import Request
+from twoheads.runtime.inputs.requests import Request
+from twoheads.runtime.reports.peak_memory import peak_memory
+from twoheads.runtime.reports.report import ClusterReport, Report, StageReport
+from twoheads.runtime.stages.head import Sink
 
 __all__ = ["check_program", "run_on_workers"]
 

@@ -128,7 +128,7 @@ class RunTask:
     Attributes:
         lengths: Tokens by input axis; the length of a program without such is fixed.
         length: The one that reports tell.
-        output, positions: As :func:`~twoheads.graphs.schedule.make_schedule` takes them.
+        output, positions: As :func:`~twoheads.graphs.schedule.schedule.make_schedule` takes them.
     """
 
     lengths: Mapping[str, int]

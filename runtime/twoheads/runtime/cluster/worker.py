@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from twoheads.graphs.bundle_format import MANIFEST
 from twoheads.graphs.errors import BundleError, InternalError
-from twoheads.graphs.program import AttentionStage, Stage, outputs_of
-from twoheads.graphs.schedule import Schedule, make_schedule
-from twoheads.runtime.backend import open_backend
-from twoheads.runtime.bundle_reader import read_bundle
+from twoheads.graphs.program.program import AttentionStage, Stage, outputs_of
+from twoheads.graphs.schedule.schedule import Schedule, make_schedule
+from twoheads.graphs.serialization.bundle_format import MANIFEST
+from twoheads.runtime.backends.protocol import open_backend
+from twoheads.runtime.bundle.reader import read_bundle
+from twoheads.runtime.bundle.weights import Weights
 from twoheads.runtime.cluster.transport import (
     Blocks,
     Objects,
@@ -27,14 +28,13 @@ from twoheads.runtime.cluster.transport import (
     StageResult,
     ValuesLostError,
 )
-from twoheads.runtime.crew import Crew
-from twoheads.runtime.engine_pool import EnginePool
-from twoheads.runtime.executor import prepare, run_stage
-from twoheads.runtime.head import run_head
-from twoheads.runtime.peak_memory import peak_memory
-from twoheads.runtime.pooling import pool
-from twoheads.runtime.run_state import RunState
-from twoheads.runtime.weights import Weights
+from twoheads.runtime.execution.crew import Crew
+from twoheads.runtime.execution.engine_pool import EnginePool
+from twoheads.runtime.execution.run_state import RunState
+from twoheads.runtime.reports.peak_memory import peak_memory
+from twoheads.runtime.runs.host_executor import prepare, run_stage
+from twoheads.runtime.stages.head import run_head
+from twoheads.runtime.stages.pooling import pool
 
 __all__ = ["Worker"]
 

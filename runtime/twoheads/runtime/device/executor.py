@@ -1,4 +1,4 @@
-"""Run schedules on a device: what :func:`twoheads.runtime.executor.compute` is for the host."""
+"""Run schedules on a device: what :func:`twoheads.runtime.runs.host_executor.compute` is for the host."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InputError, InternalError
-from twoheads.graphs.program import AttentionEngine, AttentionStage, SequenceStage, Stage, TokenwiseStage
-from twoheads.graphs.schedule import needed_stages
-from twoheads.runtime.backend import DeviceBackend
-from twoheads.runtime.device.cuda_device import DeviceError
-from twoheads.runtime.device.device import HostBytes, Rows
+from twoheads.graphs.program.program import AttentionEngine, AttentionStage, SequenceStage, Stage, TokenwiseStage
+from twoheads.graphs.schedule.schedule import needed_stages
+from twoheads.runtime.backends.cuda_driver import DeviceError
+from twoheads.runtime.backends.device_protocol import HostBytes, Rows
+from twoheads.runtime.backends.protocol import DeviceBackend
 from twoheads.runtime.device.head import run_device_head
 from twoheads.runtime.device.plan import DevicePlan, Recorded, Shape, Sizing, make_plan, make_shape
 from twoheads.runtime.device.stages import StageQueue
 from twoheads.runtime.device.transfers import Transfers
-from twoheads.runtime.engine_pool import EnginePool
-from twoheads.runtime.half_range import FiniteRows, check_finite
-from twoheads.runtime.head import Sink
-from twoheads.runtime.pooling import pool
-from twoheads.runtime.run_state import RunState
-from twoheads.runtime.sequence_stage import fill_sequence
+from twoheads.runtime.execution.engine_pool import EnginePool
+from twoheads.runtime.execution.run_state import RunState
+from twoheads.runtime.memory.half_range import FiniteRows, check_finite
+from twoheads.runtime.stages.head import Sink
+from twoheads.runtime.stages.pooling import pool
+from twoheads.runtime.stages.sequence import fill_sequence
 
 __all__ = ["DeviceExecutor", "open_device"]
 
@@ -86,7 +86,7 @@ class DeviceExecutor:
         positions: npt.NDArray[np.int64] | None,
         sink: Sink | None,
     ) -> npt.NDArray[Any] | None:
-        """As :func:`~twoheads.runtime.executor.compute`; only inputs and wanted rows cross to and from the device.
+        """As :func:`~twoheads.runtime.runs.host_executor.compute`; only inputs and wanted rows cross over.
 
         Raises:
             InputError: The run does not fit into the device's memory, or needs what only the host has.

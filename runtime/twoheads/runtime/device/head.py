@@ -8,16 +8,16 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InternalError
-from twoheads.graphs.program import TokenwiseStage
-from twoheads.graphs.schedule import needed_stages
-from twoheads.runtime.backend import Call
-from twoheads.runtime.device.device import DeviceArray, Rows
+from twoheads.graphs.program.program import TokenwiseStage
+from twoheads.graphs.schedule.schedule import needed_stages
+from twoheads.runtime.backends.device_protocol import DeviceArray, Rows
+from twoheads.runtime.backends.protocol import Call
 from twoheads.runtime.device.lanes import Desk
 from twoheads.runtime.device.stages import StageQueue, device_engine
 from twoheads.runtime.device.transfers import Transfers, neighbours
 from twoheads.runtime.device.values import DeviceValue
-from twoheads.runtime.head import Sink
-from twoheads.runtime.run_state import RunState
+from twoheads.runtime.execution.run_state import RunState
+from twoheads.runtime.stages.head import Sink
 
 __all__ = ["run_device_head"]
 
@@ -29,7 +29,7 @@ def run_device_head(
     positions: npt.NDArray[np.int64] | None,
     sink: Sink | None,
 ) -> npt.NDArray[Any] | None:
-    """As :func:`~twoheads.runtime.head.run_head`."""
+    """As :func:`~twoheads.runtime.stages.head.run_head`."""
     head = _Head(run, queue, transfers)
     hidden = queue.plan.values[run.program.hidden]
     rows = run.schedule.value_rows(hidden.value) if positions is None else len(positions)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from twoheads.runtime.device.device import Device, DeviceArray, Event, Rows, Stream
+from twoheads.runtime.backends.device_protocol import Device, DeviceArray, Event, Rows, Stream
 from twoheads.runtime.device.layout import align
 from twoheads.runtime.device.values import DeviceValue
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from twoheads.graphs.costs.stage_costs import StageCosts
 from twoheads.graphs.errors import InputError
-from twoheads.graphs.program import AttentionStage, Program, TokenwiseStage, Value, inputs_of, outputs_of
-from twoheads.graphs.schedule import Schedule, needed_stages
-from twoheads.graphs.spill import size_text
-from twoheads.graphs.stage_costs import StageCosts
+from twoheads.graphs.program.program import AttentionStage, Program, TokenwiseStage, Value, inputs_of, outputs_of
+from twoheads.graphs.schedule.schedule import Schedule, needed_stages
+from twoheads.graphs.schedule.spill import size_text
 
 __all__ = ["ALIGNMENT", "LayoutPlan", "Region", "align", "is_direct", "lay_out", "plan_layout", "tiled_values"]
 

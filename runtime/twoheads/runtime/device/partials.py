@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from math import prod
 
-from twoheads.graphs.program import AttentionEngine
-from twoheads.runtime.device.device import Device, DeviceArray, Stream
-from twoheads.runtime.device.kernels import merge
+from twoheads.graphs.program.program import AttentionEngine
+from twoheads.runtime.backends.cuda_kernels import merge
+from twoheads.runtime.backends.device_protocol import Device, DeviceArray, Stream
 from twoheads.runtime.device.layout import align
 
 __all__ = ["PARTIALS", "Partials", "partials_bytes"]

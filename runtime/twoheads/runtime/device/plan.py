@@ -6,18 +6,18 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from twoheads.graphs.program import AttentionStage, SequenceStage, Stage, Value, outputs_of
-from twoheads.graphs.program_lengths import is_cross
-from twoheads.graphs.schedule import Schedule, needed_stages
-from twoheads.graphs.stage_costs import StageCosts, attention_rows
-from twoheads.graphs.tiles import Segment
-from twoheads.runtime.bias import BiasTiles
-from twoheads.runtime.device.device import DeviceArray, Graph, HostBytes
+from twoheads.graphs.costs.stage_costs import StageCosts, attention_rows
+from twoheads.graphs.masks.tiles import Segment
+from twoheads.graphs.program.lengths import is_cross
+from twoheads.graphs.program.program import AttentionStage, SequenceStage, Stage, Value, outputs_of
+from twoheads.graphs.schedule.schedule import Schedule, needed_stages
+from twoheads.runtime.backends.device_protocol import DeviceArray, Graph, HostBytes
 from twoheads.runtime.device.layout import LayoutPlan, align, plan_layout, tiled_values
-from twoheads.runtime.device.masks import MaskSlots, TileRow, tile_rows
+from twoheads.runtime.device.mask_slots import MaskSlots, TileRow, tile_rows
 from twoheads.runtime.device.partials import partials_bytes
 from twoheads.runtime.device.values import DeviceValue
-from twoheads.runtime.engine_pool import EnginePool
+from twoheads.runtime.execution.engine_pool import EnginePool
+from twoheads.runtime.stages.attention.bias_tiles import BiasTiles
 
 __all__ = ["Beside", "DevicePlan", "Memory", "Recorded", "Shape", "Sizing", "make_plan", "make_shape"]
 

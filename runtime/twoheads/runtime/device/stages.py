@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from twoheads.graphs.errors import InternalError
-from twoheads.graphs.program import AttentionStage, TokenwiseStage, outputs_of
-from twoheads.runtime.backend import Call, DeviceBackend, DeviceEngine, EngineHandle
-from twoheads.runtime.device.device import DeviceArray, Rows, Stream
-from twoheads.runtime.device.kernels import zero_tail
-from twoheads.runtime.device.key_tiles import KeyTiles
+from twoheads.graphs.program.program import AttentionStage, TokenwiseStage, outputs_of
+from twoheads.runtime.backends.cuda_kernels import zero_tail
+from twoheads.runtime.backends.device_protocol import DeviceArray, Rows, Stream
+from twoheads.runtime.backends.protocol import Call, DeviceBackend, DeviceEngine, EngineHandle
 from twoheads.runtime.device.lanes import Desk, Lane, Team
 from twoheads.runtime.device.layout import align
-from twoheads.runtime.device.masks import TileRow
+from twoheads.runtime.device.mask_slots import TileRow
 from twoheads.runtime.device.partials import Partials
 from twoheads.runtime.device.plan import DevicePlan
+from twoheads.runtime.device.tile_buffers import KeyTiles
 from twoheads.runtime.device.values import DeviceValue
-from twoheads.runtime.engine_pool import EnginePool
+from twoheads.runtime.execution.engine_pool import EnginePool
 
 __all__ = ["StageQueue", "device_engine"]
 

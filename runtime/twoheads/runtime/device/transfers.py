@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from twoheads.runtime.device.device import Device, Rows, Stream
+from twoheads.runtime.backends.device_protocol import Device, Rows, Stream
 from twoheads.runtime.device.values import DeviceValue
-from twoheads.runtime.stores import ValueStore
+from twoheads.runtime.memory.stores import ValueStore
 
 __all__ = ["Transfers", "neighbours"]
 

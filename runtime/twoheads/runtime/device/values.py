@@ -6,15 +6,15 @@ from math import prod
 
 import numpy as np
 
-from twoheads.graphs.program import Value
-from twoheads.runtime.device.device import DeviceArray, HostBytes, Rows
+from twoheads.graphs.program.program import Value
+from twoheads.runtime.backends.device_protocol import DeviceArray, HostBytes, Rows
 from twoheads.runtime.device.layout import is_direct
 
 __all__ = ["DeviceValue"]
 
 
 class DeviceValue:
-    """A value as ``[tiles, *block_shape(tile)]``, see :class:`~twoheads.runtime.stores.ValueStore`.
+    """A value as ``[tiles, *block_shape(tile)]``, see :class:`~twoheads.runtime.memory.stores.ValueStore`.
 
     Args:
         value: What is stored.

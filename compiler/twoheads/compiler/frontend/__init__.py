@@ -1,0 +1,1 @@
+"""The two doors through which models come in: torch and ONNX."""

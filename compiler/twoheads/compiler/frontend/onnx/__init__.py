@@ -1,0 +1,1 @@
+"""The ONNX door: a file becomes a source graph."""

@@ -1,0 +1,168 @@
+"""Decides what every input of an ONNX file is, and binds all but the arguments to what they hold in a run.
+
+An attention mask is all ones (padding never reaches a block program), token types are zeros, position numbers count the
+tokens, and past keys and values are empty. What is left is the model's arguments, each with batch 1 and one token axis
+or none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from twoheads.compiler.frontend.onnx.model.read_file import Array, GraphInput, OnnxFile
+from twoheads.graphs.errors import CompileError
+from twoheads.graphs.program.program import TOKENS, Dim, Input, Value
+
+__all__ = ["Bound", "bind_inputs"]
+
+SECOND = "m"
+"""The axis of an encoder's tokens where a decoder has its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A file whose inputs are its arguments."""
+
+    file: OnnxFile
+    arguments: tuple[Input, ...]
+
+
+def bind_inputs(file: OnnxFile) -> Bound:
+    """Binds the inputs.
+
+    Raises:
+        CompileError: An input is of no known kind, or its shape is not fixed up to one token axis.
+    """
+    kinds = {value.name: _kind(value) for value in file.inputs}
+    file = _without_optional_past(file, {name for name, kind in kinds.items() if kind == "past"})
+    two = any(value.name.startswith("decoder_") and kinds[value.name] == "argument" for value in file.inputs)
+    axes = {value.name: _axis(value, two=two) for value in file.inputs}
+    arguments = tuple(_argument(v, axes[v.name]) for v in file.inputs if kinds[v.name] == "argument")
+    if not arguments:
+        raise CompileError(str(file.path), "has no input of tokens or features", "export the whole model")
+    nodes: list[onnx.NodeProto] = []
+    weights: dict[str, Array] = {}
+    for value in file.inputs:
+        if kinds[value.name] == "past":
+            weights[value.name] = _empty(value)
+        elif kinds[value.name] != "argument":
+            nodes.extend(_bound(value, kinds[value.name], _length_of(value, axes[value.name], arguments), weights))
+    return Bound(replace(file, nodes=(*nodes, *file.nodes), weights={**file.weights, **weights}, inputs=()), arguments)
+
+
+def _kind(value: GraphInput) -> str:
+    name = value.name.lower()
+    if "past" in name or "cache" in name or name.startswith(("mems", "state")):
+        if "branch" in name or len(value.shape) < 3:
+            raise CompileError(
+                f"input {value.name}",
+                "switches between runs with and without a past",
+                "export without past (use_cache=False)",
+            )
+        return "past"
+    if "mask" in name and "pos" not in name:
+        return "ones"
+    if "token_type" in name or "segment" in name:
+        return "zeros"
+    if "position" in name:
+        return "positions"
+    return "argument"
+
+
+def _axis(value: GraphInput, *, two: bool) -> str:
+    encoder = value.name.startswith("encoder_") or (two and not value.name.startswith("decoder_"))
+    return SECOND if encoder else TOKENS
+
+
+def _argument(value: GraphInput, axis: str) -> Input:
+    """Batch 1, and the token axis: the first dimension that is no number, after the batch."""
+    if not value.shape:
+        raise CompileError(f"input {value.name}", "is a single number", "fix it when exporting")
+    batched = len(value.shape) > 1
+    shape: list[Dim] = []
+    for at, dim in enumerate(value.shape):
+        if at == 0 and batched:
+            if isinstance(dim, int) and dim > 1:
+                raise CompileError(
+                    f"input {value.name}", f"has a fixed batch of {dim}", "export with batch 1 or dynamic"
+                )
+            shape.append(1)
+        elif isinstance(dim, int) and dim > 0:
+            shape.append(dim)
+        elif axis in shape:
+            raise CompileError(
+                f"input {value.name}",
+                f"has two dimensions without a number, {list(value.shape)}",
+                "fix all but the batch and the tokens, e.g. with onnxruntime.tools.make_dynamic_shape_fixed",
+            )
+        else:
+            shape.append(axis)
+    return Input(Value(value.name, value.dtype, tuple(shape)), "argument", None)
+
+
+def _without_optional_past(file: OnnxFile, past: Set[str]) -> OnnxFile:
+    """Leaves out pasts whose reader can do without: their shape need not be known (model builders name all of it)."""
+    nodes: list[onnx.NodeProto] = []
+    for node in file.nodes:
+        copy = node
+        if node.op_type == "GroupQueryAttention" and not past.isdisjoint(node.input):
+            copy = onnx.NodeProto()
+            copy.CopyFrom(node)
+            for at, name in enumerate(node.input):
+                copy.input[at] = "" if name in past else name
+        nodes.append(copy)
+    read = {name for node in nodes for name in node.input}
+    inputs = tuple(value for value in file.inputs if value.name in read or value.name not in past)
+    return replace(file, nodes=tuple(nodes), inputs=inputs)
+
+
+def _empty(value: GraphInput) -> Array:
+    """An empty past: batch 1, and no tokens where the file names no number."""
+    shape = [1 if at == 0 else dim if isinstance(dim, int) else 0 for at, dim in enumerate(value.shape)]
+    if shape.count(0) != 1:
+        raise CompileError(f"input {value.name}", "is a past of unknown shape", "export without past (use_cache=False)")
+    return np.zeros(shape, value.dtype)
+
+
+def _length_of(value: GraphInput, axis: str, arguments: Sequence[Input]) -> Input:
+    matching = [a for a in arguments if a.value.axis == axis] or [a for a in arguments if a.value.axis is not None]
+    if not matching:
+        raise CompileError(f"input {value.name}", "has tokens that no other input has", "export the whole model")
+    return matching[0]
+
+
+def _bound(value: GraphInput, kind: str, source: Input, weights: dict[str, Array]) -> Iterator[onnx.NodeProto]:
+    """Nodes that make the input's array out of the length of ``source``."""
+    if not 1 <= len(value.shape) <= 2:
+        raise CompileError(
+            f"input {value.name}",
+            f"is a {kind} input of {len(value.shape)} dimensions, [batch, tokens] is expected",
+            "export with a mask of one entry a token",
+        )
+    name = value.name
+    weights[f"{name}.axis"] = np.array([source.value.token_axis], np.int64)
+    yield helper.make_node("Shape", [source.value.name], [f"{name}.shape"])
+    yield helper.make_node("Gather", [f"{name}.shape", f"{name}.axis"], [f"{name}.length"])
+    if kind == "positions":
+        weights[f"{name}.zero"], weights[f"{name}.one"] = np.array(0, np.int64), np.array(1, np.int64)
+        weights[f"{name}.first"] = np.array([0], np.int64)
+        yield helper.make_node("Squeeze", [f"{name}.length", f"{name}.first"], [f"{name}.end"])
+        yield helper.make_node("Range", [f"{name}.zero", f"{name}.end", f"{name}.one"], [f"{name}.range"])
+        last = f"{name}.range"
+        if len(value.shape) == 2:
+            yield helper.make_node("Unsqueeze", [last, f"{name}.first"], [f"{name}.row"])
+            last = f"{name}.row"
+        yield helper.make_node("Cast", [last], [name], to=helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype)))
+        return
+    sizes = f"{name}.length"
+    if len(value.shape) == 2:
+        weights[f"{name}.batch"] = np.array([1], np.int64)
+        sizes = f"{name}.sizes"
+        yield helper.make_node("Concat", [f"{name}.batch", f"{name}.length"], [sizes], axis=0)
+    fill = onnx.numpy_helper.from_array(np.array([1 if kind == "ones" else 0], value.dtype))
+    yield helper.make_node("ConstantOfShape", [sizes], [name], value=fill)

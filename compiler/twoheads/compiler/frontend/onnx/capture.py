@@ -1,0 +1,247 @@
+"""Capture of an ONNX file: its operators, read into a :class:`SourceGraph` without knowing who wrote it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from twoheads.compiler.frontend.onnx.attach_attention import attach_attention
+from twoheads.compiler.frontend.onnx.bind_inputs import bind_inputs
+from twoheads.compiler.frontend.onnx.choose_outputs import Outputs, choose_outputs, model_outputs
+from twoheads.compiler.frontend.onnx.model.graph import OnnxGraph, OnnxNode
+from twoheads.compiler.frontend.onnx.model.read_file import OnnxFile, read_onnx
+from twoheads.compiler.frontend.onnx.passes.expand_attention import expand_attention
+from twoheads.compiler.frontend.onnx.passes.expand_contrib import expand_contrib
+from twoheads.compiler.frontend.onnx.passes.fold import fold_onnx, graph_of
+from twoheads.compiler.frontend.onnx.passes.measure import measure_onnx
+from twoheads.compiler.frontend.onnx.passes.resolve_lengths import SIZE_OPERANDS, resolve_lengths
+from twoheads.compiler.frontend.onnx.program import OnnxProgram
+from twoheads.compiler.frontend.onnx.sequence_node import sequence_from_onnx
+from twoheads.compiler.frontend.onnx.view import OnnxView
+from twoheads.compiler.ir.size_formula import SizeFormula
+from twoheads.compiler.ir.source_graph import AttentionNode, Node, SourceGraph, TensorType, TokenwiseNode
+from twoheads.compiler.ir.source_program import Captured, example_inputs
+from twoheads.compiler.recognition.recognise import recognise_attention
+from twoheads.graphs.errors import CompileError
+from twoheads.graphs.program.program import Input
+
+__all__ = ["capture_onnx", "onnx_program", "spelled_out"]
+
+logger = logging.getLogger(__name__)
+
+VIEWS = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Flatten")
+
+RESOLVED_DIFFERENCE = 1e-5
+"""Relative; what resolving may change: nothing but the order of additions inside ONNX Runtime."""
+
+
+def capture_onnx(path: str | Path, outputs: Sequence[str] = ()) -> Captured:
+    """Captures the model of a file.
+
+    Args:
+        path: The file.
+        outputs: The file's names of its last hidden states and, optionally, of its logits; chosen by default.
+
+    Raises:
+        CompileError: The file or something in it can't be compiled; the node and its layer are named.
+    """
+    file = read_onnx(path)
+    program = onnx_program(file)
+    names = model_outputs(file, outputs)
+    found = recognise_attention(OnnxView(file.identity.name, program, tuple(names)))
+    if not found:
+        raise _without_attention(path, program)
+    limits = [attention.max_length for attention in found if attention.max_length is not None]
+    program, attentions = attach_attention(program, found)
+    program = _with_named_weights(program)
+    nodes = _source_nodes(program, attentions)
+    chosen = choose_outputs(names, program, nodes, outputs)
+    graph = SourceGraph(
+        name=file.identity.name,
+        inputs=program.inputs,
+        weights={name: program.types[name] for name in program.weights},
+        nodes=_needed(nodes, chosen),
+        hidden=chosen.hidden,
+        logits=chosen.logits,
+        max_length=min(limits, default=None),
+    )
+    return Captured(graph, program, file.identity, _tokenizer_beside(file.path))
+
+
+def _tokenizer_beside(path: Path) -> bytes | None:
+    """The ``tokenizer.json`` in the file's folder, or in the one above a folder ``onnx``, where exporters put it."""
+    folders = [path.parent, *([path.parent.parent] if path.parent.name == "onnx" else [])]
+    found = next((folder / "tokenizer.json" for folder in folders if (folder / "tokenizer.json").is_file()), None)
+    return None if found is None else found.read_bytes()
+
+
+def _without_attention(path: str | Path, program: OnnxProgram) -> CompileError:
+    if all(entry.value.axis is None for entry in program.inputs):
+        shapes = ", ".join(f"{entry.value.name} {list(entry.value.shape)}" for entry in program.inputs)
+        return CompileError(
+            str(path),
+            f"has a fixed number of tokens ({shapes}), so no token axis can be seen in it",
+            "export it with a dynamic token axis, or compile the torch model, where inputs of a fixed size work",
+        )
+    return CompileError(str(path), "no attention was found in it", "compile a transformer")
+
+
+def onnx_program(file: OnnxFile, outputs: Sequence[str] = ()) -> OnnxProgram:
+    """The file's computation of ``outputs`` (by default: all that are no caches), its length arithmetic resolved."""
+    bound = bind_inputs(file)
+    wanted = list(model_outputs(file, outputs))
+    where = str(file.path)
+    graph = fold_onnx(graph_of(bound.file.opsets, bound.file.nodes, bound.file.weights, wanted), wanted)
+    graph = spelled_out(graph, bound.arguments, wanted, where)
+    # Tables are found where ONNX Runtime's fused look-ups are spelled out.
+    arguments = tuple(replace(entry, limit=_limit(graph, entry.value.name)) for entry in bound.arguments)
+    measured = measure_onnx(graph, arguments, wanted, where)
+    resolved = resolve_lengths(graph, measured, wanted)
+    inputs = (*arguments, *resolved.inputs)
+    types = dict(measure_onnx(resolved.graph, inputs, wanted, where).types)
+    types |= {entry.value.name: TensorType(entry.value.dtype, entry.value.shape) for entry in inputs}
+    types |= {name: TensorType(_dtype(array.dtype), array.shape) for name, array in resolved.graph.weights.items()}
+    _check_resolved(graph, resolved.graph, inputs, wanted, measured.runs)
+    return OnnxProgram(resolved.graph, inputs, types)
+
+
+def spelled_out(graph: OnnxGraph, arguments: Sequence[Input], outputs: Sequence[str], where: str) -> OnnxGraph:
+    """The graph in standard operators; the same graph if it is already."""
+    special = ("Attention", "SimplifiedLayerNormalization")
+    if all(not node.proto.domain and node.proto.op_type not in special for node in graph.nodes):
+        return graph
+    types = measure_onnx(graph, arguments, outputs, where).types
+    return fold_onnx(expand_contrib(expand_attention(graph, types), types), outputs)
+
+
+def _dtype(dtype: np.dtype[np.generic]) -> str:
+    return "float32" if dtype.name in ("float16", "bfloat16") else dtype.name
+
+
+def _check_resolved(
+    before: OnnxGraph,
+    after: OnnxGraph,
+    inputs: Sequence[Input],
+    wanted: Sequence[str],
+    runs: Sequence[Mapping[str, int]],
+) -> None:
+    """Both graphs give the same at a length that was measured and at one that was not."""
+    other = {name: length + 8 for name, length in runs[0].items()}
+    for lengths in (runs[1], other):
+        feeds = example_inputs(inputs, lengths, 7)
+        expected, got = before.run(wanted, feeds, lengths), after.run(wanted, feeds, lengths)
+        for name in wanted:
+            magnitude = float(np.abs(expected[name]).max(initial=0.0))
+            same = expected[name].shape == got[name].shape
+            if not same or not np.allclose(expected[name], got[name], rtol=0, atol=RESOLVED_DIFFERENCE * magnitude):
+                raise CompileError(
+                    f"output {name}",
+                    "depends on the length in a way that was not understood",
+                    "export with dynamic shapes and without branches on the length",
+                )
+
+
+def _limit(graph: OnnxGraph, name: str) -> int | None:
+    """Rows of the smallest table that is indexed by the input itself or by a view of it."""
+    views, limits = {name}, list[int]()
+    for node in graph.nodes:
+        operator, inputs = node.proto.op_type, node.proto.input
+        if operator in (*VIEWS, "Cast") and inputs[0] in views:
+            views.update(node.outputs)
+        elif operator == "Gather" and inputs[1] in views and inputs[0] in graph.weights:
+            axis = next((attribute.i for attribute in node.proto.attribute if attribute.name == "axis"), 0)
+            limits.append(graph.weights[inputs[0]].shape[axis])
+    return min(limits, default=None)
+
+
+def _with_named_weights(program: OnnxProgram) -> OnnxProgram:
+    """A weight that rows are moved of (a CLS token) becomes a value: an identity that a region computes."""
+    nodes: list[OnnxNode] = []
+    types = dict(program.types)
+    for node in program.graph.nodes:
+        found = sequence_from_onnx(node, types)
+        plain = [name for name in found.inputs if name in program.weights] if found else []
+        if not plain:
+            nodes.append(node)
+            continue
+        proto = onnx.NodeProto()
+        proto.CopyFrom(node.proto)
+        for name in dict.fromkeys(plain):
+            value = f"{node.outputs[0]}.{name}"
+            nodes.append(OnnxNode(helper.make_node("Identity", [name], [value]), node.layer))
+            types[value] = types[name]
+            for at, operand in enumerate(proto.input):
+                if operand == name:
+                    proto.input[at] = value
+        nodes.append(replace(node, proto=proto))
+    return replace(program, graph=replace(program.graph, nodes=tuple(nodes)), types=types)
+
+
+def _source_nodes(program: OnnxProgram, attentions: Mapping[str, AttentionNode]) -> tuple[Node, ...]:
+    nodes: list[Node] = []
+    for node in program.graph.nodes:
+        sequence = sequence_from_onnx(node, program.types)
+        for at, name in enumerate(node.outputs):
+            if name in attentions:
+                nodes.append(attentions[name])
+            elif sequence is not None:
+                nodes.append(sequence)
+            else:
+                nodes.append(_tokenwise_node(program, node, at))
+    return tuple(nodes)
+
+
+def _needed(nodes: Iterable[Node], outputs: Outputs) -> tuple[Node, ...]:
+    """What the outputs need, once attentions stand for the operators that they replace."""
+    wanted = {outputs.hidden, *([outputs.logits] if outputs.logits else [])}
+    kept: list[Node] = []
+    for node in reversed(tuple(nodes)):
+        if node.name in wanted:
+            kept.append(node)
+            wanted.update(node.inputs)
+    return tuple(reversed(kept))
+
+
+def _tokenwise_node(program: OnnxProgram, node: OnnxNode, at: int) -> TokenwiseNode:
+    name = node.outputs[at]
+    inputs = node.inputs
+    words: list[str] = []
+    for place, operand in enumerate(node.proto.input):
+        if place in node.sizes:
+            sizes = node.sizes[place]
+            words.append(str(sizes) if isinstance(sizes, SizeFormula) else f"[{', '.join(map(str, sizes))}]")
+        elif place in node.constants:
+            words.append(_text(node.constants[place].tolist()))
+        else:
+            words.append(f"%{inputs.index(operand)}" if operand else "none")
+    words += sorted(f"{a.name}={_text(helper.get_attribute_value(a))}" for a in node.proto.attribute)
+    domain = f"{node.proto.domain}." if node.proto.domain else ""
+    suffix = f"#{at}" if len(node.outputs) > 1 else ""
+    sized = set(node.sizes) - set(SIZE_OPERANDS.get(node.proto.op_type, ()))
+    type_ = program.types[name]
+    first = program.types.get(inputs[0]) if inputs else None
+    return TokenwiseNode(
+        name=name,
+        op=f"{domain}{node.proto.op_type}({', '.join(words)}){suffix}",
+        inputs=inputs,
+        type=type_,
+        layer=node.layer,
+        uses_length=bool(sized),
+        is_view=node.proto.op_type in VIEWS and len(inputs) == 1 and first is not None and first.dtype == type_.dtype,
+    )
+
+
+def _text(value: object) -> str:
+    if isinstance(value, onnx.TensorProto):
+        array = numpy_helper.to_array(value)
+        if array.size <= 16:
+            return f"{array.dtype}{array.tolist()}"
+        return f"{array.dtype}{list(array.shape)}:{hashlib.sha256(array.tobytes()).hexdigest()[:16]}"
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

@@ -1,0 +1,313 @@
+"""Reads an ONNX file: nodes and weights under safe names, with what no compiler can take refused by name.
+
+The file is anybody's, so nothing is assumed about its maker: functions are inlined, constants become weights, external
+data is mapped, and half-precision files are computed in float32 (their weights stay as they are until they are used).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import TensorProto, helper, numpy_helper
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+from twoheads.graphs.errors import CompileError
+from twoheads.graphs.serialization.bundle_format import SourceIdentity
+
+__all__ = ["Array", "GraphInput", "OnnxFile", "dtype_name", "read_onnx"]
+
+logger = logging.getLogger(__name__)
+
+Array = npt.NDArray[Any]
+
+OLDEST_OPSET = 13
+"""Before it, axes are attributes of operators that take them as operands since; one reading is enough."""
+
+LAYER_NORM_OPSET = 17
+
+DOMAINS = ("", "ai.onnx", "com.microsoft")
+
+REFUSED = {
+    **dict.fromkeys(("If", "Loop", "Scan"), ("is control flow", "export without branches and loops")),
+    **dict.fromkeys(
+        ("LSTM", "GRU", "RNN"), ("is recurrent: every token waits for the one before", "only transformers are compiled")
+    ),
+    **dict.fromkeys(
+        ("DynamicQuantizeLinear", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"),
+        (
+            "quantises with a scale taken over all tokens, so that every token depends on all others",
+            "use the file's float version, or one with static quantisation",
+        ),
+    ),
+    **dict.fromkeys(
+        ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"),
+        ("draws random numbers", "export in evaluation mode"),
+    ),
+    **dict.fromkeys(
+        ("SequenceConstruct", "SequenceAt", "SplitToSequence", "ConcatFromSequence", "StringNormalizer"),
+        ("works on sequences or strings", "export the part of the model that works on tensors"),
+    ),
+}  # fmt: skip
+"""Operators that can't be compiled, with the reason and a remedy."""
+
+HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+
+
+@dataclass(frozen=True, slots=True)
+class GraphInput:
+    """An input as the file declares it: its dimensions are numbers, names, or ``None`` for unknown ones."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxFile:
+    """A file's contents.
+
+    Attributes:
+        path: The file.
+        identity: What it is.
+        opsets: Version of each operator set.
+        nodes: In topological order; names of values are safe in every text.
+        weights: Initializers and constants by name; float16 and bfloat16 ones count as float32.
+        inputs: What a run supplies.
+        outputs: Names of results, and the file's own name for each.
+        half: Whether the file computes in half precision, which is lifted to float32.
+    """
+
+    path: Path
+    identity: SourceIdentity
+    opsets: Mapping[str, int]
+    nodes: tuple[onnx.NodeProto, ...]
+    weights: Mapping[str, Array]
+    inputs: tuple[GraphInput, ...]
+    outputs: Mapping[str, str]
+    half: bool
+
+
+def read_onnx(path: str | Path) -> OnnxFile:
+    """Reads a file.
+
+    Raises:
+        CompileError: It is no ONNX file, incomplete, too old, or uses what can't be compiled; names the node.
+    """
+    path = Path(path)
+    model = _parse(path)
+    opsets = _opsets(model, path)
+    _check(model, path)
+    if model.functions:
+        from onnx import inliner
+
+        model = inliner.inline_local_functions(model)
+    if "" not in opsets:
+        raise CompileError(str(path), "imports no standard operator set", "export the model with a current exporter")
+    half = _lift(model.graph)
+    names = _safe_names(model.graph)
+    weights = {names[name]: array for name, array in _weights(model.graph, path)}
+    nodes = tuple(_renamed(node, names) for node in model.graph.node if node.op_type != "Constant")
+    for node in nodes:
+        _refuse(node)
+    if half:
+        logger.info("%s is in half precision: computed in float32, as exactly as its weights allow", path.name)
+    inputs = tuple(_input(value, names) for value in model.graph.input if names[value.name] not in weights)
+    return OnnxFile(
+        path=path,
+        identity=_identity(path, model, nodes, weights),
+        opsets=opsets,
+        nodes=nodes,
+        weights=weights,
+        inputs=inputs,
+        outputs={names[value.name]: value.name for value in model.graph.output},
+        half=half,
+    )
+
+
+def dtype_name(element: int) -> str:
+    """The NumPy name of an ONNX element type."""
+    return str(np.dtype(helper.tensor_dtype_to_np_dtype(element)))
+
+
+def _parse(path: Path) -> onnx.ModelProto:
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except DecodeError as error:
+        raise CompileError(str(path), "is not an ONNX file, or a damaged one", "export or download it again") from error
+    if not model.graph.node:
+        raise CompileError(str(path), "is not an ONNX file: it holds no operators", "export or download it again")
+    return model
+
+
+def _opsets(model: onnx.ModelProto, path: Path) -> dict[str, int]:
+    opsets = {"" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in model.opset_import}
+    if opsets.get("", OLDEST_OPSET) < OLDEST_OPSET:
+        raise CompileError(
+            str(path),
+            f"uses operator set {opsets['']}, older than {OLDEST_OPSET}",
+            "export it again, or convert it with onnx.version_converter.convert_version(model, 17)",
+        )
+    # ONNX Runtime's optimiser writes layer norms into files of older sets, whose other operators mean the same.
+    if any(node.op_type == "LayerNormalization" for node in model.graph.node):
+        opsets[""] = max(opsets.get("", 0), LAYER_NORM_OPSET)
+    return opsets
+
+
+def _check(model: onnx.ModelProto, path: Path) -> None:
+    """The checker's complaint, except about operators that it does not know and ONNX Runtime may."""
+    for tensor in model.graph.initializer:
+        if uses_external_data(tensor):
+            _external_file(tensor, path)
+    try:
+        onnx.checker.check_model(str(path))
+    except (onnx.checker.ValidationError, ValueError) as error:
+        message = " ".join(str(error).split())
+        if "No Op registered" not in message and "No opset import" not in message:
+            raise CompileError(str(path), f"is not valid ONNX: {message[:300]}", "export it again") from error
+        logger.info("%s: %s", path.name, message[:300])
+
+
+def _external_file(tensor: TensorProto, path: Path) -> tuple[Path, int, int]:
+    """Where external data lies: file, offset and length in bytes.
+
+    Raises:
+        CompileError: The file is missing, too short, or outside of the model's folder.
+    """
+    info = ExternalDataInfo(tensor)
+    file = path.parent / info.location
+    if not file.resolve().is_relative_to(path.parent.resolve()):
+        raise CompileError(str(path), f"keeps weights outside of its folder: {info.location}", "keep them beside it")
+    offset, entries = int(info.offset or 0), int(np.prod(tensor.dims, dtype=np.int64))
+    itemsize = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    length = int(info.length or entries * itemsize)
+    size = file.stat().st_size if file.is_file() else -1
+    if size < offset + length:
+        problem = "is missing" if size < 0 else f"has {size} bytes, {offset + length} are needed"
+        raise CompileError(
+            str(path), f"keeps weights in {info.location}, which {problem}", "put the model's complete files there"
+        )
+    return file, offset, length
+
+
+def _weights(graph: onnx.GraphProto, path: Path) -> Iterator[tuple[str, Array]]:
+    for tensor in graph.initializer:
+        yield tensor.name, _external(tensor, path) if uses_external_data(tensor) else numpy_helper.to_array(tensor)
+    if graph.sparse_initializer:
+        raise CompileError(str(path), "stores sparse weights", "store them dense")
+    for node in graph.node:
+        if node.op_type == "Constant":
+            yield node.output[0], _constant(node, path)
+
+
+def _external(tensor: TensorProto, path: Path) -> Array:
+    """The tensor in its mapped file; copied only where it is packed, or lies at an odd place."""
+    file, offset, length = _external_file(tensor, path)
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    shape = tuple(tensor.dims)
+    if int(np.prod(shape, dtype=np.int64)) * dtype.itemsize != length:  # 4-bit types
+        copy = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        copy.raw_data = bytes(np.memmap(file, np.uint8, "r", offset, (length,)))
+        return numpy_helper.to_array(copy)
+    if not length:
+        return np.empty(shape, dtype)
+    return np.asarray(np.memmap(file, np.uint8, "r", offset, (length,))).view(dtype).reshape(shape)
+
+
+def _constant(node: onnx.NodeProto, path: Path) -> Array:
+    attribute = node.attribute[0]
+    value = helper.get_attribute_value(attribute)
+    if attribute.name == "value":
+        return _external(value, path) if uses_external_data(value) else numpy_helper.to_array(value)
+    if attribute.name in ("value_int", "value_ints"):
+        return np.array(value, np.int64)
+    if attribute.name in ("value_float", "value_floats"):
+        return np.array(value, np.float32)
+    raise CompileError(str(path), f'has a constant of kind {attribute.name} (node "{node.name}")', "use tensors only")
+
+
+def _input(value: onnx.ValueInfoProto, names: Mapping[str, str]) -> GraphInput:
+    kind = value.type.tensor_type
+    if not value.type.HasField("tensor_type"):
+        raise CompileError(f"input {value.name}", "is no tensor", "export a model of tensors")
+    shape = tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in kind.shape.dim)
+    return GraphInput(names[value.name], dtype_name(kind.elem_type), shape)
+
+
+def _safe_names(graph: onnx.GraphProto) -> dict[str, str]:
+    """A unique name of letters, digits, dots and underscores for every value."""
+    names: dict[str, str] = {"": ""}
+    taken = {""}
+    values = [*(v.name for v in graph.input), *(t.name for t in graph.initializer)]
+    for name in [*values, *(output for node in graph.node for output in node.output)]:
+        if name in names:
+            continue
+        plain = re.sub(r"[^A-Za-z0-9_.]+", "_", name).strip("_.") or "value"
+        safe, count = plain, 1
+        while safe in taken:
+            count += 1
+            safe = f"{plain}_{count}"
+        taken.add(safe)
+        names[name] = safe
+    return names
+
+
+def _renamed(node: onnx.NodeProto, names: Mapping[str, str]) -> onnx.NodeProto:
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    copy.domain = "" if node.domain == "ai.onnx" else node.domain
+    for values in (copy.input, copy.output):
+        renamed = [names[name] for name in values]
+        del values[:]
+        values.extend(renamed)
+    return copy
+
+
+def _refuse(node: onnx.NodeProto) -> None:
+    where = f'node "{node.name or node.output[0]}" ({node.op_type})'
+    if node.domain not in DOMAINS:
+        raise CompileError(
+            where, f"comes from the operator set {node.domain!r}, which is not supported", "export it without"
+        )
+    if node.op_type in REFUSED:
+        reason, remedy = REFUSED[node.op_type]
+        raise CompileError(where, reason, remedy)
+
+
+def _lift(graph: onnx.GraphProto) -> bool:
+    """Makes float32 of every half-precision type that the graph names; returns whether there was any."""
+    found = any(tensor.data_type in HALF for tensor in graph.initializer)
+    for value in (*graph.input, *graph.output):
+        kind = value.type.tensor_type
+        if kind.elem_type in HALF:
+            kind.elem_type, found = TensorProto.FLOAT, True
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.name in ("to", "dtype", "output_dtype", "softmax_precision") and attribute.i in HALF:
+                attribute.i, found = TensorProto.FLOAT, True
+            elif attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type in HALF:
+                if node.op_type != "Constant":  # a constant is a weight, lifted when it is used
+                    attribute.t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(attribute.t).astype(np.float32)))
+                found = True
+    return found
+
+
+def _identity(
+    path: Path, model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto], weights: Mapping[str, Array]
+) -> SourceIdentity:
+    """Named after its file; recognised by its operators and the shapes of its weights."""
+    operators = [node.op_type for node in nodes]
+    shapes = [[str(array.dtype), list(array.shape)] for array in weights.values()]
+    text = json.dumps([operators, shapes])
+    architecture = f"ONNX by {model.producer_name}" if model.producer_name else "ONNX"
+    return SourceIdentity(path.stem, "onnx", architecture, hashlib.sha256(text.encode()).hexdigest())

@@ -1,0 +1,1 @@
+"""Rewrites of an ONNX graph before attention is looked for."""

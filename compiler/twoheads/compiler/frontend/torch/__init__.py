@@ -1,0 +1,1 @@
+"""The torch door: a folder or a module becomes a source graph."""

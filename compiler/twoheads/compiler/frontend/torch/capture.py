@@ -1,0 +1,309 @@
+"""Capture: torch.export with a symbolic token axis, normalised and read into a :class:`SourceGraph`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx
+from torch._ops import OpOverload
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+
+from twoheads.compiler.frontend.torch.export_source import ROOT, export_source
+from twoheads.compiler.frontend.torch.fx.attach_attention import attach_attention_fx
+from twoheads.compiler.frontend.torch.fx.attention_node import attention_from_fx, is_attention
+from twoheads.compiler.frontend.torch.fx.axes import AxisNames
+from twoheads.compiler.frontend.torch.fx.lengths_from_sizes import lengths_from_sizes, uses_length
+from twoheads.compiler.frontend.torch.fx.normalize import generated_source, normalize_fx
+from twoheads.compiler.frontend.torch.fx.positions_from_constants import positions_from_constants
+from twoheads.compiler.frontend.torch.fx.program import FxProgram, is_scalar
+from twoheads.compiler.frontend.torch.fx.sequence_node import is_sequence, sequence_from_fx
+from twoheads.compiler.frontend.torch.fx.view import FxView, layer_of
+from twoheads.compiler.frontend.torch.lift_constant_tokens import constant_token_counts, lift_constant_tokens
+from twoheads.compiler.frontend.torch.load_source import LoadedSource
+from twoheads.compiler.frontend.torch.rows.normalize_sequence import normalize_sequence
+from twoheads.compiler.ir.op_view import RecognisedAttention
+from twoheads.compiler.ir.source_graph import AttentionNode, Node, SourceGraph, TensorType, TokenwiseNode
+from twoheads.compiler.ir.source_program import Captured
+from twoheads.compiler.recognition.recognise import recognise_attention
+from twoheads.graphs.errors import CompileError
+from twoheads.graphs.program.program import TOKENS, Input, Value
+
+__all__ = ["capture"]
+
+logger = logging.getLogger(__name__)
+
+_INDEX_VIEWS = (
+    torch.ops.aten.view.default,
+    torch.ops.aten.reshape.default,
+    torch.ops.aten.unsqueeze.default,
+    torch.ops.aten.to.dtype,
+    torch.ops.aten.contiguous.default,
+)
+
+_AXES = "mklpqrst"
+"""Names of the token axes beside ``n``, that of the last hidden states."""
+
+_VIEWS = frozenset(
+    "alias unsqueeze squeeze expand view reshape transpose permute contiguous to dropout".split()  # noqa: SIM905
+)
+"""Operators that move no information."""
+
+
+def capture(source: LoadedSource) -> Captured:
+    """Captures a loaded model.
+
+    Raises:
+        CompileError: The model can't be exported, or some of its attention is not captured (layers are named).
+    """
+    exported = export_source(source)
+    arguments = {
+        str(node): name for node, name in zip(exported.graph_signature.user_inputs, source.inputs, strict=True)
+    }
+    graph, axes = _with_token_axes(exported, source, arguments)
+    weights = _weight_names(exported)
+    normalize_fx(graph, axes)
+    lengths_from_sizes(graph, axes)
+
+    def read_program() -> FxProgram:
+        names = {node.name: arguments.get(node.name) or weights.get(node.name) or node.name for node in graph.nodes}
+        return FxProgram(
+            nodes={node.name: node for node in graph.nodes if node.op != "output"},
+            placeholders={node.name: names[node.name] for node in graph.nodes if node.op == "placeholder"},
+            inputs=tuple(_inputs(graph, source, arguments, axes)),
+            weights={weights[node.name]: _tensor(exported, node.name) for node in graph.nodes if node.name in weights},
+            axes=axes,
+        )
+
+    program = read_program()
+    if positions_from_constants(graph, program):
+        program = read_program()
+    found = recognise_attention(FxView(source.identity.name, program))
+    recognised, bias_weights = attach_attention_fx(graph, program, found)
+    operands = {name for attention in recognised.values() for name in attention.inputs}
+    renamed = normalize_sequence(graph, axes.constants, operands)
+    recognised = {name: _renamed(attention, renamed) for name, attention in recognised.items()}
+    program = read_program()
+    outputs = _outputs(exported, graph)
+    nodes, extra_weights = _source_nodes(program, outputs, recognised)
+    program = program.with_weights(bias_weights | extra_weights)
+    used = {name for node in nodes for name in node.inputs}
+    source_graph = SourceGraph(
+        name=source.identity.name,
+        inputs=program.inputs,
+        weights={name: _type(tensor, axes) for name, tensor in program.weights.items()},
+        nodes=nodes,
+        hidden=outputs["hidden"],
+        logits=outputs.get("logits"),
+        max_length=_longest(exported, axes, found),
+    )
+    _require_all_attention(source, source_graph)
+    _require_no_chance(source_graph)
+    if lost := sorted(source.missing_weights & used):
+        raise CompileError(
+            source.identity.name, f"has no weight {lost[0]} ({len(lost)} missing)", "download the complete model"
+        )
+    return Captured(
+        source_graph, program, source.identity, source.tokenizer_json, source.pooling, source.trained_length
+    )
+
+
+def _renamed(attention: AttentionNode, names: Mapping[str, str]) -> AttentionNode:
+    query, key, value = (names.get(name, name) for name in attention.inputs)
+    return replace(attention, query=query, key=key, value=value)
+
+
+def _with_token_axes(
+    exported: ExportedProgram, source: LoadedSource, arguments: Mapping[str, str]
+) -> tuple[fx.Graph, AxisNames]:
+    """The graph and what its shape symbols count: ``n`` is the axis of the last hidden states.
+
+    A constant number of tokens (a vision transformer's) becomes an axis of its own.
+    """
+    graph = exported.graph_module.graph
+    hidden = next(node for node in graph.nodes if node.name == _outputs(exported, graph)["hidden"])
+    symbols = dict.fromkeys(_symbols(hidden.meta["val"].shape))
+    dims: dict[str, tuple[int, str]] = {}
+    for node in graph.nodes:
+        axis = source.inputs[arguments[node.name]].token_axis if node.name in arguments else None
+        if axis is None:
+            continue
+        found = _symbols(node.meta["val"].shape[axis : axis + 1])
+        if not found:
+            raise CompileError(
+                source.identity.name,
+                f"its code fixes the number of tokens of {arguments[node.name]} to that of the example input",
+                "remove constants and branches that depend on the length",
+            )
+        symbols |= dict.fromkeys(found)
+        dims[node.name] = axis, found[0]
+    names = dict(zip(symbols, (TOKENS, *_AXES), strict=False))
+    counts = constant_token_counts(graph)
+    if not counts:
+        return graph, AxisNames(names)
+    axes = {name: (axis, names[symbol]) for name, (axis, symbol) in dims.items()}
+    lifted = lift_constant_tokens(graph, counts, axes, source.identity.name)
+    return lifted.graph, AxisNames(lifted.symbols)
+
+
+def _symbols(sizes: Sequence[int | torch.SymInt]) -> list[str]:
+    return [str(symbol) for size in sizes if not isinstance(size, int) for symbol in size.node.expr.free_symbols]
+
+
+def _longest(exported: ExportedProgram, axes: AxisNames, found: Sequence[RecognisedAttention]) -> int | None:
+    """The largest ``n`` that the exported guards and tables of masks admit; ``None`` if that is every practical one."""
+    ranges = exported.range_constraints.items()
+    bounds = [int(r.upper) for s, r in ranges if axes.symbols.get(str(s)) == TOKENS and r.upper.is_Integer]
+    bounds += [attention.max_length for attention in found if attention.max_length is not None]
+    return min((bound for bound in bounds if bound < 1 << 40), default=None)
+
+
+def _weight_names(exported: ExportedProgram) -> dict[str, str]:
+    """Source-graph name of every weight by placeholder name."""
+    kinds = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+    specs = [spec for spec in exported.graph_signature.input_specs if spec.kind in kinds]
+    return {cast("Any", spec.arg).name: cast("str", spec.target).removeprefix(f"{ROOT}.") for spec in specs}
+
+
+def _tensor(exported: ExportedProgram, placeholder: str) -> Tensor:
+    spec = next(s for s in exported.graph_signature.input_specs if cast("Any", s.arg).name == placeholder)
+    target = cast("str", spec.target)
+    tensor = exported.state_dict[target] if target in exported.state_dict else exported.constants[target]
+    return cast("Tensor", tensor).detach()
+
+
+def _inputs(graph: fx.Graph, source: LoadedSource, arguments: Mapping[str, str], axes: AxisNames) -> Iterator[Input]:
+    for node in graph.nodes:
+        if node.op != "placeholder":
+            continue
+        type_ = _type(node.meta["val"], axes)
+        generated = generated_source(node)
+        if generated is not None:
+            kind, axis = generated
+            yield Input(Value(node.name, type_.dtype, type_.shape), kind, None, axis if kind == "length" else None)
+        elif node.name in arguments:
+            name = arguments[node.name]
+            yield Input(Value(name, type_.dtype, type_.shape), source.inputs[name].source, _vocabulary(node))
+
+
+def _vocabulary(node: fx.Node) -> int | None:
+    """Rows of the smallest embedding table that is indexed by the input itself or by a view of it."""
+    tables: list[int] = []
+    for user in node.users:
+        if user.target is torch.ops.aten.embedding.default and user.args[1] is node:
+            tables.append(cast("fx.Node", user.args[0]).meta["val"].shape[0])
+        elif user.target in _INDEX_VIEWS:
+            tables.extend(rows for rows in (_vocabulary(user),) if rows is not None)
+    return min(tables, default=None)
+
+
+def _outputs(exported: ExportedProgram, graph: fx.Graph) -> dict[str, str]:
+    keys = cast("Any", exported.call_spec.out_spec).context  # keys of the wrapper's dictionary, in order
+    results = cast("tuple[fx.Node, ...]", next(iter(reversed(list(graph.nodes)))).args[0])
+    for spec in exported.graph_signature.output_specs:
+        if spec.kind is not OutputKind.USER_OUTPUT:
+            raise CompileError(
+                f"{spec.target}".removeprefix(f"{ROOT}."),
+                "is written to by the forward pass, so what a run gives would depend on the runs before it",
+                "keep what a pass computes out of the model's weights and buffers",
+            )
+    return {key: node.name for key, node in zip(cast("list[str]", keys), results, strict=True)}
+
+
+def _type(value: Tensor, axes: AxisNames) -> TensorType:
+    return TensorType(str(value.dtype).removeprefix("torch."), axes.shape(value))
+
+
+def _source_nodes(
+    program: FxProgram, outputs: Mapping[str, str], recognised: Mapping[str, AttentionNode]
+) -> tuple[tuple[Node, ...], dict[str, Tensor]]:
+    """Every node that an output needs; what only makes masks and biases is folded into attention nodes."""
+    nodes: dict[str, Node] = {}
+    extra_weights: dict[str, Tensor] = {}
+    for name, node in program.nodes.items():
+        if node.op != "call_function" or is_scalar(node):
+            continue
+        if name in recognised:
+            nodes[name] = recognised[name]
+        elif is_attention(node):
+            nodes[name], made = attention_from_fx(program, node, layer_of(node))
+            extra_weights.update(made)
+        elif is_sequence(node):
+            nodes[name] = sequence_from_fx(program, node, layer_of(node))
+        else:
+            nodes[name] = _tokenwise_node(program, node)
+    needed: set[str] = set()
+    stack = list(outputs.values())
+    while stack:
+        name = stack.pop()
+        if name in nodes and name not in needed:
+            needed.add(name)
+            stack.extend(nodes[name].inputs)
+    return tuple(node for name, node in nodes.items() if name in needed), extra_weights
+
+
+def _tokenwise_node(program: FxProgram, node: fx.Node) -> TokenwiseNode:
+    inputs: dict[str, int] = {}
+
+    def render(operand: fx.Node) -> Any:
+        if is_scalar(operand):
+            value = operand.meta["val"]
+            return _Text(str(program.axes.dim(value)) if isinstance(value, torch.SymInt) else str(value))
+        return _Text(f"%{inputs.setdefault(program.source_name(operand), len(inputs))}")
+
+    args, kwargs = fx.map_arg((node.args, node.kwargs), render)
+    words = [repr(argument) for argument in args] + [f"{key}={value!r}" for key, value in sorted(kwargs.items())]
+    target = str(node.target) if isinstance(node.target, OpOverload) else cast("Any", node.target).__name__
+    value = node.meta.get("val")
+    type_ = _type(value, program.axes) if isinstance(value, Tensor) else None
+    text = f"{target}({', '.join(words)})"
+    is_view = target.startswith("aten.") and target.split(".")[1] in _VIEWS
+    return TokenwiseNode(node.name, text, tuple(inputs), type_, layer_of(node), uses_length(node), is_view)
+
+
+_RANDOM = tuple(f"aten.{name}" for name in ("rand", "bernoulli", "multinomial", "normal", "uniform", "exponential"))
+"""Beginnings of operators that draw random numbers."""
+
+
+class _Text(str):
+    """A string that prints without quotes inside a rendered argument list."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _require_no_chance(graph: SourceGraph) -> None:
+    """Refuses numbers drawn at random (the masked patches of an autoencoder): nothing could be compared with them."""
+    for node in graph.nodes:
+        if isinstance(node, TokenwiseNode) and node.op.startswith(_RANDOM):
+            raise CompileError(
+                f'{node.layer or "model"} (node "{node.name}")',
+                f"draws random numbers, {node.op.split('(')[0]}: two runs of the model differ",
+                "compile a model whose result depends on its input only",
+            )
+
+
+def _require_all_attention(source: LoadedSource, graph: SourceGraph) -> None:
+    captured = [node.layer for node in graph.attentions]
+    if len(captured) >= max(1, source.layers):
+        return
+    suspects = [
+        name
+        for name, module in source.module.named_modules()
+        if "attention" in type(module).__name__.lower()
+        and not any(layer.startswith(name) or name.startswith(layer) for layer in captured if layer)
+    ]
+    named = ", ".join(suspects[:8]) + (", ..." if len(suspects) > 8 else "")
+    raise CompileError(
+        source.identity.name,
+        f"{len(captured)} of {max(1, source.layers)} attention layers were captured; "
+        f"not captured: {named or 'no layer found'}",
+        f"{source.identity.architecture} computes attention in its own way; use one that calls "
+        "scaled_dot_product_attention, transformers' attention interface or twoheads.compiler.attention",
+    )

@@ -1,0 +1,94 @@
+"""A loaded model through torch.export: our hooks in its place of attention, nothing written in place."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.export import Dim as ExportDim
+from torch.export import ExportedProgram
+
+from twoheads.compiler.frontend.torch.architectures import refuse_known, replaced
+from twoheads.compiler.frontend.torch.hugging_face_hooks import CAPTURE, register_hooks, set_attention
+from twoheads.compiler.frontend.torch.load_source import LoadedSource
+from twoheads.compiler.frontend.torch.model_outputs import hugging_face_outputs, named_outputs
+from twoheads.graphs.errors import CompileError
+
+__all__ = ["ROOT", "export_source"]
+
+ROOT = "module"
+"""Name of the source model inside the wrapper that is exported; stripped from every path."""
+
+
+class _Wrapper(nn.Module):
+    """Runs the model and returns its last hidden states and, where it has a head, its logits."""
+
+    def __init__(self, source: LoadedSource) -> None:
+        super().__init__()
+        self.module = source.module
+        self.hugging_face = source.hugging_face
+
+    def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        if not self.hugging_face:
+            return named_outputs(self.module(**inputs), type(self.module).__name__)
+        return hugging_face_outputs(self.module, inputs)
+
+
+def export_source(source: LoadedSource) -> ExportedProgram:
+    """The model's last hidden states and logits as a graph of ATen operators, its token axes symbolic.
+
+    Raises:
+        CompileError: torch.export can't trace it, or it is known not to work.
+    """
+    examples = {name: entry.example for name, entry in source.inputs.items()}
+    dynamic = {
+        name: {} if entry.token_axis is None else {entry.token_axis: ExportDim.AUTO}
+        for name, entry in source.inputs.items()
+    }
+    wrapper = _Wrapper(source).eval()
+    try:
+        with torch.no_grad(), _capturing(source):
+            return _functional(torch.export.export(wrapper, (examples,), dynamic_shapes=(dynamic,), strict=False))
+    except CompileError:
+        raise
+    except Exception as error:
+        message = " ".join(str(error).split())[:400]
+        raise CompileError(
+            source.identity.name,
+            f"torch.export can't trace {source.identity.architecture}: {type(error).__name__}: {message}",
+            "rewrite the data-dependent or length-dependent code it names",
+        ) from error
+
+
+@contextmanager
+def _capturing(source: LoadedSource) -> Generator[None]:
+    """A transformers model under our hooks and replacements."""
+    if not source.hugging_face:
+        yield
+        return
+    register_hooks()
+    model = cast("Any", source.module)
+    refuse_known(model)
+    previous = model.config._attn_implementation, model.config._experts_implementation
+    set_attention(model, CAPTURE)
+    model.set_experts_implementation(CAPTURE)
+    try:
+        with replaced(model):
+            yield
+    finally:
+        set_attention(model, previous[0])
+        model.set_experts_implementation(previous[1])
+
+
+def _functional(exported: ExportedProgram) -> ExportedProgram:
+    """Replaces operators that write into their operands (``x += y``): a region must not change what others read."""
+    targets = [node.target for node in exported.graph_module.graph.nodes if isinstance(node.target, OpOverload)]
+    return (
+        exported.run_decompositions({})
+        if any(cast("Any", target)._schema.is_mutable for target in targets)
+        else exported
+    )

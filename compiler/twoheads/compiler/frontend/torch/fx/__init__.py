@@ -1,0 +1,1 @@
+"""The captured FX graph: what is read off it and rewritten in it."""

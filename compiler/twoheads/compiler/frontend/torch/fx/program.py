@@ -1,0 +1,206 @@
+"""A captured torch program: the FX nodes behind a :class:`SourceGraph`, and how to evaluate parts of it.
+
+The source graph is what passes read; this is what they cut up and run. Names agree: an FX node and the source node made
+from it are called alike, weights by their path in the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import numpy.typing as npt
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from twoheads.compiler.frontend.torch.fx.axes import AxisNames
+from twoheads.compiler.ir.size_formula import lengths_for
+from twoheads.compiler.ir.source_program import LookUp
+from twoheads.graphs.errors import InternalError
+from twoheads.graphs.program.program import Input, TokenwiseEngine
+
+__all__ = ["FxProgram", "FxRegion", "is_scalar"]
+
+
+def is_scalar(node: fx.Node) -> bool:
+    """Whether the node computes a size (a number known from shapes), not a tensor."""
+    return isinstance(node.meta.get("val"), int | float | bool | torch.SymInt | torch.SymFloat | torch.SymBool)
+
+
+@dataclass(frozen=True, slots=True)
+class FxProgram:
+    """The FX graph of a whole model after normalisation; a :class:`twoheads.compiler.ir.source_program.SourceProgram`.
+
+    Attributes:
+        nodes: Every node that computes something, by name, in topological order.
+        placeholders: Source-graph name of every placeholder node, by FX name.
+        inputs: The run's inputs.
+        weights: Parameters, buffers and constants by source-graph name; referenced, never copied.
+        axes: What the shape symbols mean.
+    """
+
+    nodes: Mapping[str, fx.Node]
+    placeholders: Mapping[str, str]
+    inputs: tuple[Input, ...]
+    weights: Mapping[str, Tensor]
+    axes: AxisNames
+
+    def source_name(self, node: fx.Node) -> str:
+        """The source graph's name of a node."""
+        return self.placeholders.get(node.name, node.name)
+
+    def with_weights(self, weights: Mapping[str, Tensor]) -> FxProgram:
+        """The same program with further weights."""
+        return replace(self, weights={**self.weights, **weights})
+
+    def ancestors(self, names: Iterable[str]) -> set[str]:
+        """Names of the nodes that the named ones need, themselves included."""
+        needed: set[str] = set()
+        stack = [self.nodes[name] for name in names if name in self.nodes]
+        while stack:
+            node = stack.pop()
+            if node.name not in needed:
+                needed.add(node.name)
+                stack.extend(node.all_input_nodes)
+        return needed
+
+    @torch.no_grad()
+    def evaluate(self, names: Iterable[str], inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
+        """See :meth:`twoheads.compiler.ir.source_program.SourceProgram.evaluate`."""
+        needed = self.ancestors(names)
+        results: dict[str, Any] = {}
+        for name, node in self.nodes.items():
+            if name not in needed:
+                continue
+            if node.op == "placeholder":
+                source = self.placeholders[name]
+                results[name] = torch.from_numpy(inputs[source]) if source in inputs else self.weights[source]
+            else:
+                args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: results[n.name])
+                results[name] = cast("Any", node.target)(*args, **kwargs)
+        return {self.placeholders.get(name, name): _to_numpy(value) for name, value in results.items()}
+
+    @torch.no_grad()
+    def evaluate_node(self, name: str, values: Mapping[str, Any], lengths: Mapping[str, int]) -> Any:
+        """See :meth:`twoheads.compiler.ir.source_program.SourceProgram.evaluate_node`."""
+        node = self.nodes[name]
+
+        def look_up(operand: fx.Node) -> Any:
+            if is_scalar(operand):
+                return self.axes.evaluate(operand.meta["val"], lengths)
+            source = self.source_name(operand)
+            return self.weights[source] if source in self.weights else _to_torch(values[source])
+
+        args, kwargs = fx.map_arg((node.args, node.kwargs), look_up)
+        return _to_numpy(cast("Any", node.target)(*args, **kwargs))
+
+    def look_up(self, name: str) -> LookUp | None:
+        """See :meth:`twoheads.compiler.ir.source_program.SourceProgram.look_up`."""
+        node, aten = self.nodes[name], torch.ops.aten
+        arguments: Any = node.args
+        if node.target is aten.embedding.default:
+            table, axis, index = arguments[0], 0, arguments[1]
+        elif node.target is aten.index.Tensor:  # table[:, index] has the indices [None, index]
+            given = [at for at, index in enumerate(arguments[1]) if index is not None]
+            if len(given) != 1:
+                return None
+            table, axis, index = arguments[0], given[0], arguments[1][given[0]]
+        elif node.target in (aten.index_select.default, aten.gather.default):
+            table, axis, index = arguments[0], int(arguments[1]), arguments[2]
+        else:
+            return None
+        return LookUp(self.source_name(table), self.source_name(index), axis % len(table.meta["val"].shape))
+
+    def region(
+        self,
+        nodes: tuple[str, ...],
+        inputs: tuple[str, ...],
+        weights: tuple[str, ...],
+        outputs: tuple[str, ...],
+        axis: str | None,
+    ) -> FxRegion:
+        """See :meth:`twoheads.compiler.ir.source_program.SourceProgram.region`."""
+        return FxRegion(self, nodes, inputs, weights, outputs, axis)
+
+
+def _to_numpy(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().numpy()
+    return [_to_numpy(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _to_torch(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_to_torch(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
+    return torch.from_numpy(value) if hasattr(value, "__array_interface__") and value.ndim else torch.as_tensor(value)
+
+
+@dataclass(frozen=True, slots=True)
+class FxRegion:
+    """A :class:`twoheads.compiler.ir.source_program.TokenwiseRegion` of FX nodes."""
+
+    program: FxProgram
+    nodes: tuple[str, ...]
+    inputs: tuple[str, ...]
+    weights: tuple[str, ...]
+    outputs: tuple[str, ...]
+    axis: str | None
+
+    def module(self, tokens: int) -> fx.GraphModule:
+        """The region as a module ``(*inputs, *weights) -> outputs`` for exactly ``tokens`` positions."""
+        graph = fx.Graph()
+        env: dict[str, Any] = {}
+        sources = {source: name for name, source in self.program.placeholders.items()}
+        lengths = lengths_for(self.axis, tokens)
+        for at, name in enumerate(self.inputs):
+            env[sources.get(name, name)] = graph.placeholder(f"input_{at}")
+        for at, name in enumerate(self.weights):
+            env[sources[name]] = graph.placeholder(f"weight_{at}")
+
+        def look_up(operand: fx.Node) -> Any:
+            if operand.name in env:
+                return env[operand.name]
+            if is_scalar(operand):
+                size = operand.meta["val"]
+                is_token_axis = isinstance(size, torch.SymInt) and self.program.axes.dim(size) == self.axis
+                return tokens if is_token_axis else self.program.axes.evaluate(size, lengths)
+            raise InternalError(f"a region needs {operand.name}, which is neither in it nor an input")
+
+        for name in self.nodes:
+            node = self.program.nodes[name]
+            args, kwargs = fx.map_arg((node.args, node.kwargs), look_up)
+            env[name] = graph.create_node("call_function", node.target, args, kwargs, name)
+        graph.output(tuple(env[name] for name in self.outputs))
+        return fx.GraphModule(torch.nn.Module(), graph)
+
+    def port_arguments(self, engine: TokenwiseEngine) -> list[Tensor]:
+        """Zero blocks for the engine's inputs, then the weights: arguments to trace the module with."""
+        blocks = [torch.zeros(port.shape, dtype=getattr(torch, port.dtype)) for port in engine.inputs]
+        return [*blocks, *(self.program.weights[name] for name in self.weights)]
+
+    def block_size(self, engine: TokenwiseEngine) -> int:
+        """Tokens of a block of ``engine``, read off its ports; 1 where it has none."""
+        for names, ports in ((self.inputs, engine.inputs), (self.outputs, engine.outputs)):
+            for name, port in zip(names, ports, strict=True):
+                for dim, size in zip(self._shape(name), port.shape, strict=True):
+                    if isinstance(dim, str):
+                        return size
+        return 1
+
+    def _shape(self, name: str) -> tuple[int | str, ...]:
+        for entry in self.program.inputs:
+            if entry.value.name == name:
+                return entry.value.shape
+        return self.program.axes.shape(self.program.nodes[name].meta["val"])
+
+    def flops(self, engine: TokenwiseEngine) -> int:
+        """See :meth:`twoheads.compiler.ir.source_program.TokenwiseRegion.flops`; counted on shapes alone."""
+        counter = FlopCounterMode(display=False)
+        with FakeTensorMode(allow_non_fake_inputs=False) as mode:
+            arguments = [mode.from_tensor(argument) for argument in self.port_arguments(engine)]
+            with counter:
+                self.module(self.block_size(engine))(*arguments)
+        return counter.get_total_flops()

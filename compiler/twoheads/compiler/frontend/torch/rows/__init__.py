@@ -1,0 +1,1 @@
+"""Slices, concatenations and reductions over tokens as sequence operators."""

@@ -1,0 +1,312 @@
+"""Recognises what moves rows between tokens outside of attention, and rewrites it to sequence operators.
+
+One function a kind of movement: it looks at a node of an FX graph and returns the node that replaces it, or ``None``
+where the node does not move rows. Whatever mixes tokens and is not recognised here stays, and is refused by the check
+of the regions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from typing import Any, cast
+
+import torch
+from torch import SymInt, Tensor, fx
+
+from twoheads.compiler.frontend.torch.rows import sequence_ops as ops
+from twoheads.compiler.frontend.torch.rows.host_arithmetic import move_to_host
+from twoheads.compiler.frontend.torch.rows.sequence_builder import (
+    Rule,
+    SequenceBuilder,
+    all_arguments,
+    along_tokens,
+    is_number,
+    number_of,
+    token_dims,
+)
+
+__all__ = ["normalize_sequence", "token_dims"]
+
+aten = torch.ops.aten
+
+UNBOUNDED = 1 << 40
+"""Ends of slices beyond this mean the end of the value."""
+
+
+def normalize_sequence(
+    graph: fx.Graph, constants: Mapping[str, int] | None = None, keep: Set[str] = frozenset()
+) -> dict[str, str]:
+    """Rewrites ``graph`` in place.
+
+    Args:
+        graph: Of an exported program, whose positions are an input.
+        constants: Shape symbols that have one value only, because the model fixes that number of tokens.
+        keep: Names of nodes that stay even where no node reads them: operands of attentions that were recognised.
+
+    Returns:
+        Names of the nodes that took the place of others, by the names of those.
+    """
+    renamed: dict[str, str] = {}
+    for node in list(graph.nodes):
+        rule = _RULES.get(node.target) if node.op == "call_function" else None
+        if rule is None or not isinstance(node.meta.get("val"), Tensor | tuple | list):
+            continue
+        with graph.inserting_before(node):
+            new = rule(SequenceBuilder(graph, node, constants or {}), node)
+        if new is not None:
+            node.replace_all_uses_with(new)
+            renamed[node.name] = new.name
+    renamed |= move_to_host(graph)
+    if renamed:
+        graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or node.name in keep)
+    return renamed
+
+
+def _select(build: SequenceBuilder, node: fx.Node) -> fx.Node | None:
+    x, dim, index = node.args[0], cast("int", node.args[1]), number_of(node.args[2])
+    axis = along_tokens(x, dim)
+    if axis is None or index is None:
+        return None
+    return build.constant_rows(cast("fx.Node", x), axis, index, 1)
+
+
+def _slice(build: SequenceBuilder, node: fx.Node) -> fx.Node | None:
+    given = all_arguments(node)
+    x, axis = given["self"], along_tokens(given["self"], given["dim"])
+    start, end, step = number_of(given["start"] or 0), _end(given["end"], given["self"], axis), given["step"]
+    if axis is None or start is None or end is None or not isinstance(step, int):
+        return None
+    if start == 0 and end >= UNBOUNDED and step == 1:
+        return cast("fx.Node", x)
+    if (end >= UNBOUNDED or end < 0) and start >= 0:  # all but the first and the last
+        cut = start - (end if end < 0 else 0)
+        return build.call(ops.take, x, axis=axis, from_end=0, start=start, step=step, add=step - 1 - cut, div=step)
+    if token_dims(node) or step != 1:
+        return None
+    return build.constant_rows(x, axis, start, int(node.meta["val"].shape[axis]))
+
+
+def _end(end: Any, x: Any, axis: int | None) -> int | None:
+    """Where a slice ends, from the value's end where that is known: ``UNBOUNDED`` or negative."""
+    if end is None or axis is None:
+        return UNBOUNDED
+    value = end.meta.get("val") if isinstance(end, fx.Node) else end
+    if isinstance(value, SymInt) and not is_number(value):
+        rest = x.meta["val"].shape[axis].node.expr - value.node.expr
+        if not rest.is_Integer:
+            return None
+        return -int(rest) if rest > 0 else UNBOUNDED
+    return number_of(end)
+
+
+def _flip(build: SequenceBuilder, node: fx.Node) -> fx.Node | None:
+    x, dims = node.args[0], cast("list[int]", node.args[1])
+    axis = along_tokens(x, dims[0]) if len(dims) == 1 else None
+    if axis is None:
+        return None
+    return build.call(ops.take, x, axis=axis, from_end=1, start=-1, step=-1, add=0, div=1)
+
+
+def _pad(build: SequenceBuilder, node: fx.Node) -> fx.Node | None:
+    given = all_arguments(node)
+    x, widths = given["self"], cast("list[Any]", given["pad"])
+    dims = token_dims(x)
+    pairs = [(number_of(widths[2 * at]), number_of(widths[2 * at + 1])) for at in range(len(widths) // 2)]
+    padded = [x.meta["val"].ndim - 1 - at for at, pair in enumerate(pairs) if pair != (0, 0)]
+    if len(dims) != 1 or tuple(padded) != dims or given["value"]:
+        return None
+    before, after = pairs[x.meta["val"].ndim - 1 - dims[0]]
+    if before is None or after is None:
+        return None
+    return build.call(ops.take, x, axis=dims[0], from_end=0, start=-before, step=1, add=before + after, div=1)
+
+
+def _concat(build: SequenceBuilder, node: fx.Node) -> fx.Node | None:
+    parts = cast("list[fx.Node]", node.args[0])
+    dim = cast("int", node.args[1]) if len(node.args) > 1 else 0
+    axis = along_tokens(node, dim)
+    if axis is None:
+        return None
+    results = [
+        build.call(aten.alias.default, part, value=part.meta["val"]) if part.op == "placeholder" else part
+        for part in parts
+    ]  # a sequence operator reads results, and a part may be a weight
+    return build.call(ops.concat, *results, axis=axis)
+
+
+def _index(build: SequenceBuilder, node: fx.Node) -> fx.Node | None:
+    """``x[zeros, index]``: one row, and nothing chosen along other dimensions than those of size 1."""
+    x, indices = cast("fx.Node", node.args[0]), cast("list[fx.Node | None]", node.args[1])
+    dims = token_dims(x)
+    if len(dims) != 1 or len(indices) <= dims[0] or token_dims(node):
+        return None
+    index = indices[dims[0]]
+    others = [at for at, given in enumerate(indices) if given is not None and at != dims[0]]
+    if index is None or not _is_one_number(index) or any(x.meta["val"].shape[at] != 1 for at in others):
+        return None
+    return build.rows(ops.take_at, x, index, axis=dims[0])
+
+
+def _index_select(build: SequenceBuilder, node: fx.Node) -> fx.Node | None:
+    x, dim, index = cast("tuple[fx.Node, int, fx.Node]", node.args)
+    axis = along_tokens(x, dim)
+    return None if axis is None or not _is_one_number(index) else build.rows(ops.take_at, x, index, axis=axis)
+
+
+def _is_one_number(index: fx.Node) -> bool:
+    value = cast("Tensor", index.meta["val"])
+    whole = not value.dtype.is_floating_point and value.dtype != torch.bool
+    return whole and not token_dims(index) and value.numel() == 1 and index.op != "placeholder"
+
+
+def _reduction(target: Any, over_others: Any) -> Rule:
+    """Reduces over tokens first, then over whatever other dimensions are named."""
+
+    def rule(build: SequenceBuilder, node: fx.Node) -> fx.Node | None:
+        given = all_arguments(node)
+        x, value = given["self"], node.meta["val"]
+        dims = token_dims(x)
+        rank = x.meta["val"].ndim
+        named = given.get("dim")
+        named = [named] if isinstance(named, int) else list(named or range(rank))
+        over = sorted(dim % rank for dim in named) if rank else []
+        if len(dims) != 1 or dims[0] not in over:
+            return None
+        if given.get("dtype") not in (None, x.meta["val"].dtype) and x.meta["val"].dtype.is_floating_point:
+            return None
+        if over == [dims[0]]:
+            return build.rows(target, x, axis=dims[0])
+        source = x.meta["val"]
+        kept = source.new_empty(
+            [1 if at == dims[0] else int(s) for at, s in enumerate(source.shape)], dtype=value.dtype
+        )
+        rows = build.rows(target, x, axis=dims[0], value=kept)
+        return build.call(over_others, rows, over, bool(given.get("keepdim", False)))
+
+    return rule
+
+
+def _extreme(target: Any) -> Rule:
+    """``max(dim)`` and ``min(dim)``, which return indices as well, where nobody reads those."""
+
+    def rule(build: SequenceBuilder, node: fx.Node) -> fx.Node | None:
+        axis = along_tokens(node.args[0], cast("int", node.args[1]))
+        read = {cast("int", user.args[1]) for user in node.users if user.users}
+        if axis is None or read != {0}:
+            return None
+        value = cast("tuple[Tensor, Tensor]", node.meta["val"])[0]
+        result = build.rows(target, cast("fx.Node", node.args[0]), axis=axis, value=value)
+        for user in list(node.users):
+            user.replace_all_uses_with(result)
+        return result
+
+    return rule
+
+
+def _average_pool(build: SequenceBuilder, node: fx.Node) -> fx.Node | None:
+    x = cast("fx.Node", node.args[0])
+    axis = along_tokens(x, -1)
+    if axis is None or [number_of(size) for size in cast("list[Any]", node.args[1])] != [1]:
+        return None
+    return build.rows(ops.reduce_mean, x, axis=axis)
+
+
+def _cumsum(build: SequenceBuilder, node: fx.Node) -> fx.Node | None:
+    x, axis = cast("fx.Node", node.args[0]), along_tokens(node.args[0], cast("int", node.args[1]))
+    return None if axis is None or x.meta["val"].dtype.is_floating_point else build.call(ops.cumsum, x, axis=axis)
+
+
+def _argmax(build: SequenceBuilder, node: fx.Node) -> fx.Node | None:
+    given = all_arguments(node)
+    x, dim = cast("fx.Node", given["self"]), given["dim"]
+    axis = None if dim is None else along_tokens(x, dim)
+    return None if axis is None or x.meta["val"].dtype.is_floating_point else build.rows(ops.argmax, x, axis=axis)
+
+
+def _softmax(build: SequenceBuilder, node: fx.Node) -> fx.Node | None:
+    """A softmax over tokens that is no attention (a learned pooling): its maximum and its sum are row values."""
+    x, axis = cast("fx.Node", node.args[0]), along_tokens(node.args[0], cast("int", node.args[1]))
+    value = node.meta["val"]
+    if axis is None or (len(node.args) > 2 and node.args[2] not in (None, value.dtype)):
+        return None
+    one = value.new_empty([1 if at == axis else int(size) for at, size in enumerate(value.shape)])
+    largest = build.rows(ops.reduce_max, x, axis=axis, value=one)
+    powers = build.call(aten.exp.default, build.call(aten.sub.Tensor, x, largest))
+    return build.call(aten.div.Tensor, powers, build.rows(ops.reduce_sum, powers, axis=axis, value=one))
+
+
+def _convolution(build: SequenceBuilder, node: fx.Node) -> fx.Node | None:
+    """A convolution along tokens: the rows under each of its taps, then a token-wise product."""
+    given = all_arguments(node)
+    x, weight = given["input"], given["weight"]
+    axis = along_tokens(x, -1)
+    if axis is None or x.meta["val"].ndim != 3 or given.get("transposed"):
+        return None
+    taps, channels = int(weight.meta["val"].shape[2]), int(x.meta["val"].shape[1])
+    stride, dilation = (_only(given[name]) for name in ("stride", "dilation"))
+    padding = _padding(given["padding"], dilation * (taps - 1))
+    if padding is None or (taps, stride, padding) == (1, 1, (0, 0)):
+        return None
+    before, after = padding
+    result = node.meta["val"]
+    tokens = result.shape[2]
+    part, width = result.new_empty((1, channels, tokens)), taps * channels
+    rows = [
+        build.call(
+            ops.take, x, value=part, axis=axis, from_end=0, start=tap * dilation - before, step=stride,
+            add=before + after - dilation * (taps - 1) - 1 + stride, div=stride,
+        )
+        for tap in range(taps)
+    ]  # fmt: skip
+    stacked = build.call(aten.stack.default, rows, 2, value=result.new_empty((1, channels, taps, tokens)))
+    columns = build.call(aten.reshape.default, stacked, [1, width, -1], value=result.new_empty((1, width, tokens)))
+    shape = [int(weight.meta["val"].shape[0]), -1, 1]
+    matrix = build.call(aten.reshape.default, weight, shape, value=weight.meta["val"].reshape(shape))
+    return build.call(aten.conv1d.default, columns, matrix, given["bias"], [1], [0], [1], given["groups"])
+
+
+def _only(argument: Any) -> int:
+    return int(argument if isinstance(argument, int) else argument[0])
+
+
+def _padding(padding: Any, reach: int) -> tuple[int, int] | None:
+    """Zeros before and after the tokens; ``reach`` is how far a kernel's last tap lies behind its first."""
+    match padding:
+        case "valid":
+            return 0, 0
+        case "same":
+            return reach // 2, reach - reach // 2
+        case str():
+            return None
+        case _:
+            return _only(padding), _only(padding)
+
+
+_RULES: Mapping[Any, Rule] = {
+    aten.select.int: _select,
+    aten.slice.Tensor: _slice,
+    aten.flip.default: _flip,
+    aten.constant_pad_nd.default: _pad,
+    aten.pad.default: _pad,
+    aten.cat.default: _concat,
+    aten.index.Tensor: _index,
+    aten.index_select.default: _index_select,
+    aten.mean.dim: _reduction(ops.reduce_mean, aten.mean.dim),
+    aten.mean.default: _reduction(ops.reduce_mean, aten.mean.dim),
+    aten.sum.dim_IntList: _reduction(ops.reduce_sum, aten.sum.dim_IntList),
+    aten.sum.default: _reduction(ops.reduce_sum, aten.sum.dim_IntList),
+    aten.amax.default: _reduction(ops.reduce_max, aten.amax.default),
+    aten.amin.default: _reduction(ops.reduce_min, aten.amin.default),
+    aten.max.default: _reduction(ops.reduce_max, aten.amax.default),
+    aten.min.default: _reduction(ops.reduce_min, aten.amin.default),
+    aten.max.dim: _extreme(ops.reduce_max),
+    aten.min.dim: _extreme(ops.reduce_min),
+    aten.adaptive_avg_pool1d.default: _average_pool,
+    aten.cumsum.default: _cumsum,
+    aten.argmax.default: _argmax,
+    aten.softmax.int: _softmax,
+    aten._softmax.default: _softmax,
+    aten.conv1d.default: _convolution,
+    aten.conv1d.padding: _convolution,
+    aten.convolution.default: _convolution,
+}

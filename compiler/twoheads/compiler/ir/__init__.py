@@ -1,0 +1,1 @@
+"""The source graph that both doors make, and the protocols that passes read it through."""

@@ -1,0 +1,1 @@
+"""The model as it was given, run as the yardstick."""

@@ -1,0 +1,235 @@
+"""Runs the original model over a whole sequence: what a bundle is verified against.
+
+Two evaluations that differ only by rounding give the noise floor: torch's fused attention kernels, and plain matrix
+products with a softmax. The plain one works on bands of query rows, so that long inputs fit into memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from twoheads.compiler.frontend.torch.architectures import has_own_attention, reset_rope
+from twoheads.compiler.frontend.torch.attention_op import plain_attention
+from twoheads.compiler.frontend.torch.hugging_face_hooks import set_attention
+from twoheads.compiler.frontend.torch.impose_attention import Band, Imposition, impose, imposed_band, with_band
+from twoheads.compiler.frontend.torch.model_outputs import hugging_face_outputs, named_outputs
+from twoheads.compiler.original.cut_products import CutProducts
+
+if TYPE_CHECKING:
+    from twoheads.compiler.frontend.torch.load_source import LoadedSource
+
+__all__ = ["run_original"]
+
+PLAIN = "twoheads_plain"
+FUSED = "twoheads_fused"
+BAND_BYTES = 64 << 20
+"""Scores of one band of query rows of the plain attention, at most."""
+
+ROWS = 32
+"""Rows that a plain evaluation's matrix products have at least: a shorter input runs as a batch of copies of itself (a
+transformers model; other modules take a batch of 1 only).
+For a row or two torch switches to matrix-vector kernels, whose rounding is better than that of the products that every
+longer input (and every fixed-shape engine) uses, so a floor measured with them would not be one."""
+
+
+@torch.no_grad()
+def run_original(
+    source: LoadedSource,
+    given: Mapping[str, Tensor],
+    positions: Tensor | None,
+    implementation: str,
+    imposition: Imposition | None = None,
+    cut: int | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """See :meth:`LoadedSource.hidden_and_logits`."""
+    forward = type(source.module).forward.__code__.co_varnames
+    keep = {"logits_to_keep": positions} if positions is not None and "logits_to_keep" in forward else {}
+    with impose(imposition), CutProducts(cut) if cut else nullcontext():
+        outputs = _run(source, given, keep, implementation, imposed=imposition is not None)
+    hidden, logits = outputs["hidden"][0], outputs.get("logits")
+    if logits is None:
+        return hidden, None
+    if logits.ndim == 2:
+        return hidden, logits[:1]
+    return hidden, logits[0] if positions is None or keep else logits[0, positions]
+
+
+def _run(
+    source: LoadedSource,
+    given: Mapping[str, Tensor],
+    keep: Mapping[str, Tensor],
+    implementation: str,
+    *,
+    imposed: bool,
+) -> dict[str, Tensor]:
+    if not source.hugging_face:
+        if implementation == "plain":
+            with sdpa_kernel(SDPBackend.MATH), plain_attention():
+                return named_outputs(source.module(**given), source.identity.name)
+        return named_outputs(source.module(**given), source.identity.name)
+    reset_rope(source.module)
+    if implementation == "plain":
+        given = {name: tensor.expand(_copies(source, given), *tensor.shape[1:]) for name, tensor in given.items()}
+    with (
+        _attention(source.module, implementation, imposed=imposed),
+        _double(source.module, given, enabled=implementation == "plain") as inputs,
+    ):
+        outputs = hugging_face_outputs(source.module, inputs, **keep)
+    return {name: tensor.float() for name, tensor in outputs.items()}
+
+
+def _copies(source: LoadedSource, given: Mapping[str, Tensor]) -> int:
+    """How many copies of the inputs make ``ROWS`` rows of the shortest."""
+    config = cast("Any", source.module).config.get_text_config()
+    pools_last = type(source.module).__name__.endswith("ForSequenceClassification")
+    if pools_last and getattr(config, "pad_token_id", None) is None:
+        return 1  # the library refuses batches where it could not tell padding
+    axes = {name: source.inputs[name].token_axis for name in given}
+    return max((-(-ROWS // given[name].shape[axis]) for name, axis in axes.items() if axis is not None), default=1)
+
+
+@contextmanager
+def _double(module: torch.nn.Module, given: Mapping[str, Tensor], *, enabled: bool) -> Generator[dict[str, Tensor]]:
+    """A model whose attention has one form only is evaluated in double precision for the second opinion."""
+    if not enabled or not has_own_attention(module):
+        yield dict(given)
+        return
+    module.double()
+    try:
+        yield {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in given.items()}
+    finally:
+        module.float()
+
+
+@contextmanager
+def _attention(module: torch.nn.Module, implementation: str, *, imposed: bool) -> Generator[None]:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import eager_mask
+
+    AttentionInterface.register(PLAIN, _plain_attention)
+    AttentionMaskInterface.register(PLAIN, eager_mask)
+    AttentionInterface.register(FUSED, _fused_attention)
+    AttentionMaskInterface.register(FUSED, eager_mask)
+    model = cast("Any", module)
+    previous = model.config._attn_implementation
+    try:
+        if implementation == "plain":
+            set_attention(model, PLAIN)
+        elif imposed:
+            set_attention(model, FUSED)
+        else:
+            try:
+                set_attention(model, "sdpa")
+            except ValueError:  # the architecture has no fused form (softcap, learned sinks)
+                set_attention(model, "eager")
+        yield
+    finally:
+        set_attention(model, previous)
+
+
+def _plain_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    is_causal: bool | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Matrix products and a softmax over bands of query rows; ``attention_mask`` is additive ``[1, 1, n, m]``."""
+    groups = query.shape[1] // key.shape[1]
+    keys, values = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scale = float(scaling) if scaling is not None else float(query.shape[-1]) ** -0.5
+    causal = attention_mask is None and bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    length, keys_length, heads = query.shape[2], key.shape[2], query.shape[1]
+    band = max(1, BAND_BYTES // (4 * heads * keys_length))
+    out = query.new_empty((query.shape[0], length, heads, value.shape[-1]))
+    imposed = imposed_band()
+    for start in range(0, length, band):
+        rows = slice(start, min(start + band, length))
+        additive = _band_mask(attention_mask, causal, imposed, rows, keys_length)
+        seen = slice(0, keys_length) if additive is None else _seen_keys(additive)
+        scores = torch.matmul(query[:, :, rows], keys[:, :, seen].transpose(2, 3)) * scale
+        if softcap:
+            scores = torch.tanh(scores / softcap) * softcap
+        if position_bias is not None:
+            scores = scores + position_bias[:, :, rows, seen]
+        if additive is not None:
+            scores = scores + additive[..., seen]
+        if s_aux is not None:
+            column = s_aux.reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+            probabilities = torch.cat([scores, column], -1).softmax(-1)[..., :-1]
+        else:
+            probabilities = scores.softmax(-1)
+        out[:, rows] = torch.matmul(probabilities, values[:, :, seen]).transpose(1, 2)
+    return out, None
+
+
+def _band_mask(
+    attention_mask: Tensor | None, causal: bool, imposed: Band | None, rows: slice, length: int
+) -> Tensor | None:
+    """Everything that is added to the scores of a band of rows to hide keys, ``[.., rows, length]``."""
+    additive = None if attention_mask is None else attention_mask[:, :, rows]
+    if causal:
+        ahead = torch.arange(length)[None, :] > torch.arange(rows.start, rows.stop)[:, None]
+        additive = torch.zeros(ahead.shape).masked_fill(ahead, float("-inf"))
+    if imposed is None:
+        return additive
+    term = imposed(rows.start, rows.stop, length)
+    return term if additive is None else additive + term
+
+
+def _seen_keys(additive: Tensor) -> slice:
+    """The range of keys that some row sees; the others weigh exactly 0, and there is no need to compute that."""
+    seen = torch.nonzero((additive > torch.finfo(additive.dtype).min).flatten(0, -2).any(0)).flatten()
+    return slice(int(seen[0]), int(seen[-1]) + 1) if seen.numel() else slice(0, additive.shape[-1])
+
+
+def _fused_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Torch's fused attention over bands of query rows, with the imposed terms added to its mask.
+
+    Where there is no fused form (softcap, learned sinks, a bias) the plain one, with the scale applied to the queries.
+    """
+    scale = float(scaling) if scaling is not None else float(query.shape[-1]) ** -0.5
+    if any(others.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
+        return _plain_attention(
+            module, query * scale, key, value, attention_mask, scaling=1.0, is_causal=is_causal, **others
+        )
+    causal = attention_mask is None and bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    length, keys_length, groups = query.shape[2], key.shape[2], query.shape[1] // key.shape[1]
+    keys, values = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    out = query.new_empty((query.shape[0], length, query.shape[1], value.shape[-1]))
+    band = max(1, BAND_BYTES // (4 * keys_length))
+    with with_band() as imposed:
+        for start in range(0, length, band):
+            stop = min(start + band, length)
+            mask = torch.zeros((stop - start, keys_length)) if imposed is None else imposed(start, stop, keys_length)
+            if attention_mask is not None:
+                mask = mask + attention_mask[:, :, start:stop]
+            elif causal:
+                ahead = torch.arange(keys_length)[None, :] > torch.arange(start, stop)[:, None]
+                mask = mask.masked_fill(ahead, float("-inf"))
+            part = torch.nn.functional.scaled_dot_product_attention(
+                query[:, :, start:stop], keys, values, attn_mask=mask, scale=scale
+            )
+            out[:, start:stop] = part.transpose(1, 2)
+    return out, None

@@ -1,0 +1,1 @@
+"""What is done to a source graph before it is lowered."""

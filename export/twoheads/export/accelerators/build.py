@@ -1,0 +1,325 @@
+"""A bundle's engines through an accelerator's compiler, and what it made into the bundle."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from twoheads.export.accelerators.calibration import Calibration, EngineInputs, calibrate_by, inputs_of, run_on_host
+from twoheads.export.accelerators.compiler_process import Compiler, find_compiler, run_compiler
+from twoheads.export.accelerators.prepare_engine import is_narrow, prepare_engine, round_engine
+from twoheads.export.accelerators.rewrites.host_part import Parts, split_host_part
+from twoheads.export.accelerators.target import Target, choose, load_target
+from twoheads.export.accelerators.target_files import artifact_files, link_file, made_files, write_target
+from twoheads.export.engines.jobs import (
+    EngineJob,
+    engine_file_model,
+    engine_jobs,
+    engine_model,
+)
+from twoheads.export.engines.tensor_error import relative_error
+from twoheads.export.progress import Progress, silent
+from twoheads.graphs.errors import CompileError, InputError
+from twoheads.graphs.serialization.bundle_format import TARGETS, Artifact, HostPart, TargetEntry
+from twoheads.runtime.bundle.reader import Bundle, read_bundle
+
+__all__ = ["Built", "build_engines", "build_target"]
+
+WORST = 0.5
+"""What is off by more than this share of the largest magnitude is no result, whatever the precision."""
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What a compiler made of a bundle's engines.
+
+    Attributes:
+        entry: What the manifest says of it: accepted engines only.
+        refused: The compiler's messages, by artifact name.
+        reused: How many artifacts of an earlier build were kept.
+        sizes: Bytes of every artifact.
+    """
+
+    entry: TargetEntry
+    refused: dict[str, str]
+    reused: int
+    sizes: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Build:
+    """What one build reads."""
+
+    bundle: Bundle
+    target: Target
+    compiler: Compiler
+    precision: str
+    device: str | None
+    check: bool
+    calibration: Calibration | None
+
+
+def build_target(
+    path: str | Path,
+    name: str,
+    *,
+    precision: str | None = None,
+    device: str | None = None,
+    python: Path | None = None,
+    calibrate: str | None = None,
+    check: bool = False,
+    strict: bool = False,
+    progress: Progress | None = None,
+) -> Built:
+    """Builds every engine of the bundle in folder ``path`` for the target ``name`` into the bundle.
+
+    The bundle is replaced by one that has ``targets/<name>/``, completely or not at all; other files are shared with
+    the old one. What an equal build made before is kept.
+
+    Args:
+        path: The bundle.
+        name: Of a target.
+        precision: One of the target's; its first if not given.
+        device: One of the target's; its first if not given.
+        python: That of the environment with the compiler.
+        calibrate: For int8, a text of a few thousand words like those that the artifacts will be run on: ranges of
+            values are taken from runs over it.
+        check: Also run what was built, where something can, and compare it with ONNX Runtime.
+        strict: Fail if anything is left to the host.
+        progress: Called as ``progress(phase, done, total)``.
+
+    Raises:
+        BundleError: The bundle is damaged, or the disk refuses.
+        CompileError: The compiler refuses an engine, or in a strict build leaves nodes to the host. Nothing is written.
+        InputError: There is no such target, precision or device, its compiler is not installed, or ``calibrate`` is
+            missing, of no use, or too short.
+    """
+    bundle = read_bundle(path)
+    with tempfile.TemporaryDirectory(prefix="twoheads-") as scratch:
+        built = build_engines(
+            bundle,
+            name,
+            Path(scratch),
+            precision=precision,
+            device=device,
+            python=python,
+            calibrate=calibrate,
+            check=check,
+            progress=progress,
+        )
+        _refuse(built, name, strict=strict)
+        write_target(bundle, name, built.entry, Path(scratch))
+    return built
+
+
+def build_engines(
+    bundle: Bundle,
+    name: str,
+    scratch: Path,
+    *,
+    precision: str | None = None,
+    device: str | None = None,
+    python: Path | None = None,
+    calibrate: str | None = None,
+    check: bool = False,
+    once: bool = False,
+    progress: Progress | None = None,
+) -> Built:
+    """Builds the engines of ``bundle`` into the folder ``scratch / name`` and leaves the bundle alone.
+
+    Args:
+        bundle: Whose engines.
+        name: Of a target.
+        scratch: An empty folder.
+        precision: As for :func:`build_target`.
+        device: As for :func:`build_target`.
+        python: As for :func:`build_target`.
+        calibrate: As for :func:`build_target`.
+        check: As for :func:`build_target`.
+        once: Every engine with the weights of its first stage only.
+        progress: As for :func:`build_target`.
+
+    Raises:
+        InputError: As for :func:`build_target`.
+    """
+    report = progress or silent
+    target = load_target(name)
+    wanted = choose("--precision", precision, target.precisions, name)
+    chosen = choose("--device", device, target.devices, name) if device or target.devices else None
+    _require_text(name, wanted, calibrate)
+    report(f"find the compiler of {name}")
+    compiler = find_compiler(target, python, chosen)
+    calibration = None
+    if calibrate is not None:
+        report("record values of runs over the text")
+        calibration = calibrate_by(bundle, calibrate)
+    build = _Build(bundle, target, compiler, wanted, chosen, check and target.emulator is not None, calibration)
+    (scratch / name).mkdir()
+    plan = _plan(build, scratch, once=once)
+    requests = plan.requests
+    report("compile", 0, len(requests))
+    outcomes = run_compiler(target, compiler, requests, scratch, lambda done: report("compile", done, len(requests)))
+    artifacts, refused = dict(plan.made), dict[str, str]()
+    for request in requests:
+        job, key, host = plan.jobs[request["name"]]
+        outcome = outcomes[job.name]
+        error = _error(request) if outcome.error is None and build.check else None
+        if outcome.error is not None:
+            refused[job.name] = outcome.error
+        elif error is not None and not math.isfinite(error):
+            refused[job.name] = "its emulator gives values that are not numbers"
+        elif error is not None and error > WORST:
+            refused[job.name] = f"its {wanted} values are off by {error:.0%} of the largest"
+        else:
+            made = made_files(scratch / name, job.name)
+            artifacts[job.name] = Artifact(key, job.stages, made, outcome.seconds, outcome.off, error, host)
+    sizes = {
+        job: sum(path.stat().st_size for path in artifact_files(scratch / name, [artifact]))
+        for job, artifact in artifacts.items()
+    }
+    return Built(TargetEntry(compiler.name, compiler.version, wanted, chosen, artifacts), refused, plan.kept, sizes)
+
+
+def _require_text(name: str, precision: str, text: str | None) -> None:
+    """Ranges that random numbers have would be no statement about a model's values."""
+    if precision == "int8" and text is None:
+        raise InputError(
+            "--precision int8",
+            f"{name} needs to know the ranges of values",
+            "--calibrate FILE, a text like those to run",
+        )
+    if precision != "int8" and text is not None:
+        raise InputError("--calibrate", f"is for int8, and {precision} has no use for it", "leave it out")
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What there is to do: artifacts that are there already, and for the others requests, by the job's name."""
+
+    made: dict[str, Artifact]
+    requests: list[dict[str, Any]]
+    jobs: dict[str, tuple[EngineJob, str, HostPart | None]]
+    kept: int = 0
+
+
+def _plan(build: _Build, scratch: Path, *, once: bool) -> _Plan:
+    """Links what an earlier build made into place, writes the host's parts, and requests everything else."""
+    name = build.target.name
+    earlier = build.bundle.manifest.targets.get(name)
+    (scratch / "engines").mkdir()
+    plan = _Plan({}, [], {})
+    for job in engine_jobs(build.bundle, once=once, half=is_narrow(build.precision)):
+        model = engine_model(build.bundle, job)
+        parts = prepare_engine(model, build.target, build.precision, job.name, job.stock)
+        fed = inputs_of(build.calibration, job, parts.host, build.target)
+        if parts.accelerator is not None and build.target.typed and build.precision == "int8":
+            parts = Parts(parts.host, round_engine(parts.accelerator, fed.samples))
+        content = b"" if parts.accelerator is None else parts.accelerator.SerializeToString(deterministic=True)
+        key = _key(build, content + fed.digest())
+        host = None if parts.host is None else _write_host_part(build, job, scratch / name)
+        former = None if earlier is None else earlier.artifacts.get(job.name)
+        if former is not None and former.key == key and (former.error is not None or not build.check):
+            for file in former.files:
+                link_file(build.bundle.file(f"{TARGETS}/{name}/{file}"), scratch / name / file)
+            plan.made[job.name] = replace(former, host=host)
+            plan.kept += 1
+        elif parts.accelerator is None:
+            plan.made[job.name] = Artifact(key, job.stages, (), 0.0, (), None, host)
+        else:
+            plan.jobs[job.name] = job, key, host
+            plan.requests.append(_request(build, job, model, parts, fed, scratch))
+    return plan
+
+
+def _write_host_part(build: _Build, job: EngineJob, folder: Path) -> HostPart:
+    """The part that the host computes: it refers to the bundle's weights, which are not written a second time."""
+    part = split_host_part(engine_file_model(build.bundle, job)).host
+    assert part is not None
+    path = folder / f"{job.name}.host.onnx"
+    path.write_bytes(part.SerializeToString(deterministic=True))
+    inside = {tensor.name for tensor in part.graph.initializer}
+    return HostPart(path.name, tuple(port for port in job.weights if port in inside))
+
+
+def _key(build: _Build, content: bytes) -> str:
+    """Names everything that an artifact depends on."""
+    compilers = files("twoheads.export.accelerators") / "vendors"
+    shared = sorted(
+        file.name for file in compilers.iterdir() if file.name.endswith(".py") and "build_" not in file.name
+    )
+    program = b"".join((compilers / name).read_bytes() for name in (f"{build.target.module}.py", *shared))
+    facts = (
+        f"{build.target.name} {build.compiler.name} {build.compiler.version} {build.precision} {build.device}".encode()
+    )
+    digest = hashlib.sha256()
+    for part in (content, program, facts):
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()
+
+
+def _request(
+    build: _Build, job: EngineJob, model: onnx.ModelProto, parts: Parts, fed: EngineInputs, scratch: Path
+) -> dict[str, Any]:
+    """Writes what the compiler reads; what it must give is what ONNX Runtime makes of the whole engine, ``model``."""
+    base = scratch / "engines" / job.name
+    assert parts.accelerator is not None
+    graph = parts.accelerator.graph
+    inputs, *samples = (f"{base}.{part}.npz" for part in ("inputs", *map(str, range(len(fed.samples)))))
+    for file, arrays in zip((inputs, *samples), (fed.check, *fed.samples), strict=True):
+        _save(file, {port.name: arrays[port.name] for port in graph.input})
+    Path(f"{base}.onnx").write_bytes(parts.accelerator.SerializeToString(deterministic=True))
+    if build.check:
+        values = run_on_host(model, [fed.given])[0]
+        _save(f"{base}.expected.npz", {port.name: values[port.name] for port in graph.output})
+    return {
+        "name": job.name,
+        "onnx": f"{base}.onnx",
+        "folder": str(scratch / build.target.name),
+        "precision": build.precision,
+        "device": build.device,
+        "inputs": inputs,
+        "samples": samples,
+        "outputs": f"{base}.outputs.npz" if build.check else None,
+        "log": f"{base}.log",
+    }
+
+
+def _save(file: str, arrays: dict[str, Any]) -> None:
+    np.savez(file, **arrays)
+
+
+def _error(request: Mapping[str, Any]) -> float:
+    """The largest distance from ONNX Runtime's results, as a share of the largest magnitude of that output."""
+    with (
+        np.load(request["outputs"]) as found,
+        np.load(request["outputs"].replace(".outputs.npz", ".expected.npz")) as expected,
+    ):
+        return max(relative_error(found[name], expected[name]) for name in expected.files)
+
+
+def _refuse(built: Built, name: str, *, strict: bool) -> None:
+    if built.refused:
+        first, message = next(iter(built.refused.items()))
+        others = f" ({len(built.refused)} engines are refused)" if len(built.refused) > 1 else ""
+        raise CompileError(
+            f"target {name}",
+            f"{built.entry.compiler} {built.entry.version} refuses {first}: {message}{others}",
+            f"see `twoheads lint BUNDLE --target {name}`, or build for another target",
+        )
+    off = {job: artifact.off for job, artifact in built.entry.artifacts.items() if artifact.off}
+    if strict and off:
+        first, nodes = next(iter(off.items()))
+        raise CompileError(
+            f"target {name}",
+            f"leaves nodes of {len(off)} engines to the host, of {first}: {', '.join(nodes)}",
+            f"leave --strict out; `twoheads lint BUNDLE --target {name}` names remedies",
+        )

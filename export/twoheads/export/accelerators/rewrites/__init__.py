@@ -1,0 +1,1 @@
+"""Exact rewrites of an engine that a compiler needs."""

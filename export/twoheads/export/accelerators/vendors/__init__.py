@@ -1,0 +1,1 @@
+"""One module a compiler, run by the Python that has it; nothing here imports ours."""

@@ -1,0 +1,144 @@
+"""Writing a folder so that it is there completely or not at all.
+
+The content is written into a hidden sibling folder, forced to disk and renamed into place. An exception, Ctrl-C
+included, removes the sibling. What a killed process leaves behind carries the process in its name and is removed by
+the next write to the same target, once that process is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import platform
+import re
+import shutil
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+
+from twoheads.graphs.errors import BundleError
+from twoheads.graphs.serialization.bundle_format import PARTIAL
+
+__all__ = ["REPLACED", "host_name", "sync_folder", "sync_tree", "write_error", "written_folder"]
+
+REPLACED = "replaced"
+"""Marks the former folder while the new one takes its place."""
+
+
+@contextlib.contextmanager
+def written_folder(target: Path, *, overwrite: bool, check_replaceable: Callable[[Path], None]) -> Generator[Path]:
+    """Yields an empty folder that becomes ``target`` when the block ends without an exception.
+
+    Args:
+        target: The folder to create; its parents are created too.
+        overwrite: Replace an existing target; the old one stays in place until the new one is complete.
+        check_replaceable: Called with an existing target, raises if it must not be replaced.
+
+    Raises:
+        BundleError: The target exists, can't be replaced, or the disk refuses; also for an ``OSError`` of the block.
+    """
+    target = Path(os.path.realpath(target))
+    _check_target(target, overwrite, check_replaceable)
+    partial = target.with_name(_marked_name(target.name, PARTIAL))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(target, PARTIAL)
+        partial.mkdir()
+        yield partial
+        sync_tree(partial)
+        _check_target(target, overwrite, check_replaceable)
+        _rename_into_place(partial, target)
+    except OSError as error:
+        raise write_error(target, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    _remove_stale(target, REPLACED)
+
+
+def write_error(path: Path, error: OSError) -> BundleError:
+    """The refusal of the disk as a :class:`BundleError` with what helps against it."""
+    reason = error.strerror or str(error)
+    fixes = {
+        errno.ENOSPC: "free some space or write to another disk",
+        errno.EDQUOT: "free some of your quota or write to another disk",
+        errno.EACCES: "choose a place you may write to",
+        errno.EPERM: "choose a place you may write to",
+        errno.EROFS: "choose a place that is not read-only",
+    }
+    return BundleError(str(path), f"could not be written: {reason}", fixes.get(error.errno or 0, ""))
+
+
+def sync_tree(folder: Path) -> None:
+    """Forces every file below ``folder``, and the folders' entries, to disk."""
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            with (Path(parent) / name).open("rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(Path(parent))
+
+
+def sync_folder(folder: Path) -> None:
+    """Forces a folder's entries to disk, where the system has a way to."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check_target(target: Path, overwrite: bool, check_replaceable: Callable[[Path], None]) -> None:
+    if not os.path.lexists(target):
+        return
+    if not overwrite:
+        raise BundleError(str(target), "exists already", "name another place, or ask to overwrite it")
+    check_replaceable(target)
+
+
+def _rename_into_place(partial: Path, target: Path) -> None:
+    if not os.path.lexists(target):
+        partial.rename(target)
+        sync_folder(target.parent)
+        return
+    former = target.with_name(_marked_name(target.name, REPLACED))
+    target.rename(former)
+    try:
+        partial.rename(target)
+    except BaseException:
+        former.rename(target)
+        raise
+    sync_folder(target.parent)
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def _marked_name(name: str, mark: str) -> str:
+    """``.NAME.MARK-HOST-PID-START``: the start time tells a process from a later one of equal number."""
+    start = int(psutil.Process().create_time())
+    return f".{name}.{mark}-{host_name()}-{os.getpid()}-{start}"
+
+
+def host_name() -> str:
+    """This machine's name with nothing in it but letters, digits and dots."""
+    return re.sub(r"[^A-Za-z0-9.]", "_", platform.node())
+
+
+def _remove_stale(target: Path, mark: str) -> None:
+    """Removes what processes of this host that are gone left behind on the way to ``target``."""
+    pattern = re.compile(re.escape(f".{target.name}.{mark}-{host_name()}-") + r"(\d+)-(\d+)")
+    for entry in list(target.parent.iterdir()):
+        found = pattern.fullmatch(entry.name)
+        if found and not _runs(int(found[1]), int(found[2])):
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def _runs(pid: int, start: int) -> bool:
+    try:
+        # Start times are computed from the boot time, which clock adjustments move by a second.
+        return bool(abs(psutil.Process(pid).create_time() - start) <= 2)
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:
+        return True

@@ -1,0 +1,118 @@
+"""All weights of a bundle in one file, streamed: hashed while written, equal tensors stored once."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Iterable
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from twoheads.graphs.errors import CompileError, InternalError
+from twoheads.graphs.serialization.bundle_format import ALIGNMENT, FileEntry, WeightEntry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from typing_extensions import Buffer
+
+__all__ = ["NamedWeight", "WeightsFile", "total_bytes", "write_weights"]
+
+CHUNK = 16 << 20
+"""Bytes that are hashed and written at a time."""
+
+WeightsFile: TypeAlias = tuple[dict[str, WeightEntry], FileEntry]
+"""Where every weight lies, and the size and hash of the file."""
+
+NamedWeight: TypeAlias = "tuple[str, Tensor | npt.NDArray[Any], str]"
+"""A weight's name, its tensor or array, and the dtype in which it is stored."""
+
+_Memory: TypeAlias = tuple[int, int, tuple[int, ...], tuple[int, ...], str, str]
+
+
+def write_weights(path: Path, weights: Iterable[NamedWeight], *, progress: Callable[[int], None]) -> WeightsFile:
+    """Writes tensors one after the other; tensors that are the same memory, seen alike, are written once.
+
+    Args:
+        path: The file to create.
+        weights: What to write, in the order of the file. At most one tensor is copied at a time: one that is not
+            contiguous, or that is stored in another floating-point type than it has.
+        progress: Called with the bytes written so far.
+
+    Raises:
+        CompileError: The machine is big-endian.
+        OSError: The disk refuses.
+    """
+    if sys.byteorder != "little":
+        raise CompileError(str(path), "this machine is big-endian, and bundles are little-endian", "compile elsewhere")
+    entries: dict[str, WeightEntry] = {}
+    places: dict[_Memory, int] = {}
+    digest = hashlib.sha256()
+    size = 0
+    with path.open("xb") as file:
+        for name, tensor, dtype in weights:
+            if name in entries:
+                raise InternalError(f"weight {name} is written twice")
+            memory = _memory(tensor, dtype)
+            if memory not in places:
+                chunks = _chunks(_array(name, tensor, dtype), padding=-size % ALIGNMENT)
+                places[memory] = size + len(chunks[0])
+                for chunk in chunks:
+                    digest.update(chunk)
+                    file.write(chunk)
+                    size += len(chunk)
+                    progress(size)
+            entries[name] = WeightEntry(places[memory], dtype, tuple(tensor.shape))
+    return entries, FileEntry(size, digest.hexdigest())
+
+
+def total_bytes(weights: Iterable[NamedWeight]) -> int:
+    """Bytes that :func:`write_weights` will write at most, padding included."""
+    sizes = {_memory(tensor, dtype): prod(tensor.shape) * _dtype(dtype).itemsize for _, tensor, dtype in weights}
+    return sum(size + ALIGNMENT for size in sizes.values())
+
+
+def _array(name: str, tensor: Tensor | npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
+    """The weight in the dtype in which it is stored; its own memory where it has that dtype already."""
+    wanted = _dtype(dtype)
+    if isinstance(tensor, np.ndarray):
+        found, floats = str(tensor.dtype), tensor.dtype.name.startswith(("float", "bfloat"))
+    else:
+        found, floats = str(tensor.dtype).removeprefix("torch."), tensor.dtype.is_floating_point
+    if found != dtype and not (floats and wanted.kind == "f"):
+        raise InternalError(f"weight {name} is {found}, its port {dtype}")
+    if isinstance(tensor, np.ndarray):
+        return tensor.astype(wanted, copy=False)
+    # NumPy has no bfloat16: torch converts.
+    plain = tensor.detach()
+    return (plain if found == dtype else plain.to(getattr(_torch(), dtype))).contiguous().numpy()
+
+
+def _chunks(array: npt.NDArray[Any], *, padding: int) -> list[memoryview]:
+    """The alignment's zeros, then the array's bytes in pieces that share its memory where it is contiguous."""
+    view = memoryview(cast("Buffer", np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
+    return [memoryview(bytes(padding)), *(view[at : at + CHUNK] for at in range(0, len(view), CHUNK))]
+
+
+def _memory(tensor: Tensor | npt.NDArray[Any], dtype: str) -> _Memory:
+    if isinstance(tensor, np.ndarray):
+        start = tensor.__array_interface__["data"][0]
+        return start, 0, tuple(tensor.shape), tensor.strides, str(tensor.dtype), dtype
+    start = tensor.untyped_storage().data_ptr()
+    return start, int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride(), str(tensor.dtype), dtype
+
+
+def _dtype(name: str) -> np.dtype[Any]:
+    try:
+        return np.dtype(name)
+    except TypeError as error:
+        raise InternalError(f"weights of dtype {name} can't be stored") from error
+
+
+def _torch() -> Any:
+    import torch
+
+    return torch

@@ -1,0 +1,113 @@
+"""``twoheads build``: a bundle's engines through an accelerator's compiler."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from twoheads.export.accelerators.target import load_target
+from twoheads.export.cli.shared import arguments, options
+from twoheads.export.cli.shared.console import (
+    print_facts,
+    print_json,
+    print_table,
+    print_warning,
+    seconds_text,
+    size_text,
+)
+from twoheads.export.cli.shared.progress import PhaseProgress
+from twoheads.graphs.serialization.json_codec import to_json
+from twoheads.runtime.bundle.reader import read_bundle
+
+if TYPE_CHECKING:
+    from twoheads.export.accelerators.build import Built
+
+__all__ = ["NAME", "command"]
+
+NAME = "build"
+
+
+def command(
+    bundle: options.Bundle,
+    target: options.Target,
+    precision: Annotated[
+        options.BuildPrecision | None,
+        typer.Option("--precision", help="In what the accelerator multiplies; the target's first if not given."),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", metavar="NAME", help="Which of the target's devices: CPU or GPU, rk3576, SM120, ..."),
+    ] = None,
+    python: Annotated[
+        Path | None,
+        typer.Option("--python", metavar="PATH", help="The Python of the environment that has the compiler."),
+    ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option("--calibrate", metavar="FILE", help="For int8: a text like those to run, for ranges of values."),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Run what was built, in the compiler's emulator, against ONNX Runtime.")
+    ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail if any node is left to the host.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Build every engine for an accelerator, into the bundle's folder targets/NAME.
+
+    The compiler runs in an environment of its own and needs no accelerator. Engines that an equal build made before are
+    kept. If one is refused, nothing is written.
+
+    Example: twoheads build smollm2.bundle --target qnn --check
+    In 8 bits: twoheads build minilm.bundle --target ethos-u --calibrate FILE.txt --check
+    """
+    load_target(target)
+    read_bundle(bundle, check="size")
+    text = None if calibrate is None else arguments.read_text(calibrate)
+
+    from twoheads.export.accelerators.build import build_target
+
+    with PhaseProgress() as progress:
+        built = build_target(
+            bundle,
+            target,
+            precision=None if precision is None else precision.value,
+            device=device,
+            python=python,
+            calibrate=text,
+            check=check,
+            strict=strict,
+            progress=progress,
+        )
+    if as_json:
+        print_json(to_json(built))
+    else:
+        _print(built, target)
+
+
+def _print(built: "Built", target: str) -> None:
+    entry = built.entry
+    rows = [
+        (
+            name,
+            size_text(built.sizes[name]),
+            seconds_text(artifact.seconds),
+            "-" if artifact.error is None else f"{artifact.error:.1e}",
+            ", ".join(artifact.off) or "none",
+        )
+        for name, artifact in entry.artifacts.items()
+    ]
+    computes = [entry.precision, *([entry.device] if entry.device else [])]
+    print_table("", ("engine", ">size", ">time", ">error", "left to the host"), rows)
+    print_facts(
+        (
+            ("", ""),
+            (
+                "target",
+                f"{target} ({entry.compiler} {entry.version}, {', '.join(computes)})",
+            ),
+            ("artifacts", f"{len(rows)}, of which {built.reused} were kept from before"),
+            ("size", size_text(sum(built.sizes.values()))),
+        )
+    )
+    if off := sum(bool(artifact.off) for artifact in entry.artifacts.values()):
+        print_warning(f"{off} engines leave nodes to the host")

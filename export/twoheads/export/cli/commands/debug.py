@@ -1,0 +1,160 @@
+"""``twoheads debug``: an engine that fails, reduced to the nodes that do."""
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from twoheads.export.cli.shared import arguments, options
+from twoheads.export.cli.shared.console import print_facts, print_json, print_table, print_text
+from twoheads.export.cli.shared.progress import PhaseProgress
+from twoheads.graphs.errors import InputError
+from twoheads.graphs.serialization.json_codec import to_json
+from twoheads.runtime.bundle.reader import read_bundle
+
+if TYPE_CHECKING:
+    from twoheads.export.debug.cases import Against, Case
+    from twoheads.export.debug.find_fault import Fault
+
+__all__ = ["NAME", "command"]
+
+NAME = "debug"
+
+
+def command(
+    source: Annotated[Path, typer.Argument(metavar="BUNDLE|FILE.onnx", help="A bundle, or one model of fixed shapes.")],
+    against: Annotated[
+        str, typer.Option("--against", metavar="NAME", help="The backend, or the target whose compiler is tried.")
+    ],
+    engines: Annotated[
+        list[str] | None,
+        typer.Option("--engine", metavar="NAME", help="Which engine; several times for several; else one by one."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where the reduced model and its files go.")
+    ] = None,
+    message: Annotated[
+        str, typer.Option("--message", metavar="REGEX", help="Only failures whose message has this count.")
+    ] = "",
+    tolerance: options.Tolerance = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="Of a target: fp32, fp16, ...; its first if not given.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="Of a target: for which of its devices; its first if not given.")
+    ] = None,
+    python: Annotated[
+        Path | None,
+        typer.Option("--python", metavar="PATH", help="Of a target: the Python that has the compiler."),
+    ] = None,
+    inputs: Annotated[
+        Path | None, typer.Option("--inputs", metavar="FILE.npz", help="Of a FILE.onnx: its inputs; else random ones.")
+    ] = None,
+    text: options.Text = None,
+    as_json: options.Json = False,
+) -> None:
+    """Reduce the first engine that fails to the nodes that do; exit with 1 if one fails.
+
+    An engine fails if it is refused, crashes what computes or compiles it, gives numbers beyond the tolerance, or has
+    nodes that are left to the host. Its nodes are halved until what is left fails in the same way and none of them can
+    be left out; inputs are those of a run.
+
+    Example: twoheads debug smollm2.bundle --engine tokenwise_0 --against rknn -o fault
+    """
+    if output is not None:
+        arguments.check_output_path(output, folder=True)
+    bundled = source.suffix != ".onnx"
+    for option, given in (("--inputs", inputs is not None and bundled), ("--engine", engines and not bundled)):
+        if given:
+            problem = "is for a FILE.onnx" if bundled else "is for a BUNDLE"
+            raise InputError(option, problem, f"leave it out, or give a {problem.split()[-1]}")
+    try:
+        re.compile(message)
+    except re.error as error:
+        raise InputError("--message", f"is no regular expression: {error}", "give e.g. 'not supported'") from None
+    content = None if text is None else arguments.read_text(text)
+
+    from twoheads.export.debug.cases import find_against
+    from twoheads.export.debug.find_fault import find_fault, write_fault
+
+    tried = find_against(against, precision=precision, device=device, python=python, tolerance=tolerance)
+    cases = _engine_cases(source, tried, engines, content) if bundled else _file_cases(source, inputs)
+    found, names = None, list[str]()
+    with PhaseProgress() as progress:
+        for case in cases:
+            names.append(case.name)
+            found = find_fault(case, tried, message=message, progress=progress)
+            if found is not None:
+                break
+    if found is None:
+        _print_none(names, tried, as_json=as_json)
+        return
+    fault, reduction = found
+    where = Path("DIR") if output is None else output
+    chosen = {"precision": precision, "device": device, "python": python, "tolerance": tolerance}
+    again = _command(where, against, chosen)
+    if output is not None:
+        write_fault(output, fault, reduction, again)
+    if as_json:
+        print_json(to_json(fault))
+    else:
+        _print(fault, again, output)
+    raise typer.Exit(1)
+
+
+def _engine_cases(path: Path, against: "Against", names: list[str] | None, text: str | None) -> "Iterator[Case]":
+    from twoheads.export.accelerators.prepare_engine import is_narrow
+    from twoheads.export.debug.cases import engine_case
+    from twoheads.export.debug.layers import selected_jobs
+    from twoheads.export.engines.recording import record_inputs
+
+    bundle = read_bundle(path, check="size")
+    jobs = selected_jobs(bundle, names or (), half=is_narrow(against.precision))
+    recorded = record_inputs(bundle, text=text)
+    cases = (engine_case(bundle, job, against, recorded) for job in jobs)
+    return (case for case in cases if case is not None)
+
+
+def _file_cases(path: Path, inputs: Path | None) -> "Iterator[Case]":
+    from twoheads.export.debug.cases import file_case
+
+    arguments.require_path(path, "an ONNX file")
+    yield file_case(path, inputs)
+
+
+def _command(folder: Path, against: str, given: Mapping[str, object]) -> str:
+    """What shows the fault again, from the files in ``folder``."""
+    words = ["twoheads", "debug", str(folder / "reduced.onnx"), "--inputs", str(folder / "inputs.npz")]
+    words += ["--against", against]
+    for option, value in given.items():
+        words += [] if value is None else [f"--{option}", str(value)]
+    return shlex.join(words)
+
+
+def _print_none(names: list[str], against: "Against", *, as_json: bool) -> None:
+    if as_json:
+        print_json(None)
+    else:
+        print_text(f"nothing fails on {against.title}: {', '.join(names) or 'its host computes all of it'}")
+
+
+def _print(fault: "Fault", again: str, output: Path | None) -> None:
+    rows = [(node.operator, node.name, ", ".join(node.inputs), ", ".join(node.outputs)) for node in fault.nodes]
+    print_table("", ("operator", "node", "reads", "gives"), rows)
+    error = "nothing was computed" if fault.error is None else f"{fault.error:.3g} of the largest magnitude"
+    print_facts(
+        (
+            ("", ""),
+            ("fails", f"{fault.kind} by {fault.against}"),
+            ("says", fault.reduced_message),
+            *((("of all of it", fault.message),) if fault.message != fault.reduced_message else ()),
+            ("error", error),
+            ("engine", f"{fault.engine}, {len(fault.nodes)} of {fault.nodes_before} nodes, {fault.inputs} inputs"),
+            ("called by", ", ".join(fault.callers) or "nobody: a file"),
+            ("tried", f"{fault.checks} models"),
+            ("again", again if output is not None else "give -o DIR to keep the model and its inputs"),
+        )
+    )

@@ -1,0 +1,112 @@
+"""``twoheads profile``: measures a bundle's engines on this machine, for ``plan --device``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from twoheads.export.cli.shared import arguments, options
+from twoheads.export.cli.shared.console import print_facts, print_json, print_table, seconds_text, size_text
+from twoheads.export.cli.shared.progress import PhaseProgress
+from twoheads.graphs.errors import InputError
+from twoheads.graphs.prediction.device_profile import DeviceProfile, Network, profile_text
+from twoheads.graphs.serialization.json_codec import to_json
+from twoheads.runtime.measurement.profiler import DEFAULT_NETWORK, profile_bundle
+from twoheads.runtime.opening import load
+
+__all__ = ["NAME", "command"]
+
+NAME = "profile"
+
+
+def command(
+    bundle: options.Bundle,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="PROFILE.json", help="The device profile to write.")
+    ],
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Most blocks in parallel; all cores if not given.")
+    ] = None,
+    backend: options.BackendOption = options.Backend.ONNXRUNTIME,
+    precision: options.PrecisionOption = options.Precision.F32,
+    tune: options.TuneOption = options.Tune.OFF,
+    gigabits: Annotated[
+        float, typer.Option("--network-gbit", metavar="G", help="Gbit/s into a worker, for plans of several.")
+    ] = DEFAULT_NETWORK.bytes_per_second * 8 / 1e9,
+    milliseconds: Annotated[
+        float, typer.Option("--round-ms", metavar="MS", help="Milliseconds to start a stage on all workers.")
+    ] = DEFAULT_NETWORK.round_seconds * 1e3,
+    price: Annotated[
+        float | None, typer.Option("--price-per-hour", metavar="P", help="Of one worker, in any currency.")
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Measure the engines of BUNDLE on this machine, seconds a call, so that `plan --device` can predict times.
+
+    Takes some seconds; the machine should have nothing else to do. Network and price are not measured: give them, or
+    edit the file.
+
+    Example: twoheads profile smollm2.bundle -o here.json && twoheads plan smollm2.bundle -n 100000 --device here.json
+    """
+    arguments.check_output_path(output)
+    for name, number in (("--network-gbit", gigabits), ("--round-ms", milliseconds), ("--price-per-hour", price)):
+        if number is not None and number <= 0:
+            raise InputError(name, f"is {number:g}", "give a number above 0")
+    network = Network(gigabits * 1e9 / 8, milliseconds / 1e3)
+    with PhaseProgress() as progress:
+        key_tile = None
+        if tune != options.Tune.OFF:
+            progress("choose key tiles")
+            loaded = load(bundle, backend=backend.value, precision=precision.value, threads=threads, tune=tune.value)
+            key_tile = loaded.program.key_tile
+        profile = profile_bundle(
+            bundle,
+            backend=backend.value,
+            precision=precision.value,
+            threads=threads,
+            key_tile=key_tile,
+            network=network,
+            price_per_hour=price,
+            progress=lambda name: progress(name),
+        )
+    try:
+        output.write_text(profile_text(profile), encoding="utf-8")
+    except OSError as error:
+        raise arguments.unwritable(output, error) from None
+    if as_json:
+        print_json(to_json(profile))
+        return
+    _print_profile(profile, output)
+
+
+def _print_profile(profile: DeviceProfile, output: Path) -> None:
+    network = profile.network
+    print_facts(
+        (
+            ("profile", str(output)),
+            ("machine", f"{profile.machine}; {profile.backend}, {profile.precision}"),
+            ("program", f"{profile.model}, blocks of {profile.block_size}, key tiles of {profile.key_tile}"),
+            ("copies", f"{size_text(int(profile.copy_bytes_per_second))} a second in one thread"),
+            (
+                "network",
+                f"{size_text(int(network.bytes_per_second))} a second, {seconds_text(network.round_seconds)} a stage "
+                "(not measured)",
+            ),
+        )
+    )
+    print_table(
+        "\nmilliseconds a call",
+        ("engine", *(f">{_callers_text(number)}" for number in profile.threads), ">open"),
+        [
+            (
+                f"{times.engine}.{times.variant}".rstrip("."),
+                *(f"{times.call_seconds[str(number)] * 1e3:.3g}" for number in profile.threads),
+                f"{times.open_seconds * 1e3:.3g}",
+            )
+            for times in profile.engines
+        ],
+    )
+
+
+def _callers_text(number: int) -> str:
+    return "1 thread" if number == 1 else f"{number} threads"

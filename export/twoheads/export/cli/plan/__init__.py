@@ -1,0 +1,1 @@
+"""The command ``plan`` and its parts."""

@@ -1,0 +1,204 @@
+"""What users name on the command line: files, folders, texts, tokens and positions, each refused with a clear error."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from twoheads.graphs.errors import InputError, TwoheadsError
+from twoheads.graphs.serialization.bundle_format import MANIFEST
+
+__all__ = [
+    "TextEncoder",
+    "check_output_path",
+    "encode_text",
+    "is_bundle",
+    "parse_lengths",
+    "parse_positions",
+    "parse_size",
+    "read_text",
+    "read_tokens",
+    "require_path",
+    "unwritable",
+]
+
+
+class TextEncoder(Protocol):
+    """The part of a bundle's tokenizer that turns text into tokens."""
+
+    def encode(self, text: str) -> list[int]:
+        """The token numbers of ``text``."""
+        ...
+
+
+def require_path(path: Path, what: str) -> Path:
+    """``path``, which must exist.
+
+    Raises:
+        InputError: It does not; ``what`` says what was expected there.
+    """
+    try:
+        found = path.exists()
+    except OSError as error:
+        raise InputError(str(path), f"can't be read: {error.strerror}") from None
+    if not found:
+        raise InputError(str(path), "no such file or folder", f"give the path of {what}")
+    return path
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether ``path`` is a bundle (a folder with a manifest), as opposed to a source model."""
+    return (path / MANIFEST).is_file()
+
+
+def check_output_path(path: Path, *, folder: bool = False) -> Path:
+    """``path``, to which a result can probably be written; checked before work that takes minutes.
+
+    Args:
+        path: The file to be written, or the folder to be created.
+        folder: Whether ``path`` is going to be a folder; a file may be replaced, but no folder by a file.
+
+    Raises:
+        InputError: The folder around it is missing or not writable, or a folder is in its place.
+    """
+    parent = Path(os.path.abspath(path)).parent
+    if not parent.is_dir():
+        problem = "no such folder" if not parent.exists() else "not a folder"
+        raise InputError(
+            str(path), f"can't be written: {parent}: {problem}", "create the folder, or name another place"
+        )
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(str(path), f"can't be written: no permission to write in {parent}", "name another place")
+    if not folder and path.is_dir():
+        raise InputError(str(path), "is a folder, and the output is a file", "name a file in it")
+    return path
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file.
+
+    Raises:
+        InputError: No such file, unreadable, not UTF-8 (with the offset), or empty.
+    """
+    try:
+        data = require_path(path, "a text file").read_bytes()
+    except OSError as error:
+        raise InputError(str(path), f"can't be read: {error.strerror}", "give a text file in UTF-8") from None
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        problem = f"not UTF-8 text: byte 0x{data[error.start]:02x} at offset {error.start}"
+        raise InputError(str(path), problem, "convert it, e.g. with: iconv -f latin1 -t utf-8") from None
+    if not text.strip():
+        raise InputError(str(path), "the text is empty", "give at least one word")
+    return text
+
+
+def read_tokens(path: Path) -> npt.NDArray[Any]:
+    """The array of a ``.npy`` file with one sequence of token numbers, ``[N]`` or ``[1, N]``.
+
+    Raises:
+        InputError: No such file, not a ``.npy`` file, or another shape or type.
+    """
+    fix = "save them with numpy.save as an integer array of shape [N] or [1, N]"
+    try:
+        loaded: object = np.load(require_path(path, "a .npy file"), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a .npy file of numbers"
+        raise InputError(str(path), f"can't be read: {reason}", fix) from None
+    if not isinstance(loaded, np.ndarray):
+        raise InputError(str(path), "is an archive of several arrays", fix)
+    array: npt.NDArray[Any] = loaded
+    if array.dtype.kind not in "iu" or (array.ndim != 1 and (array.ndim != 2 or array.shape[0] != 1)):
+        raise InputError(str(path), f"holds {array.dtype} of shape {list(array.shape)}, not token numbers", fix)
+    return array
+
+
+def encode_text(text: str, tokenizer: TextEncoder | None, *, source: Path, bundle: Path) -> npt.NDArray[np.int64]:
+    """The tokens of ``text``, which was read from ``source``, by the tokenizer of ``bundle``.
+
+    Raises:
+        InputError: The bundle has no tokenizer, or the text gives no token.
+    """
+    if tokenizer is None:
+        problem = "has no tokenizer, because its source had none"
+        raise InputError(str(bundle), problem, "give token numbers with --tokens FILE.npy")
+    tokens = np.asarray(tokenizer.encode(text), np.int64)
+    if tokens.size == 0:
+        raise InputError(str(source), "the text gives no tokens", "give at least one word")
+    return tokens
+
+
+def parse_lengths(text: str) -> int | dict[str, int]:
+    """A length: ``1000``, or one for every axis, ``n=1000,m=300``.
+
+    Raises:
+        InputError: Neither of these.
+    """
+    try:
+        if "=" not in text:
+            return int(text)
+        pairs = [item.split("=") for item in text.split(",")]
+        return {axis.strip(): int(number) for axis, number in pairs}
+    except ValueError:
+        problem = "is neither a whole number nor one for every axis"
+        raise InputError(f"--length {text}", problem, "give e.g. 1000, or n=1000,m=300") from None
+
+
+def parse_size(text: str) -> int:
+    """Bytes: ``4GB``, ``1.5 GiB``, ``900MB``, or a plain number of bytes.
+
+    Raises:
+        InputError: Not a size, or none at all.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?)b?|b?)\s*", text, re.IGNORECASE)
+    if found is None:
+        raise InputError(text, "is not a size of memory", "give e.g. 4GB, 1.5GiB or 900MB")
+    number, prefix, binary = found.groups()
+    unit = 1 if prefix is None else (1024 if binary else 1000) ** (" kmgt".index(prefix.lower()))
+    size = int(float(number) * unit)
+    if size < 1:
+        raise InputError(text, "is no memory at all", "give e.g. 4GB, 1.5GiB or 900MB")
+    return size
+
+
+def parse_positions(text: str, length: int) -> npt.NDArray[np.int64]:
+    """Positions of an input of ``length`` tokens, such as ``0,5,100:200,-1``, in the order given.
+
+    Ranges are half-open as in Python; either end may be left out; negative numbers count from the end.
+
+    Raises:
+        InputError: Not such a list, a position outside of the input, or an empty range.
+    """
+    selected = [_positions_of(item.strip(), length) for item in text.split(",")]
+    return np.concatenate(selected)
+
+
+def _positions_of(item: str, length: int) -> npt.NDArray[np.int64]:
+    where = f"--positions {item}"
+    fix = "give numbers and ranges such as 0,5,100:200,-1"
+    first, colon, last = item.partition(":")
+    try:
+        start = int(first) if first or not colon else 0
+        stop = start + 1 if not colon else int(last) if last else length
+    except ValueError:
+        raise InputError(where, "not a position or a range of positions", fix) from None
+    start += length if start < 0 else 0
+    stop = start + 1 if not colon else stop + length if stop < 0 else stop
+    if not (0 <= start < length and stop <= length):
+        raise InputError(where, f"outside of the input, which has {length} tokens", fix)
+    if stop <= start:
+        raise InputError(where, "an empty range", fix)
+    return np.arange(start, stop, dtype=np.int64)
+
+
+def unwritable(path: Path, error: OSError) -> TwoheadsError:
+    """The error of an output file that can't be written: the disk is full, no permission, and the like."""
+    return TwoheadsError(
+        str(path), f"can't be written: {error.strerror or error}", "free the space, or name another place"
+    )

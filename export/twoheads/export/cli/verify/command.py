@@ -1,0 +1,212 @@
+"""``twoheads verify``: a bundle against the model it was compiled from, or its engines between two backends."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy.typing as npt
+import typer
+
+from twoheads.export.cli.run.arrays import read_arrays
+from twoheads.export.cli.shared import arguments, options
+from twoheads.export.cli.shared.console import print_facts, print_json, print_table, print_warning, seconds_text
+from twoheads.export.cli.shared.progress import PhaseProgress
+from twoheads.export.cli.verify.layers import LayerOptions, verify_layers
+from twoheads.graphs.errors import InputError
+from twoheads.graphs.serialization.json_codec import to_json
+from twoheads.runtime.bundle.reader import read_bundle
+from twoheads.runtime.inputs.arrays import given_arrays
+
+if TYPE_CHECKING:
+    from twoheads.export import VerifyReport
+
+__all__ = ["NAME", "command"]
+
+NAME = "verify"
+
+
+def command(
+    bundle: options.Bundle,
+    against: Annotated[
+        Path | None, typer.Option("--against", metavar="SOURCE", help="The model it was compiled from.")
+    ] = None,
+    length: Annotated[
+        str | None,
+        typer.Option("--length", "-n", metavar="N", help="Tokens to run both on; of several inputs: n=1000,m=300."),
+    ] = None,
+    text: options.Text = None,
+    tokens: options.Tokens = None,
+    arrays: Annotated[
+        Path | None, typer.Option("--input", metavar="FILE.npz", help="The input as arrays by name, of one input.")
+    ] = None,
+    results: options.Results = None,
+    backend: options.BackendOption = options.Backend.ONNXRUNTIME,
+    precision: options.PrecisionOption = options.Precision.F32,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", metavar="NAME", help="Also run what was built for this accelerator, in its emulator."),
+    ] = None,
+    polygraphy: Annotated[
+        bool, typer.Option("--polygraphy", help="Compare engines layer by layer between two backends instead.")
+    ] = False,
+    engines: Annotated[
+        list[str] | None,
+        typer.Option("--engine", metavar="NAME", help="Layer by layer: which; several times for several; else all."),
+    ] = None,
+    backends: Annotated[
+        str, typer.Option("--backends", metavar="A,B", help="Layer by layer: the yardstick and what is compared.")
+    ] = "onnxruntime-plain,onnxruntime",
+    tolerance: options.Tolerance = None,
+    save: Annotated[
+        Path | None,
+        typer.Option("--save", metavar="DIR", help="Layer by layer: Polygraphy's inputs and outputs, and a report."),
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Run the original over the whole sequence and compare; exit with 1 unless the bundle passes.
+
+    The yardstick is the noise floor: how far two direct evaluations of the original differ from each other. A bundle
+    passes when its error is at most 4 times that.
+
+    A bundle of a lower precision (compile --weights, --dtype) is compared in two ways. Its engines, computing in
+    float32, are held against the original with the same rounded weights, by that same rule; and as it runs, rounding
+    may change the hidden states by 5 % at most. What it costs against the original in float32 is told: distance, best
+    tokens, and of a language model the perplexity on the text.
+
+    The length is left out where the inputs have a fixed size, such as images, and with --input, whose arrays have one.
+
+    With --target, what `twoheads build` made for that accelerator (see --precision there) runs wholly in its emulator
+    (qnn, rknn, onnxruntime: the very engines that its compiler got, not the device), and its distance from the original
+    is told.
+
+    With --polygraphy no original is needed: every value inside of the engines, from the inputs of a run, as two
+    backends compute it: onnxruntime, onnxruntime-plain (no optimisation), openvino, reference (ONNX's own), tensorrt.
+
+    Example: twoheads verify smollm2.bundle --against SmolLM2-135M.gguf --length 4096
+
+    Example: twoheads verify minilm.bundle --against minilm --text FILE --length 500 --target onnxruntime
+
+    Example: twoheads verify smollm2.bundle --polygraphy --backends onnxruntime,openvino
+    """
+    loaded = read_bundle(bundle, check="size")
+    if (against is None) != polygraphy:
+        problem = "nothing to compare with is given" if against is None else "two things to compare with are given"
+        raise InputError("twoheads verify", problem, "give either --against SOURCE or --polygraphy")
+    if sum(given is not None for given in (text, tokens, arrays)) > 1:
+        fix = "give one of --text FILE, --tokens FILE.npy and --input FILE.npz"
+        raise InputError("twoheads verify", "two inputs are given", fix)
+    content = None if text is None else arguments.read_text(text)
+    sequence = _read_sequence(tokens, arrays)
+    lengths = None if length is None else arguments.parse_lengths(length)
+    if arrays is not None and lengths is None:
+        lengths = given_arrays(loaded.program, sequence)[0]
+    if against is None:
+        wanted = LayerOptions(tuple(engines or ()), backends, tolerance, save, as_json)
+        verify_layers(loaded, wanted, length=lengths, text=content, tokens=sequence)
+        return
+    arguments.require_path(against, "the model the bundle was compiled from")
+
+    from twoheads.export import verify
+
+    with PhaseProgress() as progress:
+        report = verify(
+            bundle,
+            against,
+            length={} if lengths is None else lengths,
+            text=content,
+            tokens=sequence,
+            results=results or (),
+            progress=progress,
+            backend=backend.value,
+            precision=precision.value,
+            target=target,
+        )
+    for warning in report.warnings:
+        print_warning(warning)
+    if as_json:
+        print_json(to_json(report))
+    else:
+        _print_report(report)
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+def _read_sequence(tokens: Path | None, arrays: Path | None) -> npt.NDArray[Any] | dict[str, npt.NDArray[Any]] | None:
+    if arrays is not None:
+        return read_arrays(arrays)
+    return None if tokens is None else arguments.read_tokens(tokens)
+
+
+def _print_report(report: "VerifyReport") -> None:
+    agreement = report.top1_agreement
+    compared = (("hidden", report.hidden), ("logits", report.logits), ("embedding", report.embedding))
+    rows = [
+        (
+            name,
+            str(found.positions),
+            f"{found.max_abs_error:.3g}",
+            f"{found.noise_floor:.3g}",
+            f"{found.ratio:.3g}",
+            f"{found.max_magnitude:.3g}",
+            "yes" if found.passed else "NO",
+        )
+        for name, found in compared
+        if found is not None
+    ]
+    print_table("", ("output", ">rows", ">max error", ">noise floor", ">ratio", ">magnitude", "within 4x"), rows)
+    print_facts(
+        (
+            ("", ""),
+            ("length", f"{report.length} tokens in blocks of {report.block_size}"),
+            ("engine calls", f"{report.engine_calls} (by the formula: {report.formula_calls})"),
+            ("same best token", "no logits" if agreement is None else f"at {agreement:.2%} of the checked positions"),
+            ("time", ", ".join(f"{name} {seconds_text(spent)}" for name, spent in report.seconds.items())),
+            ("precision", report.precision),
+            *_precision_facts(report),
+            *_built_facts(report),
+            ("approximations", ", ".join(report.approximations) or "none"),
+            ("verdict", _verdict(report)),
+        )
+    )
+
+
+def _precision_facts(report: "VerifyReport") -> list[tuple[str, str]]:
+    """What a precision below float32 costs, and a language model's perplexity."""
+    facts: list[tuple[str, str]] = []
+    if (lowered := report.lowered) is not None:
+        cost = lowered.against_float32
+        same = "" if cost.top1_agreement is None else f", the same best token at {cost.top1_agreement:.2%}"
+        distance = f"hidden states {cost.hidden_relative:.3g} (relative), {cost.hidden_max_abs:.3g} at most"
+        facts.append(("as it runs", f"{distance}, {lowered.noise_floors:.3g} noise floors{same}"))
+        facts.append(("rounded products", f"hidden states {lowered.arithmetic:.3g} (relative) of that"))
+    if (found := report.perplexity) is not None:
+        text = f"{found.bundle:.4f} over {found.tokens} tokens, of the original {found.original:.4f}"
+        facts.append(("perplexity", text))
+    return facts
+
+
+def _built_facts(report: "VerifyReport") -> list[tuple[str, str]]:
+    """A whole run of what an accelerator's compiler got."""
+    if (built := report.built) is None:
+        return []
+    cost = built.distance
+    same = "" if cost.top1_agreement is None else f", the same best token at {cost.top1_agreement:.2%}"
+    cosine = "" if built.embedding_cosine is None else f", embedding cosine {built.embedding_cosine:.5f}"
+    facts = [
+        (f"built for {built.target}", f"{built.precision}, as {built.compiler} got it, on {built.runs_on}: no device"),
+        ("as built", f"hidden states {cost.hidden_relative:.3g} (relative){same}{cosine}"),
+    ]
+    if (found := built.perplexity) is not None:
+        text = f"{found.bundle:.4f} over {found.tokens} tokens, of the original {found.original:.4f}"
+        facts.append(("perplexity as built", text))
+    return facts
+
+
+def _verdict(report: "VerifyReport") -> str:
+    error = report.approximate
+    if error is None:
+        return "passed" if report.passed else "NOT PASSED"
+    same = "" if error.top1_agreement is None else f", the same best token at {error.top1_agreement:.2%}"
+    distance = f"hidden states {error.hidden_relative:.3g} (relative), {error.hidden_max_abs:.3g} at most{same}"
+    return f"approximate: {distance}, against the original as it is; against the original under the same mask: " + (
+        "passed" if report.passed else "NOT PASSED"
+    )

@@ -1,0 +1,1 @@
+"""Engines as ONNX models of fixed shapes."""

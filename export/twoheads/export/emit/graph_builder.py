@@ -1,0 +1,127 @@
+"""An ONNX graph under construction: nodes with names of their own, and constants that are stored once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
+
+from twoheads.graphs.program.engines.port import Port
+
+__all__ = ["GraphBuilder", "common_opsets"]
+
+OLDEST_OPSET = 13
+"""Since when the operators that we add between foreign ones have the form in which we use them."""
+
+
+class GraphBuilder:
+    """Nodes and constants of a graph under construction; every method returns the name of its result."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, onnx.TensorProto] = {}
+        self.value_info: list[onnx.ValueInfoProto] = []
+
+    def node(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
+        """Appends a node; without ``output`` its result is named after the operator and the node's number."""
+        name = output or f"{operator.lower()}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, list(inputs), [name], name=name, **attributes))
+        return name
+
+    def constant(self, value: float | list[int]) -> str:
+        """A float32 scalar or an int64 vector; equal ones are stored once."""
+        vector = isinstance(value, list)
+        name = f"dims_{'_'.join(map(str, value))}" if isinstance(value, list) else f"number_{value!r}"
+        if name not in self.constants:
+            array = np.array(value, np.int64 if vector else np.float32)
+            self.constants[name] = numpy_helper.from_array(array, name)
+        return name
+
+    def array(self, name: str, array: npt.NDArray[Any]) -> str:
+        """A constant array under a name of its own."""
+        self.constants[name] = numpy_helper.from_array(array, name)
+        return name
+
+    def reshape(self, value: str, *shape: int, output: str = "") -> str:
+        """Another view of ``value``; free inside of the graph, a copy where it is the graph's output."""
+        return self.node("Reshape", value, self.constant(list(shape)), output=output)
+
+    def row_max(self, value: str) -> str:
+        """The maximum over the last axis, without that axis."""
+        return self.node("ReduceMax", value, self.constant([-1]), keepdims=0)
+
+    def join(self, graph: onnx.GraphProto, prefix: str, names: dict[str, str]) -> None:
+        """Appends another graph's operators and constants.
+
+        Args:
+            graph: A plain list of operators, its ports renamed by ``names``.
+            prefix: Of the names of everything else.
+            names: Of its ports, here.
+        """
+        known = {"": "", **names}
+        for tensor in graph.initializer:
+            constant = onnx.TensorProto()
+            constant.CopyFrom(tensor)
+            constant.name = known[tensor.name] = f"{prefix}/{tensor.name}"
+            self.constants[constant.name] = constant
+        for number, node in enumerate(graph.node):
+            copy = onnx.NodeProto()
+            copy.CopyFrom(node)
+            copy.name = f"{prefix}/{node.name or number}"
+            del copy.input[:], copy.output[:]
+            copy.input.extend(known[name] for name in node.input)
+            copy.output.extend(known.setdefault(name, f"{prefix}/{name}") for name in node.output)
+            self.nodes.append(copy)
+        for value in graph.value_info:  # of operators that shape inference does not know
+            declared = onnx.ValueInfoProto()
+            declared.CopyFrom(value)
+            declared.name = known[value.name]
+            self.value_info.append(declared)
+
+    def model(
+        self,
+        name: str,
+        inputs: Iterable[Port],
+        outputs: Iterable[Port],
+        opsets: Mapping[str, int],
+        ir_version: int,
+    ) -> onnx.ModelProto:
+        """The finished model with these ports, in order."""
+        graph = helper.make_graph(
+            self.nodes,
+            name,
+            list(map(_declared, inputs)),
+            list(map(_declared, outputs)),
+            list(self.constants.values()),
+            value_info=self.value_info,
+        )
+        imports = [helper.make_opsetid(domain, version) for domain, version in sorted(opsets.items())]
+        return helper.make_model(graph, opset_imports=imports, ir_version=ir_version, producer_name="twoheads")
+
+
+def common_opsets(models: Iterable[onnx.ModelProto], default: int) -> dict[str, int] | None:
+    """The operator sets of all models, so that their graphs can be joined.
+
+    Returns:
+        ``None`` where they differ, are older than what we add, or a graph is no plain list of operators.
+    """
+    opsets: dict[str, int] = {}
+    for model in models:
+        plain = not model.functions and not any(_has_graph(node) for node in model.graph.node)
+        for entry in model.opset_import:
+            plain &= opsets.setdefault(entry.domain, entry.version) == entry.version
+        if not plain:
+            return None
+    return opsets if opsets.setdefault("", default) >= OLDEST_OPSET else None
+
+
+def _has_graph(node: onnx.NodeProto) -> bool:
+    return any(attribute.HasField("g") or len(attribute.graphs) for attribute in node.attribute)
+
+
+def _declared(port: Port) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(port.name, helper.np_dtype_to_tensor_dtype(np.dtype(port.dtype)), port.shape)

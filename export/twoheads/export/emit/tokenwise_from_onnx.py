@@ -1,0 +1,105 @@
+"""Token-wise regions of ONNX programs to ONNX: the file's own operators at a fixed size, weights as graph inputs.
+
+The operator set stays that of the file: the operators are kept as they are, and a conversion would be one more
+translation to trust. Values get numbers for names, so that equal regions give equal files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from twoheads.compiler.frontend.onnx.program import OnnxRegion
+from twoheads.compiler.ir.source_graph import TensorType
+from twoheads.graphs.program.engines.port import Port
+from twoheads.graphs.program.program import TokenwiseEngine
+
+__all__ = ["tokenwise_from_onnx"]
+
+IR_VERSION = 10
+
+
+def tokenwise_from_onnx(region: OnnxRegion, engine: TokenwiseEngine) -> onnx.ModelProto:
+    """The region as a fixed-shape ONNX model.
+
+    Args:
+        region: What to compute.
+        engine: Its ports; the block size is that of their shapes.
+
+    Returns:
+        A model whose inputs are the engine's inputs followed by its weights, all by port name.
+    """
+    lengths = region.lengths(engine)
+    protos = [proto for node in region.operators() for proto in node.at(lengths)]
+    protos = list(_with_gemms(protos, region))
+    names = dict(zip(region.inputs, (port.name for port in engine.inputs), strict=True))
+    names |= dict(zip(region.weights, (port.name for port in engine.weights), strict=True))
+    names |= dict(zip(region.outputs, (port.name for port in engine.outputs), strict=True))
+    graph = helper.make_graph(
+        list(_renamed(protos, names)),
+        engine.name,
+        [_declared(port) for port in (*engine.inputs, *engine.weights)],
+        [_declared(port) for port in engine.outputs],
+    )
+    opsets = [helper.make_opsetid(domain, version) for domain, version in _used_opsets(region, protos).items()]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="twoheads")
+
+
+def _declared(port: Port) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(port.name, helper.np_dtype_to_tensor_dtype(np.dtype(port.dtype)), port.shape)
+
+
+def _used_opsets(region: OnnxRegion, protos: list[onnx.NodeProto]) -> dict[str, int]:
+    used = {"", *(proto.domain for proto in protos)}
+    opsets = region.program.graph.opsets
+    return {domain: opsets.get(domain, 1) for domain in sorted(used)}
+
+
+def _renamed(protos: list[onnx.NodeProto], names: Mapping[str, str]) -> Iterator[onnx.NodeProto]:
+    """Copies without what names the file's maker; values that are no ports are numbered."""
+    known = {"": "", **names}
+    for number, proto in enumerate(protos):
+        copy = onnx.NodeProto()
+        copy.CopyFrom(proto)
+        copy.name, copy.doc_string = f"{proto.op_type}_{number}", ""
+        del copy.metadata_props[:], copy.input[:], copy.output[:]
+        copy.input.extend(known[name] for name in proto.input)
+        for name in proto.output:
+            copy.output.append(known.setdefault(name, f"t:{len(known)}"))
+        yield copy
+
+
+def _with_gemms(protos: list[onnx.NodeProto], region: OnnxRegion) -> Iterator[onnx.NodeProto]:
+    """Products with a transposed weight as ``Gemm``, which reads it as it is stored: no transposed copy in memory."""
+    types = region.program.types
+    transposed = {
+        proto.output[0]: proto.input[0]
+        for proto in protos
+        if proto.op_type == "Transpose" and proto.input[0] in region.weights and len(types[proto.input[0]].shape) == 2
+    }
+    products = [proto.output[0] for proto in protos if proto.op_type == "MatMul" and proto.input[1] in transposed]
+    others = {name for proto in protos if proto.output[0] not in products for name in proto.input} | set(region.outputs)
+    for proto in protos:
+        if proto.output[0] in products:
+            yield from _gemm(proto, transposed[proto.input[1]], types)
+        elif proto.output[0] not in transposed or proto.output[0] in others:
+            yield proto
+
+
+def _gemm(proto: onnx.NodeProto, weight: str, types: Mapping[str, TensorType]) -> Iterator[onnx.NodeProto]:
+    x, result = proto.input[0], proto.output[0]
+    classes, width = (int(dim) for dim in types[weight].shape)
+    shape = [-1 if isinstance(dim, str) else dim for dim in types[result].shape]
+    rows, product = f"{result}.rows", f"{result}.product"
+    yield _constant(f"{rows}.shape", [-1, width])
+    yield helper.make_node("Reshape", [x, f"{rows}.shape"], [rows])
+    yield helper.make_node("Gemm", [rows, weight], [product], transB=1)
+    yield _constant(f"{product}.shape", [*shape[:-1], classes])
+    yield helper.make_node("Reshape", [product, f"{product}.shape"], [result])
+
+
+def _constant(name: str, numbers: list[int]) -> onnx.NodeProto:
+    return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.array(numbers, np.int64)))

@@ -1,0 +1,1 @@
+"""Smaller weights and values: passes over a compiled model."""

@@ -1,0 +1,161 @@
+"""The pass behind ``compile --weights int8``: products read whole numbers and scales instead of float32 weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from twoheads.compiler.compiled_model import CompiledModel
+from twoheads.export.emit.tokenwise import EmittedRegion, emit_tokenwise
+from twoheads.export.precision.quantised_arrays import quantise
+from twoheads.export.precision.quantised_engine import Use, quantised_engine, quantised_ports, weight_uses
+from twoheads.export.precision.weight_bindings import (
+    attention_weights,
+    bindings,
+    disagreeing,
+    token_ports,
+    weight_readers,
+)
+from twoheads.graphs.errors import CompileError
+from twoheads.graphs.program.program import Program, TokenwiseEngine, TokenwiseStage
+from twoheads.graphs.serialization.bundle_format import QuantisedWeight
+
+__all__ = ["WEIGHT_BITS", "quantise_weights"]
+
+WEIGHT_BITS = {"int8": 8, "int4": 4}
+"""What ``--weights`` may say beside the format of the values."""
+
+TABLE_BITS = 8
+"""Of tables that tokens look up, and of the head: a class with a wrong score is wrong at once, nothing averages it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """How a weight of the source is stored."""
+
+    bits: int
+    transposed: bool
+
+
+def quantise_weights(compiled: CompiledModel, weight_dtype: str) -> CompiledModel:
+    """The same model with the weights of its products, and of tables that tokens look up, as ``weight_dtype``.
+
+    A weight stays as it is where anything else reads it too, or where its inner dimension is no multiple of 32. With
+    ``int4``, tables and the head have 8 bits.
+
+    Args:
+        compiled: Of the dtype float32.
+        weight_dtype: ``int8`` or ``int4``.
+
+    Raises:
+        CompileError: No weight can be quantised, or one is not finite.
+    """
+    bits = WEIGHT_BITS[weight_dtype]
+    program = compiled.program
+    engines = [engine for engine in program.engines if isinstance(engine, TokenwiseEngine)]
+    models = {engine.name: emit_tokenwise(compiled.regions[engine.name], engine) for engine in engines}
+    uses = {e.name: weight_uses(models[e.name], e.weights, token_ports(program, e)) for e in engines}
+    plans = _plans(program, uses, bits)
+    if not plans:
+        raise CompileError(
+            f"--weights {weight_dtype}", f"{program.name} has no weight that can be quantised", "leave it out"
+        )
+    weights, quantised = _quantised(compiled.weights, plans)
+    changed = {engine.name: _changed(program, engine, models[engine.name], plans) for engine in engines}
+    return replace(
+        compiled,
+        program=replace(
+            program,
+            engines=tuple(changed[e.name][0] if e.name in changed else e for e in program.engines),
+            body=tuple(_rebound(stage, plans, quantised) for stage in program.body),
+            head=tuple(_rebound(stage, plans, quantised) for stage in program.head),
+        ),
+        regions={
+            name: EmittedRegion(region, changed[name][1]) if name in changed else region
+            for name, region in compiled.regions.items()
+        },
+        weights=weights,
+        quantised=quantised,
+        weight_dtype=weight_dtype,
+    )
+
+
+def _plans(program: Program, uses: Mapping[str, Mapping[str, tuple[Use, ...]]], bits: int) -> dict[str, _Plan]:
+    """The weights to quantise: everything that reads one agrees, and all weights of a port agree."""
+    readers, other = weight_readers(program), attention_weights(program)
+    found: dict[str, set[Use]] = {}
+    heads: set[str] = set()
+    for stage, engine, head in bindings(program):
+        for port, name in zip(engine.weights, stage.weights, strict=True):
+            found.setdefault(name, set()).update(uses[engine.name].get(port.name, ()))
+            heads |= {name} if head else set()
+    plans: dict[str, _Plan] = {}
+    for name, ports in readers.items():
+        ways = {use.transposed for use in found[name]}
+        if name in other or len(ways) != 1 or any(port not in uses[engine] for engine, port in ports):
+            continue
+        exact = name in heads or any(use.table for use in found[name])
+        plans[name] = _Plan(TABLE_BITS if exact else bits, ways.pop())
+    while dropped := disagreeing(readers, plans):
+        for name in dropped:
+            del plans[name]
+    return plans
+
+
+def _quantised(
+    weights: Mapping[str, Any], plans: Mapping[str, _Plan]
+) -> tuple[dict[str, Any], dict[str, QuantisedWeight]]:
+    kept: dict[str, Any] = {}
+    entries: dict[str, QuantisedWeight] = {}
+    for name, weight in weights.items():
+        if name not in plans:
+            kept[name] = weight
+            continue
+        plan = plans[name]
+        array = _float32(weight)
+        if not np.isfinite(array).all():
+            raise CompileError(f"weight {name}", "is not finite, so it has no scale", "repair the model")
+        entry = QuantisedWeight(
+            bits=plan.bits,
+            transposed=plan.transposed,
+            values=f"{name}:int{plan.bits}",
+            scales=f"{name}:scales",
+            zeros=f"{name}:zeros" if plan.bits == 4 else None,
+        )
+        kept.update(zip(entry.stored, quantise(array.T if plan.transposed else array, plan.bits), strict=True))
+        entries[name] = entry
+    return kept, entries
+
+
+def _float32(weight: Any) -> npt.NDArray[np.float32]:
+    array = weight if isinstance(weight, np.ndarray) else weight.detach().float().numpy()
+    return np.asarray(array, np.float32)
+
+
+def _changed(
+    program: Program, engine: TokenwiseEngine, model: onnx.ModelProto, plans: Mapping[str, _Plan]
+) -> tuple[TokenwiseEngine, onnx.ModelProto]:
+    """The engine's declaration and its model with quantised weights."""
+    stage = next(stage for stage, used, _ in bindings(program) if used.name == engine.name)
+    bound = {port.name: plans[n] for port, n in zip(engine.weights, stage.weights, strict=True) if n in plans}
+    ports = {
+        port.name: quantised_ports(port, bound[port.name].bits, transposed=bound[port.name].transposed)
+        for port in engine.weights
+        if port.name in bound
+    }
+    declared = tuple(new for port in engine.weights for new in ports.get(port.name, (port,)))
+    made = quantised_engine(model, ports, {name: plan.bits for name, plan in bound.items()})
+    return replace(engine, weights=declared), made
+
+
+def _rebound(stage: Any, plans: Mapping[str, _Plan], quantised: Mapping[str, QuantisedWeight]) -> Any:
+    """The stage with the names of the new weights in place of those that they replace."""
+    if not isinstance(stage, TokenwiseStage) or plans.keys().isdisjoint(stage.weights):
+        return stage
+    entries = [quantised[n].stored if n in plans else (n,) for n in stage.weights]
+    return replace(stage, weights=tuple(name for names in entries for name in names))

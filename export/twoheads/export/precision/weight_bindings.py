@@ -1,0 +1,56 @@
+"""Who reads which weight of a program: what passes over weights ask before they change one."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+
+from twoheads.graphs.program.program import AttentionStage, Program, TokenwiseEngine, TokenwiseStage
+
+__all__ = ["Readers", "attention_weights", "bindings", "disagreeing", "token_ports", "weight_readers"]
+
+Readers = Mapping[str, list[tuple[str, str]]]
+"""For each weight the ports that it is bound to, as (engine, port)."""
+
+
+def bindings(program: Program) -> Iterator[tuple[TokenwiseStage, TokenwiseEngine, bool]]:
+    """Every token-wise stage with its engine, and whether it is the head's."""
+    for stage in (*program.body, *program.head):
+        engine = program.engine(stage.engine) if isinstance(stage, TokenwiseStage) else None
+        if isinstance(stage, TokenwiseStage) and isinstance(engine, TokenwiseEngine):
+            yield stage, engine, stage in program.head
+
+
+def weight_readers(program: Program) -> Readers:
+    """The ports of token-wise engines that every weight is bound to."""
+    readers: dict[str, list[tuple[str, str]]] = {}
+    for stage, engine, _ in bindings(program):
+        for port, name in zip(engine.weights, stage.weights, strict=True):
+            readers.setdefault(name, []).append((engine.name, port.name))
+    return readers
+
+
+def attention_weights(program: Program) -> set[str]:
+    """The weights that attentions read: learned sinks and biases."""
+    stages = [stage for stage in program.body if isinstance(stage, AttentionStage)]
+    biases = [stage.bias for stage in stages if stage.bias is not None]
+    names = [stage.sinks for stage in stages] + [name for bias in biases for name in (bias.table, bias.slope)]
+    return {name for name in names if name is not None}
+
+
+def token_ports(program: Program, engine: TokenwiseEngine) -> set[str]:
+    """The engine's ports that are the caller's arguments in every stage."""
+    arguments = {entry.value.name for entry in program.inputs if entry.source == "argument"}
+    found = {port.name for port in engine.inputs}
+    for stage, used, _ in bindings(program):
+        if used.name == engine.name:
+            found -= {p.name for p, value in zip(engine.inputs, stage.inputs, strict=True) if value not in arguments}
+    return found
+
+
+def disagreeing(readers: Readers, plans: Mapping[str, Hashable]) -> set[str]:
+    """The planned weights that share a port with one that is stored differently."""
+    ports: dict[tuple[str, str], set[Hashable]] = {}
+    for name, places in readers.items():
+        for place in places:
+            ports.setdefault(place, set()).add(plans.get(name))
+    return {name for name in plans if any(len(ports[place]) > 1 for place in readers[name])}

@@ -1,0 +1,1 @@
+"""The proof that a bundle is its original, to rounding."""

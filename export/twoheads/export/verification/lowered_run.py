@@ -1,0 +1,148 @@
+"""What ``verify`` does for bundles of a lower precision than float32.
+
+Two questions are kept apart: is the compilation right (the original *with the bundle's own weights*, against the
+engines multiplying in float32), and what do the lower precisions cost (the bundle as it runs, against the original)?
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Collection, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from twoheads.export.engines.rewritten import RewrittenEngines
+from twoheads.export.precision.quantised_arrays import dequantise
+from twoheads.export.precision.quantised_engine import DOMAIN, FLOAT32_LEVEL, QUANTISED_PRODUCT
+from twoheads.export.verification.approximation import ApproximationError
+from twoheads.export.verification.original_run import AnyOriginal
+from twoheads.export.verification.widened_run import widened_bundle
+from twoheads.graphs.errors import InputError
+from twoheads.graphs.serialization.bundle_format import FULL_PRECISION, WEIGHTS
+from twoheads.runtime import LoadedBundle, load
+from twoheads.runtime.bundle.weights import Weights
+
+if TYPE_CHECKING:
+    from twoheads.compiler.frontend.onnx.model.graph import OnnxGraph
+    from twoheads.compiler.frontend.torch.load_source import LoadedSource
+    from twoheads.compiler.original.onnx_original import OnnxOriginal
+
+__all__ = ["ALLOWED_ROUNDING", "LoweredError", "float32_products", "with_bundle_weights"]
+
+ALLOWED_ROUNDING = 0.05
+"""Share of the hidden states (root mean squares) by which rounded operands of products may change them. Operands that
+are rounded to int8 in blocks of 32 are off by 0.3 % (root mean square); what is ten times that is no rounding."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoweredError:
+    """A bundle of a lower precision as it runs.
+
+    Attributes:
+        against_float32: Its distance from the original in float32: what weights and arithmetic cost together.
+        arithmetic: Its distance from the original with the bundle's own weights, as a share of the hidden states (root
+            mean squares): what rounding the operands of products costs. At most :data:`ALLOWED_ROUNDING`.
+        noise_floors: ``against_float32.hidden_max_abs`` in noise floors of the float32 original's hidden states.
+    """
+
+    against_float32: ApproximationError
+    arithmetic: float
+    noise_floors: float
+
+
+def with_bundle_weights(original: AnyOriginal, bundle: LoadedBundle) -> AnyOriginal:
+    """The original with the weights that the bundle has, as float32; a caller's own module is left alone.
+
+    Those that the bundle has in float16 are the original's own, rounded here again.
+
+    Raises:
+        InputError: A rounded weight is none of the original's.
+    """
+    weights = Weights(bundle.path / WEIGHTS, bundle.manifest.weights)
+    found: dict[str, npt.NDArray[np.float32]] = {}
+    for name, entry in bundle.manifest.quantised.items():
+        array = dequantise(
+            weights.view(entry.values),
+            weights.view(entry.scales),
+            None if entry.zeros is None else weights.view(entry.zeros),
+        )
+        found[name] = np.ascontiguousarray(array.T) if entry.transposed else array
+    half = {name: weights.view(name) for name, place in bundle.manifest.weights.items() if place.dtype == "float16"}
+    if original.identity.form == "onnx":
+        return _with_onnx_weights(cast("OnnxOriginal", original), found, half)
+    return _with_torch_weights(cast("LoadedSource", original), found, half)
+
+
+def _with_torch_weights(
+    original: LoadedSource, found: Mapping[str, npt.NDArray[np.float32]], half: Collection[str]
+) -> LoadedSource:
+    import torch
+
+    module = copy.deepcopy(original.module) if original.identity.form == "module" else original.module
+    tensors = module.state_dict(keep_vars=True)
+    _check_known((*found, *half), tensors)
+    with torch.no_grad():
+        for name in half:
+            tensors[name].copy_(tensors[name].to(torch.float16))
+        for name, array in found.items():
+            tensors[name].copy_(torch.from_numpy(array))
+    return replace(original, module=module)
+
+
+def _with_onnx_weights(
+    original: OnnxOriginal, found: Mapping[str, npt.NDArray[np.float32]], half: Mapping[str, npt.NDArray[np.float16]]
+) -> OnnxOriginal:
+    """A weight that the compiler folded (a transposed one) takes the place of the operator that computes it."""
+    graphs = (_with_constants(graph, found, half) for graph in (original.graph, original.plain))
+    return replace(original, graph=next(graphs), plain=next(graphs))
+
+
+def _with_constants(
+    graph: OnnxGraph, found: Mapping[str, npt.NDArray[np.float32]], half: Mapping[str, npt.NDArray[np.float16]]
+) -> OnnxGraph:
+    own = {name: graph.weights.get(name, array) for name, array in half.items()}
+    found = {**found, **{name: array.astype(np.float16).astype(np.float32) for name, array in own.items()}}
+    _check_known(found, {*graph.weights, *(name for node in graph.nodes for name in node.outputs)})
+    nodes = tuple(node for node in graph.nodes if found.keys().isdisjoint(node.outputs))
+    return replace(graph, nodes=nodes, weights={**graph.weights, **found})
+
+
+def _check_known(found: Collection[str], known: Collection[str]) -> None:
+    if missing := [name for name in found if name not in known]:
+        raise InputError(
+            f"weight {missing[0]}",
+            "is rounded, and the original has no weight of that name that could be rounded in the same way",
+            "verify the bundle compiled without --weights and --dtype; it is the same program",
+        )
+
+
+@contextmanager
+def float32_products(bundle: LoadedBundle) -> Generator[LoadedBundle]:
+    """The bundle with engines that compute with its rounded weights in float32; itself where they all do."""
+    if bundle.manifest.dtype != FULL_PRECISION:
+        with tempfile.TemporaryDirectory(prefix="twoheads-") as folder:
+            yield widened_bundle(bundle, Path(folder))
+        return
+    if not any(entry.bits == 8 for entry in bundle.manifest.quantised.values()):
+        yield bundle
+        return
+    with tempfile.TemporaryDirectory(prefix="twoheads-") as folder:
+        yield load(
+            bundle.path, backend=RewrittenEngines(Path(folder), _in_float32), threads=bundle.threads, check="size"
+        )
+
+
+def _in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The engine with products that read their quantised weights as before, and multiply in float32."""
+    for node in model.graph.node:
+        if (node.domain, node.op_type) == (DOMAIN, QUANTISED_PRODUCT):
+            level = next(attribute for attribute in node.attribute if attribute.name == "accuracy_level")
+            level.i = FLOAT32_LEVEL
+    return model

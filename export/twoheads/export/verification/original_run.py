@@ -1,0 +1,216 @@
+"""The original's own results over a whole sequence, with their noise floors: what ``verify`` compares with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from twoheads.export.progress import Progress
+from twoheads.export.verification.approximation import ApproximationError, approximation_error, imposition
+from twoheads.export.verification.noise_floor import Floor, noise_floor, pooled_floor, widest
+from twoheads.graphs.errors import InputError, InternalError
+from twoheads.graphs.program.program import Pooling
+from twoheads.graphs.serialization.bundle_format import SourceIdentity
+from twoheads.runtime import LoadedBundle
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from twoheads.compiler.frontend.torch.impose_attention import Imposition
+    from twoheads.compiler.frontend.torch.load_source import LoadedSource
+    from twoheads.compiler.original.onnx_original import OnnxOriginal
+
+__all__ = [
+    "AnyOriginal",
+    "OriginalResults",
+    "Source",
+    "evaluate_original",
+    "load_original",
+    "run_original",
+]
+
+CUTS = (3, 5, 7)
+"""Where the inner dimension of every product is cut for further evaluations of a few logits: after a third of it..."""
+
+FEW = 64
+"""A row of fewer logits than that may agree by chance in two evaluations; it gets further ones."""
+
+Array: TypeAlias = npt.NDArray[np.float32]
+
+Source: TypeAlias = "str | Path | nn.Module"
+
+AnyOriginal: TypeAlias = "LoadedSource | OnnxOriginal"
+"""A source of either front door, ready to be run as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class OriginalResults:
+    """What the fused evaluation of the original gave, with the noise floors; logits at ``positions``."""
+
+    hidden: Array
+    hidden_floor: Floor
+    logits: Array | None
+    logits_floor: Floor | None
+    embedding: Array | None
+    embedding_floor: Floor | None
+    seconds: dict[str, float]
+    approximate: ApproximationError | None
+
+
+def run_original(
+    bundle: LoadedBundle,
+    original: AnyOriginal,
+    given: Mapping[str, npt.NDArray[Any]],
+    positions: npt.NDArray[np.int64] | None,
+    progress: Progress,
+) -> OriginalResults:
+    """Both evaluations of the original; of the plain one only the distance is kept, and of the model nothing."""
+    pooling = original.pooling
+    progress("run the original, fused attention")
+    hidden, logits, fused_seconds = evaluate_original(original, given, positions, "fused")
+    approximate = None
+    if bundle.manifest.approximations:
+        progress("run the original, the bundle's mask")
+        exact = (hidden, logits)
+        hidden, logits, fused_seconds = evaluate_original(original, given, positions, "fused", imposition(bundle))
+        approximate = approximation_error(*exact, hidden, logits)
+    embedding = None if pooling is None else _pooled(hidden, pooling)
+    progress("run the original, plain attention")
+    plain_hidden, plain_logits, plain_seconds = evaluate_original(
+        original, given, positions, "plain", imposition(bundle)
+    )
+    heads = (logits is None, embedding is None)
+    if heads != (bundle.program.logits is None, bundle.program.pooling is None):
+        raise InternalError(f"the original of {bundle.program.name} gives other outputs than its bundle")
+    hidden_floor = noise_floor(hidden, plain_hidden)
+    logits_floor = None if logits is None or plain_logits is None else noise_floor(logits, plain_logits)
+    if logits_floor is not None and bundle.program.pooled_logits:
+        logits_floor = pooled_floor(logits_floor, hidden_floor)
+        if logits is not None and logits.size < FEW:
+            progress("run the original, products cut")
+            for cut in CUTS:
+                _, further, _ = evaluate_original(original, given, positions, "plain", imposition(bundle), cut)
+                logits_floor = widest(logits_floor, noise_floor(logits, cast("Array", further)))
+    return OriginalResults(
+        hidden=hidden,
+        hidden_floor=hidden_floor,
+        logits=logits,
+        logits_floor=logits_floor,
+        embedding=embedding,
+        embedding_floor=(
+            None
+            if embedding is None or pooling is None
+            else pooled_floor(noise_floor(embedding, _pooled(plain_hidden, pooling)), hidden_floor)
+        ),
+        seconds={"original": fused_seconds, "original_plain": plain_seconds},
+        approximate=approximate,
+    )
+
+
+def load_original(bundle: LoadedBundle, source: Source, example_inputs: Any, results: Sequence[str]) -> AnyOriginal:
+    """The source that ``bundle`` was compiled from.
+
+    Raises:
+        CompileError: It can't be loaded.
+        InputError: The bundle was compiled from something else, or it is an ONNX file and the bundle approximate.
+    """
+    found = _load(bundle, source, example_inputs, results)
+    _check_same_source(bundle.manifest.source, found.identity, str(bundle.path))
+    return found
+
+
+def _load(bundle: LoadedBundle, source: Source, example_inputs: Any, results: Sequence[str]) -> AnyOriginal:
+    if not isinstance(source, str | Path) or Path(source).suffix != ".onnx":
+        from twoheads.compiler.frontend.torch.load_source import load_source
+
+        return load_source(source, example_inputs=example_inputs)
+    if bundle.manifest.approximations:
+        raise InputError(
+            str(source),
+            f"can't be run under {', '.join(bundle.manifest.approximations)}: an ONNX file's attention is fixed",
+            "verify an exact bundle of the same file; the approximation is the same pass for both",
+        )
+    from twoheads.compiler.original.onnx_original import load_onnx_original
+
+    return load_onnx_original(source, results)
+
+
+def _check_same_source(compiled: SourceIdentity, found: SourceIdentity, bundle: str) -> None:
+    """Refuses a source that the bundle can't have been compiled from; a copy under another name is fine.
+
+    Raises:
+        InputError: Another architecture, configuration, or weights of other shapes.
+    """
+    fix = f"give the model that {bundle} was compiled from, which was called {compiled.name}"
+    if found.architecture != compiled.architecture:
+        raise InputError(found.name, f"is a {found.architecture}, the bundle holds a {compiled.architecture}", fix)
+    if found.sha256 != compiled.sha256:
+        raise InputError(found.name, "has another configuration or other weight shapes than the bundle's model", fix)
+
+
+def evaluate_original(
+    original: AnyOriginal,
+    given: Mapping[str, npt.NDArray[Any]],
+    positions: npt.NDArray[np.int64] | None,
+    implementation: str,
+    imposed: Imposition | None = None,
+    cut: int | None = None,
+) -> tuple[Array, Array | None, float]:
+    """Hidden states ``[n, width]``, logits of ``positions`` or ``None``, and the seconds that it took.
+
+    Args:
+        original: What to run.
+        given: Its arguments by name.
+        positions: Where logits are wanted; everywhere if not given.
+        implementation: ``fused`` or ``plain``; see the originals.
+        imposed: Terms added to the scores.
+        cut: Of a plain evaluation: where its products are cut; see the originals.
+    """
+    if original.identity.form == "onnx":
+        return _evaluate_onnx(cast("OnnxOriginal", original), given, positions, implementation, cut)
+    import torch
+
+    original = cast("LoadedSource", original)
+    start = time.perf_counter()
+    hidden, logits = original.hidden_and_logits(
+        {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in given.items()},
+        None if positions is None else torch.from_numpy(positions),
+        implementation,
+        imposed,
+        cut,
+    )
+    seconds = time.perf_counter() - start
+    return _array(hidden), None if logits is None else _array(logits), seconds
+
+
+def _evaluate_onnx(
+    original: OnnxOriginal,
+    given: Mapping[str, npt.NDArray[Any]],
+    positions: npt.NDArray[np.int64] | None,
+    implementation: str,
+    cut: int | None,
+) -> tuple[Array, Array | None, float]:
+    start = time.perf_counter()
+    hidden, logits = original.hidden_and_logits(dict(given), positions, implementation, cut)
+    return hidden, logits, time.perf_counter() - start
+
+
+def _array(tensor: Tensor) -> Array:
+    return np.asarray(tensor.detach().float().numpy())
+
+
+def _pooled(hidden: Array, pooling: Pooling) -> Array:
+    """The embedding ``[1, width]`` as sentence-transformers makes it, in torch: nothing shared with the runtime."""
+    import torch
+
+    rows = torch.from_numpy(hidden).double()
+    vector = {"mean": lambda: rows.mean(0), "cls": lambda: rows[0], "last": lambda: rows[-1]}[pooling.mode]()
+    if pooling.normalize:
+        vector = torch.nn.functional.normalize(vector, dim=0)
+    return _array(vector[None])

@@ -1,0 +1,1 @@
+"""Calls, operations and bytes of a program, in closed form."""

@@ -1,0 +1,345 @@
+"""The theorem's call counts as closed formulas, derived without the tile classification that they check.
+
+With blocks of ``M`` queries, key tiles of ``K = c * M`` keys, ``n = ceil(N / M)`` block rows and ``T = ceil(N / K)``
+tiles, block row ``a`` lies below the diagonal tile ``floor(a / c)``. Everything is built from
+
+    ``F(m) = sum of floor(a / c) for 0 <= a < m = c * q * (q - 1) / 2 + q * r``,  ``q = m // c``, ``r = m % c``
+
+* ``full``: every row meets every tile, ``n * T``;
+* ``causal``: row ``a`` meets tiles ``0 .. floor(a / c)``, ``n + F(n)``;
+* a window of ``w`` keys to the left begins in tile ``floor((a - t) / c)`` with ``t = ceil(w / M)``: ``- F(n - t)``;
+* ``w`` keys to the right end ``u = ceil(w / M)`` blocks further, at most in tile ``T - 1``: ``- F(u) + u * (T - 1)``;
+* ``s`` sinks add the ``S = ceil(s / K)`` first tiles as far as they precede the window:
+  ``F(b) + S * (n - t - b)`` with ``b = min(n - t, c * S)`` (and, unless causal, as far as they follow it);
+* chunks of whole tiles are independent inputs of the chunk's length.
+
+Equivalent spellings of a mask have one formula: a mask is brought into a disjunction of bands first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from twoheads.graphs.errors import InternalError
+from twoheads.graphs.masks.documents import Documents
+from twoheads.graphs.masks.expressions import And, Causal, Chunk, Full, Mask, Or, Sinks, Window
+
+__all__ = [
+    "INFINITE",
+    "Formula",
+    "Term",
+    "attention_formula",
+    "count_visible_pairs",
+    "cross_formula",
+    "mask_terms",
+    "symbols",
+]
+
+_INFINITE = 1 << 62
+_ROWS = 1 << 16
+"""Queries that are looked at together."""
+_MOST_TERMS = 64
+"""Beyond this many terms a mask counts as unstructured: it is counted, not solved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Formula:
+    """A call count: the formula as text, with its constants and result, and the number."""
+
+    text: str
+    calls: int
+
+
+def symbols(*, block_size: int, key_tile: int, length: int) -> str:
+    """What the symbols in the formulas' texts stand for, e.g. for the legend of a plan."""
+    grid = _Grid(block_size, key_tile, length)
+    return (
+        f"n = ceil({length} / {block_size}) = {grid.blocks} blocks, T = ceil({length} / {key_tile}) = {grid.tiles} "
+        f"key tiles, F(m) = sum of floor(a / {grid.ratio}) over 0 <= a < m"
+    )
+
+
+@lru_cache(maxsize=256)
+def attention_formula(mask: Mask, *, block_size: int, key_tile: int, length: int) -> Formula:
+    """Engine calls of one attention: its non-empty (query block, key tile) pairs, for any ``length >= 1``."""
+    grid = _Grid(block_size, key_tile, length)
+    count = _closed(_simplify(_terms(mask)), grid)
+    if count is None:
+        calls = _count_tiles(mask, grid)
+        return Formula(f"sum over n = {grid.blocks} rows of their tiles with a visible key = {calls}", calls)
+    return Formula(f"{count.text} = {count.calls}", count.calls)
+
+
+def cross_formula(*, block_size: int, key_tile: int, queries: int, keys: int) -> Formula:
+    """Engine calls of a cross attention: every block of queries meets every tile of the other axis's keys."""
+    calls = -(-queries // block_size) * -(-keys // key_tile)
+    return Formula(f"ceil({queries}/M)*ceil({keys}/K) = {calls}", calls)
+
+
+@dataclass(frozen=True, slots=True)
+class _Grid:
+    """Block rows and key tiles of an input of ``length`` tokens."""
+
+    block_size: int
+    key_tile: int
+    length: int
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.length // self.block_size)
+
+    @property
+    def tiles(self) -> int:
+        return -(-self.length // self.key_tile)
+
+    @property
+    def ratio(self) -> int:
+        return self.key_tile // self.block_size
+
+    def below(self, rows: int) -> int:
+        """``F(rows)``: tiles strictly below the diagonal one, summed over the first ``rows`` block rows."""
+        q, r = divmod(max(0, rows), self.ratio)
+        return self.ratio * q * (q - 1) // 2 + q * r
+
+
+@dataclass(frozen=True, slots=True)
+class _Term:
+    """Keys ``i - left <= j <= i + right`` that are below ``sinks`` and in the query's chunk of ``chunk`` positions."""
+
+    left: int = _INFINITE
+    right: int = _INFINITE
+    sinks: int = _INFINITE
+    chunk: int = _INFINITE
+
+    def within(self, other: _Term) -> bool:
+        """Whether every pair of this term is surely one of ``other``."""
+        same_chunk = other.chunk == _INFINITE or other.chunk % self.chunk == 0
+        return self.left <= other.left and self.right <= other.right and self.sinks <= other.sinks and same_chunk
+
+
+def _terms(mask: Mask) -> tuple[_Term, ...] | None:
+    """The mask as a disjunction of terms, or ``None`` where it has no short one."""
+    match mask:
+        case Full():
+            return (_Term(),)
+        case Causal():
+            return (_Term(right=0),)
+        case Window(left, right):
+            return (_Term(left=left if left >= 0 else _INFINITE, right=right if right >= 0 else _INFINITE),)
+        case Sinks(size):
+            return (_Term(sinks=size),)
+        case Chunk(size):
+            return (_Term(chunk=size),)
+        case Or(parts):
+            alternatives = [_terms(part) for part in parts]
+            known = [terms for terms in alternatives if terms is not None]
+            united = tuple(term for terms in known for term in terms)
+            return united if len(known) == len(parts) and len(united) <= _MOST_TERMS else None
+        case And(parts):
+            return _product(parts)
+        case _:
+            return None
+
+
+def _product(parts: tuple[Mask, ...]) -> tuple[_Term, ...] | None:
+    result: tuple[_Term, ...] = (_Term(),)
+    for part in parts:
+        factor = _terms(part)
+        if factor is None or len(result) * len(factor) > _MOST_TERMS:
+            return None
+        pairs = [_intersection(a, b) for a, b in product(result, factor)]
+        result = tuple(pair for pair in pairs if pair is not None)
+        if len(result) < len(pairs):
+            return None
+    return result
+
+
+def _intersection(a: _Term, b: _Term) -> _Term | None:
+    """Both terms at once; ``None`` where their chunks do not nest."""
+    coarse, fine = max(a.chunk, b.chunk), min(a.chunk, b.chunk)
+    if coarse != _INFINITE and coarse % fine:
+        return None
+    return _Term(min(a.left, b.left), min(a.right, b.right), min(a.sinks, b.sinks), fine)
+
+
+def _simplify(terms: tuple[_Term, ...] | None) -> tuple[_Term, ...] | None:
+    """Unites bands (each holds the query itself, so two of them leave no gap), then drops what is contained."""
+    if terms is None:
+        return None
+    bands: dict[tuple[int, int], _Term] = {}
+    for term in terms:
+        same = bands.get((term.sinks, term.chunk), term)
+        united = _Term(max(same.left, term.left), max(same.right, term.right), term.sinks, term.chunk)
+        bands[term.sinks, term.chunk] = united
+    kept = tuple(bands.values())
+    return tuple(a for a in kept if not any(a is not b and a.within(b) for b in kept))
+
+
+@dataclass(slots=True)
+class _Sum:
+    """A growing sum: its text and its value."""
+
+    text: str = ""
+    calls: int = 0
+
+    def add(self, text: str, value: int) -> _Sum:
+        self.text = f"{self.text} + {text}" if self.text else text
+        self.calls += value
+        return self
+
+    def subtract(self, text: str, value: int) -> _Sum:
+        self.text += f" - {text}"
+        self.calls -= value
+        return self
+
+
+def _closed(terms: tuple[_Term, ...] | None, grid: _Grid) -> _Sum | None:
+    """The closed formula of a simplified mask, or ``None`` where there is none."""
+    match terms:
+        case (_Term(left, right, sinks, chunk),) if sinks == _INFINITE:
+            if chunk == _INFINITE:
+                return _band(left, right, grid, "n", "T")
+            return (_whole_chunks if chunk % grid.key_tile == 0 else _ragged_chunks)(left, right, chunk, grid)
+        case (_Term(left, right, sinks, chunk),) if (left, right, chunk) == (_INFINITE,) * 3:
+            tiles = min(-(-sinks // grid.key_tile), grid.tiles)
+            return _Sum().add(f"n*{tiles}", grid.blocks * tiles)
+        case (first, second):
+            band, sunk = (first, second) if first.sinks == _INFINITE else (second, first)
+            if band.sinks != _INFINITE or (band.chunk, sunk.chunk, sunk.left) != (_INFINITE,) * 3:
+                return None
+            if sunk.right > band.right and sunk.right != _INFINITE:
+                return None
+            return _band_and_sinks(band, sunk, grid)
+        case _:
+            return None
+
+
+def _band(left: int, right: int, grid: _Grid, n: str, t: str) -> _Sum:
+    """Tiles of ``i - left <= j <= i + right``; ``n`` and ``t`` are the texts for the numbers of blocks and tiles."""
+    behind, ahead = -(-left // grid.block_size), -(-right // grid.block_size)
+    count = _Sum()
+    if ahead >= grid.blocks:
+        count.add(f"{n}*{t}", grid.blocks * grid.tiles)
+    else:
+        count.add(n, grid.blocks).add(f"F({n})", grid.below(grid.blocks))
+        if ahead:
+            count.subtract(f"F({ahead})", grid.below(ahead)).add(f"{ahead}*({t} - 1)", ahead * (grid.tiles - 1))
+    if behind < grid.blocks:
+        rows = f"{n} - {behind}" if behind else n
+        count.subtract(f"F({rows})", grid.below(grid.blocks - behind))
+    return count
+
+
+def _band_and_sinks(band: _Term, sunk: _Term, grid: _Grid) -> _Sum:
+    """A band, plus the sinks' tiles before it and (where the sinks are not causal) after it."""
+    count = _band(band.left, band.right, grid, "n", "T")
+    tiles = min(-(-sunk.sinks // grid.key_tile), grid.tiles)
+    rows = max(0, grid.blocks - -(-band.left // grid.block_size))
+    near = min(rows, grid.ratio * tiles)
+    if rows:
+        count.add(f"F({near})", grid.below(near)).add(f"{tiles}*{rows - near}", tiles * (rows - near))
+    ahead, stop = -(-band.right // grid.block_size), min(grid.ratio * tiles, grid.blocks)
+    if sunk.right == _INFINITE and ahead < stop:
+        count.add(f"{stop - ahead}*{tiles - 1}", (stop - ahead) * (tiles - 1))
+        count.subtract(f"F({stop})", grid.below(stop)).add(f"F({ahead})", grid.below(ahead))
+    return count
+
+
+def _whole_chunks(left: int, right: int, chunk: int, grid: _Grid) -> _Sum:
+    """Chunks of whole key tiles: each is an input of its own."""
+    count = _Sum()
+    chunks, rest = divmod(grid.length, chunk)
+    for times, length in ((chunks, chunk), (1, rest)):
+        if times and length:
+            part = _Grid(grid.block_size, grid.key_tile, length)
+            inner = _band(left, right, part, str(part.blocks), str(part.tiles))
+            count.add(f"{times}*({inner.text})", times * inner.calls)
+    return count
+
+
+def _ragged_chunks(left: int, right: int, chunk: int, grid: _Grid) -> _Sum:
+    """Chunks that cut tiles: a sum over rows, from the first query's first key to the last query's last key.
+
+    A row's keys leave no gap, also where its queries belong to several chunks, for each query sees at least itself.
+    """
+    start = np.arange(grid.blocks, dtype=np.int64) * grid.block_size
+    end = np.minimum(start + grid.block_size, grid.length) - 1
+    left, right = min(left, grid.length), min(right, grid.length)
+    first = np.maximum(start // chunk * chunk, start - left)
+    last = np.minimum(np.minimum((end // chunk + 1) * chunk - 1, end + right), grid.length - 1)
+    calls = int((last // grid.key_tile - first // grid.key_tile + 1).sum())
+    return _Sum(
+        f"sum over n = {grid.blocks} rows of floor(last / {grid.key_tile}) - floor(first / {grid.key_tile}) + 1, from "
+        f"the first to the last key in the row's chunks of {chunk}",
+        calls,
+    )
+
+
+Term: TypeAlias = _Term
+INFINITE = _INFINITE
+"""What a term does not bound: a side of its band, its sinks or its chunk."""
+
+
+def mask_terms(mask: Mask) -> tuple[Term, ...] | None:
+    """``mask`` as the shortest disjunction of terms that the formulas know, or ``None``; one for all its spellings."""
+    return _simplify(_terms(mask))
+
+
+def count_visible_pairs(mask: Mask, length: int) -> int:
+    """The (query, key) pairs of an input of ``length`` tokens that ``mask`` shows; time in proportion to ``length``."""
+    if mask == Full():
+        return length * length
+    pairs = 0
+    for start in range(0, length, _ROWS):
+        i = np.arange(start, min(start + _ROWS, length), dtype=np.int64)[:, None]
+        edges = np.sort(np.clip(np.concatenate([0 * i, 0 * i + length, *_changes(mask, i)], 1), 0, length))
+        # Where two edges coincide the difference is 0, whatever the mask says of the key behind them.
+        pairs += int((mask.dense(i, edges[:, :-1]) * np.diff(edges)).sum())
+    return pairs
+
+
+def _count_tiles(mask: Mask, grid: _Grid) -> int:
+    """Counts the non-empty tiles of a mask without a closed formula, row by row.
+
+    A query sees all or none of the keys between two neighbouring positions at which no term of the mask changes, so
+    the mask is evaluated only there.
+    """
+    calls = 0
+    for row in range(0, grid.length, grid.block_size):
+        i = np.arange(row, min(row + grid.block_size, grid.length), dtype=np.int64)[:, None]
+        edges = np.sort(np.clip(np.concatenate([0 * i, 0 * i + grid.length, *_changes(mask, i)], 1), 0, grid.length))
+        seen = mask.dense(i, edges[:, :-1]) & (edges[:, :-1] < edges[:, 1:])
+        first, last = edges[:, :-1][seen] // grid.key_tile, (edges[:, 1:][seen] - 1) // grid.key_tile
+        counted = -1
+        for start, stop in np.unique(np.stack([first, last], 1), axis=0).tolist():
+            calls += max(0, stop - max(start, counted + 1) + 1)
+            counted = max(counted, stop)
+    return calls
+
+
+def _changes(mask: Mask, i: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+    """Key positions ``[rows, 1]`` where a term of the mask may begin or cease to see a key of query ``i``."""
+    match mask:
+        case And(parts) | Or(parts):
+            return [edge for part in parts for edge in _changes(part, i)]
+        case Causal():
+            return [i + 1]
+        case Window(left, right):
+            return [i - left, i + right + 1]
+        case Sinks(size):
+            return [0 * i + size]
+        case Chunk(size):
+            return [i // size * size, i // size * size + size]
+        case Documents(inner):
+            local, start, stop = mask.changes(i)
+            return [start, stop, *(start + edge for edge in _changes(inner, local))]
+        case Full():
+            return []
+        case _:
+            raise InternalError(f"no formula for the mask {mask}")

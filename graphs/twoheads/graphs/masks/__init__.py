@@ -1,0 +1,1 @@
+"""The algebra of masks: which keys a block of queries may see."""

@@ -1,0 +1,208 @@
+"""What the blocks of single stages take on a device, in seconds, from measured calls: a schedule in time."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+
+from twoheads.graphs.costs.stage_costs import attention_rows
+from twoheads.graphs.costs.variant_counts import anchor_tile, sums_up, variant_counts
+from twoheads.graphs.errors import InputError
+from twoheads.graphs.masks.tiles import Segment
+from twoheads.graphs.prediction.device_profile import ALONE, DeviceProfile, Sampling
+from twoheads.graphs.program.engines.fused import BlockEngine
+from twoheads.graphs.program.lengths import is_cross, stage_axes
+from twoheads.graphs.program.program import (
+    AttentionEngine,
+    AttentionStage,
+    SequenceStage,
+    Stage,
+    TokenwiseStage,
+    Value,
+    inputs_of,
+)
+from twoheads.graphs.schedule.schedule import Schedule
+
+__all__ = ["Seconds", "StageTimes", "WorkerSeconds", "makespan"]
+
+Seconds = npt.NDArray[np.float64]
+Owners = npt.NDArray[np.int64]
+
+
+def makespan(seconds: Seconds, threads: int) -> float:
+    """Seconds until ``threads`` workers have taken all items from a queue, the longest first: the crew's rule."""
+    if not len(seconds):
+        return 0.0
+    if seconds[0] == seconds.min() == seconds.max():
+        return float(seconds[0]) * -(-len(seconds) // threads)
+    loads = [0.0] * threads
+    for item in sorted(seconds.tolist(), reverse=True):
+        heapq.heapreplace(loads, loads[0] + item)
+    return max(loads)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WorkerSeconds:
+    """One stage on several machines, ``[workers]`` each.
+
+    Attributes:
+        until: Seconds until a worker has finished its blocks.
+        work: What it computed, spread over all of its threads; no more than ``until``.
+    """
+
+    until: Seconds
+    work: Seconds
+
+
+class StageTimes:
+    """Seconds of the blocks of each stage of one schedule.
+
+    Args:
+        schedule: What is to run.
+        profile: Of the device, for the schedule's engines.
+    """
+
+    def __init__(self, schedule: Schedule, profile: DeviceProfile) -> None:
+        self._schedule = schedule
+        self._profile = profile
+        self._values = {value.name: value for value in schedule.program.values()}
+        self._plans = {plan.name: plan for plan in schedule.stages}
+        attentions = [stage for stage in schedule.program.body if isinstance(stage, AttentionStage)]
+        tiled = {name for stage in attentions for name in (stage.key, stage.value)}
+        self._copied = {name for name in tiled if _is_scattered(self._values[name], schedule)}
+        self._one_block = any(isinstance(engine, BlockEngine) for engine in schedule.program.engines)
+        self.variant = ALONE if self._one_block else ""
+        """That of token-wise engines."""
+        self._cache: dict[Hashable, Seconds] = {}
+
+    def blocks(self, stage: Stage, callers: int) -> Seconds:
+        """Seconds of every block of ``stage`` in one thread while ``callers`` threads compute; none of a host's stage.
+
+        Raises:
+            InputError: The profile lacks an engine, or does not cover sampled attention.
+        """
+        key = (self.kind(stage), callers)
+        if key not in self._cache:
+            self._cache[key] = self._blocks(stage, callers)
+        return self._cache[key]
+
+    def of_workers(self, stage: Stage, owner: Owners, workers: int, threads: int) -> WorkerSeconds:
+        """Seconds of every one of ``workers`` machines for its blocks of ``stage``.
+
+        Args:
+            stage: Any stage of the schedule.
+            owner: The worker of every block.
+            workers: How many there are.
+            threads: Of each.
+        """
+        busy, until = np.zeros(workers), np.zeros(workers)
+        counts = np.bincount(owner, minlength=workers)
+        order = np.argsort(owner, kind="stable")
+        ends = np.cumsum(counts)
+        if self._one_block:  # one call after the other, each by all threads
+            together = counts * self.blocks(stage, threads)[:1].sum()
+            return WorkerSeconds(together, together)
+        for callers in np.unique(np.minimum(counts[counts > 0], threads)).tolist():
+            seconds = self.blocks(stage, callers)
+            if not len(seconds):
+                continue
+            like = np.flatnonzero(np.minimum(counts, threads) == callers)
+            if seconds.min() == seconds.max():
+                until[like] = -(-counts[like] // threads) * seconds[0]
+                busy[like] = counts[like] * seconds[0]
+                continue
+            for worker in like.tolist():
+                mine = seconds[order[ends[worker] - counts[worker] : ends[worker]]]
+                until[worker], busy[worker] = makespan(mine, threads), mine.sum()
+        return WorkerSeconds(until, busy / threads)
+
+    def kind(self, stage: Stage) -> Hashable:
+        """Equal for stages of equal times."""
+        plan = self._plans[stage.name]
+        if not isinstance(stage, AttentionStage):
+            return plan.engine, plan.calls, stage_axes(stage, self._values)
+        host = stage.average, stage.sinks is None, stage.bias is None
+        return plan.engine, stage.mask, host, stage_axes(stage, self._values), is_cross(stage, self._values)
+
+    def once(self, stage: Stage) -> float:
+        """Seconds that ``stage`` takes beside its blocks, in one thread: to begin and end it, and the host's part."""
+        seconds = self._profile.stage_seconds
+        if isinstance(stage, SequenceStage):
+            values = [self._values[name] for name in (*inputs_of(stage), stage.output.name)]
+            moved = sum(value.nbytes(self._schedule.value_rows(value)) for value in values)
+            return seconds + moved / self._profile.copy_bytes_per_second
+        if isinstance(stage, AttentionStage) and stage.average is not None:
+            keys = self._schedule.value_rows(self._values[stage.key])
+            return seconds + keys * self._sampling().key_seconds
+        return seconds
+
+    def _blocks(self, stage: Stage, callers: int) -> Seconds:
+        if isinstance(stage, AttentionStage):
+            return self._attention(stage, callers)
+        plan = self._plans[stage.name]
+        if isinstance(stage, TokenwiseStage):
+            seconds = self._profile.call_seconds(plan.engine, self.variant, callers) + self._host_seconds(stage)
+            return np.full(plan.calls, seconds)
+        return np.zeros(0)
+
+    def _host_seconds(self, stage: TokenwiseStage) -> float:
+        """Of one block: taking it, and copying what lies scattered in its store."""
+        values = [*(self._values[name] for name in stage.inputs), *stage.outputs]
+        scattered = [value for value in values if value.name in self._copied]
+        copied = sum(value.nbytes(self._schedule.program.block_size) for value in scattered)
+        return self._profile.row_seconds + copied / self._profile.copy_bytes_per_second
+
+    def _attention(self, stage: AttentionStage, callers: int) -> Seconds:
+        rows = [row for _, row in self._schedule.rows(stage)]
+        engine = self._schedule.program.engine(stage.engine)
+        if not isinstance(engine, AttentionEngine):
+            raise InputError(engine.name, "is no engine whose time is predicted", "compile with --lowering tile")
+        adds = sums_up(stage, engine, self._profile.variants(engine.name).__contains__)
+        seconds = np.full(len(rows), self._profile.row_seconds)
+        for variant, counts in variant_counts(stage, rows, adds=adds).items():
+            seconds += counts * self._profile.call_seconds(engine.name, variant, callers)
+        if adds:
+            seconds += np.array([anchor_tile(row) is not None for row in rows]) * self._add_seconds(engine)
+        if stage.average is not None:
+            sampling = self._sampling()
+            tile = self._profile.call_seconds(stage.engine, "full", callers) + sampling.tile_seconds
+            seconds += self._drawing_rows(stage, rows) * (sampling.row_seconds + stage.average.samples * tile)
+        return seconds
+
+    def _add_seconds(self, engine: AttentionEngine) -> float:
+        """Of a row whose tiles are added up: copying its queries, and dividing its sums."""
+        inputs, outputs = engine.ports("full_add")
+        return 2 * (inputs[0].nbytes + outputs[0].nbytes) / self._profile.copy_bytes_per_second
+
+    def _drawing_rows(self, stage: AttentionStage, rows: list[tuple[Segment, ...]]) -> npt.NDArray[np.bool_]:
+        """Which rows draw keys: those that leave tiles out."""
+        program = self._schedule.program
+        length = self._schedule.value_rows(stage.output)
+        sizes = {"block_size": program.block_size, "key_tile": program.key_tile}
+        every = attention_rows(replace(stage, average=None), **sizes, queries=length, keys=length, cross=False)
+        return np.array([_tiles(row) < _tiles(whole) for row, whole in zip(rows, every, strict=True)])
+
+    def _sampling(self) -> Sampling:
+        """What the host takes where attention is sampled."""
+        if self._profile.sampling is None:
+            raise InputError(
+                f"device profile of {self._profile.model}",
+                "has no times of sampled attention, because no attention of that bundle can be sampled",
+                "leave average out of the policy",
+            )
+        return self._profile.sampling
+
+
+def _tiles(row: tuple[Segment, ...]) -> int:
+    return sum(segment.tiles for segment in row)
+
+
+def _is_scattered(value: Value, schedule: Schedule) -> bool:
+    """Whether a block of keys or values is no run of memory: of a tile that is wider, with several heads."""
+    program = schedule.program
+    return program.key_tile > program.block_size and prod(value.block_shape(1)[: value.token_axis]) > 1

@@ -1,0 +1,1 @@
+"""The block program: the contract between compiler and runtime."""

@@ -1,0 +1,1 @@
+"""A program expanded for one length."""

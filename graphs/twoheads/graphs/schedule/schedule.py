@@ -1,0 +1,227 @@
+"""The schedule: a block program expanded for one length ``N``, in calls, operations, bytes and memory.
+
+Planner, executor, verifier and plots all read the schedule; none re-derives it. Making one costs time proportional to
+the rows and segments of each *distinct* mask, not to the tiles: thirty equal layers are counted once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from twoheads.graphs.costs.call_formulas import symbols
+from twoheads.graphs.costs.stage_costs import StageCosts, StagePlan, attention_rows
+from twoheads.graphs.errors import InputError
+from twoheads.graphs.masks.tiles import Segment
+from twoheads.graphs.program.engines.fused import BlockEngine
+from twoheads.graphs.program.lengths import check_limit, is_cross, main_length, resolve_lengths, value_rows
+from twoheads.graphs.program.program import AttentionStage, Program, Stage, Value, inputs_of, outputs_of
+
+__all__ = ["PROCESS_BYTES", "MemoryPlan", "Schedule", "StagePlan", "make_schedule"]
+
+PROCESS_BYTES = 160_000_000
+"""Resident bytes of the interpreter, NumPy, ONNX Runtime and its open sessions, beside what is counted elsewhere.
+
+Imports alone take 61 MB on Linux (measured); the rest is an allowance for sessions, the rounding up of allocators and
+what is held twice while engines open: 65 to 155 MB with SmolLM2-135M and Gemma-3-270M."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Peak memory in bytes, by what holds it.
+
+    Attributes:
+        values: The most token values that are alive at the same time. What the head computes is not among them: it
+            goes from block to block to its reader.
+        weights: Every weight in use, once: mapped from the bundle, or as the backend packs it, after which the runtime
+            lets go what is mapped. Of a table in which tokens are looked up as many rows count as there are tokens at
+            most, and all of it once more where it also multiplies.
+        workspace: Intermediate arrays of the largest engine, in every worker that calls it.
+        process: Interpreter and libraries.
+    """
+
+    values: int
+    weights: int
+    workspace: int
+    process: int
+
+    @property
+    def total(self) -> int:
+        """The sum."""
+        return self.values + self.weights + self.workspace + self.process
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A program expanded for one input's lengths and one output.
+
+    Attributes:
+        program: What is expanded.
+        lengths: Tokens by input axis; empty where every input has a fixed size.
+        length: Tokens, ``N``: of the axis ``n``, else of the first, else the rows of the hidden states.
+        blocks: Query blocks of the hidden states, ``n``.
+        output: ``hidden``, ``logits``, ``last`` or ``embedding``.
+        positions: Rows of the head; 0 if the head does not run.
+        stages: The stages that ``output`` needs, in order.
+        formula: The total of ``formula_calls`` as text.
+        memory: The parts of ``peak_bytes``.
+        release_after: For every needed body stage, the values that no later stage reads.
+    """
+
+    program: Program
+    lengths: dict[str, int]
+    length: int
+    blocks: int
+    output: str
+    positions: int
+    stages: tuple[StagePlan, ...]
+    formula: str
+    memory: MemoryPlan
+    release_after: dict[str, tuple[str, ...]]
+
+    @property
+    def engine_calls(self) -> int:
+        """Engine calls of all stages, counted."""
+        return sum(stage.calls for stage in self.stages)
+
+    @property
+    def formula_calls(self) -> int:
+        """Engine calls of all stages by the closed formulas."""
+        return sum(stage.formula.calls for stage in self.stages)
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of calls that depend on each other, ``O(L)``: calls of one stage need none of that stage's results.
+
+        Where a call computes all layers of a block, it needs the call before it: there are as many rounds as calls.
+        """
+        return sum(stage.calls if stage.kind == "model" else stage.kind != "sequence" for stage in self.stages)
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of the matrix products of all stages."""
+        return sum(stage.flops for stage in self.stages)
+
+    @property
+    def bytes_moved(self) -> int:
+        """Bytes into and out of engines, all stages."""
+        return sum(stage.bytes_moved for stage in self.stages)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Peak resident memory of a run, in bytes."""
+        return self.memory.total
+
+    def value_rows(self, value: Value) -> int:
+        """Rows of ``value`` along its axis; 1 for a row value."""
+        return value_rows(value, self.lengths)
+
+    def rows(self, stage: AttentionStage) -> Iterator[tuple[int, tuple[Segment, ...]]]:
+        """The query blocks of an attention stage, each with its non-empty key tiles; without those of drawn keys."""
+        values = {value.name: value for value in self.program.values()}
+        rows = attention_rows(
+            stage,
+            block_size=self.program.block_size,
+            key_tile=self.program.key_tile,
+            queries=self.value_rows(stage.output),
+            keys=self.value_rows(values[stage.key]),
+            cross=is_cross(stage, values),
+        )
+        yield from enumerate(rows)
+
+
+def make_schedule(
+    program: Program,
+    length: int | Mapping[str, int],
+    *,
+    output: str | None = None,
+    positions: int | None = None,
+    workers: int = 2,
+) -> Schedule:
+    """Expands ``program`` for an input of ``length`` tokens.
+
+    Args:
+        program: The block program.
+        length: Tokens of the input, 1 or more; by axis where inputs have several lengths, ``{"n": 1000, "m": 300}``.
+        output: ``hidden``, ``logits`` (of ``positions``), ``last`` (the last position's logits) or ``embedding``;
+            ``None`` for the program's default.
+        positions: Rows for which ``logits`` are wanted; ``None`` for all. The other outputs ignore it.
+        workers: Engine calls that run at the same time, for the workspace.
+
+    Raises:
+        InputError: The model can't take that length or does not give that output.
+    """
+    output = output or program.default_output
+    if output not in program.outputs:
+        known = " or ".join(program.outputs)
+        raise InputError("output", f"{program.name} does not give {output!r}", f"ask for {known}")
+    lengths = resolve_lengths(program, length)
+    check_limit(program, lengths)
+    rows = value_rows(program.value(program.hidden), lengths)
+    head_rows = _head_rows(program, output, rows, positions)
+    body, head = needed_stages(program, output)
+    costs = StageCosts(program, lengths, head_rows)
+    stages = (*(costs.plan(stage) for stage in body), *(costs.plan(stage, head=True) for stage in head))
+    released, values = costs.liveness(body, {_last_value(program, output)})
+    calling = 1 if any(isinstance(engine, BlockEngine) for engine in program.engines) else workers
+    calling_head = min(calling, max(1, -(-head_rows // program.block_size)))
+    needs = [calling * costs.transient(stage) for stage in body]
+    workspace = max((*needs, *(calling_head * costs.transient(stage) for stage in head)), default=0)
+    weights = sum(costs.weights((*body, *head), mapped=True).values())
+    return Schedule(
+        program=program,
+        lengths=lengths,
+        length=main_length(program, lengths),
+        blocks=-(-rows // program.block_size),
+        output=output,
+        positions=head_rows,
+        stages=stages,
+        formula=_total(stages, symbols(block_size=program.block_size, key_tile=program.key_tile, length=rows)),
+        memory=MemoryPlan(values, weights, workspace, PROCESS_BYTES),
+        release_after=released,
+    )
+
+
+def _head_rows(program: Program, output: str, rows: int, positions: int | None) -> int:
+    """Rows for which the head runs, of ``rows``."""
+    if output == "last":
+        return 1
+    if output != "logits" or program.pooled_logits:
+        return 0
+    if positions is not None and positions < 1:
+        raise InputError("positions", f"{positions} positions are asked for", "ask for 1 position or more")
+    return rows if positions is None else positions
+
+
+def _last_value(program: Program, output: str) -> str:
+    """The body's value that ``output`` is made of."""
+    return program.logits if output == "logits" and program.logits and program.pooled_logits else program.hidden
+
+
+def needed_stages(program: Program, output: str) -> tuple[tuple[Stage, ...], tuple[Stage, ...]]:
+    """The body and head stages that ``output`` depends on, in program order."""
+    wanted = {_last_value(program, output)}
+    head: tuple[Stage, ...] = ()
+    if output in ("logits", "last") and program.logits is not None and not program.pooled_logits:
+        wanted.add(program.logits)
+        head = _walk_back(program.head, wanted)
+    return _walk_back(program.body, wanted), head
+
+
+def _walk_back(stages: tuple[Stage, ...], wanted: set[str]) -> tuple[Stage, ...]:
+    """Those of ``stages`` that define a wanted value; what they read becomes wanted too."""
+    needed: list[Stage] = []
+    for stage in reversed(stages):
+        if any(value.name in wanted for value in outputs_of(stage)):
+            needed.append(stage)
+            wanted.update(inputs_of(stage))
+    return tuple(reversed(needed))
+
+
+def _total(stages: tuple[StagePlan, ...], legend: str) -> str:
+    """The sum over stages as text, equal stages counted together."""
+    groups = Counter((stage.kind, stage.formula) for stage in stages)
+    products = [f"{times} x {kind} [{formula.text}]" for (kind, formula), times in groups.items()]
+    calls = sum(times * formula.calls for (_, formula), times in groups.items())
+    return f"{' + '.join(products)} = {calls}, with {legend}"

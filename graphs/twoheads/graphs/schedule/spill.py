@@ -1,0 +1,145 @@
+"""Which values of a run live in files, so that the rest fits into a limit of memory; decided once, before it starts.
+
+The largest values go first, all of one size together, until the plan fits. A value in a file is mapped into memory, and
+its pages are let go behind whoever reads or writes it: of its bytes only a window counts. What the system's page cache
+keeps of it beyond that is given up as soon as someone needs the memory, and is not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from twoheads.graphs.costs.stage_costs import StageCosts
+from twoheads.graphs.errors import InputError
+from twoheads.graphs.program.program import SequenceStage, Stage, inputs_of, outputs_of
+from twoheads.graphs.schedule.schedule import MemoryPlan, Schedule, needed_stages
+
+__all__ = ["NOTHING_SPILLED", "WINDOW_BYTES", "SpillPlan", "plan_spill", "size_text"]
+
+WINDOW_BYTES = 8 << 20
+"""Bytes of a spilled value that may be touched before its pages are let go: an unmapping costs microseconds, and the
+value's pages are mostly still in the page cache if they are touched again."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpillPlan:
+    """Where the values of a run live.
+
+    Attributes:
+        values: Names of the values that live in files.
+        disk_bytes: The most bytes of such files that exist at the same time.
+        memory: What remains in memory, by what holds it; ``None`` where nothing was asked for.
+        limit: The limit that this fits into, in bytes; ``None`` for none.
+    """
+
+    values: frozenset[str] = frozenset()
+    disk_bytes: int = 0
+    memory: MemoryPlan | None = None
+    limit: int | None = None
+
+
+NOTHING_SPILLED = SpillPlan()
+"""All values in memory, whatever they take."""
+
+
+def plan_spill(schedule: Schedule, *, limit: int | None, disk: bool, workers: int) -> SpillPlan:
+    """Decides which values live in files.
+
+    Args:
+        schedule: The run.
+        limit: Bytes of memory that the run may take; ``None`` to spill all that can be.
+        disk: Whether there is a folder to spill to.
+        workers: Engine calls that run at the same time: each holds a tile of every value it reads and writes.
+
+    Raises:
+        InputError: The run does not fit, with what it takes and what would help.
+    """
+    costs = _Spilling(schedule, workers)
+    plan = SpillPlan(memory=schedule.memory, limit=limit)
+    if limit is not None and schedule.memory.total <= limit:
+        return plan
+    fullest = costs.plan(costs.spillable, limit)
+    if limit is None:
+        return fullest if disk else plan
+    if not disk or _total(fullest) > limit:
+        raise _refusal(schedule, fullest, limit, disk=disk)
+    for names in costs.by_size():
+        plan = costs.plan(plan.values | names, limit)
+        if _total(plan) <= limit:
+            break
+    return plan
+
+
+class _Spilling:
+    """The run's memory with any set of values in files."""
+
+    def __init__(self, schedule: Schedule, workers: int) -> None:
+        program = schedule.program
+        self._schedule = schedule
+        self._costs = StageCosts(program, schedule.lengths, schedule.positions)
+        self._body, _ = needed_stages(program, schedule.output)
+        released = [name for names in schedule.release_after.values() for name in names]
+        values = [entry.value for entry in program.inputs]
+        values += [value for stage in self._body for value in outputs_of(stage)]
+        self._kept = {value.name for value in values} - set(released)
+        self._bytes = {value.name: self._costs.nbytes(value) for value in values}
+        self._window = {
+            value.name: WINDOW_BYTES + (workers + 1) * value.nbytes(program.key_tile)
+            for value in values
+            if value.axis is not None
+        }
+        whole = _whole_values(self._body) | ({program.hidden} if schedule.output == "embedding" else set())
+        self.spillable = frozenset(
+            name for name, window in self._window.items() if name not in whole and window < self._bytes[name]
+        )
+
+    def by_size(self) -> Iterable[frozenset[str]]:
+        """The spillable values, those of the largest size first."""
+        for size in sorted({self._bytes[name] for name in self.spillable}, reverse=True):
+            yield frozenset(name for name in self.spillable if self._bytes[name] == size)
+
+    def plan(self, spilled: frozenset[str], limit: int | None) -> SpillPlan:
+        """The plan with ``spilled`` in files."""
+        resident = self._bytes | {name: self._window[name] for name in spilled}
+        on_disk = {name: self._bytes[name] if name in spilled else 0 for name in self._bytes}
+        memory = replace(self._schedule.memory, values=self._peak(resident))
+        return SpillPlan(spilled, self._peak(on_disk), memory, limit)
+
+    def _peak(self, sizes: Mapping[str, int]) -> int:
+        return self._costs.liveness(self._body, self._kept, sizes)[1]
+
+
+def _whole_values(stages: Iterable[Stage]) -> set[str]:
+    """Values that the host reads or writes as a whole: letting their pages go would not help."""
+    moving = [stage for stage in stages if isinstance(stage, SequenceStage)]
+    return {name for stage in moving for name in (*inputs_of(stage), stage.output.name)}
+
+
+def _total(plan: SpillPlan) -> int:
+    return 0 if plan.memory is None else plan.memory.total
+
+
+def _refusal(schedule: Schedule, fullest: SpillPlan, limit: int, *, disk: bool) -> InputError:
+    needs = f"the run of {schedule.length} tokens needs {size_text(schedule.memory.total)} of memory"
+    least = size_text(_total(fullest))
+    spilling = f"{least} with {size_text(fullest.disk_bytes)} of values on disk"
+    if not disk and _total(fullest) <= limit:
+        return InputError(f"memory limit {size_text(limit)}", needs, f"give --spill DIR: then it needs {spilling}")
+    memory = fullest.memory or schedule.memory
+    parts = (
+        f"values {size_text(memory.values)}, weights {size_text(memory.weights)}, workspace "
+        f"{size_text(memory.workspace)}, process {size_text(memory.process)}"
+    )
+    problem = (
+        f"{needs}, and {spilling} ({parts})" if fullest.values else f"{needs} ({parts}), and nothing can be spilled"
+    )
+    return InputError(f"memory limit {size_text(limit)}", problem, f"allow {least}, or use fewer --threads")
+
+
+def size_text(size: float) -> str:
+    """Bytes with a decimal prefix: ``4.1 GB``; rounded up, so that a limit of that size is enough."""
+    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= scale:
+            return f"{-(-size * 10 // scale) / 10:.1f} {unit}"
+    return f"{size:.0f} bytes"

@@ -1,0 +1,1 @@
+"""Programs and manifests as JSON."""

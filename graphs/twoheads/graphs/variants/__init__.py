@@ -1,0 +1,1 @@
+"""Other programs with the same result, derived from a stored one."""

@@ -1,0 +1,127 @@
+"""A short input in one call: the body of a program as a single engine, for inputs of at most one block.
+
+Where an input is no longer than a block, attention needs no tiles: one engine holds the token-wise regions and the
+attentions between them, and its kernels use the run's threads, as there are no blocks to compute at the same time. Such
+a run is an ordinary run of another program, whose body has one stage in place of many, so that schedule, stores, head
+and report are the same code. The program is derived, never stored: a bundle holds the engine's file beside the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from twoheads.graphs.masks.expressions import Mask
+from twoheads.graphs.program.engines.fused import BlockEngine
+from twoheads.graphs.program.program import (
+    TOKENS,
+    AttentionEngine,
+    AttentionStage,
+    Input,
+    Program,
+    TokenwiseStage,
+    Value,
+)
+from twoheads.graphs.variants.whole_body import WholeBody, whole_body
+
+__all__ = ["LENGTH", "ONE_BLOCK", "OneBlock", "looks_ahead", "one_block"]
+
+ONE_BLOCK = "one_block"
+"""The name of the engine and of its stage."""
+
+LENGTH = "one_block.length"
+"""The input that tells the engine how many of the block's tokens are no padding."""
+
+FLOAT = np.dtype(np.float32).itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class OneBlock:
+    """A program for inputs of one block.
+
+    Attributes:
+        program: What runs.
+        inside: The stages of the original program that its engine holds, in order.
+    """
+
+    program: Program
+    inside: tuple[TokenwiseStage | AttentionStage, ...]
+
+    @property
+    def engine(self) -> BlockEngine:
+        """The engine that holds them."""
+        return next(engine for engine in self.program.engines if isinstance(engine, BlockEngine))
+
+    @property
+    def stage(self) -> TokenwiseStage:
+        """The stage that calls it."""
+        return next(
+            stage for stage in self.program.body if isinstance(stage, TokenwiseStage) and stage.name == ONE_BLOCK
+        )
+
+    def arrays(
+        self, given: Mapping[str, npt.NDArray[Any]], lengths: Mapping[str, int]
+    ) -> Mapping[str, npt.NDArray[Any]]:
+        """What a run reads: ``given``, the arrays of the original program's inputs, and the number of tokens."""
+        return {**given, LENGTH: np.array([lengths[TOKENS]], np.int64)}
+
+    def takes(self, lengths: Mapping[str, int]) -> bool:
+        """Whether an input of these lengths, by axis, is no longer than a block."""
+        return lengths.get(TOKENS, 0) <= self.program.block_size
+
+
+@lru_cache(maxsize=16)
+def one_block(program: Program) -> OneBlock | None:
+    """The program that computes an input of one block of ``program`` in one call (and its head).
+
+    Returns:
+        ``None`` where no engine can hold all attentions; see :func:`~twoheads.graphs.variants.whole_body.whole_body`.
+    """
+    body = whole_body(program)
+    return None if body is None else OneBlock(_fused(body), body.inside)
+
+
+@lru_cache(maxsize=64)
+def looks_ahead(mask: Mask, block_size: int) -> bool:
+    """Whether some query of the first block sees a key behind it, so that padding must be hidden from it."""
+    at = np.arange(block_size, dtype=np.int64)
+    visible = np.broadcast_to(mask.dense(at[:, None], at[None, :]), (block_size, block_size))
+    return bool(np.triu(visible, 1).any())
+
+
+def _fused(body: WholeBody) -> Program:
+    """The program with one stage in place of those of ``body``."""
+    program = body.program
+    values = {value.name: value for value in program.values()}
+    length = Input(Value(LENGTH, "int64", (1,)), "length", None, TOKENS)
+    names = (*body.inputs, LENGTH)
+    known = {**values, LENGTH: length.value}
+    engine = BlockEngine(
+        name=ONE_BLOCK,
+        inputs=tuple(body.port(f"input_{at}", known[name]) for at, name in enumerate(names)),
+        outputs=tuple(body.port(f"output_{at}", value) for at, value in enumerate(body.outputs)),
+        weights=tuple(body.weights.values()),
+        flops=body.flops({stage.name: 1 for stage in body.inside}),
+        workspace=_workspace(body),
+    )
+    stage = TokenwiseStage(ONE_BLOCK, ONE_BLOCK, names, body.outputs, tuple(body.weights))
+    return body.in_one(stage, engine, (length,))
+
+
+def _workspace(body: WholeBody) -> int:
+    """Scores thrice, masks and biases as the kernels add them, and twice what the largest region reads and writes."""
+    block = body.program.block_size
+    attentions = [
+        (stage, engine)
+        for stage in body.inside
+        if isinstance(stage, AttentionStage)
+        and isinstance(engine := body.program.engine(stage.engine), AttentionEngine)
+    ]
+    heads = max(engine.q_num_heads for _, engine in attentions)
+    added = {(stage.mask, stage.bias): engine.mask_heads for stage, engine in attentions}
+    return (3 * heads + 2 * sum(added.values())) * block * block * FLOAT + 2 * body.region_bytes

@@ -1,0 +1,253 @@
+"""Engines as a vendor's compiler built them, on the vendor's emulator: what an accelerator would compute."""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from twoheads.graphs.errors import BundleError, InputError, InternalError
+from twoheads.graphs.program.program import Port
+from twoheads.runtime.backends.emulators.process import EmulatorError, EmulatorProcess
+from twoheads.runtime.backends.onnxruntime_cpu import OnnxRuntimeEngine, open_session
+from twoheads.runtime.bundle.artifacts import ArtifactFiles
+
+__all__ = ["EMULATORS", "Emulator", "EmulatorBackend", "emulator_of", "environment_of"]
+
+LARGEST = 65504.0
+"""The largest float16 number."""
+
+EMPTY = frozenset({"mask", "lse", "prev_lse"})
+"""Ports on which ``-inf`` is a value like others: a key that is hidden, a row that sees none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Emulator:
+    """One vendor's emulator.
+
+    Attributes:
+        target: Whose artifacts it runs.
+        module: The program beside the worker's that drives it.
+        packages: What its environment needs, as pip takes it.
+        precisions: In what it can compute.
+    """
+
+    target: str
+    module: str
+    packages: tuple[str, ...]
+    precisions: tuple[str, ...] = ("fp32", "bf16", "fp16")
+
+
+EMULATORS: Mapping[str, Emulator] = {
+    "qnn-emulator": Emulator("qnn", "run_qnn", ("onnxruntime", "onnxruntime-qnn")),
+    "rknn-simulator": Emulator("rknn", "run_rknn", ("'setuptools<81'", "rknn-toolkit2")),
+    "onnxruntime-int8": Emulator("onnxruntime", "run_onnxruntime", ("onnxruntime",), ("int8",)),
+}
+
+
+def emulator_of(target: str) -> str:
+    """The backend that runs what was built for ``target``.
+
+    Raises:
+        InputError: There is none.
+    """
+    found = next((name for name, emulator in EMULATORS.items() if emulator.target == target), None)
+    if found is None:
+        known = ", ".join(emulator.target for emulator in EMULATORS.values())
+        raise InputError(f"target {target}", "nothing here runs its artifacts", f"use one of: {known}")
+    return found
+
+
+def environment_of(target: str) -> Path:
+    """The folder where a target's own environment is looked for."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "twoheads" / "environments" / target
+
+
+class EmulatorBackend:
+    """Runs what ``twoheads build`` made. Slow, and faithful in its numbers: of half precision, or of 8 bits.
+
+    Args:
+        name: One of :data:`EMULATORS`.
+        threads: Processes of the emulator: calls that run at the same time.
+        python: That of the environment with the emulator; by default that of the environment kept for the target, or
+            this one.
+        emulator: Another one than that of the name.
+    """
+
+    def __init__(
+        self, name: str, *, threads: int = 1, python: Path | None = None, emulator: Emulator | None = None
+    ) -> None:
+        self.name = name
+        self._emulator = emulator or EMULATORS[name]
+        self.target, self.precisions = self._emulator.target, self._emulator.precisions
+        kept = environment_of(self.target) / "bin" / "python"
+        self._python = python or (kept if kept.exists() else Path(sys.executable))
+        self._threads = threads
+        self._idle: queue.LifoQueue[EmulatorProcess] = queue.LifoQueue()
+        self._starting = threading.Lock()
+        self._started = False
+
+    def _start(self) -> None:
+        """Starts the processes, once."""
+        with self._starting:
+            if self._started:
+                return
+            for _ in range(self._threads):
+                self._idle.put(self._process())
+            self._started = True
+
+    def _process(self) -> EmulatorProcess:
+        try:
+            return EmulatorProcess(self._python, self._emulator.module)
+        except EmulatorError as error:
+            kept, packages = environment_of(self.target), " ".join(self._emulator.packages)
+            raise InputError(
+                f"backend {self.name}",
+                f"can't be used in {self._python} ({error})",
+                f"python -m venv {kept} && {kept}/bin/pip install {packages}",
+            ) from error
+
+    def tensor(self, array: npt.NDArray[Any]) -> Any:
+        return array
+
+    def load_engine(
+        self,
+        path: Path,
+        inputs: Sequence[Port],
+        outputs: Sequence[Port],
+        weights: Mapping[str, npt.NDArray[Any]],
+        threads: int = 1,
+        own_weights: bool = False,
+    ) -> EmulatorEngine:
+        """Refuses: there is nothing to run an engine's own file with."""
+        raise InternalError(f"{self.name} runs artifacts, not {path}")
+
+    def load_artifact(
+        self, files: ArtifactFiles, inputs: Sequence[Port], outputs: Sequence[Port], weights: Mapping[str, Any]
+    ) -> EmulatorEngine:
+        """Opens an artifact of the engine with the ports ``inputs`` and ``outputs`` and all its ``weights``.
+
+        Raises:
+            BundleError: It can't be opened, or has other ports.
+            InputError: The emulator is not installed.
+        """
+        self._start()
+        host = None
+        if files.host is not None:
+            host = open_session(files.host, {port: weights[port] for port in files.host_weights})
+        half = "fp16" in self.precisions
+        engine = EmulatorEngine(self._idle, files, host, inputs, outputs, half=half)
+        engine.check_ports()
+        return engine
+
+
+class EmulatorEngine:
+    """An artifact that idle processes of the emulator run, after the host's part."""
+
+    def __init__(
+        self,
+        idle: queue.LifoQueue[EmulatorProcess],
+        files: ArtifactFiles,
+        host: OnnxRuntimeEngine | None,
+        inputs: Sequence[Port],
+        outputs: Sequence[Port],
+        *,
+        half: bool,
+    ) -> None:
+        self._half = half
+        self._idle, self._path, self._device, self._host = idle, files.accelerator, files.device, host
+        self.inputs, self.outputs = tuple(inputs), tuple(outputs)
+        self._taken: tuple[str, ...] = ()
+
+    def check_ports(self) -> None:
+        """Raises unless both parts together take the engine's inputs and give its outputs."""
+        known = {port.name: tuple(port.shape) for port in self.inputs}
+        if self._host is not None:
+            known |= {port.name: tuple(port.shape) for port in self._host.session.get_outputs()}
+        if self._path is not None:
+            process = self._idle.get()
+            try:
+                inputs, outputs = process.ports(self._path, self._device)
+            finally:
+                self._idle.put(process)
+            self._taken = tuple(port.name for port in inputs)
+            wrong = [port.name for port in inputs if known.get(port.name) != port.shape]
+            if wrong:
+                self._refuse(f"takes {wrong[0]}, which the engine has not")
+            known |= {port.name: port.shape for port in outputs}
+        missing = [port.name for port in self.outputs if known.get(port.name) != tuple(port.shape)]
+        if missing:
+            self._refuse(f"does not give {missing[0]}")
+
+    def _refuse(self, problem: str) -> None:
+        raise BundleError(str(self._path), problem, "build the bundle again")
+
+    def new_call(self) -> EmulatorCall:
+        return EmulatorCall(self)
+
+    def run(self, values: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """All values that the two parts give, by name, from the engine's inputs.
+
+        Raises:
+            BundleError: The emulator fails, or a value is beyond half precision.
+        """
+        found = dict(values)
+        if self._host is not None:
+            given = {name: values[name] for name in self._host.inputs}
+            found |= zip(self._host.outputs, self._host.session.run(None, given), strict=True)
+        if self._path is not None:
+            taken = {name: found[name] for name in self._taken}
+            self._check_range(taken)
+            process = self._idle.get()
+            try:
+                results = process.run(self._path, self._device, taken)
+            finally:
+                self._idle.put(process)
+            self._check_range(results)
+            found |= results
+        return found
+
+    def _check_range(self, values: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Raises for numbers that half precision has not: what comes of them would be no error, but wrong."""
+        for name, array in values.items():
+            if array.dtype.kind != "f" or not self._half:
+                continue
+            fine = np.abs(array) < LARGEST
+            if name in EMPTY:
+                fine |= np.isneginf(array) | (array <= -LARGEST)
+            if not fine.all():
+                value = array[~fine].flat[0]
+                raise BundleError(
+                    str(self._path),
+                    f"{name} is {value:g}, beyond float16's range",
+                    "run it with --backend onnxruntime; this model needs more range than the accelerator has",
+                )
+
+
+class EmulatorCall:
+    """The arrays of one thread's call."""
+
+    def __init__(self, engine: EmulatorEngine) -> None:
+        self._engine = engine
+        self._inputs: dict[str, npt.NDArray[Any]] = {}
+        self._outputs: dict[str, npt.NDArray[Any]] = {}
+
+    def bind_input(self, port: int, tensor: npt.NDArray[Any]) -> None:
+        self._inputs[self._engine.inputs[port].name] = tensor
+
+    def bind_output(self, port: int, tensor: npt.NDArray[Any]) -> None:
+        self._outputs[self._engine.outputs[port].name] = tensor
+
+    def run(self) -> None:
+        values = self._engine.run(self._inputs)
+        for name, array in self._outputs.items():
+            np.copyto(array, values[name])

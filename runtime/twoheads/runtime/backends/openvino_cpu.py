@@ -1,0 +1,136 @@
+"""Engines on OpenVINO's CPU kernels: one compiled model an engine, one infer request a thread."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from twoheads.graphs.errors import BundleError, InputError, InternalError
+from twoheads.graphs.program.program import Port
+from twoheads.runtime.backends.protocol import check_ports
+
+__all__ = ["OpenVinoBackend"]
+
+
+class OpenVinoBackend:
+    """OpenVINO on the CPU. Parallelism is across blocks: as many streams as workers, one thread each.
+
+    Args:
+        precision: ``f32``, or ``bf16``, which rounds the inputs of products to 8 bits of mantissa. OpenVINO would
+            choose for itself, by the processor; a bundle's result must not depend on that.
+        threads: Calls that run at the same time.
+
+    Raises:
+        InputError: The package is not installed, or the processor has no products in that precision.
+    """
+
+    name = "openvino"
+
+    def __init__(self, *, precision: str, threads: int) -> None:
+        try:
+            import openvino  # type: ignore[import-untyped]
+        except ImportError as error:
+            raise InputError("backend openvino", f"can't be imported ({error})", "pip install openvino") from error
+        self._openvino: Any = openvino
+        self._core: Any = openvino.Core()
+        if precision == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            # OpenVINO would say so in its log, and compute in float32.
+            problem = "is bf16, and this processor has no products of bfloat16"
+            raise InputError("precision", problem, "leave it out, which is float32")
+        self._models: dict[Path, Any] = {}
+        self._config = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "NUM_STREAMS": str(threads),
+            "INFERENCE_NUM_THREADS": str(threads),
+            # The threads that call are the executor's own: they are not OpenVINO's to pin.
+            "ENABLE_CPU_PINNING": "NO",
+        }
+
+    def tensor(self, array: npt.NDArray[Any]) -> Any:
+        return self._openvino.Tensor(_shareable(array), shared_memory=True)
+
+    def load_engine(
+        self,
+        path: Path,
+        inputs: Sequence[Port],
+        outputs: Sequence[Port],
+        weights: Mapping[str, npt.NDArray[Any]],
+        threads: int = 1,
+        own_weights: bool = False,
+    ) -> OpenVinoEngine:
+        # A stream a caller, of one thread; or one stream whose kernels use several.
+        several = {"NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": str(threads)} if threads > 1 else {}
+        try:
+            model = self._read(path)
+            check_ports(path, _ports(model.inputs), inputs)
+            check_ports(path, _ports(model.outputs), outputs)
+            self._bind(path, model, weights)
+            compiled = self._core.compile_model(model, "CPU", self._config | several)
+        except RuntimeError as error:  # what OpenVINO raises, for a file or an operator that it can't take
+            raise BundleError(str(path), f"OpenVINO can't open it: {error}", "use --backend onnxruntime") from error
+        return OpenVinoEngine(compiled, tuple(weights.values()))
+
+    def _read(self, path: Path) -> Any:
+        """The engine's graph, a copy of its own to bind weights in: the file is read once for all its stages."""
+        if path not in self._models:
+            self._models[path] = self._core.read_model(path)
+        return self._models[path].clone()
+
+    def _bind(self, path: Path, model: Any, weights: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Lets every reader of a constant that has a weight's name read the weight's array."""
+        constants = {op.get_friendly_name(): op for op in model.get_ops() if op.get_type_name() == "Constant"}
+        for name, array in weights.items():
+            if name not in constants:
+                raise InternalError(f"engine {path.name}: OpenVINO has no constant for the weight {name!r}")
+            replaced = self._openvino.op.Constant(_shareable(array), shared_memory=True)
+            replaced.set_friendly_name(name)
+            for reader in constants[name].output(0).get_target_inputs():
+                reader.replace_source_output(replaced.output(0))
+
+
+class OpenVinoEngine:
+    """A compiled model, with the weights' arrays kept alive beside it."""
+
+    def __init__(self, compiled: Any, weights: Sequence[npt.NDArray[Any]]) -> None:
+        self.compiled = compiled
+        self.weights = weights
+
+    def new_call(self) -> OpenVinoCall:
+        return OpenVinoCall(self.compiled.create_infer_request())
+
+
+class OpenVinoCall:
+    """An infer request of one thread, which computes in the thread that calls."""
+
+    def __init__(self, request: Any) -> None:
+        self._infer = request.infer
+        self.bind_input = request.set_input_tensor
+        self.bind_output = request.set_output_tensor
+
+    def run(self) -> None:
+        self._infer(share_inputs=True, share_outputs=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    """An array's memory, declared writable; it holds the array."""
+
+    array: npt.NDArray[Any]
+    __array_interface__: dict[str, Any]
+
+
+def _shareable(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The same memory in an array that OpenVINO shares: it takes no read-only one, though it writes to outputs only."""
+    if array.flags.writeable:
+        return array
+    interface = array.__array_interface__
+    return np.asarray(_Memory(array, interface | {"data": (interface["data"][0], False)}))
+
+
+def _ports(found: Sequence[Any]) -> list[tuple[str, str, tuple[int, ...]]]:
+    return [(p.get_any_name(), p.get_element_type().to_dtype().name, tuple(p.get_shape())) for p in found]

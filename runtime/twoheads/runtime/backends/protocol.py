@@ -1,0 +1,179 @@
+"""What the runtime asks of a backend, and the names under which backends are known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy.typing as npt
+
+from twoheads.graphs.errors import BundleError, InputError
+from twoheads.graphs.program.program import Port
+from twoheads.runtime.backends.device_protocol import Device, Stream
+
+__all__ = [
+    "BACKENDS",
+    "DEVICE_BACKENDS",
+    "HOST_BACKENDS",
+    "LANES",
+    "PRECISIONS",
+    "Backend",
+    "Call",
+    "DeviceBackend",
+    "DeviceEngine",
+    "EngineHandle",
+    "check_ports",
+    "open_backend",
+    "open_host_backend",
+]
+
+HOST_BACKENDS = ("onnxruntime", "openvino", "qnn-emulator", "rknn-simulator", "onnxruntime-int8")
+"""Those that compute in the host's memory."""
+DEVICE_BACKENDS = ("cuda", "tensorrt")
+"""Those that compute in the memory of a device."""
+BACKENDS = HOST_BACKENDS + DEVICE_BACKENDS
+LANES = 4
+"""Streams of a device, if nobody says otherwise."""
+PRECISIONS = ("f32", "bf16", "f16")
+"""In what a backend multiplies. Values between engines are of the bundle's dtype in both."""
+
+
+class Call(Protocol):
+    """A reusable call of one engine, owned by one thread. Bindings stay until they are replaced."""
+
+    def bind_input(self, port: int, tensor: Any) -> None:
+        """Feeds the input ``port`` (its position) from a tensor of :meth:`Backend.tensor`."""
+        ...
+
+    def bind_output(self, port: int, tensor: Any) -> None:
+        """Lets the output ``port`` be written straight into a tensor of :meth:`Backend.tensor`."""
+        ...
+
+    def run(self) -> None:
+        """Runs the engine once; every port must be bound. Releases the interpreter lock while it computes."""
+        ...
+
+
+class EngineHandle(Protocol):
+    """An engine that is open and may be called from several threads, each with a call of its own."""
+
+    def new_call(self) -> Call:
+        """A call with nothing bound."""
+        ...
+
+
+class Backend(Protocol):
+    """Opens engines and wraps arrays. One backend serves one bundle."""
+
+    name: str
+
+    def load_engine(
+        self,
+        path: Path,
+        inputs: Sequence[Port],
+        outputs: Sequence[Port],
+        weights: Mapping[str, npt.NDArray[Any]],
+        threads: int = 1,
+        own_weights: bool = False,
+    ) -> EngineHandle:
+        """Opens the engine file ``path``, its weights replaced by the arrays ``weights`` (by port name), not copied.
+
+        With several ``threads`` the kernels of one call share them, and calls come one at a time. ``own_weights`` says
+        that the arrays are what the file itself refers to.
+
+        Raises:
+            BundleError: The file can't be opened or its ports are not ``inputs`` and ``outputs``.
+        """
+        ...
+
+    def tensor(self, array: npt.NDArray[Any]) -> Any:
+        """Wraps a contiguous array without copying it; the tensor keeps the array alive."""
+        ...
+
+
+@runtime_checkable
+class DeviceEngine(EngineHandle, Protocol):
+    """An engine of a :class:`DeviceBackend`. Its calls bind device arrays.
+
+    :meth:`Call.run` queues the call, with what is bound then, on the lane's stream, and returns.
+    """
+
+    lanes: int
+    """It can be called on the backend's first so many lanes."""
+
+    def new_call(self, lane: int = 0) -> Call:
+        """A call on the stream of lane ``lane``, with nothing bound."""
+        ...
+
+
+@runtime_checkable
+class DeviceBackend(Backend, Protocol):
+    """A backend whose engines read and write the memory of a device; values stay there between calls."""
+
+    device: Device
+    lanes: tuple[Stream, ...]
+    """The streams on which engines compute, one or more."""
+
+
+def open_backend(name: str, *, precision: str = "f32", threads: int = 1) -> Backend:
+    """The backend called ``name``; what it needs is imported only now.
+
+    Args:
+        name: One of :data:`BACKENDS`.
+        precision: One of :data:`PRECISIONS`; only ``openvino`` has ``bf16``, only ``tensorrt`` has ``f16``.
+        threads: Calls that will run at the same time; on a device, streams.
+
+    Raises:
+        InputError: There is no such backend or precision, or its package is not installed.
+    """
+    if precision not in PRECISIONS:
+        raise InputError("precision", f"{precision!r} is unknown", f"use one of: {', '.join(PRECISIONS)}")
+    for special, owner in (("bf16", "openvino"), ("f16", "tensorrt")):
+        if precision == special and name in ("onnxruntime", "openvino", *DEVICE_BACKENDS) and name != owner:
+            raise InputError("precision", f"is {precision}, which {name} does not have", f'use backend="{owner}"')
+    if name == "onnxruntime":
+        from twoheads.runtime.backends.onnxruntime_cpu import OnnxRuntimeBackend
+
+        return OnnxRuntimeBackend()
+    if name == "openvino":
+        from twoheads.runtime.backends.openvino_cpu import OpenVinoBackend
+
+        return OpenVinoBackend(precision=precision, threads=threads)
+    if name in DEVICE_BACKENDS:
+        from twoheads.runtime.backends.onnxruntime_cuda import CudaBackend
+
+        return CudaBackend(name, precision=precision, lanes=threads)
+    if name in BACKENDS:
+        if precision != "f32":
+            raise InputError("precision", f"is {precision}; {name} computes as the bundle was built", "leave it out")
+        from twoheads.runtime.backends.emulator import EmulatorBackend
+
+        return EmulatorBackend(name, threads=threads)
+    raise InputError("backend", f"{name!r} is unknown", f"use one of: {', '.join(BACKENDS)}")
+
+
+def open_host_backend(name: str, *, precision: str = "f32", threads: int = 1) -> Backend:
+    """As :func:`open_backend`, for who times single calls: a device's only queue them.
+
+    Raises:
+        InputError: As that; or it is a device's.
+    """
+    if name in DEVICE_BACKENDS:
+        raise InputError("backend", f"{name} only queues its calls, which this command times", "time whole runs")
+    return open_backend(name, precision=precision, threads=threads)
+
+
+def check_ports(path: Path, found: Sequence[tuple[str, str, tuple[int, ...]]], expected: Sequence[Port]) -> None:
+    """Raises unless an engine's ports, as (name, NumPy dtype, shape), are the program's, in order.
+
+    Raises:
+        BundleError: Names both.
+    """
+    want = [(port.name, port.dtype, tuple(port.shape)) for port in expected]
+    if list(found) != want:
+        raise BundleError(
+            str(path),
+            f"has the ports {list(found)}, the program expects {want}",
+            "compile the model again with this twoheads",
+        )

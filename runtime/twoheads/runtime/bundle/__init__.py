@@ -1,0 +1,1 @@
+"""Reading a bundle and checking all of it."""

@@ -1,0 +1,84 @@
+"""What a vendor's compiler made of a bundle's engines, found by the engine and its stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from twoheads.graphs.errors import BundleError, InputError
+from twoheads.graphs.program.program import TokenwiseStage
+from twoheads.graphs.serialization.bundle_format import TARGETS, Artifact, HostPart
+from twoheads.runtime.bundle.reader import Bundle
+
+__all__ = ["ArtifactFiles", "Artifacts"]
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactFiles:
+    """One engine with its weights, as built.
+
+    Attributes:
+        accelerator: The file that the accelerator runs; ``None`` where the host computes everything.
+        host: The ONNX file that the host runs before, if any, and the engine's weights that it reads.
+        host_weights: Their ports.
+        device: For which of the target's devices it was built; ``None`` where there is no choice.
+    """
+
+    accelerator: Path | None
+    host: Path | None
+    host_weights: tuple[str, ...]
+    device: str | None
+
+
+class Artifacts:
+    """What was built of ``bundle`` for the target ``target``.
+
+    Attributes:
+        precision: In what it computes.
+
+    Raises:
+        InputError: Nothing was.
+    """
+
+    def __init__(self, bundle: Bundle, target: str) -> None:
+        entry = bundle.manifest.targets.get(target)
+        if entry is None:
+            raise InputError(
+                str(bundle.path), f"was not built for {target}", f"twoheads build {bundle.path} --target {target}"
+            )
+        self.precision = entry.precision
+        self._device = entry.device
+        self._folder = bundle.path / TARGETS / target
+        self._by_name = entry.artifacts
+        self._by_stage = {stage: artifact for artifact in entry.artifacts.values() for stage in artifact.stages}
+
+    def of_stage(self, stage: TokenwiseStage) -> ArtifactFiles:
+        """The artifact of a token-wise stage's engine and weights.
+
+        Raises:
+            BundleError: There is none.
+        """
+        return self._files(self._by_stage.get(stage.name), f"stage {stage.name}")
+
+    def of_attention(self, engine: str, variant: str) -> ArtifactFiles:
+        """The artifact of a variant of an attention engine.
+
+        Raises:
+            BundleError: There is none.
+        """
+        return self._files(self._by_name.get(f"{engine}.{variant}"), f"{engine}.{variant}")
+
+    def holds(self, engine: str, variant: str) -> bool:
+        """Whether there is one: not every variant of an engine can be computed in every precision."""
+        return f"{engine}.{variant}" in self._by_name
+
+    def _files(self, artifact: Artifact | None, what: str) -> ArtifactFiles:
+        if artifact is None:
+            raise BundleError(str(self._folder), f"holds nothing for {what}", "build the bundle again")
+        host = artifact.host or HostPart("", ())
+        return ArtifactFiles(
+            self._folder / artifact.files[0] if artifact.files else None,
+            self._folder / host.file if host.file else None,
+            host.weights,
+            self._device,
+        )

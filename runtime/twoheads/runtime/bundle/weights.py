@@ -1,0 +1,65 @@
+"""The weights of a bundle as read-only views of one memory-mapped file."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterable
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from twoheads.graphs.serialization.bundle_format import WeightEntry
+
+__all__ = ["Weights"]
+
+
+LARGE_BYTES = 1 << 20
+"""Smaller weights stay: kernels read norms and biases where they lie."""
+
+
+class Weights:
+    """Named views ``[*shape]`` of ``engines/weights.bin``; nothing is read until it is used.
+
+    Args:
+        path: The file.
+        entries: Where each weight lies; checked against the file's size by the bundle reader.
+    """
+
+    def __init__(self, path: Path, entries: dict[str, WeightEntry]) -> None:
+        self._entries = entries
+        self._map: mmap.mmap | None = None
+        self._data: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
+        if path.exists() and path.stat().st_size:
+            with path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._data = np.frombuffer(self._map, np.uint8)
+
+    def view(self, name: str) -> npt.NDArray[Any]:
+        """The weight called ``name``, read-only."""
+        entry = self._entries[name]
+        dtype = np.dtype(entry.dtype)
+        size = prod(entry.shape) * dtype.itemsize
+        return self._data[entry.offset : entry.offset + size].view(dtype).reshape(entry.shape)
+
+    def views(self, names: Iterable[str]) -> tuple[npt.NDArray[Any], ...]:
+        """The weights ``names``, in that order."""
+        return tuple(self.view(name) for name in names)
+
+    def let_go(self, names: Iterable[str]) -> None:
+        """Lets the pages of the large ones among the weights ``names`` go, as far as the system knows how to.
+
+        A backend that has packed a weight never reads it again; without this the process would hold it twice. It is
+        safe at any moment: whoever does read the pages again gets them from the page cache.
+        """
+        if self._map is None or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        for name in names:
+            entry = self._entries[name]
+            start = -(-entry.offset // mmap.PAGESIZE) * mmap.PAGESIZE
+            stop = entry.offset + prod(entry.shape) * np.dtype(entry.dtype).itemsize
+            whole = (stop - start) // mmap.PAGESIZE * mmap.PAGESIZE
+            if whole >= LARGE_BYTES:
+                self._map.madvise(mmap.MADV_DONTNEED, start, whole)

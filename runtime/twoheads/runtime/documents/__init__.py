@@ -1,0 +1,1 @@
+"""Many documents in one run, with a result each."""

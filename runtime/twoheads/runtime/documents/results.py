@@ -1,0 +1,175 @@
+"""A folder of results that grows part by part and survives a kill: what the last journal names is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from twoheads.graphs.errors import InputError, TwoheadsError
+from twoheads.graphs.serialization.json_codec import from_json, to_json
+from twoheads.runtime.jobs.job import JOB, Job, sync_folder
+from twoheads.runtime.memory.disk_space import disk_errors
+
+__all__ = ["JOB_FOLDER", "ResultFolder", "Totals", "part_name"]
+
+JOB_FOLDER, INDEX, SUMMARY = ".job", "index.jsonl", "run.json"
+PROBLEM, FIX = "can't be written", "free disk space, then run the same command again: it goes on"
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What a run of documents has done so far, over all processes that worked on it.
+
+    Attributes:
+        documents: All that were looked at. failed: Those of them without a result.
+        tokens: Of those with one.
+        parts: Files of results.
+        engine_calls, formula_calls: Counted, and by the closed formulas; equal but for repeated ones, or something is
+            wrong.
+        repeated_calls: Those of the calls that repeat others; see :class:`~twoheads.runtime.reports.report.Report`.
+        blocks: Blocks of the runs.
+        seconds: Of the runs alone, without reading, tokenising and writing.
+        index_bytes: Of the index file.
+        warnings: What runs warned of.
+    """
+
+    documents: int = 0
+    failed: int = 0
+    tokens: int = 0
+    parts: int = 0
+    engine_calls: int = 0
+    formula_calls: int = 0
+    blocks: int = 0
+    seconds: float = 0.0
+    index_bytes: int = 0
+    warnings: tuple[str, ...] = ()
+    repeated_calls: int = 0
+
+
+class ResultFolder:
+    """Parts of results, the index of documents, and the job that says how far they reach; a context manager.
+
+    Args:
+        folder: Where; created if it is missing, not with its parents.
+        identity: What the results are of; a folder of something else is refused.
+        request: What a later command needs to go on.
+
+    Raises:
+        InputError: It holds something else, or another process writes it.
+        TwoheadsError: A file is missing or damaged, or the disk is full.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], request: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.totals = Totals()
+        self.finished = False
+        self._identity = dict(identity)
+        self._request = dict(request)
+        if folder.exists() and not (folder / JOB_FOLDER).is_dir() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(str(folder), "holds other files", "name a new folder for the results")
+        with disk_errors(folder, PROBLEM, FIX):
+            folder.mkdir(exist_ok=True)
+        self.job = Job(folder / JOB_FOLDER, resume=(folder / JOB_FOLDER / JOB).is_file())
+
+    def __enter__(self) -> Self:
+        self.job.__enter__()
+        try:
+            self._open()
+        except BaseException:
+            self.job.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.job.__exit__(kind, error, trace)
+
+    def _open(self) -> None:
+        if not self.job.resumed:
+            self.job.request = self._request
+        self.job.identify(self._identity, again=True)
+        journal = self.job.journal()
+        if journal is not None:
+            self.totals = from_json(Totals, journal["totals"])
+            self.finished = self.job.finished
+        if not self.finished:
+            self._forget_what_the_journal_does_not_name()
+            self._summarize()
+
+    def _forget_what_the_journal_does_not_name(self) -> None:
+        missing = [at for at in range(self.totals.parts) if not (self.folder / part_name(at)).is_file()]
+        index = self.folder / INDEX
+        size = index.stat().st_size if index.exists() else 0
+        if missing or size < self.totals.index_bytes:
+            lost = part_name(missing[0]) if missing else INDEX
+            raise TwoheadsError(str(self.folder / lost), "is missing or was cut", "delete the folder, and run again")
+        with disk_errors(self.folder, PROBLEM, FIX):
+            (self.folder / part_name(self.totals.parts)).unlink(missing_ok=True)
+            with index.open("ab") as file:
+                file.truncate(self.totals.index_bytes)
+
+    def add(self, entries: Sequence[Mapping[str, Any]], rows: npt.NDArray[np.float32] | None, done: Totals) -> None:
+        """Puts a part on the disk, then its documents into the index, then both into the journal.
+
+        Args:
+            entries: Lines of the index.
+            rows: The part ``[rows, width]``; ``None`` where no document has a result.
+            done: What the part took and gave, without files.
+        """
+        if rows is not None:
+            path = self.folder / part_name(self.totals.parts)
+            partial = path.with_suffix(".partial")
+            with disk_errors(path, PROBLEM, FIX):
+                with partial.open("wb") as file:
+                    np.save(file, rows, allow_pickle=False)
+                    _flush(file)
+                partial.replace(path)
+        lines = "".join(json.dumps(entry, ensure_ascii=True) + "\n" for entry in entries).encode()
+        with disk_errors(self.folder / INDEX, PROBLEM, FIX):
+            with (self.folder / INDEX).open("ab") as file:
+                file.write(lines)
+                _flush(file)
+            sync_folder(self.folder)
+        self.totals = _sum(self.totals, replace(done, parts=int(rows is not None), index_bytes=len(lines)))
+        self.job.write_journal({"totals": to_json(self.totals)})
+
+    def finish(self) -> None:
+        """Says that all documents are done."""
+        self.job.finish({"totals": to_json(self.totals)})
+        self.finished = True
+        self._summarize()
+
+    def _summarize(self) -> None:
+        """Writes what the results are of, and how far they reach, for whoever finds them."""
+        counts = {name: getattr(self.totals, name) for name in ("documents", "failed", "tokens", "parts")}
+        content = {**self._identity, **self._request, **(counts if self.finished else {}), "finished": self.finished}
+        path = self.folder / SUMMARY
+        partial = path.with_suffix(".partial")
+        with disk_errors(path, PROBLEM, FIX):
+            partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            partial.replace(path)
+
+
+def part_name(part: int) -> str:
+    """The file of a part, numbered from 0."""
+    return f"part-{part:05}.npy"
+
+
+def _flush(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sum(one: Totals, other: Totals) -> Totals:
+    names = [field.name for field in fields(Totals) if field.name != "warnings"]
+    numbers: dict[str, Any] = {name: getattr(one, name) + getattr(other, name) for name in names}
+    return replace(one, **numbers, warnings=tuple(dict.fromkeys((*one.warnings, *other.warnings))))

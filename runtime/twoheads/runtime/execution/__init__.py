@@ -1,0 +1,1 @@
+"""Workers, open engines and the state of a run."""

@@ -1,0 +1,220 @@
+"""The open engines of one loaded bundle, each opened at its first use and kept for later runs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy.typing as npt
+
+from twoheads.graphs.errors import BundleError, InputError, InternalError
+from twoheads.graphs.program.program import (
+    AttentionEngine,
+    OracleEngine,
+    Port,
+    Program,
+    StockEngine,
+    TokenwiseEngine,
+    TokenwiseStage,
+)
+from twoheads.runtime.backends.emulator import EmulatorBackend
+from twoheads.runtime.backends.protocol import Backend, EngineHandle
+from twoheads.runtime.bundle.artifacts import Artifacts
+from twoheads.runtime.bundle.reader import Bundle
+from twoheads.runtime.bundle.weights import Weights
+from twoheads.runtime.memory.spare_memory import SpareMemory
+
+__all__ = ["EnginePool"]
+
+T = TypeVar("T")
+
+
+class _KeptByThread(threading.local):
+    def __init__(self) -> None:
+        self.entries: dict[Hashable, Any] = {}
+
+
+class EnginePool:
+    """Opens engines. Thread-safe.
+
+    A token-wise engine is opened once for each set of weights: backends rearrange weights for their kernels when they
+    open an engine, so an open engine belongs to its weights. Layers that share their weights share the open engine.
+
+    Args:
+        bundle: Where the files are.
+        weights: What token-wise engines are bound to.
+        backend: What runs them.
+        program: Whose engines; if not given, the bundle's own and those of its windowed steps.
+        kernel_threads: Threads of one call's kernels.
+
+    Attributes:
+        memory: For token values, from run to run.
+        half: Whether values between and inside engines are rounded to float16.
+        narrow: Whether values may have a smaller range than float32's.
+
+    Raises:
+        InputError: The backend runs what was built for a target, and nothing was, or in whole numbers.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        weights: Weights,
+        backend: Backend,
+        *,
+        program: Program | None = None,
+        kernel_threads: int = 1,
+    ) -> None:
+        self.backend = backend
+        self._kernel_threads = kernel_threads
+        self.weights = weights
+        self.memory = SpareMemory()
+        self.program = bundle.program
+        self._bundle = bundle
+        self._artifacts = _artifacts(bundle, backend) if isinstance(backend, EmulatorBackend) else None
+        self.narrow = self._artifacts is not None
+        self.half = self._artifacts is not None and self._artifacts.precision == "fp16"
+        self._open: dict[Hashable, EngineHandle] = {}
+        self._lock = threading.Lock()
+        self._kept = _KeptByThread()
+        steps = bundle.fused.steps
+        programs = (program,) if program else (bundle.program, *((steps,) if steps else ()))
+        self._single = _engines_of_single_weights(programs)
+        self._declared = {engine.name: engine for one in programs for engine in one.engines}
+
+    def tokenwise_engine(self, name: str) -> TokenwiseEngine:
+        """The declaration of the token-wise engine ``name``."""
+        engine = self._declared[name]
+        if not isinstance(engine, TokenwiseEngine):
+            raise InternalError(f"engine {name} is not token-wise")
+        return engine
+
+    def attention_engine(self, name: str) -> AttentionEngine:
+        """The declaration of the attention engine ``name``."""
+        engine = self._declared[name]
+        if not isinstance(engine, AttentionEngine):
+            raise InternalError(f"engine {name} is not attention")
+        return engine
+
+    def stock_engine(self, name: str) -> StockEngine | None:
+        """The declaration of the stock attention engine ``name``; ``None`` where that name is of another kind."""
+        engine = self._declared[name]
+        return engine if isinstance(engine, StockEngine) else None
+
+    def oracle_engine(self, name: str) -> OracleEngine | None:
+        """The declaration of the oracle ``name``; ``None`` where that name is of another kind."""
+        engine = self._declared[name]
+        return engine if isinstance(engine, OracleEngine) else None
+
+    def _mixing_engine(self, name: str) -> AttentionEngine | StockEngine | OracleEngine:
+        return self.stock_engine(name) or self.oracle_engine(name) or self.attention_engine(name)
+
+    def tokenwise(self, stage: TokenwiseStage) -> EngineHandle:
+        """The engine of ``stage``, open, with the stage's weights.
+
+        Raises:
+            BundleError: The backend can't open it.
+        """
+        key = (stage.engine, stage.weights)
+        with self._lock:
+            handle = self._open.get(key)
+        if handle is None:
+            engine = self.tokenwise_engine(stage.engine)
+            arrays = self.weights.views(stage.weights)
+            named = {port.name: array for port, array in zip(engine.weights, arrays, strict=True)}
+            handle = self._load(stage, engine.inputs, engine.outputs, named)
+            self.weights.let_go(stage.weights)
+            with self._lock:
+                handle = self._open.setdefault(key, handle)
+        return handle
+
+    def attention(self, name: str, variant: str) -> EngineHandle:
+        """Variant ``variant`` of the attention engine ``name``, open.
+
+        Raises:
+            BundleError: There is no such variant, or the backend can't open it.
+        """
+        with self._lock:
+            handle = self._open.get((name, variant))
+            if handle is None:
+                inputs, outputs = self._mixing_engine(name).ports(variant)
+                handle = self._load((name, variant), inputs, outputs, {})
+                self._open[name, variant] = handle
+        return handle
+
+    def kept(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What this thread made under ``key`` when it asked first: buffers that its later stages use again.
+
+        Memory that is new may cost more than what a small stage computes. It is gone when the thread is, with its run.
+        """
+        entries = self._kept.entries
+        if key not in entries:
+            entries[key] = make()
+        entry: T = entries[key]
+        return entry
+
+    def _load(
+        self,
+        what: TokenwiseStage | tuple[str, str],
+        inputs: Sequence[Port],
+        outputs: Sequence[Port],
+        weights: Mapping[str, npt.NDArray[Any]],
+    ) -> EngineHandle:
+        """Opens the file of a stage's engine or of a variant, or what was built of it."""
+        name, variant = (what.engine, "") if isinstance(what, TokenwiseStage) else what
+        if self._artifacts is not None:
+            assert isinstance(self.backend, EmulatorBackend)
+            found = self._artifacts
+            files = found.of_stage(what) if isinstance(what, TokenwiseStage) else found.of_attention(name, variant)
+            return self.backend.load_artifact(files, inputs, outputs, weights)
+        file = self._bundle.engine_file(name, variant)
+        if not self._bundle.has(file):
+            raise BundleError(
+                str(self._bundle.path / file),
+                "is needed for this length, and the bundle does not hold it",
+                "compile the model again",
+            )
+        return self.backend.load_engine(
+            self._bundle.file(file),
+            inputs,
+            outputs,
+            weights,
+            threads=self._kernel_threads,
+            own_weights=name in self._single,
+        )
+
+    def holds(self, name: str, variant: str) -> bool:
+        """Whether there is the variant ``variant`` of the attention engine ``name``, for this backend."""
+        if self._artifacts is not None:
+            return self._artifacts.holds(name, variant)
+        return self._bundle.has(self._bundle.engine_file(name, variant))
+
+    def prepare_attention(self, name: str) -> None:
+        """Opens every variant of ``name`` that the bundle holds and an unpacked run calls."""
+        engine = self._mixing_engine(name)
+        added = engine.ADD_VARIANTS if isinstance(engine, AttentionEngine) else ()
+        for variant in engine.VARIANTS + added:
+            if self.holds(name, variant):
+                self.attention(name, variant)
+
+
+def _artifacts(bundle: Bundle, backend: EmulatorBackend) -> Artifacts:
+    """What was built for the backend's target; a simulator that builds anew knows no ranges of values for int8."""
+    found = Artifacts(bundle, backend.target)
+    if found.precision not in backend.precisions:
+        raise InputError(
+            str(bundle.path),
+            f"was built for {backend.target} in {found.precision}, which {backend.name} does not run",
+            f"twoheads build {bundle.path} --target {backend.target} --precision {backend.precisions[-1]}",
+        )
+    return found
+
+
+def _engines_of_single_weights(programs: Sequence[Program]) -> frozenset[str]:
+    """Token-wise engines that all programs bind to one set of weights only, which their files then refer to."""
+    bound: dict[str, set[tuple[str, ...]]] = {}
+    for stage in (stage for program in programs for stage in (*program.body, *program.head)):
+        if isinstance(stage, TokenwiseStage):
+            bound.setdefault(stage.engine, set()).add(stage.weights)
+    return frozenset(name for name, weights in bound.items() if len(weights) == 1)

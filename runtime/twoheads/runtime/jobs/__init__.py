@@ -1,0 +1,1 @@
+"""Runs that are stopped and go on."""

@@ -1,0 +1,1 @@
+"""Clocks around engines: profiles, tuning and timed runs."""

@@ -1,0 +1,1 @@
+"""Where values live: arrays, files, results."""

@@ -1,0 +1,1 @@
+"""Attention by engines that return no log-sum-exp."""

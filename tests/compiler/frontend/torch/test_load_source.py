@@ -1,0 +1,150 @@
+"""Sources that are no models, incomplete or unsupported: one clear error each."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers import BertConfig, BertForSequenceClassification, BertModel, MambaConfig, MambaForCausalLM
+
+from twoheads.compiler import compile_model
+from twoheads.compiler.frontend.torch.load_source import load_source
+from twoheads.graphs.errors import CompileError
+from twoheads.graphs.program.program import Pooling
+
+
+@pytest.fixture
+def folder(tiny_llama: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_llama, tmp_path / "copy"))
+
+
+def change(path: Path, **entries: object) -> None:
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, **entries}))
+
+
+def test_a_folder_is_read_with_its_tokenizer_and_identity(tiny_llama: Path, folder: Path) -> None:
+    source, copy = load_source(tiny_llama), load_source(folder)
+    assert source.identity.form == "folder"
+    assert source.identity.sha256 == copy.identity.sha256
+    assert source.tokenizer_json == (tiny_llama / "tokenizer.json").read_bytes()
+    assert source.trained_length == 64
+
+
+def test_another_size_is_another_identity(folder: Path) -> None:
+    before = load_source(folder, weights=False).identity.sha256
+    change(folder / "config.json", rms_norm_eps=0.5)
+    assert load_source(folder, weights=False).identity.sha256 != before
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    with pytest.raises(CompileError, match="no such file or folder"):
+        compile_model(tmp_path / "absent")
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(CompileError, match=r"has no config\.json"):
+        compile_model(tmp_path)
+
+
+def test_some_other_file(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(CompileError, match=r"\.txt is not a model"):
+        compile_model(tmp_path / "notes.txt")
+
+
+def test_a_gguf_in_name_only(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"not a model at all")
+    with pytest.raises(CompileError, match="first bytes are not 'GGUF'"):
+        compile_model(tmp_path / "model.gguf")
+
+
+def test_a_truncated_gguf(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF\x03\x00\x00\x00")
+    with pytest.raises(CompileError, match="can't read it"):
+        compile_model(tmp_path / "model.gguf")
+
+
+def test_a_config_that_is_no_json(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+    with pytest.raises(CompileError, match="can't read it"):
+        compile_model(folder)
+
+
+def test_no_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CompileError, match="has no weights"):
+        compile_model(folder)
+
+
+def test_truncated_weights(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(CompileError, match="can't read it"):
+        compile_model(folder)
+
+
+def test_one_weight_missing(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CompileError, match=r"has no weight model\.layers\.1\.mlp\.up_proj\.weight"):
+        compile_model(folder)
+
+
+def test_an_unknown_architecture(folder: Path) -> None:
+    change(folder / "config.json", architectures=["NobodysForCausalLM"])
+    with pytest.raises(CompileError, match="NobodysForCausalLM is not known"):
+        compile_model(folder)
+
+
+def test_a_head_that_pools(tmp_path: Path) -> None:
+    config = BertConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=9)
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "classifier")
+    program = compile_model(tmp_path / "classifier", block_size=16).program
+    assert not program.head
+    assert next(value for value in program.values() if value.name == program.logits).shape == (1, 2)
+
+
+def test_a_model_without_attention() -> None:
+    module = MambaForCausalLM(MambaConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1)).eval()
+    with pytest.raises(CompileError, match="MambaMixer"):
+        compile_model(module, block_size=16)
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> Path:
+    config = BertConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=9)
+    BertModel(config).save_pretrained(tmp_path / "encoder")
+    return tmp_path / "encoder"
+
+
+def sentence_transformer(folder: Path, stages: list[str], **pooling: bool) -> None:
+    entries = [
+        {"type": f"sentence_transformers.models.{stage}", "path": f"{at}_{stage}"} for at, stage in enumerate(stages)
+    ]
+    (folder / "modules.json").write_text(json.dumps(entries))
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+
+
+def test_a_bare_encoder_pools_by_mean(encoder: Path) -> None:
+    assert load_source(encoder, weights=False).pooling == Pooling("mean", normalize=False)
+
+
+def test_pooling_is_read_from_the_folder(encoder: Path) -> None:
+    sentence_transformer(encoder, ["Transformer", "Pooling", "Normalize"], pooling_mode_cls_token=True)
+    assert load_source(encoder, weights=False).pooling == Pooling("cls", normalize=True)
+
+
+def test_pooling_we_do_not_have_is_refused(encoder: Path) -> None:
+    sentence_transformer(encoder, ["Transformer", "Pooling"], pooling_mode_max_tokens=True)
+    with pytest.raises(CompileError, match="pooling_mode_max_tokens"):
+        compile_model(encoder)
+    sentence_transformer(encoder, ["Transformer", "Pooling", "Dense"], pooling_mode_mean_tokens=True)
+    with pytest.raises(CompileError, match="Dense"):
+        compile_model(encoder)

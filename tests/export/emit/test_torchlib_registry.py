@@ -1,0 +1,43 @@
+"""The exporter's table of translations, kept from engine to engine."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+from twoheads.export.emit import torchlib_registry
+from twoheads.export.emit.tokenwise_from_torch import OPSET
+from twoheads.export.emit.torchlib_registry import _registry, kept_registry
+
+
+def _targets(registry: Any) -> dict[Any, int]:
+    return {target: len(translations) for target, translations in registry.functions.items()}
+
+
+def test_the_kept_table_is_the_exporters_own_and_what_is_added_to_a_copy_stays_there() -> None:
+    own = _targets(ONNXRegistry.from_torchlib(opset_version=OPSET))
+    with kept_registry(OPSET):
+        first = ONNXRegistry().from_torchlib(opset_version=OPSET)
+        first.register_op(torch.ops.aten.linear.default, lambda x: x)
+        second = ONNXRegistry().from_torchlib(opset_version=OPSET)
+    assert _targets(second) == own != _targets(first)
+    assert second.opset_version == OPSET
+
+
+def test_the_exporter_is_as_before_afterwards() -> None:
+    before = vars(ONNXRegistry)["from_torchlib"]
+    with kept_registry(OPSET):
+        assert vars(ONNXRegistry)["from_torchlib"] is not before
+    assert vars(ONNXRegistry)["from_torchlib"] is before
+
+
+def test_where_torch_has_no_such_table_the_exporter_builds_its_own(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.onnx._internal.exporter._registration", None)
+    assert _registry.__wrapped__(OPSET) is None
+    monkeypatch.setattr(torchlib_registry, "_registry", lambda _opset: None)
+    before = vars(ONNXRegistry)["from_torchlib"]
+    with kept_registry(OPSET):
+        assert vars(ONNXRegistry)["from_torchlib"] is before

@@ -1,0 +1,152 @@
+"""Quantised weights: what is stored, that the compilation is exact for them, and what is left alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from tests.export.hand_made import hand_made, use_emitters
+from tests.export.small_decoder import BLOCK, LENGTH, Decoder, save_attention, small_decoder
+from twoheads.compiler import compile_model
+from twoheads.export import quantise_weights, verify, write_bundle
+from twoheads.export.accelerators.lint import lint_bundle
+from twoheads.export.accelerators.target import load_target
+from twoheads.export.precision.quantised_arrays import dequantise, quantise, quantised_shapes
+from twoheads.export.verification.perplexity import NextTokenLoss
+from twoheads.graphs.errors import CompileError, InputError
+from twoheads.runtime import load
+from twoheads.runtime.bundle.reader import read_bundle
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Decoder:
+    return small_decoder()
+
+
+@settings(max_examples=20, deadline=None)
+@given(bits=st.sampled_from([4, 8]), seed=st.integers(0, 1000), scale=st.sampled_from([0.0, 1e-36, 1e-3, 1.0, 1e30]))
+def test_a_number_moves_by_half_a_step_at_most(bits: int, seed: int, scale: float) -> None:
+    weight = (np.random.default_rng(seed).standard_normal((5, 96)) * scale).astype(np.float32)
+    parts = quantise(weight, bits)
+    assert tuple(part.shape for part in parts) == quantised_shapes(5, 96, bits)
+    back = restored(parts)
+    steps = parts[1].repeat(32, -1) * 0.5001
+    assert (np.abs(back - weight) <= steps + 1e-44).all()
+    assert np.abs(restored(quantise(back, bits)) - back).max() <= np.abs(back).max() * 1e-6
+
+
+def restored(parts: tuple[Any, ...]) -> Any:
+    values, scales, *zeros = parts
+    return dequantise(values, scales, zeros[0] if zeros else None)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 1000), levels=st.integers(1, 16), offset=st.floats(-20, 20))
+def test_numbers_of_4_bits_stay_what_they_are(seed: int, levels: int, offset: float) -> None:
+    """As a GGUF file has them: a scale and an offset for every 32."""
+    generator = np.random.default_rng(seed)
+    scales = generator.uniform(1e-3, 1, (7, 3, 1)).astype(np.float16).astype(np.float32)
+    places = generator.integers(0, levels, (7, 3, 32))
+    weight = (scales * (places + np.float32(offset))).astype(np.float32).reshape(7, 96)
+    np.testing.assert_allclose(restored(quantise(weight, 4)), weight, rtol=0, atol=np.abs(weight).max() * 1e-6)
+
+
+@pytest.mark.parametrize(("weight_dtype", "share"), [("int8", 0.35), ("int4", 0.28)])
+def test_a_decoder(decoder: Decoder, tmp_path: Path, weight_dtype: str, share: float) -> None:
+    module = decoder.module
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    bundle = write_bundle(quantise_weights(decoder.model, weight_dtype), tmp_path / "bundle")
+    report = verify(bundle, module, length=LENGTH)
+    assert report.passed, report
+    assert verify(bundle, module, length=BLOCK - 3).passed  # one call, by an engine of its own
+    assert report.precision == f"float32, weights {weight_dtype}"
+    assert report.lowered is not None
+    assert report.lowered.against_float32.hidden_relative > 1e-3
+    assert (report.lowered.arithmetic < 1e-5) == (weight_dtype == "int4")
+    assert report.perplexity is not None
+    assert report.perplexity.tokens == LENGTH - 1
+    assert report.perplexity.bundle == pytest.approx(report.perplexity.original, rel=0.05)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    manifest = read_bundle(bundle).manifest
+    assert len(manifest.quantised) == 2 * 7 + 1
+    assert {entry.bits for name, entry in manifest.quantised.items() if "layers" not in name} == {8}
+    whole = sum(parameter.numel() * 4 for parameter in module.parameters())
+    assert (bundle / "engines" / "weights.bin").stat().st_size < share * whole
+    assert load(bundle).run(np.arange(9)).report.precision == report.precision
+
+
+def test_a_wrong_scale_fails(decoder: Decoder, tmp_path: Path) -> None:
+    bundle = write_bundle(quantise_weights(decoder.model, "int8"), tmp_path / "bundle")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["quantised"]["model.layers.1.mlp.up_proj.weight"]["scales"] = "model.layers.0.mlp.up_proj.weight:scales"
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    assert not verify(bundle, decoder.module, length=LENGTH).passed
+
+
+def test_weights_stored_by_columns(tmp_path: Path) -> None:
+    torch.manual_seed(6)
+    module: Any = GPT2LMHeadModel(GPT2Config(vocab_size=97, n_positions=80, n_embd=64, n_layer=2, n_head=4)).eval()
+    bundle = write_bundle(quantise_weights(compile_model(module, block_size=BLOCK), "int8"), tmp_path / "bundle")
+    quantised = read_bundle(bundle).manifest.quantised
+    assert quantised["transformer.h.0.attn.c_attn.weight"].transposed
+    assert not quantised["lm_head.weight"].transposed
+    assert not any("wpe" in name for name in quantised)  # read by positions
+    assert verify(bundle, module, length=LENGTH).passed
+
+
+def test_an_onnx_file(tmp_path: Path) -> None:
+    file = save_attention(tmp_path)
+    bundle = write_bundle(quantise_weights(compile_model(file, block_size=BLOCK), "int4"), tmp_path / "bundle")
+    quantised = read_bundle(bundle).manifest.quantised
+    assert sorted(quantised) == ["wk", "wot", "wq", "wv"]  # the transposed weight is folded
+    assert all(entry.transposed for entry in quantised.values())
+    report = verify(bundle, file, length=LENGTH)
+    assert report.passed, report
+
+
+def test_nothing_to_quantise(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_emitters(monkeypatch)
+    with pytest.raises(CompileError, match="no weight that can be quantised"):
+        quantise_weights(hand_made(), "int8")  # its weights are 8 wide
+
+
+def test_a_weight_that_is_not_finite(decoder: Decoder) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    weight = decoder.module.state_dict()[name].clone()
+    weight[1, 2] = float("inf")
+    with pytest.raises(CompileError, match=r"layers\.0\.mlp\.up_proj\.weight"):
+        quantise_weights(replace(decoder.model, weights={**decoder.model.weights, name: weight}), "int8")
+
+
+def test_what_reads_them_not(decoder: Decoder, tmp_path: Path) -> None:
+    bundle = write_bundle(quantise_weights(decoder.model, "int4"), tmp_path / "bundle")
+    with pytest.raises(InputError, match="only onnxruntime reads"):
+        load(bundle, backend="openvino")
+    with pytest.raises(InputError, match="compile without --weights"):
+        lint_bundle(read_bundle(bundle), load_target("qnn"))
+
+
+def test_perplexity() -> None:
+    generator = np.random.default_rng(1)
+    logits = generator.standard_normal((20, 7)).astype(np.float32)
+    tokens = generator.integers(0, 7, 20)
+    shares = np.exp(logits.astype(np.float64)) / np.exp(logits.astype(np.float64)).sum(-1, keepdims=True)
+    expected = np.exp(-np.log(shares[np.arange(19), tokens[1:]]).mean())
+    loss = NextTokenLoss(tokens)
+    loss.write(0, logits[:8])
+    loss.write(8, logits[8:])
+    assert loss.count == 19
+    assert loss.perplexity == pytest.approx(expected)
+    some = NextTokenLoss(tokens, np.array([0, 5, 19]))
+    some.write(0, logits[[0, 5, 19]])
+    assert some.count == 2
+    assert some.perplexity == pytest.approx(np.exp(-np.log(shares[[0, 5], tokens[[1, 6]]]).mean()))
