@@ -52,6 +52,7 @@ def compile_model(
     oracle_layers: int = 2,
     oracle_heads: int = 4,
     results: Sequence[str] = (),
+    trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> CompiledModel:
     """Compiles a model for fixed-shape engines of ``block_size`` tokens; any input length runs afterwards.
@@ -73,6 +74,8 @@ def compile_model(
         oracle_heads: ``H'`` of the ``oracle`` lowering, 1 to 32.
         results: For an ONNX file: its names of the last hidden states and, if wanted, of the logits; chosen by default,
             see :mod:`twoheads.compiler.frontend.onnx.choose_outputs`.
+        trust_remote_code: Run Python code that a model folder brings, with all rights of this process. Without it,
+            such code never runs, and a folder that needs it is refused.
         progress: Told the name of each phase.
 
     Raises:
@@ -82,7 +85,7 @@ def compile_model(
     tile = _check_options(block_size, key_tile, lowering)
     policy = _check_policy(attention, lowering)
     tell("loading the model")
-    front = _front(source, example_inputs, weights=True, results=results)
+    front = _front(source, example_inputs, weights=True, results=results, trust=trust_remote_code)
     tell("capturing its graph")
     captured, parts, imposed = _capture_and_partition(front, policy)
     tell("checking that regions are token-wise")
@@ -114,6 +117,7 @@ def plan_model(
     oracle_layers: int = 2,
     oracle_heads: int = 4,
     results: Sequence[str] = (),
+    trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> Program:
     """The block program that :func:`compile_model` would make, from the model's configuration alone.
@@ -124,7 +128,7 @@ def plan_model(
     tile = _check_options(block_size, key_tile, lowering)
     policy = _check_policy(attention, lowering)
     tell("reading the configuration")
-    front = _front(source, example_inputs, weights=False, results=results)
+    front = _front(source, example_inputs, weights=False, results=results, trust=trust_remote_code)
     tell("capturing its graph")
     captured, parts, _ = _capture_and_partition(front, policy)
     program = _lower(captured, parts, block_size, tile, lowering, (oracle_layers, oracle_heads)).program
@@ -152,9 +156,12 @@ def _chosen(lowering: str, program: Program) -> str:
 
 
 def _front(
-    source: Source, example_inputs: Any, *, weights: bool, results: Sequence[str] = ()
+    source: Source, example_inputs: Any, *, weights: bool, results: Sequence[str], trust: bool
 ) -> Callable[[], Captured]:
     """The model, loaded by the front door for its kind: what captures it."""
+    if trust and (not isinstance(source, str | Path) or Path(source).suffix in (".gguf", ".onnx")):
+        problem = "is for model folders, and nothing else brings code of its own"
+        raise CompileError("trust_remote_code", problem, "leave it out")
     if isinstance(source, str | Path) and Path(source).suffix == ".onnx":
         from twoheads.compiler.frontend.onnx.capture import capture_onnx
 
@@ -164,7 +171,7 @@ def _front(
     from twoheads.compiler.frontend.torch.capture import capture
     from twoheads.compiler.frontend.torch.load_source import load_source
 
-    loaded = load_source(source, example_inputs=example_inputs, weights=weights)
+    loaded = load_source(source, example_inputs=example_inputs, weights=weights, trust_remote_code=trust)
     return lambda: capture(loaded)
 
 

@@ -112,6 +112,7 @@ def verify(
     backend: str = "onnxruntime",
     precision: str = "f32",
     target: str | None = None,
+    trust_remote_code: bool = False,
 ) -> VerifyReport:
     """Runs the original and the bundle on the same ``length`` tokens and compares them.
 
@@ -132,6 +133,7 @@ def verify(
         backend: What runs the bundle's engines; see :func:`twoheads.runtime.load`.
         precision: In what it multiplies.
         target: Also run what was built for this accelerator, in its emulator.
+        trust_remote_code: For a model folder, as given to ``compile_model``.
 
     Raises:
         BundleError: The bundle is damaged.
@@ -149,7 +151,7 @@ def verify(
     given = verify_inputs(loaded, lengths, text=text, tokens=tokens)
     positions = _positions(loaded.program, rows)
     report("load the original")
-    original = load_original(loaded, source, example_inputs, results)
+    original = load_original(loaded, source, example_inputs, results, trust_remote_code=trust_remote_code)
     full = None
     if loaded.manifest.precision != FULL_PRECISION:
         report("run the original, float32")

@@ -9,7 +9,8 @@ import hashlib
 import inspect
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,8 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from twoheads.compiler.frontend.torch.impose_attention import Imposition
+from twoheads.compiler.frontend.torch.model_folder import model_class_of, never_asking, read_model_config
 from twoheads.compiler.frontend.torch.source_inputs import SourceInput, attention_layers, hugging_face_inputs
-from twoheads.graphs.errors import CompileError
+from twoheads.compiler.frontend.torch.source_pooling import default_pooling, folder_pooling
+from twoheads.graphs.errors import CompileError, InternalError
 from twoheads.graphs.program.program import Pooling
 from twoheads.graphs.serialization.bundle_format import SourceIdentity
 
@@ -89,14 +92,17 @@ def load_source(
     *,
     example_inputs: Mapping[str, Tensor] | tuple[Tensor, ...] | None = None,
     weights: bool = True,
+    trust_remote_code: bool = False,
 ) -> LoadedSource:
-    """Loads a model.
+    """Loads a model. Code that a folder brings never runs, unless the caller says that it is trusted.
 
     Args:
         source: A Hugging Face folder, a ``.gguf`` file, or a torch module.
         example_inputs: For a torch module that is not a transformers model: its tensor arguments, by position or
             name, of batch 1 with tokens on axis 1, or images ``[1, channels, rows, columns]`` of the only size.
         weights: Load the weights; without them the module has shapes only (``plan``).
+        trust_remote_code: Run the Python code of a model folder, with all rights of this process, where transformers
+            has none for its architecture.
 
     Raises:
         CompileError: It is no model, not supported, or incomplete.
@@ -109,9 +115,11 @@ def load_source(
             str(path), "there is no such file or folder", "give a model folder, a .gguf file or an .onnx file"
         )
     if path.is_dir():
-        return _from_folder(path, weights=weights)
+        with _reading(str(path)):
+            return _from_folder(path, weights=weights, trust=trust_remote_code)
     if path.suffix == ".gguf":
-        return _from_gguf(path, weights=weights)
+        with _reading(str(path)):
+            return _from_gguf(path, weights=weights)
     raise CompileError(
         str(path),
         f"a {path.suffix or 'file without suffix'} is not a model this version reads",
@@ -119,69 +127,55 @@ def load_source(
     )
 
 
-def _from_folder(path: Path, *, weights: bool) -> LoadedSource:
+def _from_folder(path: Path, *, weights: bool, trust: bool) -> LoadedSource:
     from transformers import AutoConfig
 
-    if not (path / "config.json").is_file():
-        raise CompileError(
-            str(path), "is not a model folder: it has no config.json", "give a Hugging Face model folder"
-        )
-    config = _quietly(str(path), lambda: AutoConfig.from_pretrained(path, local_files_only=True))
-    model_class = _model_class(config, str(path))
+    entries = read_model_config(path, trust_remote_code=trust)
+    model_class = model_class_of(path, entries, trust_remote_code=trust)
+    options = {"local_files_only": True, "trust_remote_code": trust}
     if not weights:
-        module, missing = _without_weights(model_class, config), frozenset[str]()
+        config = AutoConfig.from_pretrained(path, **options)
+        module, missing = _without_weights(model_class, config, trust=trust), frozenset[str]()
     else:
         if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
             raise CompileError(str(path), "has no weights (*.safetensors)", "download the complete model folder")
-        module, missing = _load_weights(model_class, path, str(path))
-    pooling = _folder_pooling(path, module)
-    tokenizer = _folder_tokenizer(path) if weights else None
+        module, missing = _load_weights(model_class, path, options)
+    pooling = folder_pooling(path, module)
+    tokenizer = _folder_tokenizer(path, options) if weights else None
     return _hugging_face(path.resolve().name, "folder", module, missing, pooling, tokenizer)
 
 
 def _from_gguf(path: Path, *, weights: bool) -> LoadedSource:
+    """A GGUF file holds no code; files beside it, which the library looks at, are not trusted."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise CompileError(str(path), "is not a GGUF file: its first bytes are not 'GGUF'", "download it again")
-    where, options = str(path), {"gguf_file": path.name, "local_files_only": True}
+    options = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
     if not weights:
-        config = _quietly(where, lambda: AutoConfig.from_pretrained(path.parent, **options))
-        module = _quietly(where, lambda: _without_weights(AutoModelForCausalLM, config))
+        config = AutoConfig.from_pretrained(path.parent, **options)
+        module = _without_weights(AutoModelForCausalLM, config, trust=False)
         return _hugging_face(path.stem, "gguf", module, frozenset(), None, None)
-    module, missing = _load_weights(AutoModelForCausalLM, path.parent, where, gguf_file=path.name)
-    tokenizer = _quietly(where, lambda: AutoTokenizer.from_pretrained(path.parent, **options))
+    module, missing = _load_weights(AutoModelForCausalLM, path.parent, options)
+    tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, **options)
     return _hugging_face(path.stem, "gguf", module, missing, None, _tokenizer_bytes(tokenizer))
 
 
-def _quietly(where: str, action: Any) -> Any:
-    """Runs a transformers call and turns its many exceptions into one clear error."""
+@contextmanager
+def _reading(where: str) -> Generator[None]:
+    """Turns the many exceptions of the libraries that read a model into one clear error; nothing is asked."""
     try:
-        return action()
-    except CompileError:
+        with never_asking():
+            yield
+    except (CompileError, InternalError):
         raise
     except Exception as error:
         message = " ".join(str(error).split())[:300] or type(error).__name__
         raise CompileError(where, f"transformers can't read it: {message}", "check the model folder or file") from error
 
 
-def _model_class(config: Any, where: str) -> Any:
-    import transformers
-
-    names = getattr(config, "architectures", None) or []
-    if not names:
-        return transformers.AutoModel
-    name = names[0]
-    model_class = getattr(transformers, name, None)
-    if model_class is None:
-        raise CompileError(
-            where, f"architecture {name} is not known to transformers {transformers.__version__}", "update transformers"
-        )
-    return model_class
-
-
-def _without_weights(model_class: Any, config: Any) -> nn.Module:
+def _without_weights(model_class: Any, config: Any, *, trust: bool) -> nn.Module:
     """The model with unset weights: reserved, never touched, so they cost no memory.
 
     (On torch's meta device some models compute other graphs or none.) Small tensors get numbers, because a table of
@@ -189,23 +183,20 @@ def _without_weights(model_class: Any, config: Any) -> nn.Module:
     """
     from transformers.initialization import no_init_weights
 
-    build = model_class.from_config if hasattr(model_class, "from_config") else model_class
     with no_init_weights():
-        module: Any = build(config).eval()
-    module.tie_weights()
+        if hasattr(model_class, "from_config"):
+            module: Any = model_class.from_config(config, trust_remote_code=trust)
+        else:
+            module = model_class(config)
+    module.eval().tie_weights()
     for parameter in module.parameters():
         if parameter.numel() <= SMALL:
             nn.init.normal_(parameter)
     return cast("nn.Module", module)
 
 
-def _load_weights(model_class: Any, folder: Path, where: str, **options: Any) -> tuple[nn.Module, frozenset[str]]:
-    module, info = _quietly(
-        where,
-        lambda: model_class.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True, **options
-        ),
-    )
+def _load_weights(model_class: Any, folder: Path, options: Mapping[str, Any]) -> tuple[nn.Module, frozenset[str]]:
+    module, info = model_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **options)
     return cast("nn.Module", module).eval(), frozenset(info["missing_keys"])
 
 
@@ -221,10 +212,17 @@ def _hugging_face(
         hugging_face=True,
         layers=attention_layers(module, inputs),
         missing_weights=missing,
-        trained_length=getattr(text_config, "max_position_embeddings", None),
+        trained_length=_trained_length(name, text_config),
         pooling=pooling,
         tokenizer_json=tokenizer,
     )
+
+
+def _trained_length(name: str, config: Any) -> int | None:
+    length = getattr(config, "max_position_embeddings", None)
+    if length is not None and (type(length) is not int or length < 1):
+        raise CompileError(name, f"max_position_embeddings is {length!r:.60}, not a number of tokens", "correct it")
+    return length
 
 
 def _from_module(module: nn.Module, example_inputs: Mapping[str, Tensor] | tuple[Tensor, ...] | None) -> LoadedSource:
@@ -233,7 +231,7 @@ def _from_module(module: nn.Module, example_inputs: Mapping[str, Tensor] | tuple
     module = module.eval()
     if isinstance(module, PreTrainedModel) and example_inputs is None:
         name = type(module).__name__
-        return _hugging_face(name, "module", module, frozenset(), _default_pooling(module), None)
+        return _hugging_face(name, "module", module, frozenset(), default_pooling(module), None)
     if not example_inputs:
         raise CompileError(
             type(module).__name__,
@@ -279,50 +277,35 @@ def _identity(name: str, form: str, module: nn.Module, config: dict[str, Any]) -
     return SourceIdentity(name, form, type(module).__name__, hashlib.sha256(text.encode()).hexdigest())
 
 
-def _default_pooling(module: nn.Module) -> Pooling | None:
-    """Mean pooling for a bidirectional model without a head, as sentence-transformers assumes for a bare encoder."""
-    model = cast("Any", module)
-    bare = model.base_model is module and model.main_input_name == "input_ids" and not model.config.is_encoder_decoder
-    causal = any(getattr(part, "is_causal", False) for part in module.modules())
-    return Pooling("mean", normalize=False) if bare and not causal else None
-
-
-def _folder_pooling(path: Path, module: nn.Module) -> Pooling | None:
-    """Reads a sentence-transformers folder's ``modules.json``; falls back on :func:`_default_pooling`."""
-    listing = path / "modules.json"
-    default = _default_pooling(module)
-    if not listing.is_file() or default is None:
-        return default
-    modules = json.loads(listing.read_text(encoding="utf8"))
-    kinds = {entry["type"].rsplit(".", 1)[-1]: entry["path"] for entry in modules}
-    unknown = kinds.keys() - {"Transformer", "Pooling", "Normalize"}
-    if unknown or "Pooling" not in kinds:
-        raise CompileError(
-            str(listing),
-            f"sentence-embedding stages {sorted(kinds)} are not supported",
-            "only Transformer, Pooling and Normalize are; remove modules.json to compile the bare encoder",
-        )
-    settings = json.loads((path / kinds["Pooling"] / "config.json").read_text(encoding="utf8"))
-    modes = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last"}
-    chosen = [key for key, value in settings.items() if key.startswith("pooling_mode_") and value is True]
-    if len(chosen) != 1 or chosen[0] not in modes:
-        raise CompileError(
-            str(path / kinds["Pooling"]), f"pooling {chosen} is not supported", "mean, cls and last-token pooling are"
-        )
-    return Pooling(modes[chosen[0]], normalize="Normalize" in kinds)
-
-
-def _folder_tokenizer(path: Path) -> bytes | None:
+def _folder_tokenizer(path: Path, options: Mapping[str, Any]) -> bytes | None:
     ready = path / "tokenizer.json"
     if ready.is_file():
-        return ready.read_bytes()
+        return _checked_tokenizer(ready)
     from transformers import AutoTokenizer
 
     try:
-        return _tokenizer_bytes(AutoTokenizer.from_pretrained(path, local_files_only=True))
+        return _tokenizer_bytes(AutoTokenizer.from_pretrained(path, **options))
     except Exception as error:  # noqa: BLE001 - a model without a tokenizer is fine, and the library raises many types
-        logger.info("%s has no tokenizer: %s", path, error)
+        has_one = any(path.glob("tokenizer*"))
+        logger.log(logging.WARNING if has_one else logging.INFO, "%s: no tokenizer is taken over: %s", path, error)
         return None
+
+
+def _checked_tokenizer(path: Path) -> bytes:
+    """The contents of a ``tokenizer.json`` that the `tokenizers` library reads.
+
+    Raises:
+        CompileError: It can't be read.
+    """
+    from tokenizers import Tokenizer
+
+    data = path.read_bytes()
+    try:
+        Tokenizer.from_buffer(data)
+    except Exception as error:
+        fix = "download it again, or remove it to compile without a tokenizer"
+        raise CompileError(str(path), f"is no tokenizer: {' '.join(str(error).split())[:200]}", fix) from error
+    return data
 
 
 def _tokenizer_bytes(tokenizer: Any) -> bytes | None:

@@ -39,6 +39,7 @@ def command(
     weights: options.WeightsOption = options.Weights.SAME,
     attention: options.Attention = "full",
     results: options.Results = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     force: Annotated[bool, typer.Option("--force", help="Replace BUNDLE if it exists.")] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -75,6 +76,7 @@ def command(
             oracle_layers=oracle_layers,
             oracle_heads=oracle_heads,
             results=results or (),
+            trust_remote_code=trust_remote_code,
             progress=progress,
         )
         if weights is not options.Weights.SAME:

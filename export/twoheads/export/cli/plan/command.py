@@ -52,6 +52,7 @@ def command(
     attention: options.Attention = "full",
     lowering: options.LoweringOption = options.Lowering.AUTO,
     results: options.Results = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     every_stage: Annotated[
         bool, typer.Option("--stages", help="One line for every stage, not one for all that are alike.")
     ] = False,
@@ -88,7 +89,9 @@ def command(
     Example: twoheads plan smollm2.bundle --length 100000 --device here.json --workers 1..64
     """
     arguments.require_path(subject, "a model or a bundle")
-    fused = _program(subject, block_size, key_tile, attention, lowering, tuple(results or ()), device)
+    fused = _program(
+        subject, block_size, key_tile, attention, lowering, tuple(results or ()), device, trust=trust_remote_code
+    )
     program = fused.program
     lengths = resolve_lengths(program, {} if length is None else arguments.parse_lengths(length))
     hidden = value_rows(program.value(program.hidden), lengths)
@@ -136,6 +139,8 @@ def _program(
     lowering: options.Lowering,
     results: tuple[str, ...],
     device: Path | None,
+    *,
+    trust: bool,
 ) -> FusedPrograms:
     """The programs of a bundle, or those of a source as it would be compiled.
 
@@ -162,6 +167,7 @@ def _program(
             attention=attention,
             lowering=lowering.value,
             results=results,
+            trust_remote_code=trust,
             progress=progress,
         )
     return fused_programs(program, lowering.value, short=True)

@@ -38,6 +38,7 @@ __all__ = [
     "Text",
     "Tokens",
     "Tolerance",
+    "TrustRemoteCode",
     "Weights",
     "WeightsOption",
 ]
@@ -131,6 +132,13 @@ Results = Annotated[
         "--result",
         metavar="NAME",
         help="For an .onnx file: its output of last hidden states; given twice, then that of logits.",
+    ),
+]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run Python code that SOURCE's folder brings, with all your rights: only if you trust who wrote it.",
     ),
 ]
 Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that `twoheads compile` wrote.")]

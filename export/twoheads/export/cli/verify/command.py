@@ -39,6 +39,7 @@ def command(
         Path | None, typer.Option("--input", metavar="FILE.npz", help="The input as arrays by name, of one input.")
     ] = None,
     results: options.Results = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     backend: options.BackendOption = options.Backend.ONNXRUNTIME,
     precision: options.PrecisionOption = options.Precision.F32,
     target: Annotated[
@@ -119,6 +120,7 @@ def command(
             backend=backend.value,
             precision=precision.value,
             target=target,
+            trust_remote_code=trust_remote_code,
         )
     for warning in report.warnings:
         print_warning(warning)

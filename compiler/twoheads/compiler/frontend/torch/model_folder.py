@@ -1,0 +1,201 @@
+"""A Hugging Face folder as data from anybody: its configuration is checked before any library looks at it.
+
+A folder may bring code of its own, name kernels to be fetched and run, and say that its weights lie elsewhere. None of
+these happens unless the caller has said that the folder is trusted; each is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
+
+from twoheads.graphs.errors import CompileError
+from twoheads.graphs.serialization.read_json import LARGEST, read_json
+
+__all__ = ["CONFIG", "model_class_of", "never_asking", "read_folder_json", "read_model_config", "require_below"]
+
+CONFIG = "config.json"
+
+INDEXES = "*.index.json"
+"""Files that say in which file each weight lies."""
+
+LARGEST_INDEX = 4 * LARGEST
+
+ADAPTER = "adapter_config.json"
+
+OWN_KERNELS = ("eager", "sdpa", "flex_attention", "grouped_mm", "batched_mm")
+"""Ways to compute attention and experts that are part of the library; others are fetched by name, or not there."""
+
+TRUST = "read that code; if you trust who wrote it, --trust-remote-code (trust_remote_code=True) runs it as you"
+
+DOWNLOAD = "download the complete model folder again"
+
+
+def read_model_config(folder: Path, *, trust_remote_code: bool) -> dict[str, Any]:
+    """The configuration of a model folder.
+
+    Raises:
+        CompileError: It is none, or asks for code, kernels or weights from elsewhere; names the entry.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        problem = f"is not a model folder: it has no {CONFIG}"
+        raise CompileError(str(folder), problem, "give a Hugging Face model folder")
+    config = read_folder_json(path)
+    if not isinstance(config, dict):
+        raise CompileError(str(path), "is no JSON object", DOWNLOAD)
+    entries = cast("dict[str, Any]", config)
+    _check_fields(path, entries)
+    _refuse_kernels(path, entries)
+    if not trust_remote_code:
+        _refuse_code(path, entries)
+    _refuse_weights_elsewhere(folder)
+    return entries
+
+
+def read_folder_json(path: Path, largest: int = LARGEST) -> Any:
+    """What a JSON file of a model folder holds.
+
+    Raises:
+        CompileError: It can't be read.
+    """
+    return read_json(path, fix=DOWNLOAD, error=CompileError, largest=largest)
+
+
+def require_below(folder: Path, name: Any, where: Path) -> Path:
+    """The path of ``name``, which a file of the folder says.
+
+    Raises:
+        CompileError: It is no plain relative path below the folder.
+    """
+    plain = isinstance(name, str) and "\\" not in name and "\0" not in name
+    path = PurePosixPath(name if plain else "/")
+    if path.is_absolute() or ".." in path.parts:
+        raise CompileError(str(where), f"names {name!r}, which is no plain path below the folder", DOWNLOAD)
+    return folder.joinpath(*path.parts)
+
+
+@contextmanager
+def never_asking() -> Generator[None]:
+    """Within it, no library asks on standard input whether a model's own code may run: it is an error instead."""
+    from transformers import dynamic_module_utils
+
+    seconds = dynamic_module_utils.TIME_OUT_REMOTE_CODE
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+    try:
+        yield
+    finally:
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
+
+
+def model_class_of(folder: Path, config: Mapping[str, Any], *, trust_remote_code: bool) -> Any:
+    """The class that makes the model: one of the library's, or the one that reads the folder's own.
+
+    Raises:
+        CompileError: The library does not know the architecture.
+    """
+    import transformers
+
+    names = config.get("architectures") or []
+    if not names:
+        return transformers.AutoModel
+    name = names[0]
+    own = [auto for auto, reference in _auto_map(config) if reference.rsplit(".", 1)[-1] == name]
+    if trust_remote_code and own:
+        return getattr(transformers, own[0])
+    try:
+        found = getattr(transformers, name, None)
+    except Exception:  # noqa: BLE001 - the library imports the class's module, which may need what is not there
+        found = None
+    if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel):
+        raise CompileError(
+            str(folder),
+            f"architecture {name} is not known to transformers {transformers.__version__}",
+            TRUST if own else "update transformers, or name one of its model classes",
+        )
+    return found
+
+
+def _check_fields(path: Path, config: Mapping[str, Any]) -> None:
+    names = config.get("architectures")
+    if names is not None and not _is_list_of_names(names):
+        raise CompileError(str(path), f"architectures is {names!r:.80}, not a list of class names", DOWNLOAD)
+    kind = config.get("model_type")
+    if kind is not None and not isinstance(kind, str):
+        raise CompileError(str(path), f"model_type is {kind!r:.80}, not a name", DOWNLOAD)
+
+
+def _is_list_of_names(found: Any) -> bool:
+    return isinstance(found, list) and all(isinstance(name, str) and name for name in found)  # pyright: ignore[reportUnknownVariableType]
+
+
+def _parts(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The configuration and those within it, each with its path."""
+    waiting: list[tuple[str, Mapping[str, Any]]] = [("", config)]
+    while waiting:
+        path, part = waiting.pop()
+        yield path, part
+        for name, entry in part.items():
+            if isinstance(entry, dict):
+                waiting.append((f"{path}{name}.", cast("dict[str, Any]", entry)))
+
+
+def _refuse_kernels(path: Path, config: Mapping[str, Any]) -> None:
+    for where, part in _parts(config):
+        for name, entry in part.items():
+            if not name.strip("_").startswith(("attn_implementation", "experts_implementation")):
+                continue
+            wanted = cast("dict[str, Any]", entry).values() if isinstance(entry, dict) else (entry,)
+            for kernel in wanted:
+                if kernel is not None and kernel not in OWN_KERNELS:
+                    raise CompileError(
+                        str(path),
+                        f"{where}{name} asks for the kernel {kernel!r:.80}, which is code from elsewhere",
+                        f"remove the entry, or set it to one of the library's own: {', '.join(OWN_KERNELS)}",
+                    )
+
+
+def _auto_map(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Which of the folder's classes stands for which of the library's automatic ones."""
+    entries = config.get("auto_map")
+    if not isinstance(entries, dict):
+        return []
+    return [
+        (name, reference)
+        for name, reference in cast("dict[str, Any]", entries).items()
+        if isinstance(reference, str) and name.startswith("AutoModel")
+    ]
+
+
+def _refuse_code(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuses what can't be loaded without the folder's code; where the library has its own, that is used."""
+    from transformers import CONFIG_MAPPING
+
+    for where, part in _parts(config):
+        if "auto_map" not in part or (not where and part.get("model_type") in CONFIG_MAPPING):
+            continue
+        named = f"{part['auto_map']!r:.160}"
+        kind = part.get("model_type")
+        raise CompileError(
+            str(path),
+            f"{where}auto_map asks to run code of the model's own ({named}); transformers has none for {kind!r:.60}",
+            TRUST,
+        )
+
+
+def _refuse_weights_elsewhere(folder: Path) -> None:
+    if (folder / ADAPTER).exists():
+        raise CompileError(
+            str(folder / ADAPTER),
+            "makes the folder an adapter, whose weights lie in another model",
+            "merge it into its model and save that, or remove the file if the folder's weights are complete",
+        )
+    for index in sorted(folder.glob(INDEXES)):
+        content = read_folder_json(index, LARGEST_INDEX)
+        files = cast("dict[str, Any]", content).get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(files, dict):
+            raise CompileError(str(index), "does not say in which file each weight lies (weight_map)", DOWNLOAD)
+        for name in dict.fromkeys(map(str, cast("dict[str, Any]", files).values())):
+            require_below(folder, name, index)
