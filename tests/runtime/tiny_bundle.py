@@ -44,6 +44,7 @@ from twoheads.graphs.serialization.bundle_format import (
     tiles_folder,
 )
 from twoheads.graphs.serialization.json_codec import to_json
+from twoheads.graphs.serialization.relative_path import RelativePath
 from twoheads.graphs.variants.choose import fused_steps
 from twoheads.graphs.variants.key_tiles import with_key_tile
 from twoheads.graphs.variants.one_block import ONE_BLOCK, one_block
@@ -345,7 +346,10 @@ def write_bundle(
         "float32",
         approximations,
         entries,
-        {name: FileEntry(len(content), hashlib.sha256(content).hexdigest()) for name, content in files.items()},
+        {
+            RelativePath(name): FileEntry(len(content), hashlib.sha256(content).hexdigest())
+            for name, content in files.items()
+        },
         other_key_tiles=other_key_tiles,
     )
     write_manifest(path, to_json(manifest))

@@ -6,12 +6,13 @@ from tools.accelerators import Row, page
 from twoheads.export.accelerators.build import Built
 from twoheads.export.accelerators.target import load_target
 from twoheads.graphs.serialization.bundle_format import Artifact, TargetEntry
+from twoheads.graphs.serialization.relative_path import RelativePath
 
 
 def built(off=(), error=None, refused=None):
     artifacts = {
-        "first": Artifact("0", (), ("first.bin",), 1.4, off, error, None),
-        "last": Artifact("1", (), ("last.bin",), 2.0, (), None if error is None else error / 2, None),
+        "first": Artifact("0", (), (RelativePath("first.bin"),), 1.4, off, error, None),
+        "last": Artifact("1", (), (RelativePath("last.bin"),), 2.0, (), None if error is None else error / 2, None),
     }
     entry = TargetEntry("compiler", "1.2-34-release", "fp16", None, artifacts)
     return Built(entry, refused or {}, 0, {"first": 1_000_000, "last": 500_000})

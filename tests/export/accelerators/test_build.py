@@ -13,14 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.runtime.tiny_bundle import write_tiny
+from tests.runtime.tiny_bundle import read_manifest, write_manifest, write_tiny
 from tests.runtime.tiny_model import Tiny, random_tokens, reference
 from twoheads.export.accelerators import build as module
 from twoheads.export.accelerators.build import build_target
 from twoheads.export.accelerators.target import Target, load_target, target_names
+from twoheads.export.accelerators.target_files import link_file
+from twoheads.export.bundle.writer import file_entry
 from twoheads.export.cli import main
 from twoheads.graphs.errors import BundleError, CompileError, InputError
 from twoheads.runtime import load
+from twoheads.runtime.bundle.reader import read_bundle
 
 TINY = Tiny()
 
@@ -167,6 +170,44 @@ def test_what_a_compiler_refuses_is_named_and_nothing_is_written(bundle, fake, m
     assert "fake 1.0 refuses" in str(error.value)
     assert (bundle / "manifest.json").read_bytes() == before
     assert not (bundle / "targets").exists()
+
+
+@pytest.mark.parametrize("part", ["artifact", "host"])
+def test_no_name_in_a_manifest_writes_or_reads_outside_of_the_bundle(bundle, fake, tmp_path, part):
+    """A bundle from a stranger once replaced any file of whoever built it, and its engines were opened anywhere."""
+    build_target(bundle, "fake", python=fake)
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    stored = bundle / "targets/fake" / str(victim).lstrip("/")
+    stored.parent.mkdir(parents=True)
+    stored.write_text("evil")
+    manifest = read_manifest(bundle)
+    entry = file_entry(stored)
+    manifest["files"][stored.relative_to(bundle).as_posix()] = {
+        "kind": "FileEntry",
+        "size": entry.size,
+        "sha256": entry.sha256,
+    }
+    artifact = manifest["targets"]["fake"]["artifacts"]["first"]
+    if part == "artifact":
+        artifact["files"] = [str(victim)]
+    else:
+        artifact["host"] = {"kind": "HostPart", "file": str(victim), "weights": []}
+    write_manifest(bundle, manifest)
+    for check in ("full", "size"):
+        with pytest.raises(BundleError, match="not a plain path below its folder"):
+            read_bundle(bundle, check=check)
+    with pytest.raises(BundleError, match="not a plain path below its folder"):
+        build_target(bundle, "fake", python=fake)
+    assert victim.read_text() == "precious"
+
+
+def test_linking_replaces_nothing(tmp_path):
+    for name in ("source", "target"):
+        (tmp_path / name).write_text(name)
+    with pytest.raises(FileExistsError):
+        link_file(tmp_path / "source", tmp_path / "target")
+    assert (tmp_path / "target").read_text() == "target"
 
 
 def test_an_artifact_may_be_a_folder(bundle, fake, monkeypatch):

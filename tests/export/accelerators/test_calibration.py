@@ -25,6 +25,7 @@ from twoheads.export.accelerators.target import Target, load_target
 from twoheads.export.cli import main
 from twoheads.export.engines.recording import InputRecorder, record_inputs
 from twoheads.graphs.errors import InputError
+from twoheads.graphs.serialization.relative_path import RelativePath
 from twoheads.runtime.bundle.reader import read_bundle
 
 TINY = Tiny()
@@ -165,7 +166,7 @@ def test_another_text_builds_again_and_the_same_does_not(bundle: Path, fake: Pat
         return build_target(bundle, "fake", python=fake, precision="int8", calibrate=text(2000, seed)).reused
 
     host = build(0)  # an engine without a part on the accelerator has nothing to build
-    assert (build(0), build(1)) == (len(read_bundle(bundle).manifest.targets["fake"].artifacts), host)
+    assert (build(0), build(1)) == (len(read_bundle(bundle).manifest.targets[RelativePath("fake")].artifacts), host)
 
 
 def test_what_can_not_be_calibrated_is_refused(bundle: Path, fake: Path, tmp_path: Path) -> None:

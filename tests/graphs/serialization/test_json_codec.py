@@ -14,6 +14,7 @@ from twoheads.graphs.masks.expressions import Mask, parse_mask
 from twoheads.graphs.program.program import Program
 from twoheads.graphs.serialization.bundle_format import FORMAT_VERSION, FileEntry, Manifest, SourceIdentity, WeightEntry
 from twoheads.graphs.serialization.json_codec import FormatError, from_json, to_json
+from twoheads.graphs.serialization.relative_path import RelativePath
 
 
 class Color(Enum):
@@ -93,7 +94,7 @@ def test_sample_programs_and_manifests_round_trip() -> None:
         dtype="float32",
         approximations=(),
         weights={"embed": WeightEntry(0, "float32", (100, 32))},
-        files={"program.json": FileEntry(10, "ff")},
+        files={RelativePath("program.json"): FileEntry(10, "ff")},
     )
     for item in (decoder(), encoder(), classifier(), manifest):
         assert from_json(type(item), json.loads(json.dumps(to_json(item)))) == item

@@ -141,6 +141,59 @@ def test_links_that_leave_the_folder(bundle, tmp_path):
     refused(bundle, "leaves the bundle")
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "program.json", "engines/last.onnx"])
+@pytest.mark.parametrize("end", ["outside", "itself", "nothing"])
+def test_a_link_in_place_of_a_file(bundle, tmp_path, name, end):
+    path = bundle / name
+    path.rename(tmp_path / "outside")
+    path.symlink_to({"outside": tmp_path / "outside", "itself": path, "nothing": tmp_path / "nothing"}[end])
+    words = {"outside": "link that leaves", "itself": "can't be read", "nothing": "missing"}
+    for check in ("full", "size"):
+        refused(bundle, name, words[end], check=check)
+
+
+def test_a_pipe_in_place_of_a_file(bundle):
+    (bundle / "engines" / "last.onnx").unlink()
+    os.mkfifo(bundle / "engines" / "last.onnx")
+    refused(bundle, "last.onnx", "no regular file", check="size")
+
+
+def test_a_link_to_another_file_of_the_bundle(bundle):
+    (bundle / "program.json").rename(bundle / "engines" / "program.json")
+    (bundle / "program.json").symlink_to("engines/program.json")
+    manifest = read_manifest(bundle)
+    manifest["files"]["engines/program.json"] = manifest["files"]["program.json"]
+    write_manifest(bundle, manifest)
+    assert load(bundle).run([1, 2]).array is not None
+
+
+def _built(files, host=None):
+    """A target as the manifest has it, with one artifact."""
+    part = None if host is None else {"kind": "HostPart", "file": host, "weights": []}
+    artifact = {"kind": "Artifact", "key": "0", "stages": ["first"], "files": files, "seconds": 1.0, "off": []}
+    artifacts = {"first": artifact | {"error": None, "host": part}}
+    entry = {"kind": "TargetEntry", "compiler": "c", "version": "1", "precision": "int8", "device": None}
+    return entry | {"artifacts": artifacts}
+
+
+@pytest.mark.parametrize(
+    ("target", "entry", "words"),
+    [
+        ("onnxruntime", _built(["/etc/hostname"]), "not a plain path"),
+        ("onnxruntime", _built(["../../../x.onnx"]), "not a plain path"),
+        ("onnxruntime", _built(["first.onnx"], host="/etc/hostname"), "not a plain path"),
+        ("../..", _built([]), "not a plain path"),
+        ("onnxruntime", _built(["first.onnx"]), "does not list 'targets/onnxruntime/first.onnx'"),
+        ("onnxruntime", _built([], host="first.host.onnx"), "does not list 'targets/onnxruntime/first.host.onnx'"),
+    ],
+)
+def test_artifacts_that_are_no_files_of_the_bundle(bundle, target, entry, words):
+    manifest = read_manifest(bundle)
+    manifest["targets"][target] = entry
+    write_manifest(bundle, manifest)
+    refused(bundle, words, "manifest.json", check="size")
+
+
 @pytest.mark.parametrize(
     "text",
     [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"format_version": 3}', b"[" * 100_000, b'{"format_version": true}'],
@@ -222,6 +275,7 @@ BAD_PROGRAMS = {
     "sinks of another shape": (lambda p: _stage(p, 1, sinks="0.q"), "weight '0.q'"),
     "bias without mask heads": (lambda p: _stage(p, 1, bias=RelativeBias(None, "freq")), "takes no bias"),
     "two engines of one name": (lambda p: dataclasses.replace(p, engines=(*p.engines, p.engines[0])), "two engines"),
+    "engine in another folder": (lambda p: _engine(p, 0, name="../first"), "no plain name of a file"),
     "engine without a file": (lambda p: _engine(p, 0, name="other"), "no file"),
     "engine of other tiles": (lambda p: _engine(p, 2, key_tile=32), "tiles do not fit"),
     "heads that do not divide": (lambda p: _engine(p, 2, kv_num_heads=3), "do not fit"),

@@ -30,6 +30,7 @@ from twoheads.export.engines.tensor_error import relative_error
 from twoheads.export.progress import Progress, silent
 from twoheads.graphs.errors import CompileError, InputError
 from twoheads.graphs.serialization.bundle_format import TARGETS, Artifact, HostPart, TargetEntry
+from twoheads.graphs.serialization.relative_path import RelativePath
 from twoheads.runtime.bundle.reader import Bundle, read_bundle
 
 __all__ = ["Built", "build_engines", "build_target"]
@@ -214,7 +215,7 @@ class _Plan:
 def _plan(build: _Build, scratch: Path, *, once: bool) -> _Plan:
     """Links what an earlier build made into place, writes the host's parts, and requests everything else."""
     name = build.target.name
-    earlier = build.bundle.manifest.targets.get(name)
+    earlier = build.bundle.manifest.targets.get(RelativePath(name))
     (scratch / "engines").mkdir()
     plan = _Plan({}, [], {})
     for job in engine_jobs(build.bundle, once=once, half=is_narrow(build.precision)):
@@ -229,7 +230,7 @@ def _plan(build: _Build, scratch: Path, *, once: bool) -> _Plan:
         former = None if earlier is None else earlier.artifacts.get(job.name)
         if former is not None and former.key == key and (former.error is not None or not build.check):
             for file in former.files:
-                link_file(build.bundle.file(f"{TARGETS}/{name}/{file}"), scratch / name / file)
+                link_file(build.bundle.file(f"{TARGETS}/{name}/{file}").resolve(), scratch / name / file)
             plan.made[job.name] = replace(former, host=host)
             plan.kept += 1
         elif parts.accelerator is None:
@@ -247,7 +248,7 @@ def _write_host_part(build: _Build, job: EngineJob, folder: Path) -> HostPart:
     path = folder / f"{job.name}.host.onnx"
     path.write_bytes(part.SerializeToString(deterministic=True))
     inside = {tensor.name for tensor in part.graph.initializer}
-    return HostPart(path.name, tuple(port for port in job.weights if port in inside))
+    return HostPart(RelativePath(path.name), tuple(port for port in job.weights if port in inside))
 
 
 def _key(build: _Build, content: bytes) -> str:

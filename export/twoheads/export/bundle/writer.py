@@ -48,6 +48,7 @@ from twoheads.graphs.serialization.bundle_format import (
     tiles_folder,
 )
 from twoheads.graphs.serialization.json_codec import to_json
+from twoheads.graphs.serialization.relative_path import RelativePath
 from twoheads.graphs.variants.choose import fused_steps
 from twoheads.graphs.variants.key_tiles import with_key_tile
 from twoheads.graphs.variants.model_steps import MODEL
@@ -267,13 +268,13 @@ def file_entry(path: Path) -> FileEntry:
         return FileEntry(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
 
-def _files(folder: Path, weights: FileEntry) -> dict[str, FileEntry]:
+def _files(folder: Path, weights: FileEntry) -> dict[RelativePath, FileEntry]:
     """Every file of the folder by relative path; the weights' hash is known already."""
-    files: dict[str, FileEntry] = {}
+    files: dict[RelativePath, FileEntry] = {}
     for parent, _, names in os.walk(folder):
         for name in names:
             path = Path(parent) / name
-            relative = path.relative_to(folder).as_posix()
+            relative = RelativePath(path.relative_to(folder).as_posix())
             if relative == WEIGHTS:
                 files[relative] = weights
                 continue

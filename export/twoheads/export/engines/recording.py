@@ -204,7 +204,7 @@ def recorded_lengths(program: Program, length: int | Mapping[str, int] | None = 
 
 def _without_wide_variants(bundle: Bundle) -> Bundle:
     files = bundle.manifest.files
-    kept = {name: entry for name, entry in files.items() if name.rsplit(".", 2)[-2] not in WIDE_VARIANTS}
+    kept = {name: entry for name, entry in files.items() if not WIDE_VARIANTS.intersection(name.split(".")[-2:-1])}
     return replace(bundle, manifest=replace(bundle.manifest, files=kept))
 
 

@@ -18,6 +18,7 @@ from twoheads.export.progress import Progress
 from twoheads.export.verification.approximation import ApproximationError, approximation_error
 from twoheads.export.verification.perplexity import NextTokenLoss, Perplexity, predicted_tokens
 from twoheads.graphs.errors import InternalError
+from twoheads.graphs.serialization.relative_path import RelativePath
 from twoheads.runtime import LoadedBundle, Report, load
 from twoheads.runtime.backends.emulator import emulator_of
 
@@ -79,7 +80,7 @@ def run_built(
     progress: Progress,
 ) -> BuiltError:
     """Runs ``built`` (of :func:`open_built`) on the arguments ``given``; logits at ``positions``."""
-    entry = built.manifest.targets[target]
+    entry = built.manifest.targets[RelativePath(target)]
     runs: list[Report] = []
     found: dict[str, Array] = {}
     wanted = {"hidden": original.hidden, "logits": original.logits, "embedding": original.embedding}

@@ -25,7 +25,7 @@ from twoheads.export.verification.approximation import ApproximationError
 from twoheads.export.verification.original_run import AnyOriginal
 from twoheads.export.verification.widened_run import widened_bundle
 from twoheads.graphs.errors import InputError
-from twoheads.graphs.serialization.bundle_format import FULL_PRECISION, WEIGHTS
+from twoheads.graphs.serialization.bundle_format import FULL_PRECISION
 from twoheads.runtime import LoadedBundle, load
 from twoheads.runtime.bundle.weights import Weights
 
@@ -65,7 +65,7 @@ def with_bundle_weights(original: AnyOriginal, bundle: LoadedBundle) -> AnyOrigi
     Raises:
         InputError: A rounded weight is none of the original's.
     """
-    weights = Weights(bundle.path / WEIGHTS, bundle.manifest.weights)
+    weights = Weights(bundle.weights_file, bundle.manifest.weights)
     found: dict[str, npt.NDArray[np.float32]] = {}
     for name, entry in bundle.manifest.quantised.items():
         array = dequantise(

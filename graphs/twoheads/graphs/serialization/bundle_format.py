@@ -12,12 +12,15 @@
         tokenizer/tokenizer.json optional, Hugging Face `tokenizers` format
         targets/<name>/          optional, what a vendor's compiler made of the engines for an accelerator
 
-No pickle, no code; every path is relative, below the folder, with forward slashes.
+No pickle, no code; every path is a :class:`~twoheads.graphs.serialization.relative_path.RelativePath`, relative and
+below the folder.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
+from twoheads.graphs.serialization.relative_path import RelativePath
 
 __all__ = [
     "ALIGNMENT",
@@ -45,11 +48,11 @@ __all__ = [
 FORMAT_VERSION = 4
 FULL_PRECISION = "float32"
 """A manifest's ``precision`` where nothing is rounded further than the original's numbers."""
-MANIFEST = "manifest.json"
-PROGRAM = "program.json"
+MANIFEST = RelativePath("manifest.json")
+PROGRAM = RelativePath("program.json")
 ENGINES = "engines"
-WEIGHTS = "engines/weights.bin"
-TOKENIZER = "tokenizer/tokenizer.json"
+WEIGHTS = RelativePath("engines/weights.bin")
+TOKENIZER = RelativePath("tokenizer/tokenizer.json")
 TARGETS = "targets"
 QUANTISATION_BLOCK = 32
 """Numbers that share a scale."""
@@ -126,7 +129,7 @@ class HostPart:
         weights: The engine's weights that it reads, by port: it has none inside, they are bound as in engine files.
     """
 
-    file: str
+    file: RelativePath
     weights: tuple[str, ...]
 
 
@@ -138,7 +141,8 @@ class Artifact:
         key: Hex sha256 of everything that went in: the engine with its weights, compiler, version, precision, device.
             Equal keys need no new build.
         stages: The stages of the program that it serves; empty for attention, whose engines have no weights.
-        files: Its files below the target's folder; none where the host computes everything.
+        files: Its files below the target's folder, which the manifest lists as well; none where the host computes
+            everything.
         seconds: How long the build took.
         off: Nodes that the compiler left to the host's processor, as ``operator node``.
         error: How far the compiler's emulator or runtime was from ONNX Runtime, as a share of the largest magnitude;
@@ -148,7 +152,7 @@ class Artifact:
 
     key: str
     stages: tuple[str, ...]
-    files: tuple[str, ...]
+    files: tuple[RelativePath, ...]
     seconds: float
     off: tuple[str, ...]
     error: float | None
@@ -203,8 +207,8 @@ class Manifest:
     dtype: str
     approximations: tuple[str, ...]
     weights: dict[str, WeightEntry]
-    files: dict[str, FileEntry]
-    targets: dict[str, TargetEntry] = field(default_factory=dict[str, TargetEntry])
+    files: dict[RelativePath, FileEntry]
+    targets: dict[RelativePath, TargetEntry] = field(default_factory=dict[RelativePath, TargetEntry])
     weight_dtype: str = "float32"
     quantised: dict[str, QuantisedWeight] = field(default_factory=dict[str, QuantisedWeight])
     other_key_tiles: tuple[int, ...] = ()

@@ -1,8 +1,8 @@
 """Frozen dataclasses to JSON-ready dictionaries and back, with every type checked on the way in.
 
-Handles what the project's data is made of: ``str``, ``int``, ``float``, ``bool``, ``None``, enums by value, masks as
-text, ``tuple[X, ...]``, ``tuple[X, Y]``, ``dict[str, X]``, optional values and unions of dataclasses (told apart by a
-``kind`` entry).
+Handles what the project's data is made of: ``str`` and kinds of it that refuse some texts, ``int``, ``float``,
+``bool``, ``None``, enums by value, masks as text, ``tuple[X, ...]``, ``tuple[X, Y]``, ``dict[str, X]``, optional values
+and unions of dataclasses (told apart by a ``kind`` entry).
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ def to_json(value: Any) -> Any:
         return str(value)
     if isinstance(value, enum.Enum):
         return value.value
+    if isinstance(value, str):
+        return str(value)
     if isinstance(value, tuple):
         return [to_json(item) for item in cast("Iterable[Any]", value)]
     if isinstance(value, dict):
@@ -70,8 +72,9 @@ def _read(annotation: Any, data: Any, where: str) -> Any:
     if origin is tuple:
         return _read_tuple(get_args(annotation), _expect(list, data, where), where)
     if origin is dict:
+        names, items = get_args(annotation)
         entries = cast("dict[str, Any]", _expect(dict, data, where))
-        return {key: _read(get_args(annotation)[1], item, f"{where}.{key}") for key, item in entries.items()}
+        return {_read(names, key, where): _read(items, item, f"{where}.{key}") for key, item in entries.items()}
     if dataclasses.is_dataclass(annotation):
         return _read_dataclass(cast("type[Any]", annotation), data, where)
     if annotation is Mask:
@@ -81,6 +84,8 @@ def _read(annotation: Any, data: Any, where: str) -> Any:
             return annotation(data)
         except ValueError as error:
             raise FormatError(f"{where}: {error}") from None
+    if isinstance(annotation, type) and issubclass(annotation, str) and annotation is not str:
+        return _read_text(annotation, _expect(str, data, where), where)
     if annotation is float and type(data) is int:
         return float(data)
     return _expect(annotation, data, where)
@@ -100,6 +105,14 @@ def _read_mask(text: str, where: str) -> Mask:
         return parse_mask(text)
     except CompileError as error:
         raise FormatError(f"{where}: {error.where} {error.problem}") from None
+
+
+def _read_text(kind: type[str], text: str, where: str) -> str:
+    """A text that only some can be, such as a path below a folder."""
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise FormatError(f"{where}: {error}") from None
 
 
 def _expect(kind: Any, data: Any, where: str) -> Any:

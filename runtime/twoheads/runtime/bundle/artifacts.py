@@ -7,7 +7,8 @@ from pathlib import Path
 
 from twoheads.graphs.errors import BundleError, InputError
 from twoheads.graphs.program.program import TokenwiseStage
-from twoheads.graphs.serialization.bundle_format import TARGETS, Artifact, HostPart
+from twoheads.graphs.serialization.bundle_format import TARGETS, Artifact
+from twoheads.graphs.serialization.relative_path import RelativePath
 from twoheads.runtime.bundle.reader import Bundle
 
 __all__ = ["ArtifactFiles", "Artifacts"]
@@ -41,13 +42,14 @@ class Artifacts:
     """
 
     def __init__(self, bundle: Bundle, target: str) -> None:
-        entry = bundle.manifest.targets.get(target)
+        entry = bundle.manifest.targets.get(RelativePath(target))
         if entry is None:
             raise InputError(
                 str(bundle.path), f"was not built for {target}", f"twoheads build {bundle.path} --target {target}"
             )
         self.precision = entry.precision
         self._device = entry.device
+        self._bundle, self._target = bundle, target
         self._folder = bundle.path / TARGETS / target
         self._by_name = entry.artifacts
         self._by_stage = {stage: artifact for artifact in entry.artifacts.values() for stage in artifact.stages}
@@ -75,10 +77,13 @@ class Artifacts:
     def _files(self, artifact: Artifact | None, what: str) -> ArtifactFiles:
         if artifact is None:
             raise BundleError(str(self._folder), f"holds nothing for {what}", "build the bundle again")
-        host = artifact.host or HostPart("", ())
+        host = artifact.host
         return ArtifactFiles(
-            self._folder / artifact.files[0] if artifact.files else None,
-            self._folder / host.file if host.file else None,
-            host.weights,
+            self._file(artifact.files[0]) if artifact.files else None,
+            None if host is None else self._file(host.file),
+            () if host is None else host.weights,
             self._device,
         )
+
+    def _file(self, name: RelativePath) -> Path:
+        return self._bundle.file(f"{TARGETS}/{self._target}/{name}")

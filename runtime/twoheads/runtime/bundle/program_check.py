@@ -33,6 +33,7 @@ from twoheads.graphs.program.program import (
 )
 from twoheads.graphs.program.sequence_check import sequence_problem
 from twoheads.graphs.serialization.bundle_format import ENGINES, WEIGHTS, Manifest, tiles_folder
+from twoheads.graphs.serialization.relative_path import RelativePath
 from twoheads.graphs.variants.choose import fused_steps
 from twoheads.graphs.variants.model_steps import MODEL
 from twoheads.graphs.variants.window_steps import WINDOW
@@ -183,6 +184,7 @@ class _Check:
             self.require(entry.offset % np.dtype(entry.dtype).itemsize == 0, f"weight {name} is not aligned")
 
     def engine(self, engine: Engine) -> None:
+        self.require(_is_file_name(engine.name), f"engine {engine.name!r}: its name is no plain name of a file")
         if isinstance(engine, TokenwiseEngine):
             files = [f"{ENGINES}/{engine.name}.onnx"]
             ports: Iterable[Port] = (*engine.inputs, *engine.outputs, *engine.weights)
@@ -317,6 +319,13 @@ class _Check:
             entry.shape == shape and entry.dtype == (dtype or entry.dtype),
             f"stage {stage}: weight {name!r} is {entry.dtype}{list(entry.shape)}, expected {dtype or ''}{list(shape)}",
         )
+
+
+def _is_file_name(text: str) -> bool:
+    try:
+        return RelativePath(text).is_name
+    except ValueError:
+        return False
 
 
 def _is_rows(value: Value) -> bool:

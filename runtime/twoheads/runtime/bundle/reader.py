@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypeVar
 
 from twoheads.graphs.errors import BundleError, CompileError, InputError
@@ -17,35 +18,50 @@ from twoheads.graphs.serialization.bundle_format import (
     MANIFEST,
     PARTIAL,
     PROGRAM,
+    TARGETS,
     TOKENIZER,
     WEIGHTS,
     Manifest,
     tiles_folder,
 )
 from twoheads.graphs.serialization.json_codec import FormatError, from_json
+from twoheads.graphs.serialization.relative_path import RelativePath
 from twoheads.graphs.variants.choose import FusedPrograms, fused_programs
 from twoheads.graphs.variants.key_tiles import with_key_tile
 from twoheads.graphs.variants.one_block import ONE_BLOCK
+from twoheads.runtime.bundle.inside import RECOMPILE, UNTRUSTED, inside
 from twoheads.runtime.bundle.program_check import check_program
 
 __all__ = ["Bundle", "read_bundle"]
-
-RECOMPILE = "compile the model again with `twoheads compile`, or copy the bundle again from where it is whole"
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle that passed its checks: its folder, its table of contents and its program."""
+    """A bundle that passed its checks.
+
+    Attributes:
+        path: Its folder.
+        manifest: Its table of contents.
+        program: What is run.
+        identity: The hex sha256 of the manifest, and with it of everything.
+    """
 
     path: Path
     manifest: Manifest
     program: Program
+    identity: str
 
     def file(self, name: str) -> Path:
-        """The path of the file that the manifest calls ``name``."""
-        return self.path.joinpath(*PurePosixPath(name).parts)
+        """The path of the file that the manifest calls ``name``, to be opened.
+
+        Raises:
+            BundleError: The manifest lists no such file, it is gone, or a link leads out of the bundle.
+        """
+        if not self.has(name):
+            raise BundleError(str(self.path / MANIFEST), f"does not list {name!r}", UNTRUSTED)
+        return inside(self.path, RelativePath(name))
 
     def has(self, name: str) -> bool:
         """Whether the manifest lists ``name``."""
@@ -59,8 +75,8 @@ class Bundle:
 
     @property
     def weights_file(self) -> Path:
-        """The file that holds every weight."""
-        return self.file(WEIGHTS)
+        """The file that holds every weight; not there where the program has none."""
+        return self.file(WEIGHTS) if self.has(WEIGHTS) else self.path / WEIGHTS
 
     @property
     def tokenizer_file(self) -> Path | None:
@@ -102,15 +118,15 @@ def read_bundle(path: str | os.PathLike[str], *, check: str = "full") -> Bundle:
     if check not in ("full", "size"):
         raise InputError("check", f"is {check!r}", "say full (sizes and sha256) or size")
     folder = Path(path)
-    manifest = _read_manifest(folder)
+    content = _manifest_content(folder)
+    manifest = _parse_manifest(folder / MANIFEST, content)
     _check_files(folder, manifest, check)
-    program = _read_json(Program, folder / PROGRAM, _parse(folder / PROGRAM))
-    bundle = Bundle(folder, manifest, program)
+    program = _read_json(Program, folder / PROGRAM, _parse(folder / PROGRAM, _content(folder, PROGRAM)))
     check_program(program, manifest, str(folder / PROGRAM))
-    return bundle
+    return Bundle(folder, manifest, program, hashlib.sha256(content).hexdigest())
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def _manifest_content(folder: Path) -> bytes:
     path = folder / MANIFEST
     if not folder.exists():
         raise BundleError(str(folder), "does not exist", "name the folder that `twoheads compile` wrote")
@@ -118,12 +134,16 @@ def _read_manifest(folder: Path) -> Manifest:
         raise BundleError(str(folder), "is a file, and a bundle is a folder", "name the folder it lies in")
     if folder.name.startswith(".") and f".{PARTIAL}-" in folder.name:
         raise BundleError(str(folder), "is what an interrupted compile left", RECOMPILE)
-    if not path.is_file():
+    if not os.path.lexists(path):
         fix = "name the folder that `twoheads compile` wrote"
         if (folder / "config.json").exists():
             fix = f"this is a model; compile it first: twoheads compile {folder} -o BUNDLE"
         raise BundleError(str(folder), f"is not a bundle: it has no {MANIFEST}", fix)
-    data = _parse(path)
+    return _content(folder, MANIFEST)
+
+
+def _parse_manifest(path: Path, content: bytes) -> Manifest:
+    data = _parse(path, content)
     version = data.get("format_version") if isinstance(data, dict) else None
     if isinstance(version, int) and version != FORMAT_VERSION:
         raise BundleError(
@@ -134,11 +154,17 @@ def _read_manifest(folder: Path) -> Manifest:
     return _read_json(Manifest, path, data)
 
 
-def _parse(path: Path) -> Any:
+def _content(folder: Path, name: RelativePath) -> bytes:
+    path = inside(folder, name)
     try:
-        return json.loads(path.read_bytes().decode("utf-8"))
+        return path.read_bytes()
     except OSError as error:
         raise BundleError(str(path), f"can't be read: {error.strerror or error}", RECOMPILE) from error
+
+
+def _parse(path: Path, content: bytes) -> Any:
+    try:
+        return json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise BundleError(str(path), f"is not JSON ({error})", RECOMPILE) from error
 
@@ -152,15 +178,13 @@ def _read_json(cls: type[T], path: Path, data: Any) -> T:
 
 def _check_files(folder: Path, manifest: Manifest, check: str) -> None:
     """Every listed file is inside the folder and as listed, and nothing else is there."""
-    for name in manifest.files:
-        _check_name(folder, name)
-    if PROGRAM not in manifest.files:
-        raise BundleError(str(folder / MANIFEST), f"does not list {PROGRAM}", RECOMPILE)
+    for name in (PROGRAM, *_artifacts(manifest)):
+        if name not in manifest.files:
+            raise BundleError(str(folder / MANIFEST), f"does not list {name!r} among its files", UNTRUSTED)
+    paths = {name: inside(folder, name) for name in manifest.files}
     _check_extra(folder, manifest)
     for name, entry in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            raise BundleError(str(path), "is missing from the bundle", RECOMPILE)
+        path = paths[name]
         size = path.stat().st_size
         if size != entry.size:
             word = "truncated" if size < entry.size else "altered"
@@ -169,21 +193,12 @@ def _check_files(folder: Path, manifest: Manifest, check: str) -> None:
             raise BundleError(str(path), "is altered: its sha256 is not the manifest's", RECOMPILE)
 
 
-def _check_name(folder: Path, name: str) -> None:
-    parts = name.split("/")
-    if "\\" in name or ":" in name or "\0" in name or any(part in ("", ".", "..") for part in parts):
-        raise BundleError(
-            str(folder / MANIFEST),
-            f"lists {name!r}, which is not a plain path below the bundle",
-            "don't use a bundle from an untrusted source; compile the model again",
-        )
-    root = folder.resolve()
-    if not (folder / name).resolve().is_relative_to(root):
-        raise BundleError(
-            str(folder / name),
-            "is a link that leaves the bundle",
-            "don't use a bundle from an untrusted source; compile the model again",
-        )
+def _artifacts(manifest: Manifest) -> Iterator[str]:
+    """Every file that was built for some accelerator."""
+    for target, entry in manifest.targets.items():
+        for artifact in entry.artifacts.values():
+            hosts = () if artifact.host is None else (artifact.host.file,)
+            yield from (f"{TARGETS}/{target}/{file}" for file in (*artifact.files, *hosts))
 
 
 def _check_extra(folder: Path, manifest: Manifest) -> None:

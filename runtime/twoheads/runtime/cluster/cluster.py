@@ -6,14 +6,12 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from hashlib import sha256
 from types import TracebackType
 from typing import Any, Self
 
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InputError
-from twoheads.graphs.serialization.bundle_format import MANIFEST
 from twoheads.runtime.backends.protocol import HOST_BACKENDS
 from twoheads.runtime.cluster.ray_workers import RayWorkers
 from twoheads.runtime.cluster.run import check_program, run_on_workers
@@ -114,10 +112,9 @@ class Cluster:
         )
         if sink is not None and (several or inputs[0].places):
             raise InputError("sink", "takes the rows of one input without padding", "run without a sink")
-        identity = sha256((bundle.path / MANIFEST).read_bytes()).hexdigest()
         path = os.path.abspath(bundle.path)
         width = bundle.program.key_tile
-        opening = Opening(path, self._check, bundle.backend, bundle.precision, identity, width)
+        opening = Opening(path, self._check, bundle.backend, bundle.precision, bundle.identity, width)
         self._alive = self._workers.load(opening)
         results = [
             given.assemble([self._run_one(bundle, request, output, sink, progress) for request in given.requests])

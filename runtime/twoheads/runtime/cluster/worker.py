@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from functools import lru_cache
-from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ import numpy.typing as npt
 from twoheads.graphs.errors import BundleError, InternalError
 from twoheads.graphs.program.program import AttentionStage, Stage, outputs_of
 from twoheads.graphs.schedule.schedule import Schedule, make_schedule
-from twoheads.graphs.serialization.bundle_format import MANIFEST
 from twoheads.runtime.backends.protocol import open_backend
 from twoheads.runtime.bundle.reader import read_bundle
 from twoheads.runtime.bundle.weights import Weights
@@ -54,7 +52,7 @@ class Worker:
 
     def __init__(self, opening: Opening, threads: int, objects: Objects) -> None:
         bundle = read_bundle(opening.path, check=opening.check)
-        if sha256((bundle.path / MANIFEST).read_bytes()).hexdigest() != opening.identity:
+        if bundle.identity != opening.identity:
             raise BundleError(opening.path, "is another bundle than the one to run", "copy that one there")
         bundle = bundle.with_key_tile(opening.key_tile)
         self._program = bundle.program

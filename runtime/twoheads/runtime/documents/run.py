@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InternalError
-from twoheads.graphs.serialization.bundle_format import MANIFEST
 from twoheads.runtime.documents.results import ResultFolder, Totals, part_name
 from twoheads.runtime.documents.source import inspect_documents, read_documents
 from twoheads.runtime.documents.tokens import Prepared, check_program, prepare_documents
@@ -68,7 +66,7 @@ def run_documents(
     check_program(bundle.program)
     total, digest = inspect_documents(source)
     identity = {
-        "bundle": hashlib.sha256((bundle.path / MANIFEST).read_bytes()).hexdigest(),
+        "bundle": bundle.identity,
         "backend": f"{bundle.backend} {bundle.precision}",
         "key tile": bundle.program.key_tile,
         "output": output,

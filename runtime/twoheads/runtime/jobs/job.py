@@ -129,6 +129,16 @@ class Job:
         """Whether :meth:`finish` was called."""
         return bool((self.journal() or {}).get("finished"))
 
+    def require_unfinished(self) -> None:
+        """Raises where there is nothing to go on with.
+
+        Raises:
+            InputError: :meth:`finish` was called.
+        """
+        if self.finished:
+            problem = "the job is finished, its result was written"
+            raise InputError(str(self.folder), problem, "run it anew with --spill")
+
     def identify(self, identity: Mapping[str, Any], *, again: bool = False) -> None:
         """Says what the job computes; of a resumed one it must be what it was.
 
@@ -138,10 +148,8 @@ class Job:
         if not self.resumed:
             self._write(JOB, {"identity": dict(identity), "request": self.request})
             return
-        if self.finished and not again:
-            raise InputError(
-                str(self.folder), "the job is finished, its result was written", "run it anew with --spill"
-            )
+        if not again:
+            self.require_unfinished()
         held: dict[str, Any] = self._read(JOB).get("identity", {})
         for name, value in identity.items():
             if held.get(name) != value:

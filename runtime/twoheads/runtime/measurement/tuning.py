@@ -12,7 +12,6 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.prediction.device_profile import PROFILE_VERSION, DeviceProfile, EngineTimes, engines_digest
@@ -20,7 +19,6 @@ from twoheads.graphs.prediction.one_machine import predict_run
 from twoheads.graphs.program.lengths import input_axes, resolve_lengths
 from twoheads.graphs.program.program import AttentionEngine, Program, TokenwiseEngine
 from twoheads.graphs.schedule.schedule import make_schedule
-from twoheads.graphs.serialization.bundle_format import MANIFEST
 from twoheads.runtime.backends.protocol import Backend
 from twoheads.runtime.bundle.reader import Bundle
 from twoheads.runtime.measurement.engine_meter import EngineMeter
@@ -89,9 +87,8 @@ def tuned_bundle(bundle: Bundle, backend: Backend, *, precision: str, threads: i
 
 
 def _key(bundle: Bundle, backend: Backend, precision: str, threads: int) -> TuningKey:
-    manifest = sha256((bundle.path / MANIFEST).read_bytes()).hexdigest()
     version = getattr(sys.modules.get(backend.name), "__version__", "")  # an open backend has imported its package
-    return TuningKey(manifest, machine_text(), f"{backend.name} {version}".rstrip(), precision, threads)
+    return TuningKey(bundle.identity, machine_text(), f"{backend.name} {version}".rstrip(), precision, threads)
 
 
 def _measured(bundle: Bundle, backend: Backend, key: TuningKey, level: str) -> Tuning:

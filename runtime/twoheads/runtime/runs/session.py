@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, overload
 
@@ -16,7 +15,7 @@ from twoheads.graphs.program.lengths import resolve_lengths
 from twoheads.graphs.program.program import Program
 from twoheads.graphs.schedule.schedule import Schedule, make_schedule
 from twoheads.graphs.schedule.spill import SpillPlan, plan_spill
-from twoheads.graphs.serialization.bundle_format import MANIFEST, Manifest
+from twoheads.graphs.serialization.bundle_format import Manifest
 from twoheads.runtime.backends.emulator import EmulatorBackend
 from twoheads.runtime.backends.protocol import Backend
 from twoheads.runtime.bundle.reader import Bundle
@@ -88,6 +87,16 @@ class LoadedBundle:
     def path(self) -> Path:
         """The bundle's folder."""
         return self._bundle.path
+
+    @property
+    def identity(self) -> str:
+        """The hex sha256 of the bundle's manifest."""
+        return self._bundle.identity
+
+    @property
+    def weights_file(self) -> Path:
+        """The file that holds every weight."""
+        return self._bundle.weights_file
 
     @property
     def program(self) -> Program:
@@ -268,10 +277,9 @@ class LoadedBundle:
         if several or inputs[0].places or len(inputs[0].requests) != 1:
             raise InputError("a job", "runs one input without padding", "run several one by one, in a folder each")
         request = inputs[0].requests[0]
-        manifest = sha256((self.path / MANIFEST).read_bytes()).hexdigest()
         job.identify(
             {
-                "bundle": manifest,
+                "bundle": self.identity,
                 "backend": f"{self.backend} {self.precision}",
                 "key tile": self.program.key_tile,
                 "output": output,

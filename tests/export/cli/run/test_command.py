@@ -69,7 +69,7 @@ def test_run_resumes_what_was_stopped_and_tells_its_status(cli, bundle, text, tm
 
     monkeypatch.setattr(Job, "write_journal", full)
     stopped = cli("run", bundle, "--text", text, "-o", out, "--spill", folder, "--positions", "3,-1")
-    assert stopped.code == 1
+    assert stopped.code == 1, stopped.err
     assert "No space left" in stopped.err
     monkeypatch.undo()
     assert not out.exists()
@@ -94,6 +94,7 @@ def test_run_resumes_what_was_stopped_and_tells_its_status(cli, bundle, text, tm
     assert status["calls"] == status["total"] > 0
     assert "last checkpoint" not in cli("status", folder).out
     assert "is finished" in cli("run", "--resume", folder).err
+    assert not list(tmp_path.glob(".*.partial")), "what was finished leaves nothing behind"
     assert "holds no job" in cli("status", tmp_path).err
     assert "a BUNDLE is missing" in cli("run", "--text", text, "-o", out).err
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -11,18 +13,49 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.export.cli.run.one_input import run_to_file
-from twoheads.export.cli.run.sequence_file import SequenceFile
+from twoheads.export.cli.run.sequence_file import SequenceFile, SequenceRequest
 from twoheads.export.cli.shared import arguments
 from twoheads.export.cli.shared.console import print_note, size_text
 from twoheads.export.cli.shared.spill_line import spill_line
 from twoheads.graphs.errors import TwoheadsError
 from twoheads.graphs.program.lengths import resolve_lengths, value_rows
 from twoheads.graphs.schedule.schedule import Schedule
+from twoheads.graphs.serialization.json_codec import FormatError, from_json, to_json
+from twoheads.graphs.serialization.relative_path import RelativePath
 
 if TYPE_CHECKING:
     from twoheads.runtime import Job, LoadedBundle, Report
 
-__all__ = ["resume_job", "start_job"]
+__all__ = ["JobRequest", "resume_job", "start_job"]
+
+FIX = "start the run again in another folder"
+
+
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """What a job remembers of the command line.
+
+    Attributes:
+        bundle, out: Absolute paths: whoever goes on may be elsewhere.
+        input: The file that is read.
+        positions: Rows of the output, if not all.
+        partial: The file beside ``out`` that holds the rows so far.
+        output: What is computed.
+        backend, precision: On what.
+        memory_limit: In bytes.
+        key_tile: In tokens.
+    """
+
+    bundle: str
+    input: SequenceRequest
+    positions: tuple[int, ...] | None
+    out: str
+    partial: RelativePath
+    output: str
+    backend: str
+    precision: str
+    memory_limit: int | None
+    key_tile: int
 
 
 def start_job(
@@ -39,18 +72,19 @@ def start_job(
     from twoheads.runtime import Job
 
     with Job(folder) as job:
-        job.request = {
-            "bundle": os.path.abspath(loaded.path),
-            "input": source.to_request(),
-            "positions": None if positions is None else positions.tolist(),
-            "out": os.path.abspath(out),
-            "partial": f".{out.name}.{uuid4().hex[:12]}.partial",
-            "output": schedule.output,
-            "backend": loaded.backend,
-            "precision": loaded.precision,
-            "memory_limit": loaded.memory_limit,
-            "key_tile": loaded.program.key_tile,
-        }
+        request = JobRequest(
+            bundle=os.path.abspath(loaded.path),
+            input=source.to_request(),
+            positions=None if positions is None else tuple(positions.tolist()),
+            out=os.path.abspath(out),
+            partial=RelativePath(f".{uuid4().hex}.partial"),
+            output=schedule.output,
+            backend=loaded.backend,
+            precision=loaded.precision,
+            memory_limit=loaded.memory_limit,
+            key_tile=loaded.program.key_tile,
+        )
+        job.request = to_json(request)
         return _run(job, loaded, schedule, tokens, positions, out)
 
 
@@ -64,30 +98,37 @@ def resume_job(folder: Path, *, threads: int | None, check: str, memory_limit: i
     from twoheads.runtime import Job, load
 
     with Job(folder, resume=True) as job:
-        try:
-            bundle, out, output = (job.request[name] for name in ("bundle", "out", "output"))
-            backend, precision = job.request["backend"], job.request["precision"]
-            key_tile = job.request["key_tile"]
-            limit = memory_limit or job.request["memory_limit"]
-            given, rows = job.request["input"], job.request["positions"]
-        except KeyError:
-            fix = "go on with it there, by `run_job`"
-            raise TwoheadsError(str(folder), "is a job that a program started, not `twoheads run`", fix) from None
-        source = SequenceFile.of_request(given)
+        job.require_unfinished()
+        request = _read_request(folder, job.request)
+        source = SequenceFile.of_request(request.input)
         loaded = load(
-            bundle,
-            backend=backend,
-            precision=precision,
+            request.bundle,
+            backend=request.backend,
+            precision=request.precision,
             threads=threads,
             check=check,
-            memory_limit=limit,
-            key_tile=key_tile,
+            memory_limit=memory_limit or request.memory_limit,
+            key_tile=request.key_tile,
         )
-        tokens, positions = source.read(loaded), None if rows is None else np.array(rows, np.int64)
+        positions = None if request.positions is None else np.array(request.positions, np.int64)
+        tokens, out = source.read(loaded), Path(request.out)
         lengths = resolve_lengths(loaded.program, int(tokens.size))
         count = None if positions is None else int(positions.size)
-        schedule = loaded.schedule(lengths, output, count, by_blocks=True)
-        return _run(job, loaded, schedule, tokens, positions, Path(out)), Path(out)
+        schedule = loaded.schedule(lengths, request.output, count, by_blocks=True)
+        return _run(job, loaded, schedule, tokens, positions, out), out
+
+
+def _read_request(folder: Path, request: Mapping[str, Any]) -> JobRequest:
+    if "partial" not in request:
+        fix = "go on with it there, by `run_job`"
+        raise TwoheadsError(str(folder), "is a job that a program started, not `twoheads run`", fix)
+    try:
+        read = from_json(JobRequest, request, "request")
+    except FormatError as error:
+        raise TwoheadsError(str(folder), f"does not say what to go on with: {error}", FIX) from None
+    if not read.partial.is_name:
+        raise TwoheadsError(str(folder), f"keeps its rows in {read.partial!r}, not beside the output", FIX)
+    return read
 
 
 def _run(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +16,18 @@ from twoheads.graphs.errors import InputError
 if TYPE_CHECKING:
     from twoheads.runtime import LoadedBundle
 
-__all__ = ["SequenceFile"]
+__all__ = ["SequenceFile", "SequenceRequest"]
 
 FIX = "put it back as it was, or start the run again in another folder"
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceRequest:
+    """What a job remembers of its input: the absolute path, whether it is a text, and its sha256."""
+
+    path: str
+    is_text: bool
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,25 +53,25 @@ class SequenceFile:
         content = arguments.read_text(self.path)
         return arguments.encode_text(content, loaded.tokenizer, source=self.path, bundle=loaded.path)
 
-    def to_request(self) -> dict[str, Any]:
-        """What a job remembers: where it is, and its sha256."""
-        return {"path": os.path.abspath(self.path), "is_text": self.is_text, "sha256": _sha256(self.path)}
+    def to_request(self) -> SequenceRequest:
+        """What a job remembers."""
+        return SequenceRequest(os.path.abspath(self.path), self.is_text, _sha256(self.path))
 
     @classmethod
-    def of_request(cls, request: Mapping[str, Any]) -> SequenceFile:
+    def of_request(cls, request: SequenceRequest) -> SequenceFile:
         """The file that a job remembers.
 
         Raises:
             InputError: It is gone, or is no longer what it was.
         """
-        path = Path(request["path"])
+        path = Path(request.path)
         try:
             found = _sha256(path)
         except OSError as error:
             raise InputError(str(path), f"is the input of this job, and can't be read: {error.strerror}", FIX) from None
-        if found != request["sha256"]:
+        if found != request.sha256:
             raise InputError(str(path), "is the input of this job, and has changed since it was started", FIX)
-        return cls(path, request["is_text"])
+        return cls(path, request.is_text)
 
 
 def _sha256(path: Path) -> str:
