@@ -28,6 +28,7 @@ from tools.fetch_models import model_path
 from tools.machine import machine, machine_line
 from twoheads.compiler import compile_model
 from twoheads.compiler.frontend.torch.load_source import LoadedSource, load_source
+from twoheads.compiler.original.torch_original import TorchOriginal
 from twoheads.export import write_bundle
 from twoheads.export.accelerators.build import build_target
 from twoheads.runtime import LoadedBundle, load
@@ -78,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     source, tokens = _first_layers(options.layers, options.length)
-    hidden, logits = source.hidden_and_logits(torch.from_numpy(tokens[None]))
+    hidden, logits = TorchOriginal(source).hidden_and_logits(torch.from_numpy(tokens[None]))
     assert logits is not None
     rows: list[Row] = []
     for lowering in options.lowerings:

@@ -12,6 +12,7 @@ from torch import nn
 from tools.zoo.torch_heads import TASKS
 from twoheads.compiler import CompiledModel, compile_model
 from twoheads.compiler.frontend.torch.load_source import LoadedSource
+from twoheads.compiler.original.torch_original import TorchOriginal
 from twoheads.export import write_bundle
 from twoheads.graphs.program.axes import axis_length
 from twoheads.graphs.program.lengths import input_axes
@@ -39,8 +40,8 @@ def assert_agrees(bundle: LoadedBundle, source: LoadedSource, length: int, seed:
     """Hidden states, logits and call counts of one random input against two evaluations of the original."""
     given = random_inputs(bundle, length, seed)
     tensors = {name: torch.from_numpy(array) for name, array in given.items()}
-    fused = source.hidden_and_logits(tensors, None, "fused")
-    plain = source.hidden_and_logits(tensors, None, "plain")
+    fused = TorchOriginal(source).hidden_and_logits(tensors, None, "fused")
+    plain = TorchOriginal(source).hidden_and_logits(tensors, None, "plain")
     spread = 0.0  # of the hidden states; a pooled head has too few numbers to show its own
     for output, first, second in zip(("hidden", "logits"), fused, plain, strict=True):
         if first is None or second is None:

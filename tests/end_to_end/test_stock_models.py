@@ -12,6 +12,7 @@ from tests.end_to_end.agreement import assert_agrees, bundle_of
 from tests.end_to_end.random_models import Features, RandomTransformer
 from twoheads.compiler import compile_model
 from twoheads.compiler.frontend.torch.load_source import load_source
+from twoheads.compiler.original.torch_original import TorchOriginal
 from twoheads.graphs.errors import CompileError
 
 EXAMPLES = (torch.zeros((1, 11), dtype=torch.int64),)
@@ -75,7 +76,7 @@ def test_scores_far_from_the_estimate_are_repeated_and_counted(tmp_path: Path) -
     result = bundle.run(np.arange(150) % 61, output="hidden")
     assert result.report.repeated_calls > 0
     assert result.report.engine_calls == result.report.formula_calls + result.report.repeated_calls
-    expected, _ = load_source(model, example_inputs=EXAMPLES).hidden_and_logits(
+    expected, _ = TorchOriginal(load_source(model, example_inputs=EXAMPLES)).hidden_and_logits(
         torch.arange(150)[None] % 61, None, "fused"
     )
     assert result.array is not None

@@ -74,7 +74,7 @@ class _Ours:
         self, setting: Setting, *, stages: str | None = None, backend: str = "onnxruntime", precision: str = "f32"
     ) -> None:
         from twoheads.runtime import load
-        from twoheads.runtime.backends.protocol import open_backend
+        from twoheads.runtime.backends.registry import open_backend
         from twoheads.runtime.measurement.timed_backend import TimedBackend
 
         self._backend = TimedBackend(open_backend(backend, precision=precision, threads=setting.threads))
@@ -115,7 +115,7 @@ class _TileEngine:
 
     def __init__(self, setting: Setting) -> None:
         from twoheads.graphs.program.program import AttentionEngine
-        from twoheads.runtime.backends.protocol import open_backend
+        from twoheads.runtime.backends.registry import open_backend
         from twoheads.runtime.bundle.reader import read_bundle
         from twoheads.runtime.measurement.engine_meter import EngineMeter
 
@@ -272,7 +272,7 @@ class _Peak:
 
     def __init__(self, setting: Setting) -> None:
         from twoheads.export.bench.matrix_peak import MatrixPeak
-        from twoheads.runtime.backends.protocol import open_backend
+        from twoheads.runtime.backends.registry import open_backend
 
         self._peak = MatrixPeak(open_backend("onnxruntime"), setting.threads)
 

@@ -2,7 +2,8 @@
 
 from twoheads.graphs.errors import BundleError, CompileError, InputError, InternalError, TwoheadsError
 from twoheads.graphs.masks.expressions import Mask, parse_mask
-from twoheads.graphs.program.printer import parse_program, print_program
+from twoheads.graphs.program.parser import parse_program
+from twoheads.graphs.program.printer import print_program
 from twoheads.graphs.program.program import Program
 from twoheads.graphs.schedule.schedule import Schedule, make_schedule
 

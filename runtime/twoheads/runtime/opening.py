@@ -7,7 +7,8 @@ from pathlib import Path
 
 from twoheads.graphs.errors import InputError
 from twoheads.runtime.backends.emulator import EmulatorBackend
-from twoheads.runtime.backends.protocol import DEVICE_BACKENDS, LANES, Backend, open_backend
+from twoheads.runtime.backends.protocol import Backend
+from twoheads.runtime.backends.registry import DEVICE_BACKENDS, LANES, open_backend
 from twoheads.runtime.bundle.reader import Bundle, read_bundle
 from twoheads.runtime.execution.crew import available_threads
 from twoheads.runtime.measurement.tuning import tuned_bundle

@@ -11,7 +11,7 @@ from tests.runtime.tiny_model import Tiny
 from twoheads.export.bench.matrix_peak import SIZE, MatrixPeak
 from twoheads.export.cli import main
 from twoheads.runtime import load
-from twoheads.runtime.backends.protocol import open_backend
+from twoheads.runtime.backends.registry import open_backend
 
 
 @pytest.fixture(scope="module")

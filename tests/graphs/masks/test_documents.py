@@ -18,7 +18,8 @@ from twoheads.graphs.masks.expressions import Full, Mask
 from twoheads.graphs.masks.sampling import Average
 from twoheads.graphs.masks.tiles import row_segments
 from twoheads.graphs.program.program import AttentionStage
-from twoheads.graphs.variants.packing import pack, packed_schedule, takes_documents
+from twoheads.graphs.schedule.packed import packed_schedule
+from twoheads.graphs.variants.packing import pack, takes_documents
 
 PIECES = st.lists(st.tuples(st.integers(0, 6), st.integers(1, 30)), min_size=1, max_size=6)
 """Documents as the gap before each and its length."""

@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.graphs.sample_programs import decoder
+from twoheads.graphs.costs.sampling import average_formula, average_tally
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.masks.expressions import Causal, Full, Mask, parse_mask
-from twoheads.graphs.masks.sampling import Average, average_formula, average_tally, draw_keys, sampled_row
-from twoheads.graphs.program.printer import parse_program, print_program
+from twoheads.graphs.masks.sampling import Average, draw_keys, sampled_row
+from twoheads.graphs.program.parser import parse_program
+from twoheads.graphs.program.printer import print_program
 from twoheads.graphs.program.program import AttentionStage, Program
 from twoheads.graphs.schedule.schedule import make_schedule
 from twoheads.graphs.schedule.theorems import program_claim

@@ -15,7 +15,8 @@ from twoheads.graphs.errors import InternalError
 from twoheads.graphs.masks.expressions import parse_mask
 from twoheads.graphs.program.engines.request_codes import ENTRY, SAFE_SCORE, code_capacity, code_length, request_codes
 from twoheads.graphs.program.program import AttentionEngine
-from twoheads.graphs.variants.packing import longest_packable, pack, packed_schedule, packed_variant
+from twoheads.graphs.schedule.packed import packed_schedule
+from twoheads.graphs.variants.packing import longest_packable, pack, packed_variant
 
 BLOCKS = [16, 64, 128, 256, 1024, 4096]
 

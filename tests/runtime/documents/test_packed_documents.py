@@ -71,7 +71,7 @@ def test_documents_that_saw_each_other_would_show(bundles, monkeypatch):
     tiny, bundle = bundles["decoder"]
     inputs = [random_tokens(tiny, length, length) for length in (20, 9)]
     check(bundle, tiny, inputs, "hidden")
-    monkeypatch.setattr("twoheads.graphs.variants.packing.Documents", lambda inner, starts, lengths: inner)
+    monkeypatch.setattr("twoheads.graphs.schedule.packed.Documents", lambda inner, starts, lengths: inner)
     with pytest.raises(AssertionError):
         check(bundle, tiny, inputs, "hidden")
 

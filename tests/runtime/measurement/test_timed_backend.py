@@ -11,7 +11,7 @@ import pytest
 from tests.runtime.tiny_bundle import make_program, write_tiny
 from tests.runtime.tiny_model import Tiny
 from twoheads.runtime import load
-from twoheads.runtime.backends.protocol import open_backend
+from twoheads.runtime.backends.registry import open_backend
 from twoheads.runtime.measurement.timed_backend import CallTime, TimedBackend, break_down, run_timed
 
 TOKENS = np.arange(1, 71) % 40

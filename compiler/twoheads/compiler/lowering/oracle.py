@@ -10,10 +10,10 @@ from dataclasses import replace
 
 from twoheads.compiler.lowering.stock import refuse_cross_attention
 from twoheads.compiler.lowering.tile import Lowered
-from twoheads.graphs.costs.call_formulas import INFINITE
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.masks.bands import band_of
 from twoheads.graphs.masks.pieces import code_size
+from twoheads.graphs.masks.terms import INFINITE
 from twoheads.graphs.program.program import AttentionEngine, AttentionStage, Engine, OracleEngine, Program
 
 __all__ = ["lower_oracle"]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -18,13 +19,11 @@ from twoheads.compiler.frontend.torch.architectures import has_own_attention, re
 from twoheads.compiler.frontend.torch.attention_op import plain_attention
 from twoheads.compiler.frontend.torch.hugging_face_hooks import set_attention
 from twoheads.compiler.frontend.torch.impose_attention import Band, Imposition, impose, imposed_band, with_band
+from twoheads.compiler.frontend.torch.load_source import LoadedSource
 from twoheads.compiler.frontend.torch.model_outputs import hugging_face_outputs, named_outputs
 from twoheads.compiler.original.cut_products import CutProducts
 
-if TYPE_CHECKING:
-    from twoheads.compiler.frontend.torch.load_source import LoadedSource
-
-__all__ = ["run_original"]
+__all__ = ["TorchOriginal"]
 
 PLAIN = "twoheads_plain"
 FUSED = "twoheads_fused"
@@ -38,8 +37,39 @@ For a row or two torch switches to matrix-vector kernels, whose rounding is bett
 longer input (and every fixed-shape engine) uses, so a floor measured with them would not be one."""
 
 
+@dataclass(frozen=True, slots=True)
+class TorchOriginal:
+    """A torch model as the yardstick of its bundle; :class:`.onnx_original.OnnxOriginal` is its sibling."""
+
+    source: LoadedSource
+
+    def hidden_and_logits(
+        self,
+        given: Tensor | Mapping[str, Tensor],
+        positions: Tensor | None = None,
+        implementation: str = "fused",
+        imposition: Imposition | None = None,
+        cut: int | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Runs the original over a whole sequence.
+
+        Args:
+            given: Arguments by name, each of batch 1; or the first alone, e.g. int64 ``[1, n]``.
+            positions: int64 ``[p]``: where logits are wanted; everywhere by default. A pooled head has no positions.
+            implementation: ``fused`` (torch's own attention kernels) or ``plain`` (matrix products and a softmax).
+            imposition: Terms added to the scores of each attention, e.g. to hide keys; for one run.
+            cut: Every matrix product is the sum of two, the first of the ``cut``-th part of its inner dimension.
+
+        Returns:
+            Last hidden states ``[n, width]`` and logits: ``[p, classes]``, ``[1, classes]`` of a pooled head, ``None``
+            without a head.
+        """
+        named = given if isinstance(given, Mapping) else {next(iter(self.source.inputs)): given}
+        return _run_original(self.source, named, positions, implementation, imposition, cut)
+
+
 @torch.no_grad()
-def run_original(
+def _run_original(
     source: LoadedSource,
     given: Mapping[str, Tensor],
     positions: Tensor | None,
@@ -47,7 +77,7 @@ def run_original(
     imposition: Imposition | None = None,
     cut: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """See :meth:`LoadedSource.hidden_and_logits`."""
+    """See :meth:`TorchOriginal.hidden_and_logits`."""
     forward = type(source.module).forward.__code__.co_varnames
     keep = {"logits_to_keep": positions} if positions is not None and "logits_to_keep" in forward else {}
     with impose(imposition), CutProducts(cut) if cut else nullcontext():

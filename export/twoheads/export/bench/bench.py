@@ -14,7 +14,7 @@ from twoheads.export.engines.run_inputs import verify_inputs, verify_lengths
 from twoheads.export.progress import Progress, silent
 from twoheads.graphs.errors import InputError
 from twoheads.runtime import LoadedBundle, load
-from twoheads.runtime.backends.protocol import open_backend, open_host_backend
+from twoheads.runtime.backends.registry import open_backend, open_host_backend
 from twoheads.runtime.execution.crew import available_threads
 from twoheads.runtime.measurement.timed_backend import Breakdown, TimedBackend, TimedRun, run_timed
 

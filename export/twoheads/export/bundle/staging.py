@@ -20,8 +20,9 @@ import psutil  # type: ignore[import-untyped]
 
 from twoheads.graphs.errors import BundleError
 from twoheads.graphs.serialization.bundle_format import PARTIAL
+from twoheads.runtime.memory.disk_space import sync_folder
 
-__all__ = ["REPLACED", "host_name", "sync_folder", "sync_tree", "write_error", "written_folder"]
+__all__ = ["REPLACED", "host_name", "sync_tree", "write_error", "written_folder"]
 
 REPLACED = "replaced"
 """Marks the former folder while the new one takes its place."""
@@ -77,17 +78,6 @@ def sync_tree(folder: Path) -> None:
             with (Path(parent) / name).open("rb") as file:
                 os.fsync(file.fileno())
         sync_folder(Path(parent))
-
-
-def sync_folder(folder: Path) -> None:
-    """Forces a folder's entries to disk, where the system has a way to."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _check_target(target: Path, overwrite: bool, check_replaceable: Callable[[Path], None]) -> None:

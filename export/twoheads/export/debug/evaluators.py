@@ -13,7 +13,8 @@ import onnx
 
 from twoheads.export.debug.graph_cuts import graph_ports
 from twoheads.graphs.errors import BundleError, InputError, TwoheadsError
-from twoheads.runtime.backends.protocol import Backend, open_backend
+from twoheads.runtime.backends.protocol import Backend
+from twoheads.runtime.backends.registry import open_backend
 
 __all__ = ["EVALUATORS", "Arrays", "Evaluator", "backend_evaluator", "find_evaluator"]
 

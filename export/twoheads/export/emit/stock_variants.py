@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from twoheads.graphs.costs.call_formulas import INFINITE
 from twoheads.graphs.costs.maskless_costs import needs_mask
 from twoheads.graphs.masks.bands import band_of
+from twoheads.graphs.masks.terms import INFINITE
 from twoheads.graphs.program.program import AttentionStage, Program, StockEngine
 
 __all__ = ["used_stock_variants"]

@@ -18,7 +18,8 @@ from twoheads.export.engines.run_inputs import verify_inputs, verify_lengths
 from twoheads.graphs.program.lengths import input_axes, value_rows
 from twoheads.graphs.program.program import Port, Program
 from twoheads.runtime import LoadedBundle
-from twoheads.runtime.backends.protocol import Backend, Call, EngineHandle, open_backend
+from twoheads.runtime.backends.protocol import Backend, Call, EngineHandle
+from twoheads.runtime.backends.registry import open_backend
 from twoheads.runtime.bundle.reader import Bundle
 
 __all__ = ["InputRecorder", "RecordingBackend", "record_inputs", "recorded_lengths"]

@@ -185,9 +185,11 @@ def evaluate_original(
         return _evaluate_onnx(cast("OnnxOriginal", original), given, positions, implementation, cut)
     import torch
 
-    original = cast("LoadedSource", original)
+    from twoheads.compiler.original.torch_original import TorchOriginal
+
+    model = TorchOriginal(cast("LoadedSource", original))
     start = time.perf_counter()
-    hidden, logits = original.hidden_and_logits(
+    hidden, logits = model.hidden_and_logits(
         {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in given.items()},
         None if positions is None else torch.from_numpy(positions),
         implementation,

@@ -35,7 +35,7 @@ from twoheads.graphs.program.lengths import value_rows
 from twoheads.graphs.program.program import Program
 from twoheads.graphs.serialization.bundle_format import FULL_PRECISION
 from twoheads.runtime import LoadedBundle, Report, load
-from twoheads.runtime.stages.head import Sink
+from twoheads.runtime.memory.sink import Sink
 
 __all__ = ["VerifyReport", "verify"]
 

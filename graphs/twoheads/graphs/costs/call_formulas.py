@@ -13,15 +13,13 @@ tiles, block row ``a`` lies below the diagonal tile ``floor(a / c)``. Everything
   ``F(b) + S * (n - t - b)`` with ``b = min(n - t, c * S)`` (and, unless causal, as far as they follow it);
 * chunks of whole tiles are independent inputs of the chunk's length.
 
-Equivalent spellings of a mask have one formula: a mask is brought into a disjunction of bands first.
+Equivalent spellings of a mask have one formula: it is derived from its terms (:mod:`twoheads.graphs.masks.terms`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -29,23 +27,18 @@ import numpy.typing as npt
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.masks.documents import Documents
 from twoheads.graphs.masks.expressions import And, Causal, Chunk, Full, Mask, Or, Sinks, Window
+from twoheads.graphs.masks.terms import INFINITE, Term, mask_terms
 
 __all__ = [
-    "INFINITE",
     "Formula",
-    "Term",
     "attention_formula",
     "count_visible_pairs",
     "cross_formula",
-    "mask_terms",
     "symbols",
 ]
 
-_INFINITE = 1 << 62
 _ROWS = 1 << 16
 """Queries that are looked at together."""
-_MOST_TERMS = 64
-"""Beyond this many terms a mask counts as unstructured: it is counted, not solved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +62,7 @@ def symbols(*, block_size: int, key_tile: int, length: int) -> str:
 def attention_formula(mask: Mask, *, block_size: int, key_tile: int, length: int) -> Formula:
     """Engine calls of one attention: its non-empty (query block, key tile) pairs, for any ``length >= 1``."""
     grid = _Grid(block_size, key_tile, length)
-    count = _closed(_simplify(_terms(mask)), grid)
+    count = _closed(mask_terms(mask), grid)
     if count is None:
         calls = _count_tiles(mask, grid)
         return Formula(f"sum over n = {grid.blocks} rows of their tiles with a visible key = {calls}", calls)
@@ -108,79 +101,6 @@ class _Grid:
         return self.ratio * q * (q - 1) // 2 + q * r
 
 
-@dataclass(frozen=True, slots=True)
-class _Term:
-    """Keys ``i - left <= j <= i + right`` that are below ``sinks`` and in the query's chunk of ``chunk`` positions."""
-
-    left: int = _INFINITE
-    right: int = _INFINITE
-    sinks: int = _INFINITE
-    chunk: int = _INFINITE
-
-    def within(self, other: _Term) -> bool:
-        """Whether every pair of this term is surely one of ``other``."""
-        same_chunk = other.chunk == _INFINITE or other.chunk % self.chunk == 0
-        return self.left <= other.left and self.right <= other.right and self.sinks <= other.sinks and same_chunk
-
-
-def _terms(mask: Mask) -> tuple[_Term, ...] | None:
-    """The mask as a disjunction of terms, or ``None`` where it has no short one."""
-    match mask:
-        case Full():
-            return (_Term(),)
-        case Causal():
-            return (_Term(right=0),)
-        case Window(left, right):
-            return (_Term(left=left if left >= 0 else _INFINITE, right=right if right >= 0 else _INFINITE),)
-        case Sinks(size):
-            return (_Term(sinks=size),)
-        case Chunk(size):
-            return (_Term(chunk=size),)
-        case Or(parts):
-            alternatives = [_terms(part) for part in parts]
-            known = [terms for terms in alternatives if terms is not None]
-            united = tuple(term for terms in known for term in terms)
-            return united if len(known) == len(parts) and len(united) <= _MOST_TERMS else None
-        case And(parts):
-            return _product(parts)
-        case _:
-            return None
-
-
-def _product(parts: tuple[Mask, ...]) -> tuple[_Term, ...] | None:
-    result: tuple[_Term, ...] = (_Term(),)
-    for part in parts:
-        factor = _terms(part)
-        if factor is None or len(result) * len(factor) > _MOST_TERMS:
-            return None
-        pairs = [_intersection(a, b) for a, b in product(result, factor)]
-        result = tuple(pair for pair in pairs if pair is not None)
-        if len(result) < len(pairs):
-            return None
-    return result
-
-
-def _intersection(a: _Term, b: _Term) -> _Term | None:
-    """Both terms at once; ``None`` where their chunks do not nest."""
-    coarse, fine = max(a.chunk, b.chunk), min(a.chunk, b.chunk)
-    if coarse != _INFINITE and coarse % fine:
-        return None
-    return _Term(min(a.left, b.left), min(a.right, b.right), min(a.sinks, b.sinks), fine)
-
-
-def _simplify(terms: tuple[_Term, ...] | None) -> tuple[_Term, ...] | None:
-    """Unites bands (each holds the query itself, so two of them leave no gap), then drops what is contained."""
-    if terms is None:
-        return None
-    bands: dict[tuple[int, int], _Term] = {}
-    for term in terms:
-        same = bands.get((term.sinks, term.chunk), term)
-        united = _Term(max(same.left, term.left), max(same.right, term.right), term.sinks, term.chunk)
-        bands[term.sinks, term.chunk] = united
-    kept = tuple(bands.values())
-    return tuple(a for a in kept if not any(a is not b and a.within(b) for b in kept))
-
-
 @dataclass(slots=True)
 class _Sum:
     """A growing sum: its text and its value."""
@@ -199,21 +119,21 @@ class _Sum:
         return self
 
 
-def _closed(terms: tuple[_Term, ...] | None, grid: _Grid) -> _Sum | None:
+def _closed(terms: tuple[Term, ...] | None, grid: _Grid) -> _Sum | None:
     """The closed formula of a simplified mask, or ``None`` where there is none."""
     match terms:
-        case (_Term(left, right, sinks, chunk),) if sinks == _INFINITE:
-            if chunk == _INFINITE:
+        case (Term(left, right, sinks, chunk),) if sinks == INFINITE:
+            if chunk == INFINITE:
                 return _band(left, right, grid, "n", "T")
             return (_whole_chunks if chunk % grid.key_tile == 0 else _ragged_chunks)(left, right, chunk, grid)
-        case (_Term(left, right, sinks, chunk),) if (left, right, chunk) == (_INFINITE,) * 3:
+        case (Term(left, right, sinks, chunk),) if (left, right, chunk) == (INFINITE,) * 3:
             tiles = min(-(-sinks // grid.key_tile), grid.tiles)
             return _Sum().add(f"n*{tiles}", grid.blocks * tiles)
         case (first, second):
-            band, sunk = (first, second) if first.sinks == _INFINITE else (second, first)
-            if band.sinks != _INFINITE or (band.chunk, sunk.chunk, sunk.left) != (_INFINITE,) * 3:
+            band, sunk = (first, second) if first.sinks == INFINITE else (second, first)
+            if band.sinks != INFINITE or (band.chunk, sunk.chunk, sunk.left) != (INFINITE,) * 3:
                 return None
-            if sunk.right > band.right and sunk.right != _INFINITE:
+            if sunk.right > band.right and sunk.right != INFINITE:
                 return None
             return _band_and_sinks(band, sunk, grid)
         case _:
@@ -236,7 +156,7 @@ def _band(left: int, right: int, grid: _Grid, n: str, t: str) -> _Sum:
     return count
 
 
-def _band_and_sinks(band: _Term, sunk: _Term, grid: _Grid) -> _Sum:
+def _band_and_sinks(band: Term, sunk: Term, grid: _Grid) -> _Sum:
     """A band, plus the sinks' tiles before it and (where the sinks are not causal) after it."""
     count = _band(band.left, band.right, grid, "n", "T")
     tiles = min(-(-sunk.sinks // grid.key_tile), grid.tiles)
@@ -245,7 +165,7 @@ def _band_and_sinks(band: _Term, sunk: _Term, grid: _Grid) -> _Sum:
     if rows:
         count.add(f"F({near})", grid.below(near)).add(f"{tiles}*{rows - near}", tiles * (rows - near))
     ahead, stop = -(-band.right // grid.block_size), min(grid.ratio * tiles, grid.blocks)
-    if sunk.right == _INFINITE and ahead < stop:
+    if sunk.right == INFINITE and ahead < stop:
         count.add(f"{stop - ahead}*{tiles - 1}", (stop - ahead) * (tiles - 1))
         count.subtract(f"F({stop})", grid.below(stop)).add(f"F({ahead})", grid.below(ahead))
     return count
@@ -279,16 +199,6 @@ def _ragged_chunks(left: int, right: int, chunk: int, grid: _Grid) -> _Sum:
         f"the first to the last key in the row's chunks of {chunk}",
         calls,
     )
-
-
-Term: TypeAlias = _Term
-INFINITE = _INFINITE
-"""What a term does not bound: a side of its band, its sinks or its chunk."""
-
-
-def mask_terms(mask: Mask) -> tuple[Term, ...] | None:
-    """``mask`` as the shortest disjunction of terms that the formulas know, or ``None``; one for all its spellings."""
-    return _simplify(_terms(mask))
 
 
 def count_visible_pairs(mask: Mask, length: int) -> int:

@@ -16,11 +16,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from twoheads.graphs.costs.call_formulas import INFINITE, Formula
+from twoheads.graphs.costs.call_formulas import Formula
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.masks.bands import Band, band_of
 from twoheads.graphs.masks.expressions import Mask
 from twoheads.graphs.masks.pieces import query_block
+from twoheads.graphs.masks.terms import INFINITE
 
 __all__ = ["PieceCount", "maskless_formula", "piece_count"]
 

@@ -10,9 +10,10 @@ import numpy as np
 
 from twoheads.graphs.costs.call_formulas import Formula, attention_formula, cross_formula
 from twoheads.graphs.costs.maskless_costs import AttentionCosts, oracle_costs, stock_costs
+from twoheads.graphs.costs.sampling import average_formula, average_tally
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.masks.expressions import Full, Mask
-from twoheads.graphs.masks.sampling import Average, average_formula, average_tally, sampled_row
+from twoheads.graphs.masks.sampling import Average, sampled_row
 from twoheads.graphs.masks.tiles import Segment, row_segments
 from twoheads.graphs.program.axes import axis_length
 from twoheads.graphs.program.engines.fused import BlockEngine, FusedEngine, WindowEngine

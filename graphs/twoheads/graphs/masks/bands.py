@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from twoheads.graphs.costs.call_formulas import INFINITE, mask_terms
 from twoheads.graphs.masks.expressions import Mask
+from twoheads.graphs.masks.terms import INFINITE, mask_terms
 
 __all__ = ["Band", "band_of"]
 

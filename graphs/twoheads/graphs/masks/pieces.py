@@ -27,10 +27,10 @@ from math import comb
 import numpy as np
 import numpy.typing as npt
 
-from twoheads.graphs.costs.call_formulas import INFINITE
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.masks.bands import Band, band_of
 from twoheads.graphs.masks.expressions import Interval, Intervals, Mask, unite
+from twoheads.graphs.masks.terms import INFINITE
 
 __all__ = ["MasklessRow", "Triangle", "code_size", "code_words", "maskless_rows", "query_block"]
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from twoheads.graphs.costs.call_formulas import Formula
 from twoheads.graphs.masks.expressions import (
     Causal,
     Chunk,
@@ -33,7 +32,7 @@ from twoheads.graphs.masks.expressions import (
 )
 from twoheads.graphs.masks.tiles import Segment, row_segments
 
-__all__ = ["Average", "AverageTally", "SampledRow", "average_formula", "average_tally", "draw_keys", "sampled_row"]
+__all__ = ["Average", "SampledRow", "draw_keys", "sampled_row"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +73,6 @@ class SampledRow:
     def remaining_keys(self) -> int:
         """How many keys the drawn ones stand for."""
         return sum(stop - start for start, stop in self.remaining)
-
-
-@dataclass(frozen=True, slots=True)
-class AverageTally:
-    """Calls of one attention: on exact tiles (``partial``: those with a mask), on drawn tiles; ``rows``: blocks."""
-
-    exact: int
-    partial: int
-    drawn: int
-    rows: int
 
 
 def sampled_row(mask: Mask, average: Average, block: int, *, block_size: int, key_tile: int, length: int) -> SampledRow:
@@ -131,47 +120,3 @@ def draw_keys(average: Average, stage: str, block: int, remaining: Intervals, ke
     starts = np.array([start for start, _ in remaining])
     positions: npt.NDArray[np.int64] = (starts[run] + picked - (ends - sizes)[run]).astype(np.int64)
     return positions.reshape(average.samples, key_tile)
-
-
-def average_tally(mask: Mask, average: Average, *, block_size: int, key_tile: int, length: int) -> AverageTally:
-    """Counts the calls of all blocks."""
-    exact = partial = drawn = 0
-    blocks = -(-length // block_size)
-    for block in range(blocks):
-        row = sampled_row(mask, average, block, block_size=block_size, key_tile=key_tile, length=length)
-        exact += sum(segment.tiles for segment in row.exact)
-        partial += sum(not segment.full for segment in row.exact)
-        drawn += average.samples if row.remaining else 0
-    return AverageTally(exact, partial, drawn, blocks)
-
-
-def average_formula(mask: Mask, average: Average, *, block_size: int, key_tile: int, length: int) -> Formula:
-    """Engine calls of one attention, derived without the rows that it checks: ``O(N / M)``.
-
-    With ``c = K / M``, a window that reaches ``t = ceil((W - 1) / M)`` blocks, ``S`` tiles of sinks and ``s`` samples,
-    causal block ``a`` would leave out ``max(0, floor((a - t) / c) - S - s)`` of its tiles, hence
-    ``n + F(n) - F(n - t - c*(S + s))`` calls: those of a window that is ``S + s`` tiles wider. In full attention every
-    block without a window leaves out ``T - 1 - s``: ``n * min(T, 1 + s)``.
-    """
-    ratio, blocks, tiles = key_tile // block_size, -(-length // block_size), -(-length // key_tile)
-    reach = -(-(average.window - 1) // block_size) if average.window else 0
-    sunk, samples = -(-average.sinks // key_tile), average.samples
-    if isinstance(mask, Causal):
-        narrow = blocks - reach - ratio * (sunk + samples)
-        calls = blocks + _below(blocks, ratio) - _below(narrow, ratio)
-        left_out = f" - F(n - {reach + ratio * (sunk + samples)})" if narrow > 0 else ""
-        return Formula(f"n + F(n){left_out} = {calls}", calls)
-    if not reach and not sunk:
-        calls = blocks * min(tiles, 1 + samples)
-        return Formula(f"n*min(T, 1 + {samples}) = {calls}", calls)
-    at = np.arange(blocks, dtype=np.int64)
-    first, last = np.maximum(0, at - reach) // ratio, np.minimum(tiles - 1, (at + reach) // ratio)
-    apart = np.minimum(min(sunk, tiles), first) + np.maximum(0, min(sunk, tiles) - 1 - last)
-    calls = int(np.minimum(tiles, last - first + 1 + apart + samples).sum())
-    return Formula(f"sum over n = {blocks} rows of min(T, exact tiles + {samples}) = {calls}", calls)
-
-
-def _below(rows: int, ratio: int) -> int:
-    """``F(rows)``: the sum of ``floor(a / ratio)`` over ``0 <= a < rows``."""
-    q, r = divmod(max(0, rows), ratio)
-    return ratio * q * (q - 1) // 2 + q * r

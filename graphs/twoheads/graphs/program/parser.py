@@ -5,57 +5,39 @@ Recursive descent over the tokens of one statement at a time; every refusal name
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.masks.expressions import parse_mask
 from twoheads.graphs.masks.sampling import Average
 from twoheads.graphs.program.lexer import Token, refuse, statements
 from twoheads.graphs.program.program import (
-    AttentionEngine,
     AttentionStage,
     Dim,
     Engine,
     Input,
     Limit,
-    OracleEngine,
     Pooling,
     Port,
     Program,
     RelativeBias,
     SequenceStage,
     Stage,
-    StockEngine,
     TokenwiseEngine,
     TokenwiseStage,
     Value,
 )
+from twoheads.graphs.program.text_form import ENGINE_FORMS, WHOLE, engine_fields
 
-__all__ = ["ENGINE_FORMS", "WHOLE", "engine_fields", "parse_program"]
+__all__ = ["parse_program"]
 
 T = TypeVar("T")
 
-WHOLE = re.compile(r"[+-]?[0-9]+")
-"""A whole number: a dimension of this form is a number, not a symbol."""
-
-ENGINE_FORMS: dict[str, type[AttentionEngine] | type[StockEngine] | type[OracleEngine]] = {
-    "attention": AttentionEngine,
-    "stock": StockEngine,
-    "oracle": OracleEngine,
-}
-"""Engines that a word and their fields describe, e.g. ``attention q_num_heads=9 kv_num_heads=3 ...``."""
-
-
-def engine_fields(form: type[Any]) -> dict[str, type]:
-    """The fields of such an engine and their types, in the order of its text."""
-    return {name: kind for name, kind in get_type_hints(form).items() if name not in ("name", "VARIANTS")}
-
 
 def parse_program(text: str) -> Program:
-    """Reads what :func:`print_program` wrote.
+    """Reads what ``print_program`` wrote.
 
     Raises:
         CompileError: The text is not a program; names the line, what was expected and what was found.

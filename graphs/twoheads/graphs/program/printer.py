@@ -29,7 +29,6 @@ from __future__ import annotations
 import json
 import re
 
-from twoheads.graphs.program.parser import ENGINE_FORMS, WHOLE, engine_fields, parse_program
 from twoheads.graphs.program.program import (
     AttentionStage,
     Dim,
@@ -42,15 +41,16 @@ from twoheads.graphs.program.program import (
     TokenwiseStage,
     Value,
 )
+from twoheads.graphs.program.text_form import ENGINE_FORMS, WHOLE, engine_fields
 
-__all__ = ["parse_program", "print_program"]
+__all__ = ["print_program"]
 
 _BARE = re.compile(r"[A-Za-z0-9_.-]+")
 _BARE_AXIS = re.compile(r"[A-Za-z0-9_.+-]+")
 
 
 def print_program(program: Program) -> str:
-    """The program as text; :func:`parse_program` reads it back as an equal program."""
+    """The program as text; ``parse_program`` reads it back as an equal program."""
     lines = [f"program {_name(program.name)} block_size={program.block_size} key_tile={program.key_tile}"]
     if program.max_length is not None:
         lines.append(f"max_length {program.max_length.length} {json.dumps(program.max_length.reason)}")

@@ -29,6 +29,7 @@ from twoheads.graphs.program.engines.oracle import OracleEngine
 from twoheads.graphs.program.engines.port import Port
 from twoheads.graphs.program.engines.stock_attention import StockEngine
 from twoheads.graphs.program.engines.tile_attention import AttentionEngine
+from twoheads.graphs.program.engines.tokenwise import TokenwiseEngine
 
 __all__ = [
     "COUNTING",
@@ -100,25 +101,6 @@ class Value:
     def nbytes(self, tokens: int) -> int:
         """Bytes of ``tokens`` positions, or of the row value."""
         return prod(self.block_shape(tokens)) * np.dtype(self.dtype).itemsize
-
-
-@dataclass(frozen=True, slots=True)
-class TokenwiseEngine:
-    """An engine that maps each token of one block on its own: a region between two attentions.
-
-    Attributes:
-        name: Unique in the program; the file is ``engines/<name>.onnx``.
-        inputs: Ports fed with blocks of token values, in the order of a stage's ``inputs``.
-        outputs: Ports that fill blocks of token values, in the order of a stage's ``outputs``.
-        weights: Ports bound once per stage, in the order of a stage's ``weights``.
-        flops: Floating-point operations of the matrix products of one call.
-    """
-
-    name: str
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
-    weights: tuple[Port, ...]
-    flops: int
 
 
 Engine: TypeAlias = TokenwiseEngine | AttentionEngine | StockEngine | OracleEngine
@@ -278,11 +260,6 @@ class Program:
     max_length: Limit | None
     trained_length: int | None
     other_limits: tuple[Limit, ...] = ()
-
-    def __str__(self) -> str:
-        from twoheads.graphs.program.printer import print_program
-
-        return print_program(self)
 
     @property
     def default_output(self) -> str:

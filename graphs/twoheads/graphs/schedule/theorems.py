@@ -39,16 +39,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from twoheads.graphs.costs.call_formulas import (
-    INFINITE,
-    Formula,
-    Term,
-    attention_formula,
-    count_visible_pairs,
-    mask_terms,
-)
+from twoheads.graphs.costs.call_formulas import Formula, attention_formula, count_visible_pairs
 from twoheads.graphs.costs.stage_costs import StagePlan
 from twoheads.graphs.masks.expressions import Mask, Window
+from twoheads.graphs.masks.terms import INFINITE, Term, mask_terms
 from twoheads.graphs.program.program import AttentionStage, OracleEngine, SequenceStage
 from twoheads.graphs.schedule.schedule import Schedule
 from twoheads.graphs.variants.model_steps import ModelStage

@@ -18,10 +18,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from twoheads.graphs.costs.call_formulas import INFINITE
 from twoheads.graphs.errors import CompileError, InternalError
 from twoheads.graphs.masks.bands import Band, band_of
 from twoheads.graphs.masks.expressions import Mask
+from twoheads.graphs.masks.terms import INFINITE
 from twoheads.graphs.program.engines.fused import ModelEngine
 from twoheads.graphs.program.engines.port import Port
 from twoheads.graphs.program.program import AttentionEngine, AttentionStage, Program, TokenwiseStage, Value

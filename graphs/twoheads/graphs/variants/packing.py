@@ -1,4 +1,4 @@
-"""Many requests in the blocks of one run: who goes where, and what the run then costs.
+"""Many requests in the blocks of one run: who goes where.
 
 Short ones can be kept apart by codes (Theorem 4.2, :mod:`twoheads.graphs.program.engines.request_codes`): no query
 looks beyond its own block, and every attention stage is one call a block, of an engine that takes no mask. Requests
@@ -9,19 +9,17 @@ block share their last one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
 from twoheads.graphs.errors import InternalError
-from twoheads.graphs.masks.documents import Documents
-from twoheads.graphs.masks.expressions import Causal, Chunk, Full, Mask
+from twoheads.graphs.masks.expressions import Mask
 from twoheads.graphs.program.engines.request_codes import code_capacity
-from twoheads.graphs.program.program import TOKENS, AttentionEngine, AttentionStage, Program, SequenceStage, Stage
-from twoheads.graphs.schedule.schedule import Schedule, make_schedule
+from twoheads.graphs.program.program import TOKENS, AttentionEngine, AttentionStage, Program, SequenceStage
 
-__all__ = ["Packing", "Slot", "longest_packable", "pack", "packed_schedule", "packed_variant", "takes_documents"]
+__all__ = ["Packing", "Slot", "longest_packable", "pack", "packed_variant", "takes_documents"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,38 +157,3 @@ def _one_row_a_token(program: Program) -> bool:
 def _takes_codes(program: Program, stage: AttentionStage) -> bool:
     engine = program.engine(stage.engine)
     return isinstance(engine, AttentionEngine) and engine.packs and stage.bias is None and stage.sinks is None
-
-
-def packed_schedule(
-    program: Program, packing: Packing, *, output: str, rows: int | None = None, workers: int = 2
-) -> Schedule:
-    """The schedule of a packed run; with codes, one call a block in every stage.
-
-    Args:
-        program: What runs.
-        packing: The requests.
-        output: ``hidden`` or ``embedding``, or ``logits`` (also for the last position's).
-        rows: Rows of logits over all requests.
-        workers: Engine calls that run at the same time, for the workspace.
-    """
-    if packing.coded:
-        longest = longest_packable(program)
-        body = tuple(_alone(stage, packing.block_size, longest) for stage in program.body)
-    else:
-        places = sorted((packing.first_row(slot), slot.length) for slot in packing.slots)
-        starts, lengths = (tuple(numbers) for numbers in zip(*places, strict=True))
-        body = tuple(
-            replace(stage, mask=Documents(stage.mask, starts, lengths)) if isinstance(stage, AttentionStage) else stage
-            for stage in program.body
-        )
-    alone = replace(program, body=body, max_length=None)
-    return make_schedule(alone, packing.blocks * packing.block_size, output=output, positions=rows, workers=workers)
-
-
-def _alone(stage: Stage, block_size: int, longest: int) -> Stage:
-    """``stage`` with a mask that keeps each block to itself."""
-    if not isinstance(stage, AttentionStage):
-        return stage
-    inner = Full() if packed_variant(stage.mask, longest) == "packed" else Causal()
-    # Nothing is left to be sampled: a request lies in the tile of its own queries, which is exact.
-    return replace(stage, mask=Chunk(block_size) & inner, average=None)

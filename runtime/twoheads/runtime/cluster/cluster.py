@@ -12,15 +12,15 @@ from typing import Any, Self
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InputError
-from twoheads.runtime.backends.protocol import HOST_BACKENDS
+from twoheads.runtime.backends.registry import HOST_BACKENDS
 from twoheads.runtime.cluster.ray_workers import RayWorkers
 from twoheads.runtime.cluster.run import check_program, run_on_workers
 from twoheads.runtime.cluster.transport import Opening
 from twoheads.runtime.inputs.arrays import check_output, give_warnings
 from twoheads.runtime.inputs.requests import Request, read_inputs
+from twoheads.runtime.memory.sink import Sink
 from twoheads.runtime.reports.report import Result
 from twoheads.runtime.runs.session import LoadedBundle, Progress
-from twoheads.runtime.stages.head import Sink
 
 __all__ = ["Cluster"]
 

@@ -14,7 +14,7 @@ from twoheads.graphs.schedule.schedule import Schedule
 from twoheads.runtime.cluster.body import BodyRun
 from twoheads.runtime.cluster.dispatch import Dispatch, Sent
 from twoheads.runtime.cluster.transport import PackTask, RunTask
-from twoheads.runtime.stages.head import Sink
+from twoheads.runtime.memory.sink import Sink
 
 __all__ = ["ResultRows"]
 

@@ -18,9 +18,9 @@ from twoheads.runtime.cluster.dispatch import Dispatch
 from twoheads.runtime.cluster.results import ResultRows
 from twoheads.runtime.cluster.transport import RunTask, Workers
 from twoheads.runtime.inputs.requests import Request
+from twoheads.runtime.memory.sink import Sink
 from twoheads.runtime.reports.peak_memory import peak_memory
 from twoheads.runtime.reports.report import ClusterReport, Report, StageReport
-from twoheads.runtime.stages.head import Sink
 
 __all__ = ["check_program", "run_on_workers"]
 

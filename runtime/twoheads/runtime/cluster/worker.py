@@ -12,7 +12,7 @@ import numpy.typing as npt
 from twoheads.graphs.errors import BundleError, InternalError
 from twoheads.graphs.program.program import AttentionStage, Stage, outputs_of
 from twoheads.graphs.schedule.schedule import Schedule, make_schedule
-from twoheads.runtime.backends.protocol import open_backend
+from twoheads.runtime.backends.registry import open_backend
 from twoheads.runtime.bundle.reader import read_bundle
 from twoheads.runtime.bundle.weights import Weights
 from twoheads.runtime.cluster.transport import (

@@ -25,7 +25,7 @@ from twoheads.runtime.device.transfers import Transfers
 from twoheads.runtime.execution.engine_pool import EnginePool
 from twoheads.runtime.execution.run_state import RunState
 from twoheads.runtime.memory.half_range import FiniteRows, check_finite
-from twoheads.runtime.stages.head import Sink
+from twoheads.runtime.memory.sink import Sink
 from twoheads.runtime.stages.pooling import pool
 from twoheads.runtime.stages.sequence import fill_sequence
 

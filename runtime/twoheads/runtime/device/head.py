@@ -17,7 +17,7 @@ from twoheads.runtime.device.stages import StageQueue, device_engine
 from twoheads.runtime.device.transfers import Transfers, neighbours
 from twoheads.runtime.device.values import DeviceValue
 from twoheads.runtime.execution.run_state import RunState
-from twoheads.runtime.stages.head import Sink
+from twoheads.runtime.memory.sink import Sink
 
 __all__ = ["run_device_head"]
 

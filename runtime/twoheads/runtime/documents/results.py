@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from twoheads.graphs.errors import InputError, TwoheadsError
 from twoheads.graphs.serialization.json_codec import from_json, to_json
-from twoheads.runtime.jobs.job import JOB, Job, sync_folder
-from twoheads.runtime.memory.disk_space import disk_errors
+from twoheads.runtime.jobs.job import JOB, Job
+from twoheads.runtime.memory.disk_space import disk_errors, sync_folder
 
 __all__ = ["JOB_FOLDER", "ResultFolder", "Totals", "part_name"]
 

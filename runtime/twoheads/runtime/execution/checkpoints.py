@@ -11,39 +11,26 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from twoheads.graphs.errors import TwoheadsError
 from twoheads.graphs.program.program import Stage, outputs_of
 from twoheads.graphs.serialization.json_codec import from_json, to_json
-from twoheads.runtime.jobs.job import Job, sync_folder
+from twoheads.runtime.execution.companion import Companion, Tokens
+from twoheads.runtime.execution.run_state import RunState
+from twoheads.runtime.jobs.job import Job
+from twoheads.runtime.memory.disk_space import sync_folder
 from twoheads.runtime.memory.stores import ValueStore
 from twoheads.runtime.reports.sampling import StageEstimate
 
-if TYPE_CHECKING:
-    from twoheads.runtime.execution.run_state import RunState
-
-__all__ = ["CHECKPOINT_SECONDS", "Checkpoints", "Companion", "Tokens"]
+__all__ = ["CHECKPOINT_SECONDS", "Checkpoints"]
 
 T = TypeVar("T")
-Tokens = Callable[[T], tuple[int, int]]
 
 CHECKPOINT_SECONDS = 120.0
 """The longest that a stage computes between checkpoints: what a kill can cost."""
-
-
-class Companion(Protocol):
-    """What a stage gathers beside its outputs, such as statistics or a file that it writes."""
-
-    def save(self) -> Any:
-        """What it has gathered, as JSON; a file that this speaks of is on the disk."""
-        ...
-
-    def restore(self, saved: Any) -> bool:
-        """Takes back what it had gathered; ``False`` where that is gone, and the stage must begin anew."""
-        ...
 
 
 class Checkpoints:
@@ -51,12 +38,13 @@ class Checkpoints:
 
     Args:
         job: Where they are.
-        run: Whose; its stores keep every value in the job's folder.
+        run: Whose; its stores keep every value in the job's folder. It works through these checkpoints from now on.
     """
 
     def __init__(self, job: Job, run: RunState) -> None:
         self._job = job
         self._run = run
+        run.checkpoints = self
         self._finished: list[str] = []
         self._sums: dict[str, str] = {}
         self._part: dict[str, Any] | None = None

@@ -11,7 +11,7 @@ from twoheads.graphs.masks.tiles import Segment
 from twoheads.graphs.program.program import AttentionStage, Program, Stage
 from twoheads.graphs.schedule.schedule import Schedule
 from twoheads.graphs.variants.packing import Packing
-from twoheads.runtime.execution.checkpoints import Checkpoints, Companion, Tokens
+from twoheads.runtime.execution.companion import Checkpointing, Companion, Tokens
 from twoheads.runtime.execution.crew import Crew
 from twoheads.runtime.execution.engine_pool import EnginePool
 from twoheads.runtime.jobs.job import Job
@@ -90,7 +90,7 @@ class RunState:
         packing: The requests that share the run's blocks; ``None`` for one input.
         spilled: Names of the values that live in files.
         folder: Where these files are.
-        job: Keeps all values, and checkpoints, in its folder.
+        job: Keeps all values in its folder.
         only: The blocks that are computed of a token-wise or attention stage; ``None`` for all.
     """
 
@@ -126,7 +126,8 @@ class RunState:
             spare=engines.memory,
         )
         self.job = job
-        self.checkpoints = None if job is None else Checkpoints(job, self)
+        self.checkpoints: Checkpointing | None = None
+        """Set by :class:`~twoheads.runtime.execution.checkpoints.Checkpoints`, of a run in a job."""
         self.counters: dict[str, StageCounter] = {
             plan.name: StageCounter(plan.name, plan.kind) for plan in schedule.stages
         }

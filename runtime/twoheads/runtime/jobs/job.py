@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from twoheads.graphs.errors import InputError, InternalError, TwoheadsError
-from twoheads.runtime.memory.disk_space import RESUME, disk_errors
+from twoheads.runtime.memory.disk_space import RESUME, disk_errors, sync_folder
 
 __all__ = [
     "FIX",
@@ -32,8 +32,6 @@ __all__ = [
     "Job",
     "lock",
     "read_checked",
-    "sync_folder",
-    "value_file",
 ]
 
 FORMAT = 2
@@ -227,20 +225,6 @@ class Job:
                 raise
             if durable:
                 sync_folder(self.folder)
-
-
-def value_file(name: str) -> str:
-    """The name of the file that holds the value ``name``, which may be no name for a file itself."""
-    return f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.bin"
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes new and replaced names of a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_checked(path: Path) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from twoheads.graphs.errors import TwoheadsError
-from twoheads.runtime.jobs.job import FIX, JOB, LOCK, PROGRESS, VALUES, Job, lock, read_checked, value_file
+from twoheads.runtime.jobs.job import FIX, JOB, LOCK, PROGRESS, VALUES, Job, lock, read_checked
+from twoheads.runtime.memory.mapped_file import value_file
 
 __all__ = ["JobStatus", "read_status"]
 

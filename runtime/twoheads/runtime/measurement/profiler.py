@@ -14,7 +14,7 @@ import numpy as np
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.prediction.device_profile import PROFILE_VERSION, DeviceProfile, Network, engines_digest
 from twoheads.graphs.program.program import AttentionEngine, Program, TokenwiseEngine
-from twoheads.runtime.backends.protocol import open_host_backend
+from twoheads.runtime.backends.registry import open_host_backend
 from twoheads.runtime.bundle.reader import read_bundle
 from twoheads.runtime.execution.crew import Crew, available_threads
 from twoheads.runtime.measurement.engine_meter import EngineMeter

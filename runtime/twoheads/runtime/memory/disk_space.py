@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import Generator
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from twoheads.graphs.errors import TwoheadsError
 from twoheads.graphs.schedule.spill import size_text
 
-__all__ = ["RESUME", "check_room", "disk_errors"]
+__all__ = ["RESUME", "check_room", "disk_errors", "sync_folder"]
 
 RESUME = "free disk space, then go on with `twoheads run --resume DIR`; the last checkpoint is whole"
 """What helps a job."""
@@ -47,3 +48,14 @@ def _free(path: Path) -> str:
         return f" ({size_text(shutil.disk_usage(path if path.is_dir() else path.parent).free)} free on its disk)"
     except OSError:
         return ""
+
+
+def sync_folder(folder: Path) -> None:
+    """Forces a folder's entries to disk, where the system has a way to."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InputError
+from twoheads.runtime.memory.sink import Sink
 from twoheads.runtime.memory.stores import ValueStore
-from twoheads.runtime.stages.head import Sink
 
 __all__ = ["FiniteRows", "check_finite", "check_half_range"]
 

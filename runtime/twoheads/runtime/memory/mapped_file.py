@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import os
 import threading
@@ -18,7 +19,7 @@ from twoheads.graphs.errors import TwoheadsError
 from twoheads.graphs.schedule.spill import WINDOW_BYTES, size_text
 from twoheads.runtime.memory.disk_space import RESUME, disk_errors
 
-__all__ = ["MappedFile"]
+__all__ = ["MappedFile", "value_file"]
 
 ZEROS = bytes(1 << 20)
 OTHER_FOLDER = "free disk space, or spill to another folder"
@@ -118,3 +119,8 @@ def _advise(mapped: mmap.mmap, name: str, start: int, nbytes: int) -> None:
     advice = getattr(mmap, name, None)  # a hint, which not every system takes
     if advice is not None:
         mapped.madvise(advice, start, nbytes)
+
+
+def value_file(name: str) -> str:
+    """The name of the file that holds the value ``name``, which may be no name for a file itself."""
+    return f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.bin"

@@ -19,8 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InternalError, TwoheadsError
-from twoheads.runtime.jobs.job import sync_folder
-from twoheads.runtime.memory.disk_space import RESUME, disk_errors
+from twoheads.runtime.memory.disk_space import RESUME, disk_errors, sync_folder
 from twoheads.runtime.memory.kept_file import DELETE, KeptFile
 
 __all__ = ["NpzArray", "NpzWriter"]

@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.program.program import Value
-from twoheads.runtime.jobs.job import value_file
-from twoheads.runtime.memory.mapped_file import MappedFile
+from twoheads.runtime.memory.mapped_file import MappedFile, value_file
 from twoheads.runtime.memory.spare_memory import KEPT_BYTES, SpareMemory
 
 __all__ = ["Stores", "ValueStore"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.variants.packing import Packing
@@ -15,13 +14,11 @@ from twoheads.runtime.execution.run_state import RunState
 from twoheads.runtime.inputs.arrays import give_warnings
 from twoheads.runtime.inputs.requests import Request
 from twoheads.runtime.reports.report import Result
+from twoheads.runtime.runs.context import Progress, RunContext
 from twoheads.runtime.runs.host_executor import prepare
 from twoheads.runtime.runs.packed import compute_packed, head_rows, packed_groups, row_bytes, schedule_group
 from twoheads.runtime.runs.report import run_report
 from twoheads.runtime.stages.attention.packed import ScoresBeyondCodesError
-
-if TYPE_CHECKING:
-    from twoheads.runtime.runs.session import LoadedBundle, Progress
 
 __all__ = ["run_groups"]
 
@@ -29,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def run_groups(
-    bundle: LoadedBundle, engines: EnginePool, requests: list[Request], output: str, progress: Progress | None
+    bundle: RunContext, engines: EnginePool, requests: list[Request], output: str, progress: Progress | None
 ) -> dict[int, Result]:
     """The results of those requests that could share a run, by their place in the list.
 
@@ -68,7 +65,7 @@ def run_groups(
 
 
 def _run_group(
-    bundle: LoadedBundle,
+    bundle: RunContext,
     engines: EnginePool,
     requests: list[Request],
     packing: Packing,

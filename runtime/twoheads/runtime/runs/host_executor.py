@@ -15,9 +15,10 @@ from twoheads.graphs.variants.model_steps import ModelStage
 from twoheads.graphs.variants.window_steps import WindowStage
 from twoheads.runtime.execution.run_state import RunState
 from twoheads.runtime.memory.half_range import check_half_range
+from twoheads.runtime.memory.sink import Sink
 from twoheads.runtime.stages.attention.packed import prepare_packed, run_packed_attention
 from twoheads.runtime.stages.attention.tiled import run_attention
-from twoheads.runtime.stages.head import Sink, run_head
+from twoheads.runtime.stages.head import run_head
 from twoheads.runtime.stages.model import run_model
 from twoheads.runtime.stages.pooling import pool
 from twoheads.runtime.stages.sequence import run_sequence

@@ -11,15 +11,9 @@ import numpy.typing as npt
 
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.program.program import TOKENS, AttentionStage, Program, Value
+from twoheads.graphs.schedule.packed import packed_schedule
 from twoheads.graphs.schedule.schedule import Schedule
-from twoheads.graphs.variants.packing import (
-    Packing,
-    longest_packable,
-    pack,
-    packed_schedule,
-    packed_variant,
-    takes_documents,
-)
+from twoheads.graphs.variants.packing import Packing, longest_packable, pack, packed_variant, takes_documents
 from twoheads.runtime.execution.engine_pool import EnginePool
 from twoheads.runtime.execution.run_state import RunState
 from twoheads.runtime.inputs.requests import Request

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from twoheads.runtime.execution.run_state import RunState
 from twoheads.runtime.inputs.arrays import samples_attention
 from twoheads.runtime.reports.peak_memory import peak_memory
 from twoheads.runtime.reports.report import Report
 from twoheads.runtime.reports.sampling import summarize
-
-if TYPE_CHECKING:
-    from twoheads.runtime.runs.session import LoadedBundle
+from twoheads.runtime.runs.context import RunContext
 
 __all__ = ["run_report"]
 
 
-def run_report(bundle: LoadedBundle, run: RunState, seconds: float, prepared: float, notes: tuple[str, ...]) -> Report:
+def run_report(bundle: RunContext, run: RunState, seconds: float, prepared: float, notes: tuple[str, ...]) -> Report:
     """What ``run`` did.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
@@ -22,6 +22,7 @@ from twoheads.runtime.bundle.reader import Bundle
 from twoheads.runtime.bundle.tokenizer import Tokenizer
 from twoheads.runtime.bundle.weights import Weights
 from twoheads.runtime.device.executor import open_device
+from twoheads.runtime.execution.checkpoints import Checkpoints
 from twoheads.runtime.execution.crew import Crew
 from twoheads.runtime.execution.engine_pool import EnginePool
 from twoheads.runtime.execution.run_state import RunState
@@ -29,16 +30,14 @@ from twoheads.runtime.inputs.arrays import check_output, give_warnings
 from twoheads.runtime.inputs.requests import Request, read_inputs
 from twoheads.runtime.jobs.job import Job
 from twoheads.runtime.memory.disk_space import check_room
+from twoheads.runtime.memory.sink import Sink
 from twoheads.runtime.reports.report import Result
+from twoheads.runtime.runs.context import Progress
 from twoheads.runtime.runs.groups import run_groups
 from twoheads.runtime.runs.host_executor import compute, prepare
 from twoheads.runtime.runs.report import run_report
-from twoheads.runtime.stages.head import Sink
 
-__all__ = ["LoadedBundle", "Progress"]
-
-Progress = Callable[[int, int], None]
-"""Called with the engine calls done so far and all of them, in the thread that called ``run``."""
+__all__ = ["LoadedBundle"]
 
 
 class LoadedBundle:
@@ -317,6 +316,8 @@ class LoadedBundle:
         workers = 1 if at_once else self.threads
         with Crew(workers, None if progress is None and job is None else tick) as crew:
             run = RunState(schedule.program, schedule, engines, crew, spilled=spilled, folder=self.spill, job=job)
+            if job is not None:
+                Checkpoints(job, run)
             device = self._device
             prepared = prepare(run) if device is None else device.prepare(run)
             began = time.perf_counter()

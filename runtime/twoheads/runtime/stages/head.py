@@ -16,23 +16,16 @@ import numpy.typing as npt
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.program.program import TokenwiseStage
 from twoheads.runtime.backends.protocol import Call
-from twoheads.runtime.execution.checkpoints import Companion
+from twoheads.runtime.execution.companion import Companion
 from twoheads.runtime.execution.run_state import RunState, WorkerCount
 from twoheads.runtime.jobs.job import RESULT
 from twoheads.runtime.memory.kept_array import KeptArray
+from twoheads.runtime.memory.sink import Sink
 
-__all__ = ["Sink", "run_head"]
+__all__ = ["run_head"]
 
 TURN_SECONDS = 0.05
 """How often a worker that waits for its turn looks whether the crew was stopped."""
-
-
-class Sink(Protocol):
-    """Takes rows in ascending order; never called by two threads at once."""
-
-    def write(self, start_row: int, rows: npt.NDArray[Any]) -> None:
-        """Takes ``rows [count, width]``, the rows from ``start_row`` on; they are only valid during the call."""
-        ...
 
 
 def run_head(

@@ -13,6 +13,7 @@ from twoheads.compiler.frontend.torch.architectures import replaced
 from twoheads.compiler.frontend.torch.capture import capture
 from twoheads.compiler.frontend.torch.load_source import LoadedSource, load_source
 from twoheads.compiler.ir.source_program import example_inputs
+from twoheads.compiler.original.torch_original import TorchOriginal
 from twoheads.graphs.errors import CompileError
 
 SIZES: dict[str, Any] = {
@@ -48,16 +49,16 @@ def test_rope_that_depends_on_the_length_reads_it(source: LoadedSource) -> None:
     for length in (CONTEXT - 7, CONTEXT, CONTEXT + 1, 2 * CONTEXT):
         given = example_inputs(captured.program.inputs, {"n": length}, seed=length)
         got = captured.program.evaluate([captured.graph.hidden], given)[captured.graph.hidden]
-        expected, _ = source.hidden_and_logits(torch.from_numpy(given["input_ids"]))
+        expected, _ = TorchOriginal(source).hidden_and_logits(torch.from_numpy(given["input_ids"]))
         np.testing.assert_allclose(got[0], expected.numpy(), atol=2e-5)
 
 
 def test_a_longer_input_does_not_change_what_the_original_says_of_a_shorter_one() -> None:
     source = dynamic_rope()
     ids = torch.arange(3 * CONTEXT)[None] % 61
-    before, _ = source.hidden_and_logits(ids[:, : CONTEXT + 5])
-    source.hidden_and_logits(ids)
-    after, _ = source.hidden_and_logits(ids[:, : CONTEXT + 5])
+    before, _ = TorchOriginal(source).hidden_and_logits(ids[:, : CONTEXT + 5])
+    TorchOriginal(source).hidden_and_logits(ids)
+    after, _ = TorchOriginal(source).hidden_and_logits(ids[:, : CONTEXT + 5])
     assert torch.equal(before, after)
 
 

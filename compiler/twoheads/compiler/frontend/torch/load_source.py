@@ -1,7 +1,4 @@
-"""Where models come from: a Hugging Face folder, a GGUF file or a torch module, made ready for capture.
-
-The result also knows how to run the *original* over a whole sequence, which is what ``verify`` compares with.
-"""
+"""Where models come from: a Hugging Face folder, a GGUF file or a torch module, made ready for capture."""
 
 from __future__ import annotations
 
@@ -18,7 +15,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from twoheads.compiler.frontend.torch.impose_attention import Imposition
 from twoheads.compiler.frontend.torch.model_folder import model_class_of, never_asking, read_model_config
 from twoheads.compiler.frontend.torch.source_inputs import SourceInput, attention_layers, hugging_face_inputs
 from twoheads.compiler.frontend.torch.source_pooling import default_pooling, folder_pooling
@@ -59,32 +55,6 @@ class LoadedSource:
     trained_length: int | None
     pooling: Pooling | None
     tokenizer_json: bytes | None
-
-    def hidden_and_logits(
-        self,
-        given: Tensor | Mapping[str, Tensor],
-        positions: Tensor | None = None,
-        implementation: str = "fused",
-        imposition: Imposition | None = None,
-        cut: int | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Runs the original over a whole sequence.
-
-        Args:
-            given: Arguments by name, each of batch 1; or the first alone, e.g. int64 ``[1, n]``.
-            positions: int64 ``[p]``: where logits are wanted; everywhere by default. A pooled head has no positions.
-            implementation: ``fused`` (torch's own attention kernels) or ``plain`` (matrix products and a softmax).
-            imposition: Terms added to the scores of each attention, e.g. to hide keys; for one run.
-            cut: Every matrix product is the sum of two, the first of the ``cut``-th part of its inner dimension.
-
-        Returns:
-            Last hidden states ``[n, width]`` and logits: ``[p, classes]``, ``[1, classes]`` of a pooled head, ``None``
-            without a head.
-        """
-        from twoheads.compiler.original.torch_original import run_original
-
-        named = given if isinstance(given, Mapping) else {next(iter(self.inputs)): given}
-        return run_original(self, named, positions, implementation, imposition, cut)
 
 
 def load_source(

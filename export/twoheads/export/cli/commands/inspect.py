@@ -16,6 +16,7 @@ from twoheads.export.cli.shared.console import (
     size_text,
 )
 from twoheads.graphs.program.lengths import stage_axes
+from twoheads.graphs.program.printer import print_program
 from twoheads.graphs.program.program import (
     AttentionEngine,
     AttentionStage,
@@ -65,10 +66,10 @@ def command(
         declared = _engines(loaded.manifest, loaded.program)
         print_table("\nengines", ("engine", "inputs", "outputs", "weights"), map(_signature, declared))
     if program:
-        print_text("\n" + str(loaded.program))
+        print_text("\n" + print_program(loaded.program))
         for steps in (loaded.fused.steps, loaded.fused.model):
             if steps is not None:
-                print_text(f"\n# what single inputs run (lowering {loaded.manifest.lowering})\n{steps}")
+                print_text(f"\n# what single inputs run (lowering {loaded.manifest.lowering})\n{print_program(steps)}")
 
 
 def _attention_stages(program: Program) -> list[AttentionStage]:
@@ -164,7 +165,7 @@ def _to_json(path: Path, manifest: Manifest, program: Program, *, program_text: 
         "engines": [_engine_to_json(engine) for engine in _engines(manifest, program)],
     }
     if program_text:
-        data["program"] = str(program)
+        data["program"] = print_program(program)
     return data
 
 

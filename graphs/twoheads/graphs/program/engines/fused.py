@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from twoheads.graphs.program.program import TokenwiseEngine
+from twoheads.graphs.program.engines.tokenwise import TokenwiseEngine
 
 __all__ = ["BlockEngine", "FusedEngine", "ModelEngine", "WindowEngine"]
 

@@ -1,0 +1,48 @@
+"""The schedule of a run whose blocks several requests share."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from twoheads.graphs.masks.documents import Documents
+from twoheads.graphs.masks.expressions import Causal, Chunk, Full
+from twoheads.graphs.program.program import AttentionStage, Program, Stage
+from twoheads.graphs.schedule.schedule import Schedule, make_schedule
+from twoheads.graphs.variants.packing import Packing, longest_packable, packed_variant
+
+__all__ = ["packed_schedule"]
+
+
+def packed_schedule(
+    program: Program, packing: Packing, *, output: str, rows: int | None = None, workers: int = 2
+) -> Schedule:
+    """The schedule of a packed run; with codes, one call a block in every stage.
+
+    Args:
+        program: What runs.
+        packing: The requests.
+        output: ``hidden`` or ``embedding``, or ``logits`` (also for the last position's).
+        rows: Rows of logits over all requests.
+        workers: Engine calls that run at the same time, for the workspace.
+    """
+    if packing.coded:
+        longest = longest_packable(program)
+        body = tuple(_alone(stage, packing.block_size, longest) for stage in program.body)
+    else:
+        places = sorted((packing.first_row(slot), slot.length) for slot in packing.slots)
+        starts, lengths = (tuple(numbers) for numbers in zip(*places, strict=True))
+        body = tuple(
+            replace(stage, mask=Documents(stage.mask, starts, lengths)) if isinstance(stage, AttentionStage) else stage
+            for stage in program.body
+        )
+    alone = replace(program, body=body, max_length=None)
+    return make_schedule(alone, packing.blocks * packing.block_size, output=output, positions=rows, workers=workers)
+
+
+def _alone(stage: Stage, block_size: int, longest: int) -> Stage:
+    """``stage`` with a mask that keeps each block to itself."""
+    if not isinstance(stage, AttentionStage):
+        return stage
+    inner = Full() if packed_variant(stage.mask, longest) == "packed" else Causal()
+    # Nothing is left to be sampled: a request lies in the tile of its own queries, which is exact.
+    return replace(stage, mask=Chunk(block_size) & inner, average=None)
