@@ -18,6 +18,7 @@ from tools.fetch_models import fetch
 from tools.machine import machine, machine_line
 from tools.markdown import table
 from tools.measured_process import measure_json, twoheads_command
+from twoheads.export.verification.report import AS_BUILT, AS_IT_RUNS, COMPILATION
 
 __all__ = ["Row", "main", "page"]
 
@@ -116,18 +117,20 @@ def page(rows: Sequence[Row], machine: str) -> str:
 
 def _cells(row: Row) -> Sequence[object]:
     report = row.report
-    lowered, built = report["lowered"], report["built"]
-    distance = built["distance"] if built else lowered["against_float32"] if lowered else None
-    perplexity = (built or report)["perplexity"]
-    same = report["top1_agreement"] if distance is None else distance["top1_agreement"]
+    built = report["built"] is not None
+    checks = {(check["name"], check["output"]): check for check in report["checks"]}
+    name = AS_BUILT if built else AS_IT_RUNS if (AS_IT_RUNS, "hidden") in checks else COMPILATION
+    hidden, embedding = checks[name, "hidden"], checks.get((name, "embedding"))
+    same = checks.get((name, "logits"), {}).get("top1_agreement")
+    perplexity = report["perplexities"][-1] if report["perplexities"] else None
     return (
         row.form,
         f"{row.nbytes / 1e6:,.0f} MB",
         "not passed" if not report["passed"] else "" if built else f"{report['ratio']:.2f}",
-        "to rounding" if distance is None else f"{distance['hidden_relative']:.2%}",
+        "to rounding" if name == COMPILATION else f"{hidden['relative']:.2%}",
         "" if same is None else f"{same:.2%}",
         f"{perplexity['bundle']:.2f} ({perplexity['original']:.2f})" if perplexity else "",
-        f"{built['embedding_cosine']:.4f}" if built and built["embedding_cosine"] is not None else "",
+        "" if embedding is None or name == COMPILATION else f"{embedding['cosine']:.4f}",
     )
 
 

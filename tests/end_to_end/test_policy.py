@@ -19,6 +19,7 @@ from twoheads.compiler import compile_model, plan_model
 from twoheads.compiler.frontend.torch.load_source import load_source
 from twoheads.export import verify, write_bundle
 from twoheads.export.cli import main
+from twoheads.export.verification.report import APPROXIMATION
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.masks.expressions import parse_mask
 from twoheads.graphs.program.program import AttentionStage, Program
@@ -99,10 +100,10 @@ def test_verify_compares_under_the_same_mask_and_tells_the_distance(name: str, t
     report = verify(bundle, model, length=70, **options)
     assert report.passed, report
     assert report.approximations == (policy,)
-    assert report.approximate is not None
+    approximation = report.check("hidden", APPROXIMATION)
     # What the policy does to the model is far above what the compilation does to it.
-    assert report.approximate.hidden_max_abs > 100 * report.hidden.max_abs_error
-    assert report.approximate.hidden_relative > 0.01
+    assert approximation.max_abs_error > 100 * report.check().max_abs_error
+    assert approximation.relative > 0.01
     assert any("approximate" in warning for warning in report.warnings)
 
 
@@ -111,7 +112,7 @@ def test_a_policy_holds_in_every_lowering(lowering: str, tmp_path: Path) -> None
     compiled = compile_model(llama(), block_size=32, lowering=lowering, attention="window:20+sinks:4")
     report = verify(write_bundle(compiled, tmp_path / "b"), llama(), length=100)
     assert report.passed, report
-    assert report.engine_calls == report.formula_calls
+    assert report.calls.engine_calls == report.calls.formula_calls
     with pytest.raises(CompileError, match="samples keys, which the lowering"):
         compile_model(llama(), lowering=lowering, attention="average:samples=1")
 
@@ -125,12 +126,9 @@ def windowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_within_the_window_nothing_is_lost(windowed: Path) -> None:
     report = verify(windowed, llama(), length=17)
     assert report.passed
-    assert report.approximate is not None
-    assert report.approximate.top1_agreement == 1.0
-    assert report.approximate.hidden_max_abs <= 4 * report.hidden.noise_floor
-    further = verify(windowed, llama(), length=18).approximate
-    assert further is not None
-    assert further.hidden_max_abs > 0.01
+    assert report.check("logits", APPROXIMATION).top1_agreement == 1.0
+    assert report.check("hidden", APPROXIMATION).ratio <= 4
+    assert verify(windowed, llama(), length=18).check("hidden", APPROXIMATION).max_abs_error > 0.01
 
 
 @pytest.mark.parametrize(

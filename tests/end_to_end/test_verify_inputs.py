@@ -27,7 +27,7 @@ def test_an_encoder_decoder(tmp_path: Path) -> None:
     bundle = bundle_of(model, tmp_path, block_size=16)
     report = verify(bundle.path, model, length={"n": 21, "m": 50})
     assert report.passed
-    assert (report.length, report.hidden.positions) == (21, 21)
+    assert (report.length, report.check().positions) == (21, 21)
     assert verify(bundle.path, model, length=20).hidden.positions == 20  # both have 20 tokens
     given = {"input_ids": np.arange(30)[None] % 67, "decoder_input_ids": np.arange(7)[None]}
     assert verify(bundle.path, model, length={"n": 7, "m": 30}, tokens=given).passed
@@ -42,8 +42,7 @@ def test_an_image_model(tmp_path: Path) -> None:
     bundle = bundle_of(model, tmp_path, block_size=16)
     report = verify(bundle.path, model, length=50)
     assert report.passed
-    assert report.logits is not None
-    assert (report.hidden.positions, report.logits.positions) == (50, 1)
+    assert (report.check().positions, report.check("logits").positions) == (50, 1)
     with pytest.raises(InputError, match="50 only"):
         verify(bundle.path, model, length=49)
 
@@ -56,16 +55,14 @@ def test_a_wrong_pooled_head_is_found(tmp_path: Path) -> None:
         model.get_parameter("classifier.weight").mul_(1.001)
     report = verify(bundle.path, model, length=40)
     assert not report.passed
-    assert report.output == "logits"
+    assert report.worst.output == "logits"
 
 
 def test_a_few_logits_get_further_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = zoo_model("BERT, sequence classification", tmp_path)
     bundle = bundle_of(model, tmp_path, block_size=16)
-    wide = verify(bundle.path, model, length=30).logits
+    wide = verify(bundle.path, model, length=30).check("logits")
     monkeypatch.setattr(original_run, "CUTS", ())
-    narrow = verify(bundle.path, model, length=30).logits
-    assert wide is not None
-    assert narrow is not None
+    narrow = verify(bundle.path, model, length=30).check("logits")
     assert wide.max_abs_error == narrow.max_abs_error
     assert wide.noise_floor > narrow.noise_floor

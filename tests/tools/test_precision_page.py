@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from tools.precision import Row, page
+from twoheads.export.verification.report import AS_BUILT, AS_IT_RUNS, COMPILATION
 
-DISTANCE = {"hidden_relative": 0.0123, "top1_agreement": 0.987}
+PROOF = [
+    {"name": COMPILATION, "output": "hidden", "relative": 1e-6},
+    {"name": COMPILATION, "output": "logits", "top1_agreement": 1.0},
+]
 
 
-def report(**named):
-    plain = {"passed": True, "ratio": 1.234, "top1_agreement": 1.0, "lowered": None, "built": None}
-    return {**plain, "perplexity": {"original": 20.0, "bundle": 20.5}, **named}
+def report(*checks, **named):
+    plain = {"passed": True, "ratio": 1.234, "built": None, "checks": [*PROOF, *checks]}
+    return {**plain, "perplexities": [{"original": 20.0, "bundle": 20.5}], **named}
 
 
 def cells(row):
@@ -23,12 +27,18 @@ def test_an_exact_form_is_as_the_original():
 
 
 def test_a_lower_form_tells_its_distance_and_one_that_is_wrong_says_so():
-    lowered = {"against_float32": DISTANCE, "arithmetic": 0.0, "noise_floors": 3.0}
-    found = cells(Row("smollm2", "form of 8 bits", 147_000_000, report(lowered=lowered, passed=False)))
+    lowered = (
+        {"name": AS_IT_RUNS, "output": "hidden", "relative": 0.0123},
+        {"name": AS_IT_RUNS, "output": "logits", "top1_agreement": 0.987},
+    )
+    found = cells(Row("smollm2", "form of 8 bits", 147_000_000, report(*lowered, passed=False)))
     assert found[1:] == ["147 MB", "not passed", "1.23%", "98.70%", "20.50 (20.00)", ""]
 
 
 def test_what_was_built_is_told_as_it_runs():
-    built = {"distance": {**DISTANCE, "top1_agreement": None}, "perplexity": None, "embedding_cosine": 0.99}
-    found = cells(Row("minilm", "form of products", 30_000_000, report(built=built, perplexity=None)))
+    built = (
+        {"name": AS_BUILT, "output": "hidden", "relative": 0.0123},
+        {"name": AS_BUILT, "output": "embedding", "cosine": 0.99},
+    )
+    found = cells(Row("minilm", "form of products", 30_000_000, report(*built, built={}, perplexities=[])))
     assert found[1:] == ["30 MB", "", "1.23%", "", "", "0.9900"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from tools.zoo.entry import BLOCK, Entry
 from twoheads.compiler import compile_model
-from twoheads.export import VerifyReport, verify, write_bundle
+from twoheads.export import verify, write_bundle
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.program.program import AttentionStage, Program
 
@@ -32,7 +32,7 @@ def measure(entry: Entry, folder: Path) -> dict[str, Any]:
     # A long input first: nothing of it may stay behind, in our engines or in the original.
     reports = [verify(bundle, source, length=length, example_inputs=examples) for length in reversed(entry.lengths)]
     reports.reverse()
-    worst = max(reports, key=lambda report: report.ratio)
+    worst = max((report.worst for report in reports), key=lambda check: check.ratio)
     return row | {
         "refusal": None,
         "lowering": compiled.lowering,
@@ -42,10 +42,10 @@ def measure(entry: Entry, folder: Path) -> dict[str, Any]:
         "magnitude": worst.max_magnitude,
         "noise_floor": worst.noise_floor,
         "ratio": worst.ratio,
-        "engine_calls": [report.engine_calls - report.repeated_calls for report in reports],
-        "formula_calls": [report.formula_calls for report in reports],
+        "engine_calls": [report.calls.engine_calls - report.calls.repeated_calls for report in reports],
+        "formula_calls": [report.calls.formula_calls for report in reports],
         "passed": all(report.passed for report in reports),
-        "outputs": _outputs(worst),
+        "outputs": [check.output for check in reports[0].proof],
     }
 
 
@@ -63,8 +63,3 @@ def _masks(program: Program) -> list[str]:
             ]
             found[" + ".join(["cross" if cross else str(stage.mask), *extras])] = None
     return list(found)
-
-
-def _outputs(report: VerifyReport) -> list[str]:
-    compared = {"hidden": report.hidden, "logits": report.logits, "embedding": report.embedding}
-    return [name for name, comparison in compared.items() if comparison is not None]

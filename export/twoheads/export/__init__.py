@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from twoheads.export.bundle.writer import write_bundle
     from twoheads.export.precision.narrow_values import narrow_values
     from twoheads.export.precision.quantise_weights import quantise_weights
-    from twoheads.export.verification.verifier import VerifyReport, verify
+    from twoheads.export.verification.report import VerifyReport
+    from twoheads.export.verification.verifier import verify
 
 __all__ = ["VerifyReport", "narrow_values", "quantise_weights", "verify", "write_bundle"]
 

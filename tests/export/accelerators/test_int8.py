@@ -20,7 +20,12 @@ from twoheads.export.accelerators.rewrites.smooth_channels import smooth_channel
 from twoheads.export.accelerators.rewrites.split_synthetic import split_synthetic
 from twoheads.export.emit.stock_attention import stock_model
 from twoheads.export.progress import silent
-from twoheads.export.verification.built_run import OriginalRows, open_built, run_built
+from twoheads.export.verification.built_run import BuiltFor, open_built
+from twoheads.export.verification.candidates import Candidate, try_candidate
+from twoheads.export.verification.check import Reference
+from twoheads.export.verification.collect import Question
+from twoheads.export.verification.noise_floor import noise_floor
+from twoheads.export.verification.report import AS_BUILT
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.program.program import AttentionEngine, StockEngine
 
@@ -128,16 +133,21 @@ def test_a_whole_run_in_8_bits_is_near_the_model(tmp_path: Path) -> None:
     built = build_target(bundle, "onnxruntime", calibrate=text(4000), check=True)
     assert 0 < max(artifact.error or 0 for artifact in built.entry.artifacts.values()) < 0.1
     tokens, want = random_tokens(tiny, 96, 0), reference(tiny, random_tokens(tiny, 96, 0))
-    rows = OriginalRows(want["hidden"].astype(np.float32), want["logits"].astype(np.float32), None)
+    rows = {name: want[name].astype(np.float32) for name in ("hidden", "logits")}
+    floors = {name: noise_floor(array, array) for name, array in rows.items()}
     loaded = open_built(bundle, "onnxruntime", threads=1)
-    error = run_built(loaded, "onnxruntime", {"tokens": tokens}, None, rows, silent)
-    assert error.passed
-    assert (error.target, error.precision, error.runs_on) == ("onnxruntime", "int8", "onnxruntime-int8")
-    assert 1e-3 < error.distance.hidden_relative < 0.05
-    assert error.distance.top1_agreement is not None
-    assert error.distance.top1_agreement > 0.8
-    assert error.perplexity is not None
-    assert 0 < abs(error.perplexity.bundle / error.perplexity.original - 1) < 0.05
+    built = BuiltFor.of(loaded, "onnxruntime")
+    assert (built.target, built.precision, built.runs_on) == ("onnxruntime", "int8", "onnxruntime-int8")
+    candidate = Candidate("built", loaded, (Reference(AS_BUILT, "the model", rows, floors),), rows["logits"])
+    outcome = try_candidate(candidate, Question({"tokens": tokens}, None, 96), silent)
+    hidden, logits = outcome.checks
+    assert hidden.passed
+    assert all(run.as_foretold for run in outcome.runs)
+    assert 1e-3 < hidden.relative < 0.05
+    assert logits.top1_agreement is not None
+    assert logits.top1_agreement > 0.8
+    assert outcome.perplexity is not None
+    assert 0 < abs(outcome.perplexity.bundle / outcome.perplexity.original - 1) < 0.05
 
 
 def test_nothing_runs_what_no_emulator_has(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_a_model_folder_of_two_sequences_or_of_images_is_compiled_and_verified(
     cli("compile", tmp_path / "model", "-o", tmp_path / "bundle", "--block-size", 16)
     report = cli("verify", tmp_path / "bundle", "--against", tmp_path / "model", *length, "--json")
     assert report["passed"]
-    assert report["hidden"]["positions"] == rows
+    assert report["checks"][0]["positions"] == rows
 
 
 def test_verify_reads_arrays_by_name(cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,7 +170,7 @@ def test_verify_reads_arrays_by_name(cli, tmp_path: Path, capsys: pytest.Capture
     np.savez(given, input_ids=np.arange(30)[None] % 67, decoder_input_ids=np.arange(7)[None])
     report = cli(*words, "--input", given)
     assert report["passed"]
-    assert (report["length"], report["hidden"]["positions"]) == (7, 7)
+    assert (report["length"], report["checks"][0]["positions"]) == (7, 7)
     layers = cli("verify", tmp_path / "bundle", "--polygraphy", "--input", given, "--json")
     assert all(layer["first"] is None for layer in layers)
     for wrong, problem in (

@@ -21,7 +21,8 @@ from twoheads.export import quantise_weights, verify, write_bundle
 from twoheads.export.accelerators.lint import lint_bundle
 from twoheads.export.accelerators.target import load_target
 from twoheads.export.precision.quantised_arrays import dequantise, quantise, quantised_shapes
-from twoheads.export.verification.perplexity import NextTokenLoss
+from twoheads.export.verification import perplexity as next_tokens
+from twoheads.export.verification.report import AS_IT_RUNS, ROUNDED_PRODUCTS
 from twoheads.graphs.errors import CompileError, InputError
 from twoheads.runtime import load
 from twoheads.runtime.bundle.reader import read_bundle
@@ -69,12 +70,11 @@ def test_a_decoder(decoder: Decoder, tmp_path: Path, weight_dtype: str, share: f
     assert report.passed, report
     assert verify(bundle, module, length=BLOCK - 3).passed  # one call, by an engine of its own
     assert report.precision == f"float32, weights {weight_dtype}"
-    assert report.lowered is not None
-    assert report.lowered.against_float32.hidden_relative > 1e-3
-    assert (report.lowered.arithmetic < 1e-5) == (weight_dtype == "int4")
-    assert report.perplexity is not None
-    assert report.perplexity.tokens == LENGTH - 1
-    assert report.perplexity.bundle == pytest.approx(report.perplexity.original, rel=0.05)
+    assert report.check("hidden", AS_IT_RUNS).relative > 1e-3
+    assert (report.check("hidden", ROUNDED_PRODUCTS).relative < 1e-5) == (weight_dtype == "int4")
+    (perplexity,) = report.perplexities
+    assert perplexity.tokens == LENGTH - 1
+    assert perplexity.bundle == pytest.approx(perplexity.original, rel=0.05)
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
     manifest = read_bundle(bundle).manifest
     assert len(manifest.quantised) == 2 * 7 + 1
@@ -135,18 +135,16 @@ def test_what_reads_them_not(decoder: Decoder, tmp_path: Path) -> None:
         lint_bundle(read_bundle(bundle), load_target("qnn"))
 
 
-def test_perplexity() -> None:
+def test_perplexity(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(1)
     logits = generator.standard_normal((20, 7)).astype(np.float32)
     tokens = generator.integers(0, 7, 20)
     shares = np.exp(logits.astype(np.float64)) / np.exp(logits.astype(np.float64)).sum(-1, keepdims=True)
     expected = np.exp(-np.log(shares[np.arange(19), tokens[1:]]).mean())
-    loss = NextTokenLoss(tokens)
-    loss.write(0, logits[:8])
-    loss.write(8, logits[8:])
-    assert loss.count == 19
-    assert loss.perplexity == pytest.approx(expected)
-    some = NextTokenLoss(tokens, np.array([0, 5, 19]))
-    some.write(0, logits[[0, 5, 19]])
-    assert some.count == 2
-    assert some.perplexity == pytest.approx(np.exp(-np.log(shares[[0, 5], tokens[[1, 6]]]).mean()))
+    monkeypatch.setattr("twoheads.export.verification.noise_floor.CHUNK", 8 * 7)
+    found, count = next_tokens.perplexity(logits, tokens)
+    assert count == 19
+    assert found == pytest.approx(expected)
+    some, count = next_tokens.perplexity(logits[[0, 5, 19]], tokens, np.array([0, 5, 19]))
+    assert count == 2
+    assert some == pytest.approx(np.exp(-np.log(shares[[0, 5], tokens[[1, 6]]]).mean()))

@@ -21,7 +21,8 @@ from twoheads.export import VerifyReport, verify, write_bundle
 from twoheads.export.engines import run_inputs as verify_input
 from twoheads.export.engines.run_inputs import logits_positions
 from twoheads.export.verification import original_run
-from twoheads.export.verification.noise_floor import ALLOWED, Floor, noise_floor
+from twoheads.export.verification.check import ALLOWED
+from twoheads.export.verification.noise_floor import Floor, noise_floor
 from twoheads.graphs.errors import BundleError, InputError
 from twoheads.graphs.masks.expressions import Causal
 from twoheads.graphs.program.program import AttentionStage, Program
@@ -116,16 +117,15 @@ def edited_weight(bundle: Path, to: Path, name: str, factor: float) -> Path:
 def test_a_right_bundle_passes(decoder: Compiled, length: int) -> None:
     report = verify(decoder.bundle, decoder.folder, length=length)
     assert report.passed, report
-    assert report.logits is not None
-    assert report.hidden.passed
-    assert report.logits.passed
+    assert [check.output for check in report.proof] == ["hidden", "logits"]
+    assert all(check.passed for check in report.proof)
     assert report.top1_agreement == 1.0
     assert (report.length, report.block_size) == (length, BLOCK)
-    assert report.positions_checked == length
-    assert report.engine_calls == report.formula_calls > 0
-    assert 0 < report.max_abs_error <= ALLOWED * report.noise_floor
-    assert report.ratio == max(report.hidden.ratio, report.logits.ratio)
-    assert report.noise_floor >= 2e-7 * report.max_magnitude
+    assert report.to_json()["positions_checked"] == length
+    assert report.calls.engine_calls == report.calls.formula_calls > 0
+    assert 0 < report.worst.max_abs_error <= ALLOWED * report.worst.noise_floor
+    assert report.worst.ratio == max(check.ratio for check in report.proof)
+    assert report.worst.noise_floor >= 2e-7 * report.worst.max_magnitude
     assert set(report.seconds) == {"original", "original_plain", "ours"}
     assert from_json(VerifyReport, json.loads(json.dumps(to_json(report), allow_nan=False))) == report
 
@@ -137,8 +137,8 @@ def test_logits_that_do_not_fit_are_compared_at_some_positions(
     monkeypatch.setattr(verify_input, "SPREAD", 20)
     report = verify(decoder.bundle, decoder.folder, length=LENGTH)
     assert report.passed, report
-    assert 20 <= report.positions_checked < 26
-    assert report.hidden.positions == LENGTH
+    assert 20 <= report.check("logits").positions < 26
+    assert report.check().positions == LENGTH
     name = next(n for n in json.loads((decoder.bundle / MANIFEST).read_text())["weights"] if "lm_head" in n)
     assert not verify(edited_weight(decoder.bundle, tmp_path / "b", name, 1.001), decoder.module, length=LENGTH).passed
 
@@ -157,17 +157,15 @@ def test_an_embedding_is_not_asked_to_be_more_exact_than_the_hidden_states(
 
     monkeypatch.setattr(original_run, "noise_floor", wide_of_many_rows)
     report = verify(encoder.bundle, encoder.folder, length=LENGTH)
-    assert report.embedding is not None
-    inherited = report.hidden.noise_floor / report.hidden.max_magnitude * report.embedding.max_magnitude
-    assert report.embedding.noise_floor == pytest.approx(inherited)
+    embedding = report.check("embedding")
+    inherited = report.check().noise_floor / report.check().max_magnitude * embedding.max_magnitude
+    assert embedding.noise_floor == pytest.approx(inherited)
 
 
 def test_an_encoder_s_embedding_is_compared_too(encoder: Compiled) -> None:
     report = verify(encoder.bundle, encoder.folder, length=LENGTH)
     assert report.passed, report
-    assert report.embedding is not None
-    assert report.embedding.passed
-    assert report.logits is None
+    assert [check.output for check in report.proof] == ["hidden", "embedding"]
     assert report.top1_agreement is None
     with pytest.raises(InputError, match="100"):
         verify(encoder.bundle, encoder.folder, length=101)
@@ -180,16 +178,16 @@ def test_one_weight_that_is_one_in_a_thousand_off_fails(decoder: Compiled, tmp_p
     name = next(n for n in json.loads((decoder.bundle / MANIFEST).read_text())["weights"] if "layers.1.mlp.up" in n)
     report = verify(edited_weight(decoder.bundle, tmp_path / "b", name, 1.001), decoder.module, length=LENGTH)
     assert not report.passed
-    assert not report.hidden.passed
-    assert report.ratio > ALLOWED
+    assert not report.check().passed
+    assert report.worst.ratio > ALLOWED
 
 
 def test_a_wrong_head_fails_although_the_hidden_states_pass(decoder: Compiled, tmp_path: Path) -> None:
     name = next(n for n in json.loads((decoder.bundle / MANIFEST).read_text())["weights"] if "lm_head" in n)
     report = verify(edited_weight(decoder.bundle, tmp_path / "b", name, 1.001), decoder.module, length=LENGTH)
-    assert report.hidden.passed
+    assert report.check().passed
     assert not report.passed
-    assert report.output == "logits"
+    assert report.worst.output == "logits"
     assert report.top1_agreement == 1.0  # a factor keeps the order: agreement alone would have passed
 
 
@@ -220,7 +218,7 @@ def test_another_pooling_fails_although_the_hidden_states_pass(encoder: Compiled
         return replace(program, pooling=replace(program.pooling, mode="cls"))
 
     report = verify(edited_program(encoder.bundle, tmp_path / "b", first_token), encoder.module, length=LENGTH)
-    assert report.hidden.passed
+    assert report.check().passed
     assert not report.passed
 
 
@@ -242,7 +240,7 @@ def test_calls_that_are_not_the_formula_s_fail(decoder: Compiled, monkeypatch: p
 
     monkeypatch.setattr(LoadedBundle, "run", miscounted)
     report = verify(decoder.bundle, decoder.module, length=LENGTH)
-    assert report.hidden.passed
+    assert report.check().passed
     assert not report.passed
 
 
@@ -282,8 +280,8 @@ def test_given_tokens_are_used_and_must_be_enough(decoder: Compiled) -> None:
     tokens = np.arange(97, dtype=np.int64)
     ramp = verify(decoder.bundle, decoder.module, length=50, tokens=tokens)
     assert ramp.passed
-    assert verify(decoder.bundle, decoder.module, length=50, tokens=tokens[None]).max_magnitude == ramp.max_magnitude
-    assert verify(decoder.bundle, decoder.module, length=50).max_magnitude != ramp.max_magnitude
+    assert verify(decoder.bundle, decoder.module, length=50, tokens=tokens[None]).worst == ramp.worst
+    assert verify(decoder.bundle, decoder.module, length=50).worst != ramp.worst
     with pytest.raises(InputError, match=r"98 tokens .* has 97"):
         verify(decoder.bundle, decoder.module, length=98, tokens=tokens)
     with pytest.raises(InputError, match="both"):

@@ -10,7 +10,7 @@ import copy
 import tempfile
 from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -21,7 +21,6 @@ import onnx
 from twoheads.export.engines.rewritten import RewrittenEngines
 from twoheads.export.precision.quantised_arrays import dequantise
 from twoheads.export.precision.quantised_engine import DOMAIN, FLOAT32_LEVEL, QUANTISED_PRODUCT
-from twoheads.export.verification.approximation import ApproximationError
 from twoheads.export.verification.original_run import AnyOriginal
 from twoheads.export.verification.widened_run import widened_bundle
 from twoheads.graphs.errors import InputError
@@ -34,27 +33,7 @@ if TYPE_CHECKING:
     from twoheads.compiler.frontend.torch.load_source import LoadedSource
     from twoheads.compiler.original.onnx_original import OnnxOriginal
 
-__all__ = ["ALLOWED_ROUNDING", "LoweredError", "float32_products", "with_bundle_weights"]
-
-ALLOWED_ROUNDING = 0.05
-"""Share of the hidden states (root mean squares) by which rounded operands of products may change them. Operands that
-are rounded to int8 in blocks of 32 are off by 0.3 % (root mean square); what is ten times that is no rounding."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoweredError:
-    """A bundle of a lower precision as it runs.
-
-    Attributes:
-        against_float32: Its distance from the original in float32: what weights and arithmetic cost together.
-        arithmetic: Its distance from the original with the bundle's own weights, as a share of the hidden states (root
-            mean squares): what rounding the operands of products costs. At most :data:`ALLOWED_ROUNDING`.
-        noise_floors: ``against_float32.hidden_max_abs`` in noise floors of the float32 original's hidden states.
-    """
-
-    against_float32: ApproximationError
-    arithmetic: float
-    noise_floors: float
+__all__ = ["float32_products", "with_bundle_weights"]
 
 
 def with_bundle_weights(original: AnyOriginal, bundle: LoadedBundle) -> AnyOriginal:

@@ -14,10 +14,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ALLOWED", "SMALLEST_RELATIVE", "Comparator", "Comparison", "Floor", "noise_floor", "pooled_floor", "widest"]
-
-ALLOWED = 4.0
-"""A bundle passes when its error is at most this many noise floors."""
+__all__ = [
+    "CHUNK",
+    "SMALLEST_RELATIVE",
+    "Floor",
+    "chunks",
+    "largest_difference",
+    "noise_floor",
+    "pooled_floor",
+    "widest",
+]
 
 SMALLEST_RELATIVE = 2e-7
 """The floor is never below this share of the largest magnitude: about three units in the last place of float32."""
@@ -26,29 +32,6 @@ CHUNK = 16 << 20
 """Numbers that are compared at a time, so that no second array of the size of the logits is needed."""
 
 Array = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """A tensor of the bundle's against the original's.
-
-    Attributes:
-        max_abs_error: Largest absolute difference, over the numbers that are finite on both sides.
-        max_magnitude: Largest absolute value of the original.
-        noise_floor: Largest difference between evaluations of the original, not below the smallest allowed.
-        ratio: ``max_abs_error / noise_floor``.
-        positions: Rows that were compared.
-        finite: Whether every number is finite, on both sides.
-        passed: Finite, and the ratio is at most :data:`ALLOWED`.
-    """
-
-    max_abs_error: float
-    max_magnitude: float
-    noise_floor: float
-    ratio: float
-    positions: int
-    finite: bool
-    passed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +46,8 @@ class Floor:
 def noise_floor(fused: Array, plain: Array) -> Floor:
     """The floor of a tensor ``[rows, width]`` from two evaluations of the original."""
     difference, magnitude, finite = 0.0, 0.0, True
-    for rows in _chunks(fused):
-        step, clean = _largest_difference(fused[rows], plain[rows])
+    for rows in chunks(fused):
+        step, clean = largest_difference(fused[rows], plain[rows])
         difference, finite = max(difference, step), finite and clean
         magnitude = max(magnitude, _largest_magnitude(fused[rows]))
     return Floor(max(difference, SMALLEST_RELATIVE * magnitude), magnitude, finite)
@@ -84,61 +67,13 @@ def widest(one: Floor, other: Floor) -> Floor:
     return Floor(max(one.value, other.value), one.max_magnitude, one.finite and other.finite)
 
 
-class Comparator:
-    """Compares rows with the original's as they come; usable as the sink of a run.
-
-    Args:
-        original: ``[rows, width]``.
-        floor: Its noise floor.
-        ranks: Whether to compare which entry of a row is the largest.
-    """
-
-    def __init__(self, original: Array, floor: Floor, *, ranks: bool = False) -> None:
-        self._original = original
-        self._floor = floor
-        self._ranks = ranks
-        self._error = 0.0
-        self._finite = floor.finite
-        self._agreeing = 0
-        self._rows = 0
-
-    def write(self, start_row: int, rows: npt.NDArray[np.float32]) -> None:
-        """Takes ``rows [count, width]``, the bundle's rows from ``start_row`` on."""
-        original = self._original[start_row : start_row + len(rows)]
-        error, finite = _largest_difference(original, rows)
-        self._error = max(self._error, error)
-        self._finite = self._finite and finite
-        self._rows += len(rows)
-        if self._ranks:
-            self._agreeing += int(np.count_nonzero(original.argmax(-1) == rows.argmax(-1)))
-
-    @property
-    def agreement(self) -> float:
-        """The share of rows whose largest entry is the same one on both sides."""
-        return self._agreeing / max(1, self._rows)
-
-    def result(self) -> Comparison:
-        """The verdict on all rows; rows that never came make it fail."""
-        floor = self._floor
-        ratio = self._error / floor.value if floor.value else (0.0 if self._error == 0 else ALLOWED * 1e6)
-        complete = self._rows == len(self._original)
-        return Comparison(
-            max_abs_error=self._error,
-            max_magnitude=floor.max_magnitude,
-            noise_floor=floor.value,
-            ratio=ratio,
-            positions=self._rows,
-            finite=self._finite,
-            passed=self._finite and complete and ratio <= ALLOWED,
-        )
-
-
-def _chunks(array: Array) -> Iterator[slice]:
+def chunks(array: Array) -> Iterator[slice]:
+    """The rows of ``array [rows, width]`` in parts of about :data:`CHUNK` numbers."""
     rows = max(1, CHUNK // max(1, array.shape[-1]))
     return (slice(start, start + rows) for start in range(0, len(array), rows))
 
 
-def _largest_difference(one: Array, other: Array) -> tuple[float, bool]:
+def largest_difference(one: Array, other: Array) -> tuple[float, bool]:
     """The largest difference where it is finite, and whether it is finite everywhere."""
     with np.errstate(invalid="ignore", over="ignore"):
         difference = np.abs(one - other)

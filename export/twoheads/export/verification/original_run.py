@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.export.progress import Progress
-from twoheads.export.verification.approximation import ApproximationError, approximation_error, imposition
+from twoheads.export.verification.approximation import imposition
 from twoheads.export.verification.noise_floor import Floor, noise_floor, pooled_floor, widest
 from twoheads.graphs.errors import InputError, InternalError
 from twoheads.graphs.program.program import Pooling
@@ -30,6 +30,7 @@ __all__ = [
     "AnyOriginal",
     "OriginalResults",
     "Source",
+    "by_output",
     "evaluate_original",
     "load_original",
     "run_original",
@@ -51,7 +52,10 @@ AnyOriginal: TypeAlias = "LoadedSource | OnnxOriginal"
 
 @dataclass(frozen=True, slots=True)
 class OriginalResults:
-    """What the fused evaluation of the original gave, with the noise floors; logits at ``positions``."""
+    """What the fused evaluation of the original gave, with the noise floors; logits at ``positions``.
+
+    ``unmasked`` holds hidden states and logits without the bundle's policy, where it has one.
+    """
 
     hidden: Array
     hidden_floor: Floor
@@ -60,7 +64,19 @@ class OriginalResults:
     embedding: Array | None
     embedding_floor: Floor | None
     seconds: dict[str, float]
-    approximate: ApproximationError | None
+    unmasked: tuple[Array, Array | None] | None
+
+    @property
+    def rows(self) -> dict[str, Array]:
+        """By output, of those that the original has."""
+        found = {"hidden": self.hidden, "logits": self.logits, "embedding": self.embedding}
+        return {output: rows for output, rows in found.items() if rows is not None}
+
+    @property
+    def floors(self) -> dict[str, Floor]:
+        """By output."""
+        found = {"hidden": self.hidden_floor, "logits": self.logits_floor, "embedding": self.embedding_floor}
+        return {output: floor for output, floor in found.items() if floor is not None}
 
 
 def run_original(
@@ -74,12 +90,11 @@ def run_original(
     pooling = original.pooling
     progress("run the original, fused attention")
     hidden, logits, fused_seconds = evaluate_original(original, given, positions, "fused")
-    approximate = None
+    unmasked = None
     if bundle.manifest.approximations:
         progress("run the original, the bundle's mask")
-        exact = (hidden, logits)
+        unmasked = (hidden, logits)
         hidden, logits, fused_seconds = evaluate_original(original, given, positions, "fused", imposition(bundle))
-        approximate = approximation_error(*exact, hidden, logits)
     embedding = None if pooling is None else _pooled(hidden, pooling)
     progress("run the original, plain attention")
     plain_hidden, plain_logits, plain_seconds = evaluate_original(
@@ -109,8 +124,14 @@ def run_original(
             else pooled_floor(noise_floor(embedding, _pooled(plain_hidden, pooling)), hidden_floor)
         ),
         seconds={"original": fused_seconds, "original_plain": plain_seconds},
-        approximate=approximate,
+        unmasked=unmasked,
     )
+
+
+def by_output(hidden: Array, logits: Array | None, pooling: Pooling | None) -> dict[str, Array]:
+    """One evaluation's results by output, with the embedding that is made of them."""
+    found = {"hidden": hidden, "logits": logits, "embedding": None if pooling is None else _pooled(hidden, pooling)}
+    return {output: rows for output, rows in found.items() if rows is not None}
 
 
 def load_original(

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from twoheads.export.verification.noise_floor import chunks
 from twoheads.graphs.program.program import AttentionStage, Program
 
-__all__ = ["NextTokenLoss", "Perplexity", "predicted_tokens"]
+__all__ = ["Perplexity", "perplexity", "predicted_tokens"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,46 +21,45 @@ class Perplexity:
     """The exponential of the mean negative log-likelihood of the next token, over the checked positions.
 
     Attributes:
+        candidate: What ran, in words.
         original: Of the original as it is, in float32.
-        bundle: Of the bundle as it runs.
+        bundle: Of the candidate.
         tokens: How many next tokens.
     """
 
+    candidate: str
     original: float
     bundle: float
     tokens: int
 
 
-class NextTokenLoss:
-    """A sink of logits that adds up the next tokens' negative log-likelihoods.
+def perplexity(
+    logits: npt.NDArray[np.float32],
+    tokens: npt.NDArray[np.int64],
+    positions: npt.NDArray[np.int64] | None = None,
+) -> tuple[float, int]:
+    """The perplexity of ``logits [p, vocabulary]``, and of how many next tokens it is.
 
     Args:
-        tokens: int64 ``[n]``, the text.
-        positions: int64 ``[p]``, the positions whose logits come; all of them by default. The last one has no next.
+        logits: Of the positions.
+        tokens: int64 ``[n]``, the text. The last one has no next.
+        positions: int64 ``[p]``; all of them by default.
+
+    Returns:
+        Not a number where nothing follows on any position, infinity where it is beyond float64.
     """
-
-    def __init__(self, tokens: npt.NDArray[np.int64], positions: npt.NDArray[np.int64] | None = None) -> None:
-        self._tokens = tokens
-        self._positions = np.arange(len(tokens)) if positions is None else positions
-        self._total = 0.0
-        self.count = 0
-
-    def write(self, start_row: int, rows: npt.NDArray[np.float32]) -> None:
-        """Takes ``rows [count, vocabulary]`` of the positions from the ``start_row``-th on."""
-        after = self._positions[start_row : start_row + len(rows)] + 1
-        inside = after < len(self._tokens)
-        scores = rows[inside].astype(np.float64)
-        targets = self._tokens[after[inside]]
+    after = (np.arange(len(tokens)) if positions is None else positions) + 1
+    total, count = 0.0, 0
+    for part in chunks(logits):
+        inside = after[part] < len(tokens)
+        scores = logits[part][inside].astype(np.float64)
+        targets = tokens[after[part][inside]]
         top = scores.max(-1, initial=-np.inf)
         sums = top + np.log(np.exp(scores - top[:, None]).sum(-1))
-        self._total += float((sums - scores[np.arange(len(targets)), targets]).sum())
-        self.count += len(targets)
-
-    @property
-    def perplexity(self) -> float:
-        """Of what came so far; not a number where nothing did, infinite where it is beyond float64."""
-        mean = self._total / self.count if self.count else math.nan
-        return math.exp(mean) if mean < 700 else math.inf if mean == mean else math.nan
+        total += float((sums - scores[np.arange(len(targets)), targets]).sum())
+        count += len(targets)
+    mean = total / count if count else math.nan
+    return (math.exp(mean) if mean < 700 else math.inf if mean == mean else math.nan), count
 
 
 def predicted_tokens(program: Program, given: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.int64] | None:

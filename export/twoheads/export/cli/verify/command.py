@@ -1,23 +1,20 @@
 """``twoheads verify``: a bundle against the model it was compiled from, or its engines between two backends."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy.typing as npt
 import typer
 
 from twoheads.export.cli.run.arrays import read_arrays
 from twoheads.export.cli.shared import arguments, options
-from twoheads.export.cli.shared.console import print_facts, print_json, print_table, print_warning, seconds_text
+from twoheads.export.cli.shared.console import print_json, print_warning
 from twoheads.export.cli.shared.progress import PhaseProgress
 from twoheads.export.cli.verify.layers import LayerOptions, verify_layers
+from twoheads.export.cli.verify.report import print_report
 from twoheads.graphs.errors import InputError
-from twoheads.graphs.serialization.json_codec import to_json
 from twoheads.runtime.bundle.reader import read_bundle
 from twoheads.runtime.inputs.arrays import given_arrays
-
-if TYPE_CHECKING:
-    from twoheads.export import VerifyReport
 
 __all__ = ["NAME", "command"]
 
@@ -125,9 +122,9 @@ def command(
     for warning in report.warnings:
         print_warning(warning)
     if as_json:
-        print_json(to_json(report))
+        print_json(report.to_json())
     else:
-        _print_report(report)
+        print_report(report)
     if not report.passed:
         raise typer.Exit(1)
 
@@ -136,79 +133,3 @@ def _read_sequence(tokens: Path | None, arrays: Path | None) -> npt.NDArray[Any]
     if arrays is not None:
         return read_arrays(arrays)
     return None if tokens is None else arguments.read_tokens(tokens)
-
-
-def _print_report(report: "VerifyReport") -> None:
-    agreement = report.top1_agreement
-    compared = (("hidden", report.hidden), ("logits", report.logits), ("embedding", report.embedding))
-    rows = [
-        (
-            name,
-            str(found.positions),
-            f"{found.max_abs_error:.3g}",
-            f"{found.noise_floor:.3g}",
-            f"{found.ratio:.3g}",
-            f"{found.max_magnitude:.3g}",
-            "yes" if found.passed else "NO",
-        )
-        for name, found in compared
-        if found is not None
-    ]
-    print_table("", ("output", ">rows", ">max error", ">noise floor", ">ratio", ">magnitude", "within 4x"), rows)
-    print_facts(
-        (
-            ("", ""),
-            ("length", f"{report.length} tokens in blocks of {report.block_size}"),
-            ("engine calls", f"{report.engine_calls} (by the formula: {report.formula_calls})"),
-            ("same best token", "no logits" if agreement is None else f"at {agreement:.2%} of the checked positions"),
-            ("time", ", ".join(f"{name} {seconds_text(spent)}" for name, spent in report.seconds.items())),
-            ("precision", report.precision),
-            *_precision_facts(report),
-            *_built_facts(report),
-            ("approximations", ", ".join(report.approximations) or "none"),
-            ("verdict", _verdict(report)),
-        )
-    )
-
-
-def _precision_facts(report: "VerifyReport") -> list[tuple[str, str]]:
-    """What a precision below float32 costs, and a language model's perplexity."""
-    facts: list[tuple[str, str]] = []
-    if (lowered := report.lowered) is not None:
-        cost = lowered.against_float32
-        same = "" if cost.top1_agreement is None else f", the same best token at {cost.top1_agreement:.2%}"
-        distance = f"hidden states {cost.hidden_relative:.3g} (relative), {cost.hidden_max_abs:.3g} at most"
-        facts.append(("as it runs", f"{distance}, {lowered.noise_floors:.3g} noise floors{same}"))
-        facts.append(("rounded products", f"hidden states {lowered.arithmetic:.3g} (relative) of that"))
-    if (found := report.perplexity) is not None:
-        text = f"{found.bundle:.4f} over {found.tokens} tokens, of the original {found.original:.4f}"
-        facts.append(("perplexity", text))
-    return facts
-
-
-def _built_facts(report: "VerifyReport") -> list[tuple[str, str]]:
-    """A whole run of what an accelerator's compiler got."""
-    if (built := report.built) is None:
-        return []
-    cost = built.distance
-    same = "" if cost.top1_agreement is None else f", the same best token at {cost.top1_agreement:.2%}"
-    cosine = "" if built.embedding_cosine is None else f", embedding cosine {built.embedding_cosine:.5f}"
-    facts = [
-        (f"built for {built.target}", f"{built.precision}, as {built.compiler} got it, on {built.runs_on}: no device"),
-        ("as built", f"hidden states {cost.hidden_relative:.3g} (relative){same}{cosine}"),
-    ]
-    if (found := built.perplexity) is not None:
-        text = f"{found.bundle:.4f} over {found.tokens} tokens, of the original {found.original:.4f}"
-        facts.append(("perplexity as built", text))
-    return facts
-
-
-def _verdict(report: "VerifyReport") -> str:
-    error = report.approximate
-    if error is None:
-        return "passed" if report.passed else "NOT PASSED"
-    same = "" if error.top1_agreement is None else f", the same best token at {error.top1_agreement:.2%}"
-    distance = f"hidden states {error.hidden_relative:.3g} (relative), {error.hidden_max_abs:.3g} at most{same}"
-    return f"approximate: {distance}, against the original as it is; against the original under the same mask: " + (
-        "passed" if report.passed else "NOT PASSED"
-    )
