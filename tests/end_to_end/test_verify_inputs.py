@@ -28,7 +28,7 @@ def test_an_encoder_decoder(tmp_path: Path) -> None:
     report = verify(bundle.path, model, length={"n": 21, "m": 50})
     assert report.passed
     assert (report.length, report.check().positions) == (21, 21)
-    assert verify(bundle.path, model, length=20).hidden.positions == 20  # both have 20 tokens
+    assert verify(bundle.path, model, length=20).check().positions == 20  # both have 20 tokens
     given = {"input_ids": np.arange(30)[None] % 67, "decoder_input_ids": np.arange(7)[None]}
     assert verify(bundle.path, model, length={"n": 7, "m": 30}, tokens=given).passed
     with pytest.raises(InputError, match="the arrays have"):

@@ -136,8 +136,8 @@ def test_a_whole_run_in_8_bits_is_near_the_model(tmp_path: Path) -> None:
     rows = {name: want[name].astype(np.float32) for name in ("hidden", "logits")}
     floors = {name: noise_floor(array, array) for name, array in rows.items()}
     loaded = open_built(bundle, "onnxruntime", threads=1)
-    built = BuiltFor.of(loaded, "onnxruntime")
-    assert (built.target, built.precision, built.runs_on) == ("onnxruntime", "int8", "onnxruntime-int8")
+    found = BuiltFor.of(loaded, "onnxruntime")
+    assert (found.target, found.precision, found.runs_on) == ("onnxruntime", "int8", "onnxruntime-int8")
     candidate = Candidate("built", loaded, (Reference(AS_BUILT, "the model", rows, floors),), rows["logits"])
     outcome = try_candidate(candidate, Question({"tokens": tokens}, None, 96), silent)
     hidden, logits = outcome.checks
