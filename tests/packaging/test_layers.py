@@ -1,8 +1,17 @@
-"""Which package may import which: the arrows of ARCHITECTURE.md, checked in the source text."""
+"""Which package and which room may import which: the floors of the house, checked in the source text.
+
+A *room* is a folder of modules. A room may import from the rooms on the floors below its own, in its own package; what
+packages may import from each other is the table of packages. The ``__init__.py`` of a folder is a face: it may show
+what lies in its package, and is no part of a room. A new room needs a line here, and that is meant: it is the place to
+ask where it belongs.
+"""
 
 from __future__ import annotations
 
 import ast
+import functools
+import graphlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +25,51 @@ ALLOWED = {
     "runtime": {"runtime", "graphs"},
     "export": {"export", "compiler", "runtime", "graphs"},
 }
+FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "graphs": (
+        (".", "program.engines"),
+        ("masks",),
+        ("program", "serialization"),
+        ("variants",),
+        ("costs",),
+        ("schedule",),
+        ("prediction",),
+    ),
+    "compiler": (
+        ("ir", "frontend.torch.rows"),
+        ("recognition", "frontend.onnx.model", "passes"),
+        ("frontend.onnx.passes", "frontend.torch.fx", "lowering"),
+        ("frontend.onnx", "frontend.torch"),
+        (".", "original"),
+    ),
+    "runtime": (
+        ("backends.emulators", "bundle", "memory", "reports"),
+        ("backends", "inputs", "jobs"),
+        ("execution",),
+        ("stages", "stages.attention"),
+        ("stages.stock", "device"),
+        ("runs",),
+        ("cluster", "documents", "measurement"),
+        (".",),
+    ),
+    "export": (
+        (".", "accelerators.rewrites", "accelerators.vendors", "cli.shared", "emit", "engines"),
+        ("emit.fused", "precision", "bench", "cli.plan", "cli.run"),
+        ("bundle", "verification"),
+        ("accelerators",),
+        ("debug",),
+        ("cli.commands", "cli.verify"),
+        ("cli",),
+    ),
+}
+"""The rooms of each package, ground floor first; ``.`` is the package's own folder."""
+
+MOST_MODULES = 12
+"""In one room: what a reader can hold in mind."""
+
+LISTS = {"export.accelerators.vendors"}
+"""Rooms that are lists of one kind of thing, which may be long."""
+
 HEAVY = {"accelerate", "gguf", "onnx", "onnx_ir", "onnxscript", "rich", "safetensors", "torch", "transformers", "typer"}
 
 
@@ -56,3 +110,80 @@ def test_nobody_imports_the_tests_or_tools():
     for folder in ALLOWED:
         for path, line, name in _imports(folder):
             assert name.split(".")[0] not in ("tests", "tools"), f"{path}:{line}: imports {name}"
+
+
+def _modules(folder: str) -> dict[str, Path]:
+    """The modules of one package by dotted name; a face has its folder's name."""
+    base = ROOT / folder
+    found = {}
+    for path in sorted((base / "twoheads").rglob("*.py")):
+        parts = path.relative_to(base).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def _room(folder: str, path: Path) -> str:
+    parts = path.relative_to(ROOT / folder / "twoheads" / folder).parts[:-1]
+    return ".".join(parts) or "."
+
+
+@functools.cache
+def _arrows(folder: str) -> tuple[tuple[Path, int, str], ...]:
+    """Imports inside of one package: file, line, imported module; the names of a face count as the face."""
+    modules = _modules(folder)
+    arrows = []
+    for path in modules.values():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+            if isinstance(node, ast.Import):
+                targets = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                named = [f"{node.module}.{alias.name}" for alias in node.names]
+                targets = [name if name in modules else str(node.module) for name in named]
+            else:
+                continue
+            arrows += [(path, node.lineno, target) for target in targets if target in modules]
+    return tuple(arrows)
+
+
+@pytest.mark.parametrize("folder", sorted(FLOORS))
+def test_rooms_import_only_from_the_floors_below(folder):
+    modules = _modules(folder)
+    floor_of = {room: floor for floor, rooms in enumerate(FLOORS[folder]) for room in rooms}
+    rooms = {_room(folder, path) for path in modules.values() if path.name != "__init__.py"}
+    assert rooms == set(floor_of), "a room has no floor, or a floor has no room"
+    wrong = []
+    for path, line, target in _arrows(folder):
+        if path.name == "__init__.py" or modules[target].name == "__init__.py":
+            continue
+        here, there = _room(folder, path), _room(folder, modules[target])
+        if here != there and floor_of[there] >= floor_of[here]:
+            wrong.append(f"{path.relative_to(ROOT)}:{line}: {here} must not import {target}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("folder", sorted(FLOORS))
+def test_no_module_imports_itself_by_way_of_others(folder):
+    modules = _modules(folder)
+    names = {path: name for name, path in modules.items()}
+    after: dict[str, set[str]] = {name: set() for name in modules}
+    for path, _, target in _arrows(folder):
+        if path.name != "__init__.py":
+            after[names[path]].add(target)
+    try:
+        graphlib.TopologicalSorter(after).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+@pytest.mark.parametrize("folder", sorted(FLOORS))
+def test_rooms_are_small_and_say_what_they_are(folder):
+    modules = _modules(folder)
+    counted = Counter(_room(folder, path) for path in modules.values() if path.name != "__init__.py")
+    crowded = {room: count for room, count in counted.items() if count > MOST_MODULES}
+    assert {f"{folder}.{room}" for room in crowded} <= LISTS, crowded
+    for room in counted:
+        face = modules.get(f"twoheads.{folder}" + ("" if room == "." else f".{room}"))
+        assert face is not None, f"{folder}.{room} has no __init__.py"
+        assert ast.get_docstring(ast.parse(face.read_text(encoding="utf-8"))), (
+            f"{face} does not say what the room holds"
+        )
