@@ -16,6 +16,7 @@ from twoheads.compiler.lowering.stock import lower_stock
 from twoheads.compiler.lowering.tile import Lowered, lower_tile
 from twoheads.compiler.passes.apply_policy import apply_policy
 from twoheads.compiler.passes.check_tokenwise import check_tokenwise
+from twoheads.compiler.passes.check_weights import check_weights
 from twoheads.compiler.passes.find_position_limits import find_position_limits
 from twoheads.compiler.passes.partition import Partition, Region, partition
 from twoheads.graphs.errors import CompileError
@@ -53,6 +54,7 @@ def compile_model(
     oracle_heads: int = 4,
     results: Sequence[str] = (),
     trust_remote_code: bool = False,
+    allow_non_finite: bool = False,
     progress: Progress | None = None,
 ) -> CompiledModel:
     """Compiles a model for fixed-shape engines of ``block_size`` tokens; any input length runs afterwards.
@@ -76,6 +78,7 @@ def compile_model(
             see :mod:`twoheads.compiler.frontend.onnx.choose_outputs`.
         trust_remote_code: Run Python code that a model folder brings, with all rights of this process. Without it,
             such code never runs, and a folder that needs it is refused.
+        allow_non_finite: Compile weights that hold NaN or infinity, which are refused otherwise.
         progress: Told the name of each phase.
 
     Raises:
@@ -88,6 +91,8 @@ def compile_model(
     front = _front(source, example_inputs, weights=True, results=results, trust=trust_remote_code)
     tell("capturing its graph")
     captured, parts, imposed = _capture_and_partition(front, policy)
+    if not allow_non_finite:
+        check_weights(captured.program.weights, (name for node in captured.graph.nodes for name in node.inputs))
     tell("checking that regions are token-wise")
     check_tokenwise(captured.graph, captured.program, _unique_regions(parts))
     tell("lowering to a block program")

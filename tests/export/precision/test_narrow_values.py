@@ -124,6 +124,18 @@ def test_values_beyond_the_range_are_refused(decoder: Narrowed, tmp_path: Path) 
         opened(bundle, backend=SimulatedBackend()).run(TOKENS)
 
 
+@pytest.mark.parametrize("length", [LENGTH, BLOCK - 3])
+def test_logits_beyond_the_range_are_refused(decoder: Narrowed, tmp_path: Path, length: int) -> None:
+    """The hidden states are fine, and weights of the head too; their products are not."""
+    name = "lm_head.weight"
+    weights = {**decoder.model.weights, name: torch.full_like(decoder.module.state_dict()[name], 6e4)}
+    bundle = opened(write_bundle(narrow_values(replace(decoder.model, weights=weights)), tmp_path / "bundle"))
+    assert np.isfinite(bundle.run(TOKENS[:length], "hidden").array).all()
+    for output in ("logits", "last"):
+        with pytest.raises(InputError, match=r"(?s)the result.*float16's range.*--dtype fp32"):
+            bundle.run(TOKENS[:length], output)
+
+
 def test_a_weight_beyond_the_range_is_refused(decoder: Narrowed) -> None:
     name = "model.layers.0.mlp.up_proj.weight"
     for number in (1e5, float("nan")):

@@ -18,9 +18,12 @@ from twoheads.runtime.cluster.run import check_program, run_on_workers
 from twoheads.runtime.cluster.transport import Opening
 from twoheads.runtime.inputs.arrays import check_output, give_warnings
 from twoheads.runtime.inputs.requests import Request, read_inputs
+from twoheads.runtime.memory.finite_rows import FiniteRows, WatchedSink
 from twoheads.runtime.memory.sink import Sink
 from twoheads.runtime.reports.report import Result
-from twoheads.runtime.runs.session import LoadedBundle, Progress
+from twoheads.runtime.runs.context import Progress
+from twoheads.runtime.runs.first_fault import fault_warning, warn_of_fault
+from twoheads.runtime.runs.session import LoadedBundle
 
 __all__ = ["Cluster"]
 
@@ -129,6 +132,7 @@ class Cluster:
         count = None if rows is None or output != "logits" else len(rows)
         schedule = bundle.schedule(request.lengths, output, count, by_blocks=True)
         told = give_warnings(bundle.manifest, bundle.program, schedule.length, depth=5)
+        finite = FiniteRows(bundle.program.values())
         before = set(self._alive)
         try:
             array, report = run_on_workers(
@@ -137,13 +141,17 @@ class Cluster:
                 self._workers,
                 self._alive,
                 threads=self._workers.threads,
-                sink=sink,
+                sink=None if sink is None else WatchedSink(sink, finite),
                 progress=progress,
             )
         finally:
             for worker in before - self._alive:
                 logger.warning("worker %d of the cluster was lost", worker)
                 self._workers.drop(worker)
+        if array is not None:
+            finite.see(array if array.ndim > 1 else array[None])
+        if finite.first is not None:
+            told += warn_of_fault(fault_warning(finite.first, bundle, None, request, output), depth=5)
         manifest = bundle.manifest
         report = replace(report, approximations=manifest.approximations, precision=manifest.precision, warnings=told)
         return Result(array, output, report)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InputError, InternalError
-from twoheads.graphs.program.program import AttentionEngine, AttentionStage, SequenceStage, Stage, TokenwiseStage
+from twoheads.graphs.program.program import AttentionStage, SequenceStage, Stage, TokenwiseStage
 from twoheads.graphs.schedule.schedule import needed_stages
 from twoheads.runtime.backends.cuda_driver import DeviceError
 from twoheads.runtime.backends.device_protocol import HostBytes, Rows
@@ -24,7 +24,7 @@ from twoheads.runtime.device.stages import StageQueue
 from twoheads.runtime.device.transfers import Transfers
 from twoheads.runtime.execution.engine_pool import EnginePool
 from twoheads.runtime.execution.run_state import RunState
-from twoheads.runtime.memory.half_range import FiniteRows, check_finite
+from twoheads.runtime.memory.finite_rows import WatchedSink
 from twoheads.runtime.memory.sink import Sink
 from twoheads.runtime.stages.pooling import pool
 from twoheads.runtime.stages.sequence import fill_sequence
@@ -102,12 +102,10 @@ class DeviceExecutor:
             for at, segment in enumerate(plan.segments):
                 self._segment(run, plan, queue, transfers, at, segment)
             plan.runs += 1
-            if not any(isinstance(e, AttentionEngine) and e.dtype == "float16" for e in run.program.engines):
-                return _result(run, queue, transfers, positions, sink)
-            # Values are not looked at on the device.
-            result = _result(run, queue, transfers, positions, None if sink is None else FiniteRows(sink))
+            watched = None if sink is None else WatchedSink(sink, run.finite)
+            result = _result(run, queue, transfers, positions, watched)
             if result is not None:
-                check_finite(result)
+                run.finite.see(result if result.ndim > 1 else result[None])
             return result
         finally:
             transfers.finish()

@@ -15,6 +15,7 @@ from twoheads.runtime.execution.companion import Checkpointing, Companion, Token
 from twoheads.runtime.execution.crew import Crew
 from twoheads.runtime.execution.engine_pool import EnginePool
 from twoheads.runtime.jobs.job import Job
+from twoheads.runtime.memory.finite_rows import FiniteRows
 from twoheads.runtime.memory.stores import Stores
 from twoheads.runtime.reports.report import StageReport
 from twoheads.runtime.reports.sampling import StageEstimate
@@ -125,6 +126,7 @@ class RunState:
             keep=job is not None,
             spare=engines.memory,
         )
+        self.finite = FiniteRows(program.values())
         self.job = job
         self.checkpoints: Checkpointing | None = None
         """Set by :class:`~twoheads.runtime.execution.checkpoints.Checkpoints`, of a run in a job."""

@@ -14,6 +14,7 @@ from twoheads.graphs.program.axes import axis_inputs, axis_length
 from twoheads.graphs.program.lengths import input_axes, value_rows
 from twoheads.graphs.program.program import COUNTING, AttentionStage, Input, Program
 from twoheads.graphs.serialization.bundle_format import Manifest
+from twoheads.runtime.memory.finite_rows import first_odd_row
 
 __all__ = [
     "check_output",
@@ -260,6 +261,8 @@ def _array(entry: Input, given: Any) -> npt.NDArray[Any]:
             + (" (the batch of 1 may be left out)" if value.shape[0] == 1 else ""),
             "give one sequence, or a list of sequences for several",
         )
+    if shaped.dtype.kind == "f":
+        _check_finite(name, shaped, None if value.axis is None else value.token_axis)
     if entry.limit is not None:
         _check_limit(name, shaped.reshape(-1), entry.limit)
     return shaped.astype(value.dtype, copy=False)
@@ -274,6 +277,13 @@ def _check_kind(name: str, array: npt.NDArray[Any], wanted: np.dtype[Any]) -> No
         info = np.iinfo(wanted)
         if int(array.min()) < info.min or int(array.max()) > info.max:
             raise InputError(name, f"holds values that do not fit {wanted}", f"give {info.min} to {info.max}")
+
+
+def _check_finite(name: str, array: npt.NDArray[Any], axis: int | None) -> None:
+    odd = first_odd_row(array, axis or 0)
+    if odd is not None:
+        where = "" if axis is None else f", first at token {odd}"
+        raise InputError(name, f"holds NaN or infinity{where}", "give finite numbers")
 
 
 def _check_limit(name: str, flat: npt.NDArray[Any], limit: int) -> None:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from twoheads.graphs.errors import InputError
-from twoheads.runtime.memory.sink import Sink
 from twoheads.runtime.memory.stores import ValueStore
 
-__all__ = ["FiniteRows", "check_finite", "check_half_range"]
+__all__ = ["REMEDY", "HalfRangeError", "check_half_range"]
 
 REMEDY = "compile the model with --dtype fp32"
 
 MAGNITUDE = np.uint16(0x7FFF)
 LARGEST = 0x7BFF
 """The bits of 65504, the largest float16; those of infinity and of no number at all are greater."""
+
+
+class HalfRangeError(InputError):
+    """A value is beyond float16's range."""
 
 
 def check_half_range(stage: str, stores: Iterable[ValueStore], blocks: Iterable[int]) -> None:
@@ -30,7 +31,7 @@ def check_half_range(stage: str, stores: Iterable[ValueStore], blocks: Iterable[
         blocks: The blocks that it computed.
 
     Raises:
-        InputError: Names the stage and the value.
+        HalfRangeError: Names the stage and the value.
     """
     half = [store for store in stores if store.value.dtype == "float16"]
     for block in blocks if half else ():
@@ -38,27 +39,4 @@ def check_half_range(stage: str, stores: Iterable[ValueStore], blocks: Iterable[
             # A comparison of bits takes a fiftieth of the time of np.isfinite on float16.
             if int((store.block(block).view(np.uint16) & MAGNITUDE).max(initial=0)) >= LARGEST:
                 problem = f"gives {store.value.name!r} beyond float16's range, which ends at 65504"
-                raise InputError(f"stage {stage}", problem, REMEDY)
-
-
-def check_finite(rows: npt.NDArray[Any]) -> None:
-    """Raises if a result of float16 values, which nobody looked at on their way, is not finite.
-
-    What is infinite in a model's middle is no number in its results: norms divide it by itself.
-
-    Raises:
-        InputError: Some number is not finite.
-    """
-    if not np.isfinite(rows).all():
-        raise InputError("the result", "is not finite: some value was beyond float16's range, 65504", REMEDY)
-
-
-class FiniteRows:
-    """A sink that hands finite rows on to another, and raises at others."""
-
-    def __init__(self, sink: Sink) -> None:
-        self._sink = sink
-
-    def write(self, start_row: int, rows: npt.NDArray[Any]) -> None:
-        check_finite(rows)
-        self._sink.write(start_row, rows)
+                raise HalfRangeError(f"stage {stage}", problem, REMEDY)

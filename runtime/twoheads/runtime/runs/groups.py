@@ -13,6 +13,7 @@ from twoheads.runtime.execution.engine_pool import EnginePool
 from twoheads.runtime.execution.run_state import RunState
 from twoheads.runtime.inputs.arrays import give_warnings
 from twoheads.runtime.inputs.requests import Request
+from twoheads.runtime.memory.half_range import HalfRangeError
 from twoheads.runtime.reports.report import Result
 from twoheads.runtime.runs.context import Progress, RunContext
 from twoheads.runtime.runs.host_executor import prepare
@@ -23,6 +24,10 @@ from twoheads.runtime.stages.attention.packed import ScoresBeyondCodesError
 __all__ = ["run_groups"]
 
 logger = logging.getLogger(__name__)
+
+
+class _NotFiniteError(Exception):
+    """Some result of a packed run is not finite."""
 
 
 def run_groups(
@@ -57,7 +62,8 @@ def run_groups(
     for members, packing in groups:
         try:
             results = _run_group(bundle, engines, [requests[at] for at in members], packing, output, progress)
-        except ScoresBeyondCodesError as error:
+        except (ScoresBeyondCodesError, HalfRangeError, _NotFiniteError) as error:
+            # A number that is none spoils whoever shares its tiles, hidden or not: nothing times NaN is NaN.
             logger.info("runs %d inputs one by one: %s", len(members), error)
         else:
             done.update(zip(members, results, strict=True))
@@ -86,6 +92,8 @@ def _run_group(
         arrays = compute_packed(run, requests, output)
         seconds = time.perf_counter() - began
     run.stores.close()
+    if run.finite.first is not None:
+        raise _NotFiniteError
     report = replace(
         run_report(bundle, run, seconds, prepared, notes),
         requests=len(requests),

@@ -68,7 +68,7 @@ def compute(
     run_body(run, inputs)
     schedule, program = run.schedule, run.program
     if schedule.output == "logits" and program.logits is not None and program.pooled_logits:
-        return run.stores[program.logits].whole().reshape(-1).astype(np.float32)
+        return _seen(run, run.stores[program.logits].whole().reshape(-1).astype(np.float32))
     length = run.stores[program.hidden].length
     if schedule.output in ("logits", "last"):
         if schedule.output == "last":
@@ -79,7 +79,7 @@ def compute(
     if schedule.output == "embedding":
         if program.pooling is None:
             raise InternalError(f"{program.name} has no pooling")
-        return pool(run.stores[program.hidden].rows()[:length], program.pooling)
+        return _seen(run, pool(run.stores[program.hidden].rows()[:length], program.pooling))
     return _hidden_rows(run, positions, sink)
 
 
@@ -140,15 +140,24 @@ def run_stage(run: RunState, stage: Stage) -> None:
     run.stores.release(released)
 
 
+def _seen(run: RunState, vector: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A result that is one vector, looked at."""
+    run.finite.see(vector[None])
+    return vector
+
+
 def _hidden_rows(run: RunState, positions: npt.NDArray[np.int64] | None, sink: Sink | None) -> npt.NDArray[Any] | None:
     """The wanted rows of the hidden states, in memory or block by block into the sink."""
     store = run.stores[run.program.hidden]
     rows = store.length if positions is None else len(positions)
     if sink is None:
         wanted = store.rows()[:rows] if positions is None else store.rows()[positions]
+        run.finite.see(wanted)
         return wanted.astype(np.float32)
     size = store.block_size
     for start in range(0, rows, size):
         block = store.block(start // size)[0] if positions is None else store.rows()[positions[start : start + size]]
-        sink.write(start, block[: rows - start].astype(np.float32, copy=False))
+        part = block[: rows - start]
+        run.finite.see(part, start)
+        sink.write(start, part.astype(np.float32, copy=False))
     return None

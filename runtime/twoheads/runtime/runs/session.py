@@ -33,6 +33,7 @@ from twoheads.runtime.memory.disk_space import check_room
 from twoheads.runtime.memory.sink import Sink
 from twoheads.runtime.reports.report import Result
 from twoheads.runtime.runs.context import Progress
+from twoheads.runtime.runs.first_fault import fault_warning, warn_of_fault
 from twoheads.runtime.runs.groups import run_groups
 from twoheads.runtime.runs.host_executor import compute, prepare
 from twoheads.runtime.runs.report import run_report
@@ -328,4 +329,7 @@ class LoadedBundle:
             seconds = time.perf_counter() - began
             tick()
         run.stores.close()
+        if (odd := run.finite.first) is not None:
+            again = self._engines if job is None and device is None else None
+            notes += warn_of_fault(fault_warning(odd, self, again, request, output), depth=4)
         return Result(array, output, run_report(self, run, seconds, prepared, notes))

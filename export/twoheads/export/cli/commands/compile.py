@@ -40,6 +40,9 @@ def command(
     attention: options.Attention = "full",
     results: options.Results = None,
     trust_remote_code: options.TrustRemoteCode = False,
+    allow_non_finite: Annotated[
+        bool, typer.Option("--allow-non-finite", help="Compile weights that hold NaN or infinity as they are.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace BUNDLE if it exists.")] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -77,6 +80,7 @@ def command(
             oracle_heads=oracle_heads,
             results=results or (),
             trust_remote_code=trust_remote_code,
+            allow_non_finite=allow_non_finite,
             progress=progress,
         )
         if weights is not options.Weights.SAME:
