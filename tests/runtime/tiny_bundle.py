@@ -15,7 +15,6 @@ from onnx import TensorProto, helper
 from tests.runtime.tiny_model import Tiny, make_weights
 from twoheads.export.bundle.engine_files import bind_weights
 from twoheads.export.emit.fused.emit import fused_model
-from twoheads.export.emit.fused.one_block import one_block_model
 from twoheads.export.emit.oracle import oracle_model
 from twoheads.export.emit.stock_attention import stock_model
 from twoheads.export.emit.tile_attention import attention_model
@@ -47,7 +46,6 @@ from twoheads.graphs.serialization.json_codec import to_json
 from twoheads.graphs.serialization.relative_path import RelativePath
 from twoheads.graphs.variants.choose import fused_steps
 from twoheads.graphs.variants.key_tiles import with_key_tile
-from twoheads.graphs.variants.one_block import ONE_BLOCK, one_block
 
 
 def make_program(tiny: Tiny) -> Program:
@@ -329,10 +327,8 @@ def write_bundle(
         for engine in with_key_tile(program, width).engines:
             for variant in engine.variants if isinstance(engine, AttentionEngine) else ():
                 files[f"{tiles_folder(width)}/{engine.name}.{variant}.onnx"] = _attention_bytes(engine, variant)
-    if with_one_block:
-        files[f"engines/{ONE_BLOCK}.onnx"] = _one_block_bytes(program, arrays, build, entries)
-    for steps, engine in fused_steps(program, lowering):
-        files[f"engines/{engine.name}.onnx"] = _fused_bytes(program, steps, engine, build, entries)
+    for steps, engine in fused_steps(program, lowering, short=with_one_block):
+        files[f"engines/{engine.name}.onnx"] = _fused_bytes(program, steps, engine, build, arrays, entries)
     for name, content in files.items():
         (path / name).parent.mkdir(exist_ok=True, parents=True)
         (path / name).write_bytes(content)
@@ -367,26 +363,14 @@ def _fused_bytes(
     steps: Program,
     engine: FusedEngine,
     build: Callable[[TokenwiseEngine], Nodes],
+    arrays: dict[str, Any],
     entries: dict[str, WeightEntry],
 ) -> bytes:
     stage = next(s for s in steps.body if isinstance(s, TokenwiseStage) and s.engine == engine.name)
-    model = fused_model(program, steps, engine, _unbound(program, build))
+    model = fused_model(program, steps, engine, _unbound(program, build), arrays.__getitem__)
+    assert model is not None
     names = zip(engine.weights, stage.weights, strict=True)
     bind_weights(model, {port.name: entries[name] for port, name in names})
-    return model.SerializeToString()
-
-
-def _one_block_bytes(
-    program: Program,
-    arrays: dict[str, Any],
-    build: Callable[[TokenwiseEngine], Nodes],
-    entries: dict[str, WeightEntry],
-) -> bytes:
-    block = one_block(program)
-    assert block is not None
-    model = one_block_model(program, block, _unbound(program, build), arrays.__getitem__)
-    assert model is not None
-    bind_weights(model, {f"weights/{name}": entries[name] for name in block.stage.weights})
     return model.SerializeToString()
 
 

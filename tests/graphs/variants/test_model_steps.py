@@ -12,12 +12,13 @@ from twoheads.graphs.errors import InputError
 from twoheads.graphs.masks.expressions import Causal, Window, parse_mask
 from twoheads.graphs.prediction.device_profile import ALONE, EngineTimes
 from twoheads.graphs.prediction.one_machine import predict_run
+from twoheads.graphs.program.fused import FusedStage, PortRead, TileWindow
 from twoheads.graphs.program.printer import print_program
-from twoheads.graphs.program.program import AttentionStage, Program, Value
+from twoheads.graphs.program.program import AttentionStage, Program
 from twoheads.graphs.schedule.schedule import make_schedule
 from twoheads.graphs.schedule.theorems import program_claim
 from twoheads.graphs.variants.choose import fused_programs
-from twoheads.graphs.variants.model_steps import MODEL_STEP, BackWindow, Kept, ModelStage, model_obstacle, model_steps
+from twoheads.graphs.variants.model_steps import MODEL_STEP, model_obstacle, model_steps
 
 SHORT, LONG = Causal() & Window(12, 0), parse_mask("causal & (window(20, 0) | sinks(3))")
 
@@ -45,11 +46,11 @@ output logits = %logits
 """
 
 
-def stage_of(program: Program) -> ModelStage:
+def stage_of(program: Program) -> FusedStage:
     steps = model_steps(program)
     assert steps is not None
     stage = steps.body[-1]
-    assert isinstance(stage, ModelStage)
+    assert isinstance(stage, FusedStage)
     return stage
 
 
@@ -83,8 +84,8 @@ def test_calls_and_rounds_are_blocks_and_what_is_kept_does_not_grow() -> None:
 
 
 def test_which_tiles_a_block_sees() -> None:
-    window = BackWindow(LONG, 2, first=True, layers=1)
-    assert [window.numbers(block) for block in (0, 1, 2, 3, 9)] == [
+    window = TileWindow(LONG, 2, first=True)
+    assert [window.numbers(block, 10) for block in (0, 1, 2, 3, 9)] == [
         (None, None, None, 0),
         (None, None, 0, 1),
         (None, 0, 1, 2),
@@ -92,9 +93,11 @@ def test_which_tiles_a_block_sees() -> None:
         (0, 7, 8, 9),
     ]
     assert [window.like(block) for block in (0, 2, 3, 9)] == [0, 2, 3, 3]
-    assert [BackWindow(SHORT, 1, first=False, layers=1).like(block) for block in (0, 1, 9)] == [0, 1, 1]
-    kept = Kept(Value("k", "float32", (1, 2, "n", 8)), 2, first=True)
-    assert [kept.numbers(block) for block in (0, 1, 9)] == [(None, None, None), (0, None, 0), (0, 7, 8)]
+    assert [TileWindow(SHORT, 1).like(block) for block in (0, 1, 9)] == [0, 1, 1]
+    assert TileWindow(SHORT, 1, after=1).numbers(9, 10) == (8, 9, None)
+    reads = [PortRead("k", offset) for offset in (None, -2, -1)]
+    found = [tuple(read.number(block, 10) for read in reads) for block in (0, 1, 9)]
+    assert found == [(None, None, None), (0, None, 0), (0, 7, 8)]
 
 
 @pytest.mark.parametrize(

@@ -11,20 +11,21 @@ from tests.graphs.sample_profiles import profile_of
 from tests.graphs.sample_programs import decoder, encoder
 from twoheads.graphs.masks.expressions import Causal, Window, parse_mask
 from twoheads.graphs.prediction.one_machine import predict_run
-from twoheads.graphs.program.engines.fused import WindowEngine
+from twoheads.graphs.program.engines.fused import FusedEngine
+from twoheads.graphs.program.fused import FusedStage
 from twoheads.graphs.program.program import AttentionStage, Program
 from twoheads.graphs.schedule.schedule import make_schedule
 from twoheads.graphs.schedule.theorems import stage_claims
 from twoheads.graphs.variants.choose import FusedPrograms
 from twoheads.graphs.variants.one_block import one_block
-from twoheads.graphs.variants.window_steps import WindowStage, window_steps
+from twoheads.graphs.variants.window_steps import window_steps
 
 WINDOW = Causal() & Window(20, 0)
 
 
-def steps_of(program: Program) -> list[WindowStage]:
+def steps_of(program: Program) -> list[FusedStage]:
     steps = window_steps(program)
-    return [] if steps is None else [stage for stage in steps.body if isinstance(stage, WindowStage)]
+    return [] if steps is None else [stage for stage in steps.body if isinstance(stage, FusedStage)]
 
 
 def test_a_windowed_layer_becomes_one_stage_of_the_same_work() -> None:
@@ -32,10 +33,12 @@ def test_a_windowed_layer_becomes_one_stage_of_the_same_work() -> None:
     steps = window_steps(program)
     assert steps is not None
     (step,) = steps_of(program)
-    assert (step.before, step.after, step.tiles) == (2, 0, 3)
+    (window,) = step.windows
+    assert (window.before, window.after, window.tiles) == (2, 0, 3)
+    assert not step.kept
     assert len(steps.body) == len(program.body) - 1
     engine = steps.engine(step.engine)
-    assert isinstance(engine, WindowEngine)
+    assert isinstance(engine, FusedEngine)
     names = [port.name.removeprefix("attention.") for port in engine.inputs]
     assert names[:8] == ["q", "k_0", "k_1", "k_2", "v_0", "v_1", "v_2", "mask"]
     assert engine.inputs[7].shape == (1, 16, 48)
@@ -61,7 +64,8 @@ def test_a_windowed_layer_becomes_one_stage_of_the_same_work() -> None:
 )
 def test_how_many_tiles_a_window_touches(mask: str, reach: tuple[int, int]) -> None:
     (step,) = steps_of(decoder(parse_mask(mask)))
-    assert (step.before, step.after) == reach
+    (window,) = step.windows
+    assert (window.before, window.after) == reach
 
 
 @pytest.mark.parametrize(
@@ -106,7 +110,7 @@ def test_the_stages_of_a_mixed_decoder_read_what_the_layers_read() -> None:
     written = [
         f"{stage.name}: {stage.engine}({', '.join(stage.operands)}) -> {', '.join(v.name for v in stage.outputs)}"
         for stage in steps.body
-        if isinstance(stage, WindowStage)
+        if isinstance(stage, FusedStage)
     ]
     assert written == [
         "layers.0.attention: window_0(q0, k0, k0, k0, v0, v0, v0, , h0) -> h1, q1, k1, v1",

@@ -16,7 +16,6 @@ from twoheads.export.bundle.engine_files import save_engine
 from twoheads.export.bundle.staging import written_folder
 from twoheads.export.bundle.weights_file import NamedWeight, total_bytes, write_weights
 from twoheads.export.emit.fused.emit import fused_model
-from twoheads.export.emit.fused.one_block import one_block_model
 from twoheads.export.emit.oracle import oracle_model
 from twoheads.export.emit.stock_attention import stock_model
 from twoheads.export.emit.stock_variants import used_stock_variants
@@ -24,7 +23,7 @@ from twoheads.export.emit.tile_attention import attention_model
 from twoheads.export.emit.tokenwise import emit_tokenwise
 from twoheads.export.emit.used_variants import used_variants
 from twoheads.export.progress import Progress, silent
-from twoheads.graphs.errors import BundleError, InternalError
+from twoheads.graphs.errors import BundleError, CompileError, InternalError
 from twoheads.graphs.program.engines.fused import FusedEngine
 from twoheads.graphs.program.program import (
     AttentionEngine,
@@ -51,8 +50,7 @@ from twoheads.graphs.serialization.json_codec import to_json
 from twoheads.graphs.serialization.relative_path import RelativePath
 from twoheads.graphs.variants.choose import fused_steps
 from twoheads.graphs.variants.key_tiles import with_key_tile
-from twoheads.graphs.variants.model_steps import MODEL
-from twoheads.graphs.variants.one_block import ONE_BLOCK, one_block
+from twoheads.graphs.variants.one_block import ONE_BLOCK
 from twoheads.runtime.bundle.weights import Weights
 
 if TYPE_CHECKING:
@@ -161,9 +159,7 @@ def _write_engines(compiled: CompiledModel, folder: Path, entries: dict[str, Wei
         models[engine.name] = copy.deepcopy(model)
         bound = _first_weights(program, engine, entries)
         save_engine(model, folder / ENGINES / f"{engine.name}.onnx", engine.inputs, engine.outputs, bound)
-    if compiled.lowering != MODEL:  # which computes short inputs in one call as well
-        _write_one_block(program, models, folder, entries)
-    for steps, engine in fused_steps(program, compiled.lowering):
+    for steps, engine in fused_steps(program, compiled.lowering, short=True):
         _write_fused(program, steps, engine, models, folder, entries)
     for width in compiled.other_key_tiles:
         wider = with_key_tile(program, width)
@@ -180,21 +176,6 @@ def _write_attention(program: Program, engine: AttentionEngine, folder: Path) ->
         save_engine(attention_model(engine, variant), file, *engine.ports(variant), {})
 
 
-def _write_one_block(
-    program: Program, models: dict[str, onnx.ModelProto], folder: Path, entries: dict[str, WeightEntry]
-) -> None:
-    """The engine that computes a short input in one call, where there is one; weights as everywhere."""
-    block = one_block(program)
-    if block is None:
-        return
-    weights = Weights(folder / WEIGHTS, entries)
-    model = one_block_model(program, block, models, weights.view)
-    if model is not None:
-        bound = {port.name: entries[name] for port, name in zip(block.engine.weights, block.stage.weights, strict=True)}
-        file = folder / ENGINES / f"{ONE_BLOCK}.onnx"
-        save_engine(model, file, block.engine.inputs, block.engine.outputs, bound)
-
-
 def _write_fused(
     program: Program,
     steps: Program,
@@ -204,7 +185,12 @@ def _write_fused(
     entries: dict[str, WeightEntry],
 ) -> None:
     """An engine that ``steps`` declares in place of several of ``program``."""
-    model = fused_model(program, steps, engine, models)
+    model = fused_model(program, steps, engine, models, Weights(folder / WEIGHTS, entries).view)
+    if model is None:
+        if engine.name == ONE_BLOCK:
+            return  # short inputs then take the way of long ones
+        problem = "has regions of different or old operator sets, with functions or subgraphs, which can't be joined"
+        raise CompileError(program.name, problem, "choose --lowering tile")
     bound = _first_weights(steps, engine, entries)
     save_engine(model, folder / ENGINES / f"{engine.name}.onnx", engine.inputs, engine.outputs, bound)
 

@@ -173,19 +173,6 @@ def scores_of(
     return scores
 
 
-def softmax_attention(
-    graph: GraphBuilder, engine: AttentionEngine, q: str, k: str, v: str, *, mask: str, output: str = ""
-) -> str:
-    """``[1, q_heads, block, v_head_dim]``: attention to all keys of an engine's tile at once, without statistics.
-
-    The values and ``mask`` as for :func:`scores_of`; a row that sees no key becomes the mean of all values.
-    """
-    weights = graph.node("Softmax", scores_of(graph, engine, q, k, mask=mask), axis=-1)
-    values = graph.reshape(v, engine.kv_num_heads, engine.key_tile, engine.v_head_dim)
-    out = graph.node("MatMul", weights, values)
-    return graph.reshape(out, 1, engine.q_num_heads, engine.block_size, engine.v_head_dim, output=output)
-
-
 def _softmax(graph: GraphBuilder, engine: AttentionEngine, scores: str) -> tuple[str, str]:
     """``out [1, q_heads, block, v_head_dim]`` and ``lse [1, q_heads, block]`` of finite scores."""
     largest = graph.row_max(scores)

@@ -15,7 +15,7 @@ from twoheads.graphs.errors import InputError, InternalError
 from twoheads.graphs.program.program import AttentionEngine, Port, Program, StockEngine, TokenwiseEngine, TokenwiseStage
 from twoheads.graphs.serialization.bundle_format import ENGINES, FULL_PRECISION
 from twoheads.graphs.variants.choose import fused_steps
-from twoheads.graphs.variants.window_steps import MASK
+from twoheads.graphs.variants.stage_run import MASK
 from twoheads.runtime.bundle.reader import Bundle
 from twoheads.runtime.bundle.weights import Weights
 

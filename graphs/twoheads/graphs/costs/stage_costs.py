@@ -16,7 +16,8 @@ from twoheads.graphs.masks.expressions import Full, Mask
 from twoheads.graphs.masks.sampling import Average, sampled_row
 from twoheads.graphs.masks.tiles import Segment, row_segments
 from twoheads.graphs.program.axes import axis_length
-from twoheads.graphs.program.engines.fused import BlockEngine, FusedEngine, WindowEngine
+from twoheads.graphs.program.engines.fused import FusedEngine
+from twoheads.graphs.program.fused import FusedStage
 from twoheads.graphs.program.lengths import is_cross, stage_axes, value_rows
 from twoheads.graphs.program.program import (
     AttentionEngine,
@@ -33,7 +34,6 @@ from twoheads.graphs.program.program import (
     inputs_of,
     outputs_of,
 )
-from twoheads.graphs.variants.model_steps import ModelStage
 
 __all__ = ["StageCosts", "StagePlan", "attention_rows"]
 
@@ -163,7 +163,7 @@ class StageCosts:
         padded = calls * self.program.block_size
         return StagePlan(
             name=stage.name,
-            kind=_kind(engine),
+            kind=stage.kind if isinstance(stage, FusedStage) else "tokenwise",
             engine=engine.name,
             calls=calls,
             formula=formula,
@@ -254,7 +254,7 @@ class StageCosts:
         for stage in body:
             defined = {value.name: size(value) for value in outputs_of(stage)}
             alive |= defined
-            held = stage.kept_bytes(self.program.block_size) if isinstance(stage, ModelStage) else 0
+            held = stage.kept_bytes(self.program.block_size) if isinstance(stage, FusedStage) else 0
             peak = max(peak, sum(alive.values()) + held)
             ending = [name for name in (*inputs_of(stage), *defined) if last_reader.get(name, stage.name) == stage.name]
             released[stage.name] = tuple(name for name in dict.fromkeys(ending) if name not in kept)
@@ -318,12 +318,6 @@ def _mapped(port: Port, rows: int, *, table: bool) -> int:
         return 2 * port.nbytes if port.dtype == "float16" else port.nbytes
     pages = 1 + -(-port.nbytes // port.shape[0] // PAGE_BYTES)
     return min(port.nbytes, rows * pages * PAGE_BYTES)
-
-
-def _kind(engine: TokenwiseEngine) -> str:
-    if isinstance(engine, BlockEngine):
-        return "model"
-    return "window" if isinstance(engine, WindowEngine) else "tokenwise"
 
 
 def _tally_costs(stage: AttentionStage, engine: AttentionEngine, tally: _Tally, formula: Formula) -> AttentionCosts:

@@ -15,7 +15,7 @@ from twoheads.graphs.costs.variant_counts import anchor_tile, sums_up, variant_c
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.masks.tiles import Segment
 from twoheads.graphs.prediction.device_profile import ALONE, DeviceProfile, Sampling
-from twoheads.graphs.program.engines.fused import BlockEngine
+from twoheads.graphs.program.fused import FusedStage
 from twoheads.graphs.program.lengths import is_cross, stage_axes
 from twoheads.graphs.program.program import (
     AttentionEngine,
@@ -75,7 +75,7 @@ class StageTimes:
         attentions = [stage for stage in schedule.program.body if isinstance(stage, AttentionStage)]
         tiled = {name for stage in attentions for name in (stage.key, stage.value)}
         self._copied = {name for name in tiled if _is_scattered(self._values[name], schedule)}
-        self._one_block = any(isinstance(engine, BlockEngine) for engine in schedule.program.engines)
+        self._one_block = any(isinstance(stage, FusedStage) and stage.whole for stage in schedule.program.body)
         self.variant = ALONE if self._one_block else ""
         """That of token-wise engines."""
         self._cache: dict[Hashable, Seconds] = {}

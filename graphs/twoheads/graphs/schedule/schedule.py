@@ -14,7 +14,7 @@ from twoheads.graphs.costs.call_formulas import symbols
 from twoheads.graphs.costs.stage_costs import StageCosts, StagePlan, attention_rows
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.masks.tiles import Segment
-from twoheads.graphs.program.engines.fused import BlockEngine
+from twoheads.graphs.program.fused import FusedStage
 from twoheads.graphs.program.lengths import check_limit, is_cross, main_length, resolve_lengths, value_rows
 from twoheads.graphs.program.program import AttentionStage, Program, Stage, Value, inputs_of, outputs_of
 
@@ -164,7 +164,7 @@ def make_schedule(
     costs = StageCosts(program, lengths, head_rows)
     stages = (*(costs.plan(stage) for stage in body), *(costs.plan(stage, head=True) for stage in head))
     released, values = costs.liveness(body, {_last_value(program, output)})
-    calling = 1 if any(isinstance(engine, BlockEngine) for engine in program.engines) else workers
+    calling = 1 if any(isinstance(stage, FusedStage) and stage.whole for stage in body) else workers
     calling_head = min(calling, max(1, -(-head_rows // program.block_size)))
     needs = [calling * costs.transient(stage) for stage in body]
     workspace = max((*needs, *(calling_head * costs.transient(stage) for stage in head)), default=0)

@@ -43,10 +43,9 @@ from twoheads.graphs.costs.call_formulas import Formula, attention_formula, coun
 from twoheads.graphs.costs.stage_costs import StagePlan
 from twoheads.graphs.masks.expressions import Mask, Window
 from twoheads.graphs.masks.terms import INFINITE, Term, mask_terms
+from twoheads.graphs.program.fused import FusedStage
 from twoheads.graphs.program.program import AttentionStage, OracleEngine, SequenceStage
 from twoheads.graphs.schedule.schedule import Schedule
-from twoheads.graphs.variants.model_steps import ModelStage
-from twoheads.graphs.variants.window_steps import WindowStage
 
 __all__ = [
     "LOWER_BOUND",
@@ -165,15 +164,12 @@ def stage_claims(schedule: Schedule) -> tuple[StageClaim, ...]:
         stage = stages.get(plan.name)
         if isinstance(stage, AttentionStage):
             theorem, paper, floor = _attention(schedule, stage)
-        elif isinstance(stage, WindowStage):
-            theorem, paper, floor = _window(schedule, stage, plan)
-        elif isinstance(stage, ModelStage):
-            theorem, paper, floor = _model(schedule, stage, plan)
+        elif isinstance(stage, FusedStage):
+            theorem, paper, floor = _fused(schedule, stage, plan)
         elif isinstance(stage, SequenceStage):
             theorem, paper, floor = NO_CALL, plan.formula, plan.formula
         else:
-            theorem = ONE_CALL if plan.kind == "model" else "token-wise"
-            paper = floor = plan.formula
+            theorem, paper, floor = "token-wise", plan.formula, plan.formula
         claims.append(StageClaim(plan.name, theorem, plan.formula, paper, floor))
     return tuple(claims)
 
@@ -216,31 +212,30 @@ def _attention(schedule: Schedule, stage: AttentionStage) -> tuple[str, Formula 
     )
 
 
-def _window(schedule: Schedule, stage: WindowStage, plan: StagePlan) -> tuple[str, Formula | None, Formula]:
-    """The same of windowed attention and the region behind it: the paper's construction calls for both."""
-    program = schedule.program
-    query = program.value(stage.inputs[0])
-    length, block = schedule.value_rows(query), program.block_size
-    paper = paper_formula(stage.mask, block_size=block, length=length)
-    if paper is not None:
-        text = paper.text.rsplit(" = ", 1)[0]
-        paper = Formula(f"{text} + n = {paper.calls + plan.calls}", paper.calls + plan.calls)
-    floor = floor_formula(stage.mask, block_size=block, key_tile=stage.tiles * block, length=length)
-    return theorem_of(stage.mask, heads=int(query.shape[1])), paper, floor
-
-
-def _model(schedule: Schedule, stage: ModelStage, plan: StagePlan) -> tuple[str, Formula | None, Formula]:
-    """The same of all layers: the paper's construction calls for each attention and for the regions around them."""
+def _fused(schedule: Schedule, stage: FusedStage, plan: StagePlan) -> tuple[str, Formula | None, Formula]:
+    """The same of several stages: the paper's construction calls for each attention and for the regions around them."""
+    if not stage.windows:
+        return ONE_CALL, plan.formula, plan.formula
     block, length = schedule.program.block_size, schedule.value_rows(stage.outputs[0])
-    theorem = ", ".join(sorted({theorem_of(window.mask) for window in stage.windows}))
-    papers = [(w.layers, paper_formula(w.mask, block_size=block, length=length)) for w in stage.windows]
-    known = [(layers, paper) for layers, paper in papers if paper is not None]
-    if len(known) < len(papers):
-        return theorem, None, plan.formula
-    regions = sum(layers for layers, _ in known) + 1
-    calls = sum(layers * paper.calls for layers, paper in known) + regions * plan.calls
-    text = " + ".join(f"{layers}*({paper.text.rsplit(' = ', 1)[0]})" for layers, paper in known)
-    return theorem, Formula(f"{text} + {regions}*n = {calls}", calls), plan.formula
+    known = [(w.layers, p) for w in stage.windows if (p := paper_formula(w.mask, block_size=block, length=length))]
+    paper = _with_regions(known, plan.calls, whole=stage.whole) if len(known) == len(stage.windows) else None
+    if stage.whole:
+        return ", ".join(sorted({theorem_of(window.mask) for window in stage.windows})), paper, plan.formula
+    (window,) = stage.windows
+    heads = int(schedule.program.value(stage.inputs[0]).shape[1])
+    floor = floor_formula(window.mask, block_size=block, key_tile=window.tiles * block, length=length)
+    return theorem_of(window.mask, heads=heads), paper, floor
+
+
+def _with_regions(attentions: list[tuple[int, Formula]], blocks: int, *, whole: bool) -> Formula:
+    """The calls for ``attentions``, as (layers, formula), and for the region behind each; of all layers, one more."""
+    regions = sum(layers for layers, _ in attentions) + whole
+    calls = sum(layers * paper.calls for layers, paper in attentions) + regions * blocks
+    texts = [(layers, paper.text.rsplit(" = ", 1)[0]) for layers, paper in attentions]
+    if not whole:
+        return Formula(f"{texts[0][1]} + n = {calls}", calls)
+    text = " + ".join(f"{layers}*({paper})" for layers, paper in texts)
+    return Formula(f"{text} + {regions}*n = {calls}", calls)
 
 
 def _cross(queries: int, keys: int, block: int, tile: int) -> tuple[str, Formula, Formula]:

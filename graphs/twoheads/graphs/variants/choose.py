@@ -55,13 +55,14 @@ def fused_programs(program: Program, lowering: str, *, short: bool) -> FusedProg
     return FusedPrograms(program, one_block(program) if short else None, steps)
 
 
-def fused_steps(program: Program, lowering: str) -> Iterator[tuple[Program, FusedEngine]]:
+def fused_steps(program: Program, lowering: str, *, short: bool = False) -> Iterator[tuple[Program, FusedEngine]]:
     """The engines that a bundle of this lowering holds beside those of ``program``, each with the program it is of.
 
-    That of short inputs is not among them, which bundles of most lowerings hold.
+    That of short inputs, which bundles of most lowerings hold, is among them if ``short`` says so.
     """
-    fused = fused_programs(program, lowering, short=False)
-    for steps in (fused.steps, fused.model):
+    fused = fused_programs(program, lowering, short=short)
+    block = None if fused.block is None else fused.block.program
+    for steps in (block, fused.steps, fused.model):
         for engine in () if steps is None else steps.engines:
             if steps is not None and isinstance(engine, FusedEngine):
                 yield steps, engine

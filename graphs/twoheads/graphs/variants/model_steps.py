@@ -15,122 +15,26 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 
 from twoheads.graphs.errors import CompileError, InternalError
 from twoheads.graphs.masks.bands import Band, band_of
 from twoheads.graphs.masks.expressions import Mask
 from twoheads.graphs.masks.terms import INFINITE
-from twoheads.graphs.program.engines.fused import ModelEngine
-from twoheads.graphs.program.engines.port import Port
-from twoheads.graphs.program.program import AttentionEngine, AttentionStage, Program, TokenwiseStage, Value
-from twoheads.graphs.variants.whole_body import WholeBody, is_exact, whole_body
-from twoheads.graphs.variants.window_steps import MASK, MOST_TILES, WINDOW
+from twoheads.graphs.program.fused import Kept, TileWindow
+from twoheads.graphs.program.program import AttentionStage, Program
+from twoheads.graphs.variants.stage_run import FLOAT, StageRun, attention_engine, is_exact, whole_body
+from twoheads.graphs.variants.window_steps import MOST_TILES, WINDOW
 
-__all__ = ["MODEL", "MODEL_STEP", "BackWindow", "Kept", "ModelStage", "model_obstacle", "model_stage", "model_steps"]
+__all__ = ["MODEL", "MODEL_STEP", "model_obstacle", "model_steps"]
+
 
 MODEL = "model"
 """The lowering of a bundle that holds such an engine beside those of the tile program."""
 
 MODEL_STEP = "model_step"
 """The name of the engine and of its stage."""
-
-FLOAT = 4
-
-
-@dataclass(frozen=True, slots=True)
-class BackWindow:
-    """The key tiles of one call under one mask, each of a block's size.
-
-    Attributes:
-        mask: Which keys a query sees; a causal band, perhaps with sink tokens.
-        before: Tiles before the block's own.
-        first: Whether the first tile of all stands before those, for its sink tokens.
-        layers: How many layers have it.
-    """
-
-    mask: Mask
-    before: int
-    first: bool
-    layers: int
-
-    @property
-    def tiles(self) -> int:
-        """Key tiles of a call."""
-        return self.first + self.before + 1
-
-    def numbers(self, block: int) -> tuple[int | None, ...]:
-        """The tiles that query block ``block`` sees, in order; ``None`` for one that it does not see.
-
-        A block whose window reaches the first tile sees its sink tokens there.
-        """
-        sunk = (0 if block > self.before else None,) if self.first else ()
-        return (*sunk, *(tile if tile >= 0 else None for tile in range(block - self.before, block + 1)))
-
-    def like(self, block: int) -> int:
-        """The first block whose mask over its tiles is that of ``block``."""
-        return min(block, self.before + self.first)
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """Keys or values of one layer, of which the last blocks are kept.
-
-    Attributes:
-        value: What they are.
-        before: Blocks before the one being computed.
-        first: Whether the first block of all is kept beside.
-    """
-
-    value: Value
-    before: int
-    first: bool
-
-    @property
-    def blocks(self) -> int:
-        """Blocks that are held, that being computed among them."""
-        return self.first + self.before + 1
-
-    def numbers(self, block: int) -> tuple[int | None, ...]:
-        """The blocks before ``block``, in the order of the ports; ``None`` for one that there is not."""
-        sunk = (0 if block else None,) if self.first else ()
-        return (*sunk, *(tile if tile >= 0 else None for tile in range(block - self.before, block)))
-
-    def ports(self, at: int) -> tuple[str, ...]:
-        """The engine's input ports for them, the ``at``-th that are kept, in the order of :class:`BackWindow`."""
-        first = (f"first_{at}",) if self.first else ()
-        return (*first, *(f"kept_{at}.{back}" for back in range(self.before, 0, -1)))
-
-
-@dataclass(frozen=True, slots=True)
-class ModelStage(TokenwiseStage):
-    """One call of a :class:`ModelEngine` for every block, in order.
-
-    Input ports are those of ``inputs``, a mask for each of ``windows``, and the tiles of each of ``kept`` that lie
-    before the block; output ports those of ``outputs``, then the block's own tile of each of ``kept``.
-    """
-
-    windows: tuple[BackWindow, ...]
-    kept: tuple[Kept, ...]
-
-    @property
-    def operands(self) -> tuple[str, ...]:
-        """The value of which each input port reads a block; ``""`` for masks and for what is kept."""
-        tiles = sum(entry.blocks - 1 for entry in self.kept)
-        return (*self.inputs, *("",) * (len(self.windows) + tiles))
-
-    def kept_bytes(self, block_size: int) -> int:
-        """Bytes beside the run's values: the rings, a block of zeros of every shape, and all masks."""
-        rings = sum(entry.blocks * entry.value.nbytes(block_size) for entry in self.kept)
-        zeros = {entry.value.shape: entry.value.nbytes(block_size) for entry in self.kept}
-        masks = sum((window.like(window.before + 1) + 1) * window.tiles for window in self.windows)
-        return rings + sum(zeros.values()) + masks * block_size * block_size * FLOAT
-
-
-def model_stage(program: Program) -> ModelStage | None:
-    """The stage of ``program`` that is one call a block, if it has one."""
-    return next((stage for stage in program.body if isinstance(stage, ModelStage)), None)
 
 
 @lru_cache(maxsize=16)
@@ -144,10 +48,16 @@ def model_steps(program: Program) -> Program | None:
     if body is None or model_obstacle(program) is not None:
         return None
     windows = _windows(body)
-    kept = _kept(program, body, windows)
-    distinct = tuple(dict.fromkeys(windows.values()))
-    stage = ModelStage(MODEL_STEP, MODEL_STEP, body.inputs, body.outputs, tuple(body.weights), distinct, kept)
-    return body.in_one(stage, _engine(body, stage, windows))
+    values = {value.name: value for value in program.values()}
+    stage, engine = body.fused(
+        MODEL_STEP,
+        [(name, values[name]) for name in body.inputs],
+        tuple(dict.fromkeys(windows.values())),
+        _kept(body, windows),
+        tiles={name: window.tiles for name, window in windows.items()},
+        workspace=_workspace(body, windows),
+    )
+    return body.in_one(stage, engine)
 
 
 def model_obstacle(program: Program) -> CompileError | None:
@@ -203,59 +113,36 @@ def _before(band: Band, block_size: int) -> int:
     return -(-band.left // block_size)
 
 
-def _windows(body: WholeBody) -> dict[str, BackWindow]:
+def _windows(body: StageRun) -> dict[str, TileWindow]:
     """The window of every attention, by its stage's name."""
-    masks = {stage.name: stage.mask for stage in body.inside if isinstance(stage, AttentionStage)}
-    made: dict[Mask, BackWindow] = {}
+    masks = {stage.name: stage.mask for stage in body.attentions}
+    made: dict[Mask, TileWindow] = {}
     for mask, layers in Counter(masks.values()).items():
         band = band_of(mask)
         if band is None:
             raise InternalError(f"{mask} is no window")
-        made[mask] = BackWindow(mask, _before(band, body.program.block_size), band.sinks > 0, layers)
+        before = _before(band, body.program.block_size)
+        made[mask] = TileWindow(mask, before, first=band.sinks > 0, layers=layers)
     return {name: made[mask] for name, mask in masks.items()}
 
 
-def _kept(program: Program, body: WholeBody, windows: Mapping[str, BackWindow]) -> tuple[Kept, ...]:
+def _kept(body: StageRun, windows: Mapping[str, TileWindow]) -> tuple[Kept, ...]:
     """The keys and values of all layers that look back, each as far as the longest window that reads it."""
     kept: dict[str, Kept] = {}
-    for stage in body.inside:
-        if not isinstance(stage, AttentionStage):
-            continue
+    for stage in body.attentions:
         window = windows[stage.name]
         for name in (stage.key, stage.value):
-            known = kept.get(name, Kept(program.value(name), 0, False))
+            known = kept.get(name, Kept(body.program.value(name), 0, False))
             kept[name] = replace(known, before=max(known.before, window.before), first=known.first or window.first)
     return tuple(entry for entry in kept.values() if entry.blocks > 1)
 
 
-def _engine(body: WholeBody, stage: ModelStage, windows: Mapping[str, BackWindow]) -> ModelEngine:
-    program, block = body.program, body.program.block_size
-    values = {value.name: value for value in program.values()}
-    inputs = [body.port(f"input_{at}", values[name]) for at, name in enumerate(stage.inputs)]
-    inputs += [
-        Port(f"{MASK}_{at}", "float32", (1, block, window.tiles * block)) for at, window in enumerate(stage.windows)
-    ]
-    outputs = [body.port(f"output_{at}", value) for at, value in enumerate(stage.outputs)]
-    for at, entry in enumerate(stage.kept):
-        inputs += [body.port(name, entry.value) for name in entry.ports(at)]
-        outputs.append(body.port(f"kept_{at}", entry.value))
-    return ModelEngine(
-        name=MODEL_STEP,
-        inputs=tuple(inputs),
-        outputs=tuple(outputs),
-        weights=tuple(body.weights.values()),
-        flops=body.flops({name: window.tiles for name, window in windows.items()}),
-        workspace=_workspace(body, windows),
-    )
-
-
-def _workspace(body: WholeBody, windows: Mapping[str, BackWindow]) -> int:
+def _workspace(body: StageRun, windows: Mapping[str, TileWindow]) -> int:
     """Of the widest attention, scores thrice and its keys and values joined; twice what the largest region moves."""
     block, widest = body.program.block_size, 0
-    for stage in body.inside:
-        engine = body.program.engine(stage.engine)
-        if isinstance(engine, AttentionEngine):
-            keys = windows[stage.name].tiles * block
-            joined = engine.kv_num_heads * (engine.head_dim + engine.v_head_dim)
-            widest = max(widest, (3 * engine.q_num_heads * block + joined) * keys * FLOAT)
+    for stage in body.attentions:
+        engine = attention_engine(body.program, stage)
+        joined = engine.kv_num_heads * (engine.head_dim + engine.v_head_dim)
+        keys = windows[stage.name].tiles * block
+        widest = max(widest, (3 * engine.q_num_heads * block + joined) * keys * FLOAT)
     return widest + 2 * body.region_bytes

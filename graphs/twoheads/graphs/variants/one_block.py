@@ -17,17 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.masks.expressions import Mask
-from twoheads.graphs.program.engines.fused import BlockEngine
-from twoheads.graphs.program.program import (
-    TOKENS,
-    AttentionEngine,
-    AttentionStage,
-    Input,
-    Program,
-    TokenwiseStage,
-    Value,
-)
-from twoheads.graphs.variants.whole_body import WholeBody, whole_body
+from twoheads.graphs.program.program import TOKENS, Input, Program, Value
+from twoheads.graphs.variants.stage_run import FLOAT, StageRun, attention_engine, whole_body
 
 __all__ = ["LENGTH", "ONE_BLOCK", "OneBlock", "looks_ahead", "one_block"]
 
@@ -37,32 +28,12 @@ ONE_BLOCK = "one_block"
 LENGTH = "one_block.length"
 """The input that tells the engine how many of the block's tokens are no padding."""
 
-FLOAT = np.dtype(np.float32).itemsize
-
 
 @dataclass(frozen=True, slots=True)
 class OneBlock:
-    """A program for inputs of one block.
-
-    Attributes:
-        program: What runs.
-        inside: The stages of the original program that its engine holds, in order.
-    """
+    """A program for inputs of one block."""
 
     program: Program
-    inside: tuple[TokenwiseStage | AttentionStage, ...]
-
-    @property
-    def engine(self) -> BlockEngine:
-        """The engine that holds them."""
-        return next(engine for engine in self.program.engines if isinstance(engine, BlockEngine))
-
-    @property
-    def stage(self) -> TokenwiseStage:
-        """The stage that calls it."""
-        return next(
-            stage for stage in self.program.body if isinstance(stage, TokenwiseStage) and stage.name == ONE_BLOCK
-        )
 
     def arrays(
         self, given: Mapping[str, npt.NDArray[Any]], lengths: Mapping[str, int]
@@ -80,10 +51,10 @@ def one_block(program: Program) -> OneBlock | None:
     """The program that computes an input of one block of ``program`` in one call (and its head).
 
     Returns:
-        ``None`` where no engine can hold all attentions; see :func:`~twoheads.graphs.variants.whole_body.whole_body`.
+        ``None`` where no engine can hold all attentions; see :func:`~twoheads.graphs.variants.stage_run.whole_body`.
     """
     body = whole_body(program)
-    return None if body is None else OneBlock(_fused(body), body.inside)
+    return None if body is None else OneBlock(_fused(body))
 
 
 @lru_cache(maxsize=64)
@@ -94,34 +65,23 @@ def looks_ahead(mask: Mask, block_size: int) -> bool:
     return bool(np.triu(visible, 1).any())
 
 
-def _fused(body: WholeBody) -> Program:
+def _fused(body: StageRun) -> Program:
     """The program with one stage in place of those of ``body``."""
-    program = body.program
-    values = {value.name: value for value in program.values()}
     length = Input(Value(LENGTH, "int64", (1,)), "length", None, TOKENS)
-    names = (*body.inputs, LENGTH)
-    known = {**values, LENGTH: length.value}
-    engine = BlockEngine(
-        name=ONE_BLOCK,
-        inputs=tuple(body.port(f"input_{at}", known[name]) for at, name in enumerate(names)),
-        outputs=tuple(body.port(f"output_{at}", value) for at, value in enumerate(body.outputs)),
-        weights=tuple(body.weights.values()),
-        flops=body.flops({stage.name: 1 for stage in body.inside}),
+    values = {value.name: value for value in (*body.program.values(), length.value)}
+    stage, engine = body.fused(
+        ONE_BLOCK,
+        [(name, values[name]) for name in (*body.inputs, LENGTH)],
+        tiles={attention.name: 1 for attention in body.attentions},
         workspace=_workspace(body),
     )
-    stage = TokenwiseStage(ONE_BLOCK, ONE_BLOCK, names, body.outputs, tuple(body.weights))
     return body.in_one(stage, engine, (length,))
 
 
-def _workspace(body: WholeBody) -> int:
+def _workspace(body: StageRun) -> int:
     """Scores thrice, masks and biases as the kernels add them, and twice what the largest region reads and writes."""
     block = body.program.block_size
-    attentions = [
-        (stage, engine)
-        for stage in body.inside
-        if isinstance(stage, AttentionStage)
-        and isinstance(engine := body.program.engine(stage.engine), AttentionEngine)
-    ]
+    attentions = [(stage, attention_engine(body.program, stage)) for stage in body.attentions]
     heads = max(engine.q_num_heads for _, engine in attentions)
     added = {(stage.mask, stage.bias): engine.mask_heads for stage, engine in attentions}
     return (3 * heads + 2 * sum(added.values())) * block * block * FLOAT + 2 * body.region_bytes

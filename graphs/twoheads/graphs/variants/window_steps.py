@@ -12,15 +12,14 @@ accelerator a launch. It is not cheaper otherwise: the first blocks of a window 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 
-from twoheads.graphs.errors import InternalError
 from twoheads.graphs.masks.bands import Band, band_of
-from twoheads.graphs.masks.expressions import Mask
+from twoheads.graphs.masks.expressions import Full
 from twoheads.graphs.masks.terms import INFINITE
-from twoheads.graphs.program.engines.fused import WindowEngine
-from twoheads.graphs.program.engines.port import Port
+from twoheads.graphs.program.engines.fused import FusedEngine
+from twoheads.graphs.program.fused import FusedStage, PortRead, TileWindow
 from twoheads.graphs.program.program import (
     TOKENS,
     AttentionEngine,
@@ -31,49 +30,16 @@ from twoheads.graphs.program.program import (
     TokenwiseStage,
     inputs_of,
 )
+from twoheads.graphs.variants.stage_run import FLOAT, MASK, StageRun, attention_engine
 
-__all__ = ["MASK", "MOST_TILES", "WINDOW", "WindowStage", "window_steps"]
+__all__ = ["MOST_TILES", "WINDOW", "window_steps"]
+
 
 WINDOW = "window"
 """The lowering of a bundle that holds such engines beside those of the tile program."""
 
 MOST_TILES = 4
 """Key tiles of one call at most. An engine holds the scores of all at once; longer windows take larger blocks."""
-
-MASK = "attention.mask"
-"""The port of an engine's mask, ``[1, block, tiles * block]``, which is added to scores."""
-
-FLOAT = 4
-
-
-@dataclass(frozen=True, slots=True)
-class WindowStage(TokenwiseStage):
-    """One call of a :class:`WindowEngine` for every block. Inputs: query, key, value, the region's other inputs.
-
-    Attributes:
-        mask: Which keys a query sees; a band.
-        before, after: Key tiles of a call before and behind the block's own.
-    """
-
-    mask: Mask
-    before: int
-    after: int
-
-    @property
-    def tiles(self) -> int:
-        """Key tiles of a call."""
-        return self.before + 1 + self.after
-
-    def numbers(self, block: int, blocks: int) -> tuple[int | None, ...]:
-        """The key tiles of query block ``block``, one of ``blocks``; ``None`` for those outside of the sequence."""
-        tiles = range(block - self.before, block + self.after + 1)
-        return tuple(tile if 0 <= tile < blocks else None for tile in tiles)
-
-    @property
-    def operands(self) -> tuple[str, ...]:
-        """The value of which each input port of the engine reads a block, in order; ``""`` for the mask."""
-        query, key, value, *others = self.inputs
-        return (query, *(key,) * self.tiles, *(value,) * self.tiles, "", *others)
 
 
 @lru_cache(maxsize=16)
@@ -88,17 +54,16 @@ def window_steps(program: Program) -> Program | None:
         ``None`` where no attention is of that kind.
     """
     body: list[Stage] = []
-    engines: dict[tuple[str, str, int, int, int], WindowEngine] = {}
-    stages = list(program.body)
-    while stages:
-        stage = stages.pop(0)
-        band = _band(program, stage, stages[0] if stages else None)
-        if band is None or not isinstance(stage, AttentionStage):
-            body.append(stage)
+    engines: dict[tuple[str, str, int, TileWindow], FusedEngine] = {}
+    for at, stage in enumerate(program.body):
+        if body and isinstance(body[-1], FusedStage) and stage in body[-1].inside:
             continue
-        region = stages.pop(0)
-        if isinstance(region, TokenwiseStage):  # as _band found it
-            body.append(_step(program, stage, region, band, engines))
+        following = program.body[at + 1] if at + 1 < len(program.body) else None
+        band = _band(program, stage, following)
+        if band is None or not isinstance(stage, AttentionStage) or not isinstance(following, TokenwiseStage):
+            body.append(stage)
+        else:
+            body.append(_step(StageRun(program, at, (stage, following)), stage, following, band, engines))
     if not engines:
         return None
     used = {stage.engine for stage in (*body, *program.head) if isinstance(stage, AttentionStage | TokenwiseStage)}
@@ -131,49 +96,56 @@ def _reach(band: Band, block_size: int) -> tuple[int, int]:
 
 
 def _step(
-    program: Program,
+    run: StageRun,
     attention: AttentionStage,
     region: TokenwiseStage,
     band: Band,
-    engines: dict[tuple[str, str, int, int, int], WindowEngine],
-) -> WindowStage:
-    attended = region.inputs.index(attention.output.name)
+    engines: dict[tuple[str, str, int, TileWindow], FusedEngine],
+) -> FusedStage:
+    before, after = _reach(band, run.program.block_size)
+    window = TileWindow(attention.mask, before, after)
     others = tuple(name for name in region.inputs if name != attention.output.name)
-    before, after = _reach(band, program.block_size)
-    key = (attention.engine, region.engine, attended, before, after)
+    reads = (
+        PortRead(attention.query),
+        *(PortRead(name, offset) for name in (attention.key, attention.value) for offset in window.offsets),
+        PortRead(""),
+        *map(PortRead, others),
+    )
+    attended = region.inputs.index(attention.output.name)
+    # Masks are inputs: engines of equal reach are the same.
+    key = (attention.engine, region.engine, attended, replace(window, mask=Full()))
     if key not in engines:
-        engines[key] = _engine(program, f"window_{len(engines)}", attention, region, before + 1 + after)
+        engines[key] = _engine(run, f"window_{len(engines)}", attention, region, window)
     inputs = (attention.query, attention.key, attention.value, *others)
-    return WindowStage(
-        attention.name, engines[key].name, inputs, region.outputs, region.weights, attention.mask, before, after
+    return FusedStage(
+        attention.name,
+        engines[key].name,
+        inputs,
+        region.outputs,
+        region.weights,
+        run.inside,
+        reads,
+        (window,),
+        (),
+        whole=False,
     )
 
 
-def _engine(program: Program, name: str, attention: AttentionStage, region: TokenwiseStage, tiles: int) -> WindowEngine:
-    tile, declared = program.engine(attention.engine), program.engine(region.engine)
-    if not isinstance(tile, AttentionEngine) or not isinstance(declared, TokenwiseEngine):
-        raise InternalError(f"stages {attention.name} and {region.name} have engines of other kinds")
-    block, attended = program.block_size, region.inputs.index(attention.output.name)
-    wide = replace(tile, key_tile=tiles * block)
+def _engine(
+    run: StageRun, name: str, attention: AttentionStage, region: TokenwiseStage, window: TileWindow
+) -> FusedEngine:
+    tile, declared = attention_engine(run.program, attention), run.program.engine(region.engine)
+    assert isinstance(declared, TokenwiseEngine)
     (q, k, v), _ = tile.ports("full")
-    others = (port for at, port in enumerate(declared.inputs) if at != attended)
+    tiles, block = range(window.tiles), run.program.block_size
     inputs = (
         replace(q, name="attention.q"),
-        *(replace(k, name=f"attention.k_{at}") for at in range(tiles)),
-        *(replace(v, name=f"attention.v_{at}") for at in range(tiles)),
-        Port(MASK, "float32", (1, block, tiles * block)),
-        *others,
+        *(replace(k, name=f"attention.k_{at}") for at in tiles),
+        *(replace(v, name=f"attention.v_{at}") for at in tiles),
+        run.mask_port(MASK, window),
+        *(port for port, name in zip(declared.inputs, region.inputs, strict=True) if name != attention.output.name),
     )
-    scores = 3 * tile.q_num_heads * block * tiles * block * FLOAT
-    moved = 2 * sum(port.nbytes for port in (*declared.inputs, *declared.outputs))
-    return WindowEngine(
-        name=name,
-        inputs=inputs,
-        outputs=declared.outputs,
-        weights=declared.weights,
-        flops=declared.flops + wide.flops,
-        workspace=scores + moved,
-        attention=tile.name,
-        region=declared.name,
-        attended=attended,
-    )
+    scores = 3 * tile.q_num_heads * block * window.tiles * block * FLOAT
+    flops = run.flops({attention.name: window.tiles})
+    workspace = scores + 2 * run.region_bytes
+    return FusedEngine(name, inputs, declared.outputs, declared.weights, flops, workspace, whole=False)

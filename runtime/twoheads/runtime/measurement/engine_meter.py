@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.prediction.device_profile import ALONE, EngineTimes, Sampling
-from twoheads.graphs.program.engines.fused import BlockEngine
 from twoheads.graphs.program.engines.port import Port
 from twoheads.graphs.program.program import AttentionEngine, AttentionStage, Program, TokenwiseEngine, TokenwiseStage
 from twoheads.graphs.variants.choose import fused_steps
@@ -83,7 +82,7 @@ class EngineMeter:
             elif isinstance(engine, AttentionEngine):
                 yield from self.attention(engine)
         for steps, fused in fused_steps(program, self._bundle.manifest.lowering):
-            if not isinstance(fused, BlockEngine):  # whose kernels use all threads: see alone()
+            if not fused.whole:  # whose kernels use all threads: see alone()
                 self._progress(fused.name)
                 yield self._tokenwise(fused, _stages_of(steps, fused.name), self._pool, self._callers, steps)
 

@@ -10,22 +10,20 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InternalError
+from twoheads.graphs.program.fused import FusedStage
 from twoheads.graphs.program.program import AttentionStage, SequenceStage, Stage, TokenwiseStage, outputs_of
-from twoheads.graphs.variants.model_steps import ModelStage
-from twoheads.graphs.variants.window_steps import WindowStage
 from twoheads.runtime.execution.run_state import RunState
 from twoheads.runtime.memory.half_range import check_half_range
 from twoheads.runtime.memory.sink import Sink
 from twoheads.runtime.stages.attention.packed import prepare_packed, run_packed_attention
 from twoheads.runtime.stages.attention.tiled import run_attention
+from twoheads.runtime.stages.fused import run_fused
 from twoheads.runtime.stages.head import run_head
-from twoheads.runtime.stages.model import run_model
 from twoheads.runtime.stages.pooling import pool
 from twoheads.runtime.stages.sequence import run_sequence
 from twoheads.runtime.stages.stock.attention import run_stock_attention
 from twoheads.runtime.stages.stock.oracle import run_oracle_attention
 from twoheads.runtime.stages.tokenwise import run_tokenwise
-from twoheads.runtime.stages.window import run_window
 
 __all__ = ["compute", "prepare", "run_stage"]
 
@@ -104,10 +102,8 @@ def run_stage(run: RunState, stage: Stage) -> None:
     began = time.perf_counter()
     partly = run.checkpoints is not None and run.checkpoints.is_partly_done(stage)
     stores = [run.stores.allocate(value, reopen=partly, blocks=run.only) for value in outputs_of(stage)]
-    if isinstance(stage, ModelStage):
-        run_model(run, stage)
-    elif isinstance(stage, WindowStage):
-        run_window(run, stage)
+    if isinstance(stage, FusedStage):
+        run_fused(run, stage)
     elif isinstance(stage, TokenwiseStage):
         run_tokenwise(run, stage)
     elif isinstance(stage, SequenceStage):
@@ -122,7 +118,9 @@ def run_stage(run: RunState, stage: Stage) -> None:
         run_attention(run, stage)
     # Each call of all layers needs the one before it; calls of other stages need none of their own.
     run.rounds += (
-        run.counters[stage.name].calls if isinstance(stage, ModelStage) else not isinstance(stage, SequenceStage)
+        run.counters[stage.name].calls
+        if isinstance(stage, FusedStage) and stage.whole
+        else not isinstance(stage, SequenceStage)
     )
     for store in stores:
         store.zero_padding()

@@ -1,4 +1,4 @@
-"""Engines that hold attention beside token-wise regions, and are called as token-wise ones are: once a block."""
+"""The engine that holds a run of stages; see :mod:`twoheads.graphs.program.fused`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from twoheads.graphs.program.engines.tokenwise import TokenwiseEngine
 
-__all__ = ["BlockEngine", "FusedEngine", "ModelEngine", "WindowEngine"]
+__all__ = ["FusedEngine"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,30 +15,8 @@ class FusedEngine(TokenwiseEngine):
 
     Attributes:
         workspace: Bytes of intermediate arrays of one call: an estimate.
+        whole: It holds all attentions: its kernels use the run's threads, one call after the other.
     """
 
     workspace: int
-
-
-@dataclass(frozen=True, slots=True)
-class BlockEngine(FusedEngine):
-    """The whole body for one block; see :mod:`twoheads.graphs.variants.one_block`."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelEngine(BlockEngine):
-    """The same with the keys and values of the blocks before; see :mod:`twoheads.graphs.variants.model_steps`."""
-
-
-@dataclass(frozen=True, slots=True)
-class WindowEngine(FusedEngine):
-    """Windowed attention and the region behind it; see :mod:`twoheads.graphs.variants.window_steps`.
-
-    Attributes:
-        attention, region: The names of the two engines that it stands for.
-        attended: Which input of the region's engine is the attention's output.
-    """
-
-    attention: str
-    region: str
-    attended: int
+    whole: bool

@@ -13,7 +13,7 @@ from twoheads.graphs.masks.expressions import Mask
 from twoheads.graphs.masks.tiles import mask_tile, tile_key
 from twoheads.runtime.execution.run_state import RunState
 
-__all__ = ["HIDDEN", "NARROW_HIDDEN", "WindowMasks"]
+__all__ = ["HIDDEN", "NARROW_HIDDEN", "FusedMasks"]
 
 HIDDEN = -1e30
 """Added to the scores of hidden keys: finite, so that a row of padding that sees nothing stays a row of numbers."""
@@ -22,7 +22,7 @@ NARROW_HIDDEN = -3e4
 """The same in half precision: half of its range, so that a score may be added to it."""
 
 
-class WindowMasks:
+class FusedMasks:
     """The additive masks ``[1, block, tiles * block]`` of one stage, each distinct one made once. Thread-safe.
 
     Args:

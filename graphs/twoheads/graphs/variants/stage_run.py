@@ -1,0 +1,219 @@
+"""Neighbouring stages of a program that one engine can hold together: attentions and the token-wise regions around."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+
+from twoheads.graphs.masks.expressions import Mask
+from twoheads.graphs.program.engines.fused import FusedEngine
+from twoheads.graphs.program.engines.port import Port
+from twoheads.graphs.program.fused import FusedStage, Kept, PortRead, TileWindow
+from twoheads.graphs.program.program import (
+    TOKENS,
+    AttentionEngine,
+    AttentionStage,
+    Input,
+    Program,
+    Stage,
+    TokenwiseEngine,
+    TokenwiseStage,
+    Value,
+    inputs_of,
+    outputs_of,
+)
+
+__all__ = ["FLOAT", "MASK", "StageRun", "attention_engine", "is_exact", "whole_body"]
+
+MASK = "attention.mask"
+"""What the ports of masks begin with, ``[1, block, tiles * block]``, which are added to scores."""
+
+FLOAT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class StageRun:
+    """Neighbouring stages of a program's body that one engine can stand for.
+
+    Attributes:
+        program: Whose stages.
+        first: Where in the body they begin.
+        inside: The stages, in order.
+    """
+
+    program: Program
+    first: int
+    inside: tuple[TokenwiseStage | AttentionStage, ...]
+
+    @property
+    def end(self) -> int:
+        """Where in the body they end."""
+        return self.first + len(self.inside)
+
+    @property
+    def attentions(self) -> tuple[AttentionStage, ...]:
+        """The attentions among them."""
+        return tuple(stage for stage in self.inside if isinstance(stage, AttentionStage))
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the values that they read and do not define, in order of first use."""
+        defined = self._defined()
+        return tuple(dict.fromkeys(name for stage in self.inside for name in inputs_of(stage) if name not in defined))
+
+    @property
+    def outputs(self) -> tuple[Value, ...]:
+        """The values that they define for others."""
+        program = self.program
+        others = (*program.body[self.end :], *program.head)
+        read = {name for stage in others for name in inputs_of(stage)} | {program.hidden, program.logits}
+        return tuple(value for name, value in self._defined().items() if name in read)
+
+    def _defined(self) -> dict[str, Value]:
+        return {value.name: value for stage in self.inside for value in outputs_of(stage)}
+
+    @property
+    def weights(self) -> Mapping[str, Port]:
+        """Every weight of the token-wise stages with a port that has its name."""
+        return {
+            name: replace(port, name=f"weights/{name}")
+            for stage in self.inside
+            if isinstance(stage, TokenwiseStage)
+            for name, port in zip(stage.weights, _region(self.program, stage).weights, strict=True)
+        }
+
+    def port(self, name: str, value: Value) -> Port:
+        """A port ``name`` for a block of ``value``."""
+        return Port(name, value.dtype, value.block_shape(self.program.block_size))
+
+    def mask_port(self, name: str, window: TileWindow) -> Port:
+        """A port ``name`` for the mask of a call under ``window``."""
+        block = self.program.block_size
+        return Port(name, "float32", (1, block, window.tiles * block))
+
+    def flops(self, tiles: Mapping[str, int]) -> int:
+        """Of a block, with as many key tiles of a block's size for every attention, by the stage's name."""
+        block = self.program.block_size
+        regions = sum(_region(self.program, s).flops for s in self.inside if isinstance(s, TokenwiseStage))
+        wide = (
+            replace(attention_engine(self.program, stage), key_tile=tiles[stage.name] * block)
+            for stage in self.attentions
+        )
+        return regions + sum(engine.flops for engine in wide)
+
+    @property
+    def region_bytes(self) -> int:
+        """What the largest token-wise region reads and writes in a block."""
+        engines = (_region(self.program, stage) for stage in self.inside if isinstance(stage, TokenwiseStage))
+        return max((sum(port.nbytes for port in (*e.inputs, *e.outputs)) for e in engines), default=0)
+
+    def fused(
+        self,
+        name: str,
+        inputs: Iterable[tuple[str, Value]],
+        windows: tuple[TileWindow, ...] = (),
+        kept: tuple[Kept, ...] = (),
+        *,
+        tiles: Mapping[str, int],
+        workspace: int,
+    ) -> tuple[FusedStage, FusedEngine]:
+        """All layers of a block in one call: the stage in place of these, and its engine.
+
+        Args:
+            name: Of both.
+            inputs: What it reads a block of, a port each; then come the masks and what is kept.
+            windows: As of a :class:`FusedStage`.
+            kept: Likewise.
+            tiles: As for :meth:`flops`.
+            workspace: As of a :class:`FusedEngine`.
+        """
+        ports = {self.port(f"input_{at}", value): PortRead(read) for at, (read, value) in enumerate(inputs)}
+        names = tuple(read.value for read in ports.values())
+        ports |= {self.mask_port(f"{MASK}_{at}", window): PortRead("", window=at) for at, window in enumerate(windows)}
+        for at, entry in enumerate(kept):
+            for offset in entry.offsets:
+                port = f"first_{at}" if offset is None else f"kept_{at}.{-offset}"
+                ports[self.port(port, entry.value)] = PortRead(entry.value.name, offset)
+        outputs = [self.port(f"output_{at}", value) for at, value in enumerate(self.outputs)]
+        outputs += [self.port(f"kept_{at}", entry.value) for at, entry in enumerate(kept)]
+        weights = self.weights
+        engine = FusedEngine(
+            name, tuple(ports), tuple(outputs), tuple(weights.values()), self.flops(tiles), workspace, True
+        )
+        stage = FusedStage(
+            name, name, names, self.outputs, tuple(weights), self.inside, tuple(ports.values()), windows, kept, True
+        )
+        return stage, engine
+
+    def in_one(self, stage: FusedStage, engine: FusedEngine, inputs: tuple[Input, ...] = ()) -> Program:
+        """The program with ``stage`` of ``engine`` in place of these stages, and ``inputs`` beside its own."""
+        program = self.program
+        before, after = program.body[: self.first], program.body[self.end :]
+        used = {other.engine for other in (*before, *after, *program.head) if isinstance(other, TokenwiseStage)}
+        return replace(
+            program,
+            inputs=(*program.inputs, *inputs),
+            engines=(engine, *(other for other in program.engines if other.name in used)),
+            body=(*before, stage, *after),
+        )
+
+
+@lru_cache(maxsize=16)
+def whole_body(program: Program) -> StageRun | None:
+    """The longest run of stages that holds all attentions and that one engine can stand for.
+
+    All attentions must be exact, on the tokens' own axis, and of queries that see at least themselves. What lies before
+    the first attention or behind the last one and moves rows, or computes row values, is no part of it.
+
+    Returns:
+        ``None`` where the program is not of that kind.
+    """
+    values = {value.name: value for value in program.values()}
+    attends = [at for at, stage in enumerate(program.body) if isinstance(stage, AttentionStage)]
+    if not attends:
+        return None
+    first, end = attends[0], attends[-1] + 1
+    while first and _fits(program, program.body[first - 1], values):
+        first -= 1
+    while end < len(program.body) and _fits(program, program.body[end], values):
+        end += 1
+    stages = program.body[first:end]
+    inside = tuple(s for s in stages if isinstance(s, TokenwiseStage | AttentionStage) and _fits(program, s, values))
+    return StageRun(program, first, inside) if len(inside) == end - first else None
+
+
+def attention_engine(program: Program, stage: AttentionStage) -> AttentionEngine:
+    """The engine of ``stage``, which :func:`is_exact`."""
+    engine = program.engine(stage.engine)
+    assert isinstance(engine, AttentionEngine)
+    return engine
+
+
+def is_exact(program: Program, stage: AttentionStage) -> bool:
+    """Whether ``stage`` attends to all that its mask shows, on an engine of the tile lowering."""
+    return isinstance(program.engine(stage.engine), AttentionEngine) and stage.average is None
+
+
+def _region(program: Program, stage: TokenwiseStage) -> TokenwiseEngine:
+    engine = program.engine(stage.engine)
+    assert isinstance(engine, TokenwiseEngine)
+    return engine
+
+
+def _fits(program: Program, stage: Stage, values: Mapping[str, Value]) -> bool:
+    """Whether the engine can hold ``stage``."""
+    axes = {values[name].axis for name in inputs_of(stage)}
+    if isinstance(stage, TokenwiseStage):
+        return axes <= {TOKENS, None} and all(value.axis == TOKENS for value in stage.outputs)
+    if not isinstance(stage, AttentionStage):
+        return False
+    return is_exact(program, stage) and axes == {TOKENS} and _sees_itself(stage.mask, program.block_size)
+
+
+@lru_cache(maxsize=64)
+def _sees_itself(mask: Mask, block_size: int) -> bool:
+    at = np.arange(block_size, dtype=np.int64)
+    return bool(np.broadcast_to(mask.dense(at, at), at.shape).all())
