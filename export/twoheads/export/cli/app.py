@@ -19,6 +19,7 @@ import typer
 from rich.logging import RichHandler
 from typer.core import TyperGroup
 
+from twoheads.export.cli.batch import command as batch_command
 from twoheads.export.cli.commands import bench as bench_command
 from twoheads.export.cli.commands import build as build_command
 from twoheads.export.cli.commands import compile as compile_command
@@ -27,6 +28,7 @@ from twoheads.export.cli.commands import inspect as inspect_command
 from twoheads.export.cli.commands import lint as lint_command
 from twoheads.export.cli.commands import models as models_command
 from twoheads.export.cli.commands import profile as profile_command
+from twoheads.export.cli.commands import resume as resume_command
 from twoheads.export.cli.commands import status as status_command
 from twoheads.export.cli.plan import command as plan_command
 from twoheads.export.cli.run import command as run_command
@@ -71,6 +73,8 @@ for _command in (
     profile_command,
     inspect_command,
     run_command,
+    batch_command,
+    resume_command,
     status_command,
     verify_command,
     bench_command,

@@ -1,4 +1,4 @@
-"""``twoheads run --lines``: every line of a text as an input of its own, short ones packed into shared calls."""
+"""``twoheads batch --lines``: every line of a text as an input of its own, short ones packed into shared calls."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,13 +9,14 @@ import numpy.typing as npt
 from twoheads.export.cli.shared import arguments
 from twoheads.export.cli.shared.console import approximations_text, calls_text, print_facts, seconds_text, size_text
 from twoheads.export.cli.shared.progress import CallProgress
+from twoheads.export.cli.shared.run_report import tell
 from twoheads.graphs.errors import InputError, InternalError
 from twoheads.graphs.serialization.json_codec import to_json
 
 if TYPE_CHECKING:
     from twoheads.runtime import LoadedBundle, Report
 
-__all__ = ["print_reports", "read_lines", "reports_to_json", "run_lines"]
+__all__ = ["read_lines", "run_lines", "tell_lines"]
 
 
 def read_lines(path: Path, bundle: Path, loaded: "LoadedBundle") -> list[npt.NDArray[np.int64]]:
@@ -51,7 +52,17 @@ def run_lines(
     return tuple({id(result.report): result.report for result in results}.values())
 
 
-def reports_to_json(reports: tuple["Report", ...]) -> dict[str, Any]:
+def tell_lines(reports: tuple["Report", ...], out: Path, path: Path | None, *, as_json: bool) -> None:
+    """Tells of the runs that wrote ``out``; the totals and their reports also go to ``path``, if one is given.
+
+    Raises:
+        TwoheadsError: That can't be written.
+    """
+    warnings = (warning for report in reports for warning in report.warnings)
+    tell(warnings, _to_json(reports), path, lambda: _print(reports, out), as_json=as_json)
+
+
+def _to_json(reports: tuple["Report", ...]) -> dict[str, Any]:
     """Totals, and the report of every run."""
     return {
         "requests": sum(report.requests for report in reports),
@@ -63,9 +74,9 @@ def reports_to_json(reports: tuple["Report", ...]) -> dict[str, Any]:
     }
 
 
-def print_reports(reports: tuple["Report", ...], out: Path) -> None:
+def _print(reports: tuple["Report", ...], out: Path) -> None:
     """The totals for people."""
-    total = reports_to_json(reports)
+    total = _to_json(reports)
     packed = [report for report in reports if report.requests > 1]
     together = sum(report.requests for report in packed)
     blocks = sum(report.blocks for report in packed)

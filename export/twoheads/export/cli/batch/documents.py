@@ -1,4 +1,4 @@
-"""``twoheads run --inputs``: every document of a folder or of a file of JSON lines, into a folder of results."""
+"""``twoheads batch --documents``: every document of a folder or of a file of JSON lines, into a folder of results."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def job_folder(folder: Path) -> Path:
 
 
 def is_document_folder(folder: Path) -> bool:
-    """Whether ``run --inputs`` wrote it."""
+    """Whether ``batch --documents`` wrote it."""
     from twoheads.runtime.documents.results import JOB_FOLDER
 
     return (folder / JOB_FOLDER).is_dir()
@@ -89,7 +89,7 @@ def run_documents(loaded: LoadedBundle, source: Path, out: Path, *, as_json: boo
 
     arguments.check_output_path(out, folder=True)
     if out.suffix == ".npz":
-        raise InputError(str(out), "is named as a file, and results of --inputs are a folder", "name a folder")
+        raise InputError(str(out), "is named as a file, and results of --documents are a folder", "name a folder")
     began = time.perf_counter()
     first: list[int] = []
 
