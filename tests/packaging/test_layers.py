@@ -54,7 +54,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "export": (
         (".", "accelerators.rewrites", "accelerators.vendors", "cli.shared", "emit", "engines"),
-        ("emit.fused", "precision", "bench", "cli.plan", "cli.run"),
+        ("emit.fused", "precision", "bench", "cli.batch", "cli.plan", "cli.run"),
         ("bundle", "verification"),
         ("accelerators",),
         ("debug",),
