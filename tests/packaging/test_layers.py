@@ -37,10 +37,11 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "compiler": (
         ("ir", "frontend.torch.rows"),
-        ("recognition", "frontend.onnx.model", "passes"),
-        ("frontend.onnx.passes", "frontend.torch.fx", "lowering"),
+        ("recognition", "frontend.onnx.model", "frontend.torch.operators", "passes"),
+        ("frontend.onnx.passes", "frontend.torch.fx", "frontend.torch.hugging_face", "lowering"),
         ("frontend.onnx", "frontend.torch"),
-        (".", "original"),
+        ("original",),
+        (".",),
     ),
     "runtime": (
         ("backends.emulators", "bundle", "memory", "reports"),

@@ -119,7 +119,7 @@ def command(
             target=target,
             trust_remote_code=trust_remote_code,
         )
-    for warning in report.warnings:
+    for warning in (*report.warnings, *((report.finding,) if report.finding else ())):
         print_warning(warning)
     if as_json:
         print_json(report.to_json())

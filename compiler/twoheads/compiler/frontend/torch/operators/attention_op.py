@@ -15,7 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from twoheads.compiler.frontend.torch.impose_attention import with_band
+from twoheads.compiler.frontend.torch.operators.impose_attention import with_band
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.masks.expressions import parse_mask
 
@@ -83,6 +83,18 @@ def mask_op(like: Tensor, expression: str) -> Tensor:
 @mask_op.register_fake
 def _(like: Tensor, expression: str) -> Tensor:
     return like.new_empty((1, 1, like.shape[2], like.shape[2]), dtype=torch.bool)
+
+
+@torch.library.custom_op("twoheads::additive_mask", mutates_args=())
+def additive_mask_op(like: Tensor, expression: str) -> Tensor:
+    """The same as float32: 0 where it is visible, the lowest number elsewhere, as transformers' eager masks are."""
+    hidden = ~mask_op(like, expression)
+    return torch.zeros(hidden.shape, device=like.device).masked_fill(hidden, torch.finfo(torch.float32).min)
+
+
+@additive_mask_op.register_fake
+def _(like: Tensor, expression: str) -> Tensor:
+    return like.new_empty((1, 1, like.shape[2], like.shape[2]), dtype=torch.float32)
 
 
 @torch.library.custom_op("twoheads::attention", mutates_args=())

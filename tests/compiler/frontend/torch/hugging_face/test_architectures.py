@@ -9,8 +9,8 @@ import pytest
 import torch
 import transformers as hf
 
-from twoheads.compiler.frontend.torch.architectures import replaced
 from twoheads.compiler.frontend.torch.capture import capture
+from twoheads.compiler.frontend.torch.hugging_face.architectures import replaced
 from twoheads.compiler.frontend.torch.load_source import LoadedSource, load_source
 from twoheads.compiler.ir.source_program import example_inputs
 from twoheads.compiler.original.torch_original import TorchOriginal
@@ -74,6 +74,16 @@ def test_longformer_attends_within_its_window() -> None:
     assert [str(node.mask) for node in capture(load_source(model)).graph.attentions] == ["window(4, 4)"]
 
 
+def minimax_m3() -> Any:
+    """The second layer chooses two blocks of 16 keys for every query."""
+    return hf.MiniMaxM3VLTextConfig(
+        **SIZES | {"num_hidden_layers": 2}, num_key_value_heads=2, head_dim=8, rotary_dim=4, num_local_experts=4,
+        num_experts_per_tok=2, shared_intermediate_size=48, dense_intermediate_size=48, index_n_heads=2,
+        index_head_dim=8, index_block_size=16, index_topk_blocks=2, bos_token_id=0, eos_token_id=1,
+        layer_types=["full_attention", "minimax_m3_sparse"],
+    )  # fmt: skip
+
+
 REFUSED: dict[str, tuple[Any, str]] = {
     "Longformer with global attention": (
         lambda: hf.LongformerForSequenceClassification(hf.LongformerConfig(**SIZES, attention_window=8)),
@@ -91,6 +101,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "RWKV": (
         lambda: hf.RwkvModel(hf.RwkvConfig(vocab_size=61, hidden_size=32, num_hidden_layers=2)),
         r"blocks\.0\.attention .*recurrence",
+    ),
+    "a sparse indexer": (
+        lambda: hf.MiniMaxM3VLForCausalLM(minimax_m3()),
+        r"layers\.1\.self_attn\.indexer .*by their content which keys",
     ),
     "a masked autoencoder": (
         lambda: hf.ViTMAEModel(hf.ViTMAEConfig(**VISION, image_size=32, patch_size=8)),

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
-from twoheads.compiler.frontend.torch.attention_op import attention
+from twoheads.compiler.frontend.torch.operators.attention_op import attention
 from twoheads.graphs.errors import CompileError
 
 __all__ = ["has_own_attention", "refuse_known", "replaced", "reset_rope"]
@@ -70,6 +70,11 @@ _REFUSED: Mapping[str, tuple[str, str]] = {
     r"Mamba\w*Mixer|RwkvSelfAttention|GatedDeltaNet|(Kimi)?DeltaAttention|LightningAttention|RecurrentBlock|xLSTM": (
         "is a recurrence: a token depends on a state that is made of all tokens before it, one after the other",
         _TRANSFORMER,
+    ),
+    r"Indexer$": (
+        "chooses by their content which keys every token attends to (a sparse indexer), and tiles are chosen by "
+        "positions alone",
+        "compile a model whose tokens see all keys, a window or a chunk",
     ),
     r"Disentangled\w*Attention": (
         "adds products of queries and keys with embeddings of distances to the scores: a bias that depends on content",
