@@ -33,6 +33,7 @@ from twoheads.export.cli.commands import status as status_command
 from twoheads.export.cli.plan import command as plan_command
 from twoheads.export.cli.run import command as run_command
 from twoheads.export.cli.shared.console import print_error, stderr_console
+from twoheads.export.cli.shared.extras import missing_package
 from twoheads.export.cli.verify import command as verify_command
 from twoheads.graphs.errors import TwoheadsError
 
@@ -119,6 +120,12 @@ def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
     raise SystemExit(TERMINATED)
 
 
+def _report_bug() -> int:
+    traceback.print_exc()
+    print_error("this is a bug in twoheads, not in your input; please report it with the traceback above")
+    return BUG
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line (default: the process's) and returns its exit code."""
     with contextlib.suppress(ValueError):  # not the main thread, where no handler can be set
@@ -143,10 +150,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_error(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error))
         logger.debug("raised at", exc_info=True)
         return USER_ERROR
+    except ModuleNotFoundError as error:
+        missing = missing_package(error)
+        if missing is None:
+            return _report_bug()
+        print_error(str(missing))
+        logger.debug("raised at", exc_info=True)
+        return USER_ERROR
     except Exception:  # noqa: BLE001 - the last resort: say that it is our bug, with all there is to report
-        traceback.print_exc()
-        print_error("this is a bug in twoheads, not in your input; please report it with the traceback above")
-        return BUG
+        return _report_bug()
     finally:
         logging.captureWarnings(capture=False)
     return 0
