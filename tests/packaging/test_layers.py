@@ -55,9 +55,9 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "export": (
         (".", "accelerators.rewrites", "accelerators.vendors", "cli.shared", "emit", "engines"),
-        ("emit.fused", "precision", "bench", "cli.batch", "cli.plan", "cli.run"),
+        ("emit.fused", "precision", "bench", "cli.batch", "cli.plan", "cli.run", "one_file.emit"),
         ("bundle", "verification"),
-        ("accelerators",),
+        ("accelerators", "one_file"),
         ("debug",),
         ("cli.commands", "cli.verify"),
         ("cli",),

@@ -24,6 +24,7 @@ from twoheads.export.cli.commands import bench as bench_command
 from twoheads.export.cli.commands import build as build_command
 from twoheads.export.cli.commands import compile as compile_command
 from twoheads.export.cli.commands import debug as debug_command
+from twoheads.export.cli.commands import export as export_command
 from twoheads.export.cli.commands import inspect as inspect_command
 from twoheads.export.cli.commands import lint as lint_command
 from twoheads.export.cli.commands import models as models_command
@@ -70,6 +71,7 @@ for _command in (
     build_command,
     lint_command,
     debug_command,
+    export_command,
     plan_command,
     profile_command,
     inspect_command,

@@ -41,6 +41,7 @@ __all__ = [
     "TrustRemoteCode",
     "Weights",
     "WeightsOption",
+    "WeightsPlace",
 ]
 
 BLOCK_SIZE = 256
@@ -77,6 +78,14 @@ class Weights(StrEnum):
     SAME = "same"
     INT8 = "int8"
     INT4 = "int4"
+
+
+class WeightsPlace(StrEnum):
+    """Where the weights of an exported file lie."""
+
+    AUTO = "auto"
+    INSIDE = "inside"
+    BESIDE = "beside"
 
 
 class Backend(StrEnum):
