@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from twoheads.compiler.frontend.torch.gguf_header import gguf_config
 from twoheads.compiler.frontend.torch.model_folder import model_class_of, never_asking, read_model_config
 from twoheads.compiler.frontend.torch.source_inputs import SourceInput, attention_layers, hugging_face_inputs
 from twoheads.compiler.frontend.torch.source_pooling import default_pooling, embedder_of, stage_pooling
@@ -121,15 +122,14 @@ def _from_folder(path: Path, *, weights: bool, trust: bool) -> LoadedSource:
 
 def _from_gguf(path: Path, *, weights: bool) -> LoadedSource:
     """A GGUF file holds no code; files beside it, which the library looks at, are not trusted."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise CompileError(str(path), "is not a GGUF file: its first bytes are not 'GGUF'", "download it again")
     options = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
     if not weights:
-        config = AutoConfig.from_pretrained(path.parent, **options)
-        module = _without_weights(AutoModelForCausalLM, config, trust=False)
+        module = _without_weights(AutoModelForCausalLM, gguf_config(path), trust=False)
         return _hugging_face(path.stem, "gguf", module, frozenset(), None, None)
     module, missing = _load_weights(AutoModelForCausalLM, path.parent, options)
     tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, **options)
