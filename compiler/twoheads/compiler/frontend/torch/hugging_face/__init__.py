@@ -1,1 +1,0 @@
-"""What is known of transformers: its attention functions, its masks, and architectures by name."""

@@ -1,1 +1,0 @@
-"""Operators of ours that a captured graph holds, and what they compute eagerly."""

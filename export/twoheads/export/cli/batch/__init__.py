@@ -1,1 +1,0 @@
-"""The command ``batch`` and its parts."""
