@@ -89,7 +89,7 @@ $(VENV)/.python:
 	@touch $@
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/.python
-	$(PIP) -e .
+	$(PIP) -e '.[compile]'
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.python

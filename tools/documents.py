@@ -94,7 +94,7 @@ def _measure(model: Path, folder: Path, count: int, turns: int, block_size: int)
     for turn in range(turns):
         for name, more in ((OURS, ()), (ALONE, ("--pack", "off"))):
             out = folder / f"{len(more)}-{turn}"
-            words = ("run", bundle, "--inputs", texts, "-o", out, "--truncate", "--json", *more)
+            words = ("batch", bundle, "--documents", texts, "-o", out, "--truncate", "--json", *more)
             process, told[name] = measure_json(twoheads_command(*words), show_stderr=True)
             seconds[name].append((told[name]["wall_seconds"], process.seconds))
         command = [sys.executable, "-m", "tools.documents", "--reference", *map(str, (model, texts, folder / "st.npy"))]

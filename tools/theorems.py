@@ -27,7 +27,7 @@ from tools.fetch_models import FetchError, fetch
 from tools.small_transformer import SmallTransformer
 from tools.theorems_report import Batch, Machine, Row, render
 from twoheads.compiler import compile_model
-from twoheads.compiler.frontend.torch.attention_op import plain_attention
+from twoheads.compiler.frontend.torch.operators.attention_op import plain_attention
 from twoheads.export import write_bundle
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.schedule.theorems import stage_claims

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ import transformers as hf
 from torch import Tensor, nn
 
 from twoheads.compiler import CompiledModel, compile_model
+from twoheads.compiler.frontend.torch.hugging_face import hooks
+from twoheads.compiler.frontend.torch.operators.attention_op import attention_op
 from twoheads.export import verify, write_bundle
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.masks.expressions import parse_mask
@@ -136,3 +139,73 @@ def test_attention_that_is_none_is_refused(attend: Callable[[Tensor, Tensor, Ten
         compile_model(
             _OwnAttention(attend).eval(), example_inputs=(torch.zeros((1, 11), dtype=torch.int64),), block_size=16
         )
+
+
+# What a hook drops is caught where the captured graph is run against the library's own code
+
+
+def _biased() -> nn.Module:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"vocab_size": 67, "d_model": 32, "d_ff": 48, "num_layers": 2, "num_heads": 4, "d_kv": 8}
+    return _large(hf.T5EncoderModel(hf.T5Config(**sizes)))
+
+
+def _capped() -> nn.Module:
+    torch.manual_seed(0)
+    config = hf.Gemma2Config(
+        vocab_size=67, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, sliding_window=WINDOW, attn_logit_softcapping=2.0,
+    )  # fmt: skip
+    return _large(hf.Gemma2ForCausalLM(config))
+
+
+def _large(module: nn.Module) -> nn.Module:
+    for parameter in module.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.15)
+    return module.eval()
+
+
+DROPPED: dict[str, tuple[Callable[[], nn.Module], int, Any]] = {
+    "the mask": (_capped, 3, None),
+    "the bias": (_biased, 4, None),
+    "the scale": (_capped, 6, 1.0),
+    "the softcap": (_capped, 7, 0.0),
+}
+
+
+@pytest.mark.parametrize("name", DROPPED)
+def test_a_hook_that_drops_something_is_caught_at_compile(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, position, instead = DROPPED[name]
+
+    def dropping(*operands: Any) -> Any:
+        given = list(operands)
+        assert given[position] != instead if isinstance(instead, float) else given[position] is not None
+        given[position] = instead
+        return attention_op(*given)
+
+    module = make()
+    compile_model(module, block_size=16)
+    monkeypatch.setattr(hooks, "attention_op", dropping)
+    with pytest.raises(CompileError, match="computes something else than its captured graph"):
+        compile_model(module, block_size=16)
+
+
+@pytest.mark.parametrize("name", ["the mask", "the softcap"])
+def test_what_compiles_in_spite_of_that_does_not_verify(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, position, instead = DROPPED[name]
+    module = make()
+    with monkeypatch.context() as broken:
+        broken.setattr(
+            hooks,
+            "attention_op",
+            lambda *given: attention_op(*given[:position], instead, *given[position + 1 :]),
+        )
+        broken.setattr("twoheads.compiler.original.prove_capture.prove_capture", lambda *_: None)
+        bundle = write_bundle(compile_model(module, block_size=16), tmp_path / "bundle")
+    report = verify(bundle, module, length=LENGTH)
+    assert not report.passed
+    assert report.finding is None
+    assert report.worst.ratio > 4

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from twoheads.compiler import compile_model
 from twoheads.compiler.frontend.torch.load_source import load_source
 from twoheads.export import verify, write_bundle
+from twoheads.export.one_file.check import open_file
+from twoheads.export.one_file.export import export_one_file
 from twoheads.graphs.errors import InputError
 from twoheads.runtime import load
 
@@ -34,15 +38,30 @@ def minilm_bundle(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return write_bundle(compile_model(minilm, block_size=128), tmp_path_factory.mktemp("minilm") / "bundle")
 
 
-def test_smollm2_from_one_bundle_at_many_lengths(smollm2: Path, smollm2_bundle: Path) -> None:
-    original = load_source(smollm2).module  # once: a GGUF file takes a while to read
+@pytest.fixture(scope="module")
+def smollm2_original(smollm2: Path) -> Any:
+    return load_source(smollm2).module  # once: a GGUF file takes a while to read
+
+
+def test_smollm2_from_one_bundle_at_many_lengths(smollm2_original: Any, smollm2_bundle: Path) -> None:
     before = digest(smollm2_bundle)
     for length in (1, 255, 257, 700):
-        report = verify(smollm2_bundle, original, length=length)
+        report = verify(smollm2_bundle, smollm2_original, length=length)
         assert report.passed, f"{length}: {report.worst.ratio:.2f} times the noise floor"
         assert report.calls.engine_calls == report.calls.formula_calls
         assert report.top1_agreement == 1.0
     assert digest(smollm2_bundle) == before
+
+
+def test_smollm2_in_one_onnx_file_is_the_original(smollm2_original: Any, smollm2_bundle: Path, tmp_path: Path) -> None:
+    session = open_file(export_one_file(smollm2_bundle, tmp_path / "smollm2.onnx", outputs=("logits",)).file)
+    for length in (1, 255, 641):
+        ids = np.random.default_rng(length).integers(0, 49152, (1, length))
+        with torch.no_grad():
+            expected = smollm2_original(torch.from_numpy(ids)).logits.numpy()
+        found = session.run(None, {"input_ids": ids})[0]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+        assert (found.argmax(-1) == expected.argmax(-1)).mean() > 0.99
 
 
 def test_smollm2_continues_a_sentence(smollm2_bundle: Path) -> None:

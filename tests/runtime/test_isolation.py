@@ -1,4 +1,4 @@
-"""In processes of their own: a run needs neither torch nor onnx, the runtime alone is enough, interrupts stop it."""
+"""In processes of their own: a run needs neither torch nor onnx, and interrupts stop it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import pytest
 
 from tests.runtime.tiny_bundle import write_tiny
 from tests.runtime.tiny_model import Tiny, random_tokens
+from tests.signals import process_that_heeds
 from twoheads.runtime import load
 
 ROOT = Path(__file__).parents[2]
@@ -86,34 +86,11 @@ print("running", flush=True)
 with NpzWriter({str(tmp_path / "out.npz")!r}) as file:
     bundle.run(np.ones(100_000, np.int64), sink=file.array("hidden", (100_000, 12)))
 """
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "running\n"
-    time.sleep(0.7)  # in the middle of the first attention's 39 million tiles
-    process.send_signal(signal.SIGINT)
-    began = time.perf_counter()
-    _, error = process.communicate(timeout=30)
-    assert time.perf_counter() - began < 5
+    with process_that_heeds([sys.executable, "-c", code]) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "running\n"
+        time.sleep(0.7)  # in the middle of the first attention's 39 million tiles
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=30)
     assert "KeyboardInterrupt" in error.splitlines()[-1]
     assert [file.name for file in tmp_path.iterdir()] == ["bundle"]
-
-
-def test_the_runtime_alone_installs_and_runs(case, tmp_path):
-    wheels = tmp_path / "wheels"
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(wheels), str(ROOT / "runtime")]
-    done = subprocess.run(build, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (wheel,) = wheels.glob("twoheads_runtime-*.whl")
-    with zipfile.ZipFile(wheel) as file:
-        file.extractall(tmp_path / "site")
-    # -S leaves out site-packages and with it this project; NumPy and ONNX Runtime alone are let in again.
-    allowed = tmp_path / "allowed"
-    allowed.mkdir()
-    for package in ("numpy", "onnxruntime"):
-        folder = Path(sys.modules[package].__file__ or "").parent
-        (allowed / package).symlink_to(folder)
-        for libraries in folder.parent.glob(f"{package}.libs"):
-            (allowed / libraries.name).symlink_to(libraries)
-    files = run_code(case, f"sys.path[:0] = [{str(tmp_path / 'site')!r}, {str(allowed)!r}]", ("-S", "-I"))
-    assert files
-    assert all(file.startswith(str(tmp_path / "site")) for file in files)

@@ -101,7 +101,7 @@ class Interrupted:
     def next_command(self, moment: int = 0) -> list[str]:
         """Starts the run, or goes on with it."""
         if (self.job / "job.json").exists() and self.status()["state"] != "finished":
-            return self.command("run", "--resume", self.job, moment=moment)
+            return self.command("resume", self.job, moment=moment)
         return self.command(*self._start, self.job, "--out", self.out, moment=moment)
 
     def status(self) -> dict[str, Any]:

@@ -32,14 +32,14 @@ KILLS = """## Killed at random moments
 
 `python -m tools.scale kills COUNT`: SIGKILL at a random moment of the run, and SIGKILL before or after a random
 operation of a checkpoint on files (flush, replace, remove), with checkpoints every half second. After each kill
-`run --resume` goes on, until a process gets through. An output is there only when a run has finished. Identical:
+`twoheads resume` continues, until a process gets through. An output is there only when a run has finished. Identical:
 the same bits as those of an undisturbed run.
 """
 
 DISK = """## A full disk
 
 `python -m tools.scale disk` (as root): a disk of its own (tmpfs) becomes full at the moment named; when there is
-room again, `run --resume` goes on.
+room again, `twoheads resume` continues.
 """
 
 

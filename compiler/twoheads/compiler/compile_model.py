@@ -175,9 +175,17 @@ def _front(
         raise CompileError("results", "are named for a source that is no ONNX file", "leave them out")
     from twoheads.compiler.frontend.torch.capture import capture
     from twoheads.compiler.frontend.torch.load_source import load_source
+    from twoheads.compiler.original.prove_capture import prove_capture
 
     loaded = load_source(source, example_inputs=example_inputs, weights=weights, trust_remote_code=trust)
-    return lambda: capture(loaded)
+
+    def proven() -> Captured:
+        found = capture(loaded)
+        if weights:
+            prove_capture(loaded, found)
+        return found
+
+    return proven
 
 
 def _check_options(block_size: int, key_tile: int | None, lowering: str) -> int:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import masking_utils as hf
 
 from tests.graphs.sample_masks import dense
-from twoheads.compiler.frontend.torch.hugging_face_hooks import mask_from_closure
+from twoheads.compiler.frontend.torch.hugging_face.hooks import mask_from_closure
 from twoheads.compiler.recognition.classify_mask import classify
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.masks.expressions import Causal, Chunk, Full, Mask, Window

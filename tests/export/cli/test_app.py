@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from tests.signals import process_that_heeds
 from twoheads.export.cli.shared import arguments
 from twoheads.export.cli.shared.console import count_text, seconds_text, size_text
 from twoheads.graphs.errors import InputError
@@ -325,10 +326,11 @@ def test_an_interrupted_compile_leaves_nothing(tiny_llama, tmp_path, number, cod
     """A signal while the bundle is written, in a real process: an exit code, at most one line, nothing on the disk."""
     command = [sys.executable, "-c", INTERRUPTED_COMPILE, str(int(number)), "compile", str(tiny_llama)]
     command += ["-o", str(tmp_path / "b"), "--block-size", "16"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == code, done.stderr
-    assert done.stdout == ""
-    assert done.stderr.strip() == message
+    with process_that_heeds(command) as process:
+        out, error = process.communicate(timeout=120)
+    assert process.returncode == code, error
+    assert out == ""
+    assert error.strip() == message
     assert list(tmp_path.iterdir()) == []
 
 

@@ -20,18 +20,26 @@ def check(ours: Any, fused: Any, plain: Any, output: str = "hidden", bound: Boun
 
 
 def test_the_floor_is_the_difference_or_the_least_share_of_the_magnitude() -> None:
-    result = check([[1.5, -8.0]], [[1.0, -8.0]], [[1.25, -8.0]])
-    assert (result.noise_floor, result.max_magnitude, result.max_abs_error) == (0.25, 8.0, 0.5)
+    result = check([[1.5, -512.0]], [[1.0, -512.0]], [[1.25, -512.0]])
+    assert (result.noise_floor, result.max_magnitude, result.max_abs_error) == (0.25, 512.0, 0.5)
     assert result.ratio == 2.0
     assert result.passed
-    assert check([[2.0, -8.0]], [[1.0, -8.0]], [[1.25, -8.0]]).passed
-    assert not check([[2.01, -8.0]], [[1.0, -8.0]], [[1.25, -8.0]]).passed
+    assert check([[2.0, -512.0]], [[1.0, -512.0]], [[1.25, -512.0]]).passed
+    assert not check([[2.01, -512.0]], [[1.0, -512.0]], [[1.25, -512.0]]).passed
     same = check([[1.0, -8.0]], [[1.0, -8.0]], [[1.0, -8.0]])
     assert same.noise_floor == pytest.approx(1.6e-6)
     assert same.ratio == 0.0
     zero = check([[0.0]], [[0.0]], [[0.0]])
     assert zero.passed
     assert not check([[1e-9]], [[0.0]], [[0.0]]).passed
+
+
+def test_a_floor_that_is_no_rounding_is_a_finding() -> None:
+    just, beyond = 1000.0 * (1 + 0.9e-3), 1000.0 * (1 + 1.1e-3)
+    assert check([[1000.0]], [[1000.0]], [[just]]).passed
+    result = check([[1000.0]], [[1000.0]], [[beyond]])
+    assert (result.rounding, result.passed) == (False, False)
+    assert check([[1000.0]], [[1000.0]], [[beyond]], bound=None).passed
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -20,7 +20,7 @@ from twoheads.compiler import compile_model
 from twoheads.export import VerifyReport, verify, write_bundle
 from twoheads.export.engines import run_inputs as verify_input
 from twoheads.export.engines.run_inputs import logits_positions
-from twoheads.export.verification import original_run
+from twoheads.export.verification import noise_floor as floors
 from twoheads.export.verification.check import ALLOWED
 from twoheads.export.verification.noise_floor import Floor, noise_floor
 from twoheads.graphs.errors import BundleError, InputError
@@ -155,7 +155,7 @@ def test_an_embedding_is_not_asked_to_be_more_exact_than_the_hidden_states(
         floor = noise_floor(one, other)
         return floor if len(one) == 1 else replace(floor, value=100 * floor.value)
 
-    monkeypatch.setattr(original_run, "noise_floor", wide_of_many_rows)
+    monkeypatch.setattr(floors, "noise_floor", wide_of_many_rows)
     report = verify(encoder.bundle, encoder.folder, length=LENGTH)
     embedding = report.check("embedding")
     inherited = report.check().noise_floor / report.check().max_magnitude * embedding.max_magnitude

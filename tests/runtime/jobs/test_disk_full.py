@@ -53,7 +53,9 @@ def test_a_full_disk_loses_nothing(run: ToFile, stage: str | None, nbytes: int, 
     while stage is not None and stage_begun(run.folder) != stage:
         with pytest.raises(StoppedError):
             run.run(stop=2)
-    refused = rf"{words}: File too large \([\d.]+ [kMG]B free on its disk\)\n  fix: free disk space, then .*--resume"
+    refused = (
+        rf"{words}: File too large \([\d.]+ [kMG]B free on its disk\)\n  fix: free disk space, then .*twoheads resume"
+    )
     with files_of_at_most(nbytes), pytest.raises(TwoheadsError, match=refused):
         run.run()
     assert not list(run.folder.glob("*.partial")), "a file that was not finished takes room"

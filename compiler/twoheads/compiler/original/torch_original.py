@@ -1,7 +1,8 @@
 """Runs the original model over a whole sequence: what a bundle is verified against.
 
-Two evaluations that differ only by rounding give the noise floor: torch's fused attention kernels, and plain matrix
-products with a softmax. The plain one works on bands of query rows, so that long inputs fit into memory.
+Two evaluations that differ only by rounding give the noise floor. The fused one runs torch's fused attention kernels,
+as the library calls them; the plain one is the library's own eager code. Where that would take too much memory, the
+same on bands of query rows takes the place of its attention, and of nothing else.
 """
 
 from __future__ import annotations
@@ -15,20 +16,32 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from twoheads.compiler.frontend.torch.architectures import has_own_attention, reset_rope
-from twoheads.compiler.frontend.torch.attention_op import plain_attention
-from twoheads.compiler.frontend.torch.hugging_face_hooks import set_attention
-from twoheads.compiler.frontend.torch.impose_attention import Band, Imposition, impose, imposed_band, with_band
+from twoheads.compiler.frontend.torch.hugging_face.architectures import has_own_attention, reset_rope
+from twoheads.compiler.frontend.torch.hugging_face.library_attention import (
+    EAGER,
+    in_place_of_eager,
+    require_understood,
+    using_attention,
+)
 from twoheads.compiler.frontend.torch.load_source import LoadedSource
 from twoheads.compiler.frontend.torch.model_outputs import hugging_face_outputs, named_outputs
+from twoheads.compiler.frontend.torch.operators.attention_op import plain_attention
+from twoheads.compiler.frontend.torch.operators.impose_attention import (
+    Band,
+    Imposition,
+    impose,
+    imposed_band,
+    with_band,
+)
 from twoheads.compiler.original.cut_products import CutProducts
 
 __all__ = ["TorchOriginal"]
 
-PLAIN = "twoheads_plain"
-FUSED = "twoheads_fused"
 BAND_BYTES = 64 << 20
 """Scores of one band of query rows of the plain attention, at most."""
+
+EAGER_BYTES = 256 << 20
+"""Scores of one attention of the library's own eager code, at most; it keeps a few such arrays at a time."""
 
 ROWS = 32
 """Rows that a plain evaluation's matrix products have at least: a shorter input runs as a batch of copies of itself (a
@@ -107,7 +120,7 @@ def _run(
     if implementation == "plain":
         given = {name: tensor.expand(_copies(source, given), *tensor.shape[1:]) for name, tensor in given.items()}
     with (
-        _attention(source.module, implementation, imposed=imposed),
+        _attention(source.module, implementation, given, imposed=imposed),
         _double(source.module, given, enabled=implementation == "plain") as inputs,
     ):
         outputs = hugging_face_outputs(source.module, inputs, **keep)
@@ -138,29 +151,35 @@ def _double(module: torch.nn.Module, given: Mapping[str, Tensor], *, enabled: bo
 
 
 @contextmanager
-def _attention(module: torch.nn.Module, implementation: str, *, imposed: bool) -> Generator[None]:
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import eager_mask
+def _attention(
+    module: torch.nn.Module, implementation: str, given: Mapping[str, Tensor], *, imposed: bool
+) -> Generator[None]:
+    if imposed:
+        with in_place_of_eager(module, _plain_attention if implementation == "plain" else _fused_attention):
+            yield
+    elif implementation == "plain":
+        fits = _score_bytes(module, given) <= EAGER_BYTES
+        with using_attention(module, EAGER) if fits else in_place_of_eager(module, _plain_attention):
+            yield
+    else:
+        with using_attention(module, _fused_name(module)):
+            yield
 
-    AttentionInterface.register(PLAIN, _plain_attention)
-    AttentionMaskInterface.register(PLAIN, eager_mask)
-    AttentionInterface.register(FUSED, _fused_attention)
-    AttentionMaskInterface.register(FUSED, eager_mask)
-    model = cast("Any", module)
-    previous = model.config._attn_implementation
+
+def _fused_name(module: torch.nn.Module) -> str:
+    """The library's name for its fused attention; some architectures have none (softcap, learned sinks)."""
     try:
-        if implementation == "plain":
-            set_attention(model, PLAIN)
-        elif imposed:
-            set_attention(model, FUSED)
-        else:
-            try:
-                set_attention(model, "sdpa")
-            except ValueError:  # the architecture has no fused form (softcap, learned sinks)
-                set_attention(model, "eager")
-        yield
-    finally:
-        set_attention(model, previous)
+        with using_attention(module, "sdpa"):
+            return "sdpa"
+    except ValueError:
+        return EAGER
+
+
+def _score_bytes(module: torch.nn.Module, given: Mapping[str, Tensor]) -> int:
+    """Bytes of the scores of one eager attention over the longest of the inputs."""
+    config = cast("Any", module).config.get_text_config()
+    heads = int(getattr(config, "num_attention_heads", None) or 1)
+    return max(4 * heads * tensor.shape[0] * tensor.shape[1] ** 2 for tensor in given.values())
 
 
 def _plain_attention(
@@ -174,9 +193,10 @@ def _plain_attention(
     s_aux: Tensor | None = None,
     position_bias: Tensor | None = None,
     is_causal: bool | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """Matrix products and a softmax over bands of query rows; ``attention_mask`` is additive ``[1, 1, n, m]``."""
+    require_understood(module, others)
     groups = query.shape[1] // key.shape[1]
     keys, values = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scale = float(scaling) if scaling is not None else float(query.shape[-1]) ** -0.5
@@ -244,6 +264,7 @@ def _fused_attention(
         return _plain_attention(
             module, query * scale, key, value, attention_mask, scaling=1.0, is_causal=is_causal, **others
         )
+    require_understood(module, others)
     causal = attention_mask is None and bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     length, keys_length, groups = query.shape[2], key.shape[2], query.shape[1] // key.shape[1]
     keys, values = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)

@@ -19,18 +19,22 @@ import typer
 from rich.logging import RichHandler
 from typer.core import TyperGroup
 
+from twoheads.export.cli.batch import command as batch_command
 from twoheads.export.cli.commands import bench as bench_command
 from twoheads.export.cli.commands import build as build_command
 from twoheads.export.cli.commands import compile as compile_command
 from twoheads.export.cli.commands import debug as debug_command
+from twoheads.export.cli.commands import export as export_command
 from twoheads.export.cli.commands import inspect as inspect_command
 from twoheads.export.cli.commands import lint as lint_command
 from twoheads.export.cli.commands import models as models_command
 from twoheads.export.cli.commands import profile as profile_command
+from twoheads.export.cli.commands import resume as resume_command
 from twoheads.export.cli.commands import status as status_command
 from twoheads.export.cli.plan import command as plan_command
 from twoheads.export.cli.run import command as run_command
 from twoheads.export.cli.shared.console import print_error, stderr_console
+from twoheads.export.cli.shared.extras import missing_package
 from twoheads.export.cli.verify import command as verify_command
 from twoheads.graphs.errors import TwoheadsError
 
@@ -67,10 +71,13 @@ for _command in (
     build_command,
     lint_command,
     debug_command,
+    export_command,
     plan_command,
     profile_command,
     inspect_command,
     run_command,
+    batch_command,
+    resume_command,
     status_command,
     verify_command,
     bench_command,
@@ -115,6 +122,12 @@ def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
     raise SystemExit(TERMINATED)
 
 
+def _report_bug() -> int:
+    traceback.print_exc()
+    print_error("this is a bug in twoheads, not in your input; please report it with the traceback above")
+    return BUG
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line (default: the process's) and returns its exit code."""
     with contextlib.suppress(ValueError):  # not the main thread, where no handler can be set
@@ -139,10 +152,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_error(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error))
         logger.debug("raised at", exc_info=True)
         return USER_ERROR
+    except ModuleNotFoundError as error:
+        missing = missing_package(error)
+        if missing is None:
+            return _report_bug()
+        print_error(str(missing))
+        logger.debug("raised at", exc_info=True)
+        return USER_ERROR
     except Exception:  # noqa: BLE001 - the last resort: say that it is our bug, with all there is to report
-        traceback.print_exc()
-        print_error("this is a bug in twoheads, not in your input; please report it with the traceback above")
-        return BUG
+        return _report_bug()
     finally:
         logging.captureWarnings(capture=False)
     return 0

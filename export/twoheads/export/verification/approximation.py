@@ -13,7 +13,7 @@ from twoheads.graphs.program.program import AttentionStage
 from twoheads.runtime import LoadedBundle
 
 if TYPE_CHECKING:
-    from twoheads.compiler.frontend.torch.impose_attention import Imposition
+    from twoheads.compiler.frontend.torch.operators.impose_attention import Imposition
 
 __all__ = ["imposition"]
 
@@ -22,7 +22,7 @@ def imposition(bundle: LoadedBundle) -> Imposition | None:
     """What makes the original obey the bundle's policy, for one run; ``None`` for an exact bundle."""
     if not bundle.manifest.approximations:
         return None
-    from twoheads.compiler.frontend.torch.impose_attention import Imposition, average_band, window_band
+    from twoheads.compiler.frontend.torch.operators.impose_attention import Imposition, average_band, window_band
 
     stages = [stage for stage in bundle.program.body if isinstance(stage, AttentionStage)]
     policy = parse_policy(bundle.manifest.approximations[0])

@@ -55,8 +55,9 @@ class Check:
         top1_agreement: Of logits, the share of rows where both sides prefer the same token; else ``None``.
         cosine: Of embeddings, between both vectors; else ``None``.
         finite: Whether every number is finite, on both sides.
+        rounding: Whether evaluations of the original differ by no more than rounding.
         bound: What the candidate must keep; ``None`` where the distance is only told.
-        passed: All rows came, all numbers are finite, and the bound is kept.
+        passed: All rows came, all numbers are finite, and the bound is kept; one in noise floors needs a floor.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Check:
     top1_agreement: float | None
     cosine: float | None
     finite: bool
+    rounding: bool
     bound: Bound | None
     passed: bool
 
@@ -105,6 +107,7 @@ def compare(candidate: str, output: str, rows: Array, reference: Reference) -> C
     ratio = sums.error / floor.value if floor.value else (0.0 if sums.error == 0 else ALLOWED * 1e6)
     numbers = {"ratio": ratio, "relative": sums.relative}
     kept = reference.bound is None or numbers[reference.bound.unit] <= reference.bound.most
+    measured = reference.bound is None or reference.bound.unit != "ratio" or floor.rounding
     return Check(
         name=reference.name,
         output=output,
@@ -119,8 +122,9 @@ def compare(candidate: str, output: str, rows: Array, reference: Reference) -> C
         top1_agreement=sums.agreeing / max(1, len(rows)) if output == "logits" else None,
         cosine=_cosine(rows, original) if output == "embedding" else None,
         finite=finite,
+        rounding=floor.rounding,
         bound=reference.bound,
-        passed=complete and finite and kept,
+        passed=complete and finite and kept and measured,
     )
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from twoheads.export.progress import Progress
 from twoheads.export.verification.approximation import imposition
-from twoheads.export.verification.noise_floor import Floor, noise_floor, pooled_floor, widest
+from twoheads.export.verification.noise_floor import CUTS, Floor, Floors, pooled
 from twoheads.graphs.errors import InputError, InternalError
 from twoheads.graphs.program.program import Pooling
 from twoheads.graphs.serialization.bundle_format import SourceIdentity
@@ -22,8 +22,8 @@ from twoheads.runtime import LoadedBundle
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from twoheads.compiler.frontend.torch.impose_attention import Imposition
     from twoheads.compiler.frontend.torch.load_source import LoadedSource
+    from twoheads.compiler.frontend.torch.operators.impose_attention import Imposition
     from twoheads.compiler.original.onnx_original import OnnxOriginal
 
 __all__ = [
@@ -35,12 +35,6 @@ __all__ = [
     "load_original",
     "run_original",
 ]
-
-CUTS = (3, 5, 7)
-"""Where the inner dimension of every product is cut for further evaluations of a few logits: after a third of it..."""
-
-FEW = 64
-"""A row of fewer logits than that may agree by chance in two evaluations; it gets further ones."""
 
 Array: TypeAlias = npt.NDArray[np.float32]
 
@@ -86,7 +80,7 @@ def run_original(
     positions: npt.NDArray[np.int64] | None,
     progress: Progress,
 ) -> OriginalResults:
-    """Both evaluations of the original; of the plain one only the distance is kept, and of the model nothing."""
+    """The evaluations of the original; of all but the fused one only the distance is kept, and of the model nothing."""
     pooling = original.pooling
     progress("run the original, fused attention")
     hidden, logits, fused_seconds = evaluate_original(original, given, positions, "fused")
@@ -95,34 +89,26 @@ def run_original(
         progress("run the original, the bundle's mask")
         unmasked = (hidden, logits)
         hidden, logits, fused_seconds = evaluate_original(original, given, positions, "fused", imposition(bundle))
-    embedding = None if pooling is None else _pooled(hidden, pooling)
     progress("run the original, plain attention")
     plain_hidden, plain_logits, plain_seconds = evaluate_original(
         original, given, positions, "plain", imposition(bundle)
     )
-    heads = (logits is None, embedding is None)
-    if heads != (bundle.program.logits is None, bundle.program.pooling is None):
+    if (logits is None, pooling is None) != (bundle.program.logits is None, bundle.program.pooling is None):
         raise InternalError(f"the original of {bundle.program.name} gives other outputs than its bundle")
-    hidden_floor = noise_floor(hidden, plain_hidden)
-    logits_floor = None if logits is None or plain_logits is None else noise_floor(logits, plain_logits)
-    if logits_floor is not None and bundle.program.pooled_logits:
-        logits_floor = pooled_floor(logits_floor, hidden_floor)
-        if logits is not None and logits.size < FEW:
-            progress("run the original, products cut")
-            for cut in CUTS:
-                _, further, _ = evaluate_original(original, given, positions, "plain", imposition(bundle), cut)
-                logits_floor = widest(logits_floor, noise_floor(logits, cast("Array", further)))
+    pooled_logits = bundle.program.pooled_logits
+    floors = Floors.of((hidden, logits), (plain_hidden, plain_logits), pooling, pooled_logits=pooled_logits)
+    if floors.suspect:
+        progress("run the original, products cut")
+        for cut in CUTS:
+            evaluation = evaluate_original(original, given, positions, "plain", imposition(bundle), cut)
+            floors = floors.with_evaluation(*evaluation[:2])
     return OriginalResults(
         hidden=hidden,
-        hidden_floor=hidden_floor,
+        hidden_floor=floors.hidden_floor,
         logits=logits,
-        logits_floor=logits_floor,
-        embedding=embedding,
-        embedding_floor=(
-            None
-            if embedding is None or pooling is None
-            else pooled_floor(noise_floor(embedding, _pooled(plain_hidden, pooling)), hidden_floor)
-        ),
+        logits_floor=floors.final_logits,
+        embedding=None if pooling is None else pooled(hidden, pooling),
+        embedding_floor=floors.final_embedding,
         seconds={"original": fused_seconds, "original_plain": plain_seconds},
         unmasked=unmasked,
     )
@@ -130,7 +116,7 @@ def run_original(
 
 def by_output(hidden: Array, logits: Array | None, pooling: Pooling | None) -> dict[str, Array]:
     """One evaluation's results by output, with the embedding that is made of them."""
-    found = {"hidden": hidden, "logits": logits, "embedding": None if pooling is None else _pooled(hidden, pooling)}
+    found = {"hidden": hidden, "logits": logits, "embedding": None if pooling is None else pooled(hidden, pooling)}
     return {output: rows for output, rows in found.items() if rows is not None}
 
 
@@ -235,14 +221,3 @@ def _evaluate_onnx(
 
 def _array(tensor: Tensor) -> Array:
     return np.asarray(tensor.detach().float().numpy())
-
-
-def _pooled(hidden: Array, pooling: Pooling) -> Array:
-    """The embedding ``[1, width]`` as sentence-transformers makes it, in torch: nothing shared with the runtime."""
-    import torch
-
-    rows = torch.from_numpy(hidden).double()
-    vector = {"mean": lambda: rows.mean(0), "cls": lambda: rows[0], "last": lambda: rows[-1]}[pooling.mode]()
-    if pooling.normalize:
-        vector = torch.nn.functional.normalize(vector, dim=0)
-    return _array(vector[None])

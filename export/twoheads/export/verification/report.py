@@ -100,6 +100,19 @@ class VerifyReport:
         return {(check.name, check.output): check for check in self.checks}[name, output]
 
     @property
+    def finding(self) -> str | None:
+        """That evaluations of the original itself differ by more than rounding; ``None`` where they agree."""
+        for check in self.proof:
+            if not check.rounding:
+                share = check.noise_floor / check.max_magnitude if check.max_magnitude else float("inf")
+                return (
+                    f"two evaluations of the original differ by {share:.2%} of the largest magnitude ({check.output}): "
+                    "that is no rounding. Its fused and its eager code are different models, or it decides by a hair "
+                    "(which expert a token goes to)"
+                )
+        return None
+
+    @property
     def top1_agreement(self) -> float | None:
         """Share of the checked positions where bundle and original prefer the same token; ``None`` without logits."""
         return next((check.top1_agreement for check in self.proof if check.output == "logits"), None)
@@ -109,6 +122,7 @@ class VerifyReport:
         worst, calls, (hidden, *others) = self.worst, self.calls, self.proof
         return {
             "passed": self.passed,
+            "finding": self.finding,
             "output": worst.output,
             "max_abs_error": worst.max_abs_error,
             "max_magnitude": worst.max_magnitude,

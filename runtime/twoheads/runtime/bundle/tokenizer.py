@@ -64,7 +64,7 @@ class Tokenizer:
             raise InputError(
                 "text",
                 "the package tokenizers is not installed, so that text can't become tokens",
-                'pip install "twoheads-runtime[text]", or give tokens',
+                'pip install "twoheads[text]", or give tokens',
             ) from error
         try:
             loaded = tokenizers.Tokenizer.from_file(str(self._path))

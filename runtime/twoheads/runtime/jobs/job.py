@@ -96,7 +96,7 @@ class Job:
             self.request = held.get("request", {})
         elif held is not None and not self.finished:
             problem = "holds an unfinished job"
-            raise InputError(str(self.folder), problem, "go on with `twoheads run --resume DIR`, or delete the folder")
+            raise InputError(str(self.folder), problem, "continue with `twoheads resume DIR`, or delete the folder")
         else:
             self._clear()
 

@@ -13,7 +13,7 @@ from twoheads.graphs.schedule.spill import size_text
 
 __all__ = ["RESUME", "check_room", "disk_errors", "sync_folder"]
 
-RESUME = "free disk space, then go on with `twoheads run --resume DIR`; the last checkpoint is whole"
+RESUME = "free disk space, then continue with `twoheads resume DIR`; the last checkpoint is whole"
 """What helps a job."""
 
 

@@ -12,7 +12,7 @@ from twoheads.graphs.errors import TwoheadsError
 __all__ = ["DELETE", "KeptFile"]
 
 CHUNK_BYTES = 1 << 20
-DELETE = "delete this file, then go on with --resume: its rows are computed again"
+DELETE = "delete this file, then continue with `twoheads resume DIR`: its rows are computed again"
 
 
 class KeptFile:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForSequenceClassification, BertModel, MambaConfig, MambaForCausalLM
 
 from twoheads.compiler import compile_model
@@ -125,7 +128,8 @@ def encoder(tmp_path: Path) -> Path:
 
 def sentence_transformer(folder: Path, stages: list[str], **pooling: bool) -> None:
     entries = [
-        {"type": f"sentence_transformers.models.{stage}", "path": f"{at}_{stage}"} for at, stage in enumerate(stages)
+        {"type": f"sentence_transformers.models.{stage}", "path": f"{at}_{stage}" if at else ""}
+        for at, stage in enumerate(stages)
     ]
     (folder / "modules.json").write_text(json.dumps(entries))
     (folder / "1_Pooling").mkdir(exist_ok=True)
@@ -148,3 +152,76 @@ def test_pooling_we_do_not_have_is_refused(encoder: Path) -> None:
     sentence_transformer(encoder, ["Transformer", "Pooling", "Dense"], pooling_mode_mean_tokens=True)
     with pytest.raises(CompileError, match="Dense"):
         compile_model(encoder)
+
+
+def test_pooling_as_sentence_transformers_6_says_it(encoder: Path) -> None:
+    sentence_transformer(encoder, ["Transformer", "Pooling"])
+    change(encoder / "1_Pooling" / "config.json", pooling_mode="lasttoken")
+    assert load_source(encoder, weights=False).pooling == Pooling("last", normalize=False)
+    change(encoder / "1_Pooling" / "config.json", pooling_mode=["cls", "mean"])
+    with pytest.raises(CompileError, match=r"cls.*mean"):
+        load_source(encoder, weights=False)
+
+
+def test_a_model_in_a_folder_of_its_own(encoder: Path, tmp_path: Path) -> None:
+    sentence_transformer(encoder, ["Transformer", "Pooling"], pooling_mode_mean_tokens=True)
+    listing = json.loads((encoder / "modules.json").read_text())
+    (encoder / "modules.json").write_text(json.dumps([{**listing[0], "path": "0_Transformer"}, listing[1]]))
+    (encoder / "0_Transformer").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (encoder / name).rename(encoder / "0_Transformer" / name)
+    source = load_source(encoder)
+    assert (source.identity.name, source.identity.architecture) == ("encoder", "BertModel")
+
+
+def test_texts_that_change_before_they_are_read_are_refused(encoder: Path) -> None:
+    sentence_transformer(encoder, ["Transformer", "Pooling"], pooling_mode_mean_tokens=True)
+    (encoder / "sentence_bert_config.json").write_text(json.dumps({"do_lower_case": True}))
+    with pytest.raises(CompileError, match="do_lower_case"):
+        load_source(encoder)
+
+
+def test_an_embedder_that_is_a_decoder_pools_as_it_says_and_has_no_head(folder: Path) -> None:
+    """Qwen3-Embedding: the configuration names a language model, and the last token's hidden states are the vector."""
+    sentence_transformer(folder, ["Transformer", "Pooling", "Normalize"], pooling_mode_lasttoken=True)
+    source = load_source(folder)
+    assert source.pooling == Pooling("last", normalize=True)
+    assert source.identity.architecture == "LlamaModel"
+
+
+# Nothing is dropped in silence
+
+
+def test_weights_of_a_further_layer_are_no_smaller_model(folder: Path) -> None:
+    change(folder / "config.json", num_hidden_layers=1)
+    with pytest.raises(CompileError, match=r"does not use: model\.layers\.1\."):
+        load_source(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.layers.0.self_attn.q_proj.bias", "model.layers.1.mlp.up_proj.lora_A.weight", "lm_head.lora_B.weight"],
+)
+def test_weights_within_a_layer_that_nothing_reads_are_refused(folder: Path, name: str) -> None:
+    add_weight(folder, name)
+    with pytest.raises(CompileError, match=f"does not use: {re.escape(name)}"):
+        load_source(folder)
+
+
+@pytest.mark.parametrize("name", ["classifier.weight", "model.layers.0.self_attn.rotary_emb.inv_freq"])
+def test_another_head_and_computed_numbers_are_not_missed(folder: Path, name: str) -> None:
+    add_weight(folder, name)
+    assert load_source(folder).hugging_face
+
+
+def test_a_tokenizer_that_can_not_be_read_is_an_error(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").write_bytes(b"\x0a\x05hello")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
+    with pytest.raises(CompileError, match=r"tokenizer.* is a tokenizer that can't be read"):
+        load_source(folder)
+
+
+def add_weight(folder: Path, name: str) -> None:
+    path = folder / "model.safetensors"
+    save_file({**load_file(path), name: torch.zeros(2)}, path, {"format": "pt"})

@@ -116,7 +116,8 @@ def test_code_of_a_tokenizer_never_runs(folder: Path, marker: Path) -> None:
     (folder / "tokenization_own.py").write_text(TOKENIZER.format(marker=str(marker)))
     names = {"AutoTokenizer": ["tokenization_own.OwnTokenizer", None]}
     change(folder, file="tokenizer_config.json", tokenizer_class="OwnTokenizer", auto_map=names)
-    assert load_source(folder).tokenizer_json is None
+    with pytest.raises(CompileError, match=r"tokenizer_config\.json: is a tokenizer that can't be read"):
+        load_source(folder)
     assert not marker.exists()
 
 

@@ -37,9 +37,11 @@ def run(model, x):
     return np.asarray(session.run(None, {"x": x})[0])
 
 
+@pytest.mark.parametrize("approximation", ["none", "tanh"])
 @pytest.mark.parametrize("version", [None, 19, 17])
-def test_an_older_operator_set_computes_the_same(version):
+def test_an_older_operator_set_computes_the_same(version, approximation):
     model = norm_and_gelu()
+    model.graph.node[-1].attribute.append(helper.make_attribute("approximate", approximation))
     before = model.SerializeToString()
     prepared = prepare_model(model, version)
     assert opset(prepared) == (version or 20)

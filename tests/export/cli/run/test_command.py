@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.export.conftest import WORDS
-
 
 def test_run_writes_what_is_asked_for(cli, bundle, text, tmp_path):
     out = tmp_path / "o.npz"
@@ -76,16 +74,15 @@ def test_run_resumes_what_was_stopped_and_tells_its_status(cli, bundle, text, tm
     assert "unfinished job" in cli("run", bundle, "--text", text, "-o", out, "--spill", folder).err
     assert cli("status", folder, "--json").json["state"] == "stopped"
     told = cli("status", folder)
-    for words in ("stopped, ", "2 stages: ", str(text), f"run --resume {folder}"):
+    for words in ("stopped, ", "2 stages: ", str(text), f"twoheads resume {folder}"):
         assert words in told.out.replace("\n", ""), words
-    assert "give --resume DIR alone" in cli("run", bundle, "--resume", folder).err
     content = text.read_bytes()
     text.write_bytes(content + b"!")
-    assert "is the input of this job, and has changed" in cli("run", "--resume", folder).err
+    assert "is the input of this job, and has changed" in cli("resume", folder).err
     text.unlink()
-    assert "is the input of this job, and can't be read: No such file" in cli("run", "--resume", folder).err
+    assert "is the input of this job, and can't be read: No such file" in cli("resume", folder).err
     text.write_bytes(content)
-    resumed = cli("run", "--resume", folder)
+    resumed = cli("resume", folder)
     assert resumed.code == 0, resumed.err
     for name in ("logits", "positions"):
         np.testing.assert_array_equal(np.load(out)[name], np.load(tmp_path / "plain.npz")[name])
@@ -93,10 +90,10 @@ def test_run_resumes_what_was_stopped_and_tells_its_status(cli, bundle, text, tm
     assert status["state"] == "finished"
     assert status["calls"] == status["total"] > 0
     assert "last checkpoint" not in cli("status", folder).out
-    assert "is finished" in cli("run", "--resume", folder).err
+    assert "is finished" in cli("resume", folder).err
     assert not list(tmp_path.glob(".*.partial")), "what was finished leaves nothing behind"
     assert "holds no job" in cli("status", tmp_path).err
-    assert "a BUNDLE is missing" in cli("run", "--text", text, "-o", out).err
+    assert "Missing argument 'BUNDLE'" in " ".join(cli("run", "--text", text, "-o", out).err.split())
 
 
 def test_plan_tells_what_a_limit_spills(cli, bundle):
@@ -124,38 +121,6 @@ def test_run_takes_tokens_as_it_takes_text(cli, bundle, text, tmp_path):
         np.testing.assert_array_equal(
             np.load(tmp_path / f"{at}.npz")["logits"], np.load(tmp_path / "text.npz")["logits"]
         )
-
-
-def test_run_takes_every_line_as_an_input_of_its_own(cli, bundle, tmp_path):
-    text, out = tmp_path / "in.txt", tmp_path / "o.npz"
-    lines = ["the cat sat", "a mat", "the red dog run to", WORDS, "the sea"]
-    text.write_text("\n\n".join(lines), encoding="utf-8")
-    ran = cli("run", bundle, "--text", text, "--lines", "-o", out, "--output", "last", "--json")
-    assert ran.code == 0, ran.err
-    packed = np.load(out)["logits"]
-    assert packed.shape == (5, 16)
-    assert ran.json["requests"] == 5
-    assert [run["requests"] for run in ran.json["runs"]] == [5], "the long line shares its last block"
-    assert ran.json["engine_calls"] == ran.json["formula_calls"] == sum(r["engine_calls"] for r in ran.json["runs"])
-    off = cli("run", bundle, "--text", text, "--lines", "-o", out, "--output", "last", "--pack", "off", "--json")
-    assert [run["requests"] for run in off.json["runs"]] == [1] * 5
-    np.testing.assert_allclose(np.load(out)["logits"], packed, rtol=0, atol=1e-5)
-    assert off.json["engine_calls"] > ran.json["engine_calls"]
-    for line, row in zip(lines, packed, strict=True):
-        text.write_text(line, encoding="utf-8")
-        cli("run", bundle, "--text", text, "-o", out, "--output", "last")
-        np.testing.assert_allclose(np.load(out)["logits"][0], row, rtol=0, atol=1e-5)
-    shown = cli("run", bundle, "--text", text, "--lines", "-o", out, "--output", "last").out
-    assert "one row a line" in shown
-    assert "packed" in shown
-
-
-def test_run_refuses_lines_that_make_no_sense(cli, bundle, text, tmp_path):
-    out = tmp_path / "o.npz"
-    assert "--output last" in cli("run", bundle, "--text", text, "--lines", "-o", out).refused()
-    np.save(tmp_path / "t.npy", np.ones(5, np.int64))
-    cli("run", bundle, "--tokens", tmp_path / "t.npy", "--lines", "-o", out, "--output", "last").refused()
-    assert not out.exists()
 
 
 def test_run_beyond_the_trained_length_warns_and_runs(cli, bundle, tmp_path):

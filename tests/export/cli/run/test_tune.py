@@ -63,7 +63,6 @@ def test_run_takes_the_tiles_that_were_found(cli, own, text, tmp_path):
     np.testing.assert_allclose(np.load(out)["hidden"], expected, atol=1e-5)
     assert json.loads((tmp_path / "own.tune.json").read_text())["tunings"][0]["key_tile"] == 32
     assert "slow" in cli("run", own, "--text", text, "-o", out, "--tune", "slow").err
-    assert "give --resume DIR alone" in cli("run", "--resume", tmp_path, "--tune", "quick").err
 
 
 def test_a_stopped_run_goes_on_with_its_tiles(cli, own, text, tmp_path, monkeypatch):
@@ -75,7 +74,7 @@ def test_a_stopped_run_goes_on_with_its_tiles(cli, own, text, tmp_path, monkeypa
     monkeypatch.setattr(Job, "finish", finish)
     assert read_status(folder).request["key_tile"] == 32
     out.unlink()
-    ran = cli("run", "--resume", folder, "--json")
+    ran = cli("resume", folder, "--json")
     assert ran.code == 0, ran.err
     np.testing.assert_array_equal(np.load(out)["logits"], first)
 
@@ -83,11 +82,11 @@ def test_a_stopped_run_goes_on_with_its_tiles(cli, own, text, tmp_path, monkeypa
 def test_documents_go_on_with_their_tiles(cli, own, tmp_path):
     (tmp_path / "documents.jsonl").write_text('{"input_ids": [1, 2, 3]}\n{"input_ids": [4, 5, 6, 7]}\n')
     out = tmp_path / "out"
-    inputs = ("--inputs", tmp_path / "documents.jsonl", "-o", out)
-    ran = cli("run", own, *inputs, "--tune", "quick")
+    inputs = ("--documents", tmp_path / "documents.jsonl", "-o", out)
+    ran = cli("batch", own, *inputs, "--tune", "quick")
     assert ran.code == 0, ran.err
-    assert cli("run", "--resume", out).code == 0
-    assert "is a job of another key tile: 32, and this run has 16" in cli("run", own, *inputs).refused()
+    assert cli("resume", out).code == 0
+    assert "is a job of another key tile: 32, and this run has 16" in cli("batch", own, *inputs).refused()
 
 
 def test_plan_predicts_with_the_tiles_of_the_profile(cli, own, tmp_path):

@@ -12,8 +12,8 @@ from torch._ops import OpOverload
 from torch.export import Dim as ExportDim
 from torch.export import ExportedProgram
 
-from twoheads.compiler.frontend.torch.architectures import refuse_known, replaced
-from twoheads.compiler.frontend.torch.hugging_face_hooks import CAPTURE, register_hooks, set_attention
+from twoheads.compiler.frontend.torch.hugging_face.architectures import refuse_known, replaced
+from twoheads.compiler.frontend.torch.hugging_face.hooks import hooked
 from twoheads.compiler.frontend.torch.load_source import LoadedSource
 from twoheads.compiler.frontend.torch.model_outputs import hugging_face_outputs, named_outputs
 from twoheads.graphs.errors import CompileError
@@ -70,18 +70,9 @@ def _capturing(source: LoadedSource) -> Generator[None]:
     if not source.hugging_face:
         yield
         return
-    register_hooks()
-    model = cast("Any", source.module)
-    refuse_known(model)
-    previous = model.config._attn_implementation, model.config._experts_implementation
-    set_attention(model, CAPTURE)
-    model.set_experts_implementation(CAPTURE)
-    try:
-        with replaced(model):
-            yield
-    finally:
-        set_attention(model, previous[0])
-        model.set_experts_implementation(previous[1])
+    refuse_known(source.module)
+    with hooked(source.module), replaced(source.module):
+        yield
 
 
 def _functional(exported: ExportedProgram) -> ExportedProgram:

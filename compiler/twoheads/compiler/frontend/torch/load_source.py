@@ -15,9 +15,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from twoheads.compiler.frontend.torch.gguf_header import gguf_config
 from twoheads.compiler.frontend.torch.model_folder import model_class_of, never_asking, read_model_config
 from twoheads.compiler.frontend.torch.source_inputs import SourceInput, attention_layers, hugging_face_inputs
-from twoheads.compiler.frontend.torch.source_pooling import default_pooling, folder_pooling
+from twoheads.compiler.frontend.torch.source_pooling import default_pooling, embedder_of, stage_pooling
+from twoheads.compiler.frontend.torch.unused_weights import refuse_unused_weights
 from twoheads.graphs.errors import CompileError, InternalError
 from twoheads.graphs.program.program import Pooling
 from twoheads.graphs.serialization.bundle_format import SourceIdentity
@@ -98,10 +100,13 @@ def load_source(
 
 
 def _from_folder(path: Path, *, weights: bool, trust: bool) -> LoadedSource:
-    from transformers import AutoConfig
+    from transformers import AutoConfig, AutoModel
 
+    name, embedder = path.resolve().name, embedder_of(path)
+    path = path if embedder is None else embedder.model
     entries = read_model_config(path, trust_remote_code=trust)
-    model_class = model_class_of(path, entries, trust_remote_code=trust)
+    # An embedder reads hidden states, whatever head its weights may have been trained with.
+    model_class = AutoModel if embedder is not None else model_class_of(path, entries, trust_remote_code=trust)
     options = {"local_files_only": True, "trust_remote_code": trust}
     if not weights:
         config = AutoConfig.from_pretrained(path, **options)
@@ -110,22 +115,21 @@ def _from_folder(path: Path, *, weights: bool, trust: bool) -> LoadedSource:
         if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
             raise CompileError(str(path), "has no weights (*.safetensors)", "download the complete model folder")
         module, missing = _load_weights(model_class, path, options)
-    pooling = folder_pooling(path, module)
+    pooling = default_pooling(module) if embedder is None else stage_pooling(embedder)
     tokenizer = _folder_tokenizer(path, options) if weights else None
-    return _hugging_face(path.resolve().name, "folder", module, missing, pooling, tokenizer)
+    return _hugging_face(name, "folder", module, missing, pooling, tokenizer)
 
 
 def _from_gguf(path: Path, *, weights: bool) -> LoadedSource:
     """A GGUF file holds no code; files beside it, which the library looks at, are not trusted."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise CompileError(str(path), "is not a GGUF file: its first bytes are not 'GGUF'", "download it again")
     options = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
     if not weights:
-        config = AutoConfig.from_pretrained(path.parent, **options)
-        module = _without_weights(AutoModelForCausalLM, config, trust=False)
+        module = _without_weights(AutoModelForCausalLM, gguf_config(path), trust=False)
         return _hugging_face(path.stem, "gguf", module, frozenset(), None, None)
     module, missing = _load_weights(AutoModelForCausalLM, path.parent, options)
     tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, **options)
@@ -167,6 +171,7 @@ def _without_weights(model_class: Any, config: Any, *, trust: bool) -> nn.Module
 
 def _load_weights(model_class: Any, folder: Path, options: Mapping[str, Any]) -> tuple[nn.Module, frozenset[str]]:
     module, info = model_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **options)
+    refuse_unused_weights(str(folder / options.get("gguf_file", "")), module, info["unexpected_keys"])
     return cast("nn.Module", module).eval(), frozenset(info["missing_keys"])
 
 
@@ -255,10 +260,21 @@ def _folder_tokenizer(path: Path, options: Mapping[str, Any]) -> bytes | None:
 
     try:
         return _tokenizer_bytes(AutoTokenizer.from_pretrained(path, **options))
-    except Exception as error:  # noqa: BLE001 - a model without a tokenizer is fine, and the library raises many types
-        has_one = any(path.glob("tokenizer*"))
-        logger.log(logging.WARNING if has_one else logging.INFO, "%s: no tokenizer is taken over: %s", path, error)
-        return None
+    except Exception as error:
+        files = sorted(file.name for pattern in _TOKENIZERS for file in path.glob(pattern))
+        if not files:  # a model without a tokenizer is fine
+            logger.info("%s has no tokenizer: %s", path, error)
+            return None
+        raise CompileError(
+            str(path / files[0]),
+            f"is a tokenizer that can't be read: {' '.join(str(error).split())[:200]}",
+            "save it as tokenizer.json, install what the message asks for (pip install sentencepiece), or remove the "
+            "tokenizer's files to compile without one",
+        ) from error
+
+
+_TOKENIZERS = ("*.model", "vocab.*", "merges.txt", "tokenizer_config.json")
+"""Files of a tokenizer that is not a ``tokenizer.json``."""
 
 
 def _checked_tokenizer(path: Path) -> bytes:

@@ -65,29 +65,68 @@ def _drop_noop_attribute(graph: onnx.GraphProto) -> None:
 
 
 def _expand_gelu(graph: onnx.GraphProto) -> None:
-    """Writes exact ``Gelu`` out as exporters did before it was an operator, which is what compilers look for."""
+    """Writes ``Gelu`` out as exporters did before it was an operator, which is what compilers look for."""
     nodes: list[onnx.NodeProto] = []
+    used: set[str] = set()
     for node in graph.node:
         approximation = next((a.s for a in node.attribute if a.name == "approximate"), b"none")
-        if node.op_type != "Gelu" or approximation != b"none":
+        if node.op_type != "Gelu" or approximation not in _GELUS:
             nodes.append(node)
             continue
-        nodes += _gelu(node.input[0], node.output[0])
-    if len(nodes) == len(graph.node):
+        added = _GELUS[approximation](node.input[0], node.output[0])
+        nodes += added
+        used.update(name for other in added for name in other.input if name in _GELU_NUMBERS)
+    if not used:
         return
-    for name, number in (("gelu.root", math.sqrt(2)), ("gelu.one", 1.0), ("gelu.half", 0.5)):
-        graph.initializer.append(numpy_helper.from_array(np.array(number, np.float32), name))
+    for name in sorted(used):
+        graph.initializer.append(numpy_helper.from_array(np.array(_GELU_NUMBERS[name], np.float32), name))
     del graph.node[:]
     graph.node.extend(nodes)
 
 
-def _gelu(given: str, result: str) -> list[onnx.NodeProto]:
-    names = [f"{result}_{part}" for part in ("root", "erf", "one", "product")]
-    steps = (
-        ("Div", [given, "gelu.root"], names[0]),
-        ("Erf", [names[0]], names[1]),
-        ("Add", [names[1], "gelu.one"], names[2]),
-        ("Mul", [given, names[2]], names[3]),
-        ("Mul", [names[3], "gelu.half"], result),
+def _steps(result: str, *steps: tuple[str, list[str], str]) -> list[onnx.NodeProto]:
+    """Nodes in a row; operands and results that begin with a dot are named after ``result``."""
+
+    def named(name: str) -> str:
+        return f"{result}_{name[1:]}" if name.startswith(".") else name
+
+    return [
+        helper.make_node(operator, list(map(named, inputs)), [named(output)], name=named(output))
+        for operator, inputs, output in steps
+    ]
+
+
+def _exact_gelu(given: str, result: str) -> list[onnx.NodeProto]:
+    return _steps(
+        result,
+        ("Div", [given, "gelu.root"], ".root"),
+        ("Erf", [".root"], ".erf"),
+        ("Add", [".erf", "gelu.one"], ".one"),
+        ("Mul", [given, ".one"], ".product"),
+        ("Mul", [".product", "gelu.half"], result),
     )
-    return [helper.make_node(operator, inputs, [output], name=output) for operator, inputs, output in steps]
+
+
+def _tanh_gelu(given: str, result: str) -> list[onnx.NodeProto]:
+    return _steps(
+        result,
+        ("Mul", [given, given], ".square"),
+        ("Mul", [".square", given], ".cube"),
+        ("Mul", [".cube", "gelu.cubic"], ".bent"),
+        ("Add", [given, ".bent"], ".inner"),
+        ("Mul", [".inner", "gelu.slope"], ".scaled"),
+        ("Tanh", [".scaled"], ".tanh"),
+        ("Add", [".tanh", "gelu.one"], ".one"),
+        ("Mul", [given, ".one"], ".product"),
+        ("Mul", [".product", "gelu.half"], result),
+    )
+
+
+_GELUS = {b"none": _exact_gelu, b"tanh": _tanh_gelu}
+_GELU_NUMBERS = {
+    "gelu.root": math.sqrt(2),
+    "gelu.one": 1.0,
+    "gelu.half": 0.5,
+    "gelu.cubic": 0.044715,
+    "gelu.slope": math.sqrt(2 / math.pi),
+}

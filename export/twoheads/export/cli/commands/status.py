@@ -1,4 +1,4 @@
-"""``twoheads status``: how far a run with ``--spill`` or ``--inputs`` is, while it runs or after it was stopped."""
+"""``twoheads status``: how far a run with ``--spill`` or of ``batch`` is, while it runs or after it was stopped."""
 
 import time
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from twoheads.export.cli.run.documents import is_document_folder, job_folder
+from twoheads.export.cli.batch.documents import is_document_folder, job_folder
 from twoheads.export.cli.shared import options
 from twoheads.export.cli.shared.console import print_facts, print_json, seconds_text
 
@@ -21,11 +21,11 @@ NAME = "status"
 def command(
     folder: Annotated[
         Path,
-        typer.Argument(metavar="DIR", help="The folder of `run --spill`, or that of the results of `run --inputs`."),
+        typer.Argument(metavar="DIR", help="The folder of `run --spill`, or that of `batch --documents`."),
     ],
     as_json: options.Json = False,
 ) -> None:
-    """Show the progress, the last checkpoint and the time left of a run with --spill or --inputs.
+    """Show the progress, the last checkpoint and the time left of `run --spill` or `batch --documents`.
 
     Exits with 1 if its files are damaged.
 
@@ -90,4 +90,4 @@ def _lines(folder: Path, status: "JobStatus", facts: dict[str, Any]) -> list[tup
         ("rate", "not known yet" if not rate else f"{rate:.3g} {unit}/s"),
         ("time left", "not known yet" if left is None else seconds_text(left)),
     ]
-    return [*lines, ("go on", f"twoheads run --resume {folder}")] if state == "stopped" else lines
+    return [*lines, ("go on", f"twoheads resume {folder}")] if state == "stopped" else lines

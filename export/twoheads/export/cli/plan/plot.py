@@ -25,9 +25,7 @@ def plot_scalings(path: Path, title: str, scalings: Sequence[Scaling]) -> None:
     try:
         figures: Any = importlib.import_module("matplotlib.figure")
     except ImportError as error:
-        raise InputError(
-            "--plot", f"needs matplotlib ({error})", "pip install matplotlib, or twoheads[plot]"
-        ) from error
+        raise InputError("--plot", f"needs matplotlib ({error})", 'pip install "twoheads[plot]"') from error
     figure = figures.Figure(figsize=(12, 4), layout="constrained")
     time, share, read = figure.subplots(1, 3)
     for scaling in scalings:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING
 
 from twoheads.export.cli.shared.console import size_text
-from twoheads.graphs.errors import InputError
 
 if TYPE_CHECKING:
     from twoheads.runtime import Report
@@ -18,27 +17,21 @@ __all__ = ["cluster_lines", "open_cluster"]
 
 
 @contextmanager
-def open_cluster(
-    address: str | None, *, threads: int | None, check: str, others: Mapping[str, object]
-) -> Generator[Cluster | None]:
+def open_cluster(address: str | None, *, threads: int | None, check: str) -> Generator[Cluster | None]:
     """The cluster at ``address``; ``None`` where no cluster is asked for.
 
     Args:
         address: As :class:`twoheads.runtime.cluster.Cluster` takes it.
         threads: Blocks that each worker computes at the same time.
         check: How thoroughly workers check the bundle's files.
-        others: Options that do not go together with a cluster, true where they are given.
 
     Raises:
-        InputError: One of them is given, or Ray is not installed.
+        InputError: Ray is not installed.
         TwoheadsError: The cluster can't be reached.
     """
     if address is None:
         yield None
         return
-    for option, given in others.items():
-        if given:
-            raise InputError("--cluster", f"does not go together with {option}", f"leave {option} out")
     from twoheads.runtime.cluster import Cluster
 
     # Ray tells of lost workers on stdout, which is for results.

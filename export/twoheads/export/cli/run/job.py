@@ -1,4 +1,4 @@
-"""``twoheads run --spill DIR`` and ``--resume DIR``: a run that goes on after it was killed."""
+"""``twoheads run --spill DIR`` and ``twoheads resume DIR``: a run that continues after it was killed."""
 
 from __future__ import annotations
 

@@ -16,21 +16,21 @@ __all__ = [
     "BuildPrecision",
     "Bundle",
     "DeviceMemoryLimit",
+    "Documents",
     "Dtype",
     "DtypeOption",
     "For",
-    "Inputs",
     "Json",
     "KeyTile",
     "Lowering",
     "LoweringOption",
     "MemoryLimit",
-    "OptionalBundle",
     "Output",
     "OutputOption",
     "Positions",
     "Precision",
     "PrecisionOption",
+    "ReportFile",
     "Results",
     "Source",
     "Spill",
@@ -41,6 +41,7 @@ __all__ = [
     "TrustRemoteCode",
     "Weights",
     "WeightsOption",
+    "WeightsPlace",
 ]
 
 BLOCK_SIZE = 256
@@ -77,6 +78,14 @@ class Weights(StrEnum):
     SAME = "same"
     INT8 = "int8"
     INT4 = "int4"
+
+
+class WeightsPlace(StrEnum):
+    """Where the weights of an exported file lie."""
+
+    AUTO = "auto"
+    INSIDE = "inside"
+    BESIDE = "beside"
 
 
 class Backend(StrEnum):
@@ -142,9 +151,6 @@ TrustRemoteCode = Annotated[
     ),
 ]
 Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that `twoheads compile` wrote.")]
-OptionalBundle = Annotated[
-    Path | None, typer.Argument(metavar="BUNDLE", help="A folder that `twoheads compile` wrote.", show_default=False)
-]
 BlockSize = Annotated[
     int, typer.Option("--block-size", metavar="M", help="Tokens of a block: a multiple of 8 from 16 to 4096.")
 ]
@@ -215,13 +221,16 @@ Arrays = Annotated[
         help="Arrays by input name, each of one input or of a batch; beside them attention_mask or documents.",
     ),
 ]
-Inputs = Annotated[
+Documents = Annotated[
     Path | None,
     typer.Option(
-        "--inputs",
+        "--documents",
         metavar="FOLDER|FILE.jsonl",
-        help="Many documents: .txt and .md files of a folder, or JSON lines with text or input_ids, and id.",
+        help="The .txt and .md files of a folder, or JSON lines with text or input_ids, and id.",
     ),
+]
+ReportFile = Annotated[
+    Path | None, typer.Option("--report", metavar="R.json", help="Write calls, times and peak memory there.")
 ]
 OutputOption = Annotated[
     Output | None,

@@ -85,7 +85,7 @@ def command(
 
     Example: twoheads verify smollm2.bundle --polygraphy --backends onnxruntime,openvino
     """
-    loaded = read_bundle(bundle, check="size", engines=False)
+    loaded = read_bundle(bundle, check="size")
     if (against is None) != polygraphy:
         problem = "nothing to compare with is given" if against is None else "two things to compare with are given"
         raise InputError("twoheads verify", problem, "give either --against SOURCE or --polygraphy")
@@ -119,7 +119,7 @@ def command(
             target=target,
             trust_remote_code=trust_remote_code,
         )
-    for warning in report.warnings:
+    for warning in (*report.warnings, *((report.finding,) if report.finding else ())):
         print_warning(warning)
     if as_json:
         print_json(report.to_json())

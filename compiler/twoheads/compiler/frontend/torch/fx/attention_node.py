@@ -24,7 +24,7 @@ __all__ = ["attention_from_fx", "is_attention"]
 
 _OURS = "twoheads.attention.default"
 _SDPA = "aten.scaled_dot_product_attention.default"
-_MASK = "twoheads.mask.default"
+_MASKS = ("twoheads.mask.default", "twoheads.additive_mask.default")
 
 CROSS_LENGTHS = (16, 23)
 """Lengths at which a mask between two inputs is looked at."""
@@ -133,14 +133,15 @@ def _sink_weight(program: FxProgram, node: fx.Node, where: str) -> str:
 
 
 def _mask_and_bias(program: FxProgram, node: fx.Node, where: str) -> tuple[Mask, BiasPattern]:
-    if str(node.target) == _MASK:
+    if str(node.target) in _MASKS:
         return parse_mask(cast("str", node.args[1])), BiasPattern(None, None)
     _require_positional(program, node, where)
 
     def evaluate(length: int) -> np.ndarray[Any, Any]:
         inputs = example_inputs(program.inputs, input_lengths(program.inputs, length), 0)
         dense = cast("np.ndarray[Any, Any]", program.evaluate((node.name,), inputs)[node.name])
-        return np.broadcast_to(dense, (1, *dense.shape[-3:]) if dense.ndim >= 3 else (1, 1, *dense.shape))
+        heads = dense.shape[-3] if dense.ndim >= 3 else 1
+        return np.broadcast_to(dense, (1, heads, length, length))  # a row of keys counts for every query
 
     mask, bias = classify(evaluate, _constants(program, node), where)
     return (Full() if mask is None else mask), bias

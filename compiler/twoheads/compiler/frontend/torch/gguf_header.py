@@ -1,0 +1,126 @@
+"""The header of a GGUF file, for the model's configuration: without the tokenizer's long lists, which take seconds.
+
+The library that maps a header to a configuration reads every token of the vocabulary one by one. It is given a file
+with the same entries and the same tensors, whose lists of the tokenizer are cut to two entries.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["gguf_config"]
+
+TOKENIZER, TOKENS = b"tokenizer.", b"tokenizer.ggml.tokens"
+CUT = 2
+"""Entries that are left of a list; the library takes a list of one for no list."""
+
+STRING, ARRAY = 8, 9
+SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+"""Bytes of a value by the number of its type."""
+
+
+def gguf_config(path: Path) -> Any:
+    """The transformers configuration of the model in a GGUF file; what weighs is not read.
+
+    Raises:
+        ValueError, KeyError, struct.error: The header is damaged, or of a kind that is not read here.
+    """
+    from transformers import AutoConfig
+
+    with _lean(path) as (file, tokens):
+        options = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
+        config: Any = AutoConfig.from_pretrained(file.parent, **options)
+        # Where the header has no size of the vocabulary, the library counts the tokens.
+        return AutoConfig.from_pretrained(file.parent, vocab_size=tokens, **options) if _counted(config) else config
+
+
+def _counted(config: Any) -> bool:
+    return getattr(config.get_text_config(), "vocab_size", None) == CUT
+
+
+@contextmanager
+def _lean(path: Path) -> Generator[tuple[Path, int]]:
+    """A file with the header of ``path``, its lists of strings cut; and how many tokens the whole list has.
+
+    Tensors keep their places: what they hold is a hole in the file.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        header = _Header(data)
+        parts, tokens = header.cut()
+        with tempfile.TemporaryDirectory(prefix="twoheads-") as folder:
+            lean = Path(folder) / "model.gguf"
+            with lean.open("wb") as out:
+                out.writelines(parts)
+                out.truncate(len(data))
+            yield lean, tokens
+
+
+@dataclass
+class _Header:
+    """Walks over a GGUF file of version 2 or 3, little-endian."""
+
+    data: mmap.mmap
+    at: int = 0
+
+    def cut(self) -> tuple[list[bytes], int]:
+        """The bytes up to the tensors' contents, with cut lists; and how many tokens there were."""
+        magic, version, tensors, entries = self._take("<4sIQQ")
+        if magic != b"GGUF" or version not in (2, 3):
+            raise ValueError(f"a header of GGUF version {version} is not read here")
+        parts, tokens = [self.data[: self.at]], 0
+        for _ in range(entries):
+            start = self.at
+            key = self._string()
+            (kind,) = self._take("<I")
+            if kind == ARRAY and key.startswith(TOKENIZER):
+                parts.append(self.data[start : self.at])
+                count, short = self._cut_list()
+                parts.append(short)
+                tokens = count if key == TOKENS else tokens
+            else:
+                self._skip(kind)
+                parts.append(self.data[start : self.at])
+        start = self.at
+        for _ in range(tensors):
+            self._string()
+            (dimensions,) = self._take("<I")
+            self.at += 8 * dimensions + 12  # sizes, type and offset
+        return [*parts, self.data[start : self.at]], tokens
+
+    def _cut_list(self) -> tuple[int, bytes]:
+        """The length of the list that comes here, and its bytes cut."""
+        kind, count = self._take("<IQ")
+        start = self.at
+        self._skip_items(kind, min(count, CUT))
+        short = struct.pack("<IQ", kind, min(count, CUT)) + self.data[start : self.at]
+        self._skip_items(kind, count - min(count, CUT))
+        return count, short
+
+    def _skip(self, kind: int) -> None:
+        self._skip_items(*((kind, 1) if kind != ARRAY else self._take("<IQ")))
+
+    def _skip_items(self, kind: int, count: int) -> None:
+        if kind != STRING:
+            self.at += SIZES[kind] * count
+            return
+        unpack, data, at = struct.Struct("<Q").unpack_from, self.data, self.at
+        for _ in range(count):  # of a large vocabulary, half a million times
+            at += 8 + unpack(data, at)[0]
+        self.at = at
+
+    def _string(self) -> bytes:
+        (size,) = self._take("<Q")
+        self.at += size
+        return self.data[self.at - size : self.at]
+
+    def _take(self, layout: str) -> tuple[Any, ...]:
+        found = struct.unpack_from(layout, self.data, self.at)
+        self.at += struct.calcsize(layout)
+        return found

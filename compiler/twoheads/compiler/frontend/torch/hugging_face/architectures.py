@@ -1,0 +1,205 @@
+"""Everything that is done for one architecture and not for all: code of the library replaced while it is captured.
+
+Each replacement computes what the original computes, in a form that a graph can hold; a bundle is verified against the
+original. :func:`replaced` is the one place where they are made, :func:`refuse_known` the one where an architecture is
+refused by name, because its graph would look right and be wrong.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+
+from twoheads.compiler.frontend.torch.operators.attention_op import attention
+from twoheads.graphs.errors import CompileError
+
+__all__ = ["has_own_attention", "refuse_known", "replaced", "reset_rope"]
+
+_Forward: TypeAlias = Callable[..., Any]
+
+
+@contextmanager
+def replaced(module: nn.Module) -> Generator[None]:
+    """Within it, the parts of ``module`` that can't be captured as they are compute the same in another form."""
+    with ExitStack() as stack:
+        for part in module.modules():
+            forward = _REPLACEMENTS.get(type(part).__name__)
+            if forward is None and _rope_types(part) & {"dynamic", "longrope"}:
+                forward = _rope
+            if forward is not None:
+                stack.enter_context(_forward_of(part, forward))
+        yield
+
+
+@contextmanager
+def _forward_of(part: Any, forward: _Forward) -> Generator[None]:
+    part.forward = partial(forward, part)  # an attribute of the instance hides the method of its class
+    try:
+        yield
+    finally:
+        del part.forward
+
+
+def refuse_known(module: nn.Module) -> None:
+    """Refuses what is known not to work, with a better reason than its graph would give.
+
+    Raises:
+        CompileError: Names the layer.
+    """
+    for name, part in module.named_modules():
+        if getattr(part, "attention_type", None) == "block_sparse":
+            raise CompileError(
+                name or type(part).__name__,
+                "has block-sparse attention with random blocks: which keys a token sees is no function of positions",
+                'load the model with attention_type="original_full"',
+            )
+        for pattern, (reason, remedy) in _REFUSED.items():
+            if re.search(pattern, type(part).__name__):
+                raise CompileError(f"{name} ({type(part).__name__})", reason, remedy)
+
+
+_TRANSFORMER = "compile a model whose tokens meet in softmax attention only"
+_RELATIVE = "compile a model with rotary or absolute positions, or a bias by distance (T5, ALiBi)"
+_REFUSED: Mapping[str, tuple[str, str]] = {
+    r"Mamba\w*Mixer|RwkvSelfAttention|GatedDeltaNet|(Kimi)?DeltaAttention|LightningAttention|RecurrentBlock|xLSTM": (
+        "is a recurrence: a token depends on a state that is made of all tokens before it, one after the other",
+        _TRANSFORMER,
+    ),
+    r"Indexer$": (
+        "chooses by their content which keys every token attends to (a sparse indexer), and tiles are chosen by "
+        "positions alone",
+        "compile a model whose tokens see all keys, a window or a chunk",
+    ),
+    r"Disentangled\w*Attention": (
+        "adds products of queries and keys with embeddings of distances to the scores: a bias that depends on content",
+        _RELATIVE,
+    ),
+    r"RelMultiheadAttention|XLNetRelativeAttention|RelPositionalMultiHeadAttention": (
+        "has scores of content with embeddings of distances, shifted row by row: a bias that depends on content",
+        _RELATIVE,
+    ),
+    r"LSHSelfAttention": ("sorts tokens into buckets by their content before it attends", _TRANSFORMER),
+    r"FNetFourierTransform": ("mixes all tokens by a Fourier transform", _TRANSFORMER),
+    r"NystromformerSelfAttention|YosoSelfAttention|MraSelfAttention": (
+        "approximates attention by an algorithm over the whole input, which blocks can't follow",
+        _TRANSFORMER,
+    ),
+}
+"""Reason and remedy by a pattern of class names."""
+
+
+def has_own_attention(module: nn.Module) -> bool:
+    """Whether some attention of the model is computed by code that has no second form to compare with."""
+    return any(type(part).__name__ in _REPLACEMENTS for part in module.modules())
+
+
+# RoPE whose frequencies depend on the length
+
+
+def _rope_types(part: Any) -> set[str]:
+    kinds = getattr(part, "rope_type", None)
+    if kinds is None or not hasattr(type(part).forward, "__wrapped__"):
+        return set()
+    return {str(kind) for kind in (cast("dict[str, Any]", kinds).values() if isinstance(kinds, dict) else [kinds])}
+
+
+def _rope(part: Any, x: Tensor, position_ids: Tensor, layer_type: str | None = None) -> Any:
+    """A rotary embedding's forward with its frequencies computed from the length, where the library branches on it."""
+    names = {} if layer_type is None else {"layer_type": layer_type}
+    forward = type(part).forward.__wrapped__
+    kind = part.rope_type if layer_type is None else part.rope_type[layer_type]
+    if kind not in ("dynamic", "longrope"):
+        return forward(part, x, position_ids, **names)
+    length = torch.zeros((), dtype=torch.int64) + position_ids.shape[-1]
+    frequencies = _dynamic(part, length, layer_type) if kind == "dynamic" else _longrope(part, length, layer_type)
+    prefix = "" if layer_type is None else f"{layer_type}_"
+    return forward(_With(part, {f"{prefix}inv_freq": frequencies}), x, position_ids, **names)
+
+
+def _dynamic(part: Any, length: Tensor, layer_type: str | None) -> Tensor:
+    """Frequencies ``[rotary_dim / 2]`` at ``length``; as the library's, which takes a tensor for it."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    frequencies, _ = ROPE_INIT_FUNCTIONS["dynamic"](
+        part.config, torch.device("cpu"), seq_len=cast("Any", length), layer_type=layer_type
+    )
+    return frequencies
+
+
+def _longrope(part: Any, length: Tensor, layer_type: str | None) -> Tensor:
+    """The short or the long frequencies ``[rotary_dim / 2]``; which, depends on the whole input."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    parameters = part.config.rope_parameters
+    original = (parameters if layer_type is None else parameters[layer_type])["original_max_position_embeddings"]
+    short, long = (
+        ROPE_INIT_FUNCTIONS["longrope"](part.config, torch.device("cpu"), seq_len=tokens, layer_type=layer_type)[0]
+        for tokens in (original, original + 1)
+    )
+    return torch.where(length > original, long, short)
+
+
+class _With:
+    """A module with some of its attributes replaced, to call a function of its class with."""
+
+    def __init__(self, part: Any, attributes: Mapping[str, Any]) -> None:
+        self._part = part
+        self.__dict__.update(attributes)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._part, name)
+
+
+def reset_rope(module: nn.Module) -> None:
+    """Forgets the longest input that dynamic RoPE has seen: the library keeps its frequencies for shorter ones."""
+    for part in module.modules():
+        if "dynamic" not in _rope_types(part):
+            continue
+        rope = cast("Any", part)
+        kinds = rope.rope_type if isinstance(rope.rope_type, dict) else {"": rope.rope_type}
+        for layer_type, kind in cast("dict[str, str]", kinds).items():
+            prefix = f"{layer_type}_" if layer_type else ""
+            if kind == "dynamic":
+                setattr(rope, f"{prefix}inv_freq", getattr(rope, f"{prefix}original_inv_freq").clone())
+                setattr(rope, f"{prefix}max_seq_len_cached", rope.original_max_seq_len)
+
+
+# Longformer: attention within a window, computed by the library in overlapping chunks of padded inputs
+
+
+def _longformer_model(
+    part: Any, input_ids: Tensor, token_type_ids: Tensor | None = None, global_attention_mask: Any = None, **_: Any
+) -> Any:
+    from transformers.models.longformer.modeling_longformer import LongformerBaseModelOutputWithPooling
+
+    if global_attention_mask is not None:
+        raise CompileError(
+            "longformer",
+            "its head gives some tokens global attention, which is computed by other weights than that of the rest",
+            "compile the base model or its masked language model, whose attention is local",
+        )
+    hidden = part.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
+    for layer in part.encoder.layer:
+        hidden = layer(hidden)[0]
+    pooled = part.pooler(hidden) if part.pooler is not None else None
+    return LongformerBaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
+
+
+def _longformer_attention(part: Any, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor]:
+    shape = (*hidden_states.shape[:-1], part.num_heads, part.head_dim)
+    heads = (linear(hidden_states).view(shape).transpose(1, 2) for linear in (part.query, part.key, part.value))
+    reach = part.one_sided_attn_window_size
+    mixed = attention(*heads, mask=f"window({reach}, {reach})")
+    return (mixed.transpose(1, 2).reshape(hidden_states.shape),)
+
+
+_REPLACEMENTS: Mapping[str, _Forward] = {
+    "LongformerModel": _longformer_model,
+    "LongformerSelfAttention": _longformer_attention,
+}

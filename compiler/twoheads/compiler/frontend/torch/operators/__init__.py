@@ -1,0 +1,1 @@
+"""Operators of ours that a captured graph holds, and what they compute eagerly."""

@@ -1,0 +1,89 @@
+"""``twoheads export``: a bundle as one ONNX file of any length."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from twoheads.export.cli.shared import arguments, options
+from twoheads.export.cli.shared.console import print_facts, print_json, size_text
+from twoheads.export.cli.shared.progress import PhaseProgress
+from twoheads.runtime.bundle.reader import read_bundle
+
+if TYPE_CHECKING:
+    from twoheads.export.one_file.export import Exported
+
+__all__ = ["NAME", "command"]
+
+NAME = "export"
+
+
+def command(
+    bundle: options.Bundle,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.onnx", help="The file to write.")],
+    outputs: Annotated[
+        list[options.Output] | None,
+        typer.Option("--output", help="What it gives; may be repeated. An embedding where there is one, else logits."),
+    ] = None,
+    key_tile: options.KeyTile = None,
+    weights: Annotated[
+        options.WeightsPlace,
+        typer.Option("--weights", help="Inside of the file, beside it in FILE.onnx.data, or inside up to 256 MB."),
+    ] = options.WeightsPlace.AUTO,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Write a bundle as one ONNX file that takes any length, for hosts that have ONNX Runtime and nothing else.
+
+    The block loop is inside, as ONNX control flow around the same fixed-shape engines. The file is run beside the
+    runtime before it is there, at a short length and over the edge of a block.
+
+    Example: twoheads export minilm.bundle -o minilm.onnx
+    A decoder's next token: twoheads export smollm2.bundle -o smollm2.onnx --output last
+    """
+    read_bundle(bundle, check="size")
+    arguments.check_output_path(out)
+
+    from twoheads.export.one_file.export import export_one_file
+
+    with PhaseProgress() as progress:
+        exported = export_one_file(
+            bundle,
+            out,
+            outputs=[output.value for output in outputs or ()],
+            key_tile=key_tile,
+            weights=weights.value,
+            overwrite=force,
+            progress=progress,
+        )
+    _report(exported, as_json=as_json)
+
+
+def _report(exported: "Exported", *, as_json: bool) -> None:
+    sizes = {str(file): file.stat().st_size for file in (exported.file, exported.weights) if file is not None}
+    if as_json:
+        print_json(
+            {
+                "files": sizes,
+                "inputs": {name: list(shape) for name, shape in exported.inputs.items()},
+                "outputs": {name: list(shape) for name, shape in exported.outputs.items()},
+                "key_tile": exported.key_tile,
+                "checks": [{"length": check.length, **check.errors} for check in exported.checks],
+            }
+        )
+        return
+    ports = ((side, name, shape) for side in ("inputs", "outputs") for name, shape in getattr(exported, side).items())
+    print_facts(
+        (
+            *(
+                (("file", "weights")[at], f"{file} ({size_text(size)})")
+                for at, (file, size) in enumerate(sizes.items())
+            ),
+            *((side[:-1], f"{name} [{', '.join(map(str, shape))}]") for side, name, shape in ports),
+            ("key tiles", f"{exported.key_tile} tokens"),
+            *(
+                (f"{check.length} tokens", ", ".join(f"{name} off by {off:.1e}" for name, off in check.errors.items()))
+                for check in exported.checks
+            ),
+        )
+    )

@@ -1,0 +1,118 @@
+"""A bundle's program as one ONNX model of any length; see the package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx
+from onnx import TensorProto, helper
+
+from twoheads.export.one_file.emit.attention import add_attention
+from twoheads.export.one_file.emit.functions import Engines
+from twoheads.export.one_file.emit.graph import DOMAIN, IR_VERSION, OPSET, Graph, declared
+from twoheads.export.one_file.emit.inputs import add_inputs
+from twoheads.export.one_file.emit.lengths import Lengths
+from twoheads.export.one_file.emit.outputs import add_output, output_shape
+from twoheads.export.one_file.emit.sequence import add_sequence
+from twoheads.export.one_file.emit.tokenwise import add_tokenwise
+from twoheads.export.one_file.emit.values import Values
+from twoheads.export.one_file.refuse import needed_body
+from twoheads.graphs.errors import InternalError
+from twoheads.graphs.program.program import AttentionEngine, AttentionStage, SequenceStage, Stage, TokenwiseEngine
+from twoheads.graphs.variants.key_tiles import with_key_tile
+from twoheads.runtime.bundle.reader import Bundle
+
+__all__ = ["OneFile"]
+
+
+class OneFile:
+    """A model that lacks its weights.
+
+    Args:
+        bundle: Whose program; :func:`~twoheads.export.one_file.refuse.check_exportable` has let it pass.
+        outputs: What the model gives, by name.
+        key_tile: Keys of one attention call, a multiple of the block size.
+
+    Raises:
+        CompileError: An operator of an engine has no form in the file's operator set.
+    """
+
+    def __init__(self, bundle: Bundle, outputs: tuple[str, ...], key_tile: int) -> None:
+        self._bundle = bundle
+        self._outputs = outputs
+        self._program = program = with_key_tile(bundle.program, key_tile)
+        self._graph = Graph()
+        self._engines = Engines(bundle, self._graph.shared)
+        self._lengths = Lengths(self._graph, program)
+        self._values = Values(self._graph, program, self._lengths)
+        add_inputs(self._graph, program, self._values, self._lengths)
+        for stage in needed_body(program, outputs):
+            self._add(stage)
+        results = [
+            add_output(self._graph, program, output, self._values, self._lengths, self._engines) for output in outputs
+        ]
+        for output, result in zip(outputs, results, strict=True):
+            self._graph.nodes.append(helper.make_node("Identity", [result], [output], f"output_{output}"))
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Names of the bundle's weights that the model reads, in the program's order."""
+        read = set(_read(self._graph.nodes))
+        return tuple(name for name in self._program.weights() if name in read)
+
+    def model(self, weights: Sequence[TensorProto]) -> onnx.ModelProto:
+        """The finished model, with initializers for its :attr:`weights`."""
+        graph, shared, program = self._graph, self._graph.shared, self._program
+        arguments = [entry.value for entry in program.inputs if entry.source == "argument"]
+        proto = helper.make_graph(
+            graph.nodes,
+            program.name,
+            [declared(value.name, value.dtype, value.shape) for value in arguments],
+            [declared(output, "float32", output_shape(program, output)) for output in self._outputs],
+            [*weights, *shared.initializers.values()],
+        )
+        opsets = {"": OPSET, **shared.opsets, DOMAIN: 1}
+        model = helper.make_model(
+            proto,
+            opset_imports=[helper.make_opsetid(domain, version) for domain, version in sorted(opsets.items())],
+            functions=list(shared.functions.values()),
+            ir_version=IR_VERSION,
+            producer_name="twoheads",
+        )
+        helper.set_model_props(model, self._facts())
+        return model
+
+    def _facts(self) -> dict[str, str]:
+        """What the file says about itself."""
+        manifest = self._bundle.manifest
+        return {
+            "twoheads.source": f"{manifest.source.name} ({manifest.source.architecture})",
+            "twoheads.block_size": str(self._program.block_size),
+            "twoheads.key_tile": str(self._program.key_tile),
+            "twoheads.precision": manifest.precision,
+            "twoheads.approximations": ", ".join(manifest.approximations) or "none",
+        }
+
+    def _add(self, stage: Stage) -> None:
+        graph, values, lengths = self._graph, self._values, self._lengths
+        if isinstance(stage, SequenceStage):
+            add_sequence(graph, stage, values, lengths)
+            return
+        engine = self._program.engine(stage.engine)
+        if isinstance(stage, AttentionStage) and isinstance(engine, AttentionEngine):
+            add_attention(graph, stage, engine, values, lengths, self._engines)
+        elif not isinstance(stage, AttentionStage) and isinstance(engine, TokenwiseEngine):
+            add_tokenwise(graph, stage, engine, values, self._engines)
+        else:
+            raise InternalError(f"stage {stage.name} has the engine {engine.name}, which is of another kind")
+
+
+def _read(nodes: Sequence[onnx.NodeProto]) -> list[str]:
+    """Every name that the nodes, or the nodes of their bodies, read."""
+    names: list[str] = []
+    for node in nodes:
+        names += node.input
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                names += _read(attribute.g.node)
+    return names

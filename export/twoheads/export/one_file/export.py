@@ -1,0 +1,131 @@
+"""Writes a bundle as one ONNX file, completely or not at all, and checks it by running it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from twoheads.export.bundle.staging import write_error
+from twoheads.export.one_file.build import OneFile
+from twoheads.export.one_file.check import LengthCheck, check_file
+from twoheads.export.one_file.refuse import check_exportable
+from twoheads.export.one_file.weights import LARGEST_INSIDE, total_bytes, weights_beside, weights_inside
+from twoheads.export.progress import Progress, silent
+from twoheads.graphs.errors import InputError, InternalError
+from twoheads.runtime.bundle.reader import Bundle, read_bundle
+
+__all__ = ["Exported", "export_one_file"]
+
+LARGEST_FILE = 2_000_000_000
+"""Bytes; the format's files end at 2 GiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        file: The model.
+        weights: The file beside it that holds the weights, or ``None`` where they are inside.
+        inputs, outputs: Name to shape, in numbers and axes.
+        key_tile: Keys of one attention call.
+        checks: The file beside the runtime.
+    """
+
+    file: Path
+    weights: Path | None
+    inputs: dict[str, tuple[int | str, ...]]
+    outputs: dict[str, tuple[int | str, ...]]
+    key_tile: int
+    checks: tuple[LengthCheck, ...]
+
+
+def export_one_file(
+    bundle: str | Path,
+    file: str | Path,
+    *,
+    outputs: Sequence[str] = (),
+    key_tile: int | None = None,
+    weights: str = "auto",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Exported:
+    """Writes ``bundle`` as the ONNX file ``file`` and runs it beside the runtime.
+
+    Args:
+        bundle: A bundle of the tile programs in float32, exact or with a window; its weights may be quantised.
+        file: The file to write; where weights lie beside it, they are in ``FILE.data``.
+        outputs: ``hidden``, ``logits``, ``last``, ``embedding``; the program's default if there are none.
+        key_tile: Keys of one attention call, a multiple of the block size; the bundle's own if not given.
+        weights: ``inside``, ``beside``, or ``auto``: inside up to :data:`LARGEST_INSIDE` bytes.
+        overwrite: Replace files that are there.
+        progress: Called as ``progress(phase, done, total)``.
+
+    Raises:
+        InputError: The bundle can't be written so, or an argument is not one of the choices; names which and why.
+        CompileError: An operator has no form in the file's operator set.
+        BundleError: The bundle is damaged, the disk refuses, or the file does not compute what the runtime does.
+    """
+    report = progress or silent
+    source, target = read_bundle(bundle), Path(file)
+    program = source.program
+    names = tuple(outputs) or (program.default_output,)
+    check_exportable(source, names)
+    width = program.key_tile if key_tile is None else key_tile
+    if width < program.block_size or width % program.block_size:
+        raise InputError("--key-tile", f"is {width}", f"give a multiple of the block size, {program.block_size}")
+    report("building the graph")
+    model = OneFile(source, names, width)
+    beside = _is_beside(source, model, weights)
+    data = target.with_name(target.name + ".data")
+    _check_targets([target, *([data] if beside else [])], overwrite=overwrite)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+            written = Path(folder) / target.name
+            report("writing the weights")
+            place = written.with_name(data.name)
+            kept = weights_beside(source, model.weights, place, data.name) if beside else None
+            proto = model.model(weights_inside(source, model.weights) if kept is None else kept)
+            written.write_bytes(proto.SerializeToString(deterministic=True))
+            report("running it")
+            onnx.checker.check_model(str(written), full_check=True)
+            checks = check_file(written, source.path, names, str(target))
+            if beside:
+                os.replace(place, data)
+            os.replace(written, target)
+    except OSError as error:
+        raise write_error(target, error) from error
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise InternalError(f"{target} is not valid ONNX: {error}") from error
+    return Exported(
+        target, data if beside else None, _shapes(proto.graph.input), _shapes(proto.graph.output), width, checks
+    )
+
+
+def _is_beside(bundle: Bundle, model: OneFile, weights: str) -> bool:
+    """Whether the weights go to a file of their own."""
+    size = total_bytes(bundle, model.weights)
+    if weights not in ("auto", "inside", "beside"):
+        raise InputError("--weights", f"is {weights!r}", "say auto, inside or beside")
+    if weights == "inside" and size > LARGEST_FILE:
+        raise InputError("--weights", f"of {size / 1e9:.1f} GB do not fit inside of one ONNX file", "say beside")
+    return weights == "beside" or (weights == "auto" and size > LARGEST_INSIDE)
+
+
+def _check_targets(files: list[Path], *, overwrite: bool) -> None:
+    for file in files:
+        if file.exists() and not overwrite:
+            raise InputError(str(file), "exists already", "name another place, or replace it with --force")
+        if file.is_dir():
+            raise InputError(str(file), "is a folder, and the output is a file", "name a file in it")
+
+
+def _shapes(ports: Sequence[onnx.ValueInfoProto]) -> dict[str, tuple[int | str, ...]]:
+    return {
+        port.name: tuple(dim.dim_param or dim.dim_value for dim in port.type.tensor_type.shape.dim) for port in ports
+    }

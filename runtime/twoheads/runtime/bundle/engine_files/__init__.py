@@ -1,1 +1,0 @@
-"""Engine files, read and checked before a backend opens one."""

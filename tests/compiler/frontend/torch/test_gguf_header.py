@@ -1,0 +1,87 @@
+"""A GGUF file's configuration from its header alone: the same as the library reads, without the token lists."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from transformers import AutoConfig
+
+from twoheads.compiler import plan_model
+from twoheads.compiler.frontend.torch import gguf_header
+from twoheads.compiler.frontend.torch.gguf_header import gguf_config
+from twoheads.graphs.errors import CompileError
+
+WORDS = 37
+
+
+def write(path: Path, *, vocabulary: int | None, head: bool) -> Path:
+    """The header of a tiny Llama with a tokenizer of :data:`WORDS`, and a few of its tensors."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("tiny")
+    writer.add_array("general.tags", ["one", "two", "three"])
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(48)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    if vocabulary is not None:
+        writer.add_vocab_size(vocabulary)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([f"word{number}" for number in range(WORDS)])
+    writer.add_token_scores([0.5] * WORDS)
+    writer.add_token_types([1] * WORDS)
+    writer.add_bos_token_id(3)
+    writer.add_tensor("token_embd.weight", np.zeros((WORDS, 32), np.float32))
+    if head:
+        writer.add_tensor("output.weight", np.zeros((WORDS, 32), np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def facts(config: Any) -> dict[str, Any]:
+    return {key: value for key, value in config.to_dict().items() if key != "_name_or_path"}
+
+
+@pytest.mark.parametrize("vocabulary", [None, 41])
+@pytest.mark.parametrize("head", [True, False])
+def test_it_is_the_configuration_of_the_whole_file(tmp_path: Path, vocabulary: int | None, head: bool) -> None:
+    path = write(tmp_path / "model.gguf", vocabulary=vocabulary, head=head)
+    found = gguf_config(path)
+    whole: Any = AutoConfig.from_pretrained(tmp_path, gguf_file=path.name, local_files_only=True)
+    assert facts(found) == facts(whole)
+    assert found.vocab_size == (vocabulary or WORDS)
+    assert found.tie_word_embeddings != head
+    assert found.bos_token_id == 3
+
+
+def test_the_lists_are_not_read_by_the_library(tmp_path: Path) -> None:
+    path = write(tmp_path / "model.gguf", vocabulary=None, head=True)
+    with gguf_header._lean(path) as (lean, tokens):
+        fields = gguf.GGUFReader(lean).fields
+        assert tokens == WORDS
+        lists = [field for name, field in fields.items() if name in ("tokenizer.ggml.tokens", "tokenizer.ggml.scores")]
+        assert [len(field.data) for field in lists] == [gguf_header.CUT] * 2
+        assert len(fields["general.tags"].data) == 3
+        assert lean.stat().st_size == path.stat().st_size
+        folder = lean.parent
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("at", [4, 9, 24, 200])
+def test_a_damaged_header_is_refused(tmp_path: Path, at: int) -> None:
+    path = write(tmp_path / "model.gguf", vocabulary=None, head=True)
+    content = bytearray(path.read_bytes())
+    content[at : at + 8] = struct.pack("<Q", 1 << 60)
+    path.write_bytes(content)
+    with pytest.raises(CompileError):
+        plan_model(path, block_size=16)

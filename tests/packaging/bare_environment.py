@@ -1,0 +1,45 @@
+"""An environment that holds the base install alone, made of files that are installed here: nothing is fetched."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+__all__ = ["make_bare_environment"]
+
+
+def make_bare_environment(folder: Path, wheel: Path) -> Path:
+    """A virtual environment with ``wheel`` and what it requires without any extra; returns its Python."""
+    venv.EnvBuilder(with_pip=False, symlinks=True).create(folder)
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    site = folder / "lib" / version / "site-packages"
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(site)
+    (info,) = site.glob("twoheads-*.dist-info")
+    for name in _required(importlib.metadata.PathDistribution(info), set()):
+        _link(importlib.metadata.distribution(name), site)
+    return folder / "bin" / "python"
+
+
+def _required(distribution: importlib.metadata.Distribution, found: set[str]) -> set[str]:
+    for text in distribution.requires or ():
+        requirement = Requirement(text)
+        wanted = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        if wanted and requirement.name not in found:
+            found.add(requirement.name)
+            _required(importlib.metadata.distribution(requirement.name), found)
+    return found
+
+
+def _link(distribution: importlib.metadata.Distribution, site: Path) -> None:
+    """Links the distribution's files and folders that lie directly in site-packages."""
+    names = {file.parts[0] for file in distribution.files or () if file.parts[0] not in ("..", "__pycache__")}
+    for name in sorted(names):
+        target = site / name
+        if not target.exists():
+            target.symlink_to(Path(str(distribution.locate_file(name))))
