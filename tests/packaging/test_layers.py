@@ -44,7 +44,8 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         (".",),
     ),
     "runtime": (
-        ("backends.emulators", "bundle", "memory", "reports"),
+        ("backends.emulators", "bundle.engine_files", "memory", "reports"),
+        ("bundle",),
         ("backends", "inputs", "jobs"),
         ("execution",),
         ("stages", "stages.attention"),

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import onnx
 
-from twoheads.graphs.errors import InternalError
+from twoheads.graphs.errors import CompileError, InternalError
 from twoheads.graphs.program.program import Port
 from twoheads.graphs.serialization.bundle_format import WEIGHTS, WeightEntry
+from twoheads.runtime.bundle.engine_files.check import engine_problem
 
 __all__ = ["assert_static", "bind_weights", "save_engine"]
 
@@ -31,13 +32,17 @@ def save_engine(
         bound: For every weight port where its tensor lies.
 
     Raises:
+        CompileError: It has what is refused when a bundle is loaded, such as control flow.
         InternalError: The model is not valid ONNX, has other ports, or a dimension that is not a number.
         OSError: The disk refuses.
     """
     assert_static(model, path.name)
     bind_weights(model, bound)
     _check_ports(model, path.name, inputs, outputs)
-    path.write_bytes(model.SerializeToString(deterministic=True))
+    data = model.SerializeToString(deterministic=True)
+    if problem := engine_problem(data):
+        raise CompileError(f"engine {path.stem}", problem, "avoid the operator that it names: no runtime would open it")
+    path.write_bytes(data)
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

@@ -9,6 +9,7 @@ from twoheads.graphs.errors import BundleError, InputError
 from twoheads.graphs.program.program import TokenwiseStage
 from twoheads.graphs.serialization.bundle_format import TARGETS, Artifact
 from twoheads.graphs.serialization.relative_path import RelativePath
+from twoheads.runtime.bundle.engine_files.check import engine_problem
 from twoheads.runtime.bundle.reader import Bundle
 
 __all__ = ["ArtifactFiles", "Artifacts"]
@@ -58,7 +59,7 @@ class Artifacts:
         """The artifact of a token-wise stage's engine and weights.
 
         Raises:
-            BundleError: There is none.
+            BundleError: There is none, or it is none of ours.
         """
         return self._files(self._by_stage.get(stage.name), f"stage {stage.name}")
 
@@ -66,7 +67,7 @@ class Artifacts:
         """The artifact of a variant of an attention engine.
 
         Raises:
-            BundleError: There is none.
+            BundleError: There is none, or it is none of ours.
         """
         return self._files(self._by_name.get(f"{engine}.{variant}"), f"{engine}.{variant}")
 
@@ -79,11 +80,16 @@ class Artifacts:
             raise BundleError(str(self._folder), f"holds nothing for {what}", "build the bundle again")
         host = artifact.host
         return ArtifactFiles(
-            self._file(artifact.files[0]) if artifact.files else None,
-            None if host is None else self._file(host.file),
+            self._file(artifact.files[0], runs_here=self._target == "onnxruntime") if artifact.files else None,
+            None if host is None else self._file(host.file, runs_here=True),
             () if host is None else host.weights,
             self._device,
         )
 
-    def _file(self, name: RelativePath) -> Path:
-        return self._bundle.file(f"{TARGETS}/{self._target}/{name}")
+    def _file(self, name: RelativePath, *, runs_here: bool) -> Path:
+        """A file of the target; one that ONNX Runtime opens must be such as our emitters write."""
+        path = self._bundle.file(f"{TARGETS}/{self._target}/{name}")
+        problem = engine_problem(path.read_bytes()) if runs_here else None
+        if problem is not None:
+            raise BundleError(str(path), problem, "build the bundle again")
+        return path

@@ -6,10 +6,7 @@ the stage named, and not by a kernel in the middle of a run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from math import prod
-
-import numpy as np
+from math import isfinite, prod
 
 from twoheads.graphs.errors import BundleError
 from twoheads.graphs.masks.expressions import Full
@@ -32,15 +29,14 @@ from twoheads.graphs.program.program import (
     Value,
 )
 from twoheads.graphs.program.sequence_check import sequence_problem
-from twoheads.graphs.serialization.bundle_format import ENGINES, WEIGHTS, Manifest, tiles_folder
+from twoheads.graphs.serialization.bundle_format import ENGINES, Manifest, tiles_folder
 from twoheads.graphs.serialization.relative_path import RelativePath
 from twoheads.graphs.variants.choose import fused_steps
 from twoheads.graphs.variants.model_steps import MODEL
 from twoheads.graphs.variants.window_steps import WINDOW
+from twoheads.runtime.bundle.weights_table import DTYPES, weights_problem
 
 __all__ = ["check_program"]
-
-DTYPES = frozenset({"float16", "float32", "float64", "int8", "uint8", "int16", "int32", "int64", "bool"})
 
 
 def check_program(program: Program, manifest: Manifest, where: str) -> None:
@@ -175,19 +171,14 @@ class _Check:
         )
 
     def weights(self) -> None:
-        size = self.manifest.files[WEIGHTS].size if WEIGHTS in self.manifest.files else 0
-        for name, entry in self.manifest.weights.items():
-            self.require(entry.dtype in DTYPES, f"weight {name}: dtype {entry.dtype!r}")
-            self.require(all(dim >= 0 for dim in entry.shape) and entry.offset >= 0, f"weight {name}: negative size")
-            end = entry.offset + prod(entry.shape) * np.dtype(entry.dtype).itemsize
-            self.require(end <= size, f"weight {name} ends at byte {end}, {WEIGHTS} has {size}")
-            self.require(entry.offset % np.dtype(entry.dtype).itemsize == 0, f"weight {name} is not aligned")
+        problem = weights_problem(self.manifest)
+        self.require(problem is None, str(problem))
 
     def engine(self, engine: Engine) -> None:
         self.require(_is_file_name(engine.name), f"engine {engine.name!r}: its name is no plain name of a file")
         if isinstance(engine, TokenwiseEngine):
             files = [f"{ENGINES}/{engine.name}.onnx"]
-            ports: Iterable[Port] = (*engine.inputs, *engine.outputs, *engine.weights)
+            ports: tuple[Port, ...] = (*engine.inputs, *engine.outputs, *engine.weights)
         else:
             files = [f"{ENGINES}/{engine.name}.{variant}.onnx" for variant in engine.VARIANTS]
             ports = ()
@@ -200,8 +191,18 @@ class _Check:
                 f"engine {engine.name}: its heads or tiles do not fit the program",
             )
         self.require(any(name in self.manifest.files for name in files), f"engine {engine.name} has no file {files[0]}")
+        if not isinstance(engine, TokenwiseEngine):
+            self.constants(engine)
         for port in ports:
             self.require(port.dtype in DTYPES, f"engine {engine.name}: port {port.name} has dtype {port.dtype!r}")
+        names = [port.name for port in ports]
+        self.require(len(set(names)) == len(names), f"engine {engine.name}: has two ports of one name")
+
+    def constants(self, engine: AttentionEngine | StockEngine | OracleEngine) -> None:
+        """The numbers that scores are computed with are such as attention has."""
+        softcap = engine.softcap if isinstance(engine, AttentionEngine) else 0.0
+        for name, number, fits in (("scale", engine.scale, engine.scale > 0), ("softcap", softcap, softcap >= 0)):
+            self.require(fits and isfinite(number), f"engine {engine.name}: its {name} is {number:g}")
 
     def define(self, value: Value, where: str) -> None:
         self.require(value.name not in self.values, f"defines {value.name!r} twice")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +30,8 @@ from twoheads.graphs.serialization.relative_path import RelativePath
 from twoheads.graphs.variants.choose import FusedPrograms, fused_programs
 from twoheads.graphs.variants.key_tiles import with_key_tile
 from twoheads.graphs.variants.one_block import ONE_BLOCK
+from twoheads.runtime.bundle.engine_files.check import engine_problem
+from twoheads.runtime.bundle.engine_files.declared import declared_engines
 from twoheads.runtime.bundle.inside import RECOMPILE, UNTRUSTED, inside
 from twoheads.runtime.bundle.program_check import check_program
 
@@ -103,16 +106,17 @@ class Bundle:
         return replace(self, program=with_key_tile(self.program, width))
 
 
-def read_bundle(path: str | os.PathLike[str], *, check: str = "full") -> Bundle:
+def read_bundle(path: str | os.PathLike[str], *, check: str = "full", engines: bool = True) -> Bundle:
     """Reads and checks the bundle in folder ``path``.
 
     Args:
         path: The folder.
         check: ``full`` compares size and sha256 of every file with the manifest; ``size`` only the sizes.
+        engines: Whether engine files are checked against the program, too; whoever opens none saves the time.
 
     Raises:
         BundleError: Not a bundle, of another format version, or a file is missing, extra, truncated, altered or
-            outside the folder; names the file and what to do.
+            outside the folder, or an engine is none of ours; names the file and what to do.
         InputError: ``check`` is neither.
     """
     if check not in ("full", "size"):
@@ -120,9 +124,17 @@ def read_bundle(path: str | os.PathLike[str], *, check: str = "full") -> Bundle:
     folder = Path(path)
     content = _manifest_content(folder)
     manifest = _parse_manifest(folder / MANIFEST, content)
-    _check_files(folder, manifest, check)
-    program = _read_json(Program, folder / PROGRAM, _parse(folder / PROGRAM, _content(folder, PROGRAM)))
-    check_program(program, manifest, str(folder / PROGRAM))
+    files = _check_files(folder, manifest)
+    with ThreadPoolExecutor(1) as beside:  # hashing the weights takes longer than all the rest, and no Python
+        weights = beside.submit(_check_contents, files, manifest, (WEIGHTS,)) if check == "full" else None
+        if check == "full":
+            _check_contents(files, manifest, files.keys() - {WEIGHTS})
+        program = _read_json(Program, folder / PROGRAM, _parse(folder / PROGRAM, _content(folder, PROGRAM)))
+        check_program(program, manifest, str(folder / PROGRAM))
+        if engines:
+            _check_engines(files, program, manifest)
+        if weights is not None:
+            weights.result()
     return Bundle(folder, manifest, program, hashlib.sha256(content).hexdigest())
 
 
@@ -155,7 +167,10 @@ def _parse_manifest(path: Path, content: bytes) -> Manifest:
 
 
 def _content(folder: Path, name: RelativePath) -> bytes:
-    path = inside(folder, name)
+    return _read(inside(folder, name))
+
+
+def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
@@ -176,21 +191,37 @@ def _read_json(cls: type[T], path: Path, data: Any) -> T:
         raise BundleError(str(path), f"does not describe a {cls.__name__.lower()}: {error}", RECOMPILE) from error
 
 
-def _check_files(folder: Path, manifest: Manifest, check: str) -> None:
-    """Every listed file is inside the folder and as listed, and nothing else is there."""
+def _check_files(folder: Path, manifest: Manifest) -> dict[RelativePath, Path]:
+    """Every listed file, inside the folder and as large as listed; nothing else is there."""
     for name in (PROGRAM, *_artifacts(manifest)):
         if name not in manifest.files:
             raise BundleError(str(folder / MANIFEST), f"does not list {name!r} among its files", UNTRUSTED)
     paths = {name: inside(folder, name) for name in manifest.files}
     _check_extra(folder, manifest)
     for name, entry in manifest.files.items():
-        path = paths[name]
-        size = path.stat().st_size
+        size = paths[name].stat().st_size
         if size != entry.size:
             word = "truncated" if size < entry.size else "altered"
-            raise BundleError(str(path), f"is {word}: {size} bytes, the manifest says {entry.size}", RECOMPILE)
-        if check == "full" and _sha256(path) != entry.sha256:
-            raise BundleError(str(path), "is altered: its sha256 is not the manifest's", RECOMPILE)
+            raise BundleError(str(paths[name]), f"is {word}: {size} bytes, the manifest says {entry.size}", RECOMPILE)
+    return paths
+
+
+def _check_contents(paths: Mapping[RelativePath, Path], manifest: Manifest, names: Iterable[RelativePath]) -> None:
+    """The files ``names``, as far as there are such, have the sha256 that the manifest says."""
+    for name in sorted(paths.keys() & set(names)):
+        if _sha256(paths[name]) != manifest.files[name].sha256:
+            raise BundleError(str(paths[name]), "is altered: its sha256 is not the manifest's", RECOMPILE)
+
+
+def _check_engines(paths: Mapping[RelativePath, Path], program: Program, manifest: Manifest) -> None:
+    """Every ONNX file below ``engines/`` is such as our emitters write, and says what the program says."""
+    declared = declared_engines(program, manifest)
+    for name, path in paths.items():
+        if not name.startswith(f"{ENGINES}/") or not name.endswith(".onnx"):
+            continue
+        problem = engine_problem(_read(path), declared.get(name))
+        if problem is not None:
+            raise BundleError(str(path), problem, UNTRUSTED)
 
 
 def _artifacts(manifest: Manifest) -> Iterator[str]:

@@ -58,7 +58,7 @@ def command(bundle: options.Bundle, asked: BatchOptions) -> None:
 
     Example: twoheads batch smollm2.bundle --lines questions.txt -o out.npz --output last
     """
-    read_bundle(bundle, check="size")  # a wrong path is told before anything else
+    read_bundle(bundle, check="size", engines=False)  # a wrong path is told before anything else
     arguments.check_output_path(asked.out, folder=asked.lines is None)
     if asked.report is not None:
         arguments.check_output_path(asked.report)

@@ -91,7 +91,7 @@ def command(
             compiled = narrow_values(compiled)
         write_bundle(compiled, output, overwrite=force, progress=progress)
     seconds = time.perf_counter() - start
-    bundle = read_bundle(output, check="size")
+    bundle = read_bundle(output, check="size", engines=False)
     _report(output, bundle.manifest, bundle.program, seconds, as_json=as_json)
 
 

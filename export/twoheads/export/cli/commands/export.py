@@ -41,7 +41,7 @@ def command(
     Example: twoheads export minilm.bundle -o minilm.onnx
     A decoder's next token: twoheads export smollm2.bundle -o smollm2.onnx --output last
     """
-    read_bundle(bundle, check="size")
+    read_bundle(bundle, check="size", engines=False)
     arguments.check_output_path(out)
 
     from twoheads.export.one_file.export import export_one_file

@@ -57,7 +57,7 @@ def command(
 
     Example: twoheads inspect smollm2.bundle --program
     """
-    loaded = read_bundle(bundle, check="size")
+    loaded = read_bundle(bundle, check="size", engines=False)
     if as_json:
         print_json(_to_json(bundle, loaded.manifest, loaded.program, program_text=program))
         return

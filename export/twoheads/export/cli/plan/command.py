@@ -152,7 +152,7 @@ def _program(
             problem = "is a bundle, whose block size, key tile, lowering, attention and results are fixed"
             fix = "leave --block-size, --key-tile, --lowering, --attention and --result out, or give the source"
             raise InputError(str(subject), problem, fix)
-        bundle = read_bundle(subject, check="size")
+        bundle = read_bundle(subject, check="size", engines=False)
         if device is not None:
             bundle = measured_tiles(device, bundle)
         return bundle.fused

@@ -91,7 +91,7 @@ def command(bundle: options.Bundle, asked: RunOptions) -> None:
 
     Example: twoheads run smollm2.bundle --text book.txt -o out.npz --output last --report report.json
     """
-    read_bundle(bundle, check="size")  # a wrong path is told before anything else
+    read_bundle(bundle, check="size", engines=False)  # a wrong path is told before anything else
     arguments.check_output_path(asked.out)
     if asked.report is not None:
         arguments.check_output_path(asked.report)

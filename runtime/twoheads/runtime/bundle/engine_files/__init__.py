@@ -1,0 +1,1 @@
+"""Engine files, read and checked before a backend opens one."""
