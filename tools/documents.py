@@ -1,6 +1,6 @@
 """A thousand short and long documents through MiniLM in one command, beside one by one and sentence-transformers.
 
-python -m tools.documents                       # 1,000 documents, three turns; writes docs/documents.md and .json
+python -m tools.documents                       # 1,000 documents, three turns; writes docs/results/documents.*
 python -m tools.documents --documents 60 --turns 1 --page /tmp/documents.md
 
 Every contender is a process of its own, in turns; nobody computes while another one does.
@@ -36,7 +36,7 @@ from twoheads.runtime.execution.crew import available_threads
 __all__ = ["Figures", "make_texts", "render"]
 
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "documents.md"
+PAGE = ROOT / "docs" / "results" / "documents.md"
 LONGEST = 512
 BATCH = 32
 """The default batch of sentence-transformers."""

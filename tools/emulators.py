@@ -1,4 +1,4 @@
-"""Runs SmolLM2 on vendors' emulators and runtimes beside the original in float32, and writes docs/emulators.md.
+"""Runs SmolLM2 on vendors' emulators and runtimes beside the original in float32, and writes docs/results/emulators.md.
 
 ``python -m tools.emulators --layers 2 --length 1024`` compiles a model of the first layers, builds it for each NPU,
 and runs it with every engine call in the NPU's emulator: minutes for two layers, half an hour for all thirty.
@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--lowerings", nargs="+", default=LOWERINGS, choices=LOWERINGS)
     parser.add_argument("--environments", type=Path, help="a folder of environments by target")
     parser.add_argument("--add", action="store_true", help="keep what the page says of other backends")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "emulators.md")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "emulators.md")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     source, tokens = _first_layers(options.layers, options.length)

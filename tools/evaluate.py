@@ -1,4 +1,4 @@
-"""The long evaluation: three real models over many lengths; writes docs/evaluation.json and docs/evaluation.md.
+"""The long evaluation: three real models over many lengths; writes docs/results/evaluation.json and .md.
 
 ``python -m tools.evaluate`` measures everything (an hour or more on two cores); ``--only minilm`` measures one model
 again and keeps the other figures. Every measurement is a process of its own, so that peak memory is its own.
@@ -24,7 +24,7 @@ from tools.measured_process import ProcessFailedError, measure, measure_json, tw
 __all__ = ["main"]
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "docs" / "evaluation.json"
+RESULTS = ROOT / "docs" / "results" / "evaluation.json"
 PACKAGES = ("numpy", "onnxruntime", "torch", "transformers")
 SMOLLM2_LENGTHS = (1, 255, 256, 257, 1000, 4096, 8192)
 GEMMA3_LENGTHS = (4096, 8192)

@@ -113,7 +113,7 @@ def _model_lines(name: str, model: dict[str, Any]) -> list[str]:
 
 
 def render(results: dict[str, Any]) -> str:
-    """The Markdown of ``docs/evaluation.json``'s contents."""
+    """The Markdown of ``docs/results/evaluation.json``'s contents."""
     lines = [
         "# Evaluation",
         "",

@@ -1,4 +1,4 @@
-"""The plan against real runs: predicted and measured time and peak memory; writes docs/planning.json, .md and pictures.
+"""The plan against real runs: predicted and measured time and peak memory; writes docs/results/planning.*.
 
 ``python -m tools.planning`` profiles the bundles on this machine, runs them at several lengths with 1 and 2 threads
 and, where Ray is installed, on 1 and 2 local workers (a quarter of an hour on two idle cores). ``--quick`` tries it.
@@ -29,7 +29,7 @@ from twoheads.graphs.prediction.device_profile import DeviceProfile, Network, pr
 __all__ = ["main"]
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "docs" / "planning.json"
+RESULTS = ROOT / "docs" / "results" / "planning.json"
 THREADS = (1, 2)
 POLICIES = ("window:4096+sinks:4", "average:samples=4+window:512+sinks:4")
 SCALED_LENGTH, SCALED_WORKERS = 1_000_000, "1..1024"

@@ -1,4 +1,4 @@
-"""The page docs/planning.md and its picture, from the figures of ``python -m tools.planning``."""
+"""The page docs/results/planning.md and its picture, from the figures of ``python -m tools.planning``."""
 
 from __future__ import annotations
 

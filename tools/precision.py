@@ -1,4 +1,4 @@
-"""Measures what lower precisions cost SmolLM2-135M and MiniLM, and writes docs/precision.md.
+"""Measures what lower precisions cost SmolLM2-135M and MiniLM, and writes docs/results/precision.md.
 
 ``python -m tools.precision`` compiles every form, proves it against the original, and tells its distance from the
 original in float32: ten minutes. It is `twoheads verify` on a text, in a process of its own for each line.
@@ -53,7 +53,7 @@ class Row:
 def main(arguments: list[str] | None = None) -> int:
     """Measures and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "precision.md")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "precision.md")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     rows: list[Row] = []

@@ -1,4 +1,4 @@
-"""What the attention policies cost in quality, on SmolLM2-135M; writes docs/approximations.json and .md.
+"""What the attention policies cost in quality, on SmolLM2-135M; writes docs/results/approximations.json and .md.
 
 ``python -m tools.quality`` measures what is missing in the JSON file, so that an interrupted run goes on; ``--again``
 forgets one group first. Each policy is compiled once, into ``.cache/quality``.
@@ -28,7 +28,7 @@ from twoheads.runtime import LoadedBundle, load
 __all__ = ["main"]
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "docs" / "approximations.json"
+RESULTS = ROOT / "docs" / "results" / "approximations.json"
 BUNDLES = ROOT / ".cache" / "quality"
 FILLER = ROOT / "tools" / "data" / "founding_documents.txt"
 LENGTHS = (1024, 2048, 4096)

@@ -1,6 +1,6 @@
 """How far off the synthetic token's score may be: the error of ``lse`` and ``out`` of one stock call, measured.
 
-Run it with ``python -m tools.synthetic_token``; it writes the table into ``docs/stock.md`` between its two marks.
+Run it with ``python -m tools.synthetic_token``; it writes the table into ``docs/design/stock.md``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from twoheads.graphs.program.program import StockEngine
 
 __all__ = ["Errors", "main", "measure"]
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "stock.md"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "design" / "stock.md"
 MARKS = ("<!-- begin: tools/synthetic_token.py -->", "<!-- end -->")
 SCORES = {
     "float32": (-90, -80, -60, -40, -20, -10, 0, 10, 20, 40, 60, 80, 90),

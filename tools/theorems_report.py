@@ -1,4 +1,4 @@
-"""Renders docs/theorems.md."""
+"""Renders docs/results/theorems.md."""
 
 from __future__ import annotations
 

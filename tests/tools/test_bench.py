@@ -84,10 +84,10 @@ def test_the_page_and_every_plot_that_it_shows_are_written(tmp_path):
 
 
 def test_the_page_in_docs_is_rendered_from_its_figures():
-    file = ROOT / "docs" / "performance" / "performance.json"
-    assert render(json.loads(file.read_text(encoding="utf-8"))) == (ROOT / "docs" / "performance.md").read_text(
-        encoding="utf-8"
-    )
+    file = ROOT / "docs" / "results" / "performance" / "performance.json"
+    assert render(json.loads(file.read_text(encoding="utf-8"))) == (
+        ROOT / "docs" / "results" / "performance.md"
+    ).read_text(encoding="utf-8")
 
 
 def test_every_contender_of_a_case_exists_and_has_a_name_and_a_colour():

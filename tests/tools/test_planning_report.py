@@ -8,7 +8,7 @@ from typing import Any
 
 from tools.planning_report import draw, render
 
-DOCS = Path(__file__).parent.parent.parent / "docs"
+DOCS = Path(__file__).parent.parent.parent / "docs" / "results"
 
 
 def _figures() -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 from tools.quality import _LogLikelihood
 from tools.quality_report import render
 
-DOCS = Path(__file__).parent.parent.parent / "docs"
+DOCS = Path(__file__).parent.parent.parent / "docs" / "results"
 
 
 def test_the_page_is_rendered_from_the_figures() -> None:

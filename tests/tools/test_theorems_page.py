@@ -1,4 +1,4 @@
-"""The page of docs/theorems.md: a measured row, and how it is shown."""
+"""The page of docs/results/theorems.md: a measured row, and how it is shown."""
 
 from __future__ import annotations
 

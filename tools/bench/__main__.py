@@ -1,6 +1,6 @@
 """Ours beside other runtimes, in one run: nobody computes while another one does, medians of runs in turns.
 
-python -m tools.bench                 # all cases; writes docs/performance.md and docs/performance/
+python -m tools.bench                 # all cases; writes docs/results/performance.md and docs/results/performance/
 python -m tools.bench smollm2 short   # these cases again; the other figures stay
 python -m tools.bench --quick         # every case once at small lengths, into .cache/bench/quick
 """
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name not in CASES:
             parser.error(f"there is no case {name!r}; there are: {', '.join(CASES)}")
     cases = [] if options.page else [CASES[name] for name in options.case or CASES]
-    folder: Path = options.out or (ROOT / ".cache" / "bench" / "quick" if options.quick else ROOT / "docs")
+    folder: Path = options.out or (ROOT / ".cache" / "bench" / "quick" if options.quick else ROOT / "docs" / "results")
     if options.page:
         write_page(json.loads((folder / "performance" / "performance.json").read_text()), folder)
     try:

@@ -1,4 +1,4 @@
-"""Renders the benchmark's figures as docs/performance.md."""
+"""Renders the benchmark's figures as docs/results/performance.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measures, merges the result into docs/scale.json, and writes docs/scale.md.
+"""Measures, merges the result into docs/results/scale.json, and writes docs/results/scale.md.
 
 python -m tools.scale windowed 65536 131072     # any lengths, each merged when it is done
 python -m tools.scale full 131072               # full causal attention of one layer
@@ -23,7 +23,7 @@ from tools.scale.lengths import KINDS, measure_length
 from tools.scale.page import render
 from twoheads.runtime.measurement.profiler import machine_text
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[2] / "docs" / "results"
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Renders docs/scale.md from what was measured."""
+"""Renders docs/results/scale.md from what was measured."""
 
 from __future__ import annotations
 

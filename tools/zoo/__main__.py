@@ -1,6 +1,6 @@
 """Runs the zoo and writes what it covers: ``python -m tools.zoo`` (ten minutes on two cores).
 
-Writes ``docs/models.md`` and ``export/twoheads/export/coverage.json``, which ``twoheads models`` prints.
+Writes ``docs/results/models.md`` and ``export/twoheads/export/coverage.json``, which ``twoheads models`` prints.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tools.zoo.torch_heads import REFUSED, TASKS
 
 ROOT = Path(__file__).parents[2]
 COVERAGE = ROOT / "export" / "twoheads" / "export" / "coverage.json"
-DOCUMENT = ROOT / "docs" / "models.md"
+DOCUMENT = ROOT / "docs" / "results" / "models.md"
 ZOO = (*BACKBONES, *TASKS, *ONNX_FILES, *REFUSED, *REFUSED_FILES)
 
 

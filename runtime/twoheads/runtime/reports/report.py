@@ -75,7 +75,7 @@ class Report:
         approximations: Names of the approximations the bundle was compiled with; empty means exact.
         warnings: What the user should know, e.g. a length beyond the trained context.
         repeated_calls: Those of ``engine_calls`` that repeat another because its scores were too far from their anchor
-            (``tile``) or from the synthetic score (``stock`` and ``oracle``, see ``docs/stock.md``); normally 0.
+            (``tile``) or from the synthetic score (``stock`` and ``oracle``, see ``docs/design/stock.md``); normally 0.
         spilled_bytes: Token values that were written to files rather than held in memory.
         average: The estimated error of sampled attention; ``None`` where the bundle samples nothing.
         precision: Of the bundle's values and weights, e.g. ``float32`` or ``float32, weights int8``.
