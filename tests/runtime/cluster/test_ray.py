@@ -98,7 +98,7 @@ def test_what_does_not_go_together(cluster, bundle, tmp_path):
         Cluster("local:1")
     with pytest.raises(InputError, match="keeps values in its object store"):
         cluster.run(load(bundle.path, memory_limit=1 << 40), TOKENS)
-    with pytest.raises(InputError, match="takes the rows of one input"):
+    with pytest.raises(InputError, match="can't take 2 inputs"):
         cluster.run(bundle, [TOKENS, TOKENS], output="hidden", sink=object())
     np.save(tmp_path / "tokens.npy", TOKENS)
     words = ["run", str(bundle.path), "--tokens", str(tmp_path / "tokens.npy"), "-o", str(tmp_path / "o.npz")]

@@ -17,7 +17,7 @@ from twoheads.graphs.errors import InputError
 from twoheads.graphs.program.program import Limit, Pooling
 from twoheads.graphs.schedule import spill
 from twoheads.runtime import LoadedBundle, Result, load
-from twoheads.runtime.runs import packed as packed_run
+from twoheads.runtime.runs import groups as run_groups
 
 pytestmark = pytest.mark.usefixtures("poisoned_stores")
 
@@ -86,11 +86,11 @@ def test_the_numbers_of_threads_and_runs_change_no_bit(bundles):
 
 def test_a_group_has_so_many_tokens(bundles, monkeypatch):
     tiny, bundle = bundles["encoder"]
-    monkeypatch.setattr(packed_run, "MOST_BLOCKS", 4)
+    monkeypatch.setattr(run_groups, "MOST_BLOCKS", 4)
     inputs = [random_tokens(tiny, length, length) for length in (30, 30, 5, 70, 20, 44)]
     results = check(bundle, tiny, inputs, "embedding")
     assert [result.report.requests for result in results] == [2, 2, 1, 1, 2, 2], "neighbours of 64 tokens together"
-    monkeypatch.setattr(packed_run, "MOST_ROW_BYTES", 50 * tiny.width * 4)
+    monkeypatch.setattr(run_groups, "MOST_ROW_BYTES", 50 * tiny.width * 4)
     assert [r.report.requests for r in check(bundle, tiny, inputs, "hidden")] == [1, 2, 2, 1, 1, 1]
 
 

@@ -21,11 +21,12 @@ from twoheads.graphs.masks.sampling import Average
 from twoheads.graphs.program.program import AttentionEngine, AttentionStage, Pooling, StockEngine
 from twoheads.graphs.variants.key_tiles import other_key_tiles, with_key_tile
 from twoheads.runtime import Job, LoadedBundle, load
-from twoheads.runtime.cluster.run import run_on_workers
+from twoheads.runtime.cluster.executor import ClusterExecutor
 from twoheads.runtime.inputs.requests import read_inputs
 from twoheads.runtime.measurement import engine_meter, profiler, tuning
 from twoheads.runtime.measurement.engine_meter import EngineMeter
 from twoheads.runtime.measurement.profiler import profile_bundle
+from twoheads.runtime.runs.execute import run_inputs
 
 WIDTHS = (16, 32, 64)
 MODELS = {
@@ -259,14 +260,9 @@ def test_a_job_goes_on_with_the_same_width_only(path: Path, tmp_path: Path) -> N
 def test_workers_of_a_cluster_take_the_drivers_width(path: Path) -> None:
     bundle, tokens = load(path, key_tile=64), random_tokens(Tiny(), 100)
     cluster = InProcess(path, 2, key_tile=64)
-    inputs, _ = read_inputs(
-        bundle.program, tokens, output="hidden", positions=None, attention_mask=None, documents=None
-    )
-    schedule = bundle.schedule(100, "hidden", by_blocks=True)
-    array, _ = run_on_workers(
-        schedule, inputs[0].requests[0], cluster, set(cluster.alive), threads=2, sink=None, progress=None
-    )
-    np.testing.assert_array_equal(array, bundle.run(tokens, "hidden").array)
+    executor = ClusterExecutor(cluster, set(cluster.alive), 2)
+    (result,) = run_inputs(bundle, executor, read_inputs(bundle.program, tokens, output="hidden"))
+    np.testing.assert_array_equal(result.array, bundle.run(tokens, "hidden").array)
 
 
 @pytest.mark.parametrize(

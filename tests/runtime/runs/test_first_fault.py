@@ -15,7 +15,7 @@ from twoheads.graphs.errors import InputError
 from twoheads.graphs.program.program import Pooling, Value
 from twoheads.runtime import LoadedBundle, load
 from twoheads.runtime.jobs.job import Job
-from twoheads.runtime.memory.finite_rows import FiniteRows, WatchedSink, all_finite, first_odd_row
+from twoheads.runtime.memory.finite_rows import FiniteRows, all_finite, first_odd_row, watched
 
 TOKENS = np.array([3, 4, 5] * 12)
 """A hidden key that is no number makes no numbers of its whole block: nothing times NaN is NaN."""
@@ -135,7 +135,7 @@ def test_the_first_of_all_rows_is_kept() -> None:
             taken.append(start_row)
 
     for start in (20, 10, 30):
-        WatchedSink(Sink(), watch).write(start, rows)
+        watched(Sink(), watch).write(start, rows)
     assert watch.first == 13
     assert taken == [20, 10, 30]
 

@@ -278,6 +278,13 @@ class Program:
         logits = ("logits",) if self.logits is not None else ()
         return ("hidden", *logits, *last, *(("embedding",) if self.pooling else ()))
 
+    def row_value(self, output: str) -> Value | None:
+        """The value whose rows are those of ``output``, one a token; ``None`` where it is one row of an input."""
+        if output == "hidden":
+            return self.value(self.hidden)
+        per_token = output == "logits" and self.logits is not None and not self.pooled_logits
+        return self.value(self.logits) if per_token and self.logits is not None else None
+
     @property
     def limits(self) -> tuple[Limit, ...]:
         """What the model itself can't exceed, along all input axes."""

@@ -40,24 +40,16 @@ class BodyRun:
         task: The same for the workers.
         dispatch: Its calls.
         reads: What rows read.
-        inputs: An array for every input value.
     """
 
-    def __init__(
-        self,
-        schedule: Schedule,
-        task: RunTask,
-        dispatch: Dispatch,
-        reads: StageReads,
-        inputs: Mapping[str, npt.NDArray[Any]],
-    ) -> None:
+    def __init__(self, schedule: Schedule, task: RunTask, dispatch: Dispatch, reads: StageReads) -> None:
         self.rounds = 0
         self.seconds: dict[str, float] = {}
         self._schedule = schedule
         self._task = task
         self._dispatch = dispatch
         self._reads = reads
-        self._inputs = inputs
+        self._inputs: Mapping[str, npt.NDArray[Any]] = {}
         self._stages, _ = needed_stages(schedule.program, schedule.output)
         self._producers: dict[str, Stage] = {value.name: stage for stage in self._stages for value in outputs_of(stage)}
         self._dying: set[str] = set()
@@ -74,10 +66,14 @@ class BodyRun:
             try:
                 self._restore(name, lost)
             except _StartOver:
-                self.compute()
+                self.compute(self._inputs)
 
-    def compute(self) -> None:
-        """Computes all stages; afterwards the values that the output is made of are held."""
+    def compute(self, inputs: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Computes all stages; afterwards the values that the output is made of are held.
+
+        ``inputs`` are an array for every input value.
+        """
+        self._inputs = inputs
         while True:
             try:
                 self._compute_stages()

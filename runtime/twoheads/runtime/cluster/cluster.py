@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,16 +12,15 @@ import numpy.typing as npt
 
 from twoheads.graphs.errors import InputError
 from twoheads.runtime.backends.registry import HOST_BACKENDS
+from twoheads.runtime.cluster.executor import ClusterExecutor, check_program
 from twoheads.runtime.cluster.ray_workers import RayWorkers
-from twoheads.runtime.cluster.run import check_program, run_on_workers
 from twoheads.runtime.cluster.transport import Opening
-from twoheads.runtime.inputs.arrays import check_output, give_warnings
-from twoheads.runtime.inputs.requests import Request, read_inputs
-from twoheads.runtime.memory.finite_rows import FiniteRows, WatchedSink
+from twoheads.runtime.inputs.requests import read_inputs
 from twoheads.runtime.memory.sink import Sink
+from twoheads.runtime.reports.notices import give_notices
 from twoheads.runtime.reports.report import Result
 from twoheads.runtime.runs.context import Progress
-from twoheads.runtime.runs.first_fault import fault_warning, warn_of_fault
+from twoheads.runtime.runs.execute import run_inputs
 from twoheads.runtime.runs.session import LoadedBundle
 
 __all__ = ["Cluster"]
@@ -104,54 +102,25 @@ class Cluster:
                 "cluster", f"workers know no backend {bundle.backend}", f"use one of: {', '.join(HOST_BACKENDS)}"
             )
         check_program(bundle.program)
-        output = check_output(bundle.program, output, positions=positions is not None, sink=sink is not None)
-        inputs, several = read_inputs(
+        inputs = read_inputs(
             bundle.program,
             tokens,
             output=output,
             positions=positions,
+            sink=sink is not None,
             attention_mask=attention_mask,
             documents=documents,
         )
-        if sink is not None and (several or inputs[0].places):
-            raise InputError("sink", "takes the rows of one input without padding", "run without a sink")
         path = os.path.abspath(bundle.path)
         width = bundle.program.key_tile
-        opening = Opening(path, self._check, bundle.backend, bundle.precision, bundle.identity, width)
-        self._alive = self._workers.load(opening)
-        results = [
-            given.assemble([self._run_one(bundle, request, output, sink, progress) for request in given.requests])
-            for given in inputs
-        ]
-        return results if several else results[0]
-
-    def _run_one(
-        self, bundle: LoadedBundle, request: Request, output: str, sink: Sink | None, progress: Progress | None
-    ) -> Result:
-        rows = request.rows
-        count = None if rows is None or output != "logits" else len(rows)
-        schedule = bundle.schedule(request.lengths, output, count, by_blocks=True)
-        told = give_warnings(bundle.manifest, bundle.program, schedule.length, depth=5)
-        finite = FiniteRows(bundle.program.values())
-        before = set(self._alive)
+        alive = self._workers.load(Opening(path, self._check, bundle.backend, bundle.precision, bundle.identity, width))
+        before = set(alive)
+        executor = ClusterExecutor(self._workers, alive, self._workers.threads)
         try:
-            array, report = run_on_workers(
-                schedule,
-                request,
-                self._workers,
-                self._alive,
-                threads=self._workers.threads,
-                sink=None if sink is None else WatchedSink(sink, finite),
-                progress=progress,
-            )
+            results = run_inputs(bundle, executor, inputs, sink=sink, progress=progress)
         finally:
-            for worker in before - self._alive:
+            for worker in before - alive:
                 logger.warning("worker %d of the cluster was lost", worker)
                 self._workers.drop(worker)
-        if array is not None:
-            finite.see(array if array.ndim > 1 else array[None])
-        if finite.first is not None:
-            told += warn_of_fault(fault_warning(finite.first, bundle, None, request, output), depth=5)
-        manifest = bundle.manifest
-        report = replace(report, approximations=manifest.approximations, precision=manifest.precision, warnings=told)
-        return Result(array, output, report)
+        give_notices(result.report for result in results)
+        return inputs.assemble(results)

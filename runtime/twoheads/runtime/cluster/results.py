@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from twoheads.graphs.errors import InternalError
 from twoheads.graphs.schedule.schedule import Schedule
 from twoheads.runtime.cluster.body import BodyRun
 from twoheads.runtime.cluster.dispatch import Dispatch, Sent
@@ -30,37 +29,45 @@ class ResultRows:
         task: The same for the workers.
         dispatch: Its calls.
         body: Holds the hidden states, and computes them again if they are lost.
-        unit: Rows of one piece.
+        threads: Blocks that a worker computes at the same time; as many are a piece.
     """
 
-    def __init__(self, schedule: Schedule, task: RunTask, dispatch: Dispatch, body: BodyRun, unit: int) -> None:
+    def __init__(self, schedule: Schedule, task: RunTask, dispatch: Dispatch, body: BodyRun, threads: int) -> None:
         self._schedule = schedule
         self._task = task
         self._dispatch = dispatch
         self._body = body
-        self._unit = unit
+        self._unit = threads * schedule.program.block_size
 
-    def take(self, positions: npt.NDArray[np.int64] | None, sink: Sink | None) -> npt.NDArray[Any] | None:
-        """The output, as :func:`twoheads.runtime.runs.host_executor.compute` returns it.
+    def row_value(self, name: str) -> npt.NDArray[Any]:
+        """The row value ``name``."""
+
+        def send() -> tuple[Any, Sent]:
+            self._body.hold(name, [0])
+            worker = self._dispatch.owner(None, 0)
+            references, holders = self._dispatch.references(worker, {name: [0]})
+            return self._dispatch.send(worker, holders, "give", references)
+
+        return self._one(send)
+
+    def embedding(self) -> npt.NDArray[Any]:
+        """All hidden states as one vector."""
+        program = self._schedule.program
+        length = self._schedule.value_rows(program.value(program.hidden))
+        return self._one(lambda: self._send(None, range(-(-length // program.block_size))))
+
+    def rows(self, positions: npt.NDArray[np.int64] | None, sink: Sink | None) -> npt.NDArray[Any] | None:
+        """Rows of the logits or hidden states.
 
         Args:
-            positions: Rows of logits or hidden states that are wanted, ``None`` for all.
-            sink: Where rows go, or ``None``.
+            positions: Those that are wanted, ``None`` for all.
+            sink: Where they go, or ``None``.
         """
-        program, output = self._schedule.program, self._schedule.output
-        if output == "logits" and program.logits is not None and program.pooled_logits:
-            return self._row_value(program.logits).reshape(-1).astype(np.float32)
-        length = self._schedule.value_rows(program.value(program.hidden))
-        if output == "embedding":
-            return self._one(lambda: self._send(None, range(-(-length // program.block_size))))
-        if output == "last":
-            positions = np.array([length - 1])
-        wanted = np.arange(length) if positions is None else positions
-        name = program.logits if output in ("logits", "last") else program.hidden
-        if name is None:
-            raise InternalError(f"{program.name} gives no {output}")
-        width = program.value(name).block_shape(1)[-1]
-        array = np.empty((len(wanted), width), np.float32) if sink is None else None
+        program = self._schedule.program
+        hidden = program.value(program.hidden)
+        wanted = np.arange(self._schedule.value_rows(hidden)) if positions is None else positions
+        value = program.value(program.logits) if self._schedule.positions and program.logits else hidden
+        array = np.empty((len(wanted), value.block_shape(1)[-1]), np.float32) if sink is None else None
 
         def deliver(piece: int, rows: npt.NDArray[Any]) -> None:
             start = piece * self._unit
@@ -71,15 +78,6 @@ class ResultRows:
 
         self._stream([wanted[at : at + self._unit] for at in range(0, len(wanted), self._unit)], deliver)
         return array
-
-    def _row_value(self, name: str) -> npt.NDArray[Any]:
-        def send() -> tuple[Any, Sent]:
-            self._body.hold(name, [0])
-            worker = self._dispatch.owner(None, 0)
-            references, holders = self._dispatch.references(worker, {name: [0]})
-            return self._dispatch.send(worker, holders, "give", references)
-
-        return self._one(send)
 
     def _one(self, send: Callable[[], tuple[Any, Sent]]) -> npt.NDArray[Any]:
         """The array that a call returns, sent again until it is not lost."""

@@ -30,9 +30,7 @@ from twoheads.runtime.execution.crew import Crew
 from twoheads.runtime.execution.engine_pool import EnginePool
 from twoheads.runtime.execution.run_state import RunState
 from twoheads.runtime.reports.peak_memory import peak_memory
-from twoheads.runtime.runs.host_executor import prepare, run_stage
-from twoheads.runtime.stages.head import run_head
-from twoheads.runtime.stages.pooling import pool
+from twoheads.runtime.runs.host_executor import HostRun, run_stage
 
 __all__ = ["Worker"]
 
@@ -69,7 +67,7 @@ class Worker:
     def open(self, run: RunTask) -> StageResult:
         """Opens the engines that ``run`` needs."""
         with Crew(self._threads) as crew:
-            prepare(self._state(run, crew))
+            HostRun(self._state(run, crew)).prepare()
         return StageResult({}, {}, peak_bytes=peak_memory())
 
     def compute(self, task: RowsTask) -> StageResult:
@@ -104,25 +102,20 @@ class Worker:
         with Crew(self._threads) as crew:
             run = self._state(task.run, crew)
             self._fill(run, task.reads)
-            array = self._result_rows(run, task.positions)
+            array = self._result(HostRun(run), task.positions)
         calls = {name: counter.calls for name, counter in run.counters.items() if counter.calls}
         return StageResult(calls, {}, array, peak_memory())
 
-    def _result_rows(self, run: RunState, positions: npt.NDArray[Any] | None) -> npt.NDArray[Any] | None:
-        hidden = run.stores[self._program.hidden]
-        if positions is None:
-            if self._program.pooling is None:
-                raise InternalError(f"{self._program.name} has no pooling")
-            return pool(hidden.rows()[: hidden.length], self._program.pooling)
-        places = hidden.places(positions)
-        if run.schedule.output == "hidden":
-            return hidden.rows()[places].astype(np.float32)
-        needed = {plan.name for plan in run.schedule.stages}
-        return run_head(run, tuple(stage for stage in self._program.head if stage.name in needed), places, None)
+    def _result(self, run: HostRun, positions: npt.NDArray[Any] | None) -> npt.NDArray[Any] | None:
+        if positions is not None:
+            return run.rows(run.state.stores[self._program.hidden].places(positions), None)
+        if self._program.pooling is None:
+            raise InternalError(f"{self._program.name} has no pooling")
+        return run.embedding(self._program.pooling)
 
     def _state(self, task: RunTask, crew: Crew, rows: tuple[int, ...] | None = None) -> RunState:
         schedule = self._schedule(tuple(task.lengths.items()), task.length, task.output, task.positions)
-        return RunState(self._program, schedule, self._engines, crew, only=rows)
+        return RunState(schedule, self._engines, crew, only=rows)
 
     def _make_schedule(
         self, lengths: tuple[tuple[str, int], ...], length: int, output: str, positions: int | None

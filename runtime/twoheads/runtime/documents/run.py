@@ -19,7 +19,7 @@ from twoheads.runtime.documents.source import inspect_documents, read_documents
 from twoheads.runtime.documents.tokens import Prepared, check_program, prepare_documents
 from twoheads.runtime.inputs.arrays import check_output
 from twoheads.runtime.reports.report import Report, merge_reports
-from twoheads.runtime.runs.packed import MOST_ROW_BYTES, row_bytes
+from twoheads.runtime.runs.groups import MOST_ROW_BYTES, row_bytes
 from twoheads.runtime.runs.session import LoadedBundle
 
 __all__ = ["DocumentProgress", "run_documents"]

@@ -70,7 +70,7 @@ class EnginePool:
         self._kernel_threads = kernel_threads
         self.weights = weights
         self.memory = SpareMemory()
-        self.program = bundle.program
+        self.program = program or bundle.program
         self._bundle = bundle
         self._artifacts = _artifacts(bundle, backend) if isinstance(backend, EmulatorBackend) else None
         self.narrow = self._artifacts is not None

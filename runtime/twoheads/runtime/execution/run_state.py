@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from twoheads.graphs.masks.tiles import Segment
-from twoheads.graphs.program.program import AttentionStage, Program, Stage
+from twoheads.graphs.program.program import AttentionStage, Stage
 from twoheads.graphs.schedule.schedule import Schedule
 from twoheads.graphs.variants.packing import Packing
 from twoheads.runtime.execution.companion import Checkpointing, Companion, Tokens
 from twoheads.runtime.execution.crew import Crew
 from twoheads.runtime.execution.engine_pool import EnginePool
 from twoheads.runtime.jobs.job import Job
-from twoheads.runtime.memory.finite_rows import FiniteRows
 from twoheads.runtime.memory.stores import Stores
-from twoheads.runtime.reports.report import StageReport
+from twoheads.runtime.reports.report import Counted, StageReport
 from twoheads.runtime.reports.sampling import StageEstimate
 
 __all__ = ["RunState", "StageCounter", "WorkerCount"]
@@ -84,8 +83,7 @@ class RunState:
     """One run in progress.
 
     Args:
-        program: What runs.
-        schedule: Its expansion for the input.
+        schedule: The program that runs, expanded for the input.
         engines: Open engines.
         crew: The workers.
         packing: The requests that share the run's blocks; ``None`` for one input.
@@ -97,7 +95,6 @@ class RunState:
 
     def __init__(
         self,
-        program: Program,
         schedule: Schedule,
         engines: EnginePool,
         crew: Crew,
@@ -108,7 +105,7 @@ class RunState:
         job: Job | None = None,
         only: Collection[int] | None = None,
     ) -> None:
-        self.program = program
+        self.program = program = schedule.program
         self.schedule = schedule
         self.engines = engines
         self.backend = engines.backend
@@ -126,7 +123,6 @@ class RunState:
             keep=job is not None,
             spare=engines.memory,
         )
-        self.finite = FiniteRows(program.values())
         self.job = job
         self.checkpoints: Checkpointing | None = None
         """Set by :class:`~twoheads.runtime.execution.checkpoints.Checkpoints`, of a run in a job."""
@@ -153,6 +149,18 @@ class RunState:
     def repeats(self) -> int:
         """Those of the calls that repeat another."""
         return sum(counter.repeats for counter in self.counters.values())
+
+    def counted(self) -> Counted:
+        """What the run has done."""
+        return Counted(
+            self.calls,
+            self.rounds,
+            tuple(counter.report() for counter in self.counters.values()),
+            repeats=self.repeats,
+            store_bytes=self.stores.peak_bytes,
+            spilled_bytes=self.stores.spilled_bytes,
+            estimates=tuple(self.estimates),
+        )
 
     def work(
         self,

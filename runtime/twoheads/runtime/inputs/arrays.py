@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,18 +11,17 @@ import numpy.typing as npt
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.program.axes import axis_inputs, axis_length
 from twoheads.graphs.program.lengths import input_axes, value_rows
-from twoheads.graphs.program.program import COUNTING, AttentionStage, Input, Program
-from twoheads.graphs.serialization.bundle_format import Manifest
+from twoheads.graphs.program.program import COUNTING, Input, Program
 from twoheads.runtime.memory.finite_rows import first_odd_row
 
 __all__ = [
     "check_output",
     "complete_arrays",
-    "give_warnings",
     "given_arrays",
     "input_arrays",
+    "named_arrays",
     "resolve_positions",
-    "samples_attention",
+    "shaped_arrays",
     "split_batch",
     "split_inputs",
 ]
@@ -46,15 +44,40 @@ def split_inputs(tokens: Any) -> tuple[list[Any], bool]:
     return [tokens], False
 
 
-def split_batch(program: Program, given: Any) -> list[dict[str, npt.NDArray[Any]]] | None:
+def named_arrays(program: Program, given: Any) -> dict[str, npt.NDArray[Any]]:
+    """What is given, as arrays by the names of the program's inputs.
+
+    Raises:
+        InputError: Missing or unknown names, or no arrays.
+    """
+    arguments = [entry.value.name for entry in program.inputs if entry.source == "argument"]
+    known = [entry.value.name for entry in program.inputs]
+    if not isinstance(given, Mapping):
+        if len(arguments) != 1:
+            raise InputError(
+                "input", f"{program.name} takes {len(arguments)} arrays", f"give a mapping with {', '.join(arguments)}"
+            )
+        given = {arguments[0]: given}
+    named: dict[str, Any] = {str(name): array for name, array in given.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    for name in named:
+        if name not in known:
+            raise InputError(f"input {name}", f"{program.name} has no such input", f"give {', '.join(known)}")
+    for name in arguments:
+        if name not in named:
+            raise InputError(f"input {name}", "is missing", f"give {', '.join(arguments)}")
+    if not named:
+        raise InputError("input", "is empty", f"give {', '.join(known)}")
+    return {name: _as_array(f"input {name}", array) for name, array in named.items()}
+
+
+def split_batch(program: Program, named: Mapping[str, npt.NDArray[Any]]) -> list[dict[str, npt.NDArray[Any]]] | None:
     """The inputs of a batch: arrays ``[B, ...]``, ``B > 1``, for values ``[1, ...]``; ``None`` if it is one input.
 
     Arrays without the batch dimension belong to every input.
 
     Raises:
-        InputError: Missing or unknown arrays, or batches of different sizes.
+        InputError: Batches of different sizes.
     """
-    named = {name: _as_array(f"input {name}", array) for name, array in _named(program, given).items()}
     shapes = {entry.value.name: entry.value.shape for entry in program.inputs}
     batched = {
         name: len(array)
@@ -90,12 +113,15 @@ def input_arrays(program: Program, given: Any) -> tuple[dict[str, int], dict[str
 
 def given_arrays(program: Program, given: Any) -> tuple[dict[str, int], dict[str, npt.NDArray[Any]]]:
     """As :func:`input_arrays`, but only those that are given."""
-    named = _named(program, given)
-    arrays = {
-        entry.value.name: _array(entry, named[entry.value.name])
-        for entry in program.inputs
-        if entry.value.name in named
-    }
+    return shaped_arrays(program, named_arrays(program, given))
+
+
+def shaped_arrays(
+    program: Program, named: Mapping[str, npt.NDArray[Any]]
+) -> tuple[dict[str, int], dict[str, npt.NDArray[Any]]]:
+    """As :func:`given_arrays`, of what :func:`named_arrays` gives."""
+    entries = {entry.value.name: entry for entry in program.inputs}
+    arrays = {name: _shaped(entries[name], named[name]) for name in entries if name in named}
     return _lengths(program, arrays), arrays
 
 
@@ -171,69 +197,6 @@ def resolve_positions(positions: Sequence[int] | npt.NDArray[Any], length: int) 
     return np.where(whole < 0, whole + length, whole)
 
 
-def give_warnings(manifest: Manifest, program: Program, length: int, *, depth: int) -> tuple[str, ...]:
-    """Warns of what the user of a run should know, and returns it.
-
-    Args:
-        manifest: Of the bundle.
-        program: Of the bundle.
-        length: Tokens of the input.
-        depth: Frames between here and the user's call, this one included.
-    """
-    notes = (_approximation_warning(manifest), _trained_length_warning(program, length))
-    told = tuple(note for note in notes if note is not None)
-    for note in told:
-        warnings.warn(note, stacklevel=depth)
-    return told
-
-
-def samples_attention(program: Program) -> bool:
-    """Whether some attention of the program samples its keys."""
-    return any(isinstance(stage, AttentionStage) and stage.average is not None for stage in program.body)
-
-
-def _approximation_warning(manifest: Manifest) -> str | None:
-    """What to tell the user about a bundle that is not exact."""
-    if not manifest.approximations:
-        return None
-    return (
-        f"approximate: compiled with --attention {', '.join(manifest.approximations)}; what the model would have seen "
-        "beyond that is missing or estimated"
-    )
-
-
-def _trained_length_warning(program: Program, length: int) -> str | None:
-    """What to tell the user about an input longer than the model was trained on."""
-    trained = program.trained_length
-    if trained is None or length <= trained:
-        return None
-    return (
-        f"{length} tokens exceed the {trained} that {program.name} was trained on; the result is exact, but the "
-        "model's own quality may suffer"
-    )
-
-
-def _named(program: Program, given: Any) -> dict[str, Any]:
-    arguments = [entry.value.name for entry in program.inputs if entry.source == "argument"]
-    known = [entry.value.name for entry in program.inputs]
-    if not isinstance(given, Mapping):
-        if len(arguments) != 1:
-            raise InputError(
-                "input", f"{program.name} takes {len(arguments)} arrays", f"give a mapping with {', '.join(arguments)}"
-            )
-        return {arguments[0]: given}
-    named: dict[str, Any] = {str(name): array for name, array in given.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-    for name in named:
-        if name not in known:
-            raise InputError(f"input {name}", f"{program.name} has no such input", f"give {', '.join(known)}")
-    for name in arguments:
-        if name not in named:
-            raise InputError(f"input {name}", "is missing", f"give {', '.join(arguments)}")
-    if not named:
-        raise InputError("input", "is empty", f"give {', '.join(known)}")
-    return named
-
-
 def _as_array(name: str, given: Any) -> npt.NDArray[Any]:
     try:
         return np.asarray(given)
@@ -241,11 +204,10 @@ def _as_array(name: str, given: Any) -> npt.NDArray[Any]:
         raise InputError(name, f"is not an array ({error})", "give numbers of one length") from None
 
 
-def _array(entry: Input, given: Any) -> npt.NDArray[Any]:
-    """``given`` as an array of the value's dtype and shape."""
+def _shaped(entry: Input, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """``array`` in the value's dtype and shape."""
     value = entry.value
     name = f"input {value.name}"
-    array = _as_array(name, given)
     if array.size == 0:
         raise InputError(name, "is empty (0 tokens)", "give 1 token or more")
     _check_kind(name, array, np.dtype(value.dtype))

@@ -20,10 +20,18 @@ from twoheads.graphs.masks.sampling import Average
 from twoheads.graphs.program.axes import axis_inputs
 from twoheads.graphs.program.lengths import check_limit, main_length, value_rows
 from twoheads.graphs.program.program import AttentionStage, Program
-from twoheads.runtime.inputs.arrays import complete_arrays, given_arrays, resolve_positions, split_batch, split_inputs
+from twoheads.runtime.inputs.arrays import (
+    check_output,
+    complete_arrays,
+    named_arrays,
+    resolve_positions,
+    shaped_arrays,
+    split_batch,
+    split_inputs,
+)
 from twoheads.runtime.reports.report import Result, merge_reports
 
-__all__ = ["Given", "Request", "read_inputs"]
+__all__ = ["Given", "Inputs", "Request", "read_inputs"]
 
 Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.int64]
@@ -87,47 +95,94 @@ class Given:
         return Result(array, results[0].output, merge_reports([result.report for result in results]))
 
 
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """All that a call was given, read and checked.
+
+    Attributes:
+        output: What is computed of each.
+        given: The inputs.
+        several: Whether the caller gave a list or a batch, and gets a list.
+    """
+
+    output: str
+    given: tuple[Given, ...]
+    several: bool
+
+    @property
+    def requests(self) -> list[Request]:
+        """What is run for all of them, in order."""
+        return [request for one in self.given for request in one.requests]
+
+    @property
+    def only(self) -> Request | None:
+        """The one request whose rows are those of the one input, if that is all."""
+        one = self.given[0]
+        return None if self.several or one.places or len(one.requests) != 1 else one.requests[0]
+
+    def assemble(self, results: Sequence[Result]) -> Result | list[Result]:
+        """What the caller gets, from the results of :attr:`requests`."""
+        computed = iter(results)
+        assembled = [one.assemble([next(computed) for _ in one.requests]) for one in self.given]
+        return assembled if self.several else assembled[0]
+
+
 def read_inputs(
-    program: Program, tokens: Any, *, output: str, positions: Any, attention_mask: Any, documents: Any
-) -> tuple[list[Given], bool]:
-    """Every input in ``tokens``, and whether there were several.
+    program: Program,
+    tokens: Any,
+    *,
+    output: str | None = None,
+    positions: Any = None,
+    sink: bool = False,
+    attention_mask: Any = None,
+    documents: Any = None,
+) -> Inputs:
+    """Reads and checks what a caller gives, once for all.
 
     Args:
         program: What runs.
-        tokens: What the caller gives, as :meth:`twoheads.runtime.LoadedBundle.run` takes it; likewise the others.
+        tokens: As :meth:`twoheads.runtime.LoadedBundle.run` takes it; likewise the others.
         output: What is computed.
         positions: Which rows of it.
+        sink: Whether the rows go to one.
         attention_mask: Which tokens are real.
         documents: Which tokens belong together.
 
     Raises:
         InputError: Something is missing, empty, out of range, or does not fit the rest.
     """
-    inputs, several = split_inputs(tokens)
-    if not several:
-        inputs[0], attention_mask = _take_mask(program, inputs[0], attention_mask)
-        batch = split_batch(program, inputs[0])
-        if batch is not None:
-            inputs, several = batch, True
-    if documents is not None and (several or attention_mask is not None):
+    output = check_output(program, output, positions=positions is not None, sink=sink)
+    items, several = split_inputs(tokens)
+    masks = _masks(attention_mask, len(items), several=several)
+    inputs = [_take_mask(program, item, mask) for item, mask in zip(items, masks, strict=True)]
+    batch = None if several else split_batch(program, inputs[0][0])
+    if batch is not None:
+        inputs, several = list(zip(batch, _masks(inputs[0][1], len(batch), several=True), strict=True)), True
+    if documents is not None and (several or inputs[0][1] is not None):
         with_what = f"{len(inputs)} inputs" if several else "an attention_mask"
         raise InputError(DOCUMENTS, f"can't be told for {with_what}", "give one sequence of documents, without padding")
-    masks = _masks(attention_mask, len(inputs), several=several)
-    reader = _Reader(program, positions, rows=output == "hidden" or (output == "logits" and not program.pooled_logits))
+    reader = _Reader(program, positions, rows=program.row_value(output) is not None)
     if documents is not None:
-        return [reader.documents(inputs[0], documents)], False
-    return [reader.one(*_take_mask(program, given, mask)) for given, mask in zip(inputs, masks, strict=True)], several
+        given = [reader.documents(inputs[0][0], documents)]
+    else:
+        given = [reader.one(named, mask) for named, mask in inputs]
+    if sink and (several or given[0].places):
+        what = f"{len(inputs)} inputs" if several else "rows that are not computed, or several documents"
+        raise InputError("sink", f"can't take {what}", "run them one by one")
+    return Inputs(output, tuple(given), several)
 
 
-def _take_mask(program: Program, given: Any, mask: Any) -> tuple[Any, Any]:
-    """A mapping's ``attention_mask``, as tokenizers give it, is the mask, unless the program has such an input."""
-    if not isinstance(given, Mapping) or MASK not in given or any(e.value.name == MASK for e in program.inputs):
-        return given, mask
-    if mask is not None:
-        raise InputError(MASK, "is given twice", "give it in the mapping or as an argument")
-    named: dict[str, Any] = dict(given)  # pyright: ignore[reportUnknownArgumentType]
-    mask = named.pop(MASK)
-    return named, mask
+def _take_mask(program: Program, given: Any, mask: Any) -> tuple[dict[str, Array], Any]:
+    """The named arrays and the mask of an input, which may lie among them, as tokenizers give it.
+
+    It does not where the program has an input of that name.
+    """
+    if isinstance(given, Mapping) and MASK in given and all(entry.value.name != MASK for entry in program.inputs):
+        if mask is not None:
+            raise InputError(MASK, "is given twice", "give it in the mapping or as an argument")
+        named: dict[str, Any] = dict(given)  # pyright: ignore[reportUnknownArgumentType]
+        given, mask = named, named.pop(MASK)
+    return named_arrays(program, given), mask
 
 
 def _masks(mask: Any, count: int, *, several: bool) -> list[Any]:
@@ -156,18 +211,18 @@ class _Reader:
         self.hidden = program.value(program.hidden)
         self.axis = _token_axis(program)
 
-    def one(self, given: Any, mask: Any) -> Given:
+    def one(self, named: Mapping[str, Array], mask: Any) -> Given:
         """An input, of which ``mask`` hides the padding."""
-        lengths, arrays = given_arrays(self.program, given)
+        lengths, arrays = shaped_arrays(self.program, named)
         if mask is not None:
             kept = self._kept(mask, lengths)
             if len(kept) < lengths[self._axis(MASK)]:
                 return self._masked(lengths, arrays, kept)
         return Given((self._request(lengths, arrays, self._wanted(lengths)),))
 
-    def documents(self, given: Any, documents: Any) -> Given:
+    def documents(self, named: Mapping[str, Array], documents: Any) -> Given:
         """Documents that lie one after the other in one input."""
-        lengths, arrays = given_arrays(self.program, given)
+        lengths, arrays = shaped_arrays(self.program, named)
         axis = self._axis(DOCUMENTS)
         if lengths.keys() != {axis} or (self.rows and self.hidden.axis != axis):
             problem = f"{self.program.name} has no single sequence with one row of output a token"

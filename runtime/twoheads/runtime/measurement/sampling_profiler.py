@@ -70,7 +70,7 @@ def _measure(
     schedule = make_schedule(replace(program, body=body), dict.fromkeys(input_axes(program), length), output="hidden")
     random = np.random.default_rng(0)
     with Crew(1) as crew:
-        run = RunState(schedule.program, schedule, pool, crew)
+        run = RunState(schedule, pool, crew)
         for name in (stage.query, stage.key, stage.value):
             array = run.stores.allocate(program.value(name)).array
             array[...] = random.standard_normal(array.shape)

@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from twoheads.graphs.program.program import Value
 from twoheads.runtime.memory.half_range import REMEDY, HalfRangeError
-from twoheads.runtime.memory.sink import Sink
+from twoheads.runtime.memory.sink import KeptSink, Sink
 
-__all__ = ["FiniteRows", "WatchedSink", "all_finite", "first_odd_row"]
+__all__ = ["FiniteRows", "all_finite", "first_odd_row", "watched"]
 
 
 def all_finite(array: npt.NDArray[Any]) -> bool:
@@ -65,9 +65,12 @@ class FiniteRows:
             self.first = start_row + odd if self.first is None else min(self.first, start_row + odd)
 
 
-class WatchedSink:
-    """A sink that shows rows to ``watch`` before it hands them on to another."""
+def watched(sink: Sink, watch: FiniteRows) -> Sink:
+    """A sink that shows rows to ``watch`` before it hands them on to ``sink``; one to go on from, if that is one."""
+    return _WatchedKept(sink, watch) if isinstance(sink, KeptSink) else _Watched(sink, watch)
 
+
+class _Watched:
     def __init__(self, sink: Sink, watch: FiniteRows) -> None:
         self._sink = sink
         self._watch = watch
@@ -75,3 +78,10 @@ class WatchedSink:
     def write(self, start_row: int, rows: npt.NDArray[Any]) -> None:
         self._watch.see(rows, start_row)
         self._sink.write(start_row, rows)
+
+
+class _WatchedKept(_Watched):
+    def __init__(self, sink: KeptSink, watch: FiniteRows) -> None:
+        super().__init__(sink, watch)
+        self.save = sink.save
+        self.restore = sink.restore

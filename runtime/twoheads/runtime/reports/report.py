@@ -9,9 +9,9 @@ from typing import Any
 import numpy.typing as npt
 
 from twoheads.graphs.serialization.bundle_format import FULL_PRECISION
-from twoheads.runtime.reports.sampling import AverageReport, summarize
+from twoheads.runtime.reports.sampling import AverageReport, StageEstimate, summarize
 
-__all__ = ["ClusterReport", "Report", "Result", "StageReport", "merge_reports"]
+__all__ = ["ClusterReport", "Counted", "Report", "Result", "StageReport", "merge_reports"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,23 @@ class ClusterReport:
     read_bytes: int
     copied_bytes: int
     worker_peak_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What a run counted while it ran; the attributes are those of :class:`Report`.
+
+    ``estimates`` are of its sampled attentions.
+    """
+
+    calls: int
+    rounds: int
+    stages: tuple[StageReport, ...]
+    repeats: int = 0
+    store_bytes: int = 0
+    spilled_bytes: int = 0
+    estimates: tuple[StageEstimate, ...] = ()
+    cluster: ClusterReport | None = None
 
 
 @dataclass(frozen=True, slots=True)

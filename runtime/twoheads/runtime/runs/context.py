@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -33,6 +33,21 @@ class RunContext(Protocol):
     @property
     def manifest(self) -> Manifest:
         """The bundle's table of contents."""
+        ...
+
+    def holds(self, engine: str, variant: str) -> bool:
+        """Whether the bundle holds ``variant`` of an attention engine, for the backend that runs it."""
+        ...
+
+    def schedule(
+        self,
+        length: int | Mapping[str, int],
+        output: str | None = None,
+        positions: int | None = None,
+        *,
+        by_blocks: bool = False,
+    ) -> Schedule:
+        """What a run of one input does; ``by_blocks`` where no stages are fused."""
         ...
 
     def spill_plan(self, schedule: Schedule, job: Job | None = None) -> SpillPlan:

@@ -2,69 +2,50 @@
 
 from __future__ import annotations
 
-import warnings
-
 from twoheads.graphs.program.program import Stage, Value, outputs_of
-from twoheads.graphs.schedule.schedule import make_schedule, needed_stages
-from twoheads.runtime.execution.crew import Crew
-from twoheads.runtime.execution.engine_pool import EnginePool
+from twoheads.graphs.schedule.schedule import needed_stages
+from twoheads.runtime.execution.executor import Executor, RunPlan
 from twoheads.runtime.execution.run_state import RunState
 from twoheads.runtime.inputs.requests import Request
 from twoheads.runtime.memory.finite_rows import first_odd_row
 from twoheads.runtime.runs.context import RunContext
-from twoheads.runtime.runs.host_executor import prepare, run_stage
+from twoheads.runtime.runs.host_executor import HostExecutor
 
-__all__ = ["fault_warning", "warn_of_fault"]
-
-
-def warn_of_fault(note: str, *, depth: int) -> tuple[str, ...]:
-    """Warns of a result that is not finite, and returns what was said; ``depth`` frames below the user's call."""
-    warnings.warn(note, stacklevel=depth)
-    return (note,)
+__all__ = ["fault_warning"]
 
 
-def fault_warning(row: int, bundle: RunContext, engines: EnginePool | None, request: Request, output: str) -> str:
+def fault_warning(row: int, context: RunContext, executor: Executor | None, request: Request, output: str) -> str:
     """What to tell of a result with NaN or infinities, with the stage and the token where they begin.
 
     Args:
         row: The first such row of the result.
-        bundle: What ran.
-        engines: What to run once more with, on the host; ``None`` where that can't be done.
+        context: What ran.
+        executor: What carried it out; ``None`` where that can't be done once more.
         request: The input.
         output: What was computed.
     """
-    vector = output == "embedding" or (output == "logits" and bundle.program.pooled_logits)
-    rows = "" if vector or output == "last" else f", from row {row} on"
+    rows = "" if context.program.row_value(output) is None else f", from row {row} on"
     told = f"the result is not finite (NaN or infinity){rows}"
-    if engines is None:
+    if not isinstance(executor, HostExecutor):
         return f"{told}; a run in memory without a job, device or cluster says in which stage that begins"
-    found = _first_fault(bundle, engines, request, output)
+    found = _first_fault(context, executor, request, output)
     if found is not None:
         stage, value, at = found
         return f"{told}: that begins in stage {stage}, in its value {value!r} at token {at}"
-    head = ", ".join(stage.name for stage in needed_stages(bundle.program, output)[1])
+    head = ", ".join(stage.name for stage in needed_stages(context.program, output)[1])
     return f"{told}: that begins in the head ({head or 'pooling'}), as all hidden states are finite"
 
 
-def _first_fault(bundle: RunContext, engines: EnginePool, request: Request, output: str) -> tuple[str, str, int] | None:
+def _first_fault(
+    context: RunContext, executor: HostExecutor, request: Request, output: str
+) -> tuple[str, str, int] | None:
     """The first stage of the body with such a value, the value, and the first token; ``None`` if all are finite."""
-    schedule = make_schedule(bundle.program, request.lengths, output=output, workers=bundle.threads)
-    spilled = bundle.spill_plan(schedule).values
-    with Crew(bundle.threads, None) as crew:
-        run = RunState(bundle.program, schedule, engines, crew, spilled=spilled, folder=bundle.spill)
-        prepare(run)
-        try:
-            for entry in run.program.inputs:
-                run.stores.allocate(entry.value).fill(request.arrays[entry.value.name])
-            needed = {plan.name for plan in schedule.stages}
-            for stage in run.program.body:
-                if stage.name not in needed:
-                    continue
-                run_stage(run, stage)
-                if (found := _odd_value(run, stage)) is not None:
-                    return stage.name, found[0].name, found[1]
-        finally:
-            run.stores.close()
+    schedule = context.schedule(request.lengths, output, by_blocks=True)
+    with executor.start(RunPlan(schedule, spilled=context.spill_plan(schedule).values), None) as run:
+        run.prepare()
+        for stage in run.stages(request.arrays):
+            if (found := _odd_value(run.state, stage)) is not None:
+                return stage.name, found[0].name, found[1]
     return None
 
 

@@ -1,104 +1,161 @@
-"""Runs of several inputs that share their blocks."""
+"""The inputs of one run: a single one, or several that share its blocks, and which those are."""
 
 from __future__ import annotations
 
-import logging
-import time
-from dataclasses import replace
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from twoheads.graphs.errors import InputError
-from twoheads.graphs.variants.packing import Packing
-from twoheads.runtime.execution.crew import Crew
-from twoheads.runtime.execution.engine_pool import EnginePool
-from twoheads.runtime.execution.run_state import RunState
-from twoheads.runtime.inputs.arrays import give_warnings
+from twoheads.graphs.program.program import TOKENS, AttentionStage, Program, Value
+from twoheads.graphs.schedule.packed import packed_schedule
+from twoheads.graphs.schedule.schedule import Schedule
+from twoheads.graphs.variants.packing import Packing, longest_packable, pack, packed_variant, takes_documents
+from twoheads.runtime.inputs.arrays import complete_arrays
 from twoheads.runtime.inputs.requests import Request
-from twoheads.runtime.memory.half_range import HalfRangeError
-from twoheads.runtime.reports.report import Result
-from twoheads.runtime.runs.context import Progress, RunContext
-from twoheads.runtime.runs.host_executor import prepare
-from twoheads.runtime.runs.packed import compute_packed, head_rows, packed_groups, row_bytes, schedule_group
-from twoheads.runtime.runs.report import run_report
-from twoheads.runtime.stages.attention.packed import ScoresBeyondCodesError
+from twoheads.runtime.runs.context import RunContext
+from twoheads.runtime.runs.outputs import SHARED, Rows, request_rows
 
-__all__ = ["run_groups"]
+__all__ = ["MOST_ROW_BYTES", "Group", "row_bytes", "shared_groups"]
 
-logger = logging.getLogger(__name__)
+MOST_BLOCKS = 64
+"""Blocks of one shared run: enough that a layer's weights are read once for many, few enough to stay small."""
 
-
-class _NotFiniteError(Exception):
-    """Some result of a packed run is not finite."""
+MOST_ROW_BYTES = 256_000_000
+"""Bytes of the output's rows that one shared run computes."""
 
 
-def run_groups(
-    bundle: RunContext, engines: EnginePool, requests: list[Request], output: str, progress: Progress | None
-) -> dict[int, Result]:
-    """The results of those requests that could share a run, by their place in the list.
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The inputs of one run.
 
-    Args:
-        bundle: What runs.
-        engines: Its engines.
-        requests: What is to run.
-        output: As :meth:`~twoheads.runtime.runs.session.LoadedBundle.run` takes it.
-        progress: Likewise.
+    Attributes:
+        requests: What is run.
+        output: What each of them gets.
+        packing: Where each lies, in the same order; ``None`` for a single input with a run of its own.
     """
-    done: dict[int, Result] = {}
-    lengths = [request.length for request in requests]
 
-    def fits(packing: Packing) -> bool:
-        try:
-            bundle.spill_plan(schedule_group(bundle.program, packing, output, workers=bundle.threads))
-        except InputError:
-            return False
+    requests: tuple[Request, ...]
+    output: str
+    packing: Packing | None = None
+
+    def request_rows(self, program: Program) -> list[Rows] | None:
+        """For each request, the rows of the run's hidden states that make its output; ``None`` for all of one."""
+        own = [request_rows(program, request, self.output) for request in self.requests]
+        if self.packing is None:
+            return None if own[0] is None else [own[0]]
+        return [
+            start + (np.arange(request.length) if rows is None else rows)
+            for start, request, rows in zip(self._starts(self.packing), self.requests, own, strict=True)
+        ]
+
+    def schedule(self, context: RunContext, count: int | None, *, by_blocks: bool) -> Schedule:
+        """The schedule of the run, with ``count`` rows of the head (``None`` for all); ``by_blocks``: nothing fused."""
+        if self.packing is None:
+            return context.schedule(self.requests[0].lengths, self.output, count, by_blocks=by_blocks)
+        computed = SHARED.get(self.output, self.output)
+        return packed_schedule(context.program, self.packing, output=computed, rows=count, workers=context.threads)
+
+    def inputs(self, program: Program) -> dict[str, npt.NDArray[Any]]:
+        """An array for every input value of the program that runs."""
+        if self.packing is None:
+            return complete_arrays(program, self.requests[0].lengths, self.requests[0].arrays)
+        starts = self._starts(self.packing)
+        rows = self.packing.blocks * self.packing.block_size
+        return {entry.value.name: self._packed(entry.value, rows, starts) for entry in program.inputs}
+
+    def _starts(self, packing: Packing) -> list[int]:
+        return [packing.first_row(slot) for slot in packing.slots]
+
+    def _packed(self, value: Value, rows: int, starts: Sequence[int]) -> npt.NDArray[Any]:
+        """An input value of all blocks: each request's array at its place, zeros between them."""
+        array = np.zeros(value.block_shape(rows), value.dtype)
+        along = np.moveaxis(array, value.token_axis, 0)
+        for request, start in zip(self.requests, starts, strict=True):
+            along[start : start + request.length] = np.moveaxis(request.arrays[value.name], value.token_axis, 0)
+        return array
+
+
+def shared_groups(
+    context: RunContext, requests: Sequence[Request], output: str
+) -> Iterator[tuple[tuple[int, ...], Group]]:
+    """Which requests run together, with their places in the list; the others run one by one.
+
+    Where all are at most half a block long and the bundle holds packed engines, codes keep them apart; otherwise the
+    masks of the run do, where it has such. A group for which there is no memory is halved.
+    """
+    program, lengths = context.program, [request.length for request in requests]
+    limits = {limit.axis: limit.length for limit in program.limits}
+    able = [at for at, length in enumerate(lengths) if length <= limits.get(TOKENS, length)]
+    longest = longest_packable(program)
+    coded = longest > 0 and _has_engines(context, longest)
+    short = [at for at in able if lengths[at] <= longest] if coded else []
+    if takes_documents(program) and len(short) < len(able):
+        most = MOST_BLOCKS * program.block_size
+        if nbytes := row_bytes(program, output):
+            most = min(most, MOST_ROW_BYTES // nbytes)
+        groups = _by_tokens(able, lengths, most)
+        coded = False
+    else:
+        groups = _by_blocks(short, lengths, program.block_size)
+    waiting = deque(groups)
+    while waiting:
+        members = waiting.popleft()
+        packing = pack([lengths[at] for at in members], program.block_size, coded=coded)
+        group = Group(tuple(requests[at] for at in members), output, packing)
+        if len(members) > 1 and _fits(context, group):
+            yield members, group
+        elif len(members) > 1:
+            middle = len(members) // 2
+            waiting.extendleft((members[middle:], members[:middle]))
+
+
+def _fits(context: RunContext, group: Group) -> bool:
+    if context.memory_limit is None:
         return True
-
-    groups = packed_groups(
-        bundle.program,
-        engines,
-        lengths,
-        row_bytes=row_bytes(bundle.program, output),
-        fits=(lambda _: True) if bundle.memory_limit is None else fits,
-    )
-    for members, packing in groups:
-        try:
-            results = _run_group(bundle, engines, [requests[at] for at in members], packing, output, progress)
-        except (ScoresBeyondCodesError, HalfRangeError, _NotFiniteError) as error:
-            # A number that is none spoils whoever shares its tiles, hidden or not: nothing times NaN is NaN.
-            logger.info("runs %d inputs one by one: %s", len(members), error)
-        else:
-            done.update(zip(members, results, strict=True))
-    return done
+    try:
+        context.spill_plan(group.schedule(context, None, by_blocks=True))
+    except InputError:
+        return False
+    return True
 
 
-def _run_group(
-    bundle: RunContext,
-    engines: EnginePool,
-    requests: list[Request],
-    packing: Packing,
-    output: str,
-    progress: Progress | None,
-) -> list[Result]:
-    rows = head_rows(requests, output)
-    schedule = schedule_group(bundle.program, packing, output, rows=rows, workers=bundle.threads)
-    spilled = bundle.spill_plan(schedule).values
-    longest = max(request.length for request in requests)
-    notes = give_warnings(bundle.manifest, bundle.program, longest, depth=5)
-    total = schedule.engine_calls
-    with Crew(bundle.threads, None if progress is None else lambda: progress(run.calls, total)) as crew:
-        program = bundle.program if packing.coded else schedule.program
-        run = RunState(program, schedule, engines, crew, packing, spilled=spilled, folder=bundle.spill)
-        prepared = prepare(run)
-        began = time.perf_counter()
-        arrays = compute_packed(run, requests, output)
-        seconds = time.perf_counter() - began
-    run.stores.close()
-    if run.finite.first is not None:
-        raise _NotFiniteError
-    report = replace(
-        run_report(bundle, run, seconds, prepared, notes),
-        requests=len(requests),
-        length=packing.tokens,
-        lengths={},
-        output=output,
-    )
-    return [Result(array, output, report) for array in arrays]
+def _by_tokens(members: Sequence[int], lengths: Sequence[int], most: int) -> Iterator[tuple[int, ...]]:
+    """Neighbours together, at most ``most`` tokens or a single input."""
+    group: list[int] = []
+    tokens = 0
+    for at in members:
+        if group and tokens + lengths[at] > most:
+            yield tuple(group)
+            group, tokens = [], 0
+        group.append(at)
+        tokens += lengths[at]
+    if group:
+        yield tuple(group)
+
+
+def _by_blocks(members: Sequence[int], lengths: Sequence[int], block_size: int) -> Iterator[tuple[int, ...]]:
+    """Groups of as many blocks as a run has, if inputs share blocks at all."""
+    # Longest first, as first-fit wants it, so that the groups are packed as tightly as all of them would be.
+    short = sorted(members, key=lambda at: -lengths[at])
+    packing = pack([lengths[at] for at in short], block_size)
+    if packing.blocks == len(short):
+        return
+    for first in range(0, packing.blocks, MOST_BLOCKS):
+        blocks = range(first, min(first + MOST_BLOCKS, packing.blocks))
+        yield tuple(at for at, slot in zip(short, packing.slots, strict=True) if slot.block in blocks)
+
+
+def _has_engines(context: RunContext, longest: int) -> bool:
+    stages = [stage for stage in context.program.body if isinstance(stage, AttentionStage)]
+    return all(context.holds(stage.engine, packed_variant(stage.mask, longest) or "") for stage in stages)
+
+
+def row_bytes(program: Program, output: str) -> int:
+    """Bytes that the output has for every token; 0 where it has few rows for an input."""
+    value = program.row_value(output)
+    return 0 if value is None else value.nbytes(1)

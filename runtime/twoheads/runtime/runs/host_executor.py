@@ -1,17 +1,30 @@
-"""Run a schedule: body stages in order, each stage's blocks in parallel, every value freed after its last reader."""
+"""Run schedules: body stages in order, each stage's blocks in parallel, every value freed after its last reader."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from twoheads.graphs.errors import InternalError
 from twoheads.graphs.program.fused import FusedStage
-from twoheads.graphs.program.program import AttentionStage, SequenceStage, Stage, TokenwiseStage, outputs_of
+from twoheads.graphs.program.program import (
+    AttentionStage,
+    Pooling,
+    SequenceStage,
+    Stage,
+    TokenwiseStage,
+    outputs_of,
+)
+from twoheads.graphs.schedule.schedule import needed_stages
+from twoheads.runtime.execution.checkpoints import Checkpoints
+from twoheads.runtime.execution.crew import Crew
+from twoheads.runtime.execution.engine_pool import EnginePool
+from twoheads.runtime.execution.executor import RunPlan, Tick
 from twoheads.runtime.execution.run_state import RunState
 from twoheads.runtime.memory.half_range import check_half_range
 from twoheads.runtime.memory.sink import Sink
@@ -25,76 +38,114 @@ from twoheads.runtime.stages.stock.attention import run_stock_attention
 from twoheads.runtime.stages.stock.oracle import run_oracle_attention
 from twoheads.runtime.stages.tokenwise import run_tokenwise
 
-__all__ = ["compute", "prepare", "run_stage"]
+__all__ = ["HostExecutor", "HostRun", "run_stage"]
+
+Array = npt.NDArray[Any]
 
 
-def prepare(run: RunState) -> float:
-    """Opens the engines that the run needs and that are not open yet; returns the seconds it took."""
-    began = time.perf_counter()
-    needed = {plan.name for plan in run.schedule.stages}
-    stages = [stage for stage in (*run.program.body, *run.program.head) if stage.name in needed]
-
-    def open_engine(stage: Stage) -> None:
-        if isinstance(stage, AttentionStage) and run.coded is not None:
-            prepare_packed(run, stage)
-        elif isinstance(stage, AttentionStage):
-            run.engines.prepare_attention(stage.engine)
-        elif isinstance(stage, TokenwiseStage):
-            run.engines.tokenwise(stage)
-
-    run.crew.run(stages, lambda: open_engine)
-    return time.perf_counter() - began
-
-
-def compute(
-    run: RunState,
-    inputs: Mapping[str, npt.NDArray[Any]],
-    positions: npt.NDArray[np.int64] | None,
-    sink: Sink | None,
-) -> npt.NDArray[Any] | None:
-    """Computes the schedule's output.
+class HostExecutor:
+    """Runs schedules on engines that read and write this process's memory.
 
     Args:
-        run: A fresh run.
-        inputs: An array for every input value, shaped as the value with all tokens.
-        positions: Rows of ``logits`` or ``hidden`` that are wanted, ``None`` for all.
-        sink: Where rows go, or ``None``.
-
-    Returns:
-        The output's array (see :class:`~twoheads.runtime.reports.report.Result`), or ``None`` with a sink.
+        engines: The bundle's engines.
+        whole: Engines of the program whose calls compute a whole block, by all threads; ``None`` where there is none.
+        threads: Workers of a run.
+        folder: Where files of values go, or ``None``.
     """
-    run_body(run, inputs)
-    schedule, program = run.schedule, run.program
-    if schedule.output == "logits" and program.logits is not None and program.pooled_logits:
-        return _seen(run, run.stores[program.logits].whole().reshape(-1).astype(np.float32))
-    length = run.stores[program.hidden].length
-    if schedule.output in ("logits", "last"):
-        if schedule.output == "last":
-            positions = np.array([length - 1])
-        needed = {plan.name for plan in schedule.stages}
-        stages = tuple(stage for stage in program.head if stage.name in needed)
-        return run_head(run, stages, positions, sink)
-    if schedule.output == "embedding":
-        if program.pooling is None:
-            raise InternalError(f"{program.name} has no pooling")
-        return _seen(run, pool(run.stores[program.hidden].rows()[:length], program.pooling))
-    return _hidden_rows(run, positions, sink)
+
+    variants = True
+
+    def __init__(self, engines: EnginePool, whole: EnginePool | None, *, threads: int, folder: Path | None) -> None:
+        self.threads = threads
+        self._engines = engines
+        self._whole = whole
+        self._folder = folder
+
+    @contextmanager
+    def start(self, plan: RunPlan, tick: Tick | None) -> Iterator[HostRun]:
+        """As :meth:`twoheads.runtime.execution.executor.Executor.start`."""
+        whole = self._whole if self._whole is not None and plan.schedule.program is self._whole.program else None
+        # The kernels of a whole block use the threads themselves.
+        with Crew(self.threads if whole is None else 1, tick) as crew:
+            state = RunState(
+                plan.schedule,
+                whole or self._engines,
+                crew,
+                plan.packing,
+                spilled=plan.spilled,
+                folder=self._folder,
+                job=plan.job,
+            )
+            if plan.job is not None:
+                Checkpoints(plan.job, state)
+            yield HostRun(state)
+        state.stores.close()
 
 
-def run_body(run: RunState, inputs: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Runs the body, or what a checkpoint leaves of it.
+class HostRun:
+    """A run whose values are in this process's stores; see :class:`~twoheads.runtime.execution.executor.Running`."""
 
-    Afterwards the hidden states are in their store, and nothing that was released.
-    """
-    done = frozenset[str]() if run.checkpoints is None else run.checkpoints.restore()
-    gone = {name for stage in done for name in run.schedule.release_after.get(stage, ())}
-    for entry in run.program.inputs:
-        if entry.value.name not in gone:
-            run.stores.allocate(entry.value).fill(inputs[entry.value.name])
-    needed = {plan.name for plan in run.schedule.stages} - done
-    for stage in run.program.body:
-        if stage.name in needed:
-            run_stage(run, stage)
+    def __init__(self, state: RunState) -> None:
+        self.state = state
+
+    def prepare(self) -> None:
+        """Opens the engines that the run needs and that are not open yet."""
+        run = self.state
+
+        def open_engine(stage: Stage) -> None:
+            if isinstance(stage, AttentionStage) and run.coded is not None:
+                prepare_packed(run, stage)
+            elif isinstance(stage, AttentionStage):
+                run.engines.prepare_attention(stage.engine)
+            elif isinstance(stage, TokenwiseStage):
+                run.engines.tokenwise(stage)
+
+        body, head = needed_stages(run.program, run.schedule.output)
+        run.crew.run((*body, *head), lambda: open_engine)
+
+    def body(self, inputs: Mapping[str, Array]) -> None:
+        """Runs the body, or what a checkpoint leaves of it."""
+        for _ in self.stages(inputs):
+            pass
+
+    def stages(self, inputs: Mapping[str, Array]) -> Iterator[Stage]:
+        """Runs the body, and gives every stage that was computed before the next one begins."""
+        run = self.state
+        done = frozenset[str]() if run.checkpoints is None else run.checkpoints.restore()
+        gone = {name for stage in done for name in run.schedule.release_after.get(stage, ())}
+        for entry in run.program.inputs:
+            if entry.value.name not in gone:
+                run.stores.allocate(entry.value).fill(inputs[entry.value.name])
+        for stage in needed_stages(run.program, run.schedule.output)[0]:
+            if stage.name not in done:
+                run_stage(run, stage)
+                yield stage
+
+    def row_value(self, name: str) -> Array:
+        """The row value ``name``."""
+        return self.state.stores[name].whole()
+
+    def embedding(self, pooling: Pooling) -> Array:
+        """All hidden states as one vector."""
+        store = self.state.stores[self.state.program.hidden]
+        return pool(store.rows()[: store.length], pooling)
+
+    def rows(self, positions: npt.NDArray[np.int64] | None, sink: Sink | None) -> Array | None:
+        """Rows of the logits or hidden states, in memory or block by block into the sink."""
+        if self.state.schedule.positions:
+            return run_head(self.state, positions, sink)
+        store = self.state.stores[self.state.program.hidden]
+        rows = store.length if positions is None else len(positions)
+        if sink is None:
+            wanted = store.rows()[:rows] if positions is None else store.rows()[positions]
+            return wanted.astype(np.float32)
+        size = store.block_size
+        for start in range(0, rows, size):
+            block = (
+                store.block(start // size)[0] if positions is None else store.rows()[positions[start : start + size]]
+            )
+            sink.write(start, block[: rows - start].astype(np.float32, copy=False))
+        return None
 
 
 def run_stage(run: RunState, stage: Stage) -> None:
@@ -136,26 +187,3 @@ def run_stage(run: RunState, stage: Stage) -> None:
     if run.checkpoints is not None:
         run.checkpoints.finish(stage, released)
     run.stores.release(released)
-
-
-def _seen(run: RunState, vector: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A result that is one vector, looked at."""
-    run.finite.see(vector[None])
-    return vector
-
-
-def _hidden_rows(run: RunState, positions: npt.NDArray[np.int64] | None, sink: Sink | None) -> npt.NDArray[Any] | None:
-    """The wanted rows of the hidden states, in memory or block by block into the sink."""
-    store = run.stores[run.program.hidden]
-    rows = store.length if positions is None else len(positions)
-    if sink is None:
-        wanted = store.rows()[:rows] if positions is None else store.rows()[positions]
-        run.finite.see(wanted)
-        return wanted.astype(np.float32)
-    size = store.block_size
-    for start in range(0, rows, size):
-        block = store.block(start // size)[0] if positions is None else store.rows()[positions[start : start + size]]
-        part = block[: rows - start]
-        run.finite.see(part, start)
-        sink.write(start, part.astype(np.float32, copy=False))
-    return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,21 +21,18 @@ from twoheads.runtime.bundle.reader import Bundle
 from twoheads.runtime.bundle.tokenizer import Tokenizer
 from twoheads.runtime.bundle.weights import Weights
 from twoheads.runtime.device.executor import open_device
-from twoheads.runtime.execution.checkpoints import Checkpoints
-from twoheads.runtime.execution.crew import Crew
 from twoheads.runtime.execution.engine_pool import EnginePool
-from twoheads.runtime.execution.run_state import RunState
-from twoheads.runtime.inputs.arrays import check_output, give_warnings
-from twoheads.runtime.inputs.requests import Request, read_inputs
+from twoheads.runtime.execution.executor import Executor
+from twoheads.runtime.inputs.requests import read_inputs
 from twoheads.runtime.jobs.job import Job
 from twoheads.runtime.memory.disk_space import check_room
 from twoheads.runtime.memory.sink import Sink
+from twoheads.runtime.reports.notices import give_notices
 from twoheads.runtime.reports.report import Result
 from twoheads.runtime.runs.context import Progress
-from twoheads.runtime.runs.first_fault import fault_warning, warn_of_fault
-from twoheads.runtime.runs.groups import run_groups
-from twoheads.runtime.runs.host_executor import compute, prepare
-from twoheads.runtime.runs.report import run_report
+from twoheads.runtime.runs.execute import execute, run_inputs
+from twoheads.runtime.runs.groups import Group
+from twoheads.runtime.runs.host_executor import HostExecutor
 
 __all__ = ["LoadedBundle"]
 
@@ -51,6 +47,7 @@ class LoadedBundle:
         threads: Workers of a run.
         memory_limit, spill, fused, device_memory_limit: See :func:`twoheads.runtime.load`.
         tokenizer: The bundle's tokenizer, or ``None`` if it has none.
+        executor: Carries out its runs.
     """
 
     def __init__(
@@ -70,17 +67,19 @@ class LoadedBundle:
         # Accelerators are built for the engines of blocks.
         self._fused = replace(bundle.fused, block=None) if isinstance(backend, EmulatorBackend) else bundle.fused
         self._engines = EnginePool(bundle, weights, backend)
+        device = open_device(self._engines, threads=threads, limit=device_memory_limit, host=(memory_limit, spill))
         whole = self._fused.whole
-        self._block_engines = (
+        block_engines = (
             None if whole is None else EnginePool(bundle, weights, backend, program=whole, kernel_threads=threads)
         )
-        self._device = open_device(self._engines, limit=device_memory_limit, host=(memory_limit, spill))
+        self.executor: Executor = device or HostExecutor(self._engines, block_engines, threads=threads, folder=spill)
+        self._latest: tuple[Any, Schedule] | None = None
         self.backend = backend.name
         self.precision = precision
         self.threads = threads
         self.memory_limit = memory_limit
         self.spill = spill
-        self.fused = fused and self._device is None
+        self.fused = fused and self.executor.variants
         self.tokenizer = Tokenizer(bundle.tokenizer_file) if bundle.tokenizer_file is not None else None
 
     @property
@@ -134,7 +133,15 @@ class LoadedBundle:
         lengths = resolve_lengths(self.program, length)
         by_blocks |= not self.fused or self.memory_limit is not None or self.spill is not None
         program = self.program if by_blocks else self._fused.chosen(lengths)
-        return make_schedule(program, lengths, output=output, positions=positions, workers=self.threads)
+        asked = (id(program), lengths, output or program.default_output, positions)
+        if self._latest is None or self._latest[0] != asked:  # who asks before a run asks for that of the run
+            made = make_schedule(program, lengths, output=output, positions=positions, workers=self.threads)
+            self._latest = (asked, made)
+        return self._latest[1]
+
+    def holds(self, engine: str, variant: str) -> bool:
+        """Whether the bundle holds ``variant`` of an attention engine, for this backend."""
+        return self._engines.holds(engine, variant)
 
     def spill_plan(self, schedule: Schedule, job: Job | None = None) -> SpillPlan:
         """Which values a run of ``schedule`` keeps in files, and what it then takes of memory and disk.
@@ -226,30 +233,19 @@ class LoadedBundle:
         """
         if pack not in ("auto", "off"):
             raise InputError("pack", f"is {pack!r}", "give 'auto' or 'off'")
-        output = check_output(self.program, output, positions=positions is not None, sink=sink is not None)
-        inputs, several = read_inputs(
+        inputs = read_inputs(
             self.program,
             tokens,
             output=output,
             positions=positions,
+            sink=sink is not None,
             attention_mask=attention_mask,
             documents=documents,
         )
-        if sink is not None and (several or inputs[0].places):
-            what = f"{len(inputs)} inputs" if several else "rows that are not computed, or several documents"
-            raise InputError("sink", f"can't take {what}", "run them one by one")
-        requests = [request for given in inputs for request in given.requests]
-        done = run_groups(self, self._engines, requests, output, progress) if self._packs(pack, requests) else {}
-        for at, request in enumerate(requests):
-            if at not in done:
-                done[at] = self._run_one(request, output, sink, progress)
-        computed = iter([done[at] for at in range(len(requests))])
-        results = [given.assemble([next(computed) for _ in given.requests]) for given in inputs]
-        return results if several else results[0]
-
-    def _packs(self, pack: str, requests: list[Request]) -> bool:
-        """Whether runs may share their blocks; on a device each has the graph of its own number of blocks."""
-        return pack == "auto" and len(requests) > 1 and self._device is None
+        share = pack == "auto"
+        results = run_inputs(self, self.executor, inputs, share=share, sink=sink, progress=progress)
+        give_notices(result.report for result in results)
+        return inputs.assemble(results)
 
     def run_job(
         self,
@@ -268,68 +264,21 @@ class LoadedBundle:
             InputError: The job is of another bundle, backend, input or output; or as :meth:`run`.
             TwoheadsError: A file of the job is damaged, or the disk is full: the last checkpoint then stays good.
         """
-        if self._device is not None:
-            raise InputError("a job", "keeps its values in files, not on a device", "use a backend of the processor")
-        output = check_output(self.program, output, positions=positions is not None, sink=sink is not None)
-        inputs, several = read_inputs(
-            self.program, tokens, output=output, positions=positions, attention_mask=None, documents=None
-        )
-        if several or inputs[0].places or len(inputs[0].requests) != 1:
+        inputs = read_inputs(self.program, tokens, output=output, positions=positions, sink=sink is not None)
+        request = inputs.only
+        if request is None:
             raise InputError("a job", "runs one input without padding", "run several one by one, in a folder each")
-        request = inputs[0].requests[0]
         job.identify(
             {
                 "bundle": self.identity,
                 "backend": f"{self.backend} {self.precision}",
                 "key tile": self.program.key_tile,
-                "output": output,
+                "output": inputs.output,
                 "lengths": request.lengths,
                 "input": request.digest(),
             }
         )
-        return self._run_one(request, output, sink, progress, job)
-
-    def _run_one(
-        self, request: Request, output: str, sink: Sink | None, progress: Progress | None, job: Job | None = None
-    ) -> Result:
-        rows = request.rows
-        count = None if rows is None or output != "logits" else len(rows)
-        schedule = self.schedule(request.lengths, output, count, by_blocks=job is not None)
-        block = self._fused.block
-        at_once = schedule.program is self._fused.whole
-        engines = self._block_engines if at_once and self._block_engines is not None else self._engines
-        arrays = block.arrays(request.arrays, request.lengths) if at_once and block is not None else request.arrays
-        spilled = self.spill_plan(schedule, job).values
-        notes = give_warnings(self.manifest, self.program, schedule.length, depth=4)
-        total = schedule.engine_calls
-        began = time.perf_counter()
-
-        def tell(*, now: bool) -> None:
-            if job is not None:
-                job.tell(run.calls, total, began=run.restored_calls, seconds=time.perf_counter() - began, now=now)
-
-        def tick() -> None:
-            if progress is not None:
-                progress(run.calls, total)
-            tell(now=False)
-
-        # The kernels of a whole block use the threads themselves.
-        workers = 1 if at_once else self.threads
-        with Crew(workers, None if progress is None and job is None else tick) as crew:
-            run = RunState(schedule.program, schedule, engines, crew, spilled=spilled, folder=self.spill, job=job)
-            if job is not None:
-                Checkpoints(job, run)
-            device = self._device
-            prepared = prepare(run) if device is None else device.prepare(run)
-            began = time.perf_counter()
-            try:
-                array = (compute if device is None else device.compute)(run, arrays, rows, sink)
-            finally:
-                tell(now=True)
-            seconds = time.perf_counter() - began
-            tick()
-        run.stores.close()
-        if (odd := run.finite.first) is not None:
-            again = self._engines if job is None and device is None else None
-            notes += warn_of_fault(fault_warning(odd, self, again, request, output), depth=4)
-        return Result(array, output, run_report(self, run, seconds, prepared, notes))
+        group = Group((request,), inputs.output)
+        (result,) = execute(self, self.executor, group, sink=sink, progress=progress, job=job)
+        give_notices((result.report,))
+        return result

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InternalError
-from twoheads.graphs.program.program import TokenwiseStage
 from twoheads.runtime.backends.protocol import Call
-from twoheads.runtime.execution.companion import Companion
 from twoheads.runtime.execution.run_state import RunState, WorkerCount
 from twoheads.runtime.jobs.job import RESULT
 from twoheads.runtime.memory.kept_array import KeptArray
-from twoheads.runtime.memory.sink import Sink
+from twoheads.runtime.memory.sink import KeptSink, Sink
 
 __all__ = ["run_head"]
 
@@ -28,17 +26,11 @@ TURN_SECONDS = 0.05
 """How often a worker that waits for its turn looks whether the crew was stopped."""
 
 
-def run_head(
-    run: RunState,
-    stages: tuple[TokenwiseStage, ...],
-    positions: npt.NDArray[np.int64] | None,
-    sink: Sink | None,
-) -> npt.NDArray[Any] | None:
+def run_head(run: RunState, positions: npt.NDArray[np.int64] | None, sink: Sink | None) -> npt.NDArray[Any] | None:
     """Computes the logits of ``positions`` (``None`` for all).
 
     Args:
         run: A run whose body has finished.
-        stages: The head's stages.
         positions: Rows of the hidden states, in the order in which rows are wanted.
         sink: Where the rows go; ``None`` to return them.
 
@@ -46,20 +38,15 @@ def run_head(
         ``[rows, classes]`` float32, or ``None`` with a sink.
     """
     began = time.perf_counter()
-    head = _Head(run, stages, positions, sink)
+    head = _Head(run, positions, sink)
     blocks = range(-(-head.rows // run.program.block_size))
-    run.work(stages[-1], blocks, lambda: _Worker(head).block, tokens=run.block_tokens, companion=head)
-    run.rounds += len(stages)  # a block goes through all of them, each needs the result of the one before
+    run.work(head.stages[-1], blocks, lambda: _Worker(head).block, tokens=run.block_tokens, companion=head)
+    run.rounds += len(head.stages)  # a block goes through all of them, each needs the result of the one before
     elapsed = time.perf_counter() - began
     busy = sum(counter.busy_seconds for counter in head.counters)
     for counter in head.counters:
         counter.seconds += elapsed * counter.busy_seconds / busy if busy else 0.0
     return head.result
-
-
-@runtime_checkable
-class KeptSink(Sink, Companion, Protocol):
-    """A sink from whose rows a run goes on."""
 
 
 class _Head:
@@ -68,13 +55,9 @@ class _Head:
     In a job the rows go to a file that checkpoints speak of, unless the caller's sink knows of none.
     """
 
-    def __init__(
-        self,
-        run: RunState,
-        stages: tuple[TokenwiseStage, ...],
-        positions: npt.NDArray[np.int64] | None,
-        sink: Sink | None,
-    ) -> None:
+    def __init__(self, run: RunState, positions: npt.NDArray[np.int64] | None, sink: Sink | None) -> None:
+        needed = {plan.name for plan in run.schedule.stages}
+        stages = tuple(stage for stage in run.program.head if stage.name in needed)
         values = {value.name: value for stage in stages for value in stage.outputs}
         if run.program.logits not in values:
             raise InternalError(f"the head of {run.program.name} does not compute {run.program.logits!r}")
@@ -175,7 +158,6 @@ class _Worker:
             count.calls += 1
             count.seconds += time.perf_counter() - began
         rows = logits[0, : stop - start]
-        head.run.finite.see(rows, start)
         if head.array is None:
             head.deliver(block, start, rows)
         elif logits is self._logits:

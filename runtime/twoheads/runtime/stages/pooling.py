@@ -10,7 +10,7 @@ import numpy.typing as npt
 from twoheads.graphs.errors import BundleError
 from twoheads.graphs.program.program import Pooling
 
-__all__ = ["pool"]
+__all__ = ["pool", "pooled_rows"]
 
 SMALLEST_NORM = 1e-12
 """Below this a vector is not stretched to unit length; the value that torch's ``normalize`` uses."""
@@ -39,3 +39,8 @@ def pool(hidden: npt.NDArray[Any], pooling: Pooling) -> npt.NDArray[np.float32]:
     if pooling.normalize:
         vector = vector / max(float(np.sqrt(np.sum(vector * vector))), SMALLEST_NORM)
     return vector.astype(np.float32)
+
+
+def pooled_rows(pooling: Pooling, length: int) -> range:
+    """Those of ``length`` hidden states that :func:`pool` reads."""
+    return range(*{"cls": (0, 1), "last": (length - 1, length)}.get(pooling.mode, (0, length)))

@@ -19,8 +19,10 @@ from twoheads.graphs.prediction.worker_holdings import worker_holdings
 from twoheads.graphs.program.program import Pooling
 from twoheads.graphs.schedule.placement import place
 from twoheads.runtime import LoadedBundle, load
-from twoheads.runtime.cluster.run import check_program, run_on_workers
+from twoheads.runtime.cluster.executor import ClusterExecutor, check_program
 from twoheads.runtime.inputs.requests import read_inputs
+from twoheads.runtime.runs.execute import execute
+from twoheads.runtime.runs.groups import Group
 
 TINY = {
     "causal": Tiny(),
@@ -74,17 +76,14 @@ def run(
     sink: Any = None,
     threads: int = 2,
 ):
-    given_inputs, _ = read_inputs(
-        bundle.program, tokens, output=output, positions=positions, attention_mask=None, documents=None
-    )
-    (request,) = given_inputs[0].requests
+    inputs = read_inputs(bundle.program, tokens, output=output, positions=positions)
+    (request,) = inputs.requests
+    executor = ClusterExecutor(workers, set(range(workers.count)), threads)
+    (result,) = execute(bundle, executor, Group((request,), output), sink=sink)
+    assert result.report.cluster is not None
     rows = None if request.rows is None or output != "logits" else len(request.rows)
-    schedule = bundle.schedule(request.lengths, output, rows)
-    array, report = run_on_workers(
-        schedule, request, workers, set(range(workers.count)), threads=threads, sink=sink, progress=None
-    )
-    assert report.cluster is not None
-    return schedule, array, report, report.cluster
+    schedule = bundle.schedule(request.lengths, output, rows, by_blocks=True)
+    return schedule, result.array, result.report, result.report.cluster
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -46,7 +46,7 @@ def bundles(folders):
 
 
 def device_of(bundle: LoadedBundle) -> SimulatedDevice:
-    device = getattr(bundle._device, "_device", None)
+    device = getattr(bundle.executor, "_device", None)
     assert isinstance(device, SimulatedDevice)
     return device
 

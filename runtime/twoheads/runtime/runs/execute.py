@@ -1,0 +1,150 @@
+"""One run, whoever carries it out: its schedule, its engines, its body, its output and its report."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import numpy as np
+
+from twoheads.runtime.execution.executor import Counts, Executor, RunPlan
+from twoheads.runtime.inputs.requests import Inputs
+from twoheads.runtime.jobs.job import Job
+from twoheads.runtime.memory.finite_rows import FiniteRows
+from twoheads.runtime.memory.half_range import HalfRangeError
+from twoheads.runtime.memory.sink import Sink
+from twoheads.runtime.reports.report import Result
+from twoheads.runtime.runs.context import Progress, RunContext
+from twoheads.runtime.runs.first_fault import fault_warning
+from twoheads.runtime.runs.groups import Group, shared_groups
+from twoheads.runtime.runs.outputs import split_output, take_output
+from twoheads.runtime.runs.report import run_report
+from twoheads.runtime.stages.attention.packed import ScoresBeyondCodesError
+
+__all__ = ["execute", "run_inputs"]
+
+logger = logging.getLogger(__name__)
+
+
+class _NotFiniteError(Exception):
+    """Some result of a shared run is not finite."""
+
+
+def run_inputs(
+    context: RunContext,
+    executor: Executor,
+    inputs: Inputs,
+    *,
+    share: bool = True,
+    sink: Sink | None = None,
+    progress: Progress | None = None,
+) -> list[Result]:
+    """The results of all requests of ``inputs``, in order.
+
+    Args:
+        context: What runs.
+        executor: Carries it out.
+        inputs: What is run.
+        share: Whether several requests may share a run, where the executor can.
+        sink: Takes the rows of a single one.
+        progress: Told of every run by itself.
+    """
+    requests = inputs.requests
+    done: dict[int, Result] = {}
+    if share and executor.variants and len(requests) > 1:
+        for members, group in shared_groups(context, requests, inputs.output):
+            try:
+                results = execute(context, executor, group, progress=progress)
+            except (ScoresBeyondCodesError, HalfRangeError, _NotFiniteError) as error:
+                # A number that is none spoils whoever shares its tiles, hidden or not: nothing times NaN is NaN.
+                logger.info("runs %d inputs one by one: %s", len(members), error)
+            else:
+                done.update(zip(members, results, strict=True))
+    for at, request in enumerate(requests):
+        if at not in done:
+            (done[at],) = execute(context, executor, Group((request,), inputs.output), sink=sink, progress=progress)
+    return [done[at] for at in range(len(requests))]
+
+
+def execute(
+    context: RunContext,
+    executor: Executor,
+    group: Group,
+    *,
+    sink: Sink | None = None,
+    progress: Progress | None = None,
+    job: Job | None = None,
+) -> list[Result]:
+    """One run; a result for each of the group's requests, with one report.
+
+    Args:
+        context: What runs.
+        executor: Carries it out.
+        group: The inputs.
+        sink: Takes the rows of a single one.
+        progress: Called with engine calls done and all of them.
+        job: Keeps checkpoints of a single one.
+
+    Raises:
+        InputError: The model can't take that length, or there is not enough memory.
+        ScoresBeyondCodesError: Codes can't keep the requests apart; they must run one by one.
+    """
+    own = group.request_rows(context.program)
+    count = None if own is None else sum(map(len, own))
+    schedule = group.schedule(context, count, by_blocks=job is not None or not executor.variants)
+    plan = RunPlan(schedule, group.packing, context.spill_plan(schedule, job).values, job)
+    watch, finite = _Watch(schedule.engine_calls, progress, job), FiniteRows(schedule.program.values())
+    with executor.start(plan, None if progress is None and job is None else watch.tick) as run:
+        watch.begin(run.state)
+        run.prepare()
+        prepared = watch.begin(run.state)
+        try:
+            run.body(group.inputs(schedule.program))
+            taken = take_output(run, schedule, None if own is None else np.concatenate(own), sink, finite)
+        finally:
+            watch.tell(now=True)
+        seconds = watch.seconds
+        watch.tick()
+    alone = group.packing is None
+    fault: tuple[str, ...] = ()
+    if finite.first is not None:
+        if not alone:
+            raise _NotFiniteError
+        fault = (fault_warning(finite.first, context, None if job else executor, group.requests[0], group.output),)
+    report = run_report(context, group, schedule, run.state.counted(), fault, (prepared, seconds), executor.threads)
+    arrays = [taken] if alone else split_output(schedule.program, taken, own, group.output)
+    return [Result(array, group.output, report) for array in arrays]
+
+
+class _Watch:
+    """The clock of a run, which tells the caller and the job how far it is."""
+
+    def __init__(self, total: int, progress: Progress | None, job: Job | None) -> None:
+        self._total = total
+        self._progress = progress
+        self._job = job
+        self._began = time.perf_counter()
+        self._counts: Counts | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return time.perf_counter() - self._began
+
+    def begin(self, counts: Counts) -> float:
+        """Begins anew; returns the seconds since it began before."""
+        self._counts, seconds = counts, self.seconds
+        self._began = time.perf_counter()
+        return seconds
+
+    def tick(self) -> None:
+        """Tells the caller, and the job now and then."""
+        if self._progress is not None and self._counts is not None:
+            self._progress(min(self._counts.calls, self._total), self._total)
+        self.tell(now=False)
+
+    def tell(self, *, now: bool) -> None:
+        """Tells the job."""
+        if self._job is not None and self._counts is not None:
+            restored = self._counts.restored_calls
+            self._job.tell(self._counts.calls, self._total, began=restored, seconds=self.seconds, now=now)
