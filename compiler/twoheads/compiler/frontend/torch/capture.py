@@ -17,6 +17,7 @@ from twoheads.compiler.frontend.torch.export_source import ROOT, export_source
 from twoheads.compiler.frontend.torch.fx.attach_attention import attach_attention_fx
 from twoheads.compiler.frontend.torch.fx.attention_node import attention_from_fx, is_attention
 from twoheads.compiler.frontend.torch.fx.axes import AxisNames
+from twoheads.compiler.frontend.torch.fx.filled_buffers import concatenate_filled_buffers
 from twoheads.compiler.frontend.torch.fx.lengths_from_sizes import lengths_from_sizes, uses_length
 from twoheads.compiler.frontend.torch.fx.normalize import generated_source, normalize_fx
 from twoheads.compiler.frontend.torch.fx.positions_from_constants import positions_from_constants
@@ -66,6 +67,7 @@ def capture(source: LoadedSource) -> Captured:
     }
     graph, axes = _with_token_axes(exported, source, arguments)
     weights = _weight_names(exported)
+    concatenate_filled_buffers(graph)
     normalize_fx(graph, axes)
     lengths_from_sizes(graph, axes)
 

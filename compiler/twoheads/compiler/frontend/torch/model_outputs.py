@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -45,14 +46,12 @@ def hugging_face_outputs(module: nn.Module, inputs: Mapping[str, Tensor], **opti
     model = cast("Any", module)
     seen: list[Tensor] = []
     # Some models' heads call the decoder inside of the base model directly; the last of them to return counts.
-    backbones = {part for part in (model.base_model, model.get_decoder()) if part is not model}
-    if not backbones and hasattr(model, "get_encoder") and model.get_encoder() is not model:
-        backbones = {model.get_encoder()}
-    hooks = [part.register_forward_hook(lambda _module, _args, out: seen.append(out[0])) for part in backbones]
+    hooks = [part.register_forward_hook(lambda _module, _args, out: seen.append(out[0])) for part in _backbones(model)]
     try:
-        # A cache object in the output can't be exported, and models without one don't take the argument.
-        caching = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
-        output = model(**inputs, **caching, **options)
+        with _without_caches(model):
+            # Models without a cache don't take the argument.
+            caching = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
+            output = model(**inputs, **caching, **options)
     finally:
         for hook in hooks:
             hook.remove()
@@ -62,6 +61,36 @@ def hugging_face_outputs(module: nn.Module, inputs: Mapping[str, Tensor], **opti
     if not seen:
         raise CompileError(type(module).__name__, "has logits but no base model", "compile the model below its head")
     return {"hidden": seen[-1], "logits": logits}
+
+
+def _backbones(model: Any) -> list[nn.Module]:
+    """The modules whose result may be the last hidden states."""
+    from transformers import PreTrainedModel
+
+    for candidates in ((model.base_model, model.get_decoder()), (_encoder(model),), model.children()):
+        # A language model's projection to the vocabulary may be called its decoder.
+        found = {part for part in candidates if part is not model and isinstance(part, PreTrainedModel)}
+        if found:
+            return list(found)
+    return []
+
+
+def _encoder(model: Any) -> Any:
+    return model.get_encoder() if hasattr(model, "get_encoder") else model
+
+
+@contextmanager
+def _without_caches(model: Any) -> Generator[None]:
+    """Within it no part of the model makes a cache, an object that can't be exported; each asks its own settings."""
+    configs = {id(part.config): part.config for part in model.modules() if hasattr(part, "config")}
+    caching = [config for config in configs.values() if getattr(config, "use_cache", None)]
+    for config in caching:
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        for config in caching:
+            config.use_cache = True
 
 
 def _logits(output: Any) -> Tensor | None:

@@ -101,7 +101,7 @@ def stage_pooling(embedder: Embedder) -> Pooling:
     chosen = [key for key, value in entries.items() if key.startswith("pooling_mode_") and value is True]
     mode = entries.get("pooling_mode")
     if mode is not None:
-        chosen += [str(name) for name in (cast("list[Any]", mode) if isinstance(mode, list) else [mode])]
+        chosen += [str(name) for name in (mode if isinstance(mode, list) else [mode])]  # pyright: ignore[reportUnknownVariableType]
     if len(chosen) != 1 or chosen[0] not in MODES:
         raise CompileError(str(file), f"pooling {chosen} is not supported", "mean, cls and last-token pooling are")
     return Pooling(MODES[chosen[0]], normalize=embedder.normalize)

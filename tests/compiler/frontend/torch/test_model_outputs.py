@@ -1,0 +1,52 @@
+"""Where last hidden states and logits are found, and that no part of a model makes a cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+
+from tests.compiler.small_models import SIZES, captured, llama
+from twoheads.compiler.frontend.torch.load_source import load_source
+from twoheads.compiler.frontend.torch.model_outputs import hugging_face_outputs
+from twoheads.compiler.original.prove_capture import prove_capture
+
+VISION: dict[str, Any] = {
+    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "image_size": 16, "patch_size": 8,
+}  # fmt: skip
+
+
+def _llava() -> Any:
+    return hf.LlavaForConditionalGeneration(
+        hf.LlavaConfig(
+            text_config={"model_type": "llama", **SIZES, "num_key_value_heads": 2},
+            vision_config={"model_type": "clip_vision_model", **VISION},
+            image_token_index=39,
+        )
+    ).eval()
+
+
+def _modernbert() -> Any:
+    tokens: dict[str, Any] = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id"), 1)
+    return hf.ModernBertForMaskedLM(hf.ModernBertConfig(**SIZES, **tokens, sep_token_id=2, local_attention=8)).eval()
+
+
+@pytest.mark.parametrize("make", [_llava, _modernbert])
+def test_a_model_around_a_model_and_a_projection_called_decoder(make: Any) -> None:
+    """LLaVA's language model makes a cache by its own settings; ModernBERT's decoder is its head's last product."""
+    torch.manual_seed(0)
+    source = load_source(make())
+    found = captured(source.module)
+    prove_capture(source, found)
+    assert found.graph.types()[found.graph.hidden].shape == (1, "n", 16)
+    assert found.graph.types()[str(found.graph.logits)].shape == (1, "n", 40)
+
+
+def test_settings_are_as_before_afterwards() -> None:
+    model = llama()
+    assert model.config.use_cache
+    hugging_face_outputs(model, {"input_ids": torch.arange(5)[None]})
+    assert model.config.use_cache

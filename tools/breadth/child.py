@@ -1,0 +1,161 @@
+"""One type, in a process of its own: ``python -m tools.breadth.child TYPE CLASS``; prints a JSON line."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import resource
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+
+from tools.breadth.shrink import ORDINARY, shrunk
+from twoheads.compiler import compile_model
+from twoheads.compiler.frontend.torch.model_outputs import hugging_face_outputs
+from twoheads.export import verify, write_bundle
+from twoheads.graphs.errors import CompileError
+from twoheads.graphs.program.axes import axis_length
+from twoheads.graphs.program.lengths import input_axes
+from twoheads.runtime import LoadedBundle, load
+
+__all__ = ["measure"]
+
+BLOCK = 16
+
+LENGTHS = (1, 15, 17, 53, 200)
+"""Tokens of the inputs; a model of one input size has only that."""
+
+LARGEST = 40_000_000
+"""Parameters of a model that is small."""
+
+SPREAD = 0.12
+"""Standard deviation of the weights: enough for attention to matter."""
+
+ALLOWED = 4.0
+
+SMALLEST = 1e-6
+"""The bound is never below this share of the magnitude, times :data:`ALLOWED`."""
+
+
+class _NotSmallError(Exception):
+    """No small model of the type can be made; it says nothing about the compiler."""
+
+
+def measure(kind: str, architecture: str) -> dict[str, Any]:
+    """What became of the type: ``exact``, ``off``, ``refused``, ``crash`` or ``unmade``, with its message."""
+    began = time.perf_counter()
+    row: dict[str, Any] = {}
+    try:
+        model = _model(kind, architecture)
+    except Exception as error:  # noqa: BLE001 - whatever the library raises
+        return {"outcome": "unmade", "message": _words(error)}
+    own = {name: _copy(model, name) for name in ("eager", "sdpa")}
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            compiled = compile_model(model, block_size=BLOCK)
+            bundle = write_bundle(compiled, Path(folder) / "bundle")
+            row["compile_seconds"] = round(time.perf_counter() - start, 1)
+            row |= _compared(load(bundle), own)
+            row["verified"] = [n for n in row["lengths"] if verify(bundle, model, length=n).passed] == row["lengths"]
+    except CompileError as error:
+        row |= {"outcome": "refused", "message": str(error)}
+    except Exception as error:  # noqa: BLE001 - it is what the sweep looks for
+        row |= {"outcome": "crash", "message": _words(error), "trace": traceback.format_exc()[-1500:]}
+    row["seconds"] = round(time.perf_counter() - began, 1)
+    row["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return row
+
+
+def _words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _model(kind: str, architecture: str) -> Any:
+    config_class = transformers.CONFIG_MAPPING[kind]
+    entries = shrunk(config_class().to_dict())
+    config = config_class.from_dict({name: value for name, value in entries.items() if name != "transformers_version"})
+    model_class = getattr(transformers, architecture)
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in model_class(copy.deepcopy(config)).parameters())
+    if count > LARGEST:
+        raise _NotSmallError(f"{count} parameters")
+    model = model_class(config).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=SPREAD)
+    return model
+
+
+def _copy(model: Any, implementation: str) -> Any:
+    """The same model made apart, with one of the library's own attentions."""
+    made = type(model)._from_config(copy.deepcopy(model.config), attn_implementation="eager")
+    made.load_state_dict(model.state_dict())
+    if implementation != "eager":
+        try:
+            made.set_attn_implementation(implementation)
+        except ValueError:
+            return None
+    return made.eval()
+
+
+def _compared(bundle: LoadedBundle, own: Mapping[str, Any]) -> dict[str, Any]:
+    axes = input_axes(bundle.program)
+    longest = min((limit.length for limit in bundle.program.limits), default=max(LENGTHS))
+    lengths = [n for n in LENGTHS if n <= longest] if axes else [0]
+    worst: dict[str, Any] = {"ratio": -1.0}
+    for length in lengths:
+        given = _inputs(bundle, length)
+        tensors = {name: torch.from_numpy(array) for name, array in given.items()}
+        eager, fused = (None if model is None else _outputs(model, tensors) for model in own.values())
+        assert eager is not None
+        for output, want in eager.items():
+            result = bundle.run(given, output=output).array
+            assert result is not None
+            magnitude = float(want.abs().max())
+            other = 0.0 if fused is None else float((fused[output] - want).abs().max())
+            bound = ALLOWED * max(other, SMALLEST * magnitude)
+            error = float(np.abs(result.reshape(-1) - want.numpy().reshape(-1)).max())
+            if not error / bound <= worst["ratio"]:
+                worst = {"ratio": error / bound, "error": error, "magnitude": magnitude, "at": length, "output": output}
+    return {**worst, "lengths": lengths, "outcome": "exact" if worst["ratio"] <= 1 else "off"}
+
+
+@torch.no_grad()
+def _outputs(model: Any, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    found = hugging_face_outputs(model, given)
+    return {name: tensor[0] if tensor.ndim == 3 else tensor for name, tensor in found.items()}
+
+
+def _inputs(bundle: LoadedBundle, length: int) -> dict[str, np.ndarray[Any, Any]]:
+    """An array for every argument: ``length`` tokens along ``n``, another number along every other axis."""
+    generator = np.random.default_rng(length)
+    lengths = {axis: length if axis == "n" else 1 + 37 * length % 71 for axis in input_axes(bundle.program)}
+    made: dict[str, np.ndarray[Any, Any]] = {}
+    for entry in bundle.program.inputs:
+        value = entry.value
+        if entry.source != "argument":
+            continue
+        shape = value.block_shape(0 if value.axis is None else axis_length(value.axis, lengths))
+        if np.dtype(value.dtype).kind == "f":
+            made[value.name] = generator.standard_normal(shape).astype(value.dtype)
+        else:
+            made[value.name] = generator.integers(0, min(entry.limit or 2, ORDINARY), shape)
+    return made
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    sys.stdout.write(json.dumps(measure(sys.argv[1], sys.argv[2])) + "\n")

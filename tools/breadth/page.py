@@ -1,0 +1,88 @@
+"""The page of the sweep, written from its results."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from importlib.metadata import version
+from statistics import median
+from typing import Any
+
+from tools.breadth.tables import TABLES
+from tools.markdown import table
+
+__all__ = ["render"]
+
+_TITLES = {
+    "causal": "Causal language models", "masked": "Masked language models", "encoder": "Text encoders",
+    "vision": "Images", "wrapper": "Language models that take images, given text alone", "audio": "Audio",
+    "seq2seq": "Sequence to sequence", "classification": "Sequence classification",
+}  # fmt: skip
+_OUTCOMES = ("exact", "refused", "off", "crash", "unmade")
+
+
+def render(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """The page."""
+    lines = [
+        "# Every type that transformers knows",
+        "",
+        f"Written by `python -m tools.breadth` with transformers {version('transformers')} and torch "
+        f"{version('torch')}. Each type's default configuration is made small (64 wide, 2 layers or one of each kind, "
+        "windows of 8 tokens, 211 tokens of vocabulary), its weights are random, and it is compiled for blocks of 16 "
+        "tokens. *Exact*: hidden states and logits of inputs of 1, 15, 17, 53 and 200 tokens are those of the "
+        "library's own eager code, in a model made apart and without any hook, within 4 times the larger of its "
+        "distance from its fused code and 1e-6 of the largest magnitude. *Verified*: `verify` passes at all of these "
+        "lengths. *Unmade*: the tool made no small model; it says nothing about the compiler.",
+        "",
+    ]
+    rows = {table_name: _rows(found, table_name) for table_name in TABLES}
+    counted = {name: Counter(row["outcome"] for row in kinds.values()) for name, kinds in rows.items() if kinds}
+    lines += table(
+        ("table", *_OUTCOMES, "exact of those made"),
+        [(_TITLES[name], *(count[outcome] for outcome in _OUTCOMES), _share(count)) for name, count in counted.items()],
+        left=1,
+    )
+    for name, kinds in rows.items():
+        if kinds:
+            lines += _section(name, kinds)
+    return "\n".join(lines)
+
+
+def _rows(found: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Mapping[str, Any]]:
+    return {key.split("/", 1)[1]: row for key, row in sorted(found.items()) if key.startswith(f"{name}/")}
+
+
+def _share(count: Counter[str]) -> str:
+    made = sum(count.values()) - count["unmade"]
+    return f"{count['exact'] / made:.0%}" if made else ""
+
+
+def _section(name: str, kinds: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    exact = [(kind, row) for kind, row in kinds.items() if row["outcome"] == "exact"]
+    lines = [f"## {_TITLES[name]}", ""]
+    if exact:
+        seconds = [row["compile_seconds"] for _, row in exact]
+        peak = [row["peak_mib"] for _, row in exact]
+        disagree = [kind for kind, row in exact if not row["verified"]]
+        lines += [
+            f"Exact ({len(exact)}; compiled in {median(seconds):.1f} s, at most {max(seconds):.0f}; the process at its "
+            f"largest {max(peak)} MiB): " + ", ".join(kind for kind, _ in exact) + ".",
+            "",
+            f"`verify` agrees on all but {', '.join(disagree)}." if disagree else "`verify` agrees on all.",
+            "",
+        ]
+    unmade = [kind for kind, row in kinds.items() if row["outcome"] == "unmade"]
+    if unmade:
+        lines += [f"Unmade ({len(unmade)}): {', '.join(unmade)}.", ""]
+    others = [(kind, row) for kind, row in kinds.items() if row["outcome"] in ("refused", "off", "crash")]
+    if others:
+        lines += table(
+            ("type", "outcome", "message"), [(kind, row["outcome"], _words(row)) for kind, row in others], left=3
+        )
+    return lines
+
+
+def _words(row: Mapping[str, Any]) -> str:
+    if row["outcome"] == "off":
+        return f"{row['output']} at {row['at']} tokens: {row['error']:.1e} of {row['magnitude']:.1e}"
+    return str(row["message"]).split("\n")[0][:260]
