@@ -128,7 +128,7 @@ def test_run_refuses_arrays_that_are_none(tmp_path: Path, capsys: pytest.Capture
         ("one.npy", (), "is a single array"),
         ("text.npz", (), "not a .npz file of numbers"),
         ("other.npz", (), "has no such input"),
-        ("pixels.npz", ("--positions", "0"), "leave it out with --input"),
+        ("pixels.npz", ("--positions", "0"), "leave out --positions or --input"),
         ("pixels.npz", ("--tokens", "x.npy"), "two inputs are given"),
     ):
         line = ["run", tmp_path / "b", "--input", tmp_path / name, "-o", tmp_path / "out.npz", *words]
@@ -175,7 +175,7 @@ def test_verify_reads_arrays_by_name(cli, tmp_path: Path, capsys: pytest.Capture
     assert all(layer["first"] is None for layer in layers)
     for wrong, problem in (
         (("--length", "n=8,m=30"), "the arrays have {'m': 30, 'n': 7}"),
-        (("--tokens", tmp_path / "t.npy"), "give one of --text FILE, --tokens FILE.npy and --input FILE.npz"),
+        (("--tokens", tmp_path / "t.npy"), "does not go together with --input: two inputs are given"),
     ):
         assert main([str(word) for word in (*words, "--input", given, *wrong)]) == 1
         assert problem in capsys.readouterr().err

@@ -119,12 +119,12 @@ def test_plan_of_several_workers_refuses(
     words = ("plan", bundle, "-n", 64)
     measured = (*words, "--device", device, "--workers", 2)
     assert "twoheads profile BUNDLE" in cli(*words, "--workers", 2, code=1)
-    assert "add e.g. --workers" in cli(*words, "--compare", "window:16", code=1)
+    assert "add --workers" in cli(*words, "--compare", "window:16", code=1)
     assert "no term of an attention policy" in cli(*measured, "--compare", "sometimes", code=1)
-    assert "leave --workers out" in cli(*measured, "--memory-limit", "1GB", code=1)
+    assert "leave out --workers" in cli(*measured, "--memory-limit", "1GB", code=1)
     assert "end it in .png" in cli(*measured, "--plot", tmp_path / "plot.txt", code=1)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert "pip install matplotlib" in cli(*measured, "--plot", tmp_path / "plot.png", code=1)
+    assert 'pip install "twoheads[plot]"' in cli(*measured, "--plot", tmp_path / "plot.png", code=1)
 
 
 def test_a_short_input_is_one_call_unless_there_is_a_limit(

@@ -9,23 +9,26 @@ from twoheads.export.cli.plan.workers import Scaling
 from twoheads.export.cli.shared import arguments
 from twoheads.graphs.errors import InputError
 
-__all__ = ["plot_scalings"]
+__all__ = ["check_plot", "plot_scalings"]
 
 FORMATS = (".png", ".svg", ".pdf")
 
 
-def plot_scalings(path: Path, title: str, scalings: Sequence[Scaling]) -> None:
-    """Writes the picture.
+def check_plot(path: Path) -> None:
+    """Refuses what can't be drawn, before it is computed.
 
     Raises:
-        InputError: matplotlib is not installed, or it is no picture's name.
+        InputError: matplotlib is not installed, it is no picture's name, or it can't be written.
     """
     if path.suffix.lower() not in FORMATS:
         raise InputError(str(path), "is no picture's name", f"end it in {', '.join(FORMATS)}")
-    try:
-        figures: Any = importlib.import_module("matplotlib.figure")
-    except ImportError as error:
-        raise InputError("--plot", f"needs matplotlib ({error})", 'pip install "twoheads[plot]"') from error
+    arguments.check_output_path(path)
+    importlib.import_module("matplotlib.figure")  # what is missing is told as everywhere
+
+
+def plot_scalings(path: Path, title: str, scalings: Sequence[Scaling]) -> None:
+    """Writes the picture."""
+    figures: Any = importlib.import_module("matplotlib.figure")
     figure = figures.Figure(figsize=(12, 4), layout="constrained")
     time, share, read = figure.subplots(1, 3)
     for scaling in scalings:

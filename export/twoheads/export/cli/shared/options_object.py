@@ -40,7 +40,7 @@ def takes_options(command: Callable[..., None]) -> Callable[..., None]:
         command(**{name: given[name] for name in hints if name in given}, **built)
 
     del parsed.__wrapped__  # type: ignore[attr-defined]  # or Typer would look at the command's own parameters
-    parsed.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    parsed.__signature__ = inspect.Signature(parameters)
     parsed.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return parsed
 

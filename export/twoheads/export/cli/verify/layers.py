@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy.typing as npt
 import typer
 
 from twoheads.export.cli.shared.arguments import check_output_path
 from twoheads.export.cli.shared.console import print_facts, print_json, print_table
 from twoheads.export.cli.shared.progress import PhaseProgress
+from twoheads.export.cli.verify.options import Given, LayerOptions
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.serialization.json_codec import to_json
 from twoheads.runtime.bundle.reader import Bundle
@@ -20,38 +18,20 @@ from twoheads.runtime.bundle.reader import Bundle
 if TYPE_CHECKING:
     from twoheads.export.debug.layers import EngineLayers
 
-__all__ = ["LayerOptions", "verify_layers"]
+__all__ = ["verify_layers"]
 
 
-@dataclass(frozen=True, slots=True)
-class LayerOptions:
-    """The options of ``verify`` that are about layers only, as they were given."""
-
-    engines: tuple[str, ...]
-    backends: str
-    tolerance: float | None
-    save: Path | None
-    as_json: bool
-
-
-def verify_layers(
-    bundle: Bundle,
-    options: LayerOptions,
-    *,
-    length: int | Mapping[str, int] | None,
-    text: str | None,
-    tokens: npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]] | None,
-) -> None:
+def verify_layers(bundle: Bundle, asked: LayerOptions, given: Given, *, as_json: bool) -> None:
     """Compares and prints; exits with 1 if a value is beyond the tolerance.
 
     Raises:
         InputError: A name is unknown, a package is missing, or the input does not fit.
     """
-    names = tuple(name.strip() for name in options.backends.split(","))
+    names = tuple(name.strip() for name in asked.backends.split(","))
     if len(names) != 2 or names[0] == names[1]:
-        raise InputError("--backends", f"{options.backends!r} are not two backends", "give e.g. onnxruntime,openvino")
-    if options.save is not None:
-        check_output_path(options.save, folder=True)
+        raise InputError("--backends", f"{asked.backends!r} are not two backends", "give e.g. onnxruntime,openvino")
+    if asked.save is not None:
+        check_output_path(asked.save, folder=True)
 
     from twoheads.export.debug.evaluators import find_evaluator
     from twoheads.export.debug.layers import TOLERANCE, check_polygraphy, compare_layers, selected_jobs
@@ -59,25 +39,25 @@ def verify_layers(
 
     check_polygraphy()
     evaluators = {name: find_evaluator(name) for name in names}
-    jobs = selected_jobs(bundle, options.engines)
-    tolerance = TOLERANCE if options.tolerance is None else options.tolerance
+    jobs = selected_jobs(bundle, tuple(asked.engines or ()))
+    tolerance = TOLERANCE if asked.tolerance is None else asked.tolerance
     with PhaseProgress() as progress:
         progress("run the bundle")
-        recorded = record_inputs(bundle, length=length, text=text, tokens=tokens)
+        recorded = record_inputs(bundle, length=given.length, text=given.text, tokens=given.tokens)
         found = compare_layers(
             bundle,
             jobs,
             evaluators,
             recorded=recorded,
             tolerance=tolerance,
-            save=options.save,
+            save=asked.save,
             progress=progress,
         )
     wrong = [layers for layers in found if layers.first is not None or layers.error > tolerance]
-    if options.as_json:
+    if as_json:
         print_json(to_json(found))
     else:
-        _print(found, names, tolerance, len(wrong), options.save)
+        _print(found, names, tolerance, len(wrong), asked.save)
     if wrong:
         raise typer.Exit(1)
 

@@ -1,0 +1,76 @@
+"""What ``plan`` is asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from twoheads.export.cli.shared import options
+
+__all__ = ["PlanOptions", "ScalingOptions", "SourceOptions"]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceOptions:
+    """How a source would be compiled; of a bundle that is fixed."""
+
+    block_size: Annotated[
+        int | None, typer.Option("--block-size", metavar="M", help="For a SOURCE: tokens of a block.")
+    ] = None
+    key_tile: Annotated[
+        int | None, typer.Option("--key-tile", metavar="K", help="For a SOURCE: keys of one attention call.")
+    ] = None
+    attention: options.Attention = "full"
+    lowering: options.LoweringOption = options.Lowering.AUTO
+    results: options.Results = None
+    trust_remote_code: options.TrustRemoteCode = False
+
+
+@dataclass(frozen=True, slots=True)
+class ScalingOptions:
+    """A run on several machines."""
+
+    workers: Annotated[
+        str | None,
+        typer.Option("--workers", metavar="8..1024", help="On so many machines like that of --device; or e.g. 1,2,8."),
+    ] = None
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--compare", metavar="POLICY", help="With --workers: also under this attention, e.g. window:4096."
+        ),
+    ] = None
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE.png", help="With --workers: write a picture of the table.")
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlanOptions:
+    """The run to plan, and what to tell of it."""
+
+    length: Annotated[
+        str | None,
+        typer.Option(
+            "--length", "-n", metavar="N", help="Tokens of the input; of several, by axis: n=1000,m=300 (see inspect)."
+        ),
+    ] = None
+    output: options.OutputOption = None
+    positions: options.Positions = None
+    source: SourceOptions = field(default_factory=SourceOptions)
+    every_stage: Annotated[
+        bool, typer.Option("--stages", help="One line for every stage, not one for all that are alike.")
+    ] = False
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Blocks in parallel, for the memory; all cores if not given.")
+    ] = None
+    memory_limit: options.MemoryLimit = None
+    device: Annotated[
+        Path | None,
+        typer.Option("--device", metavar="PROFILE.json", help="Predict the time, from what `twoheads profile` wrote."),
+    ] = None
+    scaling: ScalingOptions = field(default_factory=ScalingOptions)
+    as_json: options.Json = False

@@ -1,0 +1,95 @@
+"""What ``verify`` is asked: the input of both sides, single layers, and what to compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy.typing as npt
+import typer
+
+from twoheads.export.cli.run.arrays import read_arrays
+from twoheads.export.cli.shared import arguments, options
+from twoheads.graphs.program.program import Program
+from twoheads.runtime.inputs.arrays import given_arrays
+
+__all__ = ["Given", "InputOptions", "LayerOptions", "VerifyOptions"]
+
+
+class Given(NamedTuple):
+    """The input: how many tokens, of which text or array; ``None`` where not given."""
+
+    length: int | Mapping[str, int] | None
+    text: str | None
+    tokens: npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]] | None
+
+
+@dataclass(frozen=True, slots=True)
+class InputOptions:
+    """What both sides run on."""
+
+    length: Annotated[
+        str | None,
+        typer.Option("--length", "-n", metavar="N", help="Tokens to run both on; of several inputs: n=1000,m=300."),
+    ] = None
+    text: options.Text = None
+    tokens: options.Tokens = None
+    arrays: Annotated[
+        Path | None, typer.Option("--input", metavar="FILE.npz", help="The input as arrays by name, of one input.")
+    ] = None
+
+    def read(self, program: Program) -> Given:
+        """What the options name.
+
+        Raises:
+            InputError: A file can't be read, or is not what its option takes.
+        """
+        text = None if self.text is None else arguments.read_text(self.text)
+        length = None if self.length is None else arguments.parse_lengths(self.length)
+        if self.arrays is not None:
+            tokens = read_arrays(self.arrays)
+            return Given(given_arrays(program, tokens)[0] if length is None else length, text, tokens)
+        return Given(length, text, None if self.tokens is None else arguments.read_tokens(self.tokens))
+
+
+@dataclass(frozen=True, slots=True)
+class LayerOptions:
+    """What is about single layers."""
+
+    polygraphy: Annotated[
+        bool, typer.Option("--polygraphy", help="Compare engines layer by layer between two backends instead.")
+    ] = False
+    engines: Annotated[
+        list[str] | None,
+        typer.Option("--engine", metavar="NAME", help="Layer by layer: which; several times for several; else all."),
+    ] = None
+    backends: Annotated[
+        str, typer.Option("--backends", metavar="A,B", help="Layer by layer: the yardstick and what is compared.")
+    ] = "onnxruntime-plain,onnxruntime"
+    tolerance: options.Tolerance = None
+    save: Annotated[
+        Path | None,
+        typer.Option("--save", metavar="DIR", help="Layer by layer: Polygraphy's inputs and outputs, and a report."),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyOptions:
+    """What to compare with, on what input, and how."""
+
+    against: Annotated[
+        Path | None, typer.Option("--against", metavar="SOURCE", help="The model it was compiled from.")
+    ] = None
+    given: InputOptions = field(default_factory=InputOptions)
+    results: options.Results = None
+    trust_remote_code: options.TrustRemoteCode = False
+    backend: options.BackendOption = options.Backend.ONNXRUNTIME
+    precision: options.PrecisionOption = options.Precision.F32
+    target: Annotated[
+        str | None,
+        typer.Option("--target", metavar="NAME", help="Also run what was built for this accelerator, in its emulator."),
+    ] = None
+    layers: LayerOptions = field(default_factory=LayerOptions)
+    as_json: options.Json = False
