@@ -12,7 +12,7 @@ from twoheads.graphs.errors import InputError
 from twoheads.graphs.program.lengths import input_axes, resolve_lengths, value_rows
 from twoheads.graphs.program.program import Input, Program
 from twoheads.runtime import LoadedBundle
-from twoheads.runtime.inputs.arrays import given_arrays, input_arrays
+from twoheads.runtime.inputs.arrays import given_arrays
 
 __all__ = ["logits_positions", "verify_input", "verify_inputs", "verify_lengths"]
 
@@ -70,7 +70,7 @@ def verify_inputs(
     first = verify_input(bundle, value_rows(main.value, lengths), text=text, tokens=tokens)
     made = {main.value.name: first.reshape(_shape(main, lengths))}
     made |= {entry.value.name: _random(entry, _shape(entry, lengths)) for entry in others}
-    input_arrays(program, made)  # the original would fail on what this refuses with a clear error
+    given_arrays(program, made)  # the original would fail on what this refuses with a clear error
     return made
 
 

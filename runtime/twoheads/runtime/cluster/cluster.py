@@ -122,5 +122,5 @@ class Cluster:
             for worker in before - alive:
                 logger.warning("worker %d of the cluster was lost", worker)
                 self._workers.drop(worker)
-        give_notices(result.report for result in results)
+        give_notices(note for result in results for note in result.report.warnings)
         return inputs.assemble(results)

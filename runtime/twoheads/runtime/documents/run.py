@@ -18,8 +18,11 @@ from twoheads.runtime.documents.results import ResultFolder, Totals, part_name
 from twoheads.runtime.documents.source import inspect_documents, read_documents
 from twoheads.runtime.documents.tokens import Prepared, check_program, prepare_documents
 from twoheads.runtime.inputs.arrays import check_output
+from twoheads.runtime.inputs.requests import Given, Inputs
+from twoheads.runtime.reports.notices import give_notices
 from twoheads.runtime.reports.report import Report, merge_reports
-from twoheads.runtime.runs.groups import MOST_ROW_BYTES, row_bytes
+from twoheads.runtime.runs.execute import run_inputs, shares
+from twoheads.runtime.runs.groups import MOST_ROW_BYTES
 from twoheads.runtime.runs.session import LoadedBundle
 
 __all__ = ["DocumentProgress", "run_documents"]
@@ -63,6 +66,7 @@ def run_documents(
     """
     source, out = Path(source), Path(out)
     output = check_output(bundle.program, output, positions=False, sink=False)
+    share = shares(pack)
     check_program(bundle.program)
     total, digest = inspect_documents(source)
     identity = {
@@ -79,7 +83,8 @@ def run_documents(
     request["out"] = os.path.abspath(out)
     with ResultFolder(out, identity, request) as results:
         if not results.finished:
-            _Run(bundle, results, output, pack, total, progress).run(source, truncate=truncate)
+            _Run(bundle, results, output, share, total, progress).run(source, truncate=truncate)
+            give_notices(results.totals.warnings)
         return results.totals
 
 
@@ -90,7 +95,7 @@ class _Run:
     bundle: LoadedBundle
     results: ResultFolder
     output: str
-    pack: str
+    share: bool
     total: int
     progress: DocumentProgress | None
 
@@ -113,10 +118,12 @@ class _Run:
         """Neighbours together. Where a part ends depends on its documents alone, so it ends there after a kill too."""
         part: list[Prepared] = []
         tokens = rows = 0
-        most_rows, per_token = MOST_ROW_BYTES // (4 * self._width()), row_bytes(self.bundle.program, self.output) > 0
+        program = self.bundle.program
+        value, one = program.row_value(self.output), program.logits if self.output == "last" else program.hidden
+        most_rows = MOST_ROW_BYTES // (4 * int((value or program.value(one or program.hidden)).shape[-1]))
         for document in documents:
-            length = 0 if document.tokens is None else len(document.tokens)
-            height = length if per_token else 1
+            length = document.length
+            height = 1 if value is None else length
             full = len(part) == PART_DOCUMENTS or tokens + length > PART_TOKENS or rows + height > most_rows
             if part and full:
                 yield part
@@ -127,8 +134,9 @@ class _Run:
             yield part
 
     def _part(self, part: list[Prepared]) -> None:
-        inputs = [document.tokens for document in part if document.tokens is not None]
-        results = self.bundle.run(inputs, output=self.output, pack=self.pack) if inputs else []
+        given = (Given((document.request,)) for document in part if document.request is not None)
+        inputs = Inputs(self.output, tuple(given), several=True)
+        results = run_inputs(self.bundle, self.bundle.executor, inputs, share=self.share) if inputs.given else []
         arrays = [_rows(result.array) for result in results]
         starts = iter(np.cumsum([0, *map(len, arrays)]).tolist())
         heights = iter(map(len, arrays))
@@ -136,20 +144,15 @@ class _Run:
         entries: list[dict[str, Any]] = []
         for at, document in enumerate(part, self.results.totals.documents):
             entry: dict[str, Any] = {"document": at, "id": document.name}
-            if document.tokens is None:
+            if document.request is None:
                 entries.append(entry | {"error": document.error})
                 continue
-            entry["tokens"] = len(document.tokens)
-            if document.given > len(document.tokens):
+            entry["tokens"] = document.length
+            if document.given > document.length:
                 entry["cut_from"] = document.given
             entries.append(entry | {"part": name, "row": next(starts), "rows": next(heights)})
         report = merge_reports([result.report for result in results]) if results else None
         self.results.add(entries, np.concatenate(arrays) if arrays else None, _done(part, report))
-
-    def _width(self) -> int:
-        program = self.bundle.program
-        name = program.logits if self.output in ("logits", "last") else program.hidden
-        return int(program.value(name or program.hidden).shape[-1])
 
 
 def _rows(array: npt.NDArray[np.float32] | None) -> npt.NDArray[np.float32]:
@@ -159,8 +162,8 @@ def _rows(array: npt.NDArray[np.float32] | None) -> npt.NDArray[np.float32]:
 
 
 def _done(part: list[Prepared], report: Report | None) -> Totals:
-    lengths = [len(document.tokens) for document in part if document.tokens is not None]
-    done = Totals(documents=len(part), failed=len(part) - len(lengths), tokens=sum(lengths))
+    failed = sum(document.request is None for document in part)
+    done = Totals(documents=len(part), failed=failed, tokens=sum(document.length for document in part))
     if report is None:
         return done
     same = ("engine_calls", "formula_calls", "repeated_calls", "blocks", "seconds", "warnings")

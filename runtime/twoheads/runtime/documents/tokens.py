@@ -6,13 +6,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.program.lengths import check_limit
 from twoheads.graphs.program.program import TOKENS, Program
 from twoheads.runtime.documents.source import Document
-from twoheads.runtime.inputs.arrays import given_arrays
+from twoheads.runtime.inputs.requests import Request, read_inputs
 from twoheads.runtime.runs.session import LoadedBundle
 
 __all__ = ["Prepared", "check_program", "prepare_documents"]
@@ -27,15 +26,20 @@ class Prepared:
 
     Attributes:
         name: Of the document.
-        tokens: What is run, ``[n]`` int64; ``None`` where there is an error.
+        request: What is run; ``None`` where there is an error.
         given: Tokens before it was cut.
         error: Why it can't be run.
     """
 
     name: str | int
-    tokens: npt.NDArray[np.int64] | None
+    request: Request | None
     given: int = 0
     error: str | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens that are run."""
+        return 0 if self.request is None else self.request.length
 
 
 def check_program(program: Program) -> None:
@@ -109,13 +113,12 @@ def _prepared(
 
 
 def _checked(bundle: LoadedBundle, name: str | int, tokens: list[int], given: int, output: str) -> Prepared:
-    """What :meth:`LoadedBundle.run` would refuse is found here, where it stops no other document."""
-    array = np.asarray(tokens, np.int64)
+    """What a run would refuse is found here, where it stops no other document."""
     try:
-        lengths, _ = given_arrays(bundle.program, array)
-        check_limit(bundle.program, lengths)
+        request = read_inputs(bundle.program, np.asarray(tokens, np.int64), output=output).requests[0]
+        check_limit(bundle.program, request.lengths)
         if bundle.memory_limit is not None:
-            bundle.spill_plan(bundle.schedule(lengths, output))
+            bundle.spill_plan(bundle.schedule(request.lengths, output))
     except InputError as error:
         return Prepared(name, None, given, error=f"{error.where}: {error.problem}")
-    return Prepared(name, array, given)
+    return Prepared(name, request, given)

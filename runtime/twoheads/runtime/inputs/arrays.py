@@ -18,7 +18,6 @@ __all__ = [
     "check_output",
     "complete_arrays",
     "given_arrays",
-    "input_arrays",
     "named_arrays",
     "resolve_positions",
     "shaped_arrays",
@@ -96,8 +95,8 @@ def split_batch(program: Program, named: Mapping[str, npt.NDArray[Any]]) -> list
     ]
 
 
-def input_arrays(program: Program, given: Any) -> tuple[dict[str, int], dict[str, npt.NDArray[Any]]]:
-    """The length of every input axis, and an array for every input value, shaped as the value with those lengths.
+def given_arrays(program: Program, given: Any) -> tuple[dict[str, int], dict[str, npt.NDArray[Any]]]:
+    """The length of every input axis, and each array that is given, shaped as the value with those lengths.
 
     Args:
         program: Its ``argument`` inputs must be given; what the run generates (positions, zeros, lengths) may be.
@@ -107,12 +106,6 @@ def input_arrays(program: Program, given: Any) -> tuple[dict[str, int], dict[str
     Raises:
         InputError: Missing, unknown, empty, of the wrong kind or rank, out of range, or of differing lengths.
     """
-    lengths, arrays = given_arrays(program, given)
-    return lengths, complete_arrays(program, lengths, arrays)
-
-
-def given_arrays(program: Program, given: Any) -> tuple[dict[str, int], dict[str, npt.NDArray[Any]]]:
-    """As :func:`input_arrays`, but only those that are given."""
     return shaped_arrays(program, named_arrays(program, given))
 
 

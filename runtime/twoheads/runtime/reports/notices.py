@@ -7,7 +7,6 @@ from collections.abc import Iterable
 
 from twoheads.graphs.program.program import Program
 from twoheads.graphs.serialization.bundle_format import Manifest
-from twoheads.runtime.reports.report import Report
 
 __all__ = ["give_notices", "notices"]
 
@@ -29,7 +28,7 @@ def notices(manifest: Manifest, program: Program, length: int) -> tuple[str, ...
     return tuple(told)
 
 
-def give_notices(reports: Iterable[Report]) -> None:
-    """Warns once of each that is in ``reports``, where the user's code calls the function that calls this one."""
-    for note in dict.fromkeys(note for report in reports for note in report.warnings):
+def give_notices(told: Iterable[str]) -> None:
+    """Warns of each once, where the user's code calls the function that calls this one."""
+    for note in dict.fromkeys(told):
         warnings.warn(note, stacklevel=3)

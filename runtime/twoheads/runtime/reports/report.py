@@ -141,6 +141,16 @@ class Result:
     report: Report
 
 
+SUMMED = (
+    *("requests", "length", "blocks", "engine_calls", "formula_calls", "repeated_calls", "rounds"),
+    *("seconds", "prepare_seconds", "spilled_bytes"),
+)
+LARGEST = ("peak_bytes", "store_bytes")
+CLUSTER_SUMMED = ("lost_workers", "recomputed_calls", "read_bytes", "copied_bytes")
+CLUSTER_LARGEST = ("workers", "worker_peak_bytes")
+"""What several runs have together, and of what only the largest counts."""
+
+
 def merge_reports(reports: Sequence[Report]) -> Report:
     """One report for several runs; those that share a run count once."""
     first, *others = {id(report): report for report in reports}.values()
@@ -153,36 +163,22 @@ def merge_reports(reports: Sequence[Report]) -> Report:
         calls, seconds = (known.calls, known.seconds) if known else (0, 0.0)
         stages[stage.name, stage.kind] = replace(stage, calls=stage.calls + calls, seconds=stage.seconds + seconds)
     sampled = [run.average for run in runs if run.average is not None]
+    clusters = [run.cluster for run in runs if run.cluster is not None]
     return replace(
         first,
-        requests=sum(run.requests for run in runs),
-        length=sum(run.length for run in runs),
+        **_merged(runs, SUMMED, LARGEST),
         lengths={},
-        blocks=sum(run.blocks for run in runs),
-        engine_calls=sum(run.engine_calls for run in runs),
-        formula_calls=sum(run.formula_calls for run in runs),
-        repeated_calls=sum(run.repeated_calls for run in runs),
-        rounds=sum(run.rounds for run in runs),
-        seconds=sum(run.seconds for run in runs),
-        prepare_seconds=sum(run.prepare_seconds for run in runs),
-        peak_bytes=max(run.peak_bytes for run in runs),
-        store_bytes=max(run.store_bytes for run in runs),
-        spilled_bytes=sum(run.spilled_bytes for run in runs),
         stages=tuple(stages.values()),
         warnings=tuple(dict.fromkeys(warning for run in runs for warning in run.warnings)),
         average=summarize([stage for report in sampled for stage in report.stages]) if sampled else None,
-        cluster=_merge_clusters([run.cluster for run in runs if run.cluster is not None]),
+        cluster=ClusterReport(**_merged(clusters, CLUSTER_SUMMED, CLUSTER_LARGEST)) if clusters else None,
     )
 
 
-def _merge_clusters(reports: Sequence[ClusterReport]) -> ClusterReport | None:
-    if not reports:
-        return None
-    return ClusterReport(
-        workers=max(report.workers for report in reports),
-        lost_workers=sum(report.lost_workers for report in reports),
-        recomputed_calls=sum(report.recomputed_calls for report in reports),
-        read_bytes=sum(report.read_bytes for report in reports),
-        copied_bytes=sum(report.copied_bytes for report in reports),
-        worker_peak_bytes=max(report.worker_peak_bytes for report in reports),
-    )
+def _merged(reports: Sequence[Any], summed: Sequence[str], largest: Sequence[str]) -> dict[str, Any]:
+    """The sums and the largest of what the reports hold under these names."""
+    return {
+        name: how(getattr(report, name) for report in reports)
+        for how, names in ((sum, summed), (max, largest))
+        for name in names
+    }

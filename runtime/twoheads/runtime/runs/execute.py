@@ -4,30 +4,47 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 
 import numpy as np
 
+from twoheads.graphs.errors import InputError
+from twoheads.graphs.program.program import AttentionStage
+from twoheads.graphs.schedule.schedule import Schedule
 from twoheads.runtime.execution.executor import Counts, Executor, RunPlan
 from twoheads.runtime.inputs.requests import Inputs
 from twoheads.runtime.jobs.job import Job
 from twoheads.runtime.memory.finite_rows import FiniteRows
 from twoheads.runtime.memory.half_range import HalfRangeError
 from twoheads.runtime.memory.sink import Sink
-from twoheads.runtime.reports.report import Result
+from twoheads.runtime.reports.notices import notices
+from twoheads.runtime.reports.peak_memory import peak_memory
+from twoheads.runtime.reports.report import Counted, Report, Result
+from twoheads.runtime.reports.sampling import summarize
 from twoheads.runtime.runs.context import Progress, RunContext
 from twoheads.runtime.runs.first_fault import fault_warning
 from twoheads.runtime.runs.groups import Group, shared_groups
 from twoheads.runtime.runs.outputs import split_output, take_output
-from twoheads.runtime.runs.report import run_report
 from twoheads.runtime.stages.attention.packed import ScoresBeyondCodesError
 
-__all__ = ["execute", "run_inputs"]
+__all__ = ["execute", "run_inputs", "shares"]
 
 logger = logging.getLogger(__name__)
 
 
 class _NotFiniteError(Exception):
     """Some result of a shared run is not finite."""
+
+
+def shares(pack: str) -> bool:
+    """Whether inputs may share a run: ``auto``, or ``off``.
+
+    Raises:
+        InputError: It is neither.
+    """
+    if pack not in ("auto", "off"):
+        raise InputError("pack", f"is {pack!r}", "give 'auto' or 'off'")
+    return pack == "auto"
 
 
 def run_inputs(
@@ -111,9 +128,42 @@ def execute(
         if not alone:
             raise _NotFiniteError
         fault = (fault_warning(finite.first, context, None if job else executor, group.requests[0], group.output),)
-    report = run_report(context, group, schedule, run.state.counted(), fault, (prepared, seconds), executor.threads)
+    report = _report(context, group, schedule, run.state.counted(), fault, executor.threads)
+    report = replace(report, prepare_seconds=prepared, seconds=seconds)
     arrays = [taken] if alone else split_output(schedule.program, taken, own, group.output)
     return [Result(array, group.output, report) for array in arrays]
+
+
+def _report(
+    context: RunContext, group: Group, schedule: Schedule, counted: Counted, fault: tuple[str, ...], threads: int
+) -> Report:
+    """What a run did, but for its times; its program may be another form of the bundle's."""
+    samples = any(isinstance(stage, AttentionStage) and stage.average is not None for stage in context.program.body)
+    longest = max(request.length for request in group.requests)
+    return Report(
+        requests=len(group.requests),
+        length=schedule.length if group.packing is None else group.packing.tokens,
+        lengths=schedule.lengths if group.packing is None else {},
+        block_size=context.program.block_size,
+        blocks=schedule.blocks,
+        output=group.output,
+        engine_calls=counted.calls,
+        formula_calls=schedule.formula_calls,
+        rounds=counted.rounds,
+        seconds=0.0,
+        prepare_seconds=0.0,
+        peak_bytes=peak_memory(),
+        store_bytes=counted.store_bytes,
+        threads=threads,
+        stages=counted.stages,
+        approximations=context.manifest.approximations,
+        warnings=notices(context.manifest, context.program, longest) + fault,
+        repeated_calls=counted.repeats,
+        spilled_bytes=counted.spilled_bytes,
+        average=summarize(counted.estimates) if samples else None,
+        cluster=counted.cluster,
+        precision=context.manifest.precision,
+    )
 
 
 class _Watch:

@@ -30,7 +30,7 @@ from twoheads.runtime.memory.sink import Sink
 from twoheads.runtime.reports.notices import give_notices
 from twoheads.runtime.reports.report import Result
 from twoheads.runtime.runs.context import Progress
-from twoheads.runtime.runs.execute import execute, run_inputs
+from twoheads.runtime.runs.execute import execute, run_inputs, shares
 from twoheads.runtime.runs.groups import Group
 from twoheads.runtime.runs.host_executor import HostExecutor
 
@@ -231,8 +231,7 @@ class LoadedBundle:
             InputError: The input, the output or a position is not one that the model has.
             BundleError: An engine can't be opened.
         """
-        if pack not in ("auto", "off"):
-            raise InputError("pack", f"is {pack!r}", "give 'auto' or 'off'")
+        share = shares(pack)
         inputs = read_inputs(
             self.program,
             tokens,
@@ -242,9 +241,8 @@ class LoadedBundle:
             attention_mask=attention_mask,
             documents=documents,
         )
-        share = pack == "auto"
         results = run_inputs(self, self.executor, inputs, share=share, sink=sink, progress=progress)
-        give_notices(result.report for result in results)
+        give_notices(note for result in results for note in result.report.warnings)
         return inputs.assemble(results)
 
     def run_job(
@@ -280,5 +278,5 @@ class LoadedBundle:
         )
         group = Group((request,), inputs.output)
         (result,) = execute(self, self.executor, group, sink=sink, progress=progress, job=job)
-        give_notices((result.report,))
+        give_notices(result.report.warnings)
         return result

@@ -13,7 +13,7 @@ import typer
 from twoheads.export.cli.run.arrays import read_arrays, run_arrays
 from twoheads.export.cli.run.cluster import open_cluster
 from twoheads.export.cli.run.job import start_job
-from twoheads.export.cli.run.one_input import has_rows, run_to_file
+from twoheads.export.cli.run.one_input import run_to_file
 from twoheads.export.cli.run.report import tell_run
 from twoheads.export.cli.run.sequence_file import SequenceFile
 from twoheads.export.cli.shared import arguments, options
@@ -124,7 +124,7 @@ def _run_sequence(
 
 
 def _parse_rows(positions: str, program: Program, output: str, length: int) -> npt.NDArray[np.int64]:
-    if not has_rows(program, output):
+    if program.row_value(output) is None:
         problem = f"picks rows of logits or hidden states, and the output is {output}"
         raise InputError("--positions", problem, "leave it out, or ask for --output logits or --output hidden")
     return arguments.parse_positions(positions, length)

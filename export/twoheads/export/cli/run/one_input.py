@@ -9,20 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.export.cli.shared.progress import CallProgress
-from twoheads.graphs.errors import InputError, InternalError
-from twoheads.graphs.program.program import Program
+from twoheads.graphs.errors import InternalError
 from twoheads.runtime.memory.disk_space import check_room
 
 if TYPE_CHECKING:
     from twoheads.runtime import Job, LoadedBundle, Report, Result
     from twoheads.runtime.cluster import Cluster
 
-__all__ = ["has_rows", "run_to_file"]
-
-
-def has_rows(program: Program, output: str) -> bool:
-    """Whether the output has one row a token."""
-    return output == "hidden" or (output == "logits" and not program.pooled_logits)
+__all__ = ["run_to_file"]
 
 
 def run_to_file(
@@ -49,9 +43,9 @@ def run_to_file(
         return result  # type: ignore[no-any-return]  # one input, one result
 
     keep = None if job is None else job.request["partial"]
-    shape = None
-    if has_rows(loaded.program, output):
-        shape = (count if positions is None else int(positions.size), _width(loaded.program, output))
+    shape, value = None, loaded.program.row_value(output)
+    if value is not None:
+        shape = (count if positions is None else int(positions.size), int(value.shape[-1]))
         _check_room(out, keep, shape)
     with NpzWriter(out, keep=keep) as file, CallProgress("engine calls") as progress:
         if shape is not None:
@@ -70,16 +64,3 @@ def _check_room(out: Path, keep: str | None, shape: tuple[int, int]) -> None:
     kept = out if keep is None else out.with_name(keep)
     written = kept.stat().st_size if keep is not None and kept.exists() else 0
     check_room(out.parent, shape[0] * shape[1] * np.dtype(np.float32).itemsize - written, "the output takes")
-
-
-def _width(program: Program, output: str) -> int:
-    """Numbers of one row of ``logits`` or ``hidden``: the last dimension of the value.
-
-    Raises:
-        InputError: The program has no such output.
-    """
-    name = program.logits if output == "logits" else program.hidden
-    for value in program.values():
-        if value.name == name:
-            return int(value.shape[-1])
-    raise InputError("--output", f"{program.name} gives no {output}", "choose one of those that `inspect` lists")

@@ -1,47 +1,76 @@
-"""The result of a run: rows of logits or hidden states from the workers, in order, a few pieces at a time."""
+"""One run on workers: the body, then rows of logits or hidden states from them, in order, a few pieces at a time."""
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from twoheads.graphs.schedule.schedule import Schedule
+from twoheads.graphs.program.program import Pooling
+from twoheads.graphs.schedule.placement import place
+from twoheads.graphs.schedule.reads import StageReads
+from twoheads.graphs.schedule.schedule import Schedule, needed_stages
 from twoheads.runtime.cluster.body import BodyRun
 from twoheads.runtime.cluster.dispatch import Dispatch, Sent
-from twoheads.runtime.cluster.transport import PackTask, RunTask
+from twoheads.runtime.cluster.transport import PackTask, RunTask, Workers
+from twoheads.runtime.execution.executor import Tick
 from twoheads.runtime.memory.sink import Sink
+from twoheads.runtime.reports.report import ClusterReport, Counted, StageReport
 
-__all__ = ["ResultRows"]
+__all__ = ["ClusterRun"]
+
+Array = npt.NDArray[Any]
 
 AHEAD = 2
 """Pieces of the result for each worker that are computed, or wait to be taken, at the same time."""
 
 
-class ResultRows:
-    """Takes the result of a run whose body is computed.
+class ClusterRun:
+    """A run whose values the workers hold; see :class:`~twoheads.runtime.execution.executor.Running`.
 
     Args:
         schedule: The run.
-        task: The same for the workers.
-        dispatch: Its calls.
-        body: Holds the hidden states, and computes them again if they are lost.
-        threads: Blocks that a worker computes at the same time; as many are a piece.
+        workers: The cluster.
+        alive: Workers to use; those that are lost are removed from it.
+        threads: Blocks that a worker computes at the same time; as many rows are a piece of the result.
+        tick: Called now and then.
     """
 
-    def __init__(self, schedule: Schedule, task: RunTask, dispatch: Dispatch, body: BodyRun, threads: int) -> None:
+    restored_calls = 0
+
+    def __init__(self, schedule: Schedule, workers: Workers, alive: set[int], threads: int, tick: Tick | None) -> None:
         self._schedule = schedule
-        self._task = task
-        self._dispatch = dispatch
-        self._body = body
+        self._count = len(alive)
         self._unit = threads * schedule.program.block_size
+        self._task = RunTask(schedule.lengths, schedule.length, schedule.output, schedule.positions or None)
+        reads = StageReads(schedule)
+        self._dispatch = Dispatch(workers, alive, place(schedule, self._count), reads.values, tick or (lambda: None))
+        self._body = BodyRun(schedule, self._task, self._dispatch, reads)
+        self._head_seconds = 0.0
 
-    def row_value(self, name: str) -> npt.NDArray[Any]:
-        """The row value ``name``."""
+    @property
+    def state(self) -> ClusterRun:
+        return self
 
+    @property
+    def calls(self) -> int:
+        return self._dispatch.calls.total()
+
+    def prepare(self) -> None:
+        self._body.open_engines()
+
+    def body(self, inputs: Mapping[str, Array]) -> None:
+        self._body.compute(inputs)
+
+    def close(self) -> None:
+        """Lets go of every value."""
+        self._dispatch.ledger.release(self._dispatch.ledger.values)
+
+    def row_value(self, name: str) -> Array:
         def send() -> tuple[Any, Sent]:
             self._body.hold(name, [0])
             worker = self._dispatch.owner(None, 0)
@@ -50,26 +79,20 @@ class ResultRows:
 
         return self._one(send)
 
-    def embedding(self) -> npt.NDArray[Any]:
-        """All hidden states as one vector."""
+    def embedding(self, pooling: Pooling) -> Array:
+        """A worker makes it, of all hidden states."""
         program = self._schedule.program
         length = self._schedule.value_rows(program.value(program.hidden))
         return self._one(lambda: self._send(None, range(-(-length // program.block_size))))
 
-    def rows(self, positions: npt.NDArray[np.int64] | None, sink: Sink | None) -> npt.NDArray[Any] | None:
-        """Rows of the logits or hidden states.
-
-        Args:
-            positions: Those that are wanted, ``None`` for all.
-            sink: Where they go, or ``None``.
-        """
-        program = self._schedule.program
+    def rows(self, positions: npt.NDArray[np.int64] | None, sink: Sink | None) -> Array | None:
+        began, program = time.perf_counter(), self._schedule.program
         hidden = program.value(program.hidden)
         wanted = np.arange(self._schedule.value_rows(hidden)) if positions is None else positions
         value = program.value(program.logits) if self._schedule.positions and program.logits else hidden
         array = np.empty((len(wanted), value.block_shape(1)[-1]), np.float32) if sink is None else None
 
-        def deliver(piece: int, rows: npt.NDArray[Any]) -> None:
+        def deliver(piece: int, rows: Array) -> None:
             start = piece * self._unit
             if array is not None:
                 array[start : start + len(rows)] = rows
@@ -77,6 +100,7 @@ class ResultRows:
                 sink.write(start, rows)
 
         self._stream([wanted[at : at + self._unit] for at in range(0, len(wanted), self._unit)], deliver)
+        self._head_seconds = time.perf_counter() - began
         return array
 
     def _one(self, send: Callable[[], tuple[Any, Sent]]) -> npt.NDArray[Any]:
@@ -118,3 +142,25 @@ class ResultRows:
         worker = self._dispatch.owner(hidden.axis, first)
         references, holders = self._dispatch.references(worker, {hidden.name: needed})
         return self._dispatch.send(worker, holders, "pack", PackTask(self._task, positions, references))
+
+    def counted(self) -> Counted:
+        dispatch, schedule = self._dispatch, self._schedule
+        _, head = needed_stages(schedule.program, schedule.output)
+        times = {**self._body.seconds, **{stage.name: self._head_seconds / len(head) for stage in head}}
+        read = dispatch.read_bytes
+        return Counted(
+            self.calls,
+            self._body.rounds + len(head),
+            tuple(
+                StageReport(plan.name, plan.kind, dispatch.calls[plan.name], times.get(plan.name, 0.0))
+                for plan in schedule.stages
+            ),
+            cluster=ClusterReport(
+                workers=self._count,
+                lost_workers=dispatch.lost_workers,
+                recomputed_calls=self.calls - schedule.engine_calls,
+                read_bytes=read.total() - read["copy"],
+                copied_bytes=read["copy"],
+                worker_peak_bytes=dispatch.peak_bytes,
+            ),
+        )
