@@ -1,0 +1,43 @@
+// Opens the example's page in Chromium, searches, and prints what it shows and computes as JSON.
+//
+//   node drive_page.mjs EXAMPLES URL CHROMIUM < {"query": ..., "texts": [...], "tokens": [[...], ...]}
+import { readFileSync } from "node:fs";
+import { createRequire } from "node:module";
+
+const [, , examples, url, executablePath] = process.argv;
+const { chromium } = createRequire(`${examples}/package.json`)("playwright-core");
+const { query, texts, tokens } = JSON.parse(readFileSync(0, "utf8"));
+const args = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"];
+args.push("--disable-component-update", "--disable-sync");
+const browser = await chromium.launch({ executablePath, headless: true, args });
+try {
+  const page = await browser.newPage();
+  const console_ = [];
+  page.on("console", (message) => console_.push(message.text()));
+  page.on("pageerror", (error) => console_.push(String(error)));
+  await page.goto(url);
+  const settled = () => !document.getElementById("status").textContent.startsWith("Loading");
+  await page.waitForFunction(settled, null, { timeout: 120_000 });
+  const loaded = await page.textContent("#status");
+  let shown = [];
+  let embeddings = [];
+  let failed = "";
+  let searched = "";
+  if (loaded.startsWith("Ready")) {
+    await page.fill("#texts", texts.join("\n\n"));
+    await page.fill("#query", query);
+    await page.click("#search");
+    await page.waitForFunction(() => !document.getElementById("search").disabled, null, { timeout: 120_000 });
+    searched = await page.textContent("#status");
+    shown = await page.$$eval("#results li", (items) => items.map((item) => item.textContent));
+    embeddings = await page.evaluate(async (all) => {
+      const found = [];
+      for (const ids of all) found.push([...(await window.twoheads.embed(ids))]);
+      return found;
+    }, tokens);
+    failed = await page.evaluate(async () => window.twoheads.embed([101, -5, 102]).catch((error) => String(error)));
+  }
+  console.log(JSON.stringify({ loaded, searched, shown, embeddings, failed: String(failed), console: console_ }));
+} finally {
+  await browser.close();
+}
