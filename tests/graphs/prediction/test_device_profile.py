@@ -59,7 +59,7 @@ def test_what_is_no_profile_is_refused(tmp_path: Path) -> None:
     assert "can't be read" in _refused(path)
     for text in ("no JSON", "[1, 2]", "{}"):
         path.write_text(text, encoding="utf-8")
-        assert "is no " in _refused(path)
+        assert "is no" in _refused(path)
 
 
 def test_callers_that_were_not_measured_count_as_more() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -48,6 +50,9 @@ def features(tmp_path_factory):
         ({"tokens": [1, 2], "mask": [1, 1]}, "no such input"),
         ({"positions": [1, 2]}, "missing"),
         ({"tokens": [1, 2], "positions": [1]}, "has 1 tokens, tokens has 2"),
+        ({"tokens": [1, 2], "positions": [0, 30]}, "token 1 has the position 30, and the model's end before 30"),
+        ({"tokens": [1, 2], "positions": [-(10**9), 0]}, "token 0 has the position -1000000000"),
+        ({"tokens": [1, 2], "positions": [0, 2**62]}, "token 1 has the position 4611686018427387904"),
     ],
 )
 def test_bad_inputs(bundle, tokens, words):
@@ -66,6 +71,7 @@ def test_bad_inputs(bundle, tokens, words):
         ([np.zeros((2, 3, 12), np.float32)], "has shape [2, 3, 12]"),
         (np.zeros((0, 12), np.float32), "empty"),
         (np.zeros((3, 12), np.complex64), "expected numbers"),
+        (np.full((3, 12), 1e39), "NaN or infinity, first at token 0"),
     ],
 )
 def test_bad_features(features, array, words):
@@ -122,6 +128,15 @@ def test_an_output_the_program_does_not_have(features):
 
 def test_the_model_limit_itself_is_fine(bundle):
     assert bundle.run(np.ones(30, np.int64)).report.length == 30
+
+
+def test_positions_of_a_model_without_a_table(tmp_path):
+    bundle = load(write_tiny(tmp_path / "b", Tiny(layers=1)))
+    far: Any = bundle.run({"tokens": [1, 2], "positions": [5, 10**6]})
+    assert np.isfinite(far.array).all()
+    for position in (-1, 2**31, 2**62):
+        with pytest.raises(InputError, match=f"token 1 has the position {position}"):
+            bundle.run({"tokens": [1, 2], "positions": [5, position]})
 
 
 def test_bad_arguments_of_load(bundle):

@@ -243,8 +243,10 @@ def test_rows_of_documents(bundles: Any) -> None:
     ("documents", "words"),
     [
         ([2, 2], "have 4 tokens together, the input has 5"),
-        ([2, 0, 3], "have 5 tokens"),
-        ([6, -1], "have 5 tokens"),
+        ([2, 0, 3], "hold the length 0 in an input of 5 tokens"),
+        ([6, -1], "hold the length 6 in an input of 5 tokens"),
+        ([-3, 8], "hold the length -3"),
+        ([2**62, 2**62], "hold the length 4611686018427387904"),
         ([0, 1, 0, 1, 1], "become smaller"),
         ([1, 1, 1, 1, 1], "as many documents, or one"),
         ([2.5, 2.5], "float64"),

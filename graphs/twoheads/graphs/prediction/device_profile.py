@@ -17,6 +17,7 @@ from typing import Any, cast
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.program.program import Program
 from twoheads.graphs.serialization.json_codec import FormatError, from_json, to_json
+from twoheads.graphs.serialization.read_json import read_json
 
 __all__ = [
     "ALONE",
@@ -197,12 +198,7 @@ def read_profile(path: Path) -> DeviceProfile:
     Raises:
         InputError: No such file, no JSON, no profile, one of another version, or with numbers that can't be.
     """
-    try:
-        data: Any = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(str(path), f"can't be read: {error.strerror}", _REMEDY) from None
-    except ValueError:
-        raise InputError(str(path), "is no JSON, so no device profile", _REMEDY) from None
+    data = read_json(path, fix=_REMEDY)
     version = cast("dict[str, Any]", data).get("version") if isinstance(data, dict) else None
     if isinstance(version, int) and version != PROFILE_VERSION:
         problem = f"is a device profile of format {version}, this twoheads reads {PROFILE_VERSION}"

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from twoheads.graphs.errors import BundleError, InputError
 from twoheads.graphs.program.program import Port
-from twoheads.runtime.backends.protocol import check_ports
+from twoheads.runtime.backends.protocol import check_ports, engine_failure
 
 __all__ = ["OnnxRuntimeBackend", "open_session", "session_ports"]
 
@@ -64,7 +64,7 @@ class OnnxRuntimeBackend:
         session = _open(self.module, path, tensors, threads, own_weights=own_weights)
         check_ports(path, session_ports(session.get_inputs()), inputs)
         check_ports(path, session_ports(session.get_outputs()), outputs)
-        return OnnxRuntimeEngine(session, tuple(tensors.values()))
+        return OnnxRuntimeEngine(path, session, tuple(tensors.values()))
 
 
 def open_session(path: Path, weights: Mapping[str, npt.NDArray[Any]]) -> OnnxRuntimeEngine:
@@ -75,7 +75,7 @@ def open_session(path: Path, weights: Mapping[str, npt.NDArray[Any]]) -> OnnxRun
     """
     backend = OnnxRuntimeBackend()
     tensors = {name: backend.tensor(array) for name, array in weights.items()}
-    return OnnxRuntimeEngine(_open(backend.module, path, tensors, 1), tuple(tensors.values()))
+    return OnnxRuntimeEngine(path, _open(backend.module, path, tensors, 1), tuple(tensors.values()))
 
 
 def _open(ort: Any, path: Path, tensors: Mapping[str, Any], threads: int, *, own_weights: bool = False) -> Any:
@@ -122,7 +122,8 @@ def _share_arena() -> None:
 class OnnxRuntimeEngine:
     """An open session, with the weights' tensors kept alive beside it."""
 
-    def __init__(self, session: Any, weights: Sequence[Any]) -> None:
+    def __init__(self, path: Path, session: Any, weights: Sequence[Any]) -> None:
+        self.path = path
         self.session = session
         self.weights = weights
         self.inputs = tuple(port.name for port in session.get_inputs())
@@ -136,6 +137,7 @@ class OnnxRuntimeCall:
     """An I/O binding of one thread. About 0.3 microseconds a bind and 2 a run beyond the kernels' own time."""
 
     def __init__(self, engine: OnnxRuntimeEngine) -> None:
+        self._path = engine.path
         self._binding = engine.session.io_binding()
         self._run = engine.session.run_with_iobinding
         self._bind_input = self._binding.bind_ortvalue_input
@@ -150,7 +152,10 @@ class OnnxRuntimeCall:
         self._bind_output(self._outputs[port], tensor)
 
     def run(self) -> None:
-        self._run(self._binding)
+        try:
+            self._run(self._binding)
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            raise engine_failure(self._path, error) from error
 
 
 def session_ports(found: Sequence[Any]) -> list[tuple[str, str, tuple[int, ...]]]:

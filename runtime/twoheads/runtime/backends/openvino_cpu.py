@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from twoheads.graphs.errors import BundleError, InputError, InternalError
 from twoheads.graphs.program.program import Port
-from twoheads.runtime.backends.protocol import check_ports
+from twoheads.runtime.backends.protocol import check_ports, engine_failure
 
 __all__ = ["OpenVinoBackend"]
 
@@ -73,7 +73,7 @@ class OpenVinoBackend:
             compiled = self._core.compile_model(model, "CPU", self._config | several)
         except RuntimeError as error:  # what OpenVINO raises, for a file or an operator that it can't take
             raise BundleError(str(path), f"OpenVINO can't open it: {error}", "use --backend onnxruntime") from error
-        return OpenVinoEngine(compiled, tuple(weights.values()))
+        return OpenVinoEngine(path, compiled, tuple(weights.values()))
 
     def _read(self, path: Path) -> Any:
         """The engine's graph, a copy of its own to bind weights in: the file is read once for all its stages."""
@@ -96,24 +96,29 @@ class OpenVinoBackend:
 class OpenVinoEngine:
     """A compiled model, with the weights' arrays kept alive beside it."""
 
-    def __init__(self, compiled: Any, weights: Sequence[npt.NDArray[Any]]) -> None:
+    def __init__(self, path: Path, compiled: Any, weights: Sequence[npt.NDArray[Any]]) -> None:
+        self.path = path
         self.compiled = compiled
         self.weights = weights
 
     def new_call(self) -> OpenVinoCall:
-        return OpenVinoCall(self.compiled.create_infer_request())
+        return OpenVinoCall(self.path, self.compiled.create_infer_request())
 
 
 class OpenVinoCall:
     """An infer request of one thread, which computes in the thread that calls."""
 
-    def __init__(self, request: Any) -> None:
+    def __init__(self, path: Path, request: Any) -> None:
+        self._path = path
         self._infer = request.infer
         self.bind_input = request.set_input_tensor
         self.bind_output = request.set_output_tensor
 
     def run(self) -> None:
-        self._infer(share_inputs=True, share_outputs=True)
+        try:
+            self._infer(share_inputs=True, share_outputs=True)
+        except RuntimeError as error:  # what OpenVINO raises
+            raise engine_failure(self._path, error) from error
 
 
 @dataclass(frozen=True, slots=True)

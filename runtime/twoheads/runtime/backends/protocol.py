@@ -8,11 +8,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy.typing as npt
 
-from twoheads.graphs.errors import BundleError
+from twoheads.graphs.errors import BundleError, TwoheadsError
 from twoheads.graphs.program.program import Port
 from twoheads.runtime.backends.device_protocol import Device, Stream
 
-__all__ = ["Backend", "Call", "DeviceBackend", "DeviceEngine", "EngineHandle", "check_ports"]
+__all__ = ["Backend", "Call", "DeviceBackend", "DeviceEngine", "EngineHandle", "check_ports", "engine_failure"]
 
 
 class Call(Protocol):
@@ -90,6 +90,16 @@ class DeviceBackend(Backend, Protocol):
     device: Device
     lanes: tuple[Stream, ...]
     """The streams on which engines compute, one or more."""
+
+
+def engine_failure(path: Path, error: Exception) -> TwoheadsError:
+    """The error of a call that a backend could not do."""
+    message = " ".join(str(error).split())[:300]
+    return TwoheadsError(
+        str(path),
+        f"an engine call failed: {message}",
+        "check the input's numbers; if they are the model's, verify the bundle",
+    )
 
 
 def check_ports(path: Path, found: Sequence[tuple[str, str, tuple[int, ...]]], expected: Sequence[Port]) -> None:

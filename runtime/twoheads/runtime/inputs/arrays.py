@@ -25,6 +25,9 @@ __all__ = [
     "split_inputs",
 ]
 
+LARGEST_POSITION = 1 << 31
+"""Where no table ends sooner; float32 tells positions this far apart only by the hundred."""
+
 
 def split_inputs(tokens: Any) -> tuple[list[Any], bool]:
     """The inputs in ``tokens``, and whether there were several.
@@ -115,7 +118,10 @@ def shaped_arrays(
     """As :func:`given_arrays`, of what :func:`named_arrays` gives."""
     entries = {entry.value.name: entry for entry in program.inputs}
     arrays = {name: _shaped(entries[name], named[name]) for name in entries if name in named}
-    return _lengths(program, arrays), arrays
+    lengths = _lengths(program, arrays)
+    for name in arrays:
+        _check_generated(program, entries[name], arrays[name], lengths)
+    return lengths, arrays
 
 
 def complete_arrays(
@@ -216,11 +222,13 @@ def _shaped(entry: Input, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
             + (" (the batch of 1 may be left out)" if value.shape[0] == 1 else ""),
             "give one sequence, or a list of sequences for several",
         )
-    if shaped.dtype.kind == "f":
-        _check_finite(name, shaped, None if value.axis is None else value.token_axis)
     if entry.limit is not None:
         _check_limit(name, shaped.reshape(-1), entry.limit)
-    return shaped.astype(value.dtype, copy=False)
+    with np.errstate(over="ignore"):
+        typed = shaped.astype(value.dtype, copy=False)
+    if typed.dtype.kind == "f":
+        _check_finite(name, typed, None if value.axis is None else value.token_axis)
+    return typed
 
 
 def _check_kind(name: str, array: npt.NDArray[Any], wanted: np.dtype[Any]) -> None:
@@ -250,6 +258,23 @@ def _check_limit(name: str, flat: npt.NDArray[Any], limit: int) -> None:
         f"position {at} has the value {int(flat[at])}, and the model knows 0 to {limit - 1}",
         "use the model's own tokenizer",
     )
+
+
+def _check_generated(program: Program, entry: Input, array: npt.NDArray[Any], lengths: Mapping[str, int]) -> None:
+    """Checks what a run makes itself, and the caller gives instead: positions within the model's tables, the length."""
+    name = f"input {entry.value.name}"
+    if entry.source in COUNTING:
+        ends = [limit.length for limit in program.limits if limit.axis == entry.value.axis]
+        end = min(ends, default=LARGEST_POSITION)
+        flat = array.reshape(-1)
+        if int(flat.min()) < 0 or int(flat.max()) >= end:
+            at = int(np.argmax((flat < 0) | (flat >= end)))
+            problem = f"token {at} has the position {int(flat[at])}, and the model's end before {end}"
+            raise InputError(name, problem, f"give positions from 0 to {end - 1}")
+    elif entry.source == "length" and entry.axis is not None:
+        length = axis_length(entry.axis, lengths)
+        if not (array == length).all():
+            raise InputError(name, f"is {array.reshape(-1)[0]}, and {entry.axis} has {length} tokens", "leave it out")
 
 
 def _generated(entry: Input, lengths: Mapping[str, int]) -> npt.NDArray[Any]:

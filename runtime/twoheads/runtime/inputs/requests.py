@@ -339,9 +339,12 @@ def _document_lengths(documents: Any, length: int) -> Rows:
     if len(array) == length:
         if length > 1 and (array == 1).all():
             raise InputError(DOCUMENTS, f"{length} times 1 is as many documents, or one", "number documents from 0")
-        if (np.diff(array.astype(np.int64)) < 0).any():
+        if (array[1:] < array[:-1]).any():
             raise InputError(DOCUMENTS, "have numbers that become smaller", fix)
         return np.unique(array, return_counts=True)[1].astype(np.int64)
-    if int(array.min()) < 1 or int(array.sum()) != length:
-        raise InputError(DOCUMENTS, f"have {int(array.sum())} tokens together, the input has {length}", fix)
+    if int(array.min()) < 1 or int(array.max()) > length:
+        odd = int(array[np.argmax((array < 1) | (array > length))])
+        raise InputError(DOCUMENTS, f"hold the length {odd} in an input of {length} tokens", fix)
+    if (together := sum(map(int, array))) != length:
+        raise InputError(DOCUMENTS, f"have {together} tokens together, the input has {length}", fix)
     return array.astype(np.int64)

@@ -8,7 +8,8 @@ import numpy.typing as npt
 
 from twoheads.export.cli.shared import arguments
 from twoheads.export.cli.shared.progress import CallProgress
-from twoheads.graphs.errors import InputError, InternalError
+from twoheads.graphs.errors import InternalError
+from twoheads.runtime.inputs.array_files import read_npz
 
 if TYPE_CHECKING:
     from twoheads.runtime import LoadedBundle, Report
@@ -25,16 +26,7 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     Raises:
         InputError: No such file, or not a ``.npz`` file of numbers.
     """
-    fix = "save them with numpy.savez, each under the name of an input (see inspect)"
-    try:
-        loaded: object = np.load(arguments.require_path(path, "a .npz file"), allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            raise InputError(str(path), "is a single array", fix)
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, EOFError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a .npz file of numbers"
-        raise InputError(str(path), f"can't be read: {reason}", fix) from None
+    return read_npz(arguments.require_path(path, "a .npz file"))
 
 
 def run_arrays(

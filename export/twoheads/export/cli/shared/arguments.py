@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from twoheads.graphs.errors import InputError, TwoheadsError
 from twoheads.graphs.serialization.bundle_format import MANIFEST
+from twoheads.runtime.inputs.array_files import read_npy
 
 __all__ = [
     "TextEncoder",
@@ -106,14 +107,7 @@ def read_tokens(path: Path) -> npt.NDArray[Any]:
         InputError: No such file, not a ``.npy`` file, or another shape or type.
     """
     fix = "save them with numpy.save as an integer array of shape [N] or [1, N]"
-    try:
-        loaded: object = np.load(require_path(path, "a .npy file"), allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a .npy file of numbers"
-        raise InputError(str(path), f"can't be read: {reason}", fix) from None
-    if not isinstance(loaded, np.ndarray):
-        raise InputError(str(path), "is an archive of several arrays", fix)
-    array: npt.NDArray[Any] = loaded
+    array = read_npy(require_path(path, "a .npy file"), fix)
     if array.dtype.kind not in "iu" or (array.ndim != 1 and (array.ndim != 2 or array.shape[0] != 1)):
         raise InputError(str(path), f"holds {array.dtype} of shape {list(array.shape)}, not token numbers", fix)
     return array
@@ -140,14 +134,16 @@ def parse_lengths(text: str) -> int | dict[str, int]:
     Raises:
         InputError: Neither of these.
     """
-    try:
-        if "=" not in text:
-            return int(text)
-        pairs = [item.split("=") for item in text.split(",")]
-        return {axis.strip(): int(number) for axis, number in pairs}
-    except ValueError:
-        problem = "is neither a whole number nor one for every axis"
-        raise InputError(f"--length {text}", problem, "give e.g. 1000, or n=1000,m=300") from None
+    fix = "give e.g. 1000, or n=1000,m=300"
+    found = [re.fullmatch(r"(?:\s*([a-z]\w*)\s*=)?\s*(-?[0-9]{1,18})\s*", item) for item in text.split(",")]
+    named = [match.group(1) for match in found if match is not None]
+    if None in found or (None in named and len(named) > 1):
+        raise InputError(f"--length {text[:60]}", "is neither a whole number nor one for every axis", fix)
+    if len(set(named)) < len(named):
+        raise InputError(f"--length {text[:60]}", "tells the length of an axis twice", fix)
+    lengths = {match.group(1): int(match.group(2)) for match in found if match is not None}
+    only = lengths.pop(None, None)
+    return lengths if only is None else only
 
 
 def parse_size(text: str) -> int:
@@ -156,14 +152,15 @@ def parse_size(text: str) -> int:
     Raises:
         InputError: Not a size, or none at all.
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?)b?|b?)\s*", text, re.IGNORECASE)
+    found = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*(?:([kmgt])(i?)b?|b?)\s*", text, re.IGNORECASE)
+    fix = "give e.g. 4GB, 1.5GiB or 900MB"
     if found is None:
-        raise InputError(text, "is not a size of memory", "give e.g. 4GB, 1.5GiB or 900MB")
+        raise InputError(f"{text[:60]}", "is not a size of memory", fix)
     number, prefix, binary = found.groups()
     unit = 1 if prefix is None else (1024 if binary else 1000) ** (" kmgt".index(prefix.lower()))
     size = int(float(number) * unit)
     if size < 1:
-        raise InputError(text, "is no memory at all", "give e.g. 4GB, 1.5GiB or 900MB")
+        raise InputError(text, "is no memory at all", fix)
     return size
 
 

@@ -13,23 +13,21 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import TensorProto, helper, numpy_helper
-from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+from onnx import TensorProto, numpy_helper
+from onnx.external_data_helper import uses_external_data
 
+from twoheads.compiler.frontend.onnx.model.node_count import check_node_count
+from twoheads.compiler.frontend.onnx.model.tensors import Array, array_of, constant_of, dtype_name, external_file
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.serialization.bundle_format import SourceIdentity
 
 __all__ = ["Array", "GraphInput", "OnnxFile", "dtype_name", "read_onnx"]
 
 logger = logging.getLogger(__name__)
-
-Array = npt.NDArray[Any]
 
 OLDEST_OPSET = 13
 """Before it, axes are attributes of operators that take them as operands since; one reading is enough."""
@@ -117,9 +115,12 @@ def read_onnx(path: str | Path) -> OnnxFile:
     half = _lift(model.graph)
     names = _safe_names(model.graph)
     weights = {names[name]: array for name, array in _weights(model.graph, path)}
+    for node in model.graph.node:
+        _refuse(node, names)
+    for value in model.graph.output:
+        if value.name not in names:
+            raise CompileError(str(path), f"has the output {value.name!r:.100}, which nothing gives", "export it again")
     nodes = tuple(_renamed(node, names) for node in model.graph.node if node.op_type != "Constant")
-    for node in nodes:
-        _refuse(node)
     if half:
         logger.info("%s is in half precision: computed in float32, as exactly as its weights allow", path.name)
     inputs = tuple(_input(value, names) for value in model.graph.input if names[value.name] not in weights)
@@ -135,15 +136,10 @@ def read_onnx(path: str | Path) -> OnnxFile:
     )
 
 
-def dtype_name(element: int) -> str:
-    """The NumPy name of an ONNX element type."""
-    return str(np.dtype(helper.tensor_dtype_to_np_dtype(element)))
-
-
 def _parse(path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load(str(path), load_external_data=False)
-    except DecodeError as error:
+    except (DecodeError, ValueError) as error:  # not UTF-8 where a name is
         raise CompileError(str(path), "is not an ONNX file, or a damaged one", "export or download it again") from error
     if not model.graph.node:
         raise CompileError(str(path), "is not an ONNX file: it holds no operators", "export or download it again")
@@ -168,72 +164,26 @@ def _check(model: onnx.ModelProto, path: Path) -> None:
     """The checker's complaint, except about operators that it does not know and ONNX Runtime may."""
     for tensor in model.graph.initializer:
         if uses_external_data(tensor):
-            _external_file(tensor, path)
+            external_file(tensor, path)
+    check_node_count(model, str(path))
     try:
         onnx.checker.check_model(str(path))
-    except (onnx.checker.ValidationError, ValueError) as error:
+    except Exception as error:  # it raises errors of several libraries for files that are none
         message = " ".join(str(error).split())
         if "No Op registered" not in message and "No opset import" not in message:
             raise CompileError(str(path), f"is not valid ONNX: {message[:300]}", "export it again") from error
         logger.info("%s: %s", path.name, message[:300])
 
 
-def _external_file(tensor: TensorProto, path: Path) -> tuple[Path, int, int]:
-    """Where external data lies: file, offset and length in bytes.
-
-    Raises:
-        CompileError: The file is missing, too short, or outside of the model's folder.
-    """
-    info = ExternalDataInfo(tensor)
-    file = path.parent / info.location
-    if not file.resolve().is_relative_to(path.parent.resolve()):
-        raise CompileError(str(path), f"keeps weights outside of its folder: {info.location}", "keep them beside it")
-    offset, entries = int(info.offset or 0), int(np.prod(tensor.dims, dtype=np.int64))
-    itemsize = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    length = int(info.length or entries * itemsize)
-    size = file.stat().st_size if file.is_file() else -1
-    if size < offset + length:
-        problem = "is missing" if size < 0 else f"has {size} bytes, {offset + length} are needed"
-        raise CompileError(
-            str(path), f"keeps weights in {info.location}, which {problem}", "put the model's complete files there"
-        )
-    return file, offset, length
-
-
 def _weights(graph: onnx.GraphProto, path: Path) -> Iterator[tuple[str, Array]]:
     for tensor in graph.initializer:
-        yield tensor.name, _external(tensor, path) if uses_external_data(tensor) else numpy_helper.to_array(tensor)
+        yield tensor.name, array_of(tensor, path)
     if graph.sparse_initializer:
         raise CompileError(str(path), "stores sparse weights", "store them dense")
     for node in graph.node:
         if node.op_type == "Constant":
-            yield node.output[0], _constant(node, path)
-
-
-def _external(tensor: TensorProto, path: Path) -> Array:
-    """The tensor in its mapped file; copied only where it is packed, or lies at an odd place."""
-    file, offset, length = _external_file(tensor, path)
-    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    shape = tuple(tensor.dims)
-    if int(np.prod(shape, dtype=np.int64)) * dtype.itemsize != length:  # 4-bit types
-        copy = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-        copy.raw_data = bytes(np.memmap(file, np.uint8, "r", offset, (length,)))
-        return numpy_helper.to_array(copy)
-    if not length:
-        return np.empty(shape, dtype)
-    return np.asarray(np.memmap(file, np.uint8, "r", offset, (length,))).view(dtype).reshape(shape)
-
-
-def _constant(node: onnx.NodeProto, path: Path) -> Array:
-    attribute = node.attribute[0]
-    value = helper.get_attribute_value(attribute)
-    if attribute.name == "value":
-        return _external(value, path) if uses_external_data(value) else numpy_helper.to_array(value)
-    if attribute.name in ("value_int", "value_ints"):
-        return np.array(value, np.int64)
-    if attribute.name in ("value_float", "value_floats"):
-        return np.array(value, np.float32)
-    raise CompileError(str(path), f'has a constant of kind {attribute.name} (node "{node.name}")', "use tensors only")
+            array = constant_of(node, path)
+            yield node.output[0], array
 
 
 def _input(value: onnx.ValueInfoProto, names: Mapping[str, str]) -> GraphInput:
@@ -241,7 +191,7 @@ def _input(value: onnx.ValueInfoProto, names: Mapping[str, str]) -> GraphInput:
     if not value.type.HasField("tensor_type"):
         raise CompileError(f"input {value.name}", "is no tensor", "export a model of tensors")
     shape = tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in kind.shape.dim)
-    return GraphInput(names[value.name], dtype_name(kind.elem_type), shape)
+    return GraphInput(names[value.name], dtype_name(kind.elem_type, f"input {value.name}"), shape)
 
 
 def _safe_names(graph: onnx.GraphProto) -> dict[str, str]:
@@ -273,8 +223,13 @@ def _renamed(node: onnx.NodeProto, names: Mapping[str, str]) -> onnx.NodeProto:
     return copy
 
 
-def _refuse(node: onnx.NodeProto) -> None:
-    where = f'node "{node.name or node.output[0]}" ({node.op_type})'
+def _refuse(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
+    where = f'node "{node.name or "".join(node.output[:1])}" ({node.op_type})'
+    if not node.output or not node.output[0]:
+        raise CompileError(where, "has no result", "export the file again")
+    for name in node.input:
+        if name not in names:
+            raise CompileError(where, f"reads {name!r:.100}, which nothing gives", "export the file again")
     if node.domain not in DOMAINS:
         raise CompileError(
             where, f"comes from the operator set {node.domain!r}, which is not supported", "export it without"
