@@ -33,7 +33,7 @@ def zoo_model(name: str, folder: Path) -> Any:
 
 def bundle_of(model: nn.Module | Path, folder: Path, **options: Any) -> LoadedBundle:
     compiled: CompiledModel = compile_model(model, **options)
-    return load(write_bundle(compiled, folder / "bundle"))
+    return load(write_bundle(compiled, folder / "bundle", generation=False))
 
 
 def assert_agrees(bundle: LoadedBundle, source: LoadedSource, length: int, seed: int = 0) -> None:

@@ -45,7 +45,7 @@ def bundles(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     compiled = compile_model(
         model, example_inputs=model.example(), block_size=BLOCK, key_tile=2 * BLOCK, attention="average:samples=1"
     )
-    base = write_bundle(compiled, folder / "base")
+    base = write_bundle(compiled, folder / "base", generation=False)
 
     def make(average: Average | None) -> Path:
         path = folder / str(average).replace(" ", "")
@@ -147,7 +147,7 @@ def test_with_enough_drawn_keys_the_assumptions_hold(tmp_path: Path) -> None:
     compiled = compile_model(model, attention="average:samples=2", **options)
     q, k = (0.01 * rng.standard_normal((1, length, 4)) for _ in range(2))
     x = features(q, k, np.ones((1, length, 4)))
-    _, report = run(write_bundle(compiled, tmp_path / "b"), x)
+    _, report = run(write_bundle(compiled, tmp_path / "b", generation=False), x)
     assert report.average is not None
     assert report.average.assumptions_hold, report.average
     assert estimated(report) < 1e-5  # all values are equal
@@ -177,7 +177,9 @@ def test_verify_compares_with_the_original_under_the_same_draws(name: str, tmp_p
     make, policy = MODELS[name]
     model = make()
     options: dict[str, Any] = {} if hasattr(model, "config") else {"example_inputs": EXAMPLES}
-    bundle = write_bundle(compile_model(model, block_size=16, attention=policy, **options), tmp_path / "b")
+    bundle = write_bundle(
+        compile_model(model, block_size=16, attention=policy, **options), tmp_path / "b", generation=False
+    )
     report = verify(bundle, model, length=150, **options)
     assert report.passed, report
     assert report.approximations == (policy,)
@@ -185,7 +187,9 @@ def test_verify_compares_with_the_original_under_the_same_draws(name: str, tmp_p
 
 
 def test_verify_fails_where_the_scale_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle = write_bundle(compile_model(llama(), block_size=16, attention="average:samples=1"), tmp_path / "b")
+    bundle = write_bundle(
+        compile_model(llama(), block_size=16, attention="average:samples=1"), tmp_path / "b", generation=False
+    )
     assert verify(bundle, llama(), length=100).passed
     united = SamplerWorker._united
     monkeypatch.setattr(SamplerWorker, "_united", lambda worker, scale: united(worker, scale + 0.001))

@@ -31,7 +31,7 @@ def test_an_exported_file_runs_at_any_length_as_onnx_runtime_runs_it(tmp_path, k
     file = export_model(
         small_model(kind), tmp_path / "model.onnx", output=output, opset=opset, dynamo=dynamo, mask=mask
     )
-    bundle = write_bundle(compile_model(file, block_size=BLOCK), tmp_path / "bundle")
+    bundle = write_bundle(compile_model(file, block_size=BLOCK), tmp_path / "bundle", generation=False)
     ours = load(bundle)
     for length in LENGTHS:
         ids = np.random.default_rng(length).integers(0, VOCABULARY, length)
@@ -45,7 +45,7 @@ def test_an_exported_file_runs_at_any_length_as_onnx_runtime_runs_it(tmp_path, k
 
 def test_a_file_with_a_past_runs_with_an_empty_one(tmp_path):
     file = export_with_past(tmp_path / "model.onnx")
-    ours = load(write_bundle(compile_model(file, block_size=BLOCK), tmp_path / "bundle"))
+    ours = load(write_bundle(compile_model(file, block_size=BLOCK), tmp_path / "bundle", generation=False))
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     ids = np.random.default_rng(0).integers(0, VOCABULARY, 3 * BLOCK + 5)
     past = np.zeros((1, 4, 0, 8), np.float32)
@@ -66,7 +66,7 @@ def run_file(file: Path, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def test_verify_runs_the_file_as_it_is_and_passes(tmp_path):
     file = export_model(small_model("gpt2"), tmp_path / "model.onnx", output="logits", opset=17, dynamo=False)
-    bundle = write_bundle(compile_model(file, block_size=BLOCK), tmp_path / "bundle")
+    bundle = write_bundle(compile_model(file, block_size=BLOCK), tmp_path / "bundle", generation=False)
     for length in (1, BLOCK, 3 * BLOCK + 5):
         report = verify(bundle, file, length=length)
         assert report.passed
@@ -77,7 +77,7 @@ def test_verify_runs_the_file_as_it_is_and_passes(tmp_path):
 def test_verify_refuses_another_file(tmp_path):
     gpt2 = export_model(small_model("gpt2"), tmp_path / "gpt2.onnx", output="logits", opset=17, dynamo=False)
     llama = export_model(small_model("llama"), tmp_path / "llama.onnx", output="logits", opset=17, dynamo=False)
-    bundle = write_bundle(compile_model(gpt2, block_size=BLOCK), tmp_path / "bundle")
+    bundle = write_bundle(compile_model(gpt2, block_size=BLOCK), tmp_path / "bundle", generation=False)
     with pytest.raises(InputError, match="other weight shapes"):
         verify(bundle, llama, length=20)
 
@@ -87,7 +87,7 @@ def test_verify_notices_a_wrong_weight(tmp_path):
     compiled = compile_model(file, block_size=BLOCK)
     name = next(name for name in compiled.weights if "c_proj" in name and name.endswith("weight"))
     wrong = {**compiled.weights, name: np.asarray(compiled.weights[name]) * np.float32(1.001)}
-    bundle = write_bundle(replace(compiled, weights=wrong), tmp_path / "bundle")
+    bundle = write_bundle(replace(compiled, weights=wrong), tmp_path / "bundle", generation=False)
     assert not verify(bundle, file, length=20).passed
 
 

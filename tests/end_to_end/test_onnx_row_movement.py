@@ -51,7 +51,7 @@ AFTER = {
 
 def _agree(tmp_path, nodes, outputs, rows):
     path = save_model(tmp_path / "m.onnx", nodes, WEIGHTS, outputs)
-    ours = load(write_bundle(compile_model(path, block_size=BLOCK), tmp_path / "bundle"))
+    ours = load(write_bundle(compile_model(path, block_size=BLOCK), tmp_path / "bundle", generation=False))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     for length in (2, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5):
         x = np.random.default_rng(length).standard_normal((1, length, 8)).astype(np.float32)
@@ -117,7 +117,9 @@ def test_results_may_be_chosen_by_name(tmp_path):
     path = save_model(tmp_path / "m.onnx", nodes, WEIGHTS, outputs)
     chosen = capture_onnx(path, ("two", "three")).graph
     assert (chosen.hidden, chosen.logits) == ("two", "three")
-    bundle = write_bundle(compile_model(path, block_size=BLOCK, results=("two", "three")), tmp_path / "bundle")
+    bundle = write_bundle(
+        compile_model(path, block_size=BLOCK, results=("two", "three")), tmp_path / "bundle", generation=False
+    )
     assert verify(bundle, path, length=20, results=("two", "three")).passed
     assert print_program(plan_model(path, block_size=BLOCK, results=("two", "three"))) == print_program(
         load(bundle).program

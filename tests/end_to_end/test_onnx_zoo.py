@@ -48,7 +48,7 @@ def run_file(file: Path, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def assert_agrees(file: Path, folder: Path, tolerance: float) -> None:
-    bundle = load(write_bundle(compile_model(file, block_size=BLOCK), folder / "bundle"))
+    bundle = load(write_bundle(compile_model(file, block_size=BLOCK), folder / "bundle", generation=False))
     for length in LENGTHS:
         ids = np.random.default_rng(length).integers(0, VOCABULARY, length)
         expected, result = run_file(file, ids), bundle.run(ids)
@@ -72,7 +72,7 @@ def test_a_hand_made_file_runs_at_any_length(name: str, tmp_path: Path) -> None:
 
 
 def test_a_file_of_a_model_builder_runs_without_its_past(tmp_path: Path) -> None:
-    bundle = load(write_bundle(compile_model(BUILT, block_size=BLOCK), tmp_path / "bundle"))
+    bundle = load(write_bundle(compile_model(BUILT, block_size=BLOCK), tmp_path / "bundle", generation=False))
     session = onnxruntime.InferenceSession(str(BUILT), providers=["CPUExecutionProvider"])
     pasts = [value.name for value in session.get_inputs() if value.name.startswith("past")]
     empty = np.zeros((1, 1, 0, 16), np.float32)

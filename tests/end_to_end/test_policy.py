@@ -96,7 +96,9 @@ def test_verify_compares_under_the_same_mask_and_tells_the_distance(name: str, t
     torch.manual_seed(1)
     model = MODELS[name]()
     options: dict[str, Any] = {} if hasattr(model, "config") else {"example_inputs": EXAMPLES}
-    bundle = write_bundle(compile_model(model, block_size=16, attention=policy, **options), tmp_path / "b")
+    bundle = write_bundle(
+        compile_model(model, block_size=16, attention=policy, **options), tmp_path / "b", generation=False
+    )
     report = verify(bundle, model, length=70, **options)
     assert report.passed, report
     assert report.approximations == (policy,)
@@ -110,7 +112,7 @@ def test_verify_compares_under_the_same_mask_and_tells_the_distance(name: str, t
 @pytest.mark.parametrize("lowering", ["stock", "oracle"])
 def test_a_policy_holds_in_every_lowering(lowering: str, tmp_path: Path) -> None:
     compiled = compile_model(llama(), block_size=32, lowering=lowering, attention="window:20+sinks:4")
-    report = verify(write_bundle(compiled, tmp_path / "b"), llama(), length=100)
+    report = verify(write_bundle(compiled, tmp_path / "b", generation=False), llama(), length=100)
     assert report.passed, report
     assert report.calls.engine_calls == report.calls.formula_calls
     with pytest.raises(CompileError, match="samples keys, which the lowering"):
@@ -120,7 +122,7 @@ def test_a_policy_holds_in_every_lowering(lowering: str, tmp_path: Path) -> None
 @pytest.fixture(scope="module")
 def windowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     compiled = compile_model(llama(), block_size=16, attention="window:17")
-    return write_bundle(compiled, tmp_path_factory.mktemp("policy") / "b")
+    return write_bundle(compiled, tmp_path_factory.mktemp("policy") / "b", generation=False)
 
 
 def test_within_the_window_nothing_is_lost(windowed: Path) -> None:

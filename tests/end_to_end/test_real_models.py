@@ -30,12 +30,14 @@ def digest(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def smollm2_bundle(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(compile_model(smollm2), tmp_path_factory.mktemp("smollm2") / "bundle")
+    return write_bundle(compile_model(smollm2), tmp_path_factory.mktemp("smollm2") / "bundle", generation=False)
 
 
 @pytest.fixture(scope="module")
 def minilm_bundle(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(compile_model(minilm, block_size=128), tmp_path_factory.mktemp("minilm") / "bundle")
+    return write_bundle(
+        compile_model(minilm, block_size=128), tmp_path_factory.mktemp("minilm") / "bundle", generation=False
+    )
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,8 @@ def _emitted(module: Any) -> CompiledModel:
     model = compile_model(module, block_size=BLOCK)
     engines = {engine.name: cast("TokenwiseEngine", engine) for engine in model.program.engines}
     made = {
-        name: EmittedRegion(region, emit_tokenwise(region, engines[name])) for name, region in model.regions.items()
+        name: EmittedRegion(region, emit_tokenwise(region, engines[name]), engines[name])
+        for name, region in model.regions.items()
     }
     return replace(model, regions=made)
 

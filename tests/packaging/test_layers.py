@@ -36,7 +36,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("prediction",),
     ),
     "compiler": (
-        ("ir", "frontend.torch.rows"),
+        ("ir", "frontend", "frontend.torch.rows"),
         ("recognition", "frontend.onnx.model", "frontend.torch.operators", "passes"),
         ("frontend.onnx.passes", "frontend.torch.fx", "frontend.torch.hugging_face", "lowering"),
         ("frontend.onnx", "frontend.torch"),
@@ -47,7 +47,8 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("backends.emulators", "bundle.engine_files", "memory", "reports"),
         ("bundle",),
         ("backends", "inputs", "jobs"),
-        ("execution",),
+        ("execution", "generation.choosing", "generation.text"),
+        ("generation",),
         ("stages", "stages.attention"),
         ("stages.stock", "device"),
         ("runs",),
@@ -56,7 +57,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "export": (
         (".", "accelerators.rewrites", "accelerators.vendors", "cli.shared", "emit", "engines"),
-        ("emit.fused", "precision", "bench", "cli.batch", "cli.plan", "cli.run", "one_file.emit"),
+        ("emit.fused", "precision", "bench", "cli.batch", "cli.generate", "cli.plan", "cli.run", "one_file.emit"),
         ("bundle", "verification"),
         ("accelerators", "one_file"),
         ("debug",),

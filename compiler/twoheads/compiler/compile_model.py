@@ -104,6 +104,7 @@ def compile_model(
         weights=weights,
         identity=captured.identity,
         tokenizer_json=captured.tokenizer_json,
+        generation_json=captured.generation_json,
         lowering=_chosen(lowering, lowered.program),
         dtype="float32",
         approximations=(str(policy),) if imposed else (),

@@ -45,7 +45,7 @@ class Narrowed:
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Narrowed:
     small = small_decoder()
-    bundle = write_bundle(narrow_values(small.model), tmp_path_factory.mktemp("half") / "bundle")
+    bundle = write_bundle(narrow_values(small.model), tmp_path_factory.mktemp("half") / "bundle", generation=False)
     return Narrowed(small.module, small.model, bundle)
 
 
@@ -85,7 +85,7 @@ def test_weights_take_half_of_the_space(decoder: Narrowed) -> None:
 def test_a_weight_that_is_not_the_rounded_one_fails(decoder: Narrowed, tmp_path: Path) -> None:
     name = "model.layers.1.mlp.up_proj.weight"
     weights = {**decoder.model.weights, name: decoder.module.state_dict()[name] * 1.001}
-    bundle = write_bundle(narrow_values(replace(decoder.model, weights=weights)), tmp_path / "bundle")
+    bundle = write_bundle(narrow_values(replace(decoder.model, weights=weights)), tmp_path / "bundle", generation=False)
     assert not verify(bundle, decoder.module, length=LENGTH).passed
 
 
@@ -116,7 +116,7 @@ def test_values_beyond_the_range_are_refused(decoder: Narrowed, tmp_path: Path) 
     names = [f"model.layers.1.mlp.{part}_proj.weight" for part in ("up", "down")]
     weights = {name: decoder.module.state_dict()[name] * 4e4 for name in names}
     model = narrow_values(replace(decoder.model, weights={**decoder.model.weights, **weights}))
-    bundle = write_bundle(model, tmp_path / "bundle")
+    bundle = write_bundle(model, tmp_path / "bundle", generation=False)
     for length in (LENGTH, 5):
         with pytest.raises(InputError, match=r"(?s)float16's range.*--dtype fp32"):
             opened(bundle).run(TOKENS[:length])
@@ -129,7 +129,9 @@ def test_logits_beyond_the_range_are_refused(decoder: Narrowed, tmp_path: Path, 
     """The hidden states are fine, and weights of the head too; their products are not."""
     name = "lm_head.weight"
     weights = {**decoder.model.weights, name: torch.full_like(decoder.module.state_dict()[name], 6e4)}
-    bundle = opened(write_bundle(narrow_values(replace(decoder.model, weights=weights)), tmp_path / "bundle"))
+    bundle = opened(
+        write_bundle(narrow_values(replace(decoder.model, weights=weights)), tmp_path / "bundle", generation=False)
+    )
     assert np.isfinite(bundle.run(TOKENS[:length], "hidden").array).all()
     for output in ("logits", "last"):
         with pytest.raises(InputError, match=r"(?s)the result.*float16's range.*--dtype fp32"):
@@ -202,7 +204,7 @@ def test_products_of_positions_stay_float32(tmp_path: Path) -> None:
     module = Model().eval()
     x = torch.randn(1, 3000, 32)
     model = narrow_values(compile_model(module, example_inputs=(x[:, :40],), block_size=512))
-    bundle = write_bundle(model, tmp_path / "bundle")
+    bundle = write_bundle(model, tmp_path / "bundle", generation=False)
     assert read_bundle(bundle).manifest.weights["frequencies"].dtype == "float32"
     with torch.no_grad():
         want = module(x)[0].numpy()

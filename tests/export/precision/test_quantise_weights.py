@@ -65,7 +65,7 @@ def test_numbers_of_4_bits_stay_what_they_are(seed: int, levels: int, offset: fl
 def test_a_decoder(decoder: Decoder, tmp_path: Path, weight_dtype: str, share: float) -> None:
     module = decoder.module
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    bundle = write_bundle(quantise_weights(decoder.model, weight_dtype), tmp_path / "bundle")
+    bundle = write_bundle(quantise_weights(decoder.model, weight_dtype), tmp_path / "bundle", generation=False)
     report = verify(bundle, module, length=LENGTH)
     assert report.passed, report
     assert verify(bundle, module, length=BLOCK - 3).passed  # one call, by an engine of its own
@@ -85,7 +85,7 @@ def test_a_decoder(decoder: Decoder, tmp_path: Path, weight_dtype: str, share: f
 
 
 def test_a_wrong_scale_fails(decoder: Decoder, tmp_path: Path) -> None:
-    bundle = write_bundle(quantise_weights(decoder.model, "int8"), tmp_path / "bundle")
+    bundle = write_bundle(quantise_weights(decoder.model, "int8"), tmp_path / "bundle", generation=False)
     manifest = json.loads((bundle / "manifest.json").read_text())
     manifest["quantised"]["model.layers.1.mlp.up_proj.weight"]["scales"] = "model.layers.0.mlp.up_proj.weight:scales"
     (bundle / "manifest.json").write_text(json.dumps(manifest))
@@ -95,7 +95,9 @@ def test_a_wrong_scale_fails(decoder: Decoder, tmp_path: Path) -> None:
 def test_weights_stored_by_columns(tmp_path: Path) -> None:
     torch.manual_seed(6)
     module: Any = GPT2LMHeadModel(GPT2Config(vocab_size=97, n_positions=80, n_embd=64, n_layer=2, n_head=4)).eval()
-    bundle = write_bundle(quantise_weights(compile_model(module, block_size=BLOCK), "int8"), tmp_path / "bundle")
+    bundle = write_bundle(
+        quantise_weights(compile_model(module, block_size=BLOCK), "int8"), tmp_path / "bundle", generation=False
+    )
     quantised = read_bundle(bundle).manifest.quantised
     assert quantised["transformer.h.0.attn.c_attn.weight"].transposed
     assert not quantised["lm_head.weight"].transposed
@@ -105,7 +107,9 @@ def test_weights_stored_by_columns(tmp_path: Path) -> None:
 
 def test_an_onnx_file(tmp_path: Path) -> None:
     file = save_attention(tmp_path)
-    bundle = write_bundle(quantise_weights(compile_model(file, block_size=BLOCK), "int4"), tmp_path / "bundle")
+    bundle = write_bundle(
+        quantise_weights(compile_model(file, block_size=BLOCK), "int4"), tmp_path / "bundle", generation=False
+    )
     quantised = read_bundle(bundle).manifest.quantised
     assert sorted(quantised) == ["wk", "wot", "wq", "wv"]  # the transposed weight is folded
     assert all(entry.transposed for entry in quantised.values())
@@ -128,7 +132,7 @@ def test_a_weight_that_is_not_finite(decoder: Decoder) -> None:
 
 
 def test_what_reads_them_not(decoder: Decoder, tmp_path: Path) -> None:
-    bundle = write_bundle(quantise_weights(decoder.model, "int4"), tmp_path / "bundle")
+    bundle = write_bundle(quantise_weights(decoder.model, "int4"), tmp_path / "bundle", generation=False)
     with pytest.raises(InputError, match="only onnxruntime reads"):
         load(bundle, backend="openvino")
     with pytest.raises(InputError, match="compile without --weights"):

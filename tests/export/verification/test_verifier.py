@@ -63,7 +63,11 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
     folder = tmp_path_factory.mktemp("decoder")
     module: Any = llama()
     module.save_pretrained(folder / "model")
-    return Compiled(module, folder / "model", write_bundle(compile_model(module, block_size=BLOCK), folder / "bundle"))
+    return Compiled(
+        module,
+        folder / "model",
+        write_bundle(compile_model(module, block_size=BLOCK), folder / "bundle", generation=False),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +84,11 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
     )
     module: Any = BertModel(config).eval()
     module.save_pretrained(folder / "model")
-    return Compiled(module, folder / "model", write_bundle(compile_model(module, block_size=BLOCK), folder / "bundle"))
+    return Compiled(
+        module,
+        folder / "model",
+        write_bundle(compile_model(module, block_size=BLOCK), folder / "bundle", generation=False),
+    )
 
 
 def edited(bundle: Path, to: Path, file: str, edit: Callable[[bytes], bytes]) -> Path:
@@ -291,7 +299,7 @@ def test_given_tokens_are_used_and_must_be_enough(decoder: Compiled) -> None:
 
 
 def test_text_is_read_by_the_bundle_s_tokenizer(tiny_llama: Path, decoder: Compiled, tmp_path: Path) -> None:
-    bundle = write_bundle(compile_model(tiny_llama, block_size=16), tmp_path / "bundle")
+    bundle = write_bundle(compile_model(tiny_llama, block_size=16), tmp_path / "bundle", generation=False)
     assert verify(bundle, tiny_llama, length=6, text="the cat sat on a mat").passed
     assert verify(bundle, tiny_llama, length=40).passed
     with pytest.raises(InputError, match=r"7 tokens .* has 6"):

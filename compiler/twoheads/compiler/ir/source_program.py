@@ -120,6 +120,7 @@ class Captured:
         tokenizer_json: A `tokenizers` file's contents, or ``None``.
         pooling: How an embedding is made of hidden states, or ``None``.
         trained_length: Context length it was trained on, or ``None``.
+        generation_json: What it says about generating, or ``None``.
     """
 
     graph: SourceGraph
@@ -128,6 +129,7 @@ class Captured:
     tokenizer_json: bytes | None = None
     pooling: Pooling | None = None
     trained_length: int | None = None
+    generation_json: bytes | None = None
 
 
 def input_lengths(inputs: Iterable[Input], tokens: int, *, step: int = 0) -> dict[str, int]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from twoheads.export.bundle.engine_files import save_engine
 from twoheads.export.bundle.staging import written_folder
+from twoheads.export.bundle.step_files import write_steps
 from twoheads.export.bundle.weights_file import NamedWeight, total_bytes, write_weights
 from twoheads.export.emit.fused.emit import fused_model
 from twoheads.export.emit.oracle import oracle_model
@@ -36,6 +37,7 @@ from twoheads.graphs.program.program import (
 from twoheads.graphs.serialization.bundle_format import (
     ENGINES,
     FORMAT_VERSION,
+    GENERATION,
     MANIFEST,
     PROGRAM,
     TARGETS,
@@ -66,7 +68,12 @@ _TOP_LEVEL = {MANIFEST, PROGRAM, ENGINES, Path(TOKENIZER).parts[0], TARGETS}
 
 
 def write_bundle(
-    compiled: CompiledModel, path: str | Path, *, overwrite: bool = False, progress: Progress | None = None
+    compiled: CompiledModel,
+    path: str | Path,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    generation: bool = True,
 ) -> Path:
     """Writes ``compiled`` as the folder ``path``, completely or not at all.
 
@@ -75,6 +82,7 @@ def write_bundle(
         path: The folder to create.
         overwrite: Replace an existing bundle; anything else in that place is never replaced.
         progress: Called as ``progress(phase, done, total)``.
+        generation: Whether a decoder gets engines that extend a sequence token by token.
 
     Returns:
         The folder.
@@ -84,13 +92,15 @@ def write_bundle(
     """
     report = progress or silent
     with written_folder(Path(path), overwrite=overwrite, check_replaceable=check_is_bundle) as folder:
-        _write_content(compiled, folder, Path(path), report)
+        _write_content(compiled, folder, Path(path), report, generation=generation)
         report("finish")
     _log.info("wrote %s", path)
     return Path(path)
 
 
-def _write_content(compiled: CompiledModel, folder: Path, target: Path, progress: Progress) -> None:
+def _write_content(
+    compiled: CompiledModel, folder: Path, target: Path, progress: Progress, *, generation: bool
+) -> None:
     program = compiled.program
     (folder / ENGINES).mkdir()
     stored = _stored_weights(compiled)
@@ -100,11 +110,16 @@ def _write_content(compiled: CompiledModel, folder: Path, target: Path, progress
         folder / WEIGHTS, stored, progress=lambda done: progress("write weights", done, total)
     )
     progress("write weights", total, total)
-    _write_engines(compiled, folder, entries, progress)
+    models = _write_engines(compiled, folder, entries, progress)
+    if generation:
+        write_steps(compiled, models, folder, entries, lambda done, total: progress("write step engines", done, total))
     write_json(folder / PROGRAM, to_json(program))
     if compiled.tokenizer_json is not None:
         (folder / TOKENIZER).parent.mkdir()
         (folder / TOKENIZER).write_bytes(compiled.tokenizer_json)
+    if compiled.generation_json is not None:
+        (folder / GENERATION).parent.mkdir(exist_ok=True)
+        (folder / GENERATION).write_bytes(compiled.generation_json)
     progress("write manifest")
     manifest = Manifest(
         format_version=FORMAT_VERSION,
@@ -138,7 +153,10 @@ def _stored_weights(compiled: CompiledModel) -> list[NamedWeight]:
     return [(name, compiled.weights[name], dtypes.get(name, "float32")) for name in names]
 
 
-def _write_engines(compiled: CompiledModel, folder: Path, entries: dict[str, WeightEntry], progress: Progress) -> None:
+def _write_engines(
+    compiled: CompiledModel, folder: Path, entries: dict[str, WeightEntry], progress: Progress
+) -> dict[str, onnx.ModelProto]:
+    """Writes the engines of blocks; returns the token-wise ones' models, their weights being inputs."""
     program = compiled.program
     models: dict[str, onnx.ModelProto] = {}
     for done, engine in enumerate(program.engines):
@@ -168,6 +186,7 @@ def _write_engines(compiled: CompiledModel, folder: Path, entries: dict[str, Wei
             if isinstance(engine, AttentionEngine):
                 _write_attention(wider, engine, folder / tiles_folder(width))
     progress("write engines", len(program.engines), len(program.engines))
+    return models
 
 
 def _write_attention(program: Program, engine: AttentionEngine, folder: Path) -> None:

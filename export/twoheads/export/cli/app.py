@@ -31,6 +31,8 @@ from twoheads.export.cli.commands import models as models_command
 from twoheads.export.cli.commands import profile as profile_command
 from twoheads.export.cli.commands import resume as resume_command
 from twoheads.export.cli.commands import status as status_command
+from twoheads.export.cli.generate import chat as chat_command
+from twoheads.export.cli.generate import command as generate_command
 from twoheads.export.cli.plan import command as plan_command
 from twoheads.export.cli.run import command as run_command
 from twoheads.export.cli.shared.console import print_error, stderr_console
@@ -78,6 +80,8 @@ for _command in (
     run_command,
     batch_command,
     resume_command,
+    generate_command,
+    chat_command,
     status_command,
     verify_command,
     bench_command,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import onnx
 
@@ -20,10 +21,26 @@ class EmittedRegion:
     Attributes:
         region: What the model was emitted from.
         model: The engine; its weights are graph inputs, by the names of the ports that the pass declared.
+        engine: The declaration of the engine before the pass.
+        change: The pass, for the same engine with blocks of another size; ``None`` for none, which declares nothing.
     """
 
     region: TokenwiseRegion
     model: onnx.ModelProto
+    engine: TokenwiseEngine
+    change: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None
+
+    def resized(self, engine: TokenwiseEngine) -> onnx.ModelProto:
+        """The model with the shapes of ``engine``, which is declared as after the pass."""
+        inputs = zip(self.engine.inputs, engine.inputs, strict=True)
+        outputs = zip(self.engine.outputs, engine.outputs, strict=True)
+        before = replace(
+            self.engine,
+            inputs=tuple(replace(port, shape=like.shape) for port, like in inputs),
+            outputs=tuple(replace(port, shape=like.shape) for port, like in outputs),
+        )
+        made = emit_tokenwise(self.region, before)
+        return made if self.change is None else self.change(made)
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -64,6 +81,8 @@ def emit_tokenwise(region: TokenwiseRegion, engine: TokenwiseEngine) -> onnx.Mod
     from twoheads.compiler.frontend.onnx.program import OnnxRegion
 
     if isinstance(region, EmittedRegion):
+        if [port.shape for port in engine.inputs] != [port.shape for port in region.engine.inputs]:
+            return region.resized(engine)
         model = onnx.ModelProto()
         model.CopyFrom(region.model)
         return model

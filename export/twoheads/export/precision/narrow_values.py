@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import onnx
@@ -82,10 +83,13 @@ def narrow_values(compiled: CompiledModel) -> CompiledModel:
     narrow = _narrow(program, models)
     for name in sorted(narrow.weights):
         _check_range(name, compiled.weights[name])
-    made = {
-        engine.name: narrow_engine(models[engine.name], narrow.of(engine.name), [port.name for port in engine.weights])
+    changes = {
+        engine.name: partial(
+            narrow_engine, ports=narrow.of(engine.name), weights=[port.name for port in engine.weights]
+        )
         for engine in engines
     }
+    declared = {engine.name: engine for engine in engines}
     return replace(
         compiled,
         program=replace(
@@ -94,7 +98,10 @@ def narrow_values(compiled: CompiledModel) -> CompiledModel:
             body=tuple(_stage(stage, narrow) for stage in program.body),
             head=tuple(_stage(stage, narrow) for stage in program.head),
         ),
-        regions={name: EmittedRegion(region, made[name]) for name, region in compiled.regions.items()},
+        regions={
+            name: EmittedRegion(region, changes[name](models[name]), declared[name], changes[name])
+            for name, region in compiled.regions.items()
+        },
         dtype=HALF,
         weight_dtype=HALF,
     )

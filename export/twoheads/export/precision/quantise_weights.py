@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,8 @@ def quantise_weights(compiled: CompiledModel, weight_dtype: str) -> CompiledMode
             f"--weights {weight_dtype}", f"{program.name} has no weight that can be quantised", "leave it out"
         )
     weights, quantised = _quantised(compiled.weights, plans)
-    changed = {engine.name: _changed(program, engine, models[engine.name], plans) for engine in engines}
+    declared = {engine.name: engine for engine in engines}
+    changed = {engine.name: _changed(program, engine, plans) for engine in engines}
     return replace(
         compiled,
         program=replace(
@@ -76,7 +78,9 @@ def quantise_weights(compiled: CompiledModel, weight_dtype: str) -> CompiledMode
             head=tuple(_rebound(stage, plans, quantised) for stage in program.head),
         ),
         regions={
-            name: EmittedRegion(region, changed[name][1]) if name in changed else region
+            name: EmittedRegion(region, changed[name][1](models[name]), declared[name], changed[name][1])
+            if name in changed
+            else region
             for name, region in compiled.regions.items()
         },
         weights=weights,
@@ -138,9 +142,9 @@ def _float32(weight: Any) -> npt.NDArray[np.float32]:
 
 
 def _changed(
-    program: Program, engine: TokenwiseEngine, model: onnx.ModelProto, plans: Mapping[str, _Plan]
-) -> tuple[TokenwiseEngine, onnx.ModelProto]:
-    """The engine's declaration and its model with quantised weights."""
+    program: Program, engine: TokenwiseEngine, plans: Mapping[str, _Plan]
+) -> tuple[TokenwiseEngine, Callable[[onnx.ModelProto], onnx.ModelProto]]:
+    """The engine's declaration with quantised weights, and what makes its model of that with float32 weights."""
     stage = next(stage for stage, used, _ in bindings(program) if used.name == engine.name)
     bound = {port.name: plans[n] for port, n in zip(engine.weights, stage.weights, strict=True) if n in plans}
     ports = {
@@ -149,8 +153,8 @@ def _changed(
         if port.name in bound
     }
     declared = tuple(new for port in engine.weights for new in ports.get(port.name, (port,)))
-    made = quantised_engine(model, ports, {name: plan.bits for name, plan in bound.items()})
-    return replace(engine, weights=declared), made
+    bits = {name: plan.bits for name, plan in bound.items()}
+    return replace(engine, weights=declared), partial(quantised_engine, weights=ports, bits=bits)
 
 
 def _rebound(stage: Any, plans: Mapping[str, _Plan], quantised: Mapping[str, QuantisedWeight]) -> Any:

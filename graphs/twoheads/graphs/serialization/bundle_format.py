@@ -10,6 +10,7 @@
         engines/tiles_<K>/<name>.<variant>.onnx   the same for key tiles of another width, a few KB each
         engines/weights.bin      every weight once, 64-byte aligned, little endian; memory-mapped by the runtime
         tokenizer/tokenizer.json optional, Hugging Face `tokenizers` format
+        tokenizer/generation.json  optional: generation settings, chat templates and special tokens
         targets/<name>/          optional, what a vendor's compiler made of the engines for an accelerator
 
 No pickle, no code; every path is a :class:`~twoheads.graphs.serialization.relative_path.RelativePath`, relative and
@@ -27,6 +28,7 @@ __all__ = [
     "ENGINES",
     "FORMAT_VERSION",
     "FULL_PRECISION",
+    "GENERATION",
     "MANIFEST",
     "PARTIAL",
     "PROGRAM",
@@ -53,6 +55,7 @@ PROGRAM = RelativePath("program.json")
 ENGINES = "engines"
 WEIGHTS = RelativePath("engines/weights.bin")
 TOKENIZER = RelativePath("tokenizer/tokenizer.json")
+GENERATION = RelativePath("tokenizer/generation.json")
 TARGETS = "targets"
 QUANTISATION_BLOCK = 32
 """Numbers that share a scale."""

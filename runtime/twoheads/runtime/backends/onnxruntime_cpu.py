@@ -66,6 +66,20 @@ class OnnxRuntimeBackend:
         check_ports(path, session_ports(session.get_outputs()), outputs)
         return OnnxRuntimeEngine(path, session, tuple(tensors.values()))
 
+    def load_unpacked(
+        self,
+        path: Path,
+        inputs: Sequence[Port],
+        outputs: Sequence[Port],
+        weights: Mapping[str, npt.NDArray[Any]],
+        threads: int,
+    ) -> OnnxRuntimeEngine:
+        tensors = {name: self._wrap(array) for name, array in weights.items()}
+        session = _open(self.module, path, tensors, threads, own_weights=True, packed=False)
+        check_ports(path, session_ports(session.get_inputs()), inputs)
+        check_ports(path, session_ports(session.get_outputs()), outputs)
+        return OnnxRuntimeEngine(session, tuple(tensors.values()))
+
 
 def open_session(path: Path, weights: Mapping[str, npt.NDArray[Any]]) -> OnnxRuntimeEngine:
     """The file ``path``, whatever its ports are, with the arrays ``weights`` bound by name, and not copied.
@@ -78,8 +92,18 @@ def open_session(path: Path, weights: Mapping[str, npt.NDArray[Any]]) -> OnnxRun
     return OnnxRuntimeEngine(path, _open(backend.module, path, tensors, 1), tuple(tensors.values()))
 
 
-def _open(ort: Any, path: Path, tensors: Mapping[str, Any], threads: int, *, own_weights: bool = False) -> Any:
+def _open(
+    ort: Any,
+    path: Path,
+    tensors: Mapping[str, Any],
+    threads: int,
+    *,
+    own_weights: bool = False,
+    packed: bool = True,
+) -> Any:
     options = _options(ort, threads)
+    if not packed:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     if own_weights:
         # What no kernel packs is read where these lie. Constants are folded from the file, so it must be the same.
         for name, tensor in tensors.items():

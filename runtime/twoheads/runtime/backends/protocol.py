@@ -12,7 +12,16 @@ from twoheads.graphs.errors import BundleError, TwoheadsError
 from twoheads.graphs.program.program import Port
 from twoheads.runtime.backends.device_protocol import Device, Stream
 
-__all__ = ["Backend", "Call", "DeviceBackend", "DeviceEngine", "EngineHandle", "check_ports", "engine_failure"]
+__all__ = [
+    "Backend",
+    "Call",
+    "DeviceBackend",
+    "DeviceEngine",
+    "EngineHandle",
+    "UnpackedBackend",
+    "check_ports",
+    "engine_failure",
+]
 
 
 class Call(Protocol):
@@ -65,6 +74,25 @@ class Backend(Protocol):
 
     def tensor(self, array: npt.NDArray[Any]) -> Any:
         """Wraps a contiguous array without copying it; the tensor keeps the array alive."""
+        ...
+
+
+@runtime_checkable
+class UnpackedBackend(Backend, Protocol):
+    """A backend that can read weights where they lie, instead of in copies that its kernels prefer.
+
+    Engines of different sizes with the same weights then share them.
+    """
+
+    def load_unpacked(
+        self,
+        path: Path,
+        inputs: Sequence[Port],
+        outputs: Sequence[Port],
+        weights: Mapping[str, npt.NDArray[Any]],
+        threads: int,
+    ) -> EngineHandle:
+        """As :meth:`Backend.load_engine` of weights that the file itself refers to."""
         ...
 
 

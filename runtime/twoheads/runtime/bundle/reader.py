@@ -16,6 +16,7 @@ from twoheads.graphs.program.program import Program
 from twoheads.graphs.serialization.bundle_format import (
     ENGINES,
     FORMAT_VERSION,
+    GENERATION,
     MANIFEST,
     PARTIAL,
     PROGRAM,
@@ -85,6 +86,11 @@ class Bundle:
     def tokenizer_file(self) -> Path | None:
         """The tokenizer's file, if the bundle has one."""
         return self.file(TOKENIZER) if self.has(TOKENIZER) else None
+
+    @property
+    def generation_file(self) -> Path | None:
+        """What the model says about generating, if the bundle has it."""
+        return self.file(GENERATION) if self.has(GENERATION) else None
 
     def engine_file(self, engine: str, variant: str = "") -> str:
         """The manifest's name of an engine's file; of a variant, the one for the program's key tiles."""

@@ -22,14 +22,18 @@ class Tokenizer:
         self._path = path
         self._loaded: Any = None
 
-    def encode(self, text: str) -> list[int]:
-        """The tokens of ``text``, with the special tokens that the model expects around it; never cut or padded.
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """The tokens of ``text``; never cut or padded.
+
+        Args:
+            text: What to read. Special tokens that it spells out are read as such.
+            special: Whether those that the model expects around a text are added.
 
         Raises:
             InputError: The package ``tokenizers`` is not installed.
             BundleError: The file can't be read.
         """
-        return list(self._load().encode(text).ids)
+        return list(self._load().encode(text, add_special_tokens=special).ids)
 
     def encode_batch(self, texts: Sequence[str], limit: int | None = None) -> list[list[int]]:
         """The tokens of each text, on all processors, cut to ``limit`` if it is given; special tokens are kept.

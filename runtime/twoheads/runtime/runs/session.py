@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -23,6 +24,10 @@ from twoheads.runtime.bundle.weights import Weights
 from twoheads.runtime.device.executor import open_device
 from twoheads.runtime.execution.engine_pool import EnginePool
 from twoheads.runtime.execution.executor import Executor
+from twoheads.runtime.generation.context import Context
+from twoheads.runtime.generation.engines import StepEngines
+from twoheads.runtime.generation.generator import Generator, Pieces, Prompt
+from twoheads.runtime.generation.results import Generated
 from twoheads.runtime.inputs.requests import read_inputs
 from twoheads.runtime.jobs.job import Job
 from twoheads.runtime.memory.disk_space import check_room
@@ -64,6 +69,8 @@ class LoadedBundle:
     ) -> None:
         self._bundle = bundle
         weights = Weights(bundle.weights_file, bundle.manifest.weights)
+        self._step_engines = partial(StepEngines, bundle, weights, backend, threads=threads)
+        self._weights = weights
         # Accelerators are built for the engines of blocks.
         self._fused = replace(bundle.fused, block=None) if isinstance(backend, EmulatorBackend) else bundle.fused
         self._engines = EnginePool(bundle, weights, backend)
@@ -81,6 +88,39 @@ class LoadedBundle:
         self.spill = spill
         self.fused = fused and self.executor.variants
         self.tokenizer = Tokenizer(bundle.tokenizer_file) if bundle.tokenizer_file is not None else None
+
+    @cached_property
+    def generation(self) -> Generator:
+        """What continues prompts; made at the first use, and kept with its open engines.
+
+        Raises:
+            InputError: The model generates nothing, or not with this backend; or its settings are not supported.
+        """
+        return Generator(self._bundle, self._weights, self._step_engines(), self.tokenizer)
+
+    def open_context(self) -> Context:
+        """An empty sequence of tokens, to be continued, cut back and forked.
+
+        Raises:
+            InputError: As :attr:`generation`.
+        """
+        return self.generation.open_context()
+
+    def generate(self, prompt: Prompt, **options: Any) -> Generated | list[Generated]:
+        """Continues a text, tokens or a conversation; see :meth:`Generator.generate` for the options.
+
+        Raises:
+            InputError: As :attr:`generation`, and as there.
+        """
+        return self.generation.generate(prompt, **options)
+
+    def stream(self, prompt: Prompt, **options: Any) -> Pieces:
+        """The same, token by token; see :meth:`Generator.stream`.
+
+        Raises:
+            InputError: As :meth:`generate`.
+        """
+        return self.generation.stream(prompt, **options)
 
     @property
     def path(self) -> Path:

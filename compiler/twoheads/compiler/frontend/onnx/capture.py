@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from twoheads.compiler.frontend.generation_facts import folder_facts
 from twoheads.compiler.frontend.onnx.attach_attention import attach_attention
 from twoheads.compiler.frontend.onnx.bind_inputs import bind_inputs
 from twoheads.compiler.frontend.onnx.choose_outputs import Outputs, choose_outputs, model_outputs
@@ -72,7 +73,15 @@ def capture_onnx(path: str | Path, outputs: Sequence[str] = ()) -> Captured:
         logits=chosen.logits,
         max_length=min(limits, default=None),
     )
-    return Captured(graph, program, file.identity, _tokenizer_beside(file.path))
+    return Captured(
+        graph, program, file.identity, _tokenizer_beside(file.path), generation_json=_facts_beside(file.path)
+    )
+
+
+def _facts_beside(path: Path) -> bytes | None:
+    """What the file's folder, or the one above a folder ``onnx``, says about generating."""
+    folders = (path.parent, path.parent.parent) if path.parent.name == "onnx" else (path.parent,)
+    return next((facts for folder in folders if (facts := folder_facts(folder)) is not None), None)
 
 
 def _tokenizer_beside(path: Path) -> bytes | None:

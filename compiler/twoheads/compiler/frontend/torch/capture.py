@@ -110,7 +110,13 @@ def capture(source: LoadedSource) -> Captured:
             source.identity.name, f"has no weight {lost[0]} ({len(lost)} missing)", "download the complete model"
         )
     return Captured(
-        source_graph, program, source.identity, source.tokenizer_json, source.pooling, source.trained_length
+        source_graph,
+        program,
+        source.identity,
+        source.tokenizer_json,
+        source.pooling,
+        source.trained_length,
+        source.generation_json,
     )
 
 

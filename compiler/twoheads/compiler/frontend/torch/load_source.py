@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from twoheads.compiler.frontend.generation_facts import generation_facts
 from twoheads.compiler.frontend.torch.gguf_header import gguf_config
 from twoheads.compiler.frontend.torch.model_folder import model_class_of, never_asking, read_model_config
 from twoheads.compiler.frontend.torch.source_inputs import SourceInput, attention_layers, hugging_face_inputs
@@ -46,6 +47,8 @@ class LoadedSource:
         trained_length: Context length it was trained on, or ``None``.
         pooling: How an embedding is made of hidden states, or ``None``.
         tokenizer_json: A `tokenizers` file's contents, or ``None``.
+        generation_json: What it says about generating; see
+            :mod:`~twoheads.compiler.frontend.generation_facts`. ``None`` where it does not generate.
     """
 
     identity: SourceIdentity
@@ -57,6 +60,7 @@ class LoadedSource:
     trained_length: int | None
     pooling: Pooling | None
     tokenizer_json: bytes | None
+    generation_json: bytes | None = None
 
 
 def load_source(
@@ -117,7 +121,8 @@ def _from_folder(path: Path, *, weights: bool, trust: bool) -> LoadedSource:
         module, missing = _load_weights(model_class, path, options)
     pooling = default_pooling(module) if embedder is None else stage_pooling(embedder)
     tokenizer = _folder_tokenizer(path, options) if weights else None
-    return _hugging_face(name, "folder", module, missing, pooling, tokenizer)
+    facts = generation_facts(module, folder=path) if weights else None
+    return _hugging_face(name, "folder", module, missing, pooling, tokenizer, facts)
 
 
 def _from_gguf(path: Path, *, weights: bool) -> LoadedSource:
@@ -130,10 +135,11 @@ def _from_gguf(path: Path, *, weights: bool) -> LoadedSource:
     options = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
     if not weights:
         module = _without_weights(AutoModelForCausalLM, gguf_config(path), trust=False)
-        return _hugging_face(path.stem, "gguf", module, frozenset(), None, None)
+        return _hugging_face(path.stem, "gguf", module, frozenset(), None, None, None)
     module, missing = _load_weights(AutoModelForCausalLM, path.parent, options)
     tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, **options)
-    return _hugging_face(path.stem, "gguf", module, missing, None, _tokenizer_bytes(tokenizer))
+    facts = generation_facts(module, tokenizer=tokenizer)
+    return _hugging_face(path.stem, "gguf", module, missing, None, _tokenizer_bytes(tokenizer), facts)
 
 
 @contextmanager
@@ -176,7 +182,13 @@ def _load_weights(model_class: Any, folder: Path, options: Mapping[str, Any]) ->
 
 
 def _hugging_face(
-    name: str, form: str, module: nn.Module, missing: frozenset[str], pooling: Pooling | None, tokenizer: bytes | None
+    name: str,
+    form: str,
+    module: nn.Module,
+    missing: frozenset[str],
+    pooling: Pooling | None,
+    tokenizer: bytes | None,
+    generation: bytes | None,
 ) -> LoadedSource:
     text_config = cast("Any", module).config.get_text_config()
     inputs = hugging_face_inputs(name, module)
@@ -190,6 +202,7 @@ def _hugging_face(
         trained_length=_trained_length(name, text_config),
         pooling=pooling,
         tokenizer_json=tokenizer,
+        generation_json=generation,
     )
 
 
@@ -206,7 +219,8 @@ def _from_module(module: nn.Module, example_inputs: Mapping[str, Tensor] | tuple
     module = module.eval()
     if isinstance(module, PreTrainedModel) and example_inputs is None:
         name = type(module).__name__
-        return _hugging_face(name, "module", module, frozenset(), default_pooling(module), None)
+        facts = generation_facts(module)
+        return _hugging_face(name, "module", module, frozenset(), default_pooling(module), None, facts)
     if not example_inputs:
         raise CompileError(
             type(module).__name__,

@@ -43,6 +43,9 @@ def command(
     allow_non_finite: Annotated[
         bool, typer.Option("--allow-non-finite", help="Compile weights that hold NaN or infinity as they are.")
     ] = False,
+    generation: Annotated[
+        bool, typer.Option("--generation/--no-generation", help="Engines that extend a text token by token, or none.")
+    ] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace BUNDLE if it exists.")] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -89,7 +92,7 @@ def command(
         if dtype is not options.Dtype.FP32:
             progress("rounding to float16")
             compiled = narrow_values(compiled)
-        write_bundle(compiled, output, overwrite=force, progress=progress)
+        write_bundle(compiled, output, overwrite=force, progress=progress, generation=generation)
     seconds = time.perf_counter() - start
     bundle = read_bundle(output, check="size", engines=False)
     _report(output, bundle.manifest, bundle.program, seconds, as_json=as_json)

@@ -1,0 +1,92 @@
+"""The engines that extend a sequence, as files of a bundle; see :mod:`twoheads.graphs.variants.steps`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from twoheads.export.bundle.engine_files import save_engine
+from twoheads.export.emit.fused.step import step_model
+from twoheads.export.emit.tokenwise import emit_tokenwise
+from twoheads.graphs.program.program import TokenwiseEngine
+from twoheads.graphs.serialization.bundle_format import ENGINES, WEIGHTS, WeightEntry
+from twoheads.graphs.variants.steps import CAPACITIES, Steps, step_steps, with_rows
+from twoheads.runtime.bundle.weights import Weights
+
+if TYPE_CHECKING:
+    import onnx
+
+    from twoheads.compiler.compiled_model import CompiledModel
+
+__all__ = ["write_steps"]
+
+
+def write_steps(
+    compiled: CompiledModel,
+    models: Mapping[str, onnx.ModelProto],
+    folder: Path,
+    entries: Mapping[str, WeightEntry],
+    tell: Callable[[int, int], None],
+) -> None:
+    """Writes them, where the model generates: a few KB a layer each, as weights lie in the bundle's file.
+
+    Args:
+        compiled: What is written.
+        models: The token-wise engines of whole blocks by name, their weights being inputs.
+        folder: The bundle, whose weights are written already.
+        entries: Where every weight lies.
+        tell: Told how many files are done, of how many.
+    """
+    steps = step_steps(compiled.program)
+    if steps is None:
+        return
+    total = len(steps.rows) * (len(CAPACITIES) + 1) - 1
+    done = 0
+    for rows in steps.rows:
+        used = models if rows == compiled.program.block_size else _resized(compiled, rows)
+        for capacity in CAPACITIES:
+            tell(done, total)
+            if not _write_step(steps, rows, capacity, used, folder, entries):
+                return
+            done += 1
+        if rows != compiled.program.block_size:
+            _write_heads(steps, rows, used, folder, entries)
+            done += 1
+
+
+def _resized(compiled: CompiledModel, rows: int) -> dict[str, onnx.ModelProto]:
+    """The token-wise engines for blocks of ``rows`` tokens."""
+    engines = with_rows(compiled.program, rows).engines
+    return {
+        engine.name: emit_tokenwise(compiled.regions[engine.name], engine)
+        for engine in engines
+        if isinstance(engine, TokenwiseEngine)
+    }
+
+
+def _write_step(
+    steps: Steps,
+    rows: int,
+    capacity: int,
+    models: Mapping[str, onnx.ModelProto],
+    folder: Path,
+    entries: Mapping[str, WeightEntry],
+) -> bool:
+    """Writes an engine; whether it can be made at all."""
+    engine = steps.engine(rows, capacity)
+    model = step_model(steps, engine, models, Weights(folder / WEIGHTS, dict(entries)).view)
+    if model is None:
+        return False
+    bound = {port.name: entries[name] for name, port in steps.body.weights.items()}
+    save_engine(model, folder / ENGINES / f"{engine.name}.onnx", engine.inputs, engine.outputs, bound)
+    return True
+
+
+def _write_heads(
+    steps: Steps, rows: int, models: Mapping[str, onnx.ModelProto], folder: Path, entries: Mapping[str, WeightEntry]
+) -> None:
+    for original, (stage, engine) in zip(steps.program.head, steps.heads(rows), strict=True):
+        bound = {port.name: entries[name] for port, name in zip(engine.weights, stage.weights, strict=True)}
+        model = models[original.engine]
+        save_engine(model, folder / ENGINES / f"{engine.name}.onnx", engine.inputs, engine.outputs, bound)

@@ -1,0 +1,1 @@
+"""The commands that continue text: prompts and conversations."""

@@ -1,0 +1,145 @@
+"""A few rows of all layers behind kept keys as one ONNX file; see :mod:`twoheads.graphs.variants.steps`.
+
+The graphs are those of the token-wise engines at so many rows, joined by their ports. Every attention places its new
+keys and values into the open block, and reads them there: one product with the keys of whole blocks and one with the
+open block's, a softmax over both, and the same for values. Only standard operators are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import onnx
+
+from twoheads.export.emit.fused.one_block import ReadWeight
+from twoheads.export.emit.graph_builder import GraphBuilder, common_opsets
+from twoheads.export.emit.tile_attention import IR_VERSION, OPSET, product, scores_of
+from twoheads.graphs.program.program import AttentionEngine, AttentionStage, TokenwiseStage
+from twoheads.graphs.variants.stage_run import attention_engine
+from twoheads.graphs.variants.steps import INDEX, MASK, KeptRows, StepEngine, Steps, with_rows
+
+__all__ = ["step_model"]
+
+
+def step_model(
+    steps: Steps, engine: StepEngine, engines: Mapping[str, onnx.ModelProto], weight: ReadWeight
+) -> onnx.ModelProto | None:
+    """The engine as a fixed-shape ONNX model.
+
+    Args:
+        steps: What the engine is of.
+        engine: What to make.
+        engines: The models of the token-wise engines by name, for as many rows, their weights being inputs.
+        weight: Reads the learned sinks, which become constants.
+
+    Returns:
+        A model whose inputs are the engine's inputs followed by its weights, all by port name; ``None`` where the
+        graphs can't be joined: they use an old operator set, functions or subgraphs.
+    """
+    used = {inner.engine: engines[inner.engine] for inner in steps.body.inside if isinstance(inner, TokenwiseStage)}
+    opsets = common_opsets(used.values(), OPSET)
+    if opsets is None:
+        return None
+    joined = _Joined(steps, engine, used, weight)
+    for inner in steps.body.inside:
+        if isinstance(inner, TokenwiseStage):
+            joined.region(inner)
+        else:
+            joined.attention(inner)
+    ir_version = max([IR_VERSION, *(model.ir_version for model in used.values())])
+    return joined.graph.model(engine.name, (*engine.inputs, *engine.weights), engine.outputs, opsets, ir_version)
+
+
+class _Joined:
+    """The graph under construction. Values keep their program's names, with the port's where they are one."""
+
+    def __init__(
+        self, steps: Steps, engine: StepEngine, engines: Mapping[str, onnx.ModelProto], weight: ReadWeight
+    ) -> None:
+        self.graph = GraphBuilder()
+        self._program, self._engines, self._weight = with_rows(steps.program, engine.rows), engines, weight
+        names = dict(zip(steps.body.inputs, (port.name for port in engine.inputs), strict=False))
+        names[steps.program.hidden] = "hidden"
+        names |= {entry.value.name: f"new_{at}" for at, entry in enumerate(steps.kept)}
+        self._names = names
+        self._rows, self._capacity, self._block = engine.rows, engine.capacity, steps.program.block_size
+        self._kept = {entry.value.name: (at, entry) for at, entry in enumerate(steps.kept)}
+        self._added = dict(steps.layers)
+        self._whole: dict[str, str] = {}
+
+    def _name(self, value: str) -> str:
+        """What a value of the program is called in the graph."""
+        return self._names.get(value, f"value/{value}")
+
+    def region(self, stage: TokenwiseStage) -> None:
+        """Appends the operators of a token-wise engine, between the values of ``stage``."""
+        model = self._engines[stage.engine].graph
+        given = (*map(self._name, stage.inputs), *(f"weights/{name}" for name in stage.weights))
+        names = dict(zip((value.name for value in model.input), given, strict=True))
+        written = (self._name(value.name) for value in stage.outputs)
+        names |= dict(zip((value.name for value in model.output), written, strict=True))
+        self.graph.join(model, stage.name, names)
+
+    def attention(self, stage: AttentionStage) -> None:
+        """Appends softmax attention of the rows over whole blocks and the open one."""
+        graph, engine = self.graph, attention_engine(self._program, stage)
+        query, heads = self._name(stage.query), engine.kv_num_heads
+        keys, values = self._parts(stage.key), self._parts(stage.value)
+        parts = [scores_of(graph, replace(engine, key_tile=width), query, name) for name, width in keys]
+        widths = [width for _, width in keys]
+        scores = graph.node("Concat", *parts, axis=-1) if len(parts) > 1 else parts[0]
+        scores = self._masked(scores, engine, sum(widths), self._added[stage.name])
+        if stage.sinks is not None:
+            scores, widths = self._with_sinks(stage.sinks, engine, scores), [*widths, 1]
+        shares = self._split(graph.node("Softmax", scores, axis=-1), widths)
+        out = ""
+        for share, (name, width) in zip(shares, values, strict=False):
+            rows = graph.reshape(name, heads, width, engine.v_head_dim)
+            part = product(graph, engine, share, rows)
+            out = graph.node("Add", out, part) if out else part
+        shape = (1, engine.q_num_heads, self._rows, engine.v_head_dim)
+        graph.reshape(out, *shape, output=self._name(stage.output.name))
+
+    def _parts(self, value: str) -> list[tuple[str, int]]:
+        """Keys or values of whole blocks, if any are read, and of the open block, each with how many there are."""
+        at, entry = self._kept[value]
+        past = [(f"past_{at}", entry.blocks(self._capacity) * self._block)] if self._capacity else []
+        return [*past, (self._open(at, entry), self._block)]
+
+    def _open(self, at: int, entry: KeptRows) -> str:
+        """The open block with the new rows in their places, made once for all layers that read it."""
+        new = self._name(entry.value.name)
+        if self._rows == self._block:
+            return new
+        if new not in self._whole:
+            axis = entry.value.token_axis
+            both = self.graph.node("Concat", f"open_{at}", new, axis=axis)
+            self._whole[new] = self.graph.node("Gather", both, INDEX, axis=axis)
+        return self._whole[new]
+
+    def _masked(self, scores: str, engine: AttentionEngine, keys: int, at: int) -> str:
+        """The scores ``[kv_heads, group * rows, keys]`` plus what is added to them."""
+        graph, heads = self.graph, engine.kv_num_heads
+        group = engine.q_num_heads // heads
+        shape = (1, 1) if engine.mask_heads == 1 else (heads, group)
+        added = graph.reshape(f"{MASK}_{at}", *shape, self._rows, keys)
+        folded = graph.reshape(scores, heads, group, self._rows, keys)
+        return graph.reshape(graph.node("Add", folded, added), heads, group * self._rows, keys)
+
+    def _with_sinks(self, sinks: str, engine: AttentionEngine, scores: str) -> str:
+        """Scores with one more column, the learned sinks', which has no value."""
+        logits = np.asarray(self._weight(sinks), np.float32)
+        column = np.repeat(logits, self._rows).reshape(engine.kv_num_heads, -1, 1)
+        return self.graph.node("Concat", scores, self.graph.array(f"sinks/{sinks}", column), axis=-1)
+
+    def _split(self, shares: str, widths: list[int]) -> list[str]:
+        if len(widths) == 1:
+            return [shares]
+        starts = [sum(widths[:at]) for at in range(len(widths))]
+        return [self._columns(shares, start, start + width) for start, width in zip(starts, widths, strict=True)]
+
+    def _columns(self, value: str, start: int, stop: int) -> str:
+        first, last, axis = (self.graph.constant([number]) for number in (start, stop, -1))
+        return self.graph.node("Slice", value, first, last, axis)

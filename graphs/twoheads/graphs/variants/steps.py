@@ -1,0 +1,339 @@
+"""Engines that extend a sequence: a few rows of a causal decoder, all layers in one call, over keys that are kept.
+
+A *step* computes ``rows`` tokens behind those whose keys and values are kept already. There are engines of 1 row, of 8
+and of a whole block, and of each one for every *capacity*: how many whole blocks of kept keys it reads. The shapes are
+fixed; how much of them is real is told by masks.
+
+Keys and values lie in two arrays a layer: those of whole blocks, and the *open block*, which the new rows belong to.
+The graph puts the new rows into the open block and attends to it as a whole, so that the order of every sum depends on
+the tokens' positions alone: not on how many rows a call has, nor on the capacity. (One row is multiplied by other
+kernels, so its last bits may differ.) A layer under a window reads a ring of whole blocks instead of all of them.
+
+Like the program for short inputs (:mod:`twoheads.graphs.variants.one_block`) these programs are derived and not stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from twoheads.graphs.errors import CompileError, InternalError
+from twoheads.graphs.masks.bands import band_of
+from twoheads.graphs.masks.expressions import Mask
+from twoheads.graphs.program.engines.fused import FusedEngine
+from twoheads.graphs.program.engines.port import Port
+from twoheads.graphs.program.program import (
+    COUNTING,
+    TOKENS,
+    AttentionEngine,
+    AttentionStage,
+    Engine,
+    Input,
+    Program,
+    RelativeBias,
+    Stage,
+    TokenwiseEngine,
+    TokenwiseStage,
+    Value,
+    inputs_of,
+)
+from twoheads.graphs.variants.stage_run import StageRun, is_exact, whole_body
+
+__all__ = [
+    "CAPACITIES",
+    "HIDDEN",
+    "INDEX",
+    "MASK",
+    "Added",
+    "KeptRows",
+    "Ring",
+    "StepEngine",
+    "Steps",
+    "step_obstacle",
+    "step_steps",
+    "with_rows",
+]
+
+CAPACITIES = (0, 4, 16, 32)
+"""Whole blocks of kept keys that an engine reads, ascending."""
+
+SMALL_ROWS = (1, 8)
+"""Rows of a step beside those of a whole block."""
+
+INDEX = "index"
+"""The input port that says which row stands at each place of the open block: its own, or a new one behind them."""
+
+MASK = "mask"
+"""Name of the ports of what is added to the scores."""
+
+HIDDEN = -1e30
+"""What is added to the scores of keys that a query does not see."""
+
+FAR = (0, 1, 255, 256, 4099, 70_000)
+"""Positions at which masks are asked whether they look ahead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """Whole blocks that a windowed layer keeps: the last ``before`` ones and, for its sink tokens, the first of all.
+
+    One block more is kept than the window reaches, so that a sequence can be cut back by up to a block.
+    """
+
+    before: int
+    first: bool
+
+    @property
+    def blocks(self) -> int:
+        """Blocks that are kept."""
+        return self.first + self.before
+
+    def slot(self, block: int) -> int:
+        """Where whole block ``block`` lies; it replaces what no later query sees."""
+        if self.first and block == 0:
+            return 0
+        return self.first + (block - self.first) % self.before
+
+    def held(self, blocks: int) -> dict[int, int]:
+        """Of ``blocks`` whole blocks those that are there, by slot."""
+        found = {self.slot(block): block for block in range(max(0, blocks - self.before), blocks)}
+        return found | ({0: 0} if self.first and blocks else {})
+
+
+@dataclass(frozen=True, slots=True)
+class KeptRows:
+    """Keys or values of a layer.
+
+    Attributes:
+        value: What they are, ``[1, kv_heads, n, head_dim]``.
+        ring: Which whole blocks are kept; ``None`` for all.
+    """
+
+    value: Value
+    ring: Ring | None
+
+    def blocks(self, capacity: int) -> int:
+        """Whole blocks of the port in an engine of this capacity."""
+        return capacity if self.ring is None else min(capacity, self.ring.blocks)
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """What is added to the scores of the layers that share it: a mask, a bias by distance, in one order of the keys.
+
+    Attributes:
+        mask: Which keys a query sees.
+        bias: What depends on the distance, or ``None``.
+        ring: The order of the keys; see :class:`KeptRows`.
+        heads: Of the added array: 1, or all where the bias differs.
+    """
+
+    mask: Mask
+    bias: RelativeBias | None
+    ring: Ring | None
+    heads: int
+
+    def keys(self, capacity: int, block: int) -> int:
+        """Keys of a call in an engine of this capacity: of whole blocks, and of the open one."""
+        return ((capacity if self.ring is None else min(capacity, self.ring.blocks)) + 1) * block
+
+
+@dataclass(frozen=True, slots=True)
+class StepEngine(FusedEngine):
+    """All layers for some rows behind kept keys; see the module's docstring.
+
+    Its input ports are the program's inputs, :data:`INDEX` unless it computes whole blocks, what is added to scores,
+    and of every kept value the whole blocks (unless the capacity is 0) and the open block (as :data:`INDEX`). Its
+    output ports are the hidden states and the new rows of every kept value.
+
+    Attributes:
+        rows: Tokens of a call.
+        capacity: Whole blocks of kept keys that it reads.
+    """
+
+    rows: int
+    capacity: int
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """How a program's sequences are extended.
+
+    Attributes:
+        program: The tile program.
+        body: Its stages that a step holds: all of its body.
+        kept: The keys and values of all layers.
+        added: What is added to scores, each once.
+        layers: For every attention, by the stage's name, which of ``added``.
+    """
+
+    program: Program
+    body: StageRun
+    kept: tuple[KeptRows, ...]
+    added: tuple[Added, ...]
+    layers: tuple[tuple[str, int], ...]
+
+    @property
+    def tokens(self) -> Input:
+        """The input that holds the tokens."""
+        return next(entry for entry in self.program.inputs if entry.source == "argument")
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Rows of the engines that there are, ascending."""
+        return (*SMALL_ROWS, self.program.block_size)
+
+    @property
+    def has_rings(self) -> bool:
+        """Whether some layer forgets blocks."""
+        return any(entry.ring is not None for entry in self.kept)
+
+    def capacity(self, blocks: int) -> int | None:
+        """The least capacity that holds as many whole blocks; ``None`` where none does."""
+        if all(entry.ring is not None for entry in self.kept):
+            blocks = min(blocks, max(entry.ring.blocks for entry in self.kept if entry.ring is not None))
+        return next((capacity for capacity in CAPACITIES if capacity >= blocks), None)
+
+    def engine(self, rows: int, capacity: int) -> StepEngine:
+        """The engine of a call of ``rows`` tokens over up to ``capacity`` whole blocks."""
+        program, block = self.program, self.program.block_size
+        values = {value.name: value for value in program.values()}
+        inputs = [_port(f"input_{at}", values[name], rows) for at, name in enumerate(self.body.inputs)]
+        if rows < block:
+            inputs.append(Port(INDEX, "int64", (block,)))
+        inputs += [
+            Port(f"{MASK}_{at}", "float32", (added.heads, rows, added.keys(capacity, block)))
+            for at, added in enumerate(self.added)
+        ]
+        outputs = [_port("hidden", values[program.hidden], rows)]
+        for at, entry in enumerate(self.kept):
+            if capacity:
+                inputs.append(_port(f"past_{at}", entry.value, entry.blocks(capacity) * block))
+            if rows < block:
+                inputs.append(_port(f"open_{at}", entry.value, block))
+            outputs.append(_port(f"new_{at}", entry.value, rows))
+        weights = tuple(self.body.weights.values())
+        return StepEngine(
+            f"step_{rows}_{capacity}", tuple(inputs), tuple(outputs), weights, 0, 0, True, rows=rows, capacity=capacity
+        )
+
+    def heads(self, rows: int) -> tuple[tuple[TokenwiseStage, TokenwiseEngine], ...]:
+        """The stages from hidden states to logits with engines of ``rows`` tokens, in order."""
+        resized = with_rows(self.program, rows)
+        made: list[tuple[TokenwiseStage, TokenwiseEngine]] = []
+        for stage in self.program.head:
+            engine = resized.engine(stage.engine)
+            if not isinstance(engine, TokenwiseEngine):
+                raise InternalError(f"the head's stage {stage.name} is not token-wise")
+            name = f"step_{rows}_{engine.name}"
+            made.append((replace(stage, engine=name), replace(engine, name=name)))
+        return tuple(made)
+
+
+def _port(name: str, value: Value, rows: int) -> Port:
+    return Port(name, value.dtype, value.block_shape(rows))
+
+
+@lru_cache(maxsize=16)
+def step_steps(program: Program) -> Steps | None:
+    """How sequences of ``program`` are extended; ``None`` where :func:`step_obstacle` says why they aren't."""
+    body = whole_body(program)
+    if body is None or step_obstacle(program) is not None:
+        return None
+    rings: dict[str, list[Ring | None]] = {}
+    attentions = [stage for stage in body.inside if isinstance(stage, AttentionStage)]
+    for stage in attentions:
+        for name in (stage.key, stage.value):
+            rings.setdefault(name, []).append(_ring(stage.mask, program.block_size))
+    shared = {name: _widest(found) for name, found in rings.items()}
+    added: dict[Added, int] = {}
+    layers: list[tuple[str, int]] = []
+    for stage in attentions:
+        if shared[stage.key] != shared[stage.value]:
+            raise InternalError(f"stage {stage.name}: its keys and values are kept differently")
+        engine = program.engine(stage.engine)
+        heads = engine.mask_heads if isinstance(engine, AttentionEngine) else 1
+        entry = Added(stage.mask, stage.bias, shared[stage.key], heads)
+        layers.append((stage.name, added.setdefault(entry, len(added))))
+    kept = tuple(KeptRows(program.value(name), ring) for name, ring in shared.items())
+    return Steps(program, body, kept, tuple(added), tuple(layers))
+
+
+def _ring(mask: Mask, block: int) -> Ring | None:
+    band = band_of(mask)
+    if band is None or band.left >= 1 << 40 or band.sinks > block:
+        return None
+    return Ring(-(-band.left // block) + 1, band.sinks > 0)
+
+
+def _widest(rings: list[Ring | None]) -> Ring | None:
+    known = [ring for ring in rings if ring is not None]
+    if len(known) < len(rings):
+        return None
+    return Ring(max(ring.before for ring in known), any(ring.first for ring in known))
+
+
+def step_obstacle(program: Program) -> CompileError | None:
+    """Why sequences of ``program`` can't be extended token by token: names the place, what it does, and a remedy."""
+    if program.logits is None or program.pooled_logits or not program.head:
+        return CompileError(program.name, "has no logits of every token, so it generates nothing", "compile a decoder")
+    arguments = [entry for entry in program.inputs if entry.source == "argument"]
+    if len(arguments) != 1 or arguments[0].limit is None or arguments[0].value.axis != TOKENS:
+        return CompileError(program.name, "reads more or other things than tokens", "generate with the original")
+    for entry in program.inputs:
+        if entry.source not in ("argument", "zeros", *COUNTING):
+            problem = f"reads {entry.source}, which changes with every token that is added"
+            return CompileError(f"input {entry.value.name}", problem, "generate with the original")
+    for stage in program.body:
+        if isinstance(stage, AttentionStage) and (problem := _attention_problem(program, stage)):
+            return CompileError(stage.name, problem, "generate with the original, or compile with --lowering tile")
+    body = whole_body(program)
+    if body is None or (body.first, body.end) != (0, len(program.body)):
+        problem = "moves rows between its layers, or attends along several axes"
+        return CompileError(program.name, problem, "generate with the original")
+    outside = {*body.inputs, *(value.name for value in body.outputs)}
+    kept = {name for stage in body.inside if isinstance(stage, AttentionStage) for name in (stage.key, stage.value)}
+    if {value.name for value in body.outputs} != {program.hidden} or outside & kept:
+        return CompileError(program.name, "has a head that reads more than hidden states", "generate with the original")
+    return None
+
+
+def _attention_problem(program: Program, stage: AttentionStage) -> str:
+    if not isinstance(program.engine(stage.engine), AttentionEngine):
+        return "is lowered to engines that give no log-sum-exp"
+    if not is_exact(program, stage):
+        return "samples keys"
+    if any(stop > at + 1 for at in FAR for _, stop in stage.mask.support((at, at + 1))):
+        return f"sees later tokens ({stage.mask}), so that every token changes all others"
+    return ""
+
+
+@lru_cache(maxsize=16)
+def with_rows(program: Program, rows: int) -> Program:
+    """``program`` with engines whose blocks are of ``rows`` tokens."""
+    values = {value.name: value for value in program.values()}
+    users: dict[str, Stage] = {}
+    for stage in (*program.body, *program.head):
+        if isinstance(stage, TokenwiseStage | AttentionStage):
+            users.setdefault(stage.engine, stage)
+    engines = tuple(
+        _with_rows(engine, users[engine.name], values, rows, program.block_size) for engine in program.engines
+    )
+    return replace(program, block_size=rows, key_tile=rows, engines=engines)
+
+
+def _with_rows(engine: Engine, stage: Stage, values: dict[str, Value], rows: int, block: int) -> Engine:
+    if isinstance(engine, AttentionEngine):
+        return replace(engine, block_size=rows, key_tile=rows)
+    if not isinstance(engine, TokenwiseEngine) or not isinstance(stage, TokenwiseStage):
+        raise InternalError(f"engine {engine.name} has no form of {rows} rows")
+    read = zip(engine.inputs, inputs_of(stage), strict=True)
+    return replace(
+        engine,
+        inputs=tuple(replace(port, shape=values[name].block_shape(rows)) for port, name in read),
+        outputs=tuple(
+            replace(port, shape=value.block_shape(rows))
+            for port, value in zip(engine.outputs, stage.outputs, strict=True)
+        ),
+        flops=engine.flops * rows // block,
+    )

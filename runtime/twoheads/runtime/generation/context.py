@@ -1,0 +1,231 @@
+"""A sequence that grows: its tokens, and the keys and values that every layer keeps of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from twoheads.graphs.errors import InputError
+from twoheads.runtime.bundle.weights import Weights
+from twoheads.runtime.generation.added import AddedScores
+from twoheads.runtime.generation.engines import StepEngines
+from twoheads.runtime.generation.kept_rows import KeptBlocks
+from twoheads.runtime.generation.step import BoundStep, Heads
+
+__all__ = ["Context", "Pieces"]
+
+SMALL_SHARE = 4
+"""Up to this part of a block is computed by small calls, more by one of a block: 8 rows cost a tenth of 256."""
+
+
+class Pieces:
+    """The calls that compute tokens ``[start, stop)`` of a sequence, in order: (first, tokens, rows of the engine).
+
+    A call stays in one block. Where most of a block is missing, all of it is computed, what is there already among it:
+    its bits are the same.
+    """
+
+    def __init__(self, start: int, stop: int, block: int, small: int) -> None:
+        self._start, self._stop, self._block, self._small = start, stop, block, small
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        at = self._start
+        while at < self._stop:
+            first = at - at % self._block
+            end = min(first + self._block, self._stop)
+            if (end - at) * SMALL_SHARE > self._block:
+                yield first, end - first, self._block
+                at = end
+            else:
+                count = min(self._small, end - at)
+                yield at, count, self._small
+                at += count
+
+
+class Context:
+    """Tokens with their keys and values. Tokens are appended, and cut off again; other contexts branch off.
+
+    What :meth:`append` computes depends, to the bit, on the tokens alone: not on how they were split. Tokens that
+    :meth:`step` adds one by one are computed by other kernels (the last bits may differ), so ``append`` computes them
+    again first, with its own.
+
+    Args:
+        engines: What computes.
+        weights: The bundle's.
+        owner: What the context belongs to; contexts of other bundles are refused.
+
+    Attributes:
+        engines: What computes.
+        owner: What the context belongs to.
+        tokens: The sequence.
+    """
+
+    def __init__(self, engines: StepEngines, weights: Weights, owner: object) -> None:
+        self.engines = engines
+        self.owner = owner
+        self.tokens: list[int] = []
+        self._weights = weights
+        self._added = AddedScores(engines.steps, weights)
+        self._kept: KeptBlocks | None = KeptBlocks(engines.steps)
+        self._steps: dict[int, BoundStep] = {}
+        self._heads: dict[int, Heads] = {}
+        self._steady = 0
+        """Tokens from the start whose keys ``append`` computed."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its keys and values."""
+        return self._arrays().nbytes
+
+    def append(self, tokens: Sequence[int] | npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Adds tokens; returns the logits ``[classes]`` of the token behind them, in float32.
+
+        Raises:
+            InputError: There are none, one is outside of the vocabulary, or the model takes no more.
+        """
+        new = self._check(tokens)
+        again = self.tokens[self._steady :]
+        self._cut(self._steady)
+        hidden = self._extend([*again, *new])
+        self._steady = len(self.tokens)
+        return self._logits(hidden)
+
+    def step(self, token: int) -> npt.NDArray[np.float32]:
+        """Adds one token by the engine of one row; returns the logits behind it.
+
+        Raises:
+            InputError: As :meth:`append`.
+        """
+        (new,) = self._check([token])
+        hidden = self._run(np.array([new], np.int64), len(self.tokens), 1, 1)
+        if self.engines.steps.has_rings and not len(self.tokens) % self.engines.steps.program.block_size:
+            self._steady_again()  # before their rings forget what it needs
+        return self._logits(hidden)
+
+    def _steady_again(self) -> None:
+        """Computes what ``step`` added again, as ``append`` does."""
+        again = self.tokens[self._steady :]
+        self._cut(self._steady)
+        self._extend(again)
+        self._steady = len(self.tokens)
+
+    def rollback(self, length: int) -> None:
+        """Forgets all tokens but the first ``length``.
+
+        Layers under a window keep the last blocks only: further back than a block, what is left is computed again.
+
+        Raises:
+            InputError: The context is not as long.
+        """
+        if not 0 <= length <= len(self.tokens):
+            raise InputError("rollback", f"to {length} tokens of {len(self.tokens)}", "give a length it has had")
+        block = self.engines.steps.program.block_size
+        if self.engines.steps.has_rings and len(self.tokens) // block - length // block > 1:
+            left, self.tokens, self._steady = self.tokens[:length], [], 0
+            self._arrays().clear(0)
+            if left:
+                self.append(left)
+            return
+        self._cut(length)
+
+    def fork(self) -> Context:
+        """Another context with the same tokens, which grows on its own."""
+        made = Context(self.engines, self._weights, self.owner)
+        made.tokens = list(self.tokens)
+        made._kept = self._arrays().copy()
+        made._steady = self._steady
+        return made
+
+    def close(self) -> None:
+        """Lets the memory go; the context can't be used any more."""
+        self._kept = None
+        self._steps.clear()
+        self._heads.clear()
+
+    def __enter__(self) -> Context:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _arrays(self) -> KeptBlocks:
+        if self._kept is None:
+            raise InputError("context", "is closed", "open another one")
+        return self._kept
+
+    def _cut(self, length: int) -> None:
+        kept, block = self._arrays(), self.engines.steps.program.block_size
+        if length == len(self.tokens):
+            return
+        if length // block < len(self.tokens) // block:
+            kept.reopen(length // block)
+        kept.clear(length % block)
+        del self.tokens[length:]
+        self._steady = min(self._steady, length)
+
+    def _check(self, tokens: Sequence[int] | npt.NDArray[Any]) -> list[int]:
+        """The tokens as whole numbers.
+
+        Raises:
+            InputError: See :meth:`append`.
+        """
+        self._arrays()
+        array = np.asarray(tokens)
+        if array.ndim != 1 or not array.size or array.dtype.kind not in "iu":
+            raise InputError("tokens", f"are {array.dtype} {list(array.shape)}", "give one or more whole numbers")
+        limit = self.engines.steps.tokens.limit
+        if limit is not None and (array.min() < 0 or array.max() >= limit):
+            wrong = int(array[(array < 0) | (array >= limit)][0])
+            raise InputError("tokens", f"hold {wrong}, and the vocabulary has {limit}", "use the model's own tokenizer")
+        self._check_length(len(self.tokens) + len(array))
+        return [int(token) for token in array]
+
+    def _check_length(self, length: int) -> None:
+        program = self.engines.steps.program
+        if program.max_length is not None and length > program.max_length.length:
+            problem = f"would have {length} tokens: the model takes {program.max_length.length}"
+            fix = "generate fewer tokens, or give a shorter prompt"
+            raise InputError("context", f"{problem} ({program.max_length.reason})", fix)
+        self.engines.check_length(length)
+
+    def _extend(self, new: list[int]) -> npt.NDArray[Any]:
+        """Computes ``new`` by calls of several rows; returns the last hidden states ``[width]``."""
+        steps = self.engines.steps
+        small = steps.rows[1]
+        start, tokens = len(self.tokens), np.array([*self.tokens, *new], np.int64)
+        hidden: npt.NDArray[Any] | None = None
+        for first, count, rows in Pieces(start, len(tokens), steps.program.block_size, small):
+            hidden = self._run(tokens[first : first + count], first, count, rows)
+        if hidden is None:
+            raise InputError("tokens", "are none", "give one or more")
+        return hidden
+
+    def _run(self, tokens: npt.NDArray[np.int64], first: int, count: int, rows: int) -> npt.NDArray[Any]:
+        """One call: tokens that are there already are computed again, and left as they are."""
+        kept, block = self._arrays(), self.engines.steps.program.block_size
+        if kept.reserve(first // block):
+            self._steps.clear()
+        if rows not in self._steps:
+            self._steps[rows] = BoundStep(self.engines, rows, kept)
+        step = self._steps[rows]
+        step.run(tokens, first, self._added)
+        skip = len(self.tokens) - first
+        kept.write(len(self.tokens) % block, step.new, count - skip, skip)
+        self.tokens.extend(int(token) for token in tokens[skip:])
+        if len(self.tokens) % block == 0:
+            if kept.reserve(len(self.tokens) // block):
+                self._steps.clear()
+            kept.complete(len(self.tokens) // block - 1)
+        return np.array(step.hidden[0, count - 1])
+
+    def _logits(self, hidden: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        if 1 not in self._heads:
+            self._heads[1] = Heads(self.engines, 1)
+        row: npt.NDArray[np.float32] = self._heads[1].logits(hidden[None])[0]
+        return row

@@ -1,0 +1,116 @@
+"""The open step engines of a bundle; see :mod:`twoheads.graphs.variants.steps`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy.typing as npt
+
+from twoheads.graphs.errors import BundleError, InputError
+from twoheads.graphs.program.engines.port import Port
+from twoheads.graphs.program.program import TokenwiseEngine
+from twoheads.graphs.variants.steps import CAPACITIES, StepEngine, Steps, step_obstacle, step_steps
+from twoheads.runtime.backends.protocol import Backend, DeviceBackend, EngineHandle, UnpackedBackend
+from twoheads.runtime.bundle.reader import Bundle
+from twoheads.runtime.bundle.weights import Weights
+
+__all__ = ["StepEngines"]
+
+
+class StepEngines:
+    """Opens step engines, each at its first use. One thread uses them at a time; their kernels use several.
+
+    float32 weights are read where the bundle's file is mapped, by engines of all sizes: they are in memory once.
+    Quantised ones are packed by every open engine, as their kernels are slow otherwise; so of those with equal rows one
+    alone is open.
+
+    Args:
+        bundle: Where the files are.
+        weights: What the engines are bound to.
+        backend: What runs them.
+        threads: Of the kernels.
+
+    Attributes:
+        steps: What the engines compute.
+        backend: What runs them.
+        calls: Engine calls so far, of all who use them.
+
+    Raises:
+        InputError: The model generates nothing, the bundle holds no such engines, or the backend can't run them.
+    """
+
+    def __init__(self, bundle: Bundle, weights: Weights, backend: Backend, *, threads: int) -> None:
+        self.steps = _checked(bundle, backend)
+        self.backend = backend
+        self.calls = 0
+        self._bundle = bundle
+        self._weights = weights
+        self._threads = threads
+        self._packed = bool(bundle.manifest.quantised) or not isinstance(backend, UnpackedBackend)
+        self._open: dict[str, EngineHandle] = {}
+        self._capacity: dict[int, str] = {}
+
+    def body(self, rows: int, blocks: int) -> tuple[StepEngine, EngineHandle]:
+        """The engine for a call of ``rows`` tokens behind ``blocks`` whole blocks.
+
+        Raises:
+            InputError: No engine reads as many.
+            BundleError: The bundle does not hold it, or the backend can't open it.
+        """
+        self.check_length(blocks * self.steps.program.block_size)
+        capacity = self.steps.capacity(blocks) or 0
+        engine = self.steps.engine(rows, capacity)
+        if engine.name not in self._open and self._packed and rows in self._capacity:
+            del self._open[self._capacity[rows]]
+        self._capacity[rows] = engine.name
+        return engine, self._opened(engine, dict(zip(self.steps.body.weights, engine.weights, strict=True)))
+
+    def check_length(self, length: int) -> None:
+        """Refuses a context of ``length`` tokens that no engine reads.
+
+        Raises:
+            InputError: It is longer than the widest engine.
+        """
+        size = self.steps.program.block_size
+        if self.steps.capacity(length // size) is None:
+            most = (CAPACITIES[-1] + 1) * size - 1
+            problem = f"would have {length} tokens, and this bundle's step engines take {most}"
+            raise InputError("context", problem, f"compile with a larger --block-size than {size}")
+
+    def heads(self, rows: int) -> list[EngineHandle]:
+        """The engines from hidden states to logits, of ``rows`` tokens, in order."""
+        return [
+            self._opened(engine, dict(zip(stage.weights, engine.weights, strict=True)))
+            for stage, engine in self.steps.heads(rows)
+        ]
+
+    def _opened(self, engine: TokenwiseEngine, weights: Mapping[str, Port]) -> EngineHandle:
+        if engine.name not in self._open:
+            self._open[engine.name] = self._load(engine, weights)
+        return self._open[engine.name]
+
+    def _load(self, engine: TokenwiseEngine, weights: Mapping[str, Port]) -> EngineHandle:
+        file = self._bundle.engine_file(engine.name)
+        if not self._bundle.has(file):
+            raise BundleError(str(self._bundle.path / file), "is missing from the bundle", "compile the model again")
+        named: dict[str, npt.NDArray[Any]] = {port.name: self._weights.view(name) for name, port in weights.items()}
+        path, backend = self._bundle.file(file), self.backend
+        if not self._packed and isinstance(backend, UnpackedBackend):
+            return backend.load_unpacked(path, engine.inputs, engine.outputs, named, self._threads)
+        handle = backend.load_engine(
+            path, engine.inputs, engine.outputs, named, threads=self._threads, own_weights=True
+        )
+        self._weights.let_go(weights)
+        return handle
+
+
+def _checked(bundle: Bundle, backend: Backend) -> Steps:
+    if (obstacle := step_obstacle(bundle.program)) is not None:
+        raise InputError(obstacle.where, obstacle.problem, obstacle.fix)
+    steps = step_steps(bundle.program)
+    if steps is None or not bundle.has(bundle.engine_file(steps.engine(steps.rows[0], 0).name)):
+        raise InputError(str(bundle.path), "holds no engines that extend a sequence", "compile the model again")
+    if isinstance(backend, DeviceBackend) or backend.name not in ("onnxruntime", "openvino"):
+        raise InputError(f"backend {backend.name}", "does not generate yet", "use onnxruntime or openvino")
+    return steps

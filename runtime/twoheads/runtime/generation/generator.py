@@ -1,0 +1,340 @@
+"""Text from a bundle: prompts and conversations are continued token by token."""
+
+from __future__ import annotations
+
+import collections.abc
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from twoheads.graphs.errors import InputError
+from twoheads.runtime.bundle.reader import Bundle
+from twoheads.runtime.bundle.tokenizer import Tokenizer
+from twoheads.runtime.bundle.weights import Weights
+from twoheads.runtime.generation.choosing.chooser import Chooser
+from twoheads.runtime.generation.choosing.processors import LogitsProcessor, processors
+from twoheads.runtime.generation.choosing.settings import Settings
+from twoheads.runtime.generation.choosing.warpers import log_softmax
+from twoheads.runtime.generation.context import Context
+from twoheads.runtime.generation.engines import StepEngines
+from twoheads.runtime.generation.results import Generated, Piece
+from twoheads.runtime.generation.text.chat import Message, render_chat
+from twoheads.runtime.generation.text.model_facts import ModelFacts, read_facts
+from twoheads.runtime.generation.text.text_stream import TextStream
+from twoheads.runtime.reports.notices import notices
+from twoheads.runtime.reports.peak_memory import peak_memory
+
+__all__ = ["Generator", "Pieces", "Prompt"]
+
+Prompt: TypeAlias = "str | Sequence[int] | npt.NDArray[Any] | Sequence[Message]"
+"""A text, tokens, or a conversation."""
+
+Pieces: TypeAlias = "collections.abc.Generator[Piece, None, None]"
+"""New tokens, one by one; to be closed by whoever leaves early."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One call of :meth:`Generator.generate`: what it continues, and how.
+
+    Attributes:
+        context: What is continued; the prompt is not in it yet.
+        kept: Whether the context is the caller's.
+        prompt: Tokens to append.
+        settings: How tokens are chosen.
+        own: The caller's processors.
+        seeds: Of every sequence; ``None`` for the most likely tokens.
+        logits: Whether they are kept.
+        began: When the call began.
+    """
+
+    context: Context
+    kept: bool
+    prompt: list[int]
+    settings: Settings
+    own: tuple[LogitsProcessor, ...]
+    seeds: tuple[np.random.SeedSequence | None, ...]
+    logits: bool
+    began: float
+
+
+class Generator:
+    """Generates with one bundle. One call at a time.
+
+    Args:
+        bundle: Which.
+        weights: Its weights.
+        engines: Its step engines.
+        tokenizer: Its tokenizer, if it has one.
+
+    Attributes:
+        facts: What the model says about generating.
+        settings: The model's own, which every call begins with.
+
+    Raises:
+        InputError: The model's settings ask for what is not supported; the field is named.
+    """
+
+    def __init__(self, bundle: Bundle, weights: Weights, engines: StepEngines, tokenizer: Tokenizer | None) -> None:
+        self.facts: ModelFacts = read_facts(bundle.generation_file)
+        self.settings = Settings().changed(self.facts.settings, self.facts.where)
+        self._bundle = bundle
+        self._weights = weights
+        self._engines = engines
+        self._tokenizer = tokenizer
+
+    def open_context(self) -> Context:
+        """An empty sequence, to be continued, cut back and forked; see :class:`Context`."""
+        return Context(self._engines, self._weights, self._bundle)
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        context: Context | None = None,
+        stop: str | Sequence[str] | None = None,
+        seed: int | None = None,
+        ignore_eos: bool = False,
+        logits_processor: LogitsProcessor | Sequence[LogitsProcessor] = (),
+        streamer: Callable[[Piece], None] | None = None,
+        return_logits: bool = False,
+        chat: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> Generated | list[Generated]:
+        """Continues ``prompt``.
+
+        Args:
+            prompt: A text, tokens ``[N]``, or messages, which the model's chat template turns into text.
+            context: What it continues, and is continued with it; by default nothing. Of messages, which hold the whole
+                conversation, only what differs from the context is computed.
+            stop: Texts that end it (the field ``stop_strings``).
+            seed: Of samples; without one they differ from call to call.
+            ignore_eos: Go on behind tokens that end it.
+            logits_processor: Called with the tokens and the logits ``[classes]``; returns others.
+            streamer: Called with every token.
+            return_logits: Keep the model's logits.
+            chat: What else the chat template reads: see :func:`~twoheads.runtime.generation.text.chat.render_chat`.
+            **settings: Fields of :class:`Settings`, which replace the model's own.
+
+        Returns:
+            The continuation; a list of them where ``num_return_sequences`` is given and more than one.
+
+        Raises:
+            InputError: The prompt or a setting is not one that the model has; a context is another bundle's.
+        """
+        calls = self._engines.calls
+        call = self._open(
+            prompt,
+            context=context,
+            stop=stop,
+            seed=seed,
+            ignore_eos=ignore_eos,
+            logits_processor=logits_processor,
+            return_logits=return_logits,
+            chat=chat,
+            **settings,
+        )
+        total = len(call.context) + len(call.prompt)
+        manifest, program = self._bundle.manifest, self._bundle.program
+        notes = notices(manifest, program, total + call.settings.new_tokens(total))
+        for note in notes:
+            warnings.warn(note, stacklevel=3)
+        logits = call.context.append(call.prompt)
+        made: list[Generated] = []
+        for at, sequence_seed in enumerate(call.seeds):
+            last = at == len(call.seeds) - 1
+            run = _Run(call, call.context if last else call.context.fork(), sequence_seed, self.text_stream)
+            for piece in run.pieces(logits):
+                if streamer is not None:
+                    streamer(piece)
+            run.close(kept=call.kept and last)
+            made.append(replace(run.result(), engine_calls=self._engines.calls - calls, warnings=notes))
+        return made if len(made) > 1 else made[0]
+
+    def stream(self, prompt: Prompt, **options: Any) -> Pieces:
+        """As :meth:`generate` for one sequence, token by token; closing the iterator ends it.
+
+        Raises:
+            InputError: As there; or several sequences are asked for.
+        """
+        call = self._open(prompt, **options)
+        if len(call.seeds) != 1:
+            raise InputError("stream", "gives the tokens of one sequence, one by one", "call generate for several")
+        run = _Run(call, call.context, call.seeds[0], self.text_stream)
+        try:
+            yield from run.pieces(call.context.append(call.prompt))
+        finally:
+            run.close(kept=call.kept)
+
+    def encode(self, prompt: Prompt, chat: Mapping[str, Any], *, first: bool) -> tuple[list[int], bool]:
+        """The tokens of ``prompt``, and whether it is a whole conversation.
+
+        Args:
+            prompt: See :data:`Prompt`.
+            chat: What else the chat template reads.
+            first: Whether it begins a sequence, so that a text gets the special tokens that the model expects.
+
+        Raises:
+            InputError: It is nothing of these, or the bundle has no tokenizer.
+        """
+        if isinstance(prompt, str):
+            return self._text_tokens(prompt, special=first), False
+        if len(prompt) and isinstance(prompt[0], Mapping):
+            messages = [message for message in prompt if isinstance(message, Mapping)]
+            if len(messages) < len(prompt):
+                raise InputError("messages", "hold what is no message", 'give {"role": ..., "content": ...} only')
+            text = render_chat(self.facts.chat_templates, self.facts.special_tokens, messages, **chat)
+            return self._text_tokens(text, special=False), True
+        array = np.asarray(prompt)
+        if array.ndim == 2 and len(array) == 1:
+            array = array[0]
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise InputError("prompt", f"is {array.dtype} {list(array.shape)}", "give a text, tokens [N] or messages")
+        return [int(token) for token in array], False
+
+    def text_stream(self, stops: Sequence[str]) -> TextStream:
+        """What turns new tokens into text.
+
+        Raises:
+            InputError: There are texts to stop at, and the bundle has no tokenizer.
+        """
+        if stops and self._tokenizer is None:
+            raise InputError("stop", "is a text, and the bundle has no tokenizer", "give eos_token_id")
+        return TextStream(self._tokenizer, stops)
+
+    def _open(
+        self,
+        prompt: Prompt,
+        *,
+        context: Context | None = None,
+        stop: str | Sequence[str] | None = None,
+        seed: int | None = None,
+        ignore_eos: bool = False,
+        logits_processor: LogitsProcessor | Sequence[LogitsProcessor] = (),
+        return_logits: bool = False,
+        chat: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> _Call:
+        """What a call continues and how, after all checks; see :meth:`generate`."""
+        began = time.perf_counter()
+        wanted = self._settings(settings, stop, ignore_eos=ignore_eos)
+        self.text_stream(wanted.stop_strings)
+        used, tokens = self._begin(prompt, context, chat or {})
+        own = (logits_processor,) if callable(logits_processor) else tuple(logits_processor)
+        seeds: tuple[np.random.SeedSequence | None, ...] = (None,)
+        if wanted.do_sample:
+            seeds = tuple(np.random.SeedSequence(seed).spawn(wanted.num_return_sequences))
+        return _Call(used, context is not None, tokens, wanted, own, seeds, return_logits, began)
+
+    def _begin(self, prompt: Prompt, context: Context | None, chat: Mapping[str, Any]) -> tuple[Context, list[int]]:
+        """The context, cut back to what the prompt continues, and the tokens to append."""
+        if context is not None and context.owner is not self._bundle:
+            raise InputError("context", "is of another bundle", "open one of this bundle")
+        used = self.open_context() if context is None else context
+        tokens, whole = self.encode(prompt, chat, first=not len(used))
+        if not tokens:
+            raise InputError("prompt", "has no tokens", "give at least one")
+        if whole and len(used):
+            same = 0
+            while same < min(len(used), len(tokens) - 1) and used.tokens[same] == tokens[same]:
+                same += 1
+            used.rollback(same)
+            tokens = tokens[same:]
+        return used, tokens
+
+    def _settings(self, given: Mapping[str, Any], stop: Any, *, ignore_eos: bool) -> Settings:
+        if stop is not None and given.get("stop_strings") is not None:
+            raise InputError("stop", "is given beside stop_strings, which means the same", "give one of them")
+        named = {**given, "stop_strings": stop} if stop is not None else dict(given)
+        made = self.settings.changed(named, "generate")
+        return replace(made, eos_token_id=()) if ignore_eos else made
+
+    def _text_tokens(self, text: str, *, special: bool) -> list[int]:
+        if self._tokenizer is None:
+            raise InputError("prompt", "is a text, and the bundle has no tokenizer", "give tokens")
+        return self._tokenizer.encode(text, special=special)
+
+
+class _Run:
+    """One sequence on its way."""
+
+    def __init__(
+        self,
+        call: _Call,
+        context: Context,
+        seed: np.random.SeedSequence | None,
+        text: Callable[[Sequence[str]], TextStream],
+    ) -> None:
+        self._context, self._settings, self._keep = context, call.settings, call.logits
+        self._prompt = len(context)
+        self._own, self._seed = call.own, seed
+        self._began, self._first, self._last = call.began, 0.0, 0.0
+        self._pieces: list[Piece] = []
+        self._text = text(call.settings.stop_strings)
+        self._reason = "length"
+
+    def pieces(self, logits: npt.NDArray[np.float32]) -> Iterator[Piece]:
+        """The new tokens behind ``logits``, as they are chosen."""
+        context, settings = self._context, self._settings
+        self._prompt = len(context)
+        chooser = Chooser(processors(settings, self._prompt, self._own), self._seed)
+        most = settings.new_tokens(self._prompt)
+        while len(self._pieces) < most:
+            token = chooser.choose(context.tokens, logits)
+            piece = self._piece(token, logits, last=len(self._pieces) + 1 == most)
+            ended = self._ended(token)
+            yield piece
+            if ended or len(self._pieces) == most:
+                break
+            logits = context.step(token)
+
+    def close(self, *, kept: bool) -> None:
+        """Ends it: a context that is kept gets the last token as well, any other one is closed."""
+        if not kept:
+            self._context.close()
+        elif self._pieces and len(self._context) < self._prompt + len(self._pieces):
+            self._context.step(self._pieces[-1].token)
+
+    def _piece(self, token: int, logits: npt.NDArray[np.float32], *, last: bool) -> Piece:
+        text = self._text.add(token)
+        if last or token in self._settings.eos_token_id:
+            text += self._text.finish()
+        self._last = time.perf_counter()
+        self._first = self._first or self._last
+        piece = Piece(token, text, float(log_softmax(logits)[token]), logits if self._keep else None)
+        self._pieces.append(piece)
+        return piece
+
+    def _ended(self, token: int) -> bool:
+        limit = self._settings.max_time
+        if token in self._settings.eos_token_id:
+            self._reason = "eos"
+        elif self._text.stopped:
+            self._reason = "stop"
+        elif limit is not None and time.perf_counter() - self._began > limit:
+            self._reason = "time"
+        return self._reason != "length"
+
+    def result(self) -> Generated:
+        """All of it; the number of calls and the warnings are the caller's to add."""
+        pieces, first = self._pieces, self._first - self._began
+        spent = self._last - self._first
+        rate = (len(pieces) - 1) / spent if len(pieces) > 1 and spent > 0 else 1 / first if pieces else 0.0
+        kept = [piece.logits for piece in pieces if piece.logits is not None]
+        return Generated(
+            tokens=[piece.token for piece in pieces],
+            text=self._text.text,
+            prompt_tokens=self._prompt,
+            finish_reason=self._reason,
+            first_token_seconds=first if pieces else 0.0,
+            tokens_per_second=rate,
+            engine_calls=0,
+            peak_bytes=peak_memory(),
+            logprobs=[piece.logprob for piece in pieces],
+            logits=np.stack(kept) if kept else None,
+        )

@@ -1,0 +1,98 @@
+"""Where the keys and values of a growing sequence lie: whole blocks, and the open one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from twoheads.graphs.errors import InternalError
+from twoheads.graphs.variants.steps import KeptRows, Steps
+
+__all__ = ["KeptBlocks"]
+
+Array = npt.NDArray[Any]
+
+
+class KeptBlocks:
+    """The keys and values of all layers, of as many tokens as a context has.
+
+    Every layer has an array of whole blocks, ``[1, heads, capacity * block, head_dim]``, and one of the open block.
+    Both are what step engines read, in place. What is not written is 0, as engines multiply it by weights of 0.
+
+    Args:
+        steps: Whose.
+
+    Attributes:
+        capacity: Whole blocks for which there is room, as engines count them.
+        past: The whole blocks of every kept value; none where the capacity is 0.
+        opened: The open block of every kept value.
+    """
+
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+        self._block = steps.program.block_size
+        self.capacity = 0
+        self.past: list[Array] = []
+        self.opened = [_zeros(entry, self._block) for entry in steps.kept]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays; of large ones the system provides what was written."""
+        return sum(array.nbytes for array in (*self.past, *self.opened))
+
+    def reserve(self, blocks: int) -> bool:
+        """Makes room for as many whole blocks; whether arrays are new, so that what was bound to them is void."""
+        capacity = self._steps.capacity(blocks)
+        if capacity is None or capacity <= self.capacity:
+            return False
+        grown: list[Array] = []
+        for at, entry in enumerate(self._steps.kept):
+            array = _zeros(entry, entry.blocks(capacity) * self._block)
+            if self.past:
+                array[:, :, : self.past[at].shape[2]] = self.past[at]
+                self.past[at] = array  # the old one is gone before the next is made
+            grown.append(array)
+        self.past, self.capacity = grown, capacity
+        return True
+
+    def write(self, first: int, rows: list[Array], count: int, skip: int = 0) -> None:
+        """Puts ``count`` rows of every kept value, behind its first ``skip``, into the open block from ``first``."""
+        for array, new in zip(self.opened, rows, strict=True):
+            array[:, :, first : first + count] = new[:, :, skip : skip + count]
+
+    def complete(self, block: int) -> None:
+        """The open block is whole: it becomes whole block ``block``, and the next one is open."""
+        for at, entry in enumerate(self._steps.kept):
+            start = self._slot(entry, block) * self._block
+            if start + self._block > self.past[at].shape[2]:
+                raise InternalError(f"no room for block {block} of {entry.value.name}")
+            self.past[at][:, :, start : start + self._block] = self.opened[at]
+            self.opened[at][...] = 0
+
+    def reopen(self, block: int) -> None:
+        """Whole block ``block`` is open again, and those behind it are gone."""
+        for at, entry in enumerate(self._steps.kept):
+            start = self._slot(entry, block) * self._block
+            self.opened[at][...] = self.past[at][:, :, start : start + self._block]
+
+    def clear(self, first: int) -> None:
+        """Forgets the rows of the open block from ``first``."""
+        for array in self.opened:
+            array[:, :, first:] = 0
+
+    def copy(self) -> KeptBlocks:
+        """The same contents in arrays of their own."""
+        made = KeptBlocks(self._steps)
+        made.capacity = self.capacity
+        made.past = [array.copy() for array in self.past]
+        made.opened = [array.copy() for array in self.opened]
+        return made
+
+    def _slot(self, entry: KeptRows, block: int) -> int:
+        return block if entry.ring is None else entry.ring.slot(block)
+
+
+def _zeros(entry: KeptRows, rows: int) -> Array:
+    return np.zeros(entry.value.block_shape(rows), entry.value.dtype)

@@ -1,0 +1,122 @@
+"""One step engine bound to the arrays of one context: tokens in, hidden states and new keys and values out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from twoheads.graphs.variants.steps import INDEX, MASK
+from twoheads.runtime.generation.added import AddedScores
+from twoheads.runtime.generation.engines import StepEngines
+from twoheads.runtime.generation.kept_rows import KeptBlocks
+
+__all__ = ["BoundStep", "Heads"]
+
+Array = npt.NDArray[Any]
+
+
+class BoundStep:
+    """A call of ``rows`` tokens of one context.
+
+    Args:
+        engines: Where the engine is open.
+        rows: Tokens of a call.
+        kept: The context's keys and values, which must stay where they are.
+
+    Attributes:
+        hidden: The hidden states of the last call, ``[1, rows, width]``.
+        new: Its keys and values, in the order of ``Steps.kept``.
+    """
+
+    def __init__(self, engines: StepEngines, rows: int, kept: KeptBlocks) -> None:
+        self._engines, self._rows = engines, rows
+        steps = engines.steps
+        self._block = steps.program.block_size
+        self._capacity = kept.capacity
+        engine, handle = engines.body(rows, kept.capacity)
+        self._arrays = {
+            port.name: np.zeros(port.shape, port.dtype)
+            for port in engine.inputs
+            if not port.name.startswith(("past_", "open_"))
+        }
+        self._feeds = [(entry.source, self._arrays[f"input_{at}"]) for at, entry in enumerate(_inputs(engines))]
+        self._added = [self._arrays[f"{MASK}_{at}"] for at in range(len(steps.added))]
+        outputs = {port.name: np.zeros(port.shape, port.dtype) for port in engine.outputs}
+        self.hidden = outputs["hidden"]
+        self.new: list[Array] = [outputs[f"new_{at}"] for at in range(len(steps.kept))]
+        given = dict(self._arrays)
+        given |= {f"past_{at}": array for at, array in enumerate(kept.past)}
+        given |= {f"open_{at}": array for at, array in enumerate(kept.opened)}
+        self._call = handle.new_call()
+        wrap = engines.backend.tensor
+        for number, port in enumerate(engine.inputs):
+            self._call.bind_input(number, wrap(given[port.name]))
+        for number, port in enumerate(engine.outputs):
+            self._call.bind_output(number, wrap(outputs[port.name]))
+
+    def run(self, tokens: npt.NDArray[np.int64], first: int, added: AddedScores) -> None:
+        """Computes ``tokens``, 1 to ``rows`` of them, at positions from ``first``, all in one block.
+
+        Rows beyond them repeat the last one: whatever a model makes of other numbers might be none.
+        """
+        count = len(tokens)
+        at = np.minimum(np.arange(self._rows, dtype=np.int64), count - 1)
+        positions = first + at
+        for source, array in self._feeds:
+            if source == "argument":
+                array[...] = tokens[at]
+            elif source != "zeros":
+                array[...] = positions
+        if INDEX in self._arrays:
+            index = self._arrays[INDEX]
+            index[:] = np.arange(self._block)
+            place = first % self._block
+            index[place : place + count] = self._block + np.arange(count)
+        added.fill(self._added, positions, self._capacity)
+        self._call.run()
+        self._engines.calls += 1
+
+
+class Heads:
+    """Logits of rows of hidden states.
+
+    Args:
+        engines: Where the engines are open.
+        rows: Rows of a call.
+    """
+
+    def __init__(self, engines: StepEngines, rows: int) -> None:
+        self._engines = engines
+        program = engines.steps.program
+        self.rows = rows
+        self._values: dict[str, Array] = {}
+        self._calls: list[Any] = []
+        wrap = engines.backend.tensor
+        for (stage, engine), handle in zip(engines.steps.heads(rows), engines.heads(rows), strict=True):
+            call = handle.new_call()
+            for number, (name, port) in enumerate(zip(stage.inputs, engine.inputs, strict=True)):
+                call.bind_input(number, wrap(self._values.setdefault(name, np.zeros(port.shape, port.dtype))))
+            for number, (value, port) in enumerate(zip(stage.outputs, engine.outputs, strict=True)):
+                array = self._values[value.name] = np.zeros(port.shape, port.dtype)
+                call.bind_output(number, wrap(array))
+            self._calls.append(call)
+        self._hidden = self._values[program.hidden]
+        self._logits = self._values[program.logits or ""]
+
+    def logits(self, hidden: Array) -> npt.NDArray[np.float32]:
+        """Logits ``[count, classes]``, float32, of hidden states ``[count, width]``, at most ``rows`` of them."""
+        count = len(hidden)
+        self._hidden[0] = hidden[np.minimum(np.arange(self.rows), count - 1)]
+        for call in self._calls:
+            call.run()
+        self._engines.calls += len(self._calls)
+        return np.array(self._logits[0, :count], np.float32)
+
+
+def _inputs(engines: StepEngines) -> list[Any]:
+    """The program's inputs in the order in which a step reads them."""
+    steps = engines.steps
+    named = {entry.value.name: entry for entry in steps.program.inputs}
+    return [named[name] for name in steps.body.inputs]

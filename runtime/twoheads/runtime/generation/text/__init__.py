@@ -1,0 +1,1 @@
+"""Between people and tokens: conversations, text as it comes."""

@@ -1,0 +1,79 @@
+"""``twoheads generate``: what it prints, and what it refuses."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+
+import numpy as np
+
+
+def test_json_tells_the_continuation_and_what_it_took(cli, bundle, tmp_path):
+    np.save(tmp_path / "t.npy", np.arange(1, 12))
+    words = ("generate", bundle, "--tokens", tmp_path / "t.npy", "--max-new-tokens", 9, "--ignore-eos", "--json")
+    made = cli(*words).json
+    assert len(made["tokens"]) == 9
+    assert (made["prompt_tokens"], made["finish_reason"]) == (11, "length")
+    assert 0 < made["first_token_seconds"] < 60
+    assert made["tokens_per_second"] > 0
+    assert made["engine_calls"] >= 10
+    assert made["peak_bytes"] > 1 << 20
+    assert made["text"]
+
+
+def test_text_comes_on_stdout_and_the_rest_on_stderr(cli, bundle, text):
+    words = ("generate", bundle, "--file", text, "--max-new-tokens", 5, "--ignore-eos")
+    ran, told = cli(*words), cli(*words, "--json").json
+    assert ran.code == 0
+    assert ran.out == told["text"] + "\n"
+    assert "36 + 5 tokens (length)" in ran.err
+    stopped = cli(*words, "--stop", told["text"].split()[1], "--json").json
+    assert stopped["finish_reason"] == "stop"
+    assert len(stopped["tokens"]) == 2
+
+
+def test_options_set_the_fields_of_their_names(cli, bundle):
+    words = ("generate", bundle, "--prompt", "the cat", "--max-new-tokens", 6, "--ignore-eos", "--json")
+    sampled = ("--do-sample", "--temperature", 3, "--seed", 1)
+    assert cli(*words, *sampled).json["tokens"] == cli(*words, *sampled).json["tokens"]
+    assert cli(*words, *sampled).json["tokens"] != cli(*words, "--do-sample", "--seed", 2).json["tokens"]
+    several = cli(*words, "--do-sample", "--seed", 2, "--set", "num_return_sequences=2").json
+    assert len(several) == 2
+    only = cli(*words, "--set", f"suppress_tokens={[token for token in range(16) if token != 5]}").json
+    assert only["tokens"] == [5] * 6
+
+
+def test_what_is_wrong_is_named(cli, bundle, tmp_path):
+    generate = ("generate", bundle, "--prompt", "the cat")
+    assert "needs one prompt" in cli("generate", bundle).refused()
+    assert "temperature -1.0" in cli(*generate, "--temperature", -1).refused()
+    assert "stop_strings" in cli(*generate, "--stop", "").refused()
+    assert "'typical'" in cli(*generate, "--set", "typical=1").refused()
+    assert "is not JSON" in cli(*generate, "--set", "typical_p=x").refused()
+    assert "shapes samples" in cli(*generate, "--greedy", "--top-p", 0.5).refused()
+    (tmp_path / "m.json").write_text(json.dumps([{"role": "user", "content": "hi"}]))
+    assert "chat template" in cli("generate", bundle, "--file", tmp_path / "m.json").refused()
+    assert "has no chat template" in cli("chat", bundle).refused()
+
+
+def test_a_bundle_without_step_engines_says_so(cli, tiny_llama, tmp_path):
+    assert cli("compile", tiny_llama, "-o", tmp_path / "b", "--no-generation").code == 0
+    assert "holds no engines that extend a sequence" in cli("generate", tmp_path / "b", "--prompt", "the").refused()
+
+
+def test_a_conversation_keeps_its_context(cli, tiny_llama, tmp_path, monkeypatch):
+    template = "{% for m in messages %}{{ m.role == 'user' and 'the' or 'a' }} {{ m.content }} {% endfor %}dog "
+    (tmp_path / "model").mkdir()
+    for file in tiny_llama.iterdir():
+        (tmp_path / "model" / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "model" / "chat_template.jinja").write_text(template)
+    assert cli("compile", tmp_path / "model", "-o", tmp_path / "b", "--block-size", 16).code == 0
+    monkeypatch.setattr("sys.stdin", io.StringIO("cat sat\nred house\n\n"))
+    ran = cli("chat", tmp_path / "b", "--max-new-tokens", 4, "--set", "eos_token_id=[]")
+    assert ran.code == 0, ran.err
+    first, second = ran.out.splitlines()
+    assert len(first.split()) == len(second.split()) == 4
+    told = [int(number) for number in re.findall(r"(\d+) tokens of context", ran.err)]
+    assert told[0] == len(["the", "cat", "sat", "dog"]) + 4
+    assert told[1] >= told[0] + len(["a", "the", "red", "house"]) + 4

@@ -1,0 +1,123 @@
+"""A growing sequence against the original over the whole, and its bits against those of a fresh one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.runtime.generation.decoders import BLOCK, bundle, bundle_folder, gemma, llama, original_logits, tokens
+from twoheads.graphs.errors import InputError
+from twoheads.runtime import load
+from twoheads.runtime.generation.context import Context, Pieces
+
+MODELS = {"llama": llama, "gemma": gemma}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("prompt", [1, 7, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK + 3])
+def test_every_step_is_that_of_the_original(name, prompt):
+    sequence = tokens(prompt + 6 * BLOCK)
+    expected = original_logits(MODELS[name](), sequence)
+    with bundle(name).open_context() as context:
+        logits = [context.append(sequence[:prompt])]
+        logits += [context.step(token) for token in sequence[prompt:]]
+    error = np.abs(np.stack(logits) - expected[prompt - 1 :]).max()
+    assert error < 1e-5 * np.abs(expected).max()
+
+
+def test_the_widest_engine_is_exact_and_longer_contexts_are_refused():
+    sequence = tokens(33 * BLOCK - 1)
+    expected = original_logits(llama(), sequence)
+    with bundle("llama").open_context() as context:
+        logits = context.append(sequence)
+        assert np.abs(logits - expected[-1]).max() < 1e-5 * np.abs(expected).max()
+        with pytest.raises(InputError, match=f"take {33 * BLOCK - 1}"):
+            context.step(5)
+        assert len(context) == 33 * BLOCK - 1
+
+
+def _bits(context: Context) -> list[bytes]:
+    kept = context._kept
+    assert kept is not None
+    return [array.tobytes() for array in (*kept.past, *kept.opened)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_bits_do_not_depend_on_how_tokens_were_split(name):
+    sequence = tokens(9 * BLOCK + 5)
+    whole = bundle(name).open_context()
+    expected = whole.append(sequence)
+    parts = bundle(name).open_context()
+    for start, stop in ((0, 3), (3, 20), (20, 21), (21, 90), (90, len(sequence))):
+        logits = parts.append(sequence[start:stop])
+    assert np.array_equal(logits, expected)
+    assert _bits(parts) == _bits(whole)
+
+
+ACTIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("append"), st.integers(1, 3 * BLOCK)),
+        st.tuples(st.just("step"), st.integers(1, BLOCK + 3)),
+        st.tuples(st.just("rollback"), st.integers(0, 100)),
+        st.tuples(st.just("fork"), st.just(0)),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@settings(max_examples=25, deadline=None)
+@given(actions=ACTIONS, seed=st.integers(0, 3))
+def test_any_interleaving_ends_as_a_fresh_run(name, actions, seed):
+    context, told = bundle(name).open_context(), iter(tokens(1000, seed))
+    for action, count in actions:
+        if action == "append":
+            context.append([next(told) for _ in range(count)])
+        elif action == "step" and len(context):
+            for _ in range(count):
+                context.step(next(told))
+        elif action == "rollback":
+            context.rollback(len(context) * count // 100)
+        elif action == "fork":
+            other, context = context, context.fork()
+            if len(other):
+                other.step(next(told))  # what the other one does is its own business
+            other.close()
+    logits = context.append([7])
+    fresh = bundle(name).open_context()
+    assert np.array_equal(fresh.append(context.tokens), logits)
+
+
+@pytest.mark.parametrize("start", [0, 3, BLOCK - 1, BLOCK, 3 * BLOCK + 9])
+@pytest.mark.parametrize("count", [1, 4, 5, BLOCK, 40])
+def test_pieces_cover_what_is_new_in_calls_of_one_block(start, count):
+    at = start
+    for first, tokens_, rows in Pieces(start, start + count, BLOCK, 8):
+        assert first <= at < first + tokens_ <= start + count
+        assert tokens_ <= rows
+        assert first // BLOCK == (first + tokens_ - 1) // BLOCK
+        at = first + tokens_
+    assert at == start + count
+
+
+def test_a_short_prompt_costs_small_calls():
+    assert [rows for _, _, rows in Pieces(0, 16, 256, 8)] == [8, 8]
+    assert [rows for _, _, rows in Pieces(0, 200, 256, 8)] == [256]
+
+
+def test_what_can_not_be_is_refused():
+    context = bundle("llama").open_context()
+    for wrong, problem in (([], "are"), ([64], "hold 64"), ([-1], "hold -1"), ([0.5], "are float64")):
+        with pytest.raises(InputError, match=problem):
+            context.append(np.array(wrong))
+    with pytest.raises(InputError, match="rollback"):
+        context.rollback(1)
+    context.close()
+    with pytest.raises(InputError, match="is closed"):
+        context.append([1])
+    other = load(bundle_folder("llama"), threads=1)
+    with pytest.raises(InputError, match="another bundle"):
+        other.generate([5], context=bundle("llama").open_context())

@@ -1,0 +1,115 @@
+"""Continuations against those of transformers, and the ways to end and to follow them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tests.runtime.generation.decoders import BLOCK, bundle, gemma, llama, original_logits, tokens
+from twoheads.graphs.errors import InputError
+from twoheads.runtime.generation.results import Generated, Piece
+
+MODELS = {"llama": llama, "gemma": gemma}
+
+
+def _one(made) -> Generated:
+    assert isinstance(made, Generated)
+    return made
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2},
+        {"min_new_tokens": 30, "eos_token_id": [2, 9, 40], "bad_words_ids": [[5], [7, 8]]},
+        {"suppress_tokens": [4, 30], "begin_suppress_tokens": [21], "sequence_bias": {(6,): 2.0, (11, 12): -9.0}},
+    ],
+    ids=["plain", "repetition", "ends", "biases"],
+)
+def test_tokens_are_those_of_the_library(name, options):
+    prompt = tokens(BLOCK + 3)
+    with torch.no_grad():
+        expected = MODELS[name]().generate(torch.tensor([prompt]), max_new_tokens=50, do_sample=False, **options)
+    made = _one(bundle(name).generate(prompt, max_new_tokens=50, **options))
+    assert made.tokens == expected[0, len(prompt) :].tolist()
+    assert made.prompt_tokens == len(prompt)
+    assert made.finish_reason == ("length" if len(made.tokens) == 50 else "eos")
+
+
+def test_probabilities_are_those_of_the_model():
+    prompt = tokens(20)
+    made = _one(bundle("llama").generate(prompt, max_new_tokens=9, ignore_eos=True, return_logits=True))
+    expected = original_logits(llama(), [*prompt, *made.tokens])[19:28]
+    assert made.logits is not None
+    assert np.abs(made.logits - expected).max() < 1e-5 * np.abs(expected).max()
+    logs = torch.log_softmax(torch.from_numpy(expected), -1).numpy()[range(9), made.tokens]
+    assert np.allclose(made.logprobs, logs, atol=1e-4)
+    assert made.engine_calls > 9
+
+
+def test_samples_repeat_with_their_seed_and_differ_among_each_other():
+    prompt = tokens(5)
+    options = {"max_new_tokens": 8, "do_sample": True, "num_return_sequences": 3}
+    first = bundle("llama").generate(prompt, seed=3, **options)
+    again = bundle("llama").generate(prompt, seed=3, **options)
+    other = bundle("llama").generate(prompt, seed=4, **options)
+    assert isinstance(first, list)
+    assert isinstance(again, list)
+    assert isinstance(other, list)
+    assert [made.tokens for made in first] == [made.tokens for made in again]
+    assert [made.tokens for made in first] != [made.tokens for made in other]
+    assert first[0].tokens != first[1].tokens
+
+
+def test_a_context_is_continued():
+    sequence = tokens(30)
+    with bundle("llama").open_context() as context:
+        made = _one(bundle("llama").generate(sequence, context=context, max_new_tokens=5, ignore_eos=True))
+        assert context.tokens == [*sequence, *made.tokens]
+        more = _one(bundle("llama").generate([9, 8], context=context, max_new_tokens=5, ignore_eos=True))
+    whole = bundle("llama").generate([*sequence, *made.tokens, 9, 8], max_new_tokens=5, ignore_eos=True)
+    assert more.tokens == _one(whole).tokens
+
+
+def test_tokens_come_one_by_one_and_the_iterator_may_be_left():
+    prompt = tokens(6)
+    seen: list[Piece] = []
+    made = _one(bundle("llama").generate(prompt, max_new_tokens=7, ignore_eos=True, streamer=seen.append))
+    assert [piece.token for piece in seen] == made.tokens
+    stream = bundle("llama").stream(prompt, max_new_tokens=7, ignore_eos=True)
+    assert [next(stream).token for _ in range(3)] == made.tokens[:3]
+    stream.close()
+
+
+def test_a_processor_of_the_caller_decides():
+    def only_seven(seen, scores):
+        assert list(seen[:4]) == tokens(4)
+        made = np.full_like(scores, -np.inf)
+        made[7] = 0
+        return made
+
+    made = _one(bundle("llama").generate(tokens(4), max_new_tokens=3, logits_processor=only_seven))
+    assert made.tokens == [7, 7, 7]
+    with pytest.raises(InputError, match="leave no token"):
+        bundle("llama").generate(tokens(4), logits_processor=lambda _, scores: np.full_like(scores, -np.inf))
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"temperature": -1.0}, "temperature -1.0"),
+        ({"stop": ""}, "stop_strings"),
+        ({"stop": "x"}, "no tokenizer"),
+        ({"num_beams": 4}, "num_beams 4"),
+        ({"tempreature": 1.0}, "unknown field 'tempreature'"),
+        ({"top_p": 0.0}, "top_p 0.0"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens 2.5"),
+        ({"num_return_sequences": 2}, "num_return_sequences 2"),
+    ],
+)
+def test_impossible_settings_are_refused_by_name(options, problem):
+    with pytest.raises(InputError, match=problem):
+        bundle("llama").generate([5], **options)

@@ -1,0 +1,62 @@
+"""Every processor against that of transformers, on random logits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from twoheads.runtime.generation.choosing.processors import processors
+from twoheads.runtime.generation.choosing.settings import Settings
+
+CLASSES = 211
+CASES = (
+    {"do_sample": True},
+    {"do_sample": True, "temperature": 0.7, "top_k": 0, "top_p": 0.8},
+    {"do_sample": True, "top_k": 5},
+    {"do_sample": True, "top_k": 0, "min_p": 0.1},
+    {"do_sample": True, "top_k": 0, "typical_p": 0.4},
+    {"do_sample": True, "top_k": 0, "top_h": 0.5},
+    {"do_sample": True, "top_k": 0, "epsilon_cutoff": 0.01},
+    {"do_sample": True, "top_k": 0, "eta_cutoff": 0.02},
+    {"do_sample": True, "temperature": 1.8, "top_k": 40, "top_p": 0.9, "min_p": 0.05, "typical_p": 0.95},
+    {"repetition_penalty": 1.7},
+    {"no_repeat_ngram_size": 2},
+    {"bad_words_ids": [[3], [5, 6], [210]]},
+    {"sequence_bias": {(4,): 3.0, (5, 9): -2.0}},
+    {"min_new_tokens": 40},
+    {"exponential_decay_length_penalty": (3, 1.4)},
+    {"suppress_tokens": [1, 2], "begin_suppress_tokens": [7], "renormalize_logits": True},
+    {"remove_invalid_values": True},
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = LlamaConfig(
+        vocab_size=CLASSES, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+    )
+    return LlamaForCausalLM(config)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: ",".join(case))
+def test_scores_are_those_of_the_library(model, case):
+    random = np.random.default_rng(5)
+    prompt, ends = 6, [9, 13]
+    config = GenerationConfig(**case, eos_token_id=ends)
+    model._prepare_special_tokens(config, device="cpu")
+    theirs = model._get_logits_processor(config, prompt)
+    ours = processors(Settings().changed({"top_k": 0, **case, "eos_token_id": ends}, "test"), prompt)
+    for length in (prompt, prompt + 1, prompt + 30):
+        sequence = random.integers(0, 12, length).tolist()
+        logits = (4 * random.standard_normal(CLASSES)).astype(np.float32)
+        if "remove_invalid_values" in case:
+            logits[:3] = np.nan, np.inf, -np.inf
+        expected = theirs(torch.tensor([sequence]), torch.from_numpy(logits.copy())[None])[0].numpy()
+        made = logits
+        for process in ours:
+            made = process(sequence, made)
+        assert np.array_equal(np.isinf(made), np.isinf(expected))
+        assert np.allclose(made, expected, rtol=1e-5, atol=1e-5)
+        assert made.dtype == np.float32
