@@ -30,6 +30,7 @@ def load(
     key_tile: int | None = None,
     fused: bool = True,
     device_memory_limit: int | None = None,
+    require_signature: str | os.PathLike[str] | None = None,
 ) -> LoadedBundle:
     """Opens the bundle in folder ``path``.
 
@@ -56,9 +57,11 @@ def load(
             measured once, in one or two seconds or in about ten, and kept in ``BUNDLE.tune.json`` beside the bundle.
             Results of different widths agree up to rounding. ``off`` takes the bundle's own.
         key_tile: Tokens of a key tile, one of these widths, instead of the bundle's own.
+        require_signature: The file of an ed25519 public key; a bundle that it did not sign is refused. Needs the
+            package cryptography.
 
     Raises:
-        BundleError: It is not a bundle, damaged, or of another version.
+        BundleError: It is not a bundle, damaged, of another version, or not signed by that key.
         InputError: An argument is not one of the choices, or the backend is not installed.
     """
     if threads is not None and threads < 1:
@@ -71,7 +74,9 @@ def load(
     folder = None if spill is None else Path(spill)
     if folder is not None and not folder.is_dir():
         raise InputError("spill", f"{folder} is not a folder", "create it, or name another")
-    bundle = read_bundle(path, check=check)
+    if require_signature is not None and check != "full":
+        raise InputError("check", f"is {check!r}, and a signature is one of the sha256 of files", "leave it out")
+    bundle = read_bundle(path, check=check, require_signature=require_signature)
     if bundle.manifest.quantised and (backend if isinstance(backend, str) else backend.name) != "onnxruntime":
         problem = f"the bundle has {bundle.manifest.weight_dtype} weights, which only onnxruntime reads"
         raise InputError("backend", problem, "use onnxruntime, or a bundle compiled without --weights")

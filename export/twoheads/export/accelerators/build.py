@@ -20,6 +20,7 @@ from twoheads.export.accelerators.prepare_engine import is_narrow, prepare_engin
 from twoheads.export.accelerators.rewrites.host_part import Parts, split_host_part
 from twoheads.export.accelerators.target import Target, choose, load_target
 from twoheads.export.accelerators.target_files import artifact_files, link_file, made_files, write_target
+from twoheads.export.bundle.signing import SigningKey
 from twoheads.export.engines.jobs import (
     EngineJob,
     engine_file_model,
@@ -79,6 +80,7 @@ def build_target(
     calibrate: str | None = None,
     check: bool = False,
     strict: bool = False,
+    sign: SigningKey | None = None,
     progress: Progress | None = None,
 ) -> Built:
     """Builds every engine of the bundle in folder ``path`` for the target ``name`` into the bundle.
@@ -96,6 +98,7 @@ def build_target(
             values are taken from runs over it.
         check: Also run what was built, where something can, and compare it with ONNX Runtime.
         strict: Fail if anything is left to the host.
+        sign: Signs the bundle, which has no signature otherwise, whatever it had before.
         progress: Called as ``progress(phase, done, total)``.
 
     Raises:
@@ -118,7 +121,7 @@ def build_target(
             progress=progress,
         )
         _refuse(built, name, strict=strict)
-        write_target(bundle, name, built.entry, Path(scratch))
+        write_target(bundle, name, built.entry, Path(scratch), sign)
     return built
 
 

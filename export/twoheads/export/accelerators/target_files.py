@@ -8,6 +8,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
+from twoheads.export.bundle.signing import SigningKey, sign_bundle
 from twoheads.export.bundle.staging import written_folder
 from twoheads.export.bundle.writer import check_is_bundle, file_entry, write_json
 from twoheads.graphs.serialization.bundle_format import MANIFEST, TARGETS, Artifact, TargetEntry
@@ -25,8 +26,11 @@ def made_files(folder: Path, job: str) -> tuple[RelativePath, ...]:
     return tuple(RelativePath(name) for name in sorted(ours))
 
 
-def write_target(bundle: Bundle, name: str, entry: TargetEntry, scratch: Path) -> None:
-    """Replaces the bundle by one with the artifacts in ``scratch``."""
+def write_target(bundle: Bundle, name: str, entry: TargetEntry, scratch: Path, sign: SigningKey | None = None) -> None:
+    """Replaces the bundle by one with the artifacts in ``scratch``, signed by ``sign`` if there is one.
+
+    The signature of the bundle as it was is of another manifest: it is not kept.
+    """
     with written_folder(bundle.path, overwrite=True, check_replaceable=check_is_bundle) as folder:
         ours = f"{TARGETS}/{name}/"
         entries = {file: entry for file, entry in bundle.manifest.files.items() if not file.startswith(ours)}
@@ -39,6 +43,8 @@ def write_target(bundle: Bundle, name: str, entry: TargetEntry, scratch: Path) -
         targets = {**bundle.manifest.targets, RelativePath(name): entry}
         manifest = replace(bundle.manifest, files=dict(sorted(entries.items())), targets=targets)
         write_json(folder / MANIFEST, to_json(manifest))
+        if sign is not None:
+            sign_bundle(folder, sign)
 
 
 def artifact_files(folder: Path, artifacts: Collection[Artifact]) -> list[Path]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twoheads.export.bundle.engine_files import save_engine
+from twoheads.export.bundle.signing import SigningKey, sign_bundle
 from twoheads.export.bundle.staging import written_folder
 from twoheads.export.bundle.step_files import write_steps
 from twoheads.export.bundle.weights_file import NamedWeight, total_bytes, write_weights
@@ -40,6 +41,7 @@ from twoheads.graphs.serialization.bundle_format import (
     GENERATION,
     MANIFEST,
     PROGRAM,
+    SIGNATURE,
     TARGETS,
     TOKENIZER,
     WEIGHTS,
@@ -64,7 +66,7 @@ __all__ = ["check_is_bundle", "file_entry", "write_bundle", "write_json"]
 
 _log = logging.getLogger(__name__)
 
-_TOP_LEVEL = {MANIFEST, PROGRAM, ENGINES, Path(TOKENIZER).parts[0], TARGETS}
+_TOP_LEVEL = {MANIFEST, SIGNATURE, PROGRAM, ENGINES, Path(TOKENIZER).parts[0], TARGETS}
 
 
 def write_bundle(
@@ -72,6 +74,7 @@ def write_bundle(
     path: str | Path,
     *,
     overwrite: bool = False,
+    sign: SigningKey | None = None,
     progress: Progress | None = None,
     generation: bool = True,
 ) -> Path:
@@ -81,6 +84,7 @@ def write_bundle(
         compiled: The result of ``compile_model``.
         path: The folder to create.
         overwrite: Replace an existing bundle; anything else in that place is never replaced.
+        sign: Signs it; by default it has no signature.
         progress: Called as ``progress(phase, done, total)``.
         generation: Whether a decoder gets engines that extend a sequence token by token.
 
@@ -93,6 +97,8 @@ def write_bundle(
     report = progress or silent
     with written_folder(Path(path), overwrite=overwrite, check_replaceable=check_is_bundle) as folder:
         _write_content(compiled, folder, Path(path), report, generation=generation)
+        if sign is not None:
+            sign_bundle(folder, sign)
         report("finish")
     _log.info("wrote %s", path)
     return Path(path)

@@ -37,6 +37,7 @@ from twoheads.export.cli.plan import command as plan_command
 from twoheads.export.cli.run import command as run_command
 from twoheads.export.cli.shared.console import print_error, stderr_console
 from twoheads.export.cli.shared.extras import missing_package
+from twoheads.export.cli.shared.signature_option import takes_signature
 from twoheads.export.cli.verify import command as verify_command
 from twoheads.graphs.errors import TwoheadsError
 
@@ -68,6 +69,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+_NO_BUNDLE = (compile_command, status_command, models_command)
+"""Commands that read no bundle of others."""
+
 for _command in (
     compile_command,
     build_command,
@@ -87,7 +91,8 @@ for _command in (
     bench_command,
     models_command,
 ):
-    app.command(_command.NAME)(_command.command)
+    _takes = _command.command if _command in _NO_BUNDLE else takes_signature(_command.command)
+    app.command(_command.NAME)(_takes)
 
 
 def _print_version(wanted: bool) -> None:

@@ -4,6 +4,7 @@
 
     BUNDLE/
         manifest.json            this module's Manifest; written last, so a folder without it is not a bundle
+        manifest.sig             optional, its ed25519 signature
         program.json             the block program
         engines/<name>.onnx      token-wise engines; their initializers refer to weights.bin, so each opens on its own
         engines/<name>.<variant>.onnx   attention engines
@@ -33,6 +34,7 @@ __all__ = [
     "PARTIAL",
     "PROGRAM",
     "QUANTISATION_BLOCK",
+    "SIGNATURE",
     "TARGETS",
     "TOKENIZER",
     "WEIGHTS",
@@ -51,6 +53,7 @@ FORMAT_VERSION = 4
 FULL_PRECISION = "float32"
 """A manifest's ``precision`` where nothing is rounded further than the original's numbers."""
 MANIFEST = RelativePath("manifest.json")
+SIGNATURE = RelativePath("manifest.sig")
 PROGRAM = RelativePath("program.json")
 ENGINES = "engines"
 WEIGHTS = RelativePath("engines/weights.bin")
@@ -194,7 +197,7 @@ class Manifest:
         dtype: Of token values, and of the weights that are not quantised.
         approximations: Names of the approximations the user asked for; empty for an exact bundle.
         weights: Every weight by name.
-        files: Every file except the manifest, by relative path.
+        files: Every file except the manifest and its signature, by relative path.
         targets: What was built for accelerators, by the target's name.
         weight_dtype: Of the products' weights: ``dtype``, or ``int8`` or ``int4`` where they are quantised.
         quantised: The source's weights that are quantised, by their names there.

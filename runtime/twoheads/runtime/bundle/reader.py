@@ -20,6 +20,7 @@ from twoheads.graphs.serialization.bundle_format import (
     MANIFEST,
     PARTIAL,
     PROGRAM,
+    SIGNATURE,
     TARGETS,
     TOKENIZER,
     WEIGHTS,
@@ -35,6 +36,7 @@ from twoheads.runtime.bundle.engine_files.check import engine_problem
 from twoheads.runtime.bundle.engine_files.declared import declared_engines
 from twoheads.runtime.bundle.inside import RECOMPILE, UNTRUSTED, inside
 from twoheads.runtime.bundle.program_check import check_program
+from twoheads.runtime.bundle.signature import check_signature, required_key
 
 __all__ = ["Bundle", "read_bundle"]
 
@@ -112,23 +114,35 @@ class Bundle:
         return replace(self, program=with_key_tile(self.program, width))
 
 
-def read_bundle(path: str | os.PathLike[str], *, check: str = "full", engines: bool = True) -> Bundle:
+def read_bundle(
+    path: str | os.PathLike[str],
+    *,
+    check: str = "full",
+    engines: bool = True,
+    require_signature: str | os.PathLike[str] | None = None,
+) -> Bundle:
     """Reads and checks the bundle in folder ``path``.
 
     Args:
         path: The folder.
         check: ``full`` compares size and sha256 of every file with the manifest; ``size`` only the sizes.
         engines: Whether engine files are checked against the program, too; whoever opens none saves the time.
+        require_signature: An ed25519 public key that must have signed the bundle, which is then checked in full;
+            within :func:`~twoheads.runtime.bundle.signature.signature_required`, that one if not given.
 
     Raises:
         BundleError: Not a bundle, of another format version, or a file is missing, extra, truncated, altered or
             outside the folder, or an engine is none of ours; names the file and what to do.
-        InputError: ``check`` is neither.
+        InputError: ``check`` is neither, or there is no such key.
     """
     if check not in ("full", "size"):
         raise InputError("check", f"is {check!r}", "say full (sizes and sha256) or size")
     folder = Path(path)
     content = _manifest_content(folder)
+    key = require_signature or required_key()
+    if key is not None:
+        check_signature(folder, content, key)
+        check = "full"
     manifest = _parse_manifest(folder / MANIFEST, content)
     files = _check_files(folder, manifest)
     with ThreadPoolExecutor(1) as beside:  # hashing the weights takes longer than all the rest, and no Python
@@ -242,7 +256,7 @@ def _check_extra(folder: Path, manifest: Manifest) -> None:
     for base, folders, files in os.walk(folder):
         for entry in (*files, *(name for name in folders if Path(base, name).is_symlink())):
             name = Path(base, entry).relative_to(folder).as_posix()
-            if name not in manifest.files and name != MANIFEST:
+            if name not in manifest.files and name not in (MANIFEST, SIGNATURE):
                 raise BundleError(
                     str(folder / name), "is not listed in the manifest", "remove it, or compile the model again"
                 )

@@ -16,6 +16,7 @@ from twoheads.export.cli.shared.console import (
     size_text,
 )
 from twoheads.export.cli.shared.progress import PhaseProgress
+from twoheads.graphs.serialization.bundle_format import SIGNATURE
 from twoheads.graphs.serialization.json_codec import to_json
 from twoheads.runtime.bundle.reader import read_bundle
 
@@ -50,6 +51,7 @@ def command(
         bool, typer.Option("--check", help="Run what was built, in the compiler's emulator, against ONNX Runtime.")
     ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Fail if any node is left to the host.")] = False,
+    sign: options.Sign = None,
     as_json: options.Json = False,
 ) -> None:
     """Build every engine for an accelerator, into the bundle's folder targets/NAME.
@@ -65,7 +67,10 @@ def command(
     text = None if calibrate is None else arguments.read_text(calibrate)
 
     from twoheads.export.accelerators.build import build_target
+    from twoheads.export.bundle.signing import read_signing_key
 
+    key = None if sign is None else read_signing_key(sign)
+    was_signed = (bundle / SIGNATURE).exists()
     with PhaseProgress() as progress:
         built = build_target(
             bundle,
@@ -76,8 +81,11 @@ def command(
             calibrate=text,
             check=check,
             strict=strict,
+            sign=key,
             progress=progress,
         )
+    if was_signed and key is None:
+        print_warning("the bundle has no signature any more: the old one is of the manifest as it was; use --sign KEY")
     if as_json:
         print_json(to_json(built))
     else:

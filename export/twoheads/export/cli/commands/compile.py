@@ -46,6 +46,7 @@ def command(
     generation: Annotated[
         bool, typer.Option("--generation/--no-generation", help="Engines that extend a text token by token, or none.")
     ] = True,
+    sign: options.Sign = None,
     force: Annotated[bool, typer.Option("--force", help="Replace BUNDLE if it exists.")] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -70,7 +71,9 @@ def command(
 
     from twoheads.compiler import compile_model
     from twoheads.export import narrow_values, quantise_weights, write_bundle
+    from twoheads.export.bundle.signing import read_signing_key
 
+    key = None if sign is None else read_signing_key(sign)
     start = time.perf_counter()
     with PhaseProgress() as progress:
         compiled = compile_model(
@@ -92,7 +95,7 @@ def command(
         if dtype is not options.Dtype.FP32:
             progress("rounding to float16")
             compiled = narrow_values(compiled)
-        write_bundle(compiled, output, overwrite=force, progress=progress, generation=generation)
+        write_bundle(compiled, output, overwrite=force, sign=key, progress=progress, generation=generation)
     seconds = time.perf_counter() - start
     bundle = read_bundle(output, check="size", engines=False)
     _report(output, bundle.manifest, bundle.program, seconds, as_json=as_json)

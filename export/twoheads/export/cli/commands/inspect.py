@@ -29,13 +29,14 @@ from twoheads.graphs.program.program import (
     StockEngine,
     TokenwiseEngine,
 )
-from twoheads.graphs.serialization.bundle_format import ENGINES, TOKENIZER, WEIGHTS, Manifest, TargetEntry
+from twoheads.graphs.serialization.bundle_format import ENGINES, SIGNATURE, TOKENIZER, WEIGHTS, Manifest, TargetEntry
 from twoheads.graphs.variants.choose import fused_steps
 from twoheads.graphs.variants.model_steps import MODEL
 from twoheads.graphs.variants.one_block import ONE_BLOCK, one_block
 from twoheads.graphs.variants.packing import longest_packable, packed_variant
 from twoheads.graphs.variants.window_steps import WINDOW
 from twoheads.runtime.bundle.reader import read_bundle
+from twoheads.runtime.bundle.signature import required_key
 
 __all__ = ["NAME", "command"]
 
@@ -221,9 +222,17 @@ def _print_summary(path: Path, manifest: Manifest, program: Program) -> None:
             ("stages", f"{len(program.body)} in the body{moving}, {len(program.head)} in the head"),
             ("engines", ", ".join(engine.name for engine in _engines(manifest, program))),
             ("targets", ", ".join(map(_target_text, manifest.targets.items())) or "none built"),
+            ("signature", _signature_text(path)),
             ("size", f"{size_text(size)} in {len(manifest.files) + 1} files, {len(manifest.weights)} weights"),
         )
     )
+
+
+def _signature_text(path: Path) -> str:
+    key = required_key()
+    if key is not None:  # or there would be no bundle to look at
+        return f"by {key}"
+    return "not checked: --require-signature PUBKEY" if (path / SIGNATURE).exists() else "none"
 
 
 def _precision_text(manifest: Manifest) -> str:

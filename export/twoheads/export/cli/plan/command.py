@@ -28,6 +28,7 @@ from twoheads.graphs.schedule.schedule import Schedule, make_schedule
 from twoheads.graphs.schedule.spill import NOTHING_SPILLED, plan_spill
 from twoheads.graphs.variants.choose import FusedPrograms, fused_programs
 from twoheads.runtime.bundle.reader import read_bundle
+from twoheads.runtime.bundle.signature import required_key
 from twoheads.runtime.execution.crew import available_threads
 
 __all__ = ["NAME", "command"]
@@ -133,6 +134,8 @@ def _programs(subject: Path, asked: SourceOptions, device: Path | None) -> Fused
             raise InputError(str(subject), problem, f"{fix}, or give the source")
         bundle = read_bundle(subject, check="size", engines=False)
         return (bundle if device is None else measured_tiles(device, bundle)).fused
+    if required_key() is not None:
+        raise InputError("--require-signature", f"is for bundles, and {subject} is none", "leave it out")
     from twoheads.compiler import plan_model
 
     with PhaseProgress() as progress:

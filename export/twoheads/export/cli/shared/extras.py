@@ -20,6 +20,7 @@ EXTRAS = {
     "matplotlib": "plot",
     "openvino": "openvino",
     "polygraphy": "tensorrt",
+    "cryptography": "signing",
     "ray": "cluster",
     "tensorrt": "tensorrt",
 }

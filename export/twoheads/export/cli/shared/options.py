@@ -32,6 +32,7 @@ __all__ = [
     "PrecisionOption",
     "ReportFile",
     "Results",
+    "Sign",
     "Source",
     "Spill",
     "Target",
@@ -149,6 +150,10 @@ TrustRemoteCode = Annotated[
         "--trust-remote-code",
         help="Run Python code that SOURCE's folder brings, with all your rights: only if you trust who wrote it.",
     ),
+]
+Sign = Annotated[
+    Path | None,
+    typer.Option("--sign", metavar="KEY", help="Sign the bundle with this ed25519 private key (PEM or OpenSSH)."),
 ]
 Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that `twoheads compile` wrote.")]
 BlockSize = Annotated[
