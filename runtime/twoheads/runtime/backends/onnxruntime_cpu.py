@@ -78,7 +78,7 @@ class OnnxRuntimeBackend:
         session = _open(self.module, path, tensors, threads, own_weights=True, packed=False)
         check_ports(path, session_ports(session.get_inputs()), inputs)
         check_ports(path, session_ports(session.get_outputs()), outputs)
-        return OnnxRuntimeEngine(session, tuple(tensors.values()))
+        return OnnxRuntimeEngine(path, session, tuple(tensors.values()))
 
 
 def open_session(path: Path, weights: Mapping[str, npt.NDArray[Any]]) -> OnnxRuntimeEngine:
