@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.graphs.sample_masks import masks
 from tests.graphs.sample_programs import classifier, decoder, encoder, value
-from twoheads.graphs.costs import stage_costs
+from twoheads.graphs.costs import attention_costs
 from twoheads.graphs.costs.stage_costs import StageCosts, StagePlan
 from twoheads.graphs.errors import InputError, InternalError
 from twoheads.graphs.masks.expressions import Causal, Mask, parse_mask
@@ -238,7 +238,7 @@ def test_equal_layers_are_classified_once(monkeypatch: pytest.MonkeyPatch) -> No
         blocks.append(block)
         return row_segments(mask, block, **sizes)
 
-    monkeypatch.setattr(stage_costs, "row_segments", counting)
+    monkeypatch.setattr(attention_costs, "row_segments", counting)
     length = 1_000_003
     schedule = make_schedule(decoder(*[Causal()] * 30, block_size=256, key_tile=256), length)
     assert schedule.engine_calls == schedule.formula_calls

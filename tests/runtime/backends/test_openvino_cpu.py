@@ -11,7 +11,7 @@ import pytest
 from tests.runtime.tiny_bundle import write_tiny
 from tests.runtime.tiny_model import Tiny, random_tokens, reference
 from twoheads.graphs.errors import BundleError, InputError
-from twoheads.graphs.program.program import Pooling
+from twoheads.graphs.program.program import Pooling, TokenwiseEngine
 from twoheads.runtime import Job, load
 from twoheads.runtime.bundle.weights import Weights
 
@@ -133,6 +133,6 @@ def test_a_missing_package_is_named_with_its_remedy(tmp_path, monkeypatch):
 def test_an_engine_of_other_ports_is_refused(tmp_path):
     bundle = load(write_tiny(tmp_path / "b", Tiny()), backend="openvino")
     engines = bundle._engines
-    engine = engines.tokenwise_engine("last")
+    engine = engines.declared(TokenwiseEngine, "last")
     with pytest.raises(BundleError, match="the program expects"):
         engines.backend.load_engine(bundle.path / "engines/last.onnx", engine.inputs, engine.inputs, {})

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
+from twoheads.graphs.costs.attention_costs import AttentionCosts, port_bytes
 from twoheads.graphs.costs.call_formulas import Formula, attention_formula
 from twoheads.graphs.costs.maskless_formulas import maskless_formula, piece_count
+from twoheads.graphs.errors import InternalError
 from twoheads.graphs.masks.bands import band_of
 from twoheads.graphs.masks.expressions import Mask
 from twoheads.graphs.masks.pieces import maskless_rows
@@ -15,17 +16,7 @@ from twoheads.graphs.program.engines.oracle import OracleEngine
 from twoheads.graphs.program.engines.stock_attention import StockEngine
 from twoheads.graphs.program.program import AttentionStage
 
-__all__ = ["AttentionCosts", "needs_mask", "oracle_costs", "oracle_formula", "stock_costs"]
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionCosts:
-    """Calls, floating-point operations and bytes through the ports of all calls of one stage."""
-
-    calls: int
-    formula: Formula
-    flops: int
-    bytes_moved: int
+__all__ = ["needs_mask", "oracle_costs", "oracle_formula", "stock_costs"]
 
 
 def needs_mask(stage: AttentionStage) -> bool:
@@ -33,8 +24,9 @@ def needs_mask(stage: AttentionStage) -> bool:
     return stage.bias is not None or band_of(stage.mask) is None
 
 
-def stock_costs(stage: AttentionStage, engine: StockEngine, length: int) -> AttentionCosts:
-    """The costs of ``stage`` on ``engine`` for ``length`` tokens."""
+def stock_costs(stage: AttentionStage, engine: StockEngine, length: int, keys: int | None = None) -> AttentionCosts:
+    """The costs of ``stage`` on ``engine`` for ``length`` tokens; it takes no other ``keys``."""
+    _check_keys(stage, engine.name, keys)
     sizes = {"block_size": engine.block_size, "key_tile": engine.key_tile, "length": length}
     if needs_mask(stage):
         counts = {"masked": _tiles(stage.mask, **sizes)}
@@ -43,25 +35,26 @@ def stock_costs(stage: AttentionStage, engine: StockEngine, length: int) -> Atte
         triangles, full = _pieces(stage.mask, **sizes)
         counts = {"causal": triangles, "full": full}
         formula = maskless_formula(stage.mask, **sizes)
-    moved = {variant: sum(port.nbytes for group in engine.ports(variant) for port in group) for variant in counts}
+    moved = {variant: port_bytes(engine.ports(variant)) for variant in counts}
     return AttentionCosts(
         calls=sum(counts.values()),
         formula=formula,
-        flops=sum(calls * engine.flops(variant) for variant, calls in counts.items()),
+        flops=sum(calls * engine.call_flops(variant) for variant, calls in counts.items()),
         bytes_moved=sum(calls * moved[variant] for variant, calls in counts.items()),
     )
 
 
-def oracle_costs(stage: AttentionStage, engine: OracleEngine, length: int) -> AttentionCosts:
+def oracle_costs(stage: AttentionStage, engine: OracleEngine, length: int, keys: int | None = None) -> AttentionCosts:
     """The costs of ``stage`` on an oracle: its heads' instances, ``H' L'`` a call (Lemma 3.3)."""
+    _check_keys(stage, engine.name, keys)
     triangles, full = _pieces(stage.mask, block_size=engine.block_size, key_tile=engine.key_tile, length=length)
     halves = 1 if engine.mask == "full" else 2
     calls = -(-engine.q_num_heads * (triangles + halves * full) // engine.slots)
-    moved = sum(port.nbytes for group in engine.ports(engine.mask) for port in group)
+    moved = port_bytes(engine.ports(engine.mask))
     return AttentionCosts(
         calls=calls,
         formula=oracle_formula(stage.mask, engine, length),
-        flops=calls * engine.flops(engine.mask),
+        flops=calls * engine.call_flops(engine.mask),
         bytes_moved=calls * moved,
     )
 
@@ -78,6 +71,11 @@ def oracle_formula(mask: Mask, engine: OracleEngine, length: int) -> Formula:
     pieces = f"{found.full}" if halves == 1 else f"({found.triangles} + 2*{found.full})"
     text = f"ceil({engine.q_num_heads}*{pieces} / ({engine.heads}*{engine.layers})) = {calls}"
     return Formula(f"{text}, from {found.text}", calls)
+
+
+def _check_keys(stage: AttentionStage, engine: str, keys: int | None) -> None:
+    if keys is not None:
+        raise InternalError(f"stage {stage.name}: cross attention on the engine {engine}")
 
 
 @lru_cache(maxsize=64)

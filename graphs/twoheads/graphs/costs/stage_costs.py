@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from twoheads.graphs.costs.call_formulas import Formula, attention_formula, cross_formula
-from twoheads.graphs.costs.maskless_costs import AttentionCosts, oracle_costs, stock_costs
-from twoheads.graphs.costs.sampling import average_formula, average_tally
+from twoheads.graphs.by_kind import ByKind
+from twoheads.graphs.costs.attention_costs import AttentionCosts, port_bytes, tile_costs
+from twoheads.graphs.costs.call_formulas import Formula
+from twoheads.graphs.costs.maskless_costs import oracle_costs, stock_costs
 from twoheads.graphs.errors import InternalError
-from twoheads.graphs.masks.expressions import Full, Mask
-from twoheads.graphs.masks.sampling import Average, sampled_row
-from twoheads.graphs.masks.tiles import Segment, row_segments
 from twoheads.graphs.program.axes import axis_length
 from twoheads.graphs.program.engines.fused import FusedEngine
 from twoheads.graphs.program.fused import FusedStage
-from twoheads.graphs.program.lengths import is_cross, stage_axes, value_rows
+from twoheads.graphs.program.lengths import is_cross, value_rows
 from twoheads.graphs.program.program import (
     AttentionEngine,
     AttentionStage,
@@ -31,11 +29,9 @@ from twoheads.graphs.program.program import (
     TokenwiseEngine,
     TokenwiseStage,
     Value,
-    inputs_of,
-    outputs_of,
 )
 
-__all__ = ["StageCosts", "StagePlan", "attention_rows"]
+__all__ = ["StageCosts", "StagePlan"]
 
 PAGE_BYTES = 4096
 """Of a mapped file's pages."""
@@ -65,70 +61,6 @@ class StagePlan:
     outputs_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Tally:
-    """Tiles of one attention: all, partial ones, and those that are merged with nothing, the first of each block."""
-
-    tiles: int
-    partial: int
-    rows: int
-
-
-def attention_rows(
-    stage: AttentionStage, *, block_size: int, key_tile: int, queries: int, keys: int, cross: bool
-) -> tuple[tuple[Segment, ...], ...]:
-    """The non-empty key tiles of every query block; those of keys that are not drawn.
-
-    Args:
-        stage: The attention.
-        block_size: Tokens of a query block.
-        key_tile: Tokens of a key tile.
-        queries: Tokens on the queries' axis.
-        keys: Tokens on the keys' axis; as many unless ``cross``.
-        cross: Whether the keys are on another axis: every block then sees all of them.
-    """
-    if cross:
-        # All blocks are alike, and the first one is in an input of any length.
-        row = row_segments(Full(), 0, block_size=block_size, key_tile=key_tile, length=keys)
-        return (row,) * -(-queries // block_size)
-    if stage.average is None:
-        return _rows(stage.mask, block_size, key_tile, queries)
-    return _exact_rows(stage.mask, stage.average, block_size, key_tile, queries)
-
-
-@lru_cache(maxsize=16)
-def _rows(mask: Mask, block_size: int, key_tile: int, length: int) -> tuple[tuple[Segment, ...], ...]:
-    sizes = {"block_size": block_size, "key_tile": key_tile, "length": length}
-    return tuple(row_segments(mask, block, **sizes) for block in range(-(-length // block_size)))
-
-
-@lru_cache(maxsize=16)
-def _exact_rows(
-    mask: Mask, average: Average, block_size: int, key_tile: int, length: int
-) -> tuple[tuple[Segment, ...], ...]:
-    sizes = {"block_size": block_size, "key_tile": key_tile, "length": length}
-    return tuple(sampled_row(mask, average, block, **sizes).exact for block in range(-(-length // block_size)))
-
-
-@lru_cache(maxsize=64)
-def _sampled_tally(mask: Mask, average: Average, block_size: int, key_tile: int, length: int) -> _Tally:
-    found = average_tally(mask, average, block_size=block_size, key_tile=key_tile, length=length)
-    return _Tally(found.exact + found.drawn, found.partial, found.rows + found.drawn)
-
-
-@lru_cache(maxsize=64)
-def _tally(mask: Mask, block_size: int, key_tile: int, length: int) -> _Tally:
-    return _count(_rows(mask, block_size, key_tile, length))
-
-
-def _count(rows: tuple[tuple[Segment, ...], ...]) -> _Tally:
-    return _Tally(
-        tiles=sum(segment.tiles for row in rows for segment in row),
-        partial=sum(not segment.full for row in rows for segment in row),
-        rows=sum(bool(row) for row in rows),
-    )
-
-
 class StageCosts:
     """Costs of single stages for one input.
 
@@ -140,41 +72,20 @@ class StageCosts:
 
     def __init__(self, program: Program, lengths: Mapping[str, int], head_rows: int) -> None:
         self.program = program
-        self.engines = {engine.name: engine for engine in program.engines}
         self._head_blocks = -(-head_rows // program.block_size)
         self._lengths = lengths
         self._values = {value.name: value for value in program.values()}
         self._rows = {name: value_rows(value, lengths) for name, value in self._values.items()}
         self._main_axis = program.value(program.hidden).axis
-        attentions = [stage for stage in program.body if isinstance(stage, AttentionStage)]
-        self._tiled = {name for stage in attentions for name in (stage.key, stage.value)}
+        self._tiled = program.tiled
 
     def plan(self, stage: Stage, *, head: bool = False) -> StagePlan:
         """The costs of ``stage``."""
-        if isinstance(stage, AttentionStage):
-            return self._plan_attention(stage)
-        if isinstance(stage, SequenceStage):
-            return StagePlan(
-                stage.name, "sequence", stage.operator, 0, Formula("0", 0), 0, 0, self.nbytes(stage.output)
-            )
-        engine = self._tokenwise(stage.engine)
-        formula = Formula(f"h = {self._head_blocks}", self._head_blocks) if head else self._block_formula(stage)
-        calls = formula.calls
-        padded = calls * self.program.block_size
-        return StagePlan(
-            name=stage.name,
-            kind=stage.kind if isinstance(stage, FusedStage) else "tokenwise",
-            engine=engine.name,
-            calls=calls,
-            formula=formula,
-            flops=calls * engine.flops,
-            bytes_moved=calls * _nbytes((*engine.inputs, *engine.outputs, *engine.weights)),
-            outputs_bytes=sum(value.nbytes(padded) if head else self.nbytes(value) for value in stage.outputs),
-        )
+        return _KINDS.of(stage).plan(self, stage, head)
 
-    def _block_formula(self, stage: TokenwiseStage) -> Formula:
+    def block_formula(self, stage: TokenwiseStage) -> Formula:
         """One call a block, or a single one where nothing is on an axis."""
-        axis, _ = stage_axes(stage, self._values)
+        axis, _ = stage.axes(self._values)
         if axis is None:
             return Formula("1", 1)
         rows = axis_length(axis, self._lengths)
@@ -183,52 +94,26 @@ class StageCosts:
             Formula(f"n = {calls}", calls) if axis == self._main_axis else Formula(f"ceil({rows}/M) = {calls}", calls)
         )
 
-    def _plan_attention(self, stage: AttentionStage) -> StagePlan:
-        engine = self._attention(stage.engine)
-        queries = self._rows[stage.output.name]
-        if isinstance(engine, AttentionEngine):
-            costs = self._cross_costs(stage, engine) if self.cross(stage) else self._tile_costs(stage, engine, queries)
-        elif self.cross(stage):
-            raise InternalError(f"stage {stage.name}: cross attention on the engine {engine.name}")
-        elif isinstance(engine, OracleEngine):
-            costs = oracle_costs(stage, engine, queries)
-        else:
-            costs = stock_costs(stage, engine, queries)
-        return StagePlan(
-            name=stage.name,
-            kind="attention",
-            engine=engine.name,
-            calls=costs.calls,
-            formula=self._named(stage, costs.formula),
-            flops=costs.flops,
-            bytes_moved=costs.bytes_moved,
-            outputs_bytes=self.nbytes(stage.output),
-        )
+    @property
+    def head_formula(self) -> Formula:
+        """The calls of a stage of the head."""
+        return Formula(f"h = {self._head_blocks}", self._head_blocks)
 
-    def _named(self, stage: AttentionStage, formula: Formula) -> Formula:
-        """The formula, with its ``N`` where that is not the main one."""
-        if self.cross(stage) or stage.output.axis == self._main_axis:
-            return formula
-        return Formula(f"{formula.text} at N = {self._rows[stage.output.name]}", formula.calls)
+    def attention_engine(self, stage: AttentionStage) -> AttentionEngine | StockEngine | OracleEngine:
+        """The engine that ``stage`` calls."""
+        for engine in self.program.engines:
+            if engine.name == stage.engine and not isinstance(engine, TokenwiseEngine):
+                return engine
+        raise InternalError(f"program {self.program.name} has no attention engine {stage.engine!r}")
 
-    def cross(self, stage: AttentionStage) -> bool:
-        """Whether keys are on another axis than queries."""
-        return is_cross(stage, self._values)
-
-    def _tile_costs(self, stage: AttentionStage, engine: AttentionEngine, length: int) -> AttentionCosts:
-        sizes = {"block_size": engine.block_size, "key_tile": engine.key_tile, "length": length}
-        average = stage.average
-        tally = _tally(stage.mask, **sizes) if average is None else _sampled_tally(stage.mask, average, **sizes)
-        formula = (
-            attention_formula(stage.mask, **sizes) if average is None else average_formula(stage.mask, average, **sizes)
-        )
-        return _tally_costs(stage, engine, tally, formula)
-
-    def _cross_costs(self, stage: AttentionStage, engine: AttentionEngine) -> AttentionCosts:
-        sizes = {"block_size": engine.block_size, "key_tile": engine.key_tile}
-        lengths = {"queries": self._rows[stage.output.name], "keys": self._rows[stage.key]}
-        rows = attention_rows(stage, **sizes, **lengths, cross=True)
-        return _tally_costs(stage, engine, _count(rows), cross_formula(**sizes, **lengths))
+    def attention_costs(self, stage: AttentionStage) -> AttentionCosts:
+        """The costs of the calls of ``stage``."""
+        engine = self.attention_engine(stage)
+        queries, cross = self._rows[stage.output.name], is_cross(stage, self._values)
+        costs: AttentionCosts = _ATTENTIONS.of(engine)(stage, engine, queries, self._rows[stage.key] if cross else None)
+        if cross or stage.output.axis == self._main_axis:
+            return costs
+        return replace(costs, formula=Formula(f"{costs.formula.text} at N = {queries}", costs.calls))
 
     def nbytes(self, value: Value) -> int:
         """Bytes of a stored value: whole key tiles where an attention reads it as keys or values, else whole blocks."""
@@ -248,15 +133,14 @@ class StageCosts:
             return self.nbytes(value) if sizes is None else sizes[value.name]
 
         alive = {entry.value.name: size(entry.value) for entry in self.program.inputs}
-        last_reader = {name: stage.name for stage in body for name in inputs_of(stage)}
+        last_reader = {name: stage.name for stage in body for name in stage.inputs}
         released: dict[str, tuple[str, ...]] = {}
         peak = sum(alive.values())
         for stage in body:
-            defined = {value.name: size(value) for value in outputs_of(stage)}
+            defined = {value.name: size(value) for value in stage.outputs}
             alive |= defined
-            held = stage.kept_bytes(self.program.block_size) if isinstance(stage, FusedStage) else 0
-            peak = max(peak, sum(alive.values()) + held)
-            ending = [name for name in (*inputs_of(stage), *defined) if last_reader.get(name, stage.name) == stage.name]
+            peak = max(peak, sum(alive.values()) + stage.kept_bytes(self.program.block_size))
+            ending = [name for name in (*stage.inputs, *defined) if last_reader.get(name, stage.name) == stage.name]
             released[stage.name] = tuple(name for name in dict.fromkeys(ending) if name not in kept)
             for name in released[stage.name]:
                 del alive[name]
@@ -268,15 +152,7 @@ class StageCosts:
         Attention holds scores, probabilities and one more array of their shape; a token-wise engine about twice its
         inputs and outputs; a sequence stage copies of what it reads, beside its result.
         """
-        if isinstance(stage, AttentionStage):
-            engine = self._attention(stage.engine)
-            return 3 * engine.q_num_heads * engine.block_size * engine.key_tile * np.dtype(np.float32).itemsize
-        if isinstance(stage, SequenceStage):
-            return self.nbytes(stage.output) + sum(self.nbytes(self._values[name]) for name in stage.inputs)
-        tokenwise = self._tokenwise(stage.engine)
-        if isinstance(tokenwise, FusedEngine):
-            return tokenwise.workspace
-        return 2 * _nbytes((*tokenwise.inputs, *tokenwise.outputs))
+        return _KINDS.of(stage).transient(self, stage)
 
     def weights(self, stages: tuple[Stage, ...], *, mapped: bool) -> dict[tuple[str, bool], int]:
         """Bytes of every weight that the stages bind to ports, by its name and whether numbers are looked up in it.
@@ -290,26 +166,15 @@ class StageCosts:
                 are, to a device.
         """
         sizes: dict[tuple[str, bool], int] = {}
-        for stage in stages:
-            if isinstance(stage, TokenwiseStage):
-                ports, limits = self._tokenwise(stage.engine).weights, self.program.lookup_limits(stage)
+        wanted = {stage.name for stage in stages}
+        for stage, engine in self.program.bindings:
+            if stage.name in wanted:
+                limits = self.program.lookup_limits(stage)
                 rows = max(self._rows[value.name] for value in stage.outputs)
-                for name, port in zip(stage.weights, ports, strict=True):
+                for name, port in zip(stage.weights, engine.weights, strict=True):
                     table = bool(port.shape) and port.shape[0] in limits
                     sizes[name, table] = _mapped(port, rows, table=table) if mapped else port.nbytes
         return sizes
-
-    def _tokenwise(self, name: str) -> TokenwiseEngine:
-        engine = self.engines.get(name)
-        if not isinstance(engine, TokenwiseEngine):
-            raise InternalError(f"program {self.program.name} has no token-wise engine {name!r}")
-        return engine
-
-    def _attention(self, name: str) -> AttentionEngine | StockEngine | OracleEngine:
-        engine = self.engines.get(name)
-        if not isinstance(engine, AttentionEngine | StockEngine | OracleEngine):
-            raise InternalError(f"program {self.program.name} has no attention engine {name!r}")
-        return engine
 
 
 def _mapped(port: Port, rows: int, *, table: bool) -> int:
@@ -320,23 +185,75 @@ def _mapped(port: Port, rows: int, *, table: bool) -> int:
     return min(port.nbytes, rows * pages * PAGE_BYTES)
 
 
-def _tally_costs(stage: AttentionStage, engine: AttentionEngine, tally: _Tally, formula: Formula) -> AttentionCosts:
-    masked = tally.tiles if stage.bias else tally.partial
-    merges = tally.tiles - (0 if stage.sinks else tally.rows)
-    plain = _nbytes(_ports(engine, "full"))
-    mask, previous = (_nbytes(_ports(engine, variant)) - plain for variant in ("masked", "full_merge"))
-    return AttentionCosts(
-        calls=tally.tiles,
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """How one kind of stage is costed: its plan (of the head, or not), and what a worker needs while it runs."""
+
+    plan: Callable[[StageCosts, Any, bool], StagePlan]
+    transient: Callable[[StageCosts, Any], int]
+
+
+def _tokenwise_plan(costs: StageCosts, stage: TokenwiseStage, head: bool) -> StagePlan:
+    engine = costs.program.engine_of(TokenwiseEngine, stage.engine)
+    formula = costs.head_formula if head else costs.block_formula(stage)
+    calls = formula.calls
+    padded = calls * costs.program.block_size
+    return StagePlan(
+        name=stage.name,
+        kind=stage.kind,
+        engine=engine.name,
+        calls=calls,
         formula=formula,
-        flops=tally.tiles * engine.flops,
-        bytes_moved=tally.tiles * plain + masked * mask + merges * previous,
+        flops=calls * engine.flops,
+        bytes_moved=calls * port_bytes((engine.inputs, engine.outputs, engine.weights)),
+        outputs_bytes=sum(value.nbytes(padded) if head else costs.nbytes(value) for value in stage.outputs),
     )
 
 
-def _ports(engine: AttentionEngine, variant: str) -> tuple[Port, ...]:
-    inputs, outputs = engine.ports(variant)
-    return (*inputs, *outputs)
+def _tokenwise_transient(costs: StageCosts, stage: TokenwiseStage) -> int:
+    return 2 * port_bytes(costs.program.engine_of(TokenwiseEngine, stage.engine).ports())
 
 
-def _nbytes(ports: tuple[Port, ...]) -> int:
-    return sum(port.nbytes for port in ports)
+def _fused_transient(costs: StageCosts, stage: FusedStage) -> int:
+    return costs.program.engine_of(FusedEngine, stage.engine).workspace
+
+
+def _attention_plan(costs: StageCosts, stage: AttentionStage, head: bool) -> StagePlan:
+    found = costs.attention_costs(stage)
+    return StagePlan(
+        name=stage.name,
+        kind=stage.kind,
+        engine=stage.engine,
+        calls=found.calls,
+        formula=found.formula,
+        flops=found.flops,
+        bytes_moved=found.bytes_moved,
+        outputs_bytes=costs.nbytes(stage.output),
+    )
+
+
+def _attention_transient(costs: StageCosts, stage: AttentionStage) -> int:
+    engine = costs.attention_engine(stage)
+    return 3 * engine.q_num_heads * engine.block_size * engine.key_tile * np.dtype(np.float32).itemsize
+
+
+def _sequence_plan(costs: StageCosts, stage: SequenceStage, head: bool) -> StagePlan:
+    return StagePlan(stage.name, stage.kind, stage.operator, 0, Formula("0", 0), 0, 0, costs.nbytes(stage.output))
+
+
+def _sequence_transient(costs: StageCosts, stage: SequenceStage) -> int:
+    return costs.nbytes(stage.output) + sum(costs.nbytes(costs.program.value(name)) for name in stage.inputs)
+
+
+_KINDS = ByKind(
+    "costs",
+    {
+        TokenwiseStage: _Kind(_tokenwise_plan, _tokenwise_transient),
+        FusedStage: _Kind(_tokenwise_plan, _fused_transient),
+        AttentionStage: _Kind(_attention_plan, _attention_transient),
+        SequenceStage: _Kind(_sequence_plan, _sequence_transient),
+    },
+)
+_ATTENTIONS: ByKind[Callable[[AttentionStage, Any, int, int | None], AttentionCosts]] = ByKind(
+    "costs", {AttentionEngine: tile_costs, StockEngine: stock_costs, OracleEngine: oracle_costs}
+)

@@ -8,7 +8,7 @@ import numpy as np
 
 from twoheads.graphs.prediction.device_profile import DeviceProfile
 from twoheads.graphs.prediction.stage_times import StageTimes
-from twoheads.graphs.program.program import AttentionStage, Stage, TokenwiseStage
+from twoheads.graphs.program.program import Stage
 from twoheads.graphs.schedule.schedule import Schedule, needed_stages
 
 __all__ = ["RunTime", "StageTime", "open_seconds", "predict_run", "touch_seconds"]
@@ -78,8 +78,8 @@ def open_seconds(stages: tuple[Stage, ...], profile: DeviceProfile, threads: int
 
     ``variant`` is that of the token-wise engines.
     """
-    opened = {(stage.engine, stage.weights) for stage in stages if isinstance(stage, TokenwiseStage)}
+    opened = {(stage.engine, stage.weights) for stage in stages if not stage.on_host and not stage.tiled}
     seconds = [times.open_seconds for engine, _ in opened if (times := profile.times(engine, variant)) is not None]
-    attentions = {stage.engine for stage in stages if isinstance(stage, AttentionStage)}
+    attentions = {stage.engine for stage in stages if stage.tiled}
     seconds += [times.open_seconds for times in profile.engines if times.engine in attentions]
     return max(sum(seconds) / threads, max(seconds, default=0.0))

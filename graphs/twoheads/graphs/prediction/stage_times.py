@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from twoheads.graphs.costs.stage_costs import attention_rows
+from twoheads.graphs.by_kind import ByKind
+from twoheads.graphs.costs.attention_costs import attention_rows
 from twoheads.graphs.costs.variant_counts import anchor_tile, sums_up, variant_counts
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.masks.tiles import Segment
 from twoheads.graphs.prediction.device_profile import ALONE, DeviceProfile, Sampling
-from twoheads.graphs.program.fused import FusedStage
-from twoheads.graphs.program.lengths import is_cross, stage_axes
 from twoheads.graphs.program.program import (
     AttentionEngine,
     AttentionStage,
@@ -24,7 +24,6 @@ from twoheads.graphs.program.program import (
     Stage,
     TokenwiseStage,
     Value,
-    inputs_of,
 )
 from twoheads.graphs.schedule.schedule import Schedule
 
@@ -72,10 +71,8 @@ class StageTimes:
         self._profile = profile
         self._values = {value.name: value for value in schedule.program.values()}
         self._plans = {plan.name: plan for plan in schedule.stages}
-        attentions = [stage for stage in schedule.program.body if isinstance(stage, AttentionStage)]
-        tiled = {name for stage in attentions for name in (stage.key, stage.value)}
-        self._copied = {name for name in tiled if _is_scattered(self._values[name], schedule)}
-        self._one_block = any(isinstance(stage, FusedStage) and stage.whole for stage in schedule.program.body)
+        self._copied = {name for name in schedule.program.tiled if _is_scattered(self._values[name], schedule)}
+        self._one_block = any(plan.kind == "model" for plan in schedule.stages)
         self.variant = ALONE if self._one_block else ""
         """That of token-wise engines."""
         self._cache: dict[Hashable, Seconds] = {}
@@ -88,7 +85,7 @@ class StageTimes:
         """
         key = (self.kind(stage), callers)
         if key not in self._cache:
-            self._cache[key] = self._blocks(stage, callers)
+            self._cache[key] = _KINDS.of(stage).blocks(self, stage, callers)
         return self._cache[key]
 
     def of_workers(self, stage: Stage, owner: Owners, workers: int, threads: int) -> WorkerSeconds:
@@ -123,41 +120,43 @@ class StageTimes:
 
     def kind(self, stage: Stage) -> Hashable:
         """Equal for stages of equal times."""
-        plan = self._plans[stage.name]
+        plan, axes = self._plans[stage.name], stage.axes(self._values)
         if not isinstance(stage, AttentionStage):
-            return plan.engine, plan.calls, stage_axes(stage, self._values)
-        host = stage.average, stage.sinks is None, stage.bias is None
-        return plan.engine, stage.mask, host, stage_axes(stage, self._values), is_cross(stage, self._values)
+            return plan.engine, plan.calls, axes
+        return plan.engine, stage.mask, stage.average, stage.sinks is None, stage.bias is None, axes
 
     def once(self, stage: Stage) -> float:
         """Seconds that ``stage`` takes beside its blocks, in one thread: to begin and end it, and the host's part."""
-        seconds = self._profile.stage_seconds
-        if isinstance(stage, SequenceStage):
-            values = [self._values[name] for name in (*inputs_of(stage), stage.output.name)]
-            moved = sum(value.nbytes(self._schedule.value_rows(value)) for value in values)
-            return seconds + moved / self._profile.copy_bytes_per_second
-        if isinstance(stage, AttentionStage) and stage.average is not None:
-            keys = self._schedule.value_rows(self._values[stage.key])
-            return seconds + keys * self._sampling().key_seconds
-        return seconds
+        return self._profile.stage_seconds + _KINDS.of(stage).host(self, stage)
 
-    def _blocks(self, stage: Stage, callers: int) -> Seconds:
-        if isinstance(stage, AttentionStage):
-            return self._attention(stage, callers)
+    def moved_seconds(self, stage: SequenceStage) -> float:
+        """Of the host, which copies rows."""
+        moved = sum(value.nbytes(self._schedule.value_rows(value)) for value in self._touched(stage))
+        return moved / self._profile.copy_bytes_per_second
+
+    def drawn_seconds(self, stage: AttentionStage) -> float:
+        """Of the host, which copies keys in a random order where they are sampled."""
+        if stage.average is None:
+            return 0.0
+        return self._schedule.value_rows(self._values[stage.key]) * self._sampling().key_seconds
+
+    def call_seconds(self, stage: TokenwiseStage, callers: int) -> Seconds:
+        """Of every block: the call and what the host does for it."""
         plan = self._plans[stage.name]
-        if isinstance(stage, TokenwiseStage):
-            seconds = self._profile.call_seconds(plan.engine, self.variant, callers) + self._host_seconds(stage)
-            return np.full(plan.calls, seconds)
-        return np.zeros(0)
+        seconds = self._profile.call_seconds(plan.engine, self.variant, callers) + self._host_seconds(stage)
+        return np.full(plan.calls, seconds)
+
+    def _touched(self, stage: Stage) -> list[Value]:
+        return [*(self._values[name] for name in stage.inputs), *stage.outputs]
 
     def _host_seconds(self, stage: TokenwiseStage) -> float:
         """Of one block: taking it, and copying what lies scattered in its store."""
-        values = [*(self._values[name] for name in stage.inputs), *stage.outputs]
-        scattered = [value for value in values if value.name in self._copied]
+        scattered = [value for value in self._touched(stage) if value.name in self._copied]
         copied = sum(value.nbytes(self._schedule.program.block_size) for value in scattered)
         return self._profile.row_seconds + copied / self._profile.copy_bytes_per_second
 
-    def _attention(self, stage: AttentionStage, callers: int) -> Seconds:
+    def row_seconds(self, stage: AttentionStage, callers: int) -> Seconds:
+        """Of every row of an attention: its tiles, and what the host does beside."""
         rows = [row for _, row in self._schedule.rows(stage)]
         engine = self._schedule.program.engine(stage.engine)
         if not isinstance(engine, AttentionEngine):
@@ -206,3 +205,21 @@ def _is_scattered(value: Value, schedule: Schedule) -> bool:
     """Whether a block of keys or values is no run of memory: of a tile that is wider, with several heads."""
     program = schedule.program
     return program.key_tile > program.block_size and prod(value.block_shape(1)[: value.token_axis]) > 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """How long one kind of stage takes: its blocks in one of several threads, and beside them the host."""
+
+    blocks: Callable[[StageTimes, Any, int], Seconds]
+    host: Callable[[StageTimes, Any], float]
+
+
+_KINDS = ByKind(
+    "prediction",
+    {
+        TokenwiseStage: _Kind(StageTimes.call_seconds, lambda times, stage: 0.0),
+        AttentionStage: _Kind(StageTimes.row_seconds, StageTimes.drawn_seconds),
+        SequenceStage: _Kind(lambda times, stage, callers: np.zeros(0), StageTimes.moved_seconds),
+    },
+)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from twoheads.graphs.program.program import AttentionStage, Stage, inputs_of, outputs_of
+from twoheads.graphs.program.program import Stage
 from twoheads.graphs.schedule.placement import Placement
 from twoheads.graphs.schedule.schedule import needed_stages
 
@@ -47,13 +47,13 @@ def worker_holdings(placement: Placement) -> Holdings:
     for stage in body:
         placed = placement.stage(stage.name)
         held |= _shares(stage, placed.written_bytes, schedule.program.block_size)
-        reading = sum((held.get(name, none) for name in dict.fromkeys(inputs_of(stage))), placed.read_bytes)
+        reading = sum((held.get(name, none) for name in dict.fromkeys(stage.inputs)), placed.read_bytes)
         alive = sum((*held.values(), *safe.values()), none)
         peak = np.maximum(peak, alive + reading + placed.written_bytes)
         for name in schedule.release_after[stage.name]:
             held.pop(name, None)
             safe.pop(name, None)
-        if workers > 1 and (isinstance(stage, AttentionStage) or stage is body[-1]):
+        if workers > 1 and (stage.tiled or stage is body[-1]):
             # The next worker takes a copy, so that shares of equal sizes stay so.
             new = {name: np.roll(share, 1) for name, share in held.items() if name not in safe}
             copied[stage.name] = sum(new.values(), none)
@@ -63,6 +63,6 @@ def worker_holdings(placement: Placement) -> Holdings:
 
 def _shares(stage: Stage, written: Bytes, block_size: int) -> dict[str, Bytes]:
     """Bytes of every output of ``stage`` that each worker computes, of all that it writes there."""
-    sizes = {value.name: value.nbytes(block_size) for value in outputs_of(stage)}
+    sizes = {value.name: value.nbytes(block_size) for value in stage.outputs}
     total = sum(sizes.values())
     return {name: written * size // total for name, size in sizes.items()}

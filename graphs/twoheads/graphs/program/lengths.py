@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.program.axes import axis_inputs, axis_length
-from twoheads.graphs.program.program import TOKENS, AttentionStage, Program, Stage, TokenwiseStage, Value
+from twoheads.graphs.program.program import TOKENS, Program, Stage, Value
 
-__all__ = ["check_limit", "input_axes", "is_cross", "main_length", "resolve_lengths", "stage_axes", "value_rows"]
+__all__ = ["check_limit", "input_axes", "is_cross", "main_length", "resolve_lengths", "value_rows"]
 
 
 def input_axes(program: Program) -> tuple[str, ...]:
@@ -83,22 +83,7 @@ def value_rows(value: Value, lengths: Mapping[str, int]) -> int:
     return 1 if value.axis is None else axis_length(value.axis, lengths)
 
 
-def stage_axes(stage: Stage, values: Mapping[str, Value]) -> tuple[str | None, str | None]:
-    """The axis whose blocks a stage is computed for, and that of its keys; ``None`` where there is none.
-
-    Args:
-        stage: The stage.
-        values: At least those that it reads.
-    """
-    if isinstance(stage, AttentionStage):
-        return stage.output.axis, values[stage.key].axis
-    if isinstance(stage, TokenwiseStage):
-        touched = (*stage.outputs, *(values[name] for name in stage.inputs))
-        return next((value.axis for value in touched if value.axis is not None), None), None
-    return stage.output.axis, None
-
-
 def is_cross(stage: Stage, values: Mapping[str, Value]) -> bool:
     """Whether an attention's keys are on another axis than its queries."""
-    queries, keys = stage_axes(stage, values)
-    return isinstance(stage, AttentionStage) and queries != keys
+    queries, keys = stage.axes(values)
+    return keys is not None and queries != keys

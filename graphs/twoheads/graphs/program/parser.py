@@ -247,9 +247,15 @@ class _Statement:
         if not self.takes("@"):
             return self.sequence(name, outputs)
         engine, reads = self.name(), self.bracketed(self.reference)
-        if self.takes("mask"):
-            return self.attention(name, engine, reads, outputs)
+        for word, read in self.calls.items():
+            if self.takes(word):
+                return read(name, engine, reads, outputs)
         return TokenwiseStage(name, engine, reads, outputs, self.listed(self.name) if self.takes("weights") else ())
+
+    @property
+    def calls(self) -> dict[str, Callable[[str, str, tuple[str, ...], tuple[Value, ...]], Stage]]:
+        """Kinds of stages by the word behind their operands; without one it is token-wise."""
+        return {"mask": self.attention}
 
     def sequence(self, name: str, outputs: tuple[Value, ...]) -> SequenceStage:
         if len(outputs) != 1:
@@ -299,7 +305,7 @@ class _Statement:
     def head(self, parts: _Parts) -> None:
         stage = self.stage()
         if not isinstance(stage, TokenwiseStage):
-            what = "attention" if isinstance(stage, AttentionStage) else "operator on whole values"
+            what = "operator on whole values" if stage.on_host else stage.kind
             refuse(self.tokens[0], f"no {what} in the head")
         parts.head.append(stage)
 

@@ -28,7 +28,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+from typing import Any
 
+from twoheads.graphs.by_kind import ByKind
 from twoheads.graphs.program.program import (
     AttentionStage,
     Dim,
@@ -37,7 +40,6 @@ from twoheads.graphs.program.program import (
     Program,
     SequenceStage,
     Stage,
-    TokenwiseEngine,
     TokenwiseStage,
     Value,
 )
@@ -99,11 +101,11 @@ def _ports(ports: tuple[Port, ...]) -> str:
 
 def _engine_lines(engine: Engine) -> list[str]:
     start = f"engine @{_name(engine.name)}:"
-    if not isinstance(engine, TokenwiseEngine):
-        word = next(word for word, form in ENGINE_FORMS.items() if isinstance(engine, form))
-        fields = ((name, getattr(engine, name)) for name in engine_fields(type(engine)))
-        return [f"{start} {word} " + " ".join(f"{name}={_scalar(value)}" for name, value in fields)]
-    lines = [f"{start} ({_ports(engine.inputs)}) -> ({_ports(engine.outputs)}) flops={engine.flops}"]
+    if (form := ENGINE_FORMS.get(engine.kind)) is not None:
+        fields = ((name, getattr(engine, name)) for name in engine_fields(form))
+        return [f"{start} {engine.kind} " + " ".join(f"{name}={_scalar(value)}" for name, value in fields)]
+    inputs, outputs = engine.ports("")
+    lines = [f"{start} ({_ports(inputs)}) -> ({_ports(outputs)}) flops={engine.call_flops()}"]
     return [*lines, f"    weights {_ports(engine.weights)}"] if engine.weights else lines
 
 
@@ -112,29 +114,36 @@ def _scalar(value: str | float) -> str:
 
 
 def _stage_lines(keyword: str, stage: Stage) -> list[str]:
-    if isinstance(stage, SequenceStage):
-        return [_sequence_line(keyword, stage)]
-    outputs = (stage.output,) if isinstance(stage, AttentionStage) else stage.outputs
-    reads = (stage.query, stage.key, stage.value) if isinstance(stage, AttentionStage) else stage.inputs
-    defined = " " + ", ".join(map(_value, outputs)) if outputs else ""
-    call = f"@{_name(stage.engine)}({', '.join('%' + _name(name) for name in reads)})"
-    line = f"{keyword} {_name(stage.name)}:{defined} = {call}"
-    if isinstance(stage, TokenwiseStage):
-        return [line, f"    weights {', '.join(map(_name, stage.weights))}"] if stage.weights else [line]
-    line += f' mask="{stage.mask}"'
+    defined = " " + ", ".join(map(_value, stage.outputs)) if stage.outputs else ""
+    reads = ", ".join(f"%{_name(name)}" for name in stage.inputs)
+    called, more = _CALLS.of(stage)(stage)
+    return [f"{keyword} {_name(stage.name)}:{defined} = {called}({reads}){more}"]
+
+
+def _tokenwise(stage: TokenwiseStage) -> tuple[str, str]:
+    """What is called, and what follows its operands."""
+    weights = f"\n    weights {', '.join(map(_name, stage.weights))}" if stage.weights else ""
+    return f"@{_name(stage.engine)}", weights
+
+
+def _attention(stage: AttentionStage) -> tuple[str, str]:
+    more = f' mask="{stage.mask}"'
     if stage.sinks is not None:
-        line += f" sinks={_name(stage.sinks)}"
+        more += f" sinks={_name(stage.sinks)}"
     if stage.bias is not None:
         parts = (("table", stage.bias.table), ("slope", stage.bias.slope))
-        line += f" bias({', '.join(f'{key}={_name(name)}' for key, name in parts if name is not None)})"
+        more += f" bias({', '.join(f'{key}={_name(name)}' for key, name in parts if name is not None)})"
     if stage.average is not None:
         average = stage.average
         window = "" if average.window is None else f"window={average.window}, "
-        line += f" average(samples={average.samples}, {window}sinks={average.sinks}, seed={average.seed})"
-    return [line]
+        more += f" average(samples={average.samples}, {window}sinks={average.sinks}, seed={average.seed})"
+    return f"@{_name(stage.engine)}", more
 
 
-def _sequence_line(keyword: str, stage: SequenceStage) -> str:
-    reads = ", ".join(f"%{_name(name)}" for name in stage.inputs)
-    attributes = "".join(f" {_name(name)}={number}" for name, number in stage.attributes)
-    return f"{keyword} {_name(stage.name)}: {_value(stage.output)} = {_name(stage.operator)}({reads}){attributes}"
+def _sequence(stage: SequenceStage) -> tuple[str, str]:
+    return _name(stage.operator), "".join(f" {_name(name)}={number}" for name, number in stage.attributes)
+
+
+_CALLS: ByKind[Callable[[Any], tuple[str, str]]] = ByKind(
+    "printer", {TokenwiseStage: _tokenwise, AttentionStage: _attention, SequenceStage: _sequence}
+)

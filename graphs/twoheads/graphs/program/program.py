@@ -17,19 +17,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
-from typing import TypeAlias
-
-import numpy as np
+from typing import TypeAlias, TypeVar
 
 from twoheads.graphs.errors import InternalError
-from twoheads.graphs.masks.expressions import Mask
-from twoheads.graphs.masks.sampling import Average
 from twoheads.graphs.program.engines.oracle import OracleEngine
 from twoheads.graphs.program.engines.port import Port
 from twoheads.graphs.program.engines.stock_attention import StockEngine
 from twoheads.graphs.program.engines.tile_attention import AttentionEngine
 from twoheads.graphs.program.engines.tokenwise import TokenwiseEngine
+from twoheads.graphs.program.stages import (
+    AttentionStage,
+    Dim,
+    RelativeBias,
+    SequenceStage,
+    Stage,
+    TokenwiseStage,
+    Value,
+)
 
 __all__ = [
     "COUNTING",
@@ -61,49 +65,9 @@ TOKENS = "n"
 COUNTING = ("positions", "counts")
 """Sources of inputs that number the tokens; they differ where there is padding."""
 
-Dim: TypeAlias = int | str
-"""A number, or an axis as :mod:`twoheads.graphs.program.axes` writes it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Value:
-    """An array over all tokens of an input: one dimension of ``shape`` is an axis, the others are numbers.
-
-    A *row value* has numbers only: there is one in a run.
-
-    Attributes:
-        name: Unique in the program.
-        dtype: A NumPy dtype name, e.g. ``float32``.
-        shape: Dimensions, e.g. ``(1, 9, "n", 64)`` for queries ``[batch, heads, tokens, head_dim]``.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[Dim, ...]
-
-    @property
-    def axis(self) -> str | None:
-        """The axis that it runs over; ``None`` for a row value."""
-        return next((dim for dim in self.shape if isinstance(dim, str)), None)
-
-    @property
-    def token_axis(self) -> int:
-        """The index of the dimension that runs over its axis."""
-        for index, dim in enumerate(self.shape):
-            if isinstance(dim, str):
-                return index
-        raise InternalError(f"the row value {self.name} has no token axis")
-
-    def block_shape(self, tokens: int) -> tuple[int, ...]:
-        """The shape of a block of ``tokens`` positions; of a row value, its shape."""
-        return tuple(tokens if isinstance(dim, str) else dim for dim in self.shape)
-
-    def nbytes(self, tokens: int) -> int:
-        """Bytes of ``tokens`` positions, or of the row value."""
-        return prod(self.block_shape(tokens)) * np.dtype(self.dtype).itemsize
-
-
 Engine: TypeAlias = TokenwiseEngine | AttentionEngine | StockEngine | OracleEngine
+
+E = TypeVar("E", bound=TokenwiseEngine | AttentionEngine | StockEngine | OracleEngine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,92 +87,6 @@ class Input:
     source: str
     limit: int | None
     axis: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TokenwiseStage:
-    """One call of ``engine`` for every block; ``weights`` names the tensors bound to its weight ports.
-
-    Its inputs and outputs are on one axis. Inputs may be row values beside, bound whole in every call. Where nothing is
-    on an axis, it is called once.
-    """
-
-    name: str
-    engine: str
-    inputs: tuple[str, ...]
-    outputs: tuple[Value, ...]
-    weights: tuple[str, ...]
-
-    @property
-    def operands(self) -> tuple[str, ...]:
-        """The value of which each input port of the engine reads a block, in order; ``""`` for what is no value."""
-        return self.inputs
-
-
-@dataclass(frozen=True, slots=True)
-class RelativeBias:
-    """An additive bias that depends on head and distance only.
-
-    ``bias[h, i, j] = table[h, clip(j - i, -reach, reach) + reach] + slope[h] * (j - i)``.
-
-    Attributes:
-        table: Name of a weight ``[heads, 2 * reach + 1]`` (T5's buckets), or ``None``.
-        slope: Name of a weight ``[heads]`` (ALiBi), or ``None``.
-    """
-
-    table: str | None
-    slope: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionStage:
-    """Attention of all query blocks over all non-empty key tiles of ``mask``, merged by log-sum-exp.
-
-    Query and output are on one axis, key and value on one, which is another in cross attention; the mask is then full.
-
-    Attributes:
-        name: Unique in the program; usually the layer's path in the source model.
-        engine: An :class:`AttentionEngine`, :class:`StockEngine` or :class:`OracleEngine`.
-        query, key, value: Token values ``[1, heads, n, head_dim]``.
-        output: The token value ``[1, q_num_heads, n, v_head_dim]`` that it defines.
-        mask: Which keys a query sees.
-        sinks: Name of a weight ``[q_num_heads]`` of learned sink logits (a logit without a value), or ``None``.
-        bias: An additive bias on the scores (after scale and softcap), or ``None``.
-        average: How the keys outside of the near tiles are sampled (Theorem 4.1), or ``None``: all are attended to.
-    """
-
-    name: str
-    engine: str
-    query: str
-    key: str
-    value: str
-    output: Value
-    mask: Mask
-    sinks: str | None
-    bias: RelativeBias | None
-    average: Average | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SequenceStage:
-    """Rows of whole values, moved or counted on the host: no engine, no call.
-
-    Attributes:
-        name: Unique in the program.
-        operator: One of :data:`twoheads.graphs.program.sequence_operators.OPERATORS`.
-        inputs: The values it reads, of any axes.
-        output: The value that it defines.
-        attributes: The operator's attributes and their numbers, by name in alphabetical order.
-    """
-
-    name: str
-    operator: str
-    inputs: tuple[str, ...]
-    output: Value
-    attributes: tuple[tuple[str, int], ...] = ()
-
-
-Stage: TypeAlias = TokenwiseStage | AttentionStage | SequenceStage
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,12 +175,36 @@ class Program:
                 return engine
         raise InternalError(f"program {self.name} has no engine {name!r}")
 
+    def engine_of(self, kind: type[E], name: str) -> E:
+        """The engine called ``name``, which must be of the kind ``kind``."""
+        for engine in self.engines:
+            if engine.name == name and isinstance(engine, kind):
+                return engine
+        raise InternalError(f"program {self.name} has no {kind.kind} engine {name!r}")
+
+    @property
+    def attentions(self) -> tuple[AttentionStage, ...]:
+        """The body's stages of attention."""
+        return tuple(stage for stage in self.body if isinstance(stage, AttentionStage))
+
+    @property
+    def bindings(self) -> tuple[tuple[TokenwiseStage, TokenwiseEngine], ...]:
+        """Every stage of body and head that is called once a block, with its engine."""
+        engines = {engine.name: engine for engine in self.engines if isinstance(engine, TokenwiseEngine)}
+        stages = (stage for stage in (*self.body, *self.head) if isinstance(stage, TokenwiseStage))
+        return tuple((stage, engines[stage.engine]) for stage in stages)
+
+    @property
+    def tiled(self) -> frozenset[str]:
+        """Names of the values that lie in key tiles: those that an attention reads as keys or values."""
+        return frozenset(name for stage in self.body for name in stage.tiled)
+
     def values(self) -> Iterator[Value]:
         """Every value, in order of definition."""
         for entry in self.inputs:
             yield entry.value
         for stage in (*self.body, *self.head):
-            yield from outputs_of(stage)
+            yield from stage.outputs
 
     def value(self, name: str) -> Value:
         """The value called ``name``."""
@@ -318,21 +220,14 @@ class Program:
 
     def weights(self) -> tuple[str, ...]:
         """Every weight that a stage binds, once, in order of first use."""
-        names: dict[str, None] = {}
-        for stage in (*self.body, *self.head):
-            if isinstance(stage, TokenwiseStage):
-                names.update(dict.fromkeys(stage.weights))
-            elif isinstance(stage, AttentionStage):
-                bias = (stage.bias.table, stage.bias.slope) if stage.bias else ()
-                names.update(dict.fromkeys(name for name in (stage.sinks, *bias) if name is not None))
-        return tuple(names)
+        return tuple(dict.fromkeys(name for stage in (*self.body, *self.head) for name in stage.weights))
 
 
 def inputs_of(stage: Stage) -> tuple[str, ...]:
     """Names of the values that a stage reads."""
-    return (stage.query, stage.key, stage.value) if isinstance(stage, AttentionStage) else stage.inputs
+    return stage.inputs
 
 
 def outputs_of(stage: Stage) -> tuple[Value, ...]:
     """The values that a stage defines."""
-    return stage.outputs if isinstance(stage, TokenwiseStage) else (stage.output,)
+    return stage.outputs

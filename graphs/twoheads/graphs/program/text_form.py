@@ -15,13 +15,11 @@ WHOLE = re.compile(r"[+-]?[0-9]+")
 """A whole number: a dimension of this form is a number, not a symbol."""
 
 ENGINE_FORMS: dict[str, type[AttentionEngine] | type[StockEngine] | type[OracleEngine]] = {
-    "attention": AttentionEngine,
-    "stock": StockEngine,
-    "oracle": OracleEngine,
+    form.kind: form for form in (AttentionEngine, StockEngine, OracleEngine)
 }
 """Engines that a word and their fields describe, e.g. ``attention q_num_heads=9 kv_num_heads=3 ...``."""
 
 
 def engine_fields(form: type[Any]) -> dict[str, type]:
     """The fields of such an engine and their types, in the order of its text."""
-    return {name: kind for name, kind in get_type_hints(form).items() if name not in ("name", "VARIANTS")}
+    return {name: kind for name, kind in get_type_hints(form).items() if name != "name"}

@@ -20,8 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InputError, InternalError
-from twoheads.graphs.program.lengths import stage_axes
-from twoheads.graphs.program.program import AttentionStage, SequenceStage, Stage, inputs_of, outputs_of
+from twoheads.graphs.program.program import AttentionStage, Stage
 from twoheads.graphs.schedule.reads import StageReads
 from twoheads.graphs.schedule.schedule import Schedule, StagePlan, needed_stages
 
@@ -190,17 +189,17 @@ class _Placing:
 
     def _axis(self, stage: Stage) -> str | None:
         """The axis along which the rows of ``stage`` are dealt; ``None`` where it is computed at once, by ``HOME``."""
-        axis, _ = stage_axes(stage, self._reads.values)
-        return None if isinstance(stage, SequenceStage) else axis
+        axis, _ = stage.axes(self._reads.values)
+        return None if stage.on_host else axis
 
     def _calls(self, stage: Stage) -> Costs:
         """Engine calls of every row of ``stage``."""
         rows = self._reads.rows(stage)
-        if isinstance(stage, SequenceStage):
+        if stage.on_host:
             return np.zeros(rows)
         if not isinstance(stage, AttentionStage):
             return np.ones(rows)
-        key = f"{stage.engine} {stage.mask} {stage.average} {stage_axes(stage, self._reads.values)}"
+        key = f"{stage.engine} {stage.mask} {stage.average} {stage.axes(self._reads.values)}"
         if key not in self._row_calls:
             calls = tiles = self._tiles(stage)
             if stage.average is not None:  # rows that leave tiles out draw keys
@@ -224,7 +223,7 @@ class _Placing:
         owner = np.full(self._reads.rows(stage), HOME) if axis is None else owners[axis]
         read = self._read_bytes(stage, owner)
         written = np.zeros(self._workers, np.int64)
-        for value in outputs_of(stage):
+        for value in stage.outputs:
             blocks = self._reads.blocks(value.name)
             writer = owner if len(owner) == blocks else np.full(blocks, HOME)
             self._writer[value.name] = writer
@@ -241,11 +240,11 @@ class _Placing:
     def _read_bytes(self, stage: Stage, owner: Owners) -> Counts:
         """What every worker reads that it did not write."""
         total = np.zeros(self._workers, np.int64)
-        for name in dict.fromkeys(inputs_of(stage)):
+        for name in dict.fromkeys(stage.inputs):
             writer, value = self._writer[name], self._reads.values[name]
             if isinstance(stage, AttentionStage) and name != stage.query:
                 foreign = self._foreign_keys(stage, name, owner)
-            elif isinstance(stage, SequenceStage):
+            elif stage.on_host:
                 foreign = np.bincount([HOME], minlength=self._workers) * np.count_nonzero(writer != HOME)
             elif value.axis is None:
                 foreign = np.bincount(np.unique(owner[owner != writer[0]]), minlength=self._workers)
@@ -257,7 +256,7 @@ class _Placing:
     def _foreign_keys(self, stage: AttentionStage, name: str, owner: Owners) -> Counts:
         """Blocks of the keys or values ``name`` that every worker reads and did not write."""
         writer = self._writer[name]
-        key = f"{stage.mask} {stage_axes(stage, self._reads.values)} {id(writer)} {id(owner)}"
+        key = f"{stage.mask} {stage.axes(self._reads.values)} {id(writer)} {id(owner)}"
         if key not in self._read_cache:
             foreign = np.zeros(self._workers, np.int64)
             for worker in np.unique(owner):

@@ -8,15 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from twoheads.graphs.program.lengths import stage_axes
 from twoheads.graphs.program.program import (
     AttentionStage,
-    SequenceStage,
     Stage,
-    TokenwiseStage,
     Value,
-    inputs_of,
-    outputs_of,
 )
 from twoheads.graphs.schedule.schedule import Schedule
 
@@ -56,10 +51,10 @@ class StageReads:
 
         A stage of row values only is one piece, as is a sequence stage, which moves rows of whole values.
         """
-        axis, _ = stage_axes(stage, self.values)
-        if axis is None or isinstance(stage, SequenceStage):
+        axis, _ = stage.axes(self.values)
+        if axis is None or stage.on_host:
             return 1
-        touched = (*(value.name for value in outputs_of(stage)), *inputs_of(stage))
+        touched = (*(value.name for value in stage.outputs), *stage.inputs)
         return next(self.blocks(name) for name in touched if self.values[name].axis == axis)
 
     def of(self, stage: Stage, rows: Iterable[int]) -> dict[str, Blocks]:
@@ -70,12 +65,13 @@ class StageReads:
         """
         chosen = np.fromiter(rows, np.int64)
         chosen.sort()
-        if isinstance(stage, SequenceStage):
+        if stage.on_host:
             return {name: np.arange(self.blocks(name)) for name in stage.inputs}
-        if isinstance(stage, TokenwiseStage):
-            return {name: np.zeros(1, np.int64) if self.values[name].axis is None else chosen for name in stage.inputs}
-        keys = self._keys(stage, chosen)
-        return {stage.key: keys, stage.value: keys, stage.query: chosen}
+        once = np.zeros(1, np.int64)
+        reads = {name: once if self.values[name].axis is None else chosen for name in stage.inputs}
+        if isinstance(stage, AttentionStage):
+            reads |= dict.fromkeys(stage.tiled, self._keys(stage, chosen)) | {stage.query: chosen}
+        return reads
 
     def _keys(self, stage: AttentionStage, rows: Blocks) -> Blocks:
         program = self.schedule.program
@@ -92,7 +88,7 @@ class StageReads:
 
     def _runs_of(self, stage: AttentionStage) -> _Runs:
         """All runs of the stage's rows; stages of equal mask and axes share them."""
-        key = f"{stage.mask} {stage_axes(stage, self.values)}"
+        key = f"{stage.mask} {stage.axes(self.values)}"
         if key not in self._runs:
             found = [
                 (row, segment.start, segment.stop)

@@ -10,13 +10,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from twoheads.graphs.costs.attention_costs import attention_rows
 from twoheads.graphs.costs.call_formulas import symbols
-from twoheads.graphs.costs.stage_costs import StageCosts, StagePlan, attention_rows
+from twoheads.graphs.costs.stage_costs import StageCosts, StagePlan
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.masks.tiles import Segment
-from twoheads.graphs.program.fused import FusedStage
 from twoheads.graphs.program.lengths import check_limit, is_cross, main_length, resolve_lengths, value_rows
-from twoheads.graphs.program.program import AttentionStage, Program, Stage, Value, inputs_of, outputs_of
+from twoheads.graphs.program.program import AttentionStage, Program, Stage, Value
 
 __all__ = ["PROCESS_BYTES", "MemoryPlan", "Schedule", "StagePlan", "make_schedule"]
 
@@ -164,7 +164,7 @@ def make_schedule(
     costs = StageCosts(program, lengths, head_rows)
     stages = (*(costs.plan(stage) for stage in body), *(costs.plan(stage, head=True) for stage in head))
     released, values = costs.liveness(body, {_last_value(program, output)})
-    calling = 1 if any(isinstance(stage, FusedStage) and stage.whole for stage in body) else workers
+    calling = 1 if any(plan.kind == "model" for plan in stages) else workers
     calling_head = min(calling, max(1, -(-head_rows // program.block_size)))
     needs = [calling * costs.transient(stage) for stage in body]
     workspace = max((*needs, *(calling_head * costs.transient(stage) for stage in head)), default=0)
@@ -213,9 +213,9 @@ def _walk_back(stages: tuple[Stage, ...], wanted: set[str]) -> tuple[Stage, ...]
     """Those of ``stages`` that define a wanted value; what they read becomes wanted too."""
     needed: list[Stage] = []
     for stage in reversed(stages):
-        if any(value.name in wanted for value in outputs_of(stage)):
+        if any(value.name in wanted for value in stage.outputs):
             needed.append(stage)
-            wanted.update(inputs_of(stage))
+            wanted.update(stage.inputs)
     return tuple(reversed(needed))
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from twoheads.graphs.costs.stage_costs import StageCosts
 from twoheads.graphs.errors import InputError
-from twoheads.graphs.program.program import SequenceStage, Stage, inputs_of, outputs_of
+from twoheads.graphs.program.program import Stage
 from twoheads.graphs.schedule.schedule import MemoryPlan, Schedule, needed_stages
 
 __all__ = ["NOTHING_SPILLED", "WINDOW_BYTES", "SpillPlan", "plan_spill", "size_text"]
@@ -81,7 +81,7 @@ class _Spilling:
         self._body, _ = needed_stages(program, schedule.output)
         released = [name for names in schedule.release_after.values() for name in names]
         values = [entry.value for entry in program.inputs]
-        values += [value for stage in self._body for value in outputs_of(stage)]
+        values += [value for stage in self._body for value in stage.outputs]
         self._kept = {value.name for value in values} - set(released)
         self._bytes = {value.name: self._costs.nbytes(value) for value in values}
         self._window = {
@@ -112,8 +112,8 @@ class _Spilling:
 
 def _whole_values(stages: Iterable[Stage]) -> set[str]:
     """Values that the host reads or writes as a whole: letting their pages go would not help."""
-    moving = [stage for stage in stages if isinstance(stage, SequenceStage)]
-    return {name for stage in moving for name in (*inputs_of(stage), stage.output.name)}
+    moving = [stage for stage in stages if stage.on_host]
+    return {name for stage in moving for name in (*stage.inputs, *(value.name for value in stage.outputs))}
 
 
 def _total(plan: SpillPlan) -> int:

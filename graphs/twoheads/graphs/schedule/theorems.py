@@ -37,14 +37,17 @@ memory traffic on few processors; :func:`twoheads.runtime.stages.attention.merge
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
+from twoheads.graphs.by_kind import ByKind
 from twoheads.graphs.costs.call_formulas import Formula, attention_formula, count_visible_pairs
 from twoheads.graphs.costs.stage_costs import StagePlan
 from twoheads.graphs.masks.expressions import Mask, Window
 from twoheads.graphs.masks.terms import INFINITE, Term, mask_terms
 from twoheads.graphs.program.fused import FusedStage
-from twoheads.graphs.program.program import AttentionStage, OracleEngine, SequenceStage
+from twoheads.graphs.program.program import AttentionStage, OracleEngine, SequenceStage, TokenwiseStage
 from twoheads.graphs.schedule.schedule import Schedule
 
 __all__ = [
@@ -58,6 +61,9 @@ __all__ = [
     "stage_claims",
     "theorem_of",
 ]
+
+_Claim: TypeAlias = Callable[[Schedule, Any, StagePlan], tuple[str, Formula | None, Formula]]
+"""Theorem, the paper's count and the floor of a stage."""
 
 NO_CALL = "no call"
 """The claim of a stage that only moves rows."""
@@ -158,18 +164,11 @@ def floor_formula(mask: Mask, *, block_size: int, key_tile: int, length: int) ->
 
 def stage_claims(schedule: Schedule) -> tuple[StageClaim, ...]:
     """What the theory says of every stage of ``schedule``, in order."""
-    stages = {stage.name: stage for stage in schedule.program.body}
+    stages = {stage.name: stage for stage in (*schedule.program.body, *schedule.program.head)}
     claims: list[StageClaim] = []
     for plan in schedule.stages:
-        stage = stages.get(plan.name)
-        if isinstance(stage, AttentionStage):
-            theorem, paper, floor = _attention(schedule, stage)
-        elif isinstance(stage, FusedStage):
-            theorem, paper, floor = _fused(schedule, stage, plan)
-        elif isinstance(stage, SequenceStage):
-            theorem, paper, floor = NO_CALL, plan.formula, plan.formula
-        else:
-            theorem, paper, floor = "token-wise", plan.formula, plan.formula
+        stage = stages[plan.name]
+        theorem, paper, floor = _CLAIMS.of(stage)(schedule, stage, plan)
         claims.append(StageClaim(plan.name, theorem, plan.formula, paper, floor))
     return tuple(claims)
 
@@ -188,7 +187,12 @@ def program_claim(schedule: Schedule) -> ProgramClaim:
     )
 
 
-def _attention(schedule: Schedule, stage: AttentionStage) -> tuple[str, Formula | None, Formula]:
+def _plain(theorem: str) -> _Claim:
+    """Of stages that mix no tokens: theirs is the least number of calls."""
+    return lambda schedule, stage, plan: (theorem, plan.formula, plan.formula)
+
+
+def _attention(schedule: Schedule, stage: AttentionStage, plan: StagePlan) -> tuple[str, Formula | None, Formula]:
     """Theorem, the paper's count and the floor of one attention stage."""
     program, length = schedule.program, schedule.value_rows(stage.output)
     block, heads = program.block_size, int(stage.output.shape[1])
@@ -324,3 +328,14 @@ def _wide_window(shape: _Shape, block: int, length: int) -> Formula:
         chunks = -(-length // (block - shape.sinks))
         calls, text = calls + 2 * chunks, f"{text} + 2*ceil(N / (M - {shape.sinks}))"
     return Formula(f"{text} = {calls}", calls)
+
+
+_CLAIMS: ByKind[_Claim] = ByKind(
+    "theorems",
+    {
+        TokenwiseStage: _plain("token-wise"),
+        SequenceStage: _plain(NO_CALL),
+        AttentionStage: _attention,
+        FusedStage: _fused,
+    },
+)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from twoheads.graphs.program.program import AttentionEngine, AttentionStage, Program, TokenwiseEngine
+from twoheads.graphs.program.program import AttentionEngine, Program
 
 __all__ = ["LARGEST_TILE", "other_key_tiles", "with_key_tile"]
 
@@ -21,8 +21,8 @@ def other_key_tiles(program: Program) -> tuple[int, ...]:
     There are none where not every engine of attention is a tile's, and where keys are sampled by tiles: other tiles
     are then another approximation.
     """
-    engines = all(isinstance(engine, TokenwiseEngine | AttentionEngine) for engine in program.engines)
-    attentions = [stage for stage in program.body if isinstance(stage, AttentionStage)]
+    engines = all(engine.kind in ("tokenwise", "attention") for engine in program.engines)
+    attentions = program.attentions
     if not attentions or not engines or any(stage.average is not None for stage in attentions):
         return ()
     widths = (factor * program.block_size for factor in FACTORS)

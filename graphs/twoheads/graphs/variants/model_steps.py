@@ -23,8 +23,8 @@ from twoheads.graphs.masks.bands import Band, band_of
 from twoheads.graphs.masks.expressions import Mask
 from twoheads.graphs.masks.terms import INFINITE
 from twoheads.graphs.program.fused import Kept, TileWindow
-from twoheads.graphs.program.program import AttentionStage, Program
-from twoheads.graphs.variants.stage_run import FLOAT, StageRun, attention_engine, is_exact, whole_body
+from twoheads.graphs.program.program import AttentionEngine, AttentionStage, Program
+from twoheads.graphs.variants.stage_run import FLOAT, StageRun, is_exact, whole_body
 from twoheads.graphs.variants.window_steps import MOST_TILES, WINDOW
 
 __all__ = ["MODEL", "MODEL_STEP", "model_obstacle", "model_steps"]
@@ -62,8 +62,7 @@ def model_steps(program: Program) -> Program | None:
 
 def model_obstacle(program: Program) -> CompileError | None:
     """Why ``program`` has no such form: names the layer, what it does, and what to choose instead."""
-    attentions = [stage for stage in program.body if isinstance(stage, AttentionStage)]
-    for stage in attentions:
+    for stage in program.attentions:
         found = _obstacle(program, stage)
         if found is not None:
             problem, fix = found
@@ -73,7 +72,7 @@ def model_obstacle(program: Program) -> CompileError | None:
         problem = "has no attention, moves rows between its attentions, or attends along several axes"
         return CompileError(program.name, f"{problem}: its body is no single step", "choose --lowering tile")
     outside = {*body.inputs, *(value.name for value in body.outputs)}
-    for stage in attentions:
+    for stage in program.attentions:
         if outside & {stage.key, stage.value}:
             problem = "attends to keys that stages outside of the layers make or read"
             return CompileError(stage.name, problem, "choose --lowering tile")
@@ -141,7 +140,7 @@ def _workspace(body: StageRun, windows: Mapping[str, TileWindow]) -> int:
     """Of the widest attention, scores thrice and its keys and values joined; twice what the largest region moves."""
     block, widest = body.program.block_size, 0
     for stage in body.attentions:
-        engine = attention_engine(body.program, stage)
+        engine = body.program.engine_of(AttentionEngine, stage.engine)
         joined = engine.kv_num_heads * (engine.head_dim + engine.v_head_dim)
         keys = windows[stage.name].tiles * block
         widest = max(widest, (3 * engine.q_num_heads * block + joined) * keys * FLOAT)

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.masks.expressions import Mask
-from twoheads.graphs.program.program import TOKENS, Input, Program, Value
-from twoheads.graphs.variants.stage_run import FLOAT, StageRun, attention_engine, whole_body
+from twoheads.graphs.program.program import TOKENS, AttentionEngine, Input, Program, Value
+from twoheads.graphs.variants.stage_run import FLOAT, StageRun, whole_body
 
 __all__ = ["LENGTH", "ONE_BLOCK", "OneBlock", "looks_ahead", "one_block"]
 
@@ -81,7 +81,7 @@ def _fused(body: StageRun) -> Program:
 def _workspace(body: StageRun) -> int:
     """Scores thrice, masks and biases as the kernels add them, and twice what the largest region reads and writes."""
     block = body.program.block_size
-    attentions = [(stage, attention_engine(body.program, stage)) for stage in body.attentions]
+    attentions = [(stage, body.program.engine_of(AttentionEngine, stage.engine)) for stage in body.attentions]
     heads = max(engine.q_num_heads for _, engine in attentions)
     added = {(stage.mask, stage.bias): engine.mask_heads for stage, engine in attentions}
     return (3 * heads + 2 * sum(added.values())) * block * block * FLOAT + 2 * body.region_bytes

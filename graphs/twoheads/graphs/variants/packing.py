@@ -17,7 +17,7 @@ import numpy as np
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.masks.expressions import Mask
 from twoheads.graphs.program.engines.request_codes import code_capacity
-from twoheads.graphs.program.program import TOKENS, AttentionEngine, AttentionStage, Program, SequenceStage
+from twoheads.graphs.program.program import TOKENS, AttentionEngine, AttentionStage, Program
 
 __all__ = ["Packing", "Slot", "longest_packable", "pack", "packed_variant", "takes_documents"]
 
@@ -123,7 +123,7 @@ def longest_packable(program: Program) -> int:
     of its own in the scores. What moves rows, or reads something that is not one row a token, knows nothing of
     requests. Such models run one by one.
     """
-    stages = [stage for stage in program.body if isinstance(stage, AttentionStage)]
+    stages = program.attentions
     if not stages or not _one_row_a_token(program) or not all(_takes_codes(program, stage) for stage in stages):
         return 0
     masks = {stage.mask for stage in stages}
@@ -144,13 +144,13 @@ def takes_documents(program: Program) -> bool:
     What moves rows, or reads something that is not one row a token, knows nothing of requests; nor does an engine that
     takes no mask, or attention to drawn keys.
     """
-    stages = [stage for stage in program.body if isinstance(stage, AttentionStage)]
+    stages = program.attentions
     tiles = all(isinstance(program.engine(stage.engine), AttentionEngine) for stage in stages)
     return tiles and _one_row_a_token(program) and all(stage.average is None for stage in stages)
 
 
 def _one_row_a_token(program: Program) -> bool:
-    moved = any(isinstance(stage, SequenceStage) for stage in program.body)
+    moved = any(stage.on_host for stage in program.body)
     return not moved and all(value.axis == TOKENS for value in program.values())
 
 

@@ -22,11 +22,9 @@ from twoheads.graphs.program.program import (
     TokenwiseEngine,
     TokenwiseStage,
     Value,
-    inputs_of,
-    outputs_of,
 )
 
-__all__ = ["FLOAT", "MASK", "StageRun", "attention_engine", "is_exact", "whole_body"]
+__all__ = ["FLOAT", "MASK", "StageRun", "is_exact", "whole_body"]
 
 MASK = "attention.mask"
 """What the ports of masks begin with, ``[1, block, tiles * block]``, which are added to scores."""
@@ -62,27 +60,32 @@ class StageRun:
     def inputs(self) -> tuple[str, ...]:
         """Names of the values that they read and do not define, in order of first use."""
         defined = self._defined()
-        return tuple(dict.fromkeys(name for stage in self.inside for name in inputs_of(stage) if name not in defined))
+        return tuple(dict.fromkeys(name for stage in self.inside for name in stage.inputs if name not in defined))
 
     @property
     def outputs(self) -> tuple[Value, ...]:
         """The values that they define for others."""
         program = self.program
         others = (*program.body[self.end :], *program.head)
-        read = {name for stage in others for name in inputs_of(stage)} | {program.hidden, program.logits}
+        read = {name for stage in others for name in stage.inputs} | {program.hidden, program.logits}
         return tuple(value for name, value in self._defined().items() if name in read)
 
     def _defined(self) -> dict[str, Value]:
-        return {value.name: value for stage in self.inside for value in outputs_of(stage)}
+        return {value.name: value for stage in self.inside for value in stage.outputs}
+
+    @property
+    def regions(self) -> tuple[tuple[TokenwiseStage, TokenwiseEngine], ...]:
+        """The token-wise stages among them, with their engines."""
+        stages = (stage for stage in self.inside if isinstance(stage, TokenwiseStage))
+        return tuple((stage, self.program.engine_of(TokenwiseEngine, stage.engine)) for stage in stages)
 
     @property
     def weights(self) -> Mapping[str, Port]:
         """Every weight of the token-wise stages with a port that has its name."""
         return {
             name: replace(port, name=f"weights/{name}")
-            for stage in self.inside
-            if isinstance(stage, TokenwiseStage)
-            for name, port in zip(stage.weights, _region(self.program, stage).weights, strict=True)
+            for stage, engine in self.regions
+            for name, port in zip(stage.weights, engine.weights, strict=True)
         }
 
     def port(self, name: str, value: Value) -> Port:
@@ -96,19 +99,14 @@ class StageRun:
 
     def flops(self, tiles: Mapping[str, int]) -> int:
         """Of a block, with as many key tiles of a block's size for every attention, by the stage's name."""
-        block = self.program.block_size
-        regions = sum(_region(self.program, s).flops for s in self.inside if isinstance(s, TokenwiseStage))
-        wide = (
-            replace(attention_engine(self.program, stage), key_tile=tiles[stage.name] * block)
-            for stage in self.attentions
-        )
-        return regions + sum(engine.flops for engine in wide)
+        engines = ((tiles[s.name], self.program.engine_of(AttentionEngine, s.engine)) for s in self.attentions)
+        wide = (replace(engine, key_tile=count * self.program.block_size) for count, engine in engines)
+        return sum(engine.flops for _, engine in self.regions) + sum(engine.call_flops() for engine in wide)
 
     @property
     def region_bytes(self) -> int:
         """What the largest token-wise region reads and writes in a block."""
-        engines = (_region(self.program, stage) for stage in self.inside if isinstance(stage, TokenwiseStage))
-        return max((sum(port.nbytes for port in (*e.inputs, *e.outputs)) for e in engines), default=0)
+        return max((sum(port.nbytes for port in (*e.inputs, *e.outputs)) for _, e in self.regions), default=0)
 
     def fused(
         self,
@@ -152,7 +150,7 @@ class StageRun:
         """The program with ``stage`` of ``engine`` in place of these stages, and ``inputs`` beside its own."""
         program = self.program
         before, after = program.body[: self.first], program.body[self.end :]
-        used = {other.engine for other in (*before, *after, *program.head) if isinstance(other, TokenwiseStage)}
+        used = {other.engine for other in (*before, *after, *program.head)}
         return replace(
             program,
             inputs=(*program.inputs, *inputs),
@@ -172,7 +170,7 @@ def whole_body(program: Program) -> StageRun | None:
         ``None`` where the program is not of that kind.
     """
     values = {value.name: value for value in program.values()}
-    attends = [at for at, stage in enumerate(program.body) if isinstance(stage, AttentionStage)]
+    attends = [at for at, stage in enumerate(program.body) if stage.tiled]
     if not attends:
         return None
     first, end = attends[0], attends[-1] + 1
@@ -185,27 +183,14 @@ def whole_body(program: Program) -> StageRun | None:
     return StageRun(program, first, inside) if len(inside) == end - first else None
 
 
-def attention_engine(program: Program, stage: AttentionStage) -> AttentionEngine:
-    """The engine of ``stage``, which :func:`is_exact`."""
-    engine = program.engine(stage.engine)
-    assert isinstance(engine, AttentionEngine)
-    return engine
-
-
 def is_exact(program: Program, stage: AttentionStage) -> bool:
     """Whether ``stage`` attends to all that its mask shows, on an engine of the tile lowering."""
     return isinstance(program.engine(stage.engine), AttentionEngine) and stage.average is None
 
 
-def _region(program: Program, stage: TokenwiseStage) -> TokenwiseEngine:
-    engine = program.engine(stage.engine)
-    assert isinstance(engine, TokenwiseEngine)
-    return engine
-
-
 def _fits(program: Program, stage: Stage, values: Mapping[str, Value]) -> bool:
     """Whether the engine can hold ``stage``."""
-    axes = {values[name].axis for name in inputs_of(stage)}
+    axes = {values[name].axis for name in stage.inputs}
     if isinstance(stage, TokenwiseStage):
         return axes <= {TOKENS, None} and all(value.axis == TOKENS for value in stage.outputs)
     if not isinstance(stage, AttentionStage):

@@ -28,9 +28,8 @@ from twoheads.graphs.program.program import (
     Stage,
     TokenwiseEngine,
     TokenwiseStage,
-    inputs_of,
 )
-from twoheads.graphs.variants.stage_run import FLOAT, MASK, StageRun, attention_engine
+from twoheads.graphs.variants.stage_run import FLOAT, MASK, StageRun
 
 __all__ = ["MOST_TILES", "WINDOW", "window_steps"]
 
@@ -66,7 +65,7 @@ def window_steps(program: Program) -> Program | None:
             body.append(_step(StageRun(program, at, (stage, following)), stage, following, band, engines))
     if not engines:
         return None
-    used = {stage.engine for stage in (*body, *program.head) if isinstance(stage, AttentionStage | TokenwiseStage)}
+    used = {stage.engine for stage in (*body, *program.head)}
     kept = (engine for engine in program.engines if engine.name in used)
     return replace(program, body=tuple(body), engines=(*kept, *engines.values()))
 
@@ -79,8 +78,8 @@ def _band(program: Program, stage: Stage, following: Stage | None) -> Band | Non
     plain = stage.bias is None and stage.sinks is None and stage.average is None
     if not plain or not isinstance(engine, AttentionEngine) or engine.dtype != "float32":
         return None
-    readers = [other for other in (*program.body, *program.head) if stage.output.name in inputs_of(other)]
-    axes = {program.value(name).axis for name in inputs_of(stage)} | {value.axis for value in following.outputs}
+    readers = [other for other in (*program.body, *program.head) if stage.output.name in other.inputs]
+    axes = {program.value(name).axis for name in stage.inputs} | {value.axis for value in following.outputs}
     once = following.inputs.count(stage.output.name) == 1
     if readers != [following] or not once or axes != {TOKENS} or engine.key_tile != engine.block_size:
         return None
@@ -134,8 +133,8 @@ def _step(
 def _engine(
     run: StageRun, name: str, attention: AttentionStage, region: TokenwiseStage, window: TileWindow
 ) -> FusedEngine:
-    tile, declared = attention_engine(run.program, attention), run.program.engine(region.engine)
-    assert isinstance(declared, TokenwiseEngine)
+    tile = run.program.engine_of(AttentionEngine, attention.engine)
+    declared = run.program.engine_of(TokenwiseEngine, region.engine)
     (q, k, v), _ = tile.ports("full")
     tiles, block = range(window.tiles), run.program.block_size
     inputs = (

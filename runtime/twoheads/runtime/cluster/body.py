@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from twoheads.graphs.program.lengths import stage_axes
-from twoheads.graphs.program.program import AttentionStage, SequenceStage, Stage, outputs_of
+from twoheads.graphs.program.program import Stage
 from twoheads.graphs.schedule.placement import DRIVER
 from twoheads.graphs.schedule.reads import StageReads
 from twoheads.graphs.schedule.schedule import Schedule, needed_stages
@@ -51,7 +50,7 @@ class BodyRun:
         self._reads = reads
         self._inputs: Mapping[str, npt.NDArray[Any]] = {}
         self._stages, _ = needed_stages(schedule.program, schedule.output)
-        self._producers: dict[str, Stage] = {value.name: stage for stage in self._stages for value in outputs_of(stage)}
+        self._producers: dict[str, Stage] = {value.name: stage for stage in self._stages for value in stage.outputs}
         self._dying: set[str] = set()
 
     def open_engines(self) -> None:
@@ -89,11 +88,11 @@ class BodyRun:
         for stage in self._stages:
             released = self._schedule.release_after.get(stage.name, ())
             began = time.perf_counter()
-            own = tuple(value.name for value in outputs_of(stage) if value.name not in released)
+            own = tuple(value.name for value in stage.outputs if value.name not in released)
             self._ensure(stage, range(self._reads.rows(stage)), own)
-            self.rounds += not isinstance(stage, SequenceStage)
+            self.rounds += not stage.on_host
             self._dying.update(released)
-            if isinstance(stage, AttentionStage) or stage is self._stages[-1]:
+            if stage.tiled or stage is self._stages[-1]:
                 self._settle()
             self.seconds[stage.name] = self.seconds.get(stage.name, 0.0) + time.perf_counter() - began
 
@@ -135,7 +134,7 @@ class BodyRun:
 
     def _axis(self, stage: Stage) -> str | None:
         """The axis whose blocks are the stage's rows; ``None`` where it is computed at once."""
-        return None if isinstance(stage, SequenceStage) else stage_axes(stage, self._reads.values)[0]
+        return None if stage.on_host else stage.axes(self._reads.values)[0]
 
     def _compute_rows(self, stage: Stage, rows: list[int], names: tuple[str, ...]) -> None:
         """Has the rows computed, each by its owner; some may be lost in the course of it."""
@@ -146,7 +145,7 @@ class BodyRun:
         flying: dict[Any, Sent] = {}
         for worker, own in dealt.items():
             blocks, holders = dispatch.references(worker, self._reads.of(stage, own))
-            whole = isinstance(stage, SequenceStage)
+            whole = stage.on_host
             task = RowsTask(self._task, stage.name, None if whole else tuple(own), names, blocks)
             handle, sent = dispatch.send(worker, holders, "compute", task)
             flying[handle] = sent

@@ -138,9 +138,8 @@ def open_device(
         raise InputError(
             f"backend {backend.name}", "takes no memory limit and no files", "give device_memory_limit instead"
         )
-    for stage in engines.program.body:
-        if isinstance(stage, AttentionStage):
-            _check_attention(engines, stage)
+    for stage in engines.program.attentions:
+        _check_attention(engines, stage)
     return DeviceExecutor(engines, backend, threads, limit)
 
 

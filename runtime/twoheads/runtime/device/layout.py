@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from twoheads.graphs.costs.stage_costs import StageCosts
 from twoheads.graphs.errors import InputError
-from twoheads.graphs.program.program import AttentionStage, Program, TokenwiseStage, Value, inputs_of, outputs_of
+from twoheads.graphs.program.program import Value
 from twoheads.graphs.schedule.schedule import Schedule, needed_stages
 from twoheads.graphs.schedule.spill import size_text
 
-__all__ = ["ALIGNMENT", "LayoutPlan", "Region", "align", "is_direct", "lay_out", "plan_layout", "tiled_values"]
+__all__ = ["ALIGNMENT", "LayoutPlan", "Region", "align", "is_direct", "lay_out", "plan_layout"]
 
 ALIGNMENT = 256
 """What vectorised loads and TensorRT ask of an address, in bytes."""
@@ -112,7 +112,7 @@ def lay_out(schedule: Schedule, host: frozenset[str]) -> LayoutPlan:
         place(entry.value)
     body, _ = needed_stages(schedule.program, schedule.output)
     for stage in body:
-        for value in outputs_of(stage):
+        for value in stage.outputs:
             place(value)
         for name in schedule.release_after.get(stage.name, ()):
             memories[regions[name].host].give(regions[name])
@@ -145,24 +145,18 @@ def _candidates(schedule: Schedule) -> Iterator[frozenset[str]]:
     """Values that may go to host memory, in this order: keys and values, then others by size, largest first."""
     costs = StageCosts(schedule.program, schedule.lengths, schedule.positions)
     body, _ = needed_stages(schedule.program, schedule.output)
-    tiled = tiled_values(schedule.program)
+    tiled = schedule.program.tiled
     values = [entry.value for entry in schedule.program.inputs]
-    values += [value for stage in body for value in outputs_of(stage)]
+    values += [value for stage in body for value in stage.outputs]
     sizes = {value.name: costs.nbytes(value) for value in values if value.axis is not None}
     yield frozenset(tiled & set(sizes))
     for size in sorted(set(sizes.values()), reverse=True):
         yield frozenset(name for name in sizes if sizes[name] == size and name not in tiled)
 
 
-def tiled_values(program: Program) -> frozenset[str]:
-    """Values that attention reads as keys or values: they lie in key tiles."""
-    stages = [stage for stage in program.body if isinstance(stage, AttentionStage)]
-    return frozenset(name for stage in stages for name in (stage.key, stage.value))
-
-
 def _streaming(schedule: Schedule, host: frozenset[str]) -> tuple[int, int]:
     """The most bytes that a lane stages for one call, and those of the largest key tile with its values."""
-    program, tiled = schedule.program, tiled_values(schedule.program)
+    program, tiled = schedule.program, schedule.program.tiled
     values = {value.name: value for value in program.values()}
 
     def block(name: str) -> int:
@@ -176,15 +170,13 @@ def _streaming(schedule: Schedule, host: frozenset[str]) -> tuple[int, int]:
     body, head = needed_stages(program, schedule.output)
     staging = keys = 0
     for stage in body:
-        outputs = [value.name for value in outputs_of(stage)]
+        outputs = [value.name for value in stage.outputs]
         # A tile of keys in host memory also comes back once for its padding.
         keys = max([keys, *(align(values[name].nbytes(program.key_tile)) for name in outputs if name in host & tiled)])
-        if isinstance(stage, TokenwiseStage):
-            staging = max(staging, sum(map(block, (*inputs_of(stage), *outputs))))
-        elif isinstance(stage, AttentionStage):
-            staging = max(staging, block(stage.query) + block(outputs[0]))
-            tiles = (stage.key, stage.value)
-            keys = max(keys, sum(align(values[name].nbytes(program.key_tile)) for name in tiles if name in host))
+        if not stage.on_host:
+            rows = stage.inputs[: len(stage.inputs) - len(stage.tiled)]
+            staging = max(staging, sum(map(block, (*rows, *outputs))))
+        keys = max(keys, sum(align(values[name].nbytes(program.key_tile)) for name in stage.tiled if name in host))
     if head:
         staging = max(staging, block(program.hidden))
     return staging, keys

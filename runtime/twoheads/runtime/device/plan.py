@@ -6,13 +6,14 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from twoheads.graphs.costs.stage_costs import StageCosts, attention_rows
+from twoheads.graphs.costs.attention_costs import attention_rows
+from twoheads.graphs.costs.stage_costs import StageCosts
 from twoheads.graphs.masks.tiles import Segment
 from twoheads.graphs.program.lengths import is_cross
-from twoheads.graphs.program.program import AttentionStage, SequenceStage, Stage, Value, outputs_of
+from twoheads.graphs.program.program import AttentionEngine, AttentionStage, Stage, Value
 from twoheads.graphs.schedule.schedule import Schedule, needed_stages
 from twoheads.runtime.backends.device_protocol import DeviceArray, Graph, HostBytes
-from twoheads.runtime.device.layout import LayoutPlan, align, plan_layout, tiled_values
+from twoheads.runtime.device.layout import LayoutPlan, align, plan_layout
 from twoheads.runtime.device.mask_slots import MaskSlots, TileRow, tile_rows
 from twoheads.runtime.device.partials import partials_bytes
 from twoheads.runtime.device.values import DeviceValue
@@ -111,7 +112,7 @@ class Sizing:
         self.body, self.head = needed_stages(schedule.program, schedule.output)
         self.declared = {value.name: value for value in schedule.program.values()}
         self.attentions = [stage for stage in self.body if isinstance(stage, AttentionStage)]
-        self.tiled = tiled_values(schedule.program)
+        self.tiled = schedule.program.tiled
 
     def tile(self, name: str) -> int:
         """Tokens of a tile of the value ``name``."""
@@ -123,7 +124,7 @@ class Sizing:
         for entry in self.schedule.program.inputs:
             yield entry.value
         for stage in self.body:
-            yield from outputs_of(stage)
+            yield from stage.outputs
 
     def value(self, value: Value, place: int | HostBytes) -> DeviceValue:
         """The value at ``place``."""
@@ -153,7 +154,7 @@ class Sizing:
         """Device memory of weights, and an estimate of what engines need while they run."""
         costs = StageCosts(self.schedule.program, self.schedule.lengths, self.schedule.positions)
         stages = (*self.body, *self.head)
-        workspace = max((costs.transient(stage) for stage in stages if not isinstance(stage, SequenceStage)), default=0)
+        workspace = max((costs.transient(stage) for stage in stages if not stage.on_host), default=0)
         return sum(costs.weights(stages, mapped=False).values()) + self.lanes * workspace
 
     def mask_key(self, stage: AttentionStage) -> MaskKey:
@@ -205,7 +206,7 @@ def make_plan(sizing: Sizing, shape: Shape, limit: int, memory: Memory) -> Devic
         for lane in range(lanes)
     )
     keys = staging + 2 * lanes * layout.staging_bytes
-    moving = groupby(sizing.body, key=lambda stage: stage.name if isinstance(stage, SequenceStage) else None)
+    moving = groupby(sizing.body, key=lambda stage: stage.name if stage.on_host else None)
     return DevicePlan(
         layout,
         tuple(tuple(stages) for _, stages in moving),
@@ -222,7 +223,7 @@ def make_plan(sizing: Sizing, shape: Shape, limit: int, memory: Memory) -> Devic
 def _place_beside(sizing: Sizing, masks: dict[str, MaskSlots], at: int) -> Beside:
     """Places what is beside the values from ``at`` on."""
     program = sizing.schedule.program
-    engines = {stage.name: sizing.engines.attention_engine(stage.engine) for stage in sizing.attentions}
+    engines = {stage.name: sizing.engines.declared(AttentionEngine, stage.engine) for stage in sizing.attentions}
     claims = _Claims(at)
     most = max(map(partials_bytes, engines.values()), default=0)
     partials = tuple(claims.take(most) for _ in range(sizing.lanes))
@@ -237,7 +238,7 @@ def _place_beside(sizing: Sizing, masks: dict[str, MaskSlots], at: int) -> Besid
             sinks[stage.name] = claims.array("float32", (1, engine.q_num_heads, engine.block_size))
     axes = {(value.axis, sizing.tile(value.name)) for value in sizing.body_values() if value.axis is not None}
     reals = {key: claims.take(4) for key in sorted(axes)}
-    buffers = [sizing.declared[program.hidden], *(value for stage in sizing.head for value in outputs_of(stage))]
+    buffers = [sizing.declared[program.hidden], *(value for stage in sizing.head for value in stage.outputs)]
     head = {
         value.name: claims.array(value.dtype, value.block_shape(program.block_size))
         for value in (buffers if sizing.head else ())
@@ -263,7 +264,7 @@ class _Claims:
 
 
 def _mask_slots(sizing: Sizing, stage: AttentionStage, rows: tuple[TileRow, ...]) -> MaskSlots:
-    engine = sizing.engines.attention_engine(stage.engine)
+    engine = sizing.engines.declared(AttentionEngine, stage.engine)
     bias = None
     if stage.bias is not None:
         view = sizing.engines.weights.view

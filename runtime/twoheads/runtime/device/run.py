@@ -157,7 +157,7 @@ class DeviceRun:
                 real = schedule.value_rows(value.value) - (value.tiles - 1) * value.tile_tokens
                 address = plan.beside.reals[value.value.axis, value.tile_tokens]
                 transfers.upload(Rows(address, 4), np.array([real], np.int32))
-        attentions = {stage.name: stage for stage in self.state.program.body if isinstance(stage, AttentionStage)}
+        attentions = {stage.name: stage for stage in self.state.program.attentions}
         done: set[int] = set()
         for name, slots in plan.masks.items():
             if plan.beside.masks[name] not in done:

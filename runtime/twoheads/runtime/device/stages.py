@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from twoheads.graphs.errors import InternalError
-from twoheads.graphs.program.program import AttentionStage, TokenwiseStage, outputs_of
+from twoheads.graphs.program.program import AttentionEngine, AttentionStage, TokenwiseStage
 from twoheads.runtime.backends.cuda_kernels import zero_tail
 from twoheads.runtime.backends.device_protocol import DeviceArray, Rows, Stream
 from twoheads.runtime.backends.protocol import Call, DeviceBackend, DeviceEngine, EngineHandle
@@ -64,9 +64,9 @@ class StageQueue:
     def stage(self, stage: TokenwiseStage | AttentionStage) -> int:
         """Queues ``stage``; returns its engine calls."""
         self.team.fork()
-        calls = self._tokenwise(stage) if isinstance(stage, TokenwiseStage) else self._attention(stage)
+        calls = self._attention(stage) if isinstance(stage, AttentionStage) else self._tokenwise(stage)
         self.team.join()
-        for value in outputs_of(stage):
+        for value in stage.outputs:
             self._zero_padding(self._plan.values[value.name])
         return calls
 
@@ -159,7 +159,7 @@ class _LaneRow:
 
     def __init__(self, queue: StageQueue, stage: AttentionStage, lane: Lane, partials: int) -> None:
         plan = queue.plan
-        engine = queue.engines.attention_engine(stage.engine)
+        engine = queue.engines.declared(AttentionEngine, stage.engine)
         self.lane = lane
         self.masked: dict[int, bool] = {}
         """The tiles of the row, and whether each is called with a mask."""

@@ -10,11 +10,9 @@ import numpy.typing as npt
 
 from twoheads.graphs.errors import BundleError, InputError, InternalError
 from twoheads.graphs.program.program import (
-    AttentionEngine,
-    OracleEngine,
+    Engine,
     Port,
     Program,
-    StockEngine,
     TokenwiseEngine,
     TokenwiseStage,
 )
@@ -28,6 +26,7 @@ from twoheads.runtime.memory.spare_memory import SpareMemory
 __all__ = ["EnginePool"]
 
 T = TypeVar("T")
+E = TypeVar("E", bound=Engine)
 
 
 class _KeptByThread(threading.local):
@@ -83,32 +82,12 @@ class EnginePool:
         self._single = _engines_of_single_weights(programs)
         self._declared = {engine.name: engine for one in programs for engine in one.engines}
 
-    def tokenwise_engine(self, name: str) -> TokenwiseEngine:
-        """The declaration of the token-wise engine ``name``."""
+    def declared(self, kind: type[E], name: str) -> E:
+        """The declaration of the engine ``name``, of the kind ``kind``."""
         engine = self._declared[name]
-        if not isinstance(engine, TokenwiseEngine):
-            raise InternalError(f"engine {name} is not token-wise")
+        if not isinstance(engine, kind):
+            raise InternalError(f"engine {name} is no {kind.__name__}")
         return engine
-
-    def attention_engine(self, name: str) -> AttentionEngine:
-        """The declaration of the attention engine ``name``."""
-        engine = self._declared[name]
-        if not isinstance(engine, AttentionEngine):
-            raise InternalError(f"engine {name} is not attention")
-        return engine
-
-    def stock_engine(self, name: str) -> StockEngine | None:
-        """The declaration of the stock attention engine ``name``; ``None`` where that name is of another kind."""
-        engine = self._declared[name]
-        return engine if isinstance(engine, StockEngine) else None
-
-    def oracle_engine(self, name: str) -> OracleEngine | None:
-        """The declaration of the oracle ``name``; ``None`` where that name is of another kind."""
-        engine = self._declared[name]
-        return engine if isinstance(engine, OracleEngine) else None
-
-    def _mixing_engine(self, name: str) -> AttentionEngine | StockEngine | OracleEngine:
-        return self.stock_engine(name) or self.oracle_engine(name) or self.attention_engine(name)
 
     def tokenwise(self, stage: TokenwiseStage) -> EngineHandle:
         """The engine of ``stage``, open, with the stage's weights.
@@ -120,7 +99,7 @@ class EnginePool:
         with self._lock:
             handle = self._open.get(key)
         if handle is None:
-            engine = self.tokenwise_engine(stage.engine)
+            engine = self.declared(TokenwiseEngine, stage.engine)
             arrays = self.weights.views(stage.weights)
             named = {port.name: array for port, array in zip(engine.weights, arrays, strict=True)}
             handle = self._load(stage, engine.inputs, engine.outputs, named)
@@ -138,7 +117,7 @@ class EnginePool:
         with self._lock:
             handle = self._open.get((name, variant))
             if handle is None:
-                inputs, outputs = self._mixing_engine(name).ports(variant)
+                inputs, outputs = self._declared[name].ports(variant)
                 handle = self._load((name, variant), inputs, outputs, {})
                 self._open[name, variant] = handle
         return handle
@@ -192,9 +171,7 @@ class EnginePool:
 
     def prepare_attention(self, name: str) -> None:
         """Opens every variant of ``name`` that the bundle holds and an unpacked run calls."""
-        engine = self._mixing_engine(name)
-        added = engine.ADD_VARIANTS if isinstance(engine, AttentionEngine) else ()
-        for variant in engine.VARIANTS + added:
+        for variant in self._declared[name].run_variants:
             if self.holds(name, variant):
                 self.attention(name, variant)
 
@@ -214,7 +191,7 @@ def _artifacts(bundle: Bundle, backend: EmulatorBackend) -> Artifacts:
 def _engines_of_single_weights(programs: Sequence[Program]) -> frozenset[str]:
     """Token-wise engines that all programs bind to one set of weights only, which their files then refer to."""
     bound: dict[str, set[tuple[str, ...]]] = {}
-    for stage in (stage for program in programs for stage in (*program.body, *program.head)):
-        if isinstance(stage, TokenwiseStage):
-            bound.setdefault(stage.engine, set()).add(stage.weights)
+    for program in programs:
+        for stage, engine in program.bindings:
+            bound.setdefault(engine.name, set()).add(stage.weights)
     return frozenset(name for name, weights in bound.items() if len(weights) == 1)

@@ -112,12 +112,11 @@ class RunState:
         self.crew = crew
         self.packing = packing
         self.only = None if only is None else frozenset(only)
-        attentions = [stage for stage in program.body if isinstance(stage, AttentionStage)]
         self.stores = Stores(
             rows=schedule.value_rows,
             block_size=program.block_size,
             key_tile=program.key_tile,
-            tiled=(name for stage in attentions for name in (stage.key, stage.value)),
+            tiled=program.tiled,
             spilled=spilled,
             folder=folder if job is None else job.values,
             keep=job is not None,

@@ -12,7 +12,7 @@ import numpy as np
 from twoheads.graphs.masks.sampling import Average
 from twoheads.graphs.prediction.device_profile import Sampling
 from twoheads.graphs.program.lengths import input_axes, is_cross
-from twoheads.graphs.program.program import AttentionStage, Program
+from twoheads.graphs.program.program import AttentionEngine, AttentionStage, Program
 from twoheads.graphs.schedule.schedule import make_schedule
 from twoheads.runtime.execution.crew import Crew
 from twoheads.runtime.execution.engine_pool import EnginePool
@@ -75,7 +75,7 @@ def _measure(
             array = run.stores.allocate(program.value(name)).array
             array[...] = random.standard_normal(array.shape)
         began = time.perf_counter()
-        sampler = Sampler(run, stage, pool.attention_engine(stage.engine))
+        sampler = Sampler(run, stage, pool.declared(AttentionEngine, stage.engine))
         key_seconds = (time.perf_counter() - began) / length
         return key_seconds, _block_seconds(run, sampler)
 

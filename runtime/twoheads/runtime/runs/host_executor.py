@@ -11,32 +11,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from twoheads.graphs.program.fused import FusedStage
-from twoheads.graphs.program.program import (
-    AttentionStage,
-    Pooling,
-    SequenceStage,
-    Stage,
-    TokenwiseStage,
-    outputs_of,
-)
+from twoheads.graphs.program.program import Pooling, Stage
 from twoheads.graphs.schedule.schedule import needed_stages
 from twoheads.runtime.execution.checkpoints import Checkpoints
 from twoheads.runtime.execution.crew import Crew
 from twoheads.runtime.execution.engine_pool import EnginePool
 from twoheads.runtime.execution.executor import RunPlan, Tick
 from twoheads.runtime.execution.run_state import RunState
-from twoheads.runtime.memory.half_range import check_half_range
 from twoheads.runtime.memory.sink import Sink
-from twoheads.runtime.stages.attention.packed import prepare_packed, run_packed_attention
-from twoheads.runtime.stages.attention.tiled import run_attention
-from twoheads.runtime.stages.fused import run_fused
+from twoheads.runtime.stages.dispatch import RUNNERS
 from twoheads.runtime.stages.head import run_head
 from twoheads.runtime.stages.pooling import pool
-from twoheads.runtime.stages.sequence import run_sequence
-from twoheads.runtime.stages.stock.attention import run_stock_attention
-from twoheads.runtime.stages.stock.oracle import run_oracle_attention
-from twoheads.runtime.stages.tokenwise import run_tokenwise
 
 __all__ = ["HostExecutor", "HostRun", "run_stage"]
 
@@ -93,12 +78,7 @@ class HostRun:
         run = self.state
 
         def open_engine(stage: Stage) -> None:
-            if isinstance(stage, AttentionStage) and run.coded is not None:
-                prepare_packed(run, stage)
-            elif isinstance(stage, AttentionStage):
-                run.engines.prepare_attention(stage.engine)
-            elif isinstance(stage, TokenwiseStage):
-                run.engines.tokenwise(stage)
+            RUNNERS.of(stage).open(run, stage)
 
         body, head = needed_stages(run.program, run.schedule.output)
         run.crew.run((*body, *head), lambda: open_engine)
@@ -152,37 +132,17 @@ def run_stage(run: RunState, stage: Stage) -> None:
     """Computes ``stage``, or the run's blocks of it, from its inputs' stores; frees what no later stage reads."""
     began = time.perf_counter()
     partly = run.checkpoints is not None and run.checkpoints.is_partly_done(stage)
-    stores = [run.stores.allocate(value, reopen=partly, blocks=run.only) for value in outputs_of(stage)]
-    if isinstance(stage, FusedStage):
-        run_fused(run, stage)
-    elif isinstance(stage, TokenwiseStage):
-        run_tokenwise(run, stage)
-    elif isinstance(stage, SequenceStage):
-        run_sequence(run, stage)
-    elif run.coded is not None:
-        run_packed_attention(run, stage, run.coded)
-    elif run.engines.stock_engine(stage.engine) is not None:
-        run_stock_attention(run, stage)
-    elif run.engines.oracle_engine(stage.engine) is not None:
-        run_oracle_attention(run, stage)
-    else:
-        run_attention(run, stage)
+    stores = [run.stores.allocate(value, reopen=partly, blocks=run.only) for value in stage.outputs]
+    runner = RUNNERS.of(stage)
+    runner.run(run, stage)
     # Each call of all layers needs the one before it; calls of other stages need none of their own.
-    run.rounds += (
-        run.counters[stage.name].calls
-        if isinstance(stage, FusedStage) and stage.whole
-        else not isinstance(stage, SequenceStage)
-    )
+    run.rounds += run.counters[stage.name].calls if stage.kind == "model" else not stage.on_host
     for store in stores:
         store.zero_padding()
         for block, used in enumerate(run.packing.used if run.packing is not None else ()):
             store.zero_rows(block, used)
-    if isinstance(stage, TokenwiseStage):
-        rows = max((store.length for store in stores if store.value.axis is not None), default=0)
-        check_half_range(stage.name, stores, run.blocks(-(-rows // run.program.block_size)))
+    runner.finish(run, stage, stores)
     run.counters[stage.name].seconds += time.perf_counter() - began
-    if isinstance(stage, TokenwiseStage) and run.program.lookup_limits(stage):
-        run.engines.weights.let_go(stage.weights)
     released = run.schedule.release_after.get(stage.name, ())
     if run.checkpoints is not None:
         run.checkpoints.finish(stage, released)

@@ -15,19 +15,14 @@ from twoheads.export.cli.shared.console import (
     print_text,
     size_text,
 )
-from twoheads.graphs.program.lengths import stage_axes
 from twoheads.graphs.program.printer import print_program
 from twoheads.graphs.program.program import (
-    AttentionEngine,
     AttentionStage,
     Engine,
     Input,
     OracleEngine,
     Port,
     Program,
-    SequenceStage,
-    StockEngine,
-    TokenwiseEngine,
 )
 from twoheads.graphs.serialization.bundle_format import ENGINES, SIGNATURE, TOKENIZER, WEIGHTS, Manifest, TargetEntry
 from twoheads.graphs.variants.choose import fused_steps
@@ -74,7 +69,7 @@ def command(
 
 
 def _attention_stages(program: Program) -> list[AttentionStage]:
-    return [stage for stage in program.body if isinstance(stage, AttentionStage)]
+    return list(program.attentions)
 
 
 def _mask_counts(program: Program) -> Counter[str]:
@@ -82,7 +77,7 @@ def _mask_counts(program: Program) -> Counter[str]:
     values = {value.name: value for value in program.values()}
 
     def text(stage: AttentionStage) -> str:
-        queries, keys = stage_axes(stage, values)
+        queries, keys = stage.axes(values)
         return str(stage.mask) + ("" if queries == keys else f" from {queries} to {keys}")
 
     return Counter(map(text, _attention_stages(program)))
@@ -174,23 +169,16 @@ def _engine_to_json(engine: Engine) -> dict[str, Any]:
     def ports(group: tuple[Port, ...]) -> list[dict[str, Any]]:
         return [{"name": port.name, "dtype": port.dtype, "shape": list(port.shape)} for port in group]
 
-    if isinstance(engine, TokenwiseEngine):
-        return {
-            "name": engine.name,
-            "kind": "tokenwise",
-            "inputs": ports(engine.inputs),
-            "outputs": ports(engine.outputs),
-            "weights": ports(engine.weights),
-            "flops": engine.flops,
-        }
-    variants = {}
-    for variant in _variants(engine):
-        inputs, outputs = engine.ports(variant)
-        variants[variant] = {"inputs": ports(inputs), "outputs": ports(outputs)}
-    kind = "stock" if isinstance(engine, StockEngine) else "oracle"
-    kind = "attention" if isinstance(engine, AttentionEngine) else kind
-    flops = engine.flops if isinstance(engine, AttentionEngine) else engine.flops("full")
-    return {"name": engine.name, "kind": kind, "variants": variants, "flops": flops}
+    facts: dict[str, Any] = {"name": engine.name, "kind": engine.kind}
+    groups = {
+        variant: dict(zip(("inputs", "outputs"), map(ports, engine.ports(variant)), strict=True))
+        for variant in engine.variants
+    }
+    if engine.variants == ("",):
+        facts |= groups[""] | {"weights": ports(engine.weights)}
+    else:
+        facts["variants"] = groups
+    return facts | {"flops": engine.call_flops()}
 
 
 def _print_summary(path: Path, manifest: Manifest, program: Program) -> None:
@@ -199,7 +187,7 @@ def _print_summary(path: Path, manifest: Manifest, program: Program) -> None:
     limit = program.max_length
     trained = program.trained_length
     short, alone = _packs_up_to(manifest, program), _one_call_up_to(manifest, program)
-    moved = sum(isinstance(stage, SequenceStage) for stage in program.body)
+    moved = sum(stage.on_host for stage in program.body)
     moving = f" ({moved} of them move rows and call no engine)" if moved else ""
     longest = "any" if limit is None else f"up to {limit.length} tokens ({limit.reason})"
     longest += "".join(f"; {other.axis} up to {other.length} ({other.reason})" for other in program.other_limits)
@@ -263,17 +251,13 @@ def _signature(engine: Engine) -> tuple[str, str, str, str]:
     def ports(group: tuple[Port, ...]) -> str:
         return "\n".join(f"{port.name}: {port.dtype}[{', '.join(map(str, port.shape))}]" for port in group)
 
-    if isinstance(engine, TokenwiseEngine):
+    if engine.kind == "tokenwise":
         size = sum(port.nbytes for port in engine.weights)
-        return engine.name, ports(engine.inputs), ports(engine.outputs), f"{len(engine.weights)}, {size_text(size)}"
+        inputs, outputs = engine.ports("")
+        return engine.name, ports(inputs), ports(outputs), f"{len(engine.weights)}, {size_text(size)}"
     if isinstance(engine, OracleEngine):
         inputs, outputs = engine.ports(engine.mask)
         return engine.name, ports(inputs[:1]), ports(outputs), f"{len(inputs) - 1} parameters as inputs; {engine.mask}"
     # The masked variant (of tiles: the merging one) has every port there is.
-    widest = "masked_merge" if isinstance(engine, AttentionEngine) else "masked"
-    inputs, outputs = engine.ports(widest)
-    return engine.name, ports(inputs), ports(outputs), f"none; variants: {', '.join(_variants(engine))}"
-
-
-def _variants(engine: AttentionEngine | StockEngine | OracleEngine) -> tuple[str, ...]:
-    return engine.variants if isinstance(engine, AttentionEngine) else engine.VARIANTS
+    inputs, outputs = engine.ports("masked_merge" if "masked_merge" in engine.variants else "masked")
+    return engine.name, ports(inputs), ports(outputs), f"none; variants: {', '.join(engine.variants)}"

@@ -50,7 +50,9 @@ class OracleEngine:
     kv_num_heads: int
     scale: float
 
-    VARIANTS = ("full", "causal")
+    kind = "oracle"
+    weights = ()
+    VARIANTS = variants = run_variants = ("full", "causal")
 
     @property
     def key_tile(self) -> int:
@@ -104,7 +106,7 @@ class OracleEngine:
         }
         return tuple(Port(f"{name}.{layer}", self.dtype, shape) for name, shape in shapes.items())
 
-    def flops(self, variant: str) -> int:
+    def call_flops(self, variant: str = "full") -> int:
         """Floating-point operations of the matrix products of one call, projections and MLP included."""
         positions, width = 1 + self.block_size, self.embedding
         project = self.heads * width * (2 * self.query_dim + 2 * self.value_dim)

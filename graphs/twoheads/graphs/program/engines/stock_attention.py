@@ -48,7 +48,9 @@ class StockEngine:
     mask_heads: int
     dtype: str
 
-    VARIANTS = ("full", "causal", "masked")
+    kind = "stock"
+    weights = ()
+    VARIANTS = variants = run_variants = ("full", "causal", "masked")
 
     @property
     def query_dim(self) -> int:
@@ -71,6 +73,6 @@ class StockEngine:
             inputs.append(Port("mask", "float32", (self.mask_heads, self.block_size, keys)))
         return tuple(inputs), (Port("out", self.dtype, (1, self.q_num_heads, self.block_size, width)),)
 
-    def flops(self, variant: str) -> int:
+    def call_flops(self, variant: str = "full") -> int:
         """Floating-point operations of the two matrix products of one call."""
         return 2 * self.q_num_heads * self.block_size * self.keys(variant) * (self.query_dim + self.v_head_dim + 2)

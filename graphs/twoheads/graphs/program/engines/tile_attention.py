@@ -57,9 +57,12 @@ class AttentionEngine:
     mask_heads: int
     dtype: str
 
+    kind = "attention"
+    weights = ()
     VARIANTS = ("full", "masked", "full_merge", "masked_merge")
     ADD_VARIANTS = ("full_add", "masked_add")
     PACKED_VARIANTS = ("packed", "packed_causal")
+    run_variants = VARIANTS + ADD_VARIANTS
     ALL_VARIANTS = VARIANTS + ADD_VARIANTS + PACKED_VARIANTS
 
     def ports(self, variant: str) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
@@ -105,7 +108,6 @@ class AttentionEngine:
         """Whether codes can keep requests apart: nothing flattens the scores or is added to them by head."""
         return self.dtype == "float32" and self.scale > 0 and not self.softcap and self.mask_heads == 1
 
-    @property
-    def flops(self) -> int:
+    def call_flops(self, variant: str = "") -> int:
         """Floating-point operations of the two matrix products of one call."""
         return 2 * self.q_num_heads * self.block_size * self.key_tile * (self.head_dim + self.v_head_dim)

@@ -26,3 +26,14 @@ class TokenwiseEngine:
     outputs: tuple[Port, ...]
     weights: tuple[Port, ...]
     flops: int
+
+    kind = "tokenwise"
+    variants = run_variants = ("",)
+
+    def ports(self, variant: str = "") -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+        """The inputs and outputs of its ONNX file, weights aside."""
+        return self.inputs, self.outputs
+
+    def call_flops(self, variant: str = "") -> int:
+        """Floating-point operations of the matrix products of one call."""
+        return self.flops

@@ -44,7 +44,7 @@ def run_packed_attention(run: RunState, stage: AttentionStage, packing: Packing)
         ScoresBeyondCodesError: A block's scores may exceed what codes separate, or are not finite.
     """
     handle = run.engines.attention(stage.engine, packed_engine(run, stage))
-    engine = run.engines.attention_engine(stage.engine)
+    engine = run.engines.declared(AttentionEngine, stage.engine)
     query, key, value, output = (run.stores[name] for name in (stage.query, stage.key, stage.value, stage.output.name))
     query_codes, key_codes = request_codes(engine.block_size)
     codes = _row_codes(packing)

@@ -44,7 +44,7 @@ class _Shared:
     def __init__(self, run: RunState, stage: AttentionStage) -> None:
         self.run = run
         self.stage = stage
-        self.engine = run.engines.attention_engine(stage.engine)
+        self.engine = run.engines.declared(AttentionEngine, stage.engine)
         stores = run.stores
         self.query, self.output = stores[stage.query], stores[stage.output.name]
         keys, values = stores[stage.key], stores[stage.value]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from twoheads.graphs.costs.maskless_costs import needs_mask
 from twoheads.graphs.masks.expressions import Intervals
 from twoheads.graphs.masks.pieces import MasklessRow, Triangle, code_words, maskless_rows
-from twoheads.graphs.program.program import AttentionStage
+from twoheads.graphs.program.program import AttentionStage, StockEngine
 from twoheads.runtime.backends.protocol import Call
 from twoheads.runtime.execution.run_state import Row, RunState, WorkerCount
 from twoheads.runtime.memory.token_range import read_tokens, write_tokens
@@ -61,8 +61,7 @@ class _Shared:
     """What the workers of one stage read."""
 
     def __init__(self, run: RunState, stage: AttentionStage) -> None:
-        engine = run.engines.stock_engine(stage.engine)
-        assert engine is not None
+        engine = run.engines.declared(StockEngine, stage.engine)
         self.run, self.stage, self.engine = run, stage, engine
         stores = run.stores
         self.query, self.output = stores[stage.query], stores[stage.output.name]

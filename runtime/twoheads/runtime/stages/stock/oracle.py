@@ -122,7 +122,7 @@ class _Shared:
     """What the workers of one stage share: inputs, parameters, scores and sums, by token for all heads."""
 
     def __init__(self, run: RunState, stage: AttentionStage) -> None:
-        engine = run.engines.oracle_engine(stage.engine)
+        engine = run.engines.declared(OracleEngine, stage.engine)
         assert engine is not None
         self.run, self.stage, self.engine = run, stage, engine
         stores = run.stores
