@@ -14,10 +14,9 @@ import numpy as np
 import onnx
 
 from twoheads.export.emit.fused.one_block import ReadWeight
-from twoheads.export.emit.graph_builder import GraphBuilder, common_opsets
-from twoheads.export.emit.tile_attention import IR_VERSION, OPSET, product, scores_of
-from twoheads.graphs.program.program import AttentionEngine, AttentionStage, TokenwiseStage
-from twoheads.graphs.variants.stage_run import attention_engine
+from twoheads.export.emit.fused.regions import JoinedRegions
+from twoheads.export.emit.tile_attention import product, scores_of
+from twoheads.graphs.program.program import AttentionEngine, AttentionStage
 from twoheads.graphs.variants.steps import INDEX, MASK, KeptRows, StepEngine, Steps, with_rows
 
 __all__ = ["step_model"]
@@ -38,54 +37,30 @@ def step_model(
         A model whose inputs are the engine's inputs followed by its weights, all by port name; ``None`` where the
         graphs can't be joined: they use an old operator set, functions or subgraphs.
     """
-    used = {inner.engine: engines[inner.engine] for inner in steps.body.inside if isinstance(inner, TokenwiseStage)}
-    opsets = common_opsets(used.values(), OPSET)
-    if opsets is None:
-        return None
-    joined = _Joined(steps, engine, used, weight)
-    for inner in steps.body.inside:
-        if isinstance(inner, TokenwiseStage):
-            joined.region(inner)
-        else:
-            joined.attention(inner)
-    ir_version = max([IR_VERSION, *(model.ir_version for model in used.values())])
-    return joined.graph.model(engine.name, (*engine.inputs, *engine.weights), engine.outputs, opsets, ir_version)
+    return _Joined(steps, engine, engines, weight).model(engine)
 
 
-class _Joined:
-    """The graph under construction. Values keep their program's names, with the port's where they are one."""
+class _Joined(JoinedRegions):
+    """The graph under construction."""
 
     def __init__(
         self, steps: Steps, engine: StepEngine, engines: Mapping[str, onnx.ModelProto], weight: ReadWeight
     ) -> None:
-        self.graph = GraphBuilder()
-        self._program, self._engines, self._weight = with_rows(steps.program, engine.rows), engines, weight
         names = dict(zip(steps.body.inputs, (port.name for port in engine.inputs), strict=False))
         names[steps.program.hidden] = "hidden"
         names |= {entry.value.name: f"new_{at}" for at, entry in enumerate(steps.kept)}
-        self._names = names
+        weights = {name: port.name for name, port in steps.body.weights.items()}
+        super().__init__(steps.body.inside, engines, names, weights)
+        self._program, self._weight = with_rows(steps.program, engine.rows), weight
         self._rows, self._capacity, self._block = engine.rows, engine.capacity, steps.program.block_size
         self._kept = {entry.value.name: (at, entry) for at, entry in enumerate(steps.kept)}
         self._added = dict(steps.layers)
         self._whole: dict[str, str] = {}
 
-    def _name(self, value: str) -> str:
-        """What a value of the program is called in the graph."""
-        return self._names.get(value, f"value/{value}")
-
-    def region(self, stage: TokenwiseStage) -> None:
-        """Appends the operators of a token-wise engine, between the values of ``stage``."""
-        model = self._engines[stage.engine].graph
-        given = (*map(self._name, stage.inputs), *(f"weights/{name}" for name in stage.weights))
-        names = dict(zip((value.name for value in model.input), given, strict=True))
-        written = (self._name(value.name) for value in stage.outputs)
-        names |= dict(zip((value.name for value in model.output), written, strict=True))
-        self.graph.join(model, stage.name, names)
-
     def attention(self, stage: AttentionStage) -> None:
         """Appends softmax attention of the rows over whole blocks and the open one."""
-        graph, engine = self.graph, attention_engine(self._program, stage)
-        query, heads = self._name(stage.query), engine.kv_num_heads
+        graph, engine = self.graph, self._program.engine_of(AttentionEngine, stage.engine)
+        query, heads = self.name(stage.query), engine.kv_num_heads
         keys, values = self._parts(stage.key), self._parts(stage.value)
         parts = [scores_of(graph, replace(engine, key_tile=width), query, name) for name, width in keys]
         widths = [width for _, width in keys]
@@ -100,7 +75,7 @@ class _Joined:
             part = product(graph, engine, share, rows)
             out = graph.node("Add", out, part) if out else part
         shape = (1, engine.q_num_heads, self._rows, engine.v_head_dim)
-        graph.reshape(out, *shape, output=self._name(stage.output.name))
+        graph.reshape(out, *shape, output=self.name(stage.output.name))
 
     def _parts(self, value: str) -> list[tuple[str, int]]:
         """Keys or values of whole blocks, if any are read, and of the open block, each with how many there are."""
@@ -110,7 +85,7 @@ class _Joined:
 
     def _open(self, at: int, entry: KeptRows) -> str:
         """The open block with the new rows in their places, made once for all layers that read it."""
-        new = self._name(entry.value.name)
+        new = self.name(entry.value.name)
         if self._rows == self._block:
             return new
         if new not in self._whole:

@@ -1,0 +1,71 @@
+"""The graphs of a program's token-wise engines, joined by their ports, with attention of some kind between them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import onnx
+
+from twoheads.export.emit.graph_builder import GraphBuilder, common_opsets
+from twoheads.export.emit.tile_attention import IR_VERSION, OPSET
+from twoheads.graphs.program.engines.tokenwise import TokenwiseEngine
+from twoheads.graphs.program.program import AttentionStage, TokenwiseStage
+
+__all__ = ["JoinedRegions"]
+
+
+class JoinedRegions(ABC):
+    """A graph under construction. Values keep their program's names, with the port's where they are one.
+
+    Args:
+        inside: The stages that it computes, in order.
+        engines: The models of the token-wise engines by name, their weights being inputs.
+        names: Of the values that are ports, here.
+        weights: The names of the weights' ports.
+    """
+
+    def __init__(
+        self,
+        inside: tuple[TokenwiseStage | AttentionStage, ...],
+        engines: Mapping[str, onnx.ModelProto],
+        names: Mapping[str, str],
+        weights: Mapping[str, str],
+    ) -> None:
+        self.graph = GraphBuilder()
+        self._inside, self._names, self._weights = inside, names, weights
+        self._engines = {stage.engine: engines[stage.engine] for stage in inside if not stage.tiled}
+
+    def model(self, engine: TokenwiseEngine) -> onnx.ModelProto | None:
+        """The finished model, whose inputs are the engine's inputs followed by its weights, all by port name.
+
+        Returns:
+            ``None`` where the graphs can't be joined: different or old operator sets, functions or subgraphs.
+        """
+        opsets = common_opsets(self._engines.values(), OPSET)
+        if opsets is None:
+            return None
+        for stage in self._inside:
+            if isinstance(stage, AttentionStage):
+                self.attention(stage)
+            else:
+                self._region(stage)
+        ir_version = max([IR_VERSION, *(model.ir_version for model in self._engines.values())])
+        return self.graph.model(engine.name, (*engine.inputs, *engine.weights), engine.outputs, opsets, ir_version)
+
+    @abstractmethod
+    def attention(self, stage: AttentionStage) -> None:
+        """Appends the operators of an attention, which end in the value that it defines."""
+
+    def name(self, value: str) -> str:
+        """What a value of the program is called in the graph."""
+        return self._names.get(value, f"value/{value}")
+
+    def _region(self, stage: TokenwiseStage) -> None:
+        """Appends the operators of a token-wise engine, between the values of ``stage``."""
+        model = self._engines[stage.engine].graph
+        given = (*map(self.name, stage.inputs), *(self._weights[name] for name in stage.weights))
+        names = dict(zip((value.name for value in model.input), given, strict=True))
+        written = (self.name(value.name) for value in stage.outputs)
+        names |= dict(zip((value.name for value in model.output), written, strict=True))
+        self.graph.join(model, stage.name, names)
