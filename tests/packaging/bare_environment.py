@@ -1,4 +1,4 @@
-"""An environment that holds the base install alone, made of files that are installed here: nothing is fetched."""
+"""An environment with just what an install line names, made of files that are installed here: nothing is fetched."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib.metadata
 import sys
 import venv
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -13,26 +14,38 @@ from packaging.requirements import Requirement
 __all__ = ["make_bare_environment"]
 
 
-def make_bare_environment(folder: Path, wheel: Path) -> Path:
-    """A virtual environment with ``wheel`` and what it requires without any extra; returns its Python."""
+def make_bare_environment(folder: Path, wheel: Path, extras: Collection[str] = (), more: Collection[str] = ()) -> Path:
+    """A virtual environment with ``wheel`` and what it requires; returns its Python.
+
+    Args:
+        folder: Where it goes.
+        wheel: The project's wheel.
+        extras: Of the project; none for the base install.
+        more: Other packages to install beside it.
+    """
     venv.EnvBuilder(with_pip=False, symlinks=True).create(folder)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     site = folder / "lib" / version / "site-packages"
     with zipfile.ZipFile(wheel) as file:
         file.extractall(site)
     (info,) = site.glob("twoheads-*.dist-info")
-    for name in _required(importlib.metadata.PathDistribution(info), set()):
+    found: set[str] = set(more)
+    for name in more:
+        _required(importlib.metadata.distribution(name), found)
+    for name in _required(importlib.metadata.PathDistribution(info), found, extras):
         _link(importlib.metadata.distribution(name), site)
     return folder / "bin" / "python"
 
 
-def _required(distribution: importlib.metadata.Distribution, found: set[str]) -> set[str]:
+def _required(distribution: importlib.metadata.Distribution, found: set[str], extras: Collection[str] = ()) -> set[str]:
+    """``found`` with the names of what the distribution requires for these extras, and what that requires."""
     for text in distribution.requires or ():
         requirement = Requirement(text)
-        wanted = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        marker = requirement.marker
+        wanted = marker is None or any(marker.evaluate({"extra": extra}) for extra in ("", *extras))
         if wanted and requirement.name not in found:
             found.add(requirement.name)
-            _required(importlib.metadata.distribution(requirement.name), found)
+            _required(importlib.metadata.distribution(requirement.name), found, requirement.extras)
     return found
 
 

@@ -14,7 +14,7 @@ from twoheads.graphs.program.program import Input, Program
 from twoheads.runtime import LoadedBundle
 from twoheads.runtime.inputs.arrays import given_arrays
 
-__all__ = ["logits_positions", "verify_input", "verify_inputs", "verify_lengths"]
+__all__ = ["logits_positions", "verify_input", "verify_inputs", "verify_lengths", "whole_length"]
 
 SEED = 20240229
 """Of random tokens and features, so that two runs of ``verify`` compare the same numbers."""
@@ -38,6 +38,19 @@ def verify_lengths(program: Program, length: int | Mapping[str, int]) -> dict[st
     axes = input_axes(program)
     several = isinstance(length, int) and len(axes) > 1
     return resolve_lengths(program, dict.fromkeys(axes, length) if several else length)  # type: ignore[arg-type]
+
+
+def whole_length(
+    bundle: LoadedBundle, text: str | None, tokens: npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]] | None
+) -> int | Mapping[str, int]:
+    """The length of all that is given; empty where nothing is, which is right for inputs of a fixed size."""
+    if isinstance(tokens, Mapping):
+        return given_arrays(bundle.program, tokens)[0]
+    if tokens is not None:
+        entry = _arguments(bundle.program)[0]
+        batch = tokens.ndim == len(entry.value.shape) and len(tokens) == 1
+        return {} if entry.value.axis is None else tokens.shape[batch]
+    return {} if text is None else len(_encode(bundle, text))
 
 
 def verify_inputs(
@@ -98,12 +111,16 @@ def verify_input(
         given = tokens[0] if tokens.ndim == len(entry.value.shape) and len(tokens) == 1 else tokens
         return _first(given, length, "the input")
     if text is not None:
-        if bundle.tokenizer is None:
-            raise InputError("text", f"the bundle {bundle.path} has no tokenizer", "give tokens")
-        return _first(np.array(bundle.tokenizer.encode(text), np.int64), length, "the text")
+        return _first(_encode(bundle, text), length, "the text")
     if np.dtype(entry.value.dtype).kind == "f":
         return _random(entry, entry.value.block_shape(length)[1:])
     return _default_tokens(bundle, entry, length)
+
+
+def _encode(bundle: LoadedBundle, text: str) -> npt.NDArray[np.int64]:
+    if bundle.tokenizer is None:
+        raise InputError("text", f"the bundle {bundle.path} has no tokenizer", "give tokens")
+    return np.array(bundle.tokenizer.encode(text), np.int64)
 
 
 def logits_positions(length: int, classes: int, block_size: int) -> npt.NDArray[np.int64] | None:

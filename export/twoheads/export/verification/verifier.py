@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from twoheads.export.engines.run_inputs import logits_positions, verify_inputs, verify_lengths
+from twoheads.export.engines.run_inputs import logits_positions, verify_inputs, verify_lengths, whole_length
 from twoheads.export.progress import Progress, silent
 from twoheads.export.verification.approximation import imposition
 from twoheads.export.verification.built_run import BuiltFor, open_built
@@ -36,7 +36,7 @@ def verify(
     bundle: str | Path,
     source: Source,
     *,
-    length: int | Mapping[str, int],
+    length: int | Mapping[str, int] | None = None,
     text: str | None = None,
     tokens: npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]] | None = None,
     progress: Progress | None = None,
@@ -55,7 +55,8 @@ def verify(
     Args:
         bundle: The bundle's folder.
         source: What it was compiled from: a folder, a ``.gguf`` or ``.onnx`` file or a torch module.
-        length: Tokens to run; by axis where inputs may have several lengths, ``{"n": 300, "m": 1000}``.
+        length: Tokens to run; by axis where inputs may have several lengths, ``{"n": 300, "m": 1000}``. All that
+            ``text`` or ``tokens`` have if not given.
         text: What to run on, read with the bundle's tokenizer. By default Python's language reference; images, features
             and a decoder's tokens are random.
         tokens: Or the tokens (features) themselves, ``[N, ...]`` or ``[1, N, ...]``, ``length`` of them or more; or an
@@ -99,12 +100,12 @@ def verify(
 
 def _question(
     loaded: LoadedBundle,
-    length: int | Mapping[str, int],
+    length: int | Mapping[str, int] | None,
     text: str | None,
     tokens: npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]] | None,
 ) -> Question:
     program = loaded.program
-    lengths = verify_lengths(program, length)
+    lengths = verify_lengths(program, whole_length(loaded, text, tokens) if length is None else length)
     rows = value_rows(program.value(program.hidden), lengths)
     loaded.schedule(lengths if lengths else rows)
     positions = None

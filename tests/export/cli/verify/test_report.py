@@ -65,3 +65,11 @@ def test_a_check_or_a_count_that_fails_fails_the_report(capsys):
     late = replace(REPORT, checks=(*REPORT.checks, check("logits", 0.1, ROUNDED_PRODUCTS, BUNDLE)))
     assert not late.passed
     assert late.worst.passed
+
+
+def test_without_a_length_all_of_the_text_or_of_the_tokens_runs(cli, tiny_llama, bundle, text, tmp_path):
+    words = ("verify", bundle, "--against", tiny_llama, "--json")
+    assert cli(*words, "--text", text).json["length"] == 36
+    np.save(tmp_path / "t.npy", np.arange(21)[None] % 16)
+    assert cli(*words, "--tokens", tmp_path / "t.npy").json["length"] == 21
+    assert "length: is not given" in cli(*words).refused()

@@ -31,7 +31,7 @@ def command(bundle: options.Bundle, asked: VerifyOptions) -> None:
     may change the hidden states by 5 % at most. What it costs against the original in float32 is told: distance, best
     tokens, and of a language model the perplexity on the text.
 
-    The length is left out where the inputs have a fixed size, such as images, and with --input, whose arrays have one.
+    Without --length all of a text, of tokens or arrays runs. Images have a fixed size, and no length.
 
     With --target, what `twoheads build` made for that accelerator (see --precision there) runs wholly in its emulator
     (qnn, rknn, onnxruntime: the very engines that its compiler got, not the device), and its distance from the original
@@ -62,7 +62,7 @@ def command(bundle: options.Bundle, asked: VerifyOptions) -> None:
         report = verify(
             bundle,
             asked.against,
-            length={} if given.length is None else given.length,
+            length=given.length,
             text=given.text,
             tokens=given.tokens,
             results=asked.results or (),

@@ -32,7 +32,7 @@ class InputOptions:
 
     length: Annotated[
         str | None,
-        typer.Option("--length", "-n", metavar="N", help="Tokens to run both on; of several inputs: n=1000,m=300."),
+        typer.Option("--length", "-n", metavar="N", help="Tokens to run on; else all given. By input: n=1000,m=300."),
     ] = None
     text: options.Text = None
     tokens: options.Tokens = None
