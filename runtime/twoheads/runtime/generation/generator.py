@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InputError
+from twoheads.graphs.variants.steps import Steps
 from twoheads.runtime.bundle.reader import Bundle
 from twoheads.runtime.bundle.tokenizer import Tokenizer
 from twoheads.runtime.bundle.weights import Weights
@@ -87,6 +88,11 @@ class Generator:
         self._weights = weights
         self._engines = engines
         self._tokenizer = tokenizer
+
+    @property
+    def steps(self) -> Steps:
+        """What a step computes."""
+        return self._engines.steps
 
     def open_context(self) -> Context:
         """An empty sequence, to be continued, cut back and forked; see :class:`Context`."""

@@ -8,6 +8,7 @@ from twoheads.export.cli.shared import arguments, options
 from twoheads.export.cli.shared.console import print_json, print_warning
 from twoheads.export.cli.shared.options_object import takes_options
 from twoheads.export.cli.shared.progress import PhaseProgress
+from twoheads.export.cli.verify.generation import verify_steps
 from twoheads.export.cli.verify.layers import verify_layers
 from twoheads.export.cli.verify.options import VerifyOptions
 from twoheads.export.cli.verify.report import print_report
@@ -37,6 +38,9 @@ def command(bundle: options.Bundle, asked: VerifyOptions) -> None:
     (qnn, rknn, onnxruntime: the very engines that its compiler got, not the device), and its distance from the original
     is told.
 
+    With --generate N the bundle continues the input (the text or tokens, of --length if it is given), and each of its
+    steps is compared with the original over the whole sequence, through prompt, block borders and rollbacks.
+
     With --polygraphy no original is needed: every value inside of the engines, from the inputs of a run, as two
     backends compute it: onnxruntime, onnxruntime-plain (no optimisation), openvino, reference (ONNX's own), tensorrt.
 
@@ -55,6 +59,10 @@ def command(bundle: options.Bundle, asked: VerifyOptions) -> None:
         verify_layers(loaded, asked.layers, given, as_json=asked.as_json)
         return
     arguments.require_path(asked.against, "the model the bundle was compiled from")
+
+    if asked.generate is not None:
+        verify_steps(bundle, asked, given)
+        return
 
     from twoheads.export import verify
 

@@ -91,5 +91,9 @@ class VerifyOptions:
         str | None,
         typer.Option("--target", metavar="NAME", help="Also run what was built for this accelerator, in its emulator."),
     ] = None
+    generate: Annotated[
+        int | None,
+        typer.Option("--generate", min=2, metavar="N", help="Continue the input by N tokens, and compare every step."),
+    ] = None
     layers: LayerOptions = field(default_factory=LayerOptions)
     as_json: options.Json = False

@@ -1,0 +1,71 @@
+"""The proof of generating passes what is right, and sees what is wrong."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+
+from tests.runtime.generation.decoders import BLOCK, bundle_folder, gemma, llama, tokens
+from twoheads.compiler import compile_model
+from twoheads.export import write_bundle
+from twoheads.export.verification.generation import verify_generation
+from twoheads.graphs.errors import InputError
+from twoheads.runtime.generation.kept_rows import KeptBlocks
+
+MODELS = {"llama": llama, "gemma": gemma}
+
+
+@cache
+def _report(name):
+    prompt = np.array(tokens(BLOCK + 3))
+    return verify_generation(bundle_folder(name), MODELS[name](), new_tokens=3 * BLOCK, tokens=prompt)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_right_bundle_passes(name):
+    report = _report(name)
+    assert report.passed
+    assert report.ratio <= 4
+    assert report.same_tokens + len(report.differing) == report.new_tokens == 3 * BLOCK
+    assert (report.prompt_tokens, report.block_borders) == (BLOCK + 3, 3)
+    assert report.rollback_equal
+    assert report.to_json()["passed"] is True
+
+
+def test_wrong_weights_are_seen(tmp_path):
+    compiled = compile_model(llama(), block_size=BLOCK)
+    name = next(name for name in compiled.weights if "o_proj" in name)
+    wrong = {**compiled.weights, name: compiled.weights[name] * 1.01}
+    folder = write_bundle(replace(compiled, weights=wrong), tmp_path / "b")
+    report = verify_generation(folder, llama(), new_tokens=5, tokens=np.array(tokens(9)))
+    assert not report.passed
+    assert report.ratio > 4
+
+
+def test_a_lost_key_is_seen(monkeypatch):
+    write = KeptBlocks.write
+
+    def forgetful(self, first, rows, count, skip=0):
+        write(self, first, rows, count, skip)
+        if first == 5:
+            self.opened[0][:, :, 5] = 0
+
+    monkeypatch.setattr(KeptBlocks, "write", forgetful)
+    report = verify_generation(bundle_folder("llama"), llama(), new_tokens=20, tokens=np.array(tokens(3)))
+    assert not report.passed
+
+
+def test_a_rollback_that_forgets_nothing_is_seen(monkeypatch):
+    monkeypatch.setattr(KeptBlocks, "reopen", lambda *_: None)
+    report = verify_generation(bundle_folder("llama"), llama(), new_tokens=30, tokens=np.array(tokens(20)))
+    assert report.ratio <= 4
+    assert not report.rollback_equal
+    assert not report.passed
+
+
+def test_too_few_steps_are_refused():
+    with pytest.raises(InputError, match="is 1"):
+        verify_generation(bundle_folder("llama"), llama(), new_tokens=1)
