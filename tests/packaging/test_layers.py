@@ -61,7 +61,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         (".", "accelerators.rewrites", "accelerators.vendors", "cli.shared", "emit", "engines"),
         ("emit.fused", "precision", "bench", "cli.batch", "cli.generate", "cli.plan", "cli.run", "one_file.emit"),
         ("bundle", "verification"),
-        ("accelerators", "one_file"),
+        ("accelerators", "one_file", "verification.generation"),
         ("debug",),
         ("cli.commands", "cli.verify"),
         ("cli",),

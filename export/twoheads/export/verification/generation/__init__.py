@@ -1,0 +1,1 @@
+"""The proof of generating, step by step."""
