@@ -334,10 +334,38 @@ def test_an_interrupted_compile_leaves_nothing(tiny_llama, tmp_path, number, cod
     assert list(tmp_path.iterdir()) == []
 
 
-def test_verbose_logs_to_stderr(cli, bundle):
-    try:
-        ran = cli("-v", "inspect", bundle, "--json")
-        assert ran.code == 0
-        assert ran.json["block_size"] == 16
-    finally:
-        logging.getLogger().handlers.clear()
+def test_verbose_tells_our_phases_and_no_one_else_s_lines(cli, bundle, text, tmp_path, monkeypatch):
+    from twoheads.export.cli.run import command as run_command
+
+    read = run_command.read_bundle
+
+    def chatty(*arguments, **options):
+        logging.getLogger("somebody").info("a line of somebody")
+        logging.getLogger("twoheads.somewhere").info("a line of ours")
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(run_command, "read_bundle", chatty)
+    words = ("run", bundle, "--text", text, "-o", tmp_path / "o.npz", "--json")
+    for flag, ours, others in (((), 0, 0), (("-v",), 1, 0), (("-vv",), 1, 1)):
+        ran = cli(*flag, *words)
+        assert ran.code == 0, ran.err
+        assert ran.json["length"] == 36
+        assert ran.err.count("a line of ours") == ours
+        assert ran.err.count("a line of somebody") == others
+        assert bool(re.search(r"engine calls, \d+ of \d+: \d+ ms", ran.err)) == bool(flag)
+
+
+def test_verbose_tells_how_long_compiling_took(cli, tiny_llama, tmp_path):
+    ran = cli("-v", "compile", tiny_llama, "-o", tmp_path / "b", "--block-size", 16)
+    assert ran.code == 0, ran.err
+    for phase in ("loading the model", "capturing its graph", "checking that regions are token-wise"):
+        assert re.search(rf"{phase}: [\d.]+ m?s", ran.err), ran.err
+    assert "torch" not in ran.err
+
+
+def test_twice_verbose_tells_where_an_error_was_raised(cli, tmp_path):
+    words = ("inspect", tmp_path / "none")
+    assert "raised at" not in cli("-v", *words).err
+    told = cli("-vv", *words).err
+    assert "raised at" in told
+    assert "read_bundle" in told

@@ -16,7 +16,6 @@ from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.logging import RichHandler
 from typer.core import TyperGroup
 
 from twoheads.export.cli.batch import command as batch_command
@@ -37,6 +36,7 @@ from twoheads.export.cli.plan import command as plan_command
 from twoheads.export.cli.run import command as run_command
 from twoheads.export.cli.shared.console import print_error, stderr_console
 from twoheads.export.cli.shared.extras import missing_package
+from twoheads.export.cli.shared.logs import logging_at
 from twoheads.export.cli.shared.signature_option import takes_signature
 from twoheads.export.cli.verify import command as verify_command
 from twoheads.graphs.errors import TwoheadsError
@@ -103,27 +103,24 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _common(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
     verbose: Annotated[
-        int, typer.Option("--verbose", "-v", count=True, help="Log phases and times; twice: everything.")
+        int,
+        typer.Option(
+            "--verbose", "-v", count=True, help="Log phases and their times; twice: all logs of all libraries."
+        ),
     ] = 0,
 ) -> None:
     """Compile a transformer once at block length M, run any length N.
 
     Example: twoheads compile model.gguf -o model.bundle && twoheads run model.bundle --text book.txt -o out.npz
     """
-    logging.captureWarnings(capture=True)
-    if verbose:
-        level = logging.INFO if verbose == 1 else logging.DEBUG
-        logging.basicConfig(level=level, format="%(message)s", handlers=[RichHandler(console=stderr_console())])
-    else:
-        logging.getLogger("py.warnings").addHandler(logging.NullHandler())
-        logging.getLogger("py.warnings").propagate = False
-        # Read when transformers is imported, which is later: the commands have progress bars of their own.
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        os.environ.setdefault("TQDM_DISABLE", "1")
+    # Until :func:`main` has told what was raised; a caller of the app without it has only this context.
+    enter = context.obj.enter_context if isinstance(context.obj, contextlib.ExitStack) else context.with_resource
+    enter(logging_at(verbose))
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
@@ -131,45 +128,44 @@ def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
     raise SystemExit(TERMINATED)
 
 
-def _report_bug() -> int:
-    traceback.print_exc()
-    print_error("this is a bug in twoheads, not in your input; please report it with the traceback above")
-    return BUG
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line (default: the process's) and returns its exit code."""
     with contextlib.suppress(ValueError):  # not the main thread, where no handler can be set
         signal.signal(signal.SIGTERM, _terminate)
-    try:
-        app(args=None if arguments is None else list(arguments), prog_name="twoheads")
-    except SystemExit as stop:
+    with contextlib.ExitStack() as stack:
+        try:
+            app(args=None if arguments is None else list(arguments), prog_name="twoheads", obj=stack)
+        except BaseException as error:  # noqa: BLE001 - the last resort is to say that it is our bug
+            return _exit_code(error)
+    return 0
+
+
+def _exit_code(error: BaseException) -> int:
+    """Tells what was raised, and with which code to leave."""
+    if isinstance(error, SystemExit):
         # typer leaves with 2 when an option is wrong; that is a user's error like any other.
-        code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else USER_ERROR
+        code = error.code if isinstance(error.code, int) else 0 if error.code is None else USER_ERROR
         return USER_ERROR if code == 2 else code
-    except (_Interrupted, KeyboardInterrupt):
+    if isinstance(error, _Interrupted | KeyboardInterrupt):
         stderr_console().print("interrupted")
         return INTERRUPTED
-    except TwoheadsError as error:
-        print_error(str(error))
-        logger.debug("raised at", exc_info=True)
-        return USER_ERROR
-    except BrokenPipeError:
+    if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again at exit
         return USER_ERROR
-    except OSError as error:
-        print_error(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error))
-        logger.debug("raised at", exc_info=True)
-        return USER_ERROR
-    except ModuleNotFoundError as error:
-        missing = missing_package(error)
-        if missing is None:
-            return _report_bug()
-        print_error(str(missing))
-        logger.debug("raised at", exc_info=True)
-        return USER_ERROR
-    except Exception:  # noqa: BLE001 - the last resort: say that it is our bug, with all there is to report
-        return _report_bug()
-    finally:
-        logging.captureWarnings(capture=False)
-    return 0
+    if (message := _message(error)) is None:
+        traceback.print_exception(error)
+        print_error("this is a bug in twoheads, not in your input; please report it with the traceback above")
+        return BUG
+    print_error(message)
+    logger.debug("raised at", exc_info=error)
+    return USER_ERROR
+
+
+def _message(error: BaseException) -> str | None:
+    """What a user can do something about; ``None`` for a bug of ours."""
+    if isinstance(error, TwoheadsError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+    missing = missing_package(error) if isinstance(error, ModuleNotFoundError) else None
+    return None if missing is None else str(missing)
