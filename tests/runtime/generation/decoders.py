@@ -26,7 +26,7 @@ def llama() -> Any:
         vocab_size=CLASSES,
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
+        num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=4096,
@@ -37,18 +37,18 @@ def llama() -> Any:
 
 @cache
 def gemma() -> Any:
-    """Windows of 20 tokens in one layer, full attention in the other."""
+    """Windows of 20 tokens in two layers, full attention between them."""
     torch.manual_seed(1)
     config = Gemma3TextConfig(
         vocab_size=CLASSES,
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
+        num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=8,
         sliding_window=20,
-        layer_types=["sliding_attention", "full_attention"],
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
         max_position_embeddings=4096,
         initializer_range=0.3,
     )

@@ -27,15 +27,25 @@ def test_every_step_is_that_of_the_original(name, prompt):
     assert error < 1e-5 * np.abs(expected).max()
 
 
-def test_the_widest_engine_is_exact_and_longer_contexts_are_refused():
-    sequence = tokens(33 * BLOCK - 1)
-    expected = original_logits(llama(), sequence)
-    with bundle("llama").open_context() as context:
-        logits = context.append(sequence)
-        assert np.abs(logits - expected[-1]).max() < 1e-5 * np.abs(expected).max()
-        with pytest.raises(InputError, match=f"take {33 * BLOCK - 1}"):
-            context.step(5)
-        assert len(context) == 33 * BLOCK - 1
+@pytest.mark.parametrize("name", MODELS)
+def test_contexts_longer_than_the_widest_engine_are_exact(name):
+    widest = 33 * BLOCK
+    sequence = tokens(2 * widest + 100)
+    expected = original_logits(MODELS[name](), sequence)
+    floor = 1e-5 * np.abs(expected).max()
+    with bundle(name).open_context() as context:
+        for stop in (widest - 2, 2 * widest - 40, 2 * widest + 3):
+            assert np.abs(context.append(sequence[len(context) : stop]) - expected[stop - 1]).max() < floor
+            for token in sequence[stop : stop + 40]:
+                logits = context.step(token)
+                assert np.abs(logits - expected[len(context) - 1]).max() < floor
+        fork = context.fork()
+        for length in (2 * widest + 1, widest + 5, widest - 1, 3):
+            context.rollback(length)
+            again = context.append(sequence[length : length + 60])
+            assert np.abs(again - expected[length + 59]).max() < floor
+        last = context.append(sequence[len(context) :])
+        assert np.array_equal(fork.append(sequence[len(fork) :]), last)
 
 
 def _bits(context: Context) -> list[bytes]:

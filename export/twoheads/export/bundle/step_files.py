@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from twoheads.export.bundle.engine_files import save_engine
 from twoheads.export.emit.fused.step import step_model
+from twoheads.export.emit.tile_attention import attention_model
 from twoheads.export.emit.tokenwise import emit_tokenwise
-from twoheads.graphs.program.program import TokenwiseEngine
+from twoheads.graphs.program.program import TokenwiseEngine, TokenwiseStage
 from twoheads.graphs.serialization.bundle_format import ENGINES, WEIGHTS, WeightEntry
 from twoheads.graphs.variants.steps import CAPACITIES, Steps, step_steps, with_rows
 from twoheads.runtime.bundle.weights import Weights
@@ -53,6 +54,7 @@ def write_steps(
         if rows != compiled.program.block_size:
             _write_heads(steps, rows, used, folder, entries)
             done += 1
+        _write_tiles(steps, rows, used, folder, entries)
 
 
 def _resized(compiled: CompiledModel, rows: int) -> dict[str, onnx.ModelProto]:
@@ -90,3 +92,22 @@ def _write_heads(
         bound = {port.name: entries[name] for port, name in zip(engine.weights, stage.weights, strict=True)}
         model = models[original.engine]
         save_engine(model, folder / ENGINES / f"{engine.name}.onnx", engine.inputs, engine.outputs, bound)
+
+
+def _write_tiles(
+    steps: Steps, rows: int, models: Mapping[str, onnx.ModelProto], folder: Path, entries: Mapping[str, WeightEntry]
+) -> None:
+    """What a step over more keys than any capacity calls: the regions, and attention tile by tile."""
+    for engine, variants in steps.tiles(rows).items():
+        for variant in variants:
+            file = folder / ENGINES / f"{engine.name}.{variant}.onnx"
+            save_engine(attention_model(engine, variant), file, *engine.ports(variant), {})
+    written: set[str] = set()
+    for stage in steps.body.inside:
+        if not isinstance(stage, TokenwiseStage) or rows == steps.program.block_size or stage.engine in written:
+            continue
+        written.add(stage.engine)
+        engine = steps.region(stage, rows)
+        bound = {port.name: entries[name] for port, name in zip(engine.weights, stage.weights, strict=True)}
+        file = folder / ENGINES / f"{engine.name}.onnx"
+        save_engine(models[stage.engine], file, engine.inputs, engine.outputs, bound)

@@ -217,6 +217,31 @@ class Steps:
             f"step_{rows}_{capacity}", tuple(inputs), tuple(outputs), weights, 0, 0, True, rows=rows, capacity=capacity
         )
 
+    def region(self, stage: TokenwiseStage, rows: int) -> TokenwiseEngine:
+        """The engine of a token-wise stage for ``rows`` tokens, of steps over more keys than any capacity."""
+        engine = with_rows(self.program, rows).engine(stage.engine)
+        if not isinstance(engine, TokenwiseEngine):
+            raise InternalError(f"stage {stage.name} is not token-wise")
+        return engine if rows == self.program.block_size else replace(engine, name=f"step_{rows}_{engine.name}")
+
+    def tile(self, stage: AttentionStage, rows: int, blocks: int) -> AttentionEngine:
+        """The engine of an attention for ``rows`` queries and a tile of ``blocks`` whole blocks of keys."""
+        engine, keys = with_rows(self.program, rows).engine(stage.engine), blocks * self.program.block_size
+        if not isinstance(engine, AttentionEngine):
+            raise InternalError(f"stage {stage.name} has no tiles")
+        return replace(engine, name=f"step_{rows}_{engine.name}_{keys}", key_tile=keys)
+
+    def tiles(self, rows: int) -> dict[AttentionEngine, tuple[str, ...]]:
+        """All such engines with the variants that a step may call."""
+        found: dict[AttentionEngine, tuple[str, ...]] = {}
+        kept = {entry.value.name: entry for entry in self.kept}
+        for stage in self.body.attentions:
+            ring = kept[stage.key].ring
+            wide = self.tile(stage, rows, CAPACITIES[-1] if ring is None else min(CAPACITIES[-1], ring.blocks))
+            found.setdefault(wide, AttentionEngine.VARIANTS if ring is None else AttentionEngine.VARIANTS[1::2])
+            found.setdefault(self.tile(stage, rows, 1), AttentionEngine.VARIANTS[1::2])
+        return found
+
     def heads(self, rows: int) -> tuple[tuple[TokenwiseStage, TokenwiseEngine], ...]:
         """The stages from hidden states to logits with engines of ``rows`` tokens, in order."""
         resized = with_rows(self.program, rows)

@@ -72,10 +72,13 @@ class OnnxRuntimeBackend:
         inputs: Sequence[Port],
         outputs: Sequence[Port],
         weights: Mapping[str, npt.NDArray[Any]],
-        threads: int,
+        threads: int = 1,
+        own_weights: bool = False,
     ) -> OnnxRuntimeEngine:
         tensors = {name: self._wrap(array) for name, array in weights.items()}
-        session = _open(self.module, path, tensors, threads, own_weights=True, packed=False)
+        # Constants are folded from the file: where it refers to other weights, none may be.
+        kept = [] if own_weights else ["ConstantFolding"]
+        session = _open(self.module, path, tensors, threads, own_weights=True, packed=False, without=kept)
         check_ports(path, session_ports(session.get_inputs()), inputs)
         check_ports(path, session_ports(session.get_outputs()), outputs)
         return OnnxRuntimeEngine(path, session, tuple(tensors.values()))
@@ -100,6 +103,7 @@ def _open(
     *,
     own_weights: bool = False,
     packed: bool = True,
+    without: Sequence[str] = (),
 ) -> Any:
     options = _options(ort, threads)
     if not packed:
@@ -112,7 +116,9 @@ def _open(
         # Folds them as well; but what no kernel packs is copied.
         options.add_external_initializers(list(tensors), list(tensors.values()))
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(without)
+        )
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise BundleError(str(path), f"ONNX Runtime can't open it: {error}", "compile the model again") from error
 

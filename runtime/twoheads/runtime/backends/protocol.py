@@ -90,9 +90,10 @@ class UnpackedBackend(Backend, Protocol):
         inputs: Sequence[Port],
         outputs: Sequence[Port],
         weights: Mapping[str, npt.NDArray[Any]],
-        threads: int,
+        threads: int = 1,
+        own_weights: bool = False,
     ) -> EngineHandle:
-        """As :meth:`Backend.load_engine` of weights that the file itself refers to."""
+        """As :meth:`Backend.load_engine`."""
         ...
 
 

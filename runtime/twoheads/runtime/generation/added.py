@@ -34,6 +34,16 @@ class AddedScores:
         for entry, array in zip(self._entries, arrays, strict=True):
             entry.fill(array, positions, entry.places(open_block, capacity, self._block))
 
+    def fill_tile(
+        self,
+        at: int,
+        array: npt.NDArray[np.float32],
+        positions: npt.NDArray[np.int64],
+        keys: npt.NDArray[np.int64],
+    ) -> None:
+        """Writes the ``at``-th entry's for keys at the positions ``keys`` into ``array [heads, rows, keys]``."""
+        self._entries[at].fill(array, positions, keys)
+
 
 class _Entry:
     """One of them."""

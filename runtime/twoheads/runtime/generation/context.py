@@ -13,6 +13,7 @@ from twoheads.runtime.bundle.weights import Weights
 from twoheads.runtime.generation.added import AddedScores
 from twoheads.runtime.generation.engines import StepEngines
 from twoheads.runtime.generation.kept_rows import KeptBlocks
+from twoheads.runtime.generation.long_step import LongStep
 from twoheads.runtime.generation.step import BoundStep, Heads
 
 __all__ = ["Context", "Pieces"]
@@ -70,7 +71,7 @@ class Context:
         self._weights = weights
         self._added = AddedScores(engines.steps, weights)
         self._kept: KeptBlocks | None = KeptBlocks(engines.steps)
-        self._steps: dict[int, BoundStep] = {}
+        self._steps: dict[tuple[int, bool], BoundStep | LongStep] = {}
         self._heads: dict[int, Heads] = {}
         self._steady = 0
         """Tokens from the start whose keys ``append`` computed."""
@@ -123,12 +124,14 @@ class Context:
         Raises:
             InputError: The context is not as long.
         """
+        self._arrays()
         if not 0 <= length <= len(self.tokens):
             raise InputError("rollback", f"to {length} tokens of {len(self.tokens)}", "give a length it has had")
         block = self.engines.steps.program.block_size
         if self.engines.steps.has_rings and len(self.tokens) // block - length // block > 1:
             left, self.tokens, self._steady = self.tokens[:length], [], 0
-            self._arrays().clear(0)
+            self._kept = KeptBlocks(self.engines.steps)
+            self._steps.clear()
             if left:
                 self.append(left)
             return
@@ -163,8 +166,8 @@ class Context:
         kept, block = self._arrays(), self.engines.steps.program.block_size
         if length == len(self.tokens):
             return
-        if length // block < len(self.tokens) // block:
-            kept.reopen(length // block)
+        if length // block < len(self.tokens) // block and kept.reopen(length // block):
+            self._steps.clear()
         kept.clear(length % block)
         del self.tokens[length:]
         self._steady = min(self._steady, length)
@@ -192,7 +195,6 @@ class Context:
             problem = f"would have {length} tokens: the model takes {program.max_length.length}"
             fix = "generate fewer tokens, or give a shorter prompt"
             raise InputError("context", f"{problem} ({program.max_length.reason})", fix)
-        self.engines.check_length(length)
 
     def _extend(self, new: list[int]) -> npt.NDArray[Any]:
         """Computes ``new`` by calls of several rows; returns the last hidden states ``[width]``."""
@@ -211,9 +213,11 @@ class Context:
         kept, block = self._arrays(), self.engines.steps.program.block_size
         if kept.reserve(first // block):
             self._steps.clear()
-        if rows not in self._steps:
-            self._steps[rows] = BoundStep(self.engines, rows, kept)
-        step = self._steps[rows]
+        long = self.engines.steps.capacity(first // block) is None
+        key = (rows, long)
+        if key not in self._steps:
+            self._steps[key] = (LongStep if long else BoundStep)(self.engines, rows, kept)
+        step = self._steps[key]
         step.run(tokens, first, self._added)
         skip = len(self.tokens) - first
         kept.write(len(self.tokens) % block, step.new, count - skip, skip)
@@ -221,7 +225,8 @@ class Context:
         if len(self.tokens) % block == 0:
             if kept.reserve(len(self.tokens) // block):
                 self._steps.clear()
-            kept.complete(len(self.tokens) // block - 1)
+            if kept.complete(len(self.tokens) // block - 1):
+                self._steps.clear()
         return np.array(step.hidden[0, count - 1])
 
     def _logits(self, hidden: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
 from twoheads.graphs.errors import BundleError, InputError
 from twoheads.graphs.program.engines.port import Port
-from twoheads.graphs.program.program import TokenwiseEngine
-from twoheads.graphs.variants.steps import CAPACITIES, StepEngine, Steps, step_obstacle, step_steps
+from twoheads.graphs.program.program import AttentionEngine, TokenwiseEngine, TokenwiseStage
+from twoheads.graphs.serialization.bundle_format import ENGINES
+from twoheads.graphs.variants.steps import StepEngine, Steps, step_obstacle, step_steps
 from twoheads.runtime.backends.protocol import Backend, DeviceBackend, EngineHandle, UnpackedBackend
 from twoheads.runtime.bundle.reader import Bundle
 from twoheads.runtime.bundle.weights import Weights
@@ -55,10 +57,8 @@ class StepEngines:
         """The engine for a call of ``rows`` tokens behind ``blocks`` whole blocks.
 
         Raises:
-            InputError: No engine reads as many.
             BundleError: The bundle does not hold it, or the backend can't open it.
         """
-        self.check_length(blocks * self.steps.program.block_size)
         capacity = self.steps.capacity(blocks) or 0
         engine = self.steps.engine(rows, capacity)
         if engine.name not in self._open and self._packed and rows in self._capacity:
@@ -66,17 +66,26 @@ class StepEngines:
         self._capacity[rows] = engine.name
         return engine, self._opened(engine, dict(zip(self.steps.body.weights, engine.weights, strict=True)))
 
-    def check_length(self, length: int) -> None:
-        """Refuses a context of ``length`` tokens that no engine reads.
+    def weight(self, name: str) -> npt.NDArray[Any]:
+        """A weight of the bundle, read-only."""
+        return self._weights.view(name)
 
-        Raises:
-            InputError: It is longer than the widest engine.
-        """
-        size = self.steps.program.block_size
-        if self.steps.capacity(length // size) is None:
-            most = (CAPACITIES[-1] + 1) * size - 1
-            problem = f"would have {length} tokens, and this bundle's step engines take {most}"
-            raise InputError("context", problem, f"compile with a larger --block-size than {size}")
+    def region(self, stage: TokenwiseStage, rows: int) -> EngineHandle:
+        """The engine of a token-wise stage for ``rows`` tokens, with the stage's weights."""
+        engine = self.steps.region(stage, rows)
+        key = f"{stage.name} {engine.name}"
+        if key not in self._open:
+            self._open[key] = self._load(engine, dict(zip(stage.weights, engine.weights, strict=True)), own=False)
+        return self._open[key]
+
+    def tile(self, engine: AttentionEngine, variant: str) -> EngineHandle:
+        """A variant of an attention engine."""
+        key = f"{engine.name}.{variant}"
+        if key not in self._open:
+            inputs, outputs = engine.ports(variant)
+            path = self._file(f"{ENGINES}/{engine.name}.{variant}.onnx")
+            self._open[key] = self.backend.load_engine(path, inputs, outputs, {}, threads=self._threads)
+        return self._open[key]
 
     def heads(self, rows: int) -> list[EngineHandle]:
         """The engines from hidden states to logits, of ``rows`` tokens, in order."""
@@ -90,17 +99,24 @@ class StepEngines:
             self._open[engine.name] = self._load(engine, weights)
         return self._open[engine.name]
 
-    def _load(self, engine: TokenwiseEngine, weights: Mapping[str, Port]) -> EngineHandle:
-        file = self._bundle.engine_file(engine.name)
-        if not self._bundle.has(file):
-            raise BundleError(str(self._bundle.path / file), "is missing from the bundle", "compile the model again")
+    def _file(self, name: str) -> Path:
+        """Where the bundle's engine file of that name lies.
+
+        Raises:
+            BundleError: It has none.
+        """
+        if not self._bundle.has(name):
+            raise BundleError(str(self._bundle.path / name), "is missing from the bundle", "compile the model again")
+        return self._bundle.file(name)
+
+    def _load(self, engine: TokenwiseEngine, weights: Mapping[str, Port], *, own: bool = True) -> EngineHandle:
         named: dict[str, npt.NDArray[Any]] = {port.name: self._weights.view(name) for name, port in weights.items()}
-        path, backend = self._bundle.file(file), self.backend
+        path, backend = self._file(self._bundle.engine_file(engine.name)), self.backend
         if not self._packed and isinstance(backend, UnpackedBackend):
-            return backend.load_unpacked(path, engine.inputs, engine.outputs, named, self._threads)
-        handle = backend.load_engine(
-            path, engine.inputs, engine.outputs, named, threads=self._threads, own_weights=True
-        )
+            return backend.load_unpacked(
+                path, engine.inputs, engine.outputs, named, threads=self._threads, own_weights=own
+            )
+        handle = backend.load_engine(path, engine.inputs, engine.outputs, named, threads=self._threads, own_weights=own)
         self._weights.let_go(weights)
         return handle
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InternalError
-from twoheads.graphs.variants.steps import KeptRows, Steps
+from twoheads.graphs.variants.steps import CAPACITIES, KeptRows, Steps
 
 __all__ = ["KeptBlocks"]
 
@@ -21,26 +21,35 @@ class KeptBlocks:
     Every layer has an array of whole blocks, ``[1, heads, capacity * block, head_dim]``, and one of the open block.
     Both are what step engines read, in place. What is not written is 0, as engines multiply it by weights of 0.
 
+    Where a layer with full attention has more whole blocks than the widest engine reads, each array that is full
+    becomes a *segment*, which attention reads as a tile.
+
     Args:
         steps: Whose.
 
     Attributes:
         capacity: Whole blocks for which there is room, as engines count them.
-        past: The whole blocks of every kept value; none where the capacity is 0.
+        past: The whole blocks of every kept value, behind the segments; none where the capacity is 0.
+        segments: Full arrays of earlier blocks of the values without a ring, each a list in the order of ``past``.
         opened: The open block of every kept value.
     """
 
     def __init__(self, steps: Steps) -> None:
         self._steps = steps
         self._block = steps.program.block_size
+        self._widest = CAPACITIES[-1]
+        self._plain = [at for at, entry in enumerate(steps.kept) if entry.ring is None]
+        self._rings = not self._plain
         self.capacity = 0
         self.past: list[Array] = []
+        self.segments: list[list[Array]] = []
         self.opened = [_zeros(entry, self._block) for entry in steps.kept]
 
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays; of large ones the system provides what was written."""
-        return sum(array.nbytes for array in (*self.past, *self.opened))
+        full = (array for segment in self.segments for array in segment)
+        return sum(array.nbytes for array in (*full, *self.past, *self.opened))
 
     def reserve(self, blocks: int) -> bool:
         """Makes room for as many whole blocks; whether arrays are new, so that what was bound to them is void."""
@@ -62,20 +71,41 @@ class KeptBlocks:
         for array, new in zip(self.opened, rows, strict=True):
             array[:, :, first : first + count] = new[:, :, skip : skip + count]
 
-    def complete(self, block: int) -> None:
-        """The open block is whole: it becomes whole block ``block``, and the next one is open."""
+    def complete(self, block: int) -> bool:
+        """The open block is whole: it becomes whole block ``block``, and the next one is open.
+
+        Returns:
+            Whether arrays are new, so that what was bound to them is void.
+        """
+        new = block >= self._widest * (len(self.segments) + 1) and not self._rings
+        if new:
+            self.segments.append([self.past[at] for at in self._plain])
+            for at in self._plain:
+                self.past[at] = np.zeros_like(self.past[at])
         for at, entry in enumerate(self._steps.kept):
             start = self._slot(entry, block) * self._block
             if start + self._block > self.past[at].shape[2]:
                 raise InternalError(f"no room for block {block} of {entry.value.name}")
             self.past[at][:, :, start : start + self._block] = self.opened[at]
             self.opened[at][...] = 0
+        return new
 
-    def reopen(self, block: int) -> None:
-        """Whole block ``block`` is open again, and those behind it are gone."""
+    def reopen(self, block: int) -> bool:
+        """Whole block ``block`` is open again, and those behind it are gone; returns as :meth:`complete`."""
+        before = len(self.segments)
+        while block < self._widest * len(self.segments):
+            self._last_segment()
         for at, entry in enumerate(self._steps.kept):
             start = self._slot(entry, block) * self._block
             self.opened[at][...] = self.past[at][:, :, start : start + self._block]
+        if self.segments and block == self._widest * len(self.segments):
+            self._last_segment()  # what is behind it is empty now
+        return len(self.segments) < before
+
+    def _last_segment(self) -> None:
+        """The last segment is what ``past`` is again. Forks share it: what is written to again is a copy."""
+        for at, array in zip(self._plain, self.segments.pop(), strict=True):
+            self.past[at] = array.copy()
 
     def clear(self, first: int) -> None:
         """Forgets the rows of the open block from ``first``."""
@@ -87,11 +117,12 @@ class KeptBlocks:
         made = KeptBlocks(self._steps)
         made.capacity = self.capacity
         made.past = [array.copy() for array in self.past]
+        made.segments = [list(segment) for segment in self.segments]
         made.opened = [array.copy() for array in self.opened]
         return made
 
     def _slot(self, entry: KeptRows, block: int) -> int:
-        return block if entry.ring is None else entry.ring.slot(block)
+        return block - self._widest * len(self.segments) if entry.ring is None else entry.ring.slot(block)
 
 
 def _zeros(entry: KeptRows, rows: int) -> Array:

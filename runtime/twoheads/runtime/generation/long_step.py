@@ -1,0 +1,193 @@
+"""A step over more keys than any step engine reads: layer by layer, attention tile by tile, merged by log-sum-exp."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from twoheads.graphs.program.program import AttentionEngine, AttentionStage, TokenwiseStage
+from twoheads.graphs.variants.steps import CAPACITIES
+from twoheads.runtime.generation.added import NOWHERE, AddedScores
+from twoheads.runtime.generation.engines import StepEngines
+from twoheads.runtime.generation.kept_rows import KeptBlocks
+
+__all__ = ["LongStep"]
+
+Array = npt.NDArray[Any]
+Tile = tuple[Array, Array, AttentionEngine, npt.NDArray[np.int64] | None]
+"""Keys, values, the engine for them, and the keys' positions; ``None`` where every query sees all of them."""
+
+
+class LongStep:
+    """What :class:`~twoheads.runtime.generation.step.BoundStep` is, for any number of keys.
+
+    Args:
+        engines: Where the engines are open.
+        rows: Tokens of a call.
+        kept: The context's keys and values, which must stay where they are.
+
+    Attributes:
+        hidden: The hidden states of the last call, ``[1, rows, width]``.
+        new: Its keys and values, in the order of ``Steps.kept``.
+    """
+
+    def __init__(self, engines: StepEngines, rows: int, kept: KeptBlocks) -> None:
+        self._engines, self._rows, self._kept = engines, rows, kept
+        steps = self._steps = engines.steps
+        self._block = steps.program.block_size
+        self._values: dict[str, Array] = {
+            value.name: np.zeros(value.block_shape(rows), value.dtype) for value in steps.program.values()
+        }
+        self._places = {entry.value.name: at for at, entry in enumerate(steps.kept)}
+        self._added = dict(steps.layers)
+        self._masks: dict[tuple[int, int], Array] = {}
+        self._calls = [self._call(stage) for stage in steps.body.inside]
+        self._tile_calls: dict[tuple[str, str], Any] = {}
+        self._partial: dict[tuple[int, ...], list[tuple[Array, Array]]] = {}
+        self.hidden = self._values[steps.program.hidden]
+        self.new: list[Array] = [self._values[entry.value.name] for entry in steps.kept]
+
+    def _call(self, stage: TokenwiseStage | AttentionStage) -> Any:
+        """A call of a token-wise stage, bound to the values; ``None`` for attention."""
+        if isinstance(stage, AttentionStage):
+            return None
+        call, wrap = self._engines.region(stage, self._rows).new_call(), self._engines.backend.tensor
+        for number, name in enumerate(stage.inputs):
+            call.bind_input(number, wrap(self._values[name]))
+        for number, value in enumerate(stage.outputs):
+            call.bind_output(number, wrap(self._values[value.name]))
+        return call
+
+    def run(self, tokens: npt.NDArray[np.int64], first: int, added: AddedScores) -> None:
+        """Computes ``tokens``, 1 to ``rows`` of them, at positions from ``first``, all in one block."""
+        count = len(tokens)
+        at = np.minimum(np.arange(self._rows, dtype=np.int64), count - 1)
+        for entry in self._steps.program.inputs:
+            if entry.source != "zeros":
+                self._values[entry.value.name][...] = tokens[at] if entry.source == "argument" else first + at
+        filled: set[tuple[int, int]] = set()
+        for stage, call in zip(self._steps.body.inside, self._calls, strict=True):
+            if isinstance(stage, AttentionStage):
+                self._attend(stage, first, count, added, filled)
+            else:
+                call.run()
+                self._engines.calls += 1
+
+    def _attend(
+        self, stage: AttentionStage, first: int, count: int, added: AddedScores, filled: set[tuple[int, int]]
+    ) -> None:
+        """One attention over all tiles; the new rows are in the open block by then."""
+        place = first % self._block
+        for name in (stage.key, stage.value):
+            opened = self._kept.opened[self._places[name]]
+            opened[:, :, place : place + count] = self._values[name][:, :, :count]
+        positions = first + np.minimum(np.arange(self._rows, dtype=np.int64), count - 1)
+        tiles = list(self._tiles(stage, first, int(positions[-1]) + 1))
+        state = self._first_state(stage)
+        for number, (keys, values, engine, where) in enumerate(tiles):
+            mask = None
+            if where is not None:
+                mask = self._mask(self._added[stage.name], number - len(tiles), engine, positions, where, added, filled)
+            out = self._values[stage.output.name] if number == len(tiles) - 1 else None
+            state = self._tile(stage, engine, (keys, values), mask, state, out)
+
+    def _tiles(self, stage: AttentionStage, first: int, end: int) -> Iterator[Tile]:
+        """All tiles of keys for queries ``[first, end)``, their own block last."""
+        steps, size = self._steps, self._block
+        block = first // size
+        k, v = self._places[stage.key], self._places[stage.value]
+        ring, plain = steps.kept[k].ring, [at for at, entry in enumerate(steps.kept) if entry.ring is None]
+        within = np.arange(size, dtype=np.int64)
+        if ring is None:
+            wide, segments = steps.tile(stage, self._rows, CAPACITIES[-1]), self._kept.segments
+            reach = np.arange(CAPACITIES[-1] * size, dtype=np.int64)
+            covered = stage.mask.covered((first, end)) if stage.bias is None else ()
+            for number, segment in enumerate(segments):
+                where = number * len(reach) + reach
+                whole = any(low <= where[0] and where[-1] < high for low, high in covered)
+                yield segment[plain.index(k)], segment[plain.index(v)], wide, None if whole else where
+            start = len(segments) * len(reach)
+            if block * size > start:
+                yield (
+                    self._kept.past[k],
+                    self._kept.past[v],
+                    wide,
+                    np.where(start + reach < block * size, start + reach, NOWHERE),
+                )
+        else:
+            engine = steps.tile(stage, self._rows, min(CAPACITIES[-1], ring.blocks))
+            where = np.full(engine.key_tile, NOWHERE, np.int64)
+            for slot, held in ring.held(block).items():
+                where[slot * size : (slot + 1) * size] = held * size + within
+            yield self._kept.past[k], self._kept.past[v], engine, where
+        opened = self._kept.opened
+        yield opened[k], opened[v], steps.tile(stage, self._rows, 1), block * size + within
+
+    def _mask(
+        self,
+        entry: int,
+        place: int,
+        engine: AttentionEngine,
+        positions: npt.NDArray[np.int64],
+        where: npt.NDArray[np.int64],
+        added: AddedScores,
+        filled: set[tuple[int, int]],
+    ) -> Array:
+        """What is added to the scores of a tile, filled once a call for all layers that share it."""
+        key = (entry, place)
+        shape = (engine.mask_heads, self._rows, engine.key_tile)
+        if key not in self._masks or self._masks[key].shape != shape:
+            self._masks[key] = np.zeros(shape, np.float32)
+        if key not in filled:
+            added.fill_tile(entry, self._masks[key], positions, where)
+            filled.add(key)
+        return self._masks[key]
+
+    def _first_state(self, stage: AttentionStage) -> tuple[Array, Array] | None:
+        """The learned sinks as the first partial result, ``out`` 0 and ``lse`` their logits; ``None`` without."""
+        if stage.sinks is None:
+            return None
+        logits = np.asarray(self._engines.weight(stage.sinks), np.float32)
+        shape = stage.output.block_shape(self._rows)
+        return np.zeros(shape, np.float32), np.ascontiguousarray(
+            np.broadcast_to(logits[None, :, None], shape[:3]), np.float32
+        )
+
+    def _tile(
+        self,
+        stage: AttentionStage,
+        engine: AttentionEngine,
+        kept: tuple[Array, Array],
+        mask: Array | None,
+        state: tuple[Array, Array] | None,
+        out: Array | None,
+    ) -> tuple[Array, Array]:
+        """One call; returns the partial result of all tiles so far."""
+        variant = ("full" if mask is None else "masked") + ("" if state is None else "_merge")
+        key = (engine.name, variant)
+        if key not in self._tile_calls:
+            self._tile_calls[key] = self._engines.tile(engine, variant).new_call()
+        call, wrap = self._tile_calls[key], self._engines.backend.tensor
+        given = [self._values[stage.query], *kept, *(() if mask is None else (mask,)), *(state or ())]
+        for number, array in enumerate(given):
+            call.bind_input(number, wrap(array))
+        made = self._spare(stage, state)
+        if out is not None:
+            made = out, made[1]
+        for number, array in enumerate(made):
+            call.bind_output(number, wrap(array))
+        call.run()
+        self._engines.calls += 1
+        return made
+
+    def _spare(self, stage: AttentionStage, used: tuple[Array, Array] | None) -> tuple[Array, Array]:
+        """Arrays for a partial result that are not those in use."""
+        shape = stage.output.block_shape(self._rows)
+        if shape not in self._partial:
+            made = [(np.zeros(shape, np.float32), np.zeros(shape[:3], np.float32)) for _ in range(2)]
+            self._partial[shape] = made
+        one, other = self._partial[shape]
+        return other if used is not None and used[1] is one[1] else one
