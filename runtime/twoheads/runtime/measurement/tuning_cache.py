@@ -6,17 +6,17 @@ version, is as good as none: tuning measures again.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from twoheads.graphs.errors import InputError
 from twoheads.graphs.serialization.json_codec import FormatError, from_json, to_json
 from twoheads.runtime.bundle.reader import Bundle
+from twoheads.runtime.memory.new_file import replacing
 
 __all__ = ["Tuning", "TuningKey", "keep_tuning", "kept_tuning"]
 
@@ -78,15 +78,12 @@ def keep_tuning(bundle: Bundle, tuning: Tuning) -> None:
     for path in _places(bundle, tuning.key):
         others = (held for held in _read(path) if held.key != tuning.key and held.key.manifest == tuning.key.manifest)
         text = json.dumps(to_json(_File(VERSION, (*others, tuning))), indent=1) + "\n"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            logger.info("%s: can't be written (%s)", path, error.strerror)
+            with replacing(path) as file:
+                file.write(text.encode())
+        except (OSError, InputError) as error:
+            logger.info("%s: can't be written (%s)", path, error)
         else:
             logger.info("%s: keeps key tiles of %d tokens", path, tuning.key_tile)
             return

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from twoheads.graphs.errors import TwoheadsError
+from twoheads.runtime.memory.new_file import hold
 
 __all__ = ["DELETE", "KeptFile"]
 
@@ -32,7 +33,9 @@ class KeptFile:
     def __init__(self, path: Path, *, fresh: bool) -> None:
         self.path = path
         self.found = path.exists() and not fresh
-        self._file: IO[bytes] = path.open("r+b" if self.found else "w+b")
+        # What is thrown away is gone already (see sweep): a link in its place would be somebody else's.
+        self._file: IO[bytes] = path.open("r+b" if self.found else "x+b" if fresh else "w+b")
+        hold(self._file.fileno())
         self._replaying = False
 
     def write(self, data: bytes | memoryview) -> int:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from twoheads.graphs.errors import InternalError, TwoheadsError
 from twoheads.runtime.memory.disk_space import RESUME, disk_errors, sync_folder
 from twoheads.runtime.memory.kept_file import DELETE, KeptFile
+from twoheads.runtime.memory.new_file import output_place, partial_file, sweep
 
 __all__ = ["NpzArray", "NpzWriter"]
 
@@ -106,17 +107,18 @@ class NpzWriter:
             bundle.run(tokens, output="logits", sink=file.array("logits", (length, vocabulary)))
 
     Args:
-        path: The file to create or to replace.
+        path: The file to create or to replace; of a link, what it points to.
         keep: Name of a temporary file that stays when writing is stopped; a writer of the same arrays goes on with it.
 
     Raises:
+        InputError: ``path`` is a device, a pipe or the like.
         TwoheadsError: The folder is missing or can't be written; raised on entering, before any work is done.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, keep: str | None = None) -> None:
-        self.path = Path(path)
+        self.path = output_place(Path(path))
         self.keeps = keep is not None
-        self.temporary = self.path.with_name(keep or f".{self.path.name}.{os.getpid()}.partial")
+        self.temporary = partial_file(self.path) if keep is None else self.path.with_name(keep)
         self._file: KeptFile | None = None
         self._zip: zipfile.ZipFile | None = None
         self._open: NpzArray | None = None
@@ -126,6 +128,8 @@ class NpzWriter:
         if self.path.is_dir():
             raise TwoheadsError(str(self.path), "is a folder, expected a file to write", "name a file, e.g. out.npz")
         with self.disk_errors():
+            if not self.keeps:
+                sweep(self.path)
             self._file = KeptFile(self.temporary, fresh=not self.keeps)
         self._zip = zipfile.ZipFile(cast("IO[bytes]", self._file), "w", zipfile.ZIP_STORED, allowZip64=True)
         return self

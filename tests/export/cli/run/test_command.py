@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -172,13 +173,62 @@ def test_run_refuses_bad_files(cli, bundle, text, tmp_path):
     assert not out.exists()
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_full_disk_is_told(cli, bundle, text, tmp_path):
-    full = tmp_path / "r.json"
-    full.with_name(f".{full.name}.{os.getpid()}.partial").symlink_to("/dev/full")
-    message = cli("run", bundle, "--text", text, "-o", tmp_path / "o.npz", "--report", full).refused()
-    assert "No space left on device" in message
-    assert not full.exists()
+def test_a_full_disk_is_told(cli, bundle, text, tmp_path, monkeypatch):
+    report = tmp_path / "r.json"
+
+    def full(_descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("twoheads.runtime.memory.new_file.os.fsync", full)
+    assert "No space left on device" in cli("run", bundle, "--text", text, "-o", tmp_path / "o.npz").refused()
+    monkeypatch.undo()
+    monkeypatch.setattr("twoheads.export.cli.shared.run_report.replacing", _full_disk)
+    ran = cli("run", bundle, "--text", text, "-o", tmp_path / "o.npz", "--report", report)
+    assert "No space left on device" in ran.refused()
+    assert not report.exists()
+    assert not list(tmp_path.glob(".*.partial"))
+
+
+@contextlib.contextmanager
+def _full_disk(_path):
+    raise OSError(28, "No space left on device")
+    yield
+
+
+def test_outputs_replace_nothing_but_outputs(cli, bundle, text, tmp_path):
+    """Devices became files, links were replaced, and a bundle's manifest was overwritten."""
+    os.mkfifo(tmp_path / "pipe")
+    out, inside = tmp_path / "o.npz", bundle / "manifest.json"
+    before = inside.read_bytes()
+    run = ("run", bundle, "--text", text)
+    assert "is a device" in cli(*run, "-o", "/dev/null").refused()
+    assert "is a pipe" in cli(*run, "-o", tmp_path / "pipe").refused()
+    assert "is a device" in cli(*run, "-o", out, "--report", "/dev/null").refused()
+    assert "lies in the bundle" in cli(*run, "-o", inside).refused()
+    assert "lies in the bundle" in cli(*run, "-o", out, "--report", bundle / "engines" / "new.json").refused()
+    assert "is the file of --text" in cli(*run, "-o", text).refused()
+    assert "is the file of --out" in cli(*run, "-o", out, "--report", tmp_path / "." / "o.npz").refused()
+    (tmp_path / "link").symlink_to(inside)
+    assert "lies in the bundle" in cli(*run, "-o", tmp_path / "link").refused()
+    assert "lies in the bundle" in cli("profile", bundle, "-o", inside).refused()
+    assert "lies in the bundle" in cli("compile", text, "-o", bundle / "new").refused()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert "is a link to itself" in cli(*run, "-o", tmp_path / "loop").refused()
+    assert inside.read_bytes() == before
+    assert text.read_text().startswith("the cat")
+    assert Path("/dev/null").is_char_device()
+    assert (tmp_path / "pipe").is_fifo()
+    assert not out.exists()
+
+
+def test_links_are_followed(cli, bundle, text, tmp_path):
+    (tmp_path / "there").mkdir()
+    for name in ("o.npz", "r.json"):
+        (tmp_path / name).symlink_to(tmp_path / "there" / name)
+    assert cli("run", bundle, "--text", text, "-o", tmp_path / "o.npz", "--report", tmp_path / "r.json").code == 0
+    assert (tmp_path / "o.npz").is_symlink()
+    assert np.load(tmp_path / "there" / "o.npz")["logits"].shape == (36, 16)
+    assert json.loads((tmp_path / "there" / "r.json").read_text())["length"] == 36
 
 
 def test_a_bundle_without_a_tokenizer_asks_for_tokens(cli, tiny_llama, text, tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -59,9 +59,8 @@ def command(bundle: options.Bundle, asked: BatchOptions) -> None:
     Example: twoheads batch smollm2.bundle --lines questions.txt -o out.npz --output last
     """
     read_bundle(bundle, check="size", engines=False)  # a wrong path is told before anything else
-    arguments.check_output_path(asked.out, folder=asked.lines is None)
-    if asked.report is not None:
-        arguments.check_output_path(asked.report)
+    given = {"--documents": asked.documents, "--lines": asked.lines}
+    asked = replace(asked, **arguments.check_outputs(asked.out, asked.report, given, folder=asked.lines is None))
     if asked.documents is None and asked.lines is None:
         fix = "give --documents FOLDER or FILE.jsonl, or --lines FILE.txt"
         raise InputError("twoheads batch", "no input is given", fix)

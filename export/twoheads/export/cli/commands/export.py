@@ -42,7 +42,7 @@ def command(
     A decoder's next token: twoheads export smollm2.bundle -o smollm2.onnx --output last
     """
     read_bundle(bundle, check="size", engines=False)
-    arguments.check_output_path(out)
+    out = arguments.check_output_path(out)
 
     from twoheads.export.one_file.export import export_one_file
 

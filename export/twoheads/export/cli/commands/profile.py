@@ -12,6 +12,7 @@ from twoheads.graphs.errors import InputError
 from twoheads.graphs.prediction.device_profile import DeviceProfile, Network, profile_text
 from twoheads.graphs.serialization.json_codec import to_json
 from twoheads.runtime.measurement.profiler import DEFAULT_NETWORK, profile_bundle
+from twoheads.runtime.memory.new_file import replacing
 from twoheads.runtime.opening import load
 
 __all__ = ["NAME", "command"]
@@ -48,7 +49,7 @@ def command(
 
     Example: twoheads profile smollm2.bundle -o here.json && twoheads plan smollm2.bundle -n 100000 --device here.json
     """
-    arguments.check_output_path(output)
+    output = arguments.check_output_path(output)
     for name, number in (("--network-gbit", gigabits), ("--round-ms", milliseconds), ("--price-per-hour", price)):
         if number is not None and number <= 0:
             raise InputError(name, f"is {number:g}", "give a number above 0")
@@ -70,7 +71,8 @@ def command(
             progress=lambda name: progress(name),
         )
     try:
-        output.write_text(profile_text(profile), encoding="utf-8")
+        with replacing(output) as file:
+            file.write(profile_text(profile).encode())
     except OSError as error:
         raise arguments.unwritable(output, error) from None
     if as_json:

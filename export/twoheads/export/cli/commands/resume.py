@@ -50,8 +50,8 @@ def command(
                 raise InputError(option, problem, "leave it out")
         resume_documents(folder, threads=asked.threads, check=asked.check.value, as_json=asked.as_json)
         return
-    if asked.report is not None:
-        arguments.check_output_path(asked.report)
+    report = None if asked.report is None else arguments.check_output_path(asked.report)
     limit = None if asked.memory_limit is None else arguments.parse_size(asked.memory_limit)
-    done, written = resume_job(folder, threads=asked.threads, check=asked.check.value, memory_limit=limit)
-    tell_run(done, written, asked.report, as_json=asked.as_json)
+    how = {"threads": asked.threads, "check": asked.check.value, "memory_limit": limit}
+    done, written = resume_job(folder, report=report, **how)
+    tell_run(done, written, report, as_json=asked.as_json)

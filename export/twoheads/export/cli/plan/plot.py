@@ -8,6 +8,7 @@ from typing import Any
 from twoheads.export.cli.plan.workers import Scaling
 from twoheads.export.cli.shared import arguments
 from twoheads.graphs.errors import InputError
+from twoheads.runtime.memory.new_file import replacing
 
 __all__ = ["check_plot", "plot_scalings"]
 
@@ -47,7 +48,8 @@ def plot_scalings(path: Path, title: str, scalings: Sequence[Scaling]) -> None:
     figure.suptitle(title)
     figure.legend(loc="outside lower center", ncols=len(scalings), frameon=False)
     try:
-        figure.savefig(path, dpi=120)
+        with replacing(path) as file:
+            figure.savefig(file, dpi=120, format=path.suffix[1:].lower())
     except OSError as error:
         raise arguments.unwritable(path, error) from None
 

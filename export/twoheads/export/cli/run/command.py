@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,6 +53,11 @@ class RunOptions:
     as_json: options.Json = False
 
     @property
+    def inputs(self) -> dict[str, Path | None]:
+        """What it reads, by option."""
+        return {"--text": self.text, "--tokens": self.tokens, "--input": self.arrays}
+
+    @property
     def sequence(self) -> SequenceFile | None:
         """The text or the token numbers; ``None`` where arrays are given.
 
@@ -92,9 +97,7 @@ def command(bundle: options.Bundle, asked: RunOptions) -> None:
     Example: twoheads run smollm2.bundle --text book.txt -o out.npz --output last --report report.json
     """
     read_bundle(bundle, check="size", engines=False)  # a wrong path is told before anything else
-    arguments.check_output_path(asked.out)
-    if asked.report is not None:
-        arguments.check_output_path(asked.report)
+    asked = replace(asked, **arguments.check_outputs(asked.out, asked.report, asked.inputs))
     sequence = asked.sequence
     loaded = asked.load.load(bundle, spill=asked.spill if sequence is None else None)
     wanted = asked.output.value if asked.output else loaded.program.default_output

@@ -88,8 +88,10 @@ def start_job(
         return _run(job, loaded, schedule, tokens, positions, out)
 
 
-def resume_job(folder: Path, *, threads: int | None, check: str, memory_limit: int | None) -> tuple[Report, Path]:
-    """Goes on with the job in ``folder``; returns its report and the file it wrote.
+def resume_job(
+    folder: Path, *, threads: int | None, check: str, memory_limit: int | None, report: Path | None = None
+) -> tuple[Report, Path]:
+    """Goes on with the job in ``folder``; returns its report and the file it wrote, which is not ``report``.
 
     Raises:
         InputError: There is no job, it is finished, or another process runs it; or its input has changed.
@@ -101,6 +103,8 @@ def resume_job(folder: Path, *, threads: int | None, check: str, memory_limit: i
         job.require_unfinished()
         request = _read_request(folder, job.request)
         source = SequenceFile.of_request(request.input)
+        given = {"--text": source.path, "--report": report}
+        arguments.check_output_path(Path(request.out), beside=given)
         loaded = load(
             request.bundle,
             backend=request.backend,

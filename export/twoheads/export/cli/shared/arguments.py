@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,10 +14,12 @@ import numpy.typing as npt
 from twoheads.graphs.errors import InputError, TwoheadsError
 from twoheads.graphs.serialization.bundle_format import MANIFEST
 from twoheads.runtime.inputs.array_files import read_npy
+from twoheads.runtime.memory.new_file import output_place
 
 __all__ = [
     "TextEncoder",
     "check_output_path",
+    "check_outputs",
     "encode_text",
     "is_bundle",
     "parse_lengths",
@@ -57,15 +60,19 @@ def is_bundle(path: Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
-def check_output_path(path: Path, *, folder: bool = False) -> Path:
-    """``path``, to which a result can probably be written; checked before work that takes minutes.
+def check_output_path(path: Path, *, folder: bool = False, beside: Mapping[str, Path | None] | None = None) -> Path:
+    """Where ``path`` is written, links followed; a result can probably be written there.
+
+    Checked before work that takes minutes.
 
     Args:
         path: The file to be written, or the folder to be created.
         folder: Whether ``path`` is going to be a folder; a file may be replaced, but no folder by a file.
+        beside: The command's other files by option: its inputs, and what else it writes.
 
     Raises:
-        InputError: The folder around it is missing or not writable, or a folder is in its place.
+        InputError: The folder around it is missing or not writable; or ``path`` is a folder or no regular file, lies in
+            a bundle, or is one of the other files.
     """
     parent = Path(os.path.abspath(path)).parent
     if not parent.is_dir():
@@ -73,11 +80,32 @@ def check_output_path(path: Path, *, folder: bool = False) -> Path:
         raise InputError(
             str(path), f"can't be written: {parent}: {problem}", "create the folder, or name another place"
         )
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(str(path), f"can't be written: no permission to write in {parent}", "name another place")
     if not folder and path.is_dir():
         raise InputError(str(path), "is a folder, and the output is a file", "name a file in it")
-    return path
+    place = Path(os.path.realpath(path)) if folder else output_place(path)
+    if not os.access(place.parent, os.W_OK | os.X_OK):
+        raise InputError(str(path), f"can't be written: no permission to write in {place.parent}", "name another place")
+    for option, other in (beside or {}).items():
+        if other is not None and os.path.realpath(other) == str(place):
+            raise InputError(str(path), f"is the file of {option}, too", "name another place")
+    for around in place.parents:
+        if is_bundle(around):
+            raise InputError(str(path), f"lies in the bundle {around}, whose files are its own", "name another place")
+    return place
+
+
+def check_outputs(
+    out: Path, report: Path | None, inputs: Mapping[str, Path | None], *, folder: bool = False
+) -> dict[str, Path]:
+    """Where ``--out`` and ``--report`` are written: neither over the other, nor over an input.
+
+    Raises:
+        InputError: As :func:`check_output_path`.
+    """
+    found = {"out": check_output_path(out, folder=folder, beside=inputs)}
+    if report is not None:
+        found["report"] = check_output_path(report, beside={**inputs, "--out": out})
+    return found
 
 
 def read_text(path: Path) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from twoheads.export.cli.shared import arguments
 from twoheads.export.cli.shared.console import print_json, print_warning
+from twoheads.runtime.memory.new_file import replacing
 
 __all__ = ["tell"]
 
@@ -33,10 +33,8 @@ def tell(
 
 
 def _write(path: Path, data: Any) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        with replacing(path) as file:
+            file.write((json.dumps(data, indent=2) + "\n").encode())
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise arguments.unwritable(path, error) from None
