@@ -139,3 +139,17 @@ def test_interval_sets() -> None:
     assert intersect([((0, 5), (7, 20)), ((3, 8), (10, 12))]) == ((3, 5), (7, 8), (10, 12))
     assert intersect([((0, 2),), ((2, 4),)]) == ()
     assert unite([]) == intersect([]) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "boundaries"),
+    [
+        ("full", set()),
+        ("causal", {0}),
+        ("window(17, -1)", {17}),
+        ("causal & (window(511, 0) | sinks(4))", {0, 4, 511}),
+        ("chunk(20) & window(3, 5)", {3, 5, 20}),
+    ],
+)
+def test_a_mask_says_where_what_is_seen_changes(text: str, boundaries: set[int]) -> None:
+    assert parse_mask(text).boundaries() == boundaries

@@ -17,24 +17,13 @@ from twoheads.export.bundle.signing import SigningKey, sign_bundle
 from twoheads.export.bundle.staging import written_folder
 from twoheads.export.bundle.step_files import write_steps
 from twoheads.export.bundle.weights_file import NamedWeight, total_bytes, write_weights
+from twoheads.export.emit.emitters import attention_models
 from twoheads.export.emit.fused.emit import fused_model
-from twoheads.export.emit.oracle import oracle_model
-from twoheads.export.emit.stock_attention import stock_model
-from twoheads.export.emit.stock_variants import used_stock_variants
-from twoheads.export.emit.tile_attention import attention_model
 from twoheads.export.emit.tokenwise import emit_tokenwise
-from twoheads.export.emit.used_variants import used_variants
 from twoheads.export.progress import Progress, silent
 from twoheads.graphs.errors import BundleError, CompileError, InternalError
 from twoheads.graphs.program.engines.fused import FusedEngine
-from twoheads.graphs.program.program import (
-    AttentionEngine,
-    OracleEngine,
-    Program,
-    StockEngine,
-    TokenwiseEngine,
-    TokenwiseStage,
-)
+from twoheads.graphs.program.program import Engine, Program, TokenwiseEngine
 from twoheads.graphs.serialization.bundle_format import (
     ENGINES,
     FORMAT_VERSION,
@@ -149,10 +138,8 @@ def _stored_weights(compiled: CompiledModel) -> list[NamedWeight]:
     """Every weight with the dtype of the port it is bound to; those that no port declares are float32."""
     program = compiled.program
     dtypes: dict[str, str] = {}
-    for stage in (*program.body, *program.head):
-        engine = program.engine(stage.engine) if isinstance(stage, TokenwiseStage) else None
-        if isinstance(stage, TokenwiseStage) and isinstance(engine, TokenwiseEngine):
-            dtypes.update((name, port.dtype) for port, name in zip(engine.weights, stage.weights, strict=True))
+    for stage, engine in program.bindings:
+        dtypes.update((name, port.dtype) for port, name in zip(engine.weights, stage.weights, strict=True))
     names = program.weights()
     if missing := [name for name in names if name not in compiled.weights]:
         raise InternalError(f"program {program.name} binds {missing[0]!r}, which was not compiled")
@@ -167,38 +154,40 @@ def _write_engines(
     models: dict[str, onnx.ModelProto] = {}
     for done, engine in enumerate(program.engines):
         progress("write engines", done, len(program.engines))
-        if isinstance(engine, AttentionEngine):
+        if engine.name not in compiled.regions:
             _write_attention(program, engine, folder / ENGINES)
             continue
-        if isinstance(engine, StockEngine):
-            for variant in used_stock_variants(program, engine):
-                file = folder / ENGINES / f"{engine.name}.{variant}.onnx"
-                save_engine(stock_model(engine, variant), file, *engine.ports(variant), {})
-            continue
-        if isinstance(engine, OracleEngine):
-            file = folder / ENGINES / f"{engine.name}.{engine.mask}.onnx"
-            save_engine(oracle_model(engine, engine.mask), file, *engine.ports(engine.mask), {})
-            continue
-        model = emit_tokenwise(compiled.regions[engine.name], engine)
+        declared = program.engine_of(TokenwiseEngine, engine.name)
+        model = emit_tokenwise(compiled.regions[engine.name], declared)
         models[engine.name] = copy.deepcopy(model)
-        bound = _first_weights(program, engine, entries)
-        save_engine(model, folder / ENGINES / f"{engine.name}.onnx", engine.inputs, engine.outputs, bound)
+        _save_tokenwise(program, declared, model, folder, entries)
     for steps, engine in fused_steps(program, compiled.lowering, short=True):
         _write_fused(program, steps, engine, models, folder, entries)
     for width in compiled.other_key_tiles:
         wider = with_key_tile(program, width)
         (folder / tiles_folder(width)).mkdir()
         for engine in wider.engines:
-            if isinstance(engine, AttentionEngine):
+            if engine.kind == "attention":
                 _write_attention(wider, engine, folder / tiles_folder(width))
     progress("write engines", len(program.engines), len(program.engines))
     return models
 
 
-def _write_attention(program: Program, engine: AttentionEngine, folder: Path) -> None:
-    for variant in used_variants(program, engine):
-        file = folder / f"{engine.name}.{variant}.onnx"
-        save_engine(attention_model(engine, variant), file, *engine.ports(variant), {})
+def _write_attention(program: Program, engine: Engine, folder: Path) -> None:
+    for variant, model in attention_models(program, engine):
+        save_engine(model, folder / f"{engine.name}.{variant}.onnx", *engine.ports(variant), {})
+
+
+def _save_tokenwise(
+    program: Program,
+    engine: TokenwiseEngine,
+    model: onnx.ModelProto,
+    folder: Path,
+    entries: dict[str, WeightEntry],
+) -> None:
+    """Writes ``model``, whose weights are inputs, with those of the first stage that uses it."""
+    bound = _first_weights(program, engine, entries)
+    save_engine(model, folder / ENGINES / f"{engine.name}.onnx", engine.inputs, engine.outputs, bound)
 
 
 def _write_fused(
@@ -216,8 +205,7 @@ def _write_fused(
             return  # short inputs then take the way of long ones
         problem = "has regions of different or old operator sets, with functions or subgraphs, which can't be joined"
         raise CompileError(program.name, problem, "choose --lowering tile")
-    bound = _first_weights(steps, engine, entries)
-    save_engine(model, folder / ENGINES / f"{engine.name}.onnx", engine.inputs, engine.outputs, bound)
+    _save_tokenwise(steps, engine, model, folder, entries)
 
 
 def _first_weights(
@@ -225,8 +213,8 @@ def _first_weights(
 ) -> dict[str, WeightEntry]:
     """The weights of the first stage that uses ``engine``, by port, after checking those of all stages."""
     bound: dict[str, WeightEntry] | None = None
-    for stage in (*program.body, *program.head):
-        if not isinstance(stage, TokenwiseStage) or stage.engine != engine.name:
+    for stage, used in program.bindings:
+        if used.name != engine.name:
             continue
         for port, name in zip(engine.weights, stage.weights, strict=True):
             if (entries[name].dtype, entries[name].shape) != (port.dtype, port.shape):

@@ -19,7 +19,6 @@ from twoheads.export.debug.isolated import isolated_evaluator
 from twoheads.export.debug.oracles import Oracle, compiler_oracle, evaluator_oracle
 from twoheads.export.engines.jobs import EngineJob, engine_model, random_inputs
 from twoheads.graphs.errors import CompileError, InputError
-from twoheads.graphs.program.program import SequenceStage
 from twoheads.runtime.bundle.reader import Bundle
 
 __all__ = ["Against", "Case", "engine_case", "file_case", "find_against"]
@@ -134,7 +133,7 @@ def engine_case(
 
 def _callers(bundle: Bundle, job: EngineJob) -> tuple[str, ...]:
     engine = job.file.rpartition("/")[2].partition(".")[0]
-    stages = (stage for stage in bundle.program.body if not isinstance(stage, SequenceStage))
+    stages = (stage for stage in bundle.program.body if not stage.on_host)
     return job.stages or tuple(stage.name for stage in stages if stage.engine == engine)
 
 
@@ -153,7 +152,7 @@ def file_case(path: Path, inputs: Path | None) -> Case:
         ) from None
     ports = graph_ports(model)[0]
     if inputs is None:
-        given = random_inputs(EngineJob(path.stem, path.name, (), {}, ports, (), {}))
+        given = random_inputs(EngineJob(path.stem, "", path.stem, path.name, (), {}, ports, (), {}))
     for port in ports:
         if port.name not in given or given[port.name].shape != port.shape:
             raise InputError(str(inputs), f"has no array {port.name!r} of shape {list(port.shape)}", "give every input")

@@ -18,6 +18,7 @@ from twoheads.graphs.variants.choose import fused_steps
 from twoheads.graphs.variants.stage_run import MASK
 from twoheads.runtime.bundle.reader import Bundle
 from twoheads.runtime.bundle.weights import Weights
+from twoheads.runtime.execution.engine_pool import EngineKey
 
 __all__ = ["WIDE_VARIANTS", "EngineJob", "engine_file_model", "engine_jobs", "engine_model", "random_inputs"]
 
@@ -30,6 +31,7 @@ class EngineJob:
     """One thing to build: an engine file and, where it has any, the weights to build in.
 
     Attributes:
+        engine, variant: What it is of the program; the variant is of attention.
         name: Of the artifact: the file's name without its suffix, and where an engine serves several sets of weights
             the number of the set, ``tokenwise_1.0``.
         file: The engine's file in the bundle, ``engines/tokenwise_1.onnx``.
@@ -40,6 +42,8 @@ class EngineJob:
         stock: It is a stock engine of this head size and value size, whose ports have synthetic columns behind them.
     """
 
+    engine: str
+    variant: str
     name: str
     file: str
     stages: tuple[str, ...]
@@ -48,6 +52,11 @@ class EngineJob:
     outputs: tuple[Port, ...]
     limits: Mapping[str, int]
     stock: tuple[int, int] | None = None
+
+    @property
+    def key(self) -> EngineKey:
+        """What a run calls this engine with these weights, when it is open."""
+        return self.engine, self.variant, tuple(self.weights.values())
 
 
 def engine_jobs(bundle: Bundle, *, once: bool = False, half: bool = False) -> tuple[EngineJob, ...]:
@@ -86,7 +95,7 @@ def engine_jobs(bundle: Bundle, *, once: bool = False, half: bool = False) -> tu
             name = f"{engine.name}.{variant}"
             file = bundle.engine_file(engine.name, variant)
             stock = (engine.head_dim, engine.v_head_dim) if isinstance(engine, StockEngine) else None
-            jobs.append(EngineJob(name, file, (), {}, inputs, outputs, {}, stock))
+            jobs.append(EngineJob(engine.name, variant, name, file, (), {}, inputs, outputs, {}, stock))
     for steps, fused in fused_steps(bundle.program, bundle.manifest.lowering):
         jobs += _tokenwise_jobs(bundle, steps, fused, once=once)
     return tuple(jobs)
@@ -101,8 +110,8 @@ def _variants(bundle: Bundle, engine: str) -> list[str]:
 
 def _tokenwise_jobs(bundle: Bundle, program: Program, engine: TokenwiseEngine, *, once: bool) -> list[EngineJob]:
     sets: dict[tuple[str, ...], list[TokenwiseStage]] = {}
-    for stage in (*program.body, *program.head):
-        if isinstance(stage, TokenwiseStage) and stage.engine == engine.name:
+    for stage, used in program.bindings:
+        if used.name == engine.name:
             sets.setdefault(stage.weights, []).append(stage)
     arguments = {entry.value.name: entry.limit for entry in program.inputs}
     jobs: list[EngineJob] = []
@@ -114,6 +123,8 @@ def _tokenwise_jobs(bundle: Bundle, program: Program, engine: TokenwiseEngine, *
         }
         jobs.append(
             EngineJob(
+                engine.name,
+                "",
                 f"{engine.name}.{number}" if len(sets) > 1 else engine.name,
                 bundle.engine_file(engine.name),
                 tuple(stage.name for stage in stages),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,6 +36,11 @@ class _Kept:
     offered: int = 0
     random: random.Random = field(default_factory=lambda: random.Random(0))  # noqa: S311 - the same draws in every run
 
+    def take(self) -> tuple[Arrays, ...]:
+        """What was kept; from now on it starts anew."""
+        found, self.arrays, self.offered = tuple(self.arrays), [], 0
+        return found
+
     def offer(self, bound: Arrays) -> None:
         """Keeps a copy while there is room; or of every call with the same probability, by reservoir sampling."""
         place = self.offered
@@ -60,7 +64,6 @@ class RecordingBackend:
         self.name = backend.name
         self._backend = backend
         self._calls, self._draw = calls, draw
-        self._seen: dict[str, list[_Kept]] = {}
 
     def tensor(self, array: npt.NDArray[Any]) -> _Tensor:
         """The backend's tensor together with its array, which a call copies."""
@@ -76,20 +79,8 @@ class RecordingBackend:
         own_weights: bool = False,
     ) -> EngineHandle:
         """As the backend's own."""
-        kept = _Kept(self._calls, self._draw)
         handle = self._backend.load_engine(path, inputs, outputs, weights, threads=threads, own_weights=own_weights)
-        self._seen.setdefault(path.name, []).append(kept)
-        return _RecordingEngine(handle, tuple(port.name for port in inputs), kept)
-
-    def inputs(self, file: str, number: int) -> tuple[Arrays, ...]:
-        """What the ``number``-th engine that was opened from the file called ``file`` was given, call by call."""
-        opened = self._seen.get(file, [])
-        return tuple(opened[number].arrays) if number < len(opened) else ()
-
-    def forget(self) -> None:
-        """Starts anew: what was kept so far is let go."""
-        for kept in (kept for opened in self._seen.values() for kept in opened):
-            kept.arrays, kept.offered = [], 0
+        return _RecordingEngine(handle, tuple(port.name for port in inputs), _Kept(self._calls, self._draw))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +91,10 @@ class _Tensor:
 
 class _RecordingEngine:
     def __init__(self, handle: EngineHandle, ports: tuple[str, ...], kept: _Kept) -> None:
-        self._handle, self._ports, self._kept = handle, ports, kept
+        self._handle, self._ports, self.kept = handle, ports, kept
 
     def new_call(self) -> Call:
-        return _RecordingCall(self._handle.new_call(), self._ports, self._kept)
+        return _RecordingCall(self._handle.new_call(), self._ports, self.kept)
 
 
 class _RecordingCall:
@@ -163,8 +154,6 @@ class InputRecorder:
     def __init__(self, bundle: Bundle, calls: int = 1, *, draw: bool = False, narrow: bool = False) -> None:
         self._bundle = bundle
         self._backend = RecordingBackend(open_backend("onnxruntime"), calls, draw=draw)
-        # One thread opens engines in the order of the program, as the jobs are: that tells one set of weights from
-        # another.
         run = _without_wide_variants(bundle) if narrow else bundle
         self.loaded = LoadedBundle(run, backend=self._backend, precision="f32", threads=1, fused=False)
 
@@ -189,8 +178,12 @@ class InputRecorder:
 
     def take(self) -> dict[str, tuple[Arrays, ...]]:
         """What was recorded since the last time, by the name of an ``EngineJob``; engines not called are missing."""
-        recorded = _by_job(self._bundle, self._backend)
-        self._backend.forget()
+        recorded: dict[str, tuple[Arrays, ...]] = {}
+        opened = self.loaded.opened
+        for job in engine_jobs(self._bundle):
+            engine = opened.get(job.key)
+            if isinstance(engine, _RecordingEngine) and (calls := engine.kept.take()):
+                recorded[job.name] = calls
         return recorded
 
 
@@ -204,8 +197,8 @@ def recorded_lengths(program: Program, length: int | Mapping[str, int] | None = 
 
 
 def _without_wide_variants(bundle: Bundle) -> Bundle:
-    files = bundle.manifest.files
-    kept = {name: entry for name, entry in files.items() if not WIDE_VARIANTS.intersection(name.split(".")[-2:-1])}
+    names = {bundle.engine_file(engine.name, wide) for engine in bundle.program.engines for wide in WIDE_VARIANTS}
+    kept = {name: entry for name, entry in bundle.manifest.files.items() if name not in names}
     return replace(bundle, manifest=replace(bundle.manifest, files=kept))
 
 
@@ -222,13 +215,3 @@ def _default_length(program: Program) -> int | dict[str, int]:
         return {}
     wanted = 2 * program.key_tile + program.block_size // 2
     return min(wanted, *(limit.length for limit in program.limits)) if program.limits else wanted
-
-
-def _by_job(bundle: Bundle, backend: RecordingBackend) -> dict[str, tuple[Arrays, ...]]:
-    found: dict[str, tuple[Arrays, ...]] = {}
-    numbers = Counter[str]()
-    for job in engine_jobs(bundle):
-        if calls := backend.inputs(job.file.rpartition("/")[2], numbers[job.file]):
-            found[job.name] = calls
-        numbers[job.file] += 1
-    return found

@@ -32,15 +32,12 @@ from twoheads.graphs.errors import CompileError
 from twoheads.graphs.program.engines.port import Port
 from twoheads.graphs.program.program import (
     AttentionEngine,
-    AttentionStage,
     Engine,
     Program,
-    SequenceStage,
     Stage,
     TokenwiseEngine,
     TokenwiseStage,
     Value,
-    inputs_of,
 )
 
 __all__ = ["narrow_values"]
@@ -151,7 +148,7 @@ def _weights(program: Program, models: Models, counted: Collection[str]) -> froz
 
 def _candidates(program: Program, counted: Collection[str]) -> set[str]:
     """The values that may be float16: on a token axis, made by an engine, and not moved by the host."""
-    moved = {name for s in program.body if isinstance(s, SequenceStage) for name in (*inputs_of(s), s.output.name)}
+    moved = {name for s in program.body if s.on_host for name in (*s.inputs, *(value.name for value in s.outputs))}
     made = [value for stage in program.body if isinstance(stage, TokenwiseStage) for value in stage.outputs]
     kept = {*moved, *counted, program.logits}
     return {v.name for v in made if v.dtype == "float32" and v.axis is not None and v.name not in kept}
@@ -164,9 +161,8 @@ def _places(program: Program) -> Places:
         names = (*stage.inputs, *(value.name for value in stage.outputs))
         for port, name in zip((*engine.inputs, *engine.outputs), names, strict=True):
             places.setdefault((engine.name, port.name), set()).add(name)
-    for attention in program.body:
-        if isinstance(attention, AttentionStage):
-            places.setdefault((attention.engine, ""), set()).update(inputs_of(attention))
+    for attention in program.attentions:
+        places.setdefault((attention.engine, ""), set()).update(attention.inputs)
     return places
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
 
-from twoheads.graphs.program.program import AttentionStage, Program, TokenwiseEngine, TokenwiseStage
+from twoheads.graphs.program.program import Program, TokenwiseEngine, TokenwiseStage
 
 __all__ = ["Readers", "attention_weights", "bindings", "disagreeing", "token_ports", "weight_readers"]
 
@@ -14,10 +14,8 @@ Readers = Mapping[str, list[tuple[str, str]]]
 
 def bindings(program: Program) -> Iterator[tuple[TokenwiseStage, TokenwiseEngine, bool]]:
     """Every token-wise stage with its engine, and whether it is the head's."""
-    for stage in (*program.body, *program.head):
-        engine = program.engine(stage.engine) if isinstance(stage, TokenwiseStage) else None
-        if isinstance(stage, TokenwiseStage) and isinstance(engine, TokenwiseEngine):
-            yield stage, engine, stage in program.head
+    for stage, engine in program.bindings:
+        yield stage, engine, stage in program.head
 
 
 def weight_readers(program: Program) -> Readers:
@@ -31,10 +29,7 @@ def weight_readers(program: Program) -> Readers:
 
 def attention_weights(program: Program) -> set[str]:
     """The weights that attentions read: learned sinks and biases."""
-    stages = [stage for stage in program.body if isinstance(stage, AttentionStage)]
-    biases = [stage.bias for stage in stages if stage.bias is not None]
-    names = [stage.sinks for stage in stages] + [name for bias in biases for name in (bias.table, bias.slope)]
-    return {name for name in names if name is not None}
+    return {name for stage in program.attentions for name in stage.weights}
 
 
 def token_ports(program: Program, engine: TokenwiseEngine) -> set[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from twoheads.graphs.masks.policy import parse_policy
-from twoheads.graphs.program.program import AttentionStage
 from twoheads.runtime import LoadedBundle
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ def imposition(bundle: LoadedBundle) -> Imposition | None:
         return None
     from twoheads.compiler.frontend.torch.operators.impose_attention import Imposition, average_band, window_band
 
-    stages = [stage for stage in bundle.program.body if isinstance(stage, AttentionStage)]
+    stages = bundle.program.attentions
     policy = parse_policy(bundle.manifest.approximations[0])
     if not policy.samples:
         return Imposition((window_band(policy),) * len(stages))

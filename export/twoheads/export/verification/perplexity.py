@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.export.verification.noise_floor import chunks
-from twoheads.graphs.program.program import AttentionStage, Program
+from twoheads.graphs.program.program import Program
 
 __all__ = ["Perplexity", "perplexity", "predicted_tokens"]
 
@@ -74,7 +74,7 @@ def predicted_tokens(program: Program, given: Mapping[str, npt.NDArray[Any]]) ->
     logits = program.value(program.logits)
     if argument.limit is None or argument.limit > logits.block_shape(1)[-1] or argument.value.axis != logits.axis:
         return None
-    stages = [stage for stage in program.body if isinstance(stage, AttentionStage)]
+    stages = program.attentions
     at = np.arange(2)
     if any(stage.mask.dense(at[:1], at[1:]).any() for stage in stages):
         return None

@@ -54,6 +54,9 @@ class Documents(Mask):
         at, start = self._places(i)
         return i - start, start, start + np.where(at < 0, 0, np.asarray(self.lengths)[at])
 
+    def boundaries(self) -> frozenset[int]:
+        return self.inner.boundaries() | frozenset(self.starts)
+
     def __str__(self) -> str:
         return f"{self.inner} in each of {len(self.starts)} documents"
 

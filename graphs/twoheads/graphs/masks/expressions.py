@@ -72,6 +72,10 @@ class Mask(ABC):
     def tile_key(self, row: int, key: int) -> Hashable:
         """Equal for two tiles of equal size, starting at ``(row, key)``, only if their dense masks are equal."""
 
+    @abstractmethod
+    def boundaries(self) -> frozenset[int]:
+        """The positions and distances at which what is seen changes; what can happen, happens near one of them."""
+
     def __and__(self, other: Mask) -> Mask:
         return conjunction((self, other))
 
@@ -95,6 +99,9 @@ class Full(Mask):
     def tile_key(self, row: int, key: int) -> Hashable:
         return None
 
+    def boundaries(self) -> frozenset[int]:
+        return frozenset[int]()
+
     def __str__(self) -> str:
         return "full"
 
@@ -114,6 +121,9 @@ class Causal(Mask):
 
     def tile_key(self, row: int, key: int) -> Hashable:
         return row - key
+
+    def boundaries(self) -> frozenset[int]:
+        return frozenset({0})
 
     def __str__(self) -> str:
         return "causal"
@@ -155,6 +165,9 @@ class Window(Mask):
     def tile_key(self, row: int, key: int) -> Hashable:
         return row - key
 
+    def boundaries(self) -> frozenset[int]:
+        return frozenset(side for side in (self.left, self.right) if side >= 0)
+
     def __str__(self) -> str:
         return f"window({self.left}, {self.right})"
 
@@ -180,6 +193,9 @@ class Sinks(Mask):
 
     def tile_key(self, row: int, key: int) -> Hashable:
         return max(0, self.size - key)
+
+    def boundaries(self) -> frozenset[int]:
+        return frozenset({self.size})
 
     def __str__(self) -> str:
         return f"sinks({self.size})"
@@ -210,6 +226,9 @@ class Chunk(Mask):
     def tile_key(self, row: int, key: int) -> Hashable:
         return row // self.size - key // self.size, row % self.size, key % self.size
 
+    def boundaries(self) -> frozenset[int]:
+        return frozenset({self.size})
+
     def __str__(self) -> str:
         return f"chunk({self.size})"
 
@@ -233,6 +252,9 @@ class And(Mask):
     def tile_key(self, row: int, key: int) -> Hashable:
         return tuple(t.tile_key(row, key) for t in self.terms)
 
+    def boundaries(self) -> frozenset[int]:
+        return frozenset[int]().union(*(term.boundaries() for term in self.terms))
+
     def __str__(self) -> str:
         return " & ".join(f"({t})" if isinstance(t, Or) else str(t) for t in self.terms)
 
@@ -255,6 +277,9 @@ class Or(Mask):
 
     def tile_key(self, row: int, key: int) -> Hashable:
         return tuple(t.tile_key(row, key) for t in self.terms)
+
+    def boundaries(self) -> frozenset[int]:
+        return frozenset[int]().union(*(term.boundaries() for term in self.terms))
 
     def __str__(self) -> str:
         return " | ".join(str(t) for t in self.terms)

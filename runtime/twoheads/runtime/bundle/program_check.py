@@ -6,8 +6,11 @@ the stage named, and not by a kernel in the middle of a run.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import isfinite, prod
+from typing import Any
 
+from twoheads.graphs.by_kind import ByKind
 from twoheads.graphs.errors import BundleError
 from twoheads.graphs.masks.expressions import Full
 from twoheads.graphs.masks.sampling import Average
@@ -113,12 +116,12 @@ class _Check:
             fits = width > 0 and width % program.block_size == 0 and width != program.key_tile
             self.require(fits and widths.count(width) == 1, f"can't have key tiles of {width} tokens beside its own")
             for engine in program.engines:
-                held = isinstance(engine, TokenwiseEngine) or any(
+                held = engine.kind == "tokenwise" or any(
                     f"{tiles_folder(width)}/{engine.name}.{variant}.onnx" in self.manifest.files
                     for variant in engine.VARIANTS
                 )
                 self.require(held, f"engine {engine.name} has no file for key tiles of {width} tokens")
-        sampled = any(isinstance(stage, AttentionStage) and stage.average is not None for stage in program.body)
+        sampled = any(stage.average is not None for stage in program.attentions)
         self.require(not (widths and sampled), "samples keys by tiles, so that it has no others beside its own")
 
     def inputs(self) -> None:
@@ -187,7 +190,7 @@ class _Check:
                 (engine.block_size, engine.key_tile) == (self.program.block_size, self.program.key_tile)
                 and engine.kv_num_heads > 0
                 and engine.q_num_heads % engine.kv_num_heads == 0
-                and (isinstance(engine, OracleEngine) or engine.mask_heads in (1, engine.q_num_heads)),
+                and (engine.kind == "oracle" or engine.mask_heads in (1, engine.q_num_heads)),
                 f"engine {engine.name}: its heads or tiles do not fit the program",
             )
         self.require(any(name in self.manifest.files for name in files), f"engine {engine.name} has no file {files[0]}")
@@ -218,21 +221,21 @@ class _Check:
         self.values[value.name] = value
 
     def stage(self, stage: Stage) -> None:
-        if isinstance(stage, SequenceStage):
-            inputs = [self.value(stage.name, name) for name in stage.inputs]
-            self.define(stage.output, f"stage {stage.name}")
-            problem = sequence_problem(stage, inputs)
-            self.require(problem is None, f"stage {stage.name}: {problem}")
-            return
-        engine = self.engines.get(stage.engine)
-        if isinstance(stage, TokenwiseStage) and isinstance(engine, TokenwiseEngine):
-            self.tokenwise(stage, engine)
-        elif isinstance(stage, AttentionStage) and isinstance(engine, AttentionEngine | StockEngine | OracleEngine):
-            self.attention(stage, engine)
-        else:
-            raise self.refuse(f"stage {stage.name}: engine {stage.engine!r} is missing or of another kind")
+        _STAGES.of(stage)(self, stage)
 
-    def tokenwise(self, stage: TokenwiseStage, engine: TokenwiseEngine) -> None:
+    def sequence(self, stage: SequenceStage) -> None:
+        inputs = [self.value(stage.name, name) for name in stage.inputs]
+        self.define(stage.output, f"stage {stage.name}")
+        problem = sequence_problem(stage, inputs)
+        self.require(problem is None, f"stage {stage.name}: {problem}")
+
+    def other_kind(self, stage: Stage) -> BundleError:
+        return self.refuse(f"stage {stage.name}: engine {stage.engine!r} is missing or of another kind")
+
+    def tokenwise(self, stage: TokenwiseStage) -> None:
+        engine = self.engines.get(stage.engine)
+        if not isinstance(engine, TokenwiseEngine):
+            raise self.other_kind(stage)
         self.fit(stage.name, tuple(self.value(stage.name, name) for name in stage.inputs), engine.inputs)
         for value in stage.outputs:
             self.define(value, f"stage {stage.name}")
@@ -245,12 +248,16 @@ class _Check:
         for name, port in zip(stage.weights, engine.weights, strict=True):
             self.weight(stage.name, name, port.dtype, port.shape)
 
-    def attention(self, stage: AttentionStage, engine: AttentionEngine | StockEngine | OracleEngine) -> None:
+    def attention(self, stage: AttentionStage) -> None:
+        engine = self.engines.get(stage.engine)
+        if engine is None or isinstance(engine, TokenwiseEngine):
+            raise self.other_kind(stage)
         q, k, v = (self.value(stage.name, name) for name in (stage.query, stage.key, stage.value))
         self.define(stage.output, f"stage {stage.name}")
         heads, groups, keys = engine.q_num_heads, engine.kv_num_heads, engine.key_tile
         block = self.program.block_size
-        out = "float32" if isinstance(engine, AttentionEngine) else engine.dtype
+        tiled = engine.kind == "attention"
+        out = "float32" if tiled else engine.dtype
         for value, dtype, name, shape, tokens in (
             (q, engine.dtype, "q", (1, heads, block, engine.head_dim), block),
             (k, engine.dtype, "k", (1, groups, keys, engine.head_dim), keys),
@@ -263,18 +270,18 @@ class _Check:
             f"stage {stage.name}: queries on {q.axis}, keys on {k.axis}, values on {v.axis} give {stage.output.axis}",
         )
         if q.axis != k.axis:
-            takes = isinstance(engine, AttentionEngine) and stage.mask == Full()
+            takes = tiled and stage.mask == Full()
             self.require(
                 takes and stage.bias is None and stage.average is None,
                 f"stage {stage.name}: attention from {q.axis} to {k.axis} is full, without a bias, and tiled",
             )
         if stage.average is not None:
-            self.require(isinstance(engine, AttentionEngine), f"stage {stage.name}: its engine can't sample keys")
+            self.require(tiled, f"stage {stage.name}: its engine can't sample keys")
             self.average(stage, stage.average)
         if stage.sinks is not None:
             self.weight(stage.name, stage.sinks, None, (engine.q_num_heads,))
         if stage.bias is not None:
-            takes = not isinstance(engine, OracleEngine) and engine.mask_heads == engine.q_num_heads
+            takes = engine.mask_heads == engine.q_num_heads
             self.require(takes, f"stage {stage.name}: its engine takes no bias")
             if stage.bias.table is not None:
                 entry = self.manifest.weights.get(stage.bias.table)
@@ -327,6 +334,12 @@ def _is_file_name(text: str) -> bool:
         return RelativePath(text).is_name
     except ValueError:
         return False
+
+
+_STAGES: ByKind[Callable[[_Check, Any], None]] = ByKind(
+    "program check",
+    {TokenwiseStage: _Check.tokenwise, AttentionStage: _Check.attention, SequenceStage: _Check.sequence},
+)
 
 
 def _is_rows(value: Value) -> bool:

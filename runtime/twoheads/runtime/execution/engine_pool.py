@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy.typing as npt
 
@@ -23,7 +23,10 @@ from twoheads.runtime.bundle.reader import Bundle
 from twoheads.runtime.bundle.weights import Weights
 from twoheads.runtime.memory.spare_memory import SpareMemory
 
-__all__ = ["EnginePool"]
+__all__ = ["EngineKey", "EnginePool"]
+
+EngineKey: TypeAlias = tuple[str, str, tuple[str, ...]]
+"""What an open engine is: its name, its variant (of attention), the names of its weights (of other engines)."""
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Engine)
@@ -74,7 +77,7 @@ class EnginePool:
         self._artifacts = _artifacts(bundle, backend) if isinstance(backend, EmulatorBackend) else None
         self.narrow = self._artifacts is not None
         self.half = self._artifacts is not None and self._artifacts.precision == "fp16"
-        self._open: dict[Hashable, EngineHandle] = {}
+        self._open: dict[EngineKey, EngineHandle] = {}
         self._lock = threading.Lock()
         self._kept = _KeptByThread()
         steps = bundle.fused.steps
@@ -95,7 +98,7 @@ class EnginePool:
         Raises:
             BundleError: The backend can't open it.
         """
-        key = (stage.engine, stage.weights)
+        key = (stage.engine, "", stage.weights)
         with self._lock:
             handle = self._open.get(key)
         if handle is None:
@@ -115,12 +118,18 @@ class EnginePool:
             BundleError: There is no such variant, or the backend can't open it.
         """
         with self._lock:
-            handle = self._open.get((name, variant))
+            handle = self._open.get((name, variant, ()))
             if handle is None:
                 inputs, outputs = self._declared[name].ports(variant)
                 handle = self._load((name, variant), inputs, outputs, {})
-                self._open[name, variant] = handle
+                self._open[name, variant, ()] = handle
         return handle
+
+    @property
+    def opened(self) -> Mapping[EngineKey, EngineHandle]:
+        """The engines that are open."""
+        with self._lock:
+            return dict(self._open)
 
     def kept(self, key: Hashable, make: Callable[[], T]) -> T:
         """What this thread made under ``key`` when it asked first: buffers that its later stages use again.

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from twoheads.graphs.prediction.device_profile import ALONE, EngineTimes, Sampling
 from twoheads.graphs.program.engines.port import Port
-from twoheads.graphs.program.program import AttentionEngine, AttentionStage, Program, TokenwiseEngine, TokenwiseStage
+from twoheads.graphs.program.program import AttentionEngine, Program, TokenwiseEngine, TokenwiseStage
 from twoheads.graphs.variants.choose import fused_steps
 from twoheads.runtime.backends.protocol import Backend, Call, EngineHandle
 from twoheads.runtime.bundle.reader import Bundle
@@ -180,14 +180,13 @@ class EngineMeter:
 
 def _stages_of(program: Program, engine: str) -> list[TokenwiseStage]:
     """A few stages of a token-wise engine, each with weights of its own."""
-    stages = [stage for stage in (*program.body, *program.head) if isinstance(stage, TokenwiseStage)]
-    distinct = {stage.weights: stage for stage in stages if stage.engine == engine}
+    distinct = {stage.weights: stage for stage, used in program.bindings if used.name == engine}
     return list(distinct.values())[:MOST_WEIGHTS]
 
 
 def _held_variants(bundle: Bundle, engine: AttentionEngine) -> list[str]:
     """The variants for single inputs that the bundle holds, whatever variants there are."""
-    if not any(isinstance(stage, AttentionStage) and stage.engine == engine.name for stage in bundle.program.body):
+    if not any(stage.engine == engine.name for stage in bundle.program.attentions):
         return []
     prefix, suffix = bundle.engine_file(engine.name, "|").split("|")
     names = (name for name in bundle.manifest.files if name.startswith(prefix) and name.endswith(suffix))

@@ -13,7 +13,7 @@ import numpy as np
 
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.prediction.device_profile import PROFILE_VERSION, DeviceProfile, Network, engines_digest
-from twoheads.graphs.program.program import AttentionEngine, Program, TokenwiseEngine
+from twoheads.graphs.program.program import Program
 from twoheads.runtime.backends.registry import open_host_backend
 from twoheads.runtime.bundle.reader import read_bundle
 from twoheads.runtime.execution.crew import Crew, available_threads
@@ -94,7 +94,7 @@ def profile_bundle(
 
 def _check_lowering(program: Program) -> None:
     for engine in program.engines:
-        if not isinstance(engine, TokenwiseEngine | AttentionEngine):
+        if engine.kind not in ("tokenwise", "attention"):
             problem = f"computes attention with {type(engine).__name__} {engine.name}, whose time is not predicted"
             raise InputError(program.name, problem, "compile it with --lowering tile")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from twoheads.graphs.program.program import Port, Program, SequenceStage, TokenwiseEngine
+from twoheads.graphs.program.program import Port, Program
 from twoheads.graphs.variants.one_block import ONE_BLOCK
 from twoheads.runtime.backends.protocol import Backend, Call, EngineHandle
 from twoheads.runtime.reports.report import Report
@@ -187,9 +187,9 @@ def break_down(program: Program, times: Sequence[CallTime], seconds: float, own:
         seconds: Wall time of the run, times the number of workers.
         own: Processor time of the thread that ran it, since its own last call.
     """
-    body = {stage.engine for stage in program.body if not isinstance(stage, SequenceStage)}
+    body = {stage.engine for stage in program.body}
     head = {stage.engine for stage in program.head} - body
-    attention = {engine.name for engine in program.engines if not isinstance(engine, TokenwiseEngine)}
+    attention = {engine.name for engine in program.engines if engine.kind != "tokenwise"}
     inside = dict.fromkeys(("tokenwise", "attention", "head"), 0.0)
     for entry in times:
         kind = "head" if entry.engine in head else "attention" if entry.engine in attention else "tokenwise"

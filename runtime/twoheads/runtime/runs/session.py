@@ -17,12 +17,12 @@ from twoheads.graphs.schedule.schedule import Schedule, make_schedule
 from twoheads.graphs.schedule.spill import SpillPlan, plan_spill
 from twoheads.graphs.serialization.bundle_format import Manifest
 from twoheads.runtime.backends.emulator import EmulatorBackend
-from twoheads.runtime.backends.protocol import Backend
+from twoheads.runtime.backends.protocol import Backend, EngineHandle
 from twoheads.runtime.bundle.reader import Bundle
 from twoheads.runtime.bundle.tokenizer import Tokenizer
 from twoheads.runtime.bundle.weights import Weights
 from twoheads.runtime.device.executor import open_device
-from twoheads.runtime.execution.engine_pool import EnginePool
+from twoheads.runtime.execution.engine_pool import EngineKey, EnginePool
 from twoheads.runtime.execution.executor import Executor
 from twoheads.runtime.generation.context import Context
 from twoheads.runtime.generation.engines import StepEngines
@@ -182,6 +182,11 @@ class LoadedBundle:
     def holds(self, engine: str, variant: str) -> bool:
         """Whether the bundle holds ``variant`` of an attention engine, for this backend."""
         return self._engines.holds(engine, variant)
+
+    @property
+    def opened(self) -> Mapping[EngineKey, EngineHandle]:
+        """The engines of blocks that are open."""
+        return self._engines.opened
 
     def spill_plan(self, schedule: Schedule, job: Job | None = None) -> SpillPlan:
         """Which values a run of ``schedule`` keeps in files, and what it then takes of memory and disk.

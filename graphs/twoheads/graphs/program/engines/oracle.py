@@ -52,6 +52,7 @@ class OracleEngine:
 
     kind = "oracle"
     weights = ()
+    mask_heads = 0
     VARIANTS = variants = run_variants = ("full", "causal")
 
     @property

@@ -28,7 +28,7 @@ class TokenwiseEngine:
     flops: int
 
     kind = "tokenwise"
-    variants = run_variants = ("",)
+    VARIANTS = variants = run_variants = ("",)
 
     def ports(self, variant: str = "") -> tuple[tuple[Port, ...], tuple[Port, ...]]:
         """The inputs and outputs of its ONNX file, weights aside."""

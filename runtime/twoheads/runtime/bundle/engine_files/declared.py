@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from twoheads.graphs.program.fused import FusedStage
 from twoheads.graphs.program.program import (
     AttentionEngine,
-    AttentionStage,
     Engine,
     OracleEngine,
     Port,
@@ -60,9 +59,8 @@ def _tokenwise(
 ) -> Iterator[tuple[str, DeclaredEngine]]:
     """Of ``engines`` of ``steps``, which is ``program`` or derived from it."""
     left = {engine.name: engine for engine in engines}
-    for stage in (*steps.body, *steps.head):
-        engine = left.pop(stage.engine, None) if isinstance(stage, TokenwiseStage) else None
-        if engine is None or not isinstance(stage, TokenwiseStage):
+    for stage, used in steps.bindings:
+        if (engine := left.pop(used.name, None)) is None:
             continue
         names = zip(engine.weights, stage.weights, strict=True)
         weights = {port.name: manifest.weights[name] for port, name in names}
@@ -73,9 +71,8 @@ def _tokenwise(
 def _attention(engine: Engine, folder: str) -> Iterator[tuple[str, DeclaredEngine]]:
     if isinstance(engine, TokenwiseEngine):
         return
-    variants = engine.variants if isinstance(engine, AttentionEngine) else engine.VARIANTS
-    for variant in variants:
-        declared = DeclaredEngine(*engine.ports(variant), {}, _factors(engine), not isinstance(engine, OracleEngine))
+    for variant in engine.variants:
+        declared = DeclaredEngine(*engine.ports(variant), {}, _factors(engine), engine.kind != "oracle")
         yield f"{folder}/{engine.name}.{variant}.onnx", declared
 
 
@@ -92,6 +89,6 @@ def _factors(engine: AttentionEngine | StockEngine | OracleEngine) -> frozenset[
 def _inner_factors(stage: TokenwiseStage, program: Program) -> frozenset[float]:
     """Those of the attentions that a fused stage of ``program`` stands for."""
     inside = stage.inside if isinstance(stage, FusedStage) else ()
-    names = {inner.engine for inner in inside if isinstance(inner, AttentionStage)}
-    engines = (engine for engine in program.engines if engine.name in names and isinstance(engine, AttentionEngine))
+    names = {inner.engine for inner in inside if inner.tiled}
+    engines = (program.engine_of(AttentionEngine, name) for name in sorted(names))
     return frozenset(factor for engine in engines for factor in _factors(engine))

@@ -1,0 +1,53 @@
+"""The ONNX files of engines of attention: one row a kind.
+
+A new kind of engine is a module beside this one and a row in :data:`EMITTERS`. Token-wise engines are emitted from
+their regions (:mod:`twoheads.export.emit.tokenwise`), those that hold several stages from them
+(:mod:`twoheads.export.emit.fused.emit`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+
+from twoheads.export.emit.oracle import oracle_model
+from twoheads.export.emit.stock_attention import stock_model
+from twoheads.export.emit.tile_attention import attention_model
+from twoheads.export.emit.used_variants import used_stock_variants, used_tile_variants
+from twoheads.graphs.by_kind import ByKind
+from twoheads.graphs.program.program import AttentionEngine, Engine, OracleEngine, Program, StockEngine
+
+__all__ = ["EMITTERS", "Emitter", "attention_models", "used_variants"]
+
+
+@dataclass(frozen=True, slots=True)
+class Emitter:
+    """One kind of engine: which variants a program can call, and the model of each."""
+
+    used: Callable[[Program, Any], tuple[str, ...]]
+    model: Callable[[Any, str], onnx.ModelProto]
+
+
+EMITTERS = ByKind(
+    "emit",
+    {
+        AttentionEngine: Emitter(used_tile_variants, attention_model),
+        StockEngine: Emitter(used_stock_variants, stock_model),
+        OracleEngine: Emitter(lambda program, engine: (engine.mask,), oracle_model),
+    },
+)
+
+
+def used_variants(program: Program, engine: Engine) -> tuple[str, ...]:
+    """The variants of an engine of attention that some stage may call at some length."""
+    return EMITTERS.of(engine).used(program, engine)
+
+
+def attention_models(program: Program, engine: Engine) -> Iterator[tuple[str, onnx.ModelProto]]:
+    """The model of each of them, by variant."""
+    emitter = EMITTERS.of(engine)
+    for variant in emitter.used(program, engine):
+        yield variant, emitter.model(engine, variant)
