@@ -108,6 +108,8 @@ def test_packages_import_only_what_they_may(folder):
 @pytest.mark.parametrize("folder", ["graphs", "runtime"])
 def test_what_runs_on_the_edge_needs_no_toolchain(folder):
     for path, line, name in _imports(folder):
+        if path.match("backends/emulators/run_*.py"):  # what runs in a vendor's environment, with what the vendor needs
+            continue
         assert name.split(".")[0] not in HEAVY, f"{path}:{line}: {folder} must not import {name}"
 
 

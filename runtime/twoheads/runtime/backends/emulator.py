@@ -9,13 +9,14 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import BundleError, InputError, InternalError
 from twoheads.graphs.program.program import Port
+from twoheads.runtime.backends.emulators.in_process import InProcess
 from twoheads.runtime.backends.emulators.process import EmulatorError, EmulatorProcess
 from twoheads.runtime.backends.onnxruntime_cpu import OnnxRuntimeEngine, open_session
 from twoheads.runtime.bundle.artifacts import ArtifactFiles
@@ -38,19 +39,27 @@ class Emulator:
         module: The program beside the worker's that drives it.
         packages: What its environment needs, as pip takes it.
         precisions: In what it can compute.
+        in_process: Whether it runs in this process where it can be imported: the target's own runtime, no emulator.
     """
 
     target: str
     module: str
     packages: tuple[str, ...]
     precisions: tuple[str, ...] = ("fp32", "bf16", "fp16")
+    in_process: bool = False
 
 
 EMULATORS: Mapping[str, Emulator] = {
     "qnn-emulator": Emulator("qnn", "run_qnn", ("onnxruntime", "onnxruntime-qnn")),
     "rknn-simulator": Emulator("rknn", "run_rknn", ("'setuptools<81'", "rknn-toolkit2")),
     "onnxruntime-int8": Emulator("onnxruntime", "run_onnxruntime", ("onnxruntime",), ("int8",)),
+    "openvino-ir": Emulator("openvino", "run_openvino", ("openvino",), ("fp32",), in_process=True),
+    "litert": Emulator("litert", "run_litert", ("ai-edge-litert",), ("fp32",), in_process=True),
+    "executorch": Emulator("executorch", "run_executorch", ("executorch",), ("fp32",)),
+    "iree": Emulator("iree", "run_iree", ("iree-base-runtime",), ("fp32",), in_process=True),
 }
+"""Backends that run artifacts, by name: emulators of accelerators, and runtimes that execute on the device itself.
+ExecuTorch's takes torch's tensors, and torch stays out of this process."""
 
 
 def emulator_of(target: str) -> str:
@@ -92,7 +101,7 @@ class EmulatorBackend:
         kept = environment_of(self.target) / "bin" / "python"
         self._python = python or (kept if kept.exists() else Path(sys.executable))
         self._threads = threads
-        self._idle: queue.LifoQueue[EmulatorProcess] = queue.LifoQueue()
+        self._idle: queue.LifoQueue[EmulatorProcess | InProcess] = queue.LifoQueue()
         self._starting = threading.Lock()
         self._started = False
 
@@ -105,8 +114,10 @@ class EmulatorBackend:
                 self._idle.put(self._process())
             self._started = True
 
-    def _process(self) -> EmulatorProcess:
+    def _process(self) -> EmulatorProcess | InProcess:
         try:
+            if self._emulator.in_process and self._python == Path(sys.executable):
+                return InProcess(self._emulator.module)
             return EmulatorProcess(self._python, self._emulator.module)
         except EmulatorError as error:
             kept, packages = environment_of(self.target), " ".join(self._emulator.packages)
@@ -155,7 +166,7 @@ class EmulatorEngine:
 
     def __init__(
         self,
-        idle: queue.LifoQueue[EmulatorProcess],
+        idle: queue.LifoQueue[EmulatorProcess | InProcess],
         files: ArtifactFiles,
         host: OnnxRuntimeEngine | None,
         inputs: Sequence[Port],
@@ -166,7 +177,8 @@ class EmulatorEngine:
         self._half = half
         self._idle, self._path, self._device, self._host = idle, files.accelerator, files.device, host
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
-        self._taken: tuple[str, ...] = ()
+        self._taken: dict[str, str] = {}
+        self._given: dict[str, str] = {}
 
     def check_ports(self) -> None:
         """Raises unless both parts together take the engine's inputs and give its outputs."""
@@ -179,16 +191,30 @@ class EmulatorEngine:
                 inputs, outputs = process.ports(self._path, self._device)
             finally:
                 self._idle.put(process)
-            self._taken = tuple(port.name for port in inputs)
-            wrong = [port.name for port in inputs if known.get(port.name) != port.shape]
-            if wrong:
-                self._refuse(f"takes {wrong[0]}, which the engine has not")
-            known |= {port.name: port.shape for port in outputs}
+            self._taken = {port.name: self._engine_name(port.name, self.inputs) for port in inputs}
+            self._given = {port.name: self._engine_name(port.name, self.outputs) for port in outputs}
+            for port in inputs:
+                name = self._taken[port.name]
+                if name not in known or port.shape not in (None, known[name]):
+                    self._refuse(f"takes {port.name}, which the engine has not")
+            wanted = {port.name: tuple(port.shape) for port in self.outputs}
+            for port in outputs:
+                name = self._given[port.name]
+                known[name] = wanted.get(name, ()) if port.shape is None else port.shape
         missing = [port.name for port in self.outputs if known.get(port.name) != tuple(port.shape)]
         if missing:
             self._refuse(f"does not give {missing[0]}")
 
-    def _refuse(self, problem: str) -> None:
+    def _engine_name(self, name: str, ports: Sequence[Port]) -> str:
+        """The engine's name of an artifact's port: its own, or that of the port with a number such as ``#2``."""
+        if not name.startswith("#"):
+            return name
+        at = int(name[1:])
+        if self._host is not None or at >= len(ports):
+            self._refuse(f"has a port {name}, which the engine has not")
+        return ports[at].name
+
+    def _refuse(self, problem: str) -> NoReturn:
         raise BundleError(str(self._path), problem, "build the bundle again")
 
     def new_call(self) -> EmulatorCall:
@@ -205,7 +231,7 @@ class EmulatorEngine:
             given = {name: values[name] for name in self._host.inputs}
             found |= zip(self._host.outputs, self._host.session.run(None, given), strict=True)
         if self._path is not None:
-            taken = {name: found[name] for name in self._taken}
+            taken = {name: found[engine] for name, engine in self._taken.items()}
             self._check_range(taken)
             process = self._idle.get()
             try:
@@ -213,7 +239,7 @@ class EmulatorEngine:
             finally:
                 self._idle.put(process)
             self._check_range(results)
-            found |= results
+            found |= {self._given[name]: array for name, array in results.items()}
         return found
 
     def _check_range(self, values: Mapping[str, npt.NDArray[Any]]) -> None:

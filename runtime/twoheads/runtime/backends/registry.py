@@ -15,7 +15,17 @@ __all__ = [
     "open_host_backend",
 ]
 
-HOST_BACKENDS = ("onnxruntime", "openvino", "qnn-emulator", "rknn-simulator", "onnxruntime-int8")
+ARTIFACT_BACKENDS = (
+    "qnn-emulator",
+    "rknn-simulator",
+    "onnxruntime-int8",
+    "openvino-ir",
+    "litert",
+    "executorch",
+    "iree",
+)
+"""Those that run what ``twoheads build`` made."""
+HOST_BACKENDS = ("onnxruntime", "openvino", *ARTIFACT_BACKENDS)
 """Those that compute in the host's memory."""
 DEVICE_BACKENDS = ("cuda", "tensorrt")
 """Those that compute in the memory of a device."""

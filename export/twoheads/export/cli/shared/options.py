@@ -97,6 +97,10 @@ class Backend(StrEnum):
     QNN = "qnn-emulator"
     RKNN = "rknn-simulator"
     ORT_INT8 = "onnxruntime-int8"
+    OPENVINO_IR = "openvino-ir"
+    LITERT = "litert"
+    EXECUTORCH = "executorch"
+    IREE = "iree"
     CUDA = "cuda"
     TENSORRT = "tensorrt"
 
@@ -195,8 +199,8 @@ BackendOption = Annotated[
     Backend,
     typer.Option(
         "--backend",
-        help="What runs the engines: onnxruntime or openvino on the CPU, cuda or tensorrt on an NVIDIA GPU; emulators "
-        "run what `twoheads build` made. All but the first need a package of their own.",
+        help="What runs the engines: onnxruntime or openvino on the CPU, cuda or tensorrt on an NVIDIA GPU; the "
+        "others run what `twoheads build` made. All but the first need a package of their own.",
     ),
 ]
 PrecisionOption = Annotated[

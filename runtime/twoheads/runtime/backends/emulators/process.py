@@ -7,7 +7,7 @@ import os
 import subprocess
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -25,11 +25,22 @@ LONGEST_ERROR = 300
 
 @dataclass(frozen=True, slots=True)
 class ArtifactPort:
-    """A port of an artifact, as its emulator declares it."""
+    """A port of an artifact, as its emulator declares it.
+
+    Attributes:
+        name: The engine's port; or ``#2``, the engine's third one, where an artifact keeps no names.
+        dtype: NumPy's name.
+        shape: ``None`` where an artifact does not tell.
+    """
 
     name: str
     dtype: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] | None
+
+    @classmethod
+    def declared(cls, name: str, dtype: str, shape: Sequence[int] | None) -> ArtifactPort:
+        """Of what ``open_artifact`` tells."""
+        return cls(name, dtype, None if shape is None else tuple(shape))
 
 
 class EmulatorError(Exception):
@@ -73,8 +84,7 @@ class EmulatorProcess:
         if path not in self._open:
             answer, _ = self._ask(path, {"open": str(path.absolute()), "device": device})
             inputs, outputs = (
-                tuple(ArtifactPort(name, dtype, tuple(shape)) for name, dtype, shape in answer[side])
-                for side in ("inputs", "outputs")
+                tuple(ArtifactPort.declared(*port) for port in answer[side]) for side in ("inputs", "outputs")
             )
             self._open[path] = inputs, outputs
         return self._open[path]

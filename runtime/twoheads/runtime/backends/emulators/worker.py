@@ -2,7 +2,8 @@
 
 Nothing of twoheads is imported, for the environment need not have it. ``MODULE``, a file beside this one, has
 ``open_artifact(path, device)``, which gives ``(inputs, outputs, run)``: the ports as ``(name, dtype, shape)``, and a
-function from input arrays in that order to output arrays in theirs.
+function from input arrays in that order to output arrays in theirs. An artifact without names has ports ``#0``, ``#1``,
+...; a shape that it does not tell is ``None``.
 
 Once the module is there it says ``{"ready": MODULE}``. A message is a line of JSON, followed by the bytes of the arrays
 that it lists, each ``[name, dtype, shape]``:

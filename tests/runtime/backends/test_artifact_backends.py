@@ -1,0 +1,102 @@
+"""Whole runs on what vendors' compilers made, by the vendors' own runtimes, against the model in NumPy."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.runtime.tiny_bundle import write_tiny
+from tests.runtime.tiny_model import Tiny, random_tokens, reference
+from twoheads.export.accelerators.build import build_target
+from twoheads.export.accelerators.compiler_process import find_compiler
+from twoheads.export.accelerators.target import load_target
+from twoheads.graphs.errors import BundleError, InputError
+from twoheads.graphs.program.program import Port
+from twoheads.runtime import load
+from twoheads.runtime.backends import emulator as module
+from twoheads.runtime.backends.emulator import Emulator, EmulatorBackend
+from twoheads.runtime.backends.emulators.in_process import InProcess
+from twoheads.runtime.bundle.artifacts import ArtifactFiles
+
+TINY = Tiny(layers=2, key_tile=32)
+
+BACKENDS = {"openvino": "openvino-ir", "iree": "iree", "litert": "litert", "executorch": "executorch"}
+
+
+@pytest.mark.parametrize("target", sorted(BACKENDS))
+def test_a_run_on_the_targets_own_runtime_is_the_model(tmp_path: Path, target: str) -> None:
+    if target != "openvino":  # which the development environment has
+        try:
+            find_compiler(load_target(target))
+        except InputError as error:
+            pytest.skip(f"{error.problem}; {error.fix}")
+    bundle = write_tiny(tmp_path / "b", TINY)
+    build_target(bundle, target)
+    loaded = load(bundle, backend=BACKENDS[target], threads=2)
+    for length in (16, 75, 96):
+        tokens = random_tokens(TINY, length)
+        result = loaded.run(tokens, output="logits")
+        expected = reference(TINY, tokens)["logits"]
+        assert result.array is not None
+        np.testing.assert_allclose(result.array, expected, rtol=0, atol=5e-5 * np.abs(expected).max())
+        assert result.report.engine_calls - result.report.repeated_calls == result.report.formula_calls
+
+
+def numbered(path: Path, shape: list[int] | None, count: int = 1) -> str:
+    """A runtime whose artifacts keep no names: doubles its only input."""
+    path.write_text(
+        f"""
+def open_artifact(path, device):
+    if path.endswith("bad"):
+        raise ValueError("first line\\nno such section")
+    ports = [("#" + str(at), "float32", {shape}) for at in range({count})]
+    return ports, [("#0", "float32", {shape})], lambda arrays: [2 * arrays[0]]
+"""
+    )
+    return path.stem
+
+
+def opened(monkeypatch: pytest.MonkeyPatch, name: str, file: str, folder: Path) -> Any:
+    monkeypatch.setattr(module, "InProcess", partial(InProcess, folder=folder))
+    backend = EmulatorBackend("fake", emulator=Emulator("fake", name, ("fake",), ("fp32",), in_process=True))
+    port = Port("x", "float32", (2, 3)), Port("y", "float32", (2, 3))
+    return backend.load_artifact(ArtifactFiles(folder / file, None, (), None), port[:1], port[1:], {})
+
+
+@pytest.mark.parametrize("shape", [[2, 3], None])
+def test_ports_without_names_are_the_engines_by_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: list[int] | None
+) -> None:
+    engine = opened(monkeypatch, numbered(tmp_path / "run_fake.py", shape), "good", tmp_path)
+    call = engine.new_call()
+    given, made = np.arange(6, dtype=np.float32).reshape(2, 3), np.zeros((2, 3), np.float32)
+    call.bind_input(0, given)
+    call.bind_output(0, made)
+    call.run()
+    np.testing.assert_array_equal(made, 2 * given)
+
+
+@pytest.mark.parametrize(
+    ("shape", "count", "file", "told"),
+    [
+        ([3, 2], 1, "good", "takes #0, which the engine has not"),
+        ([2, 3], 2, "good", "has a port #1, which the engine has not"),
+        ([2, 3], 1, "bad", "its runtime fails: ValueError: no such section"),
+    ],
+)
+def test_an_artifact_of_another_engine_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: list[int], count: int, file: str, told: str
+) -> None:
+    name = numbered(tmp_path / "run_fake.py", shape, count)
+    with pytest.raises(BundleError, match=told):
+        opened(monkeypatch, name, file, tmp_path)
+
+
+def test_a_runtime_that_is_not_installed_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run_fake.py").write_text("import no_such_runtime")
+    with pytest.raises(InputError, match=r"(?s)backend fake.*no_such_runtime.*pip install fake"):
+        opened(monkeypatch, "run_fake", "good", tmp_path)
