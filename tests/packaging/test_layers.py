@@ -59,7 +59,17 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "export": (
         (".", "accelerators.rewrites", "accelerators.vendors", "cli.shared", "emit", "engines"),
-        ("emit.fused", "precision", "bench", "cli.batch", "cli.generate", "cli.plan", "cli.run", "one_file.emit"),
+        (
+            "emit.fused",
+            "precision",
+            "bench",
+            "cli.batch",
+            "cli.generate",
+            "cli.inspect",
+            "cli.plan",
+            "cli.run",
+            "one_file.emit",
+        ),
         ("bundle", "verification"),
         ("accelerators", "one_file", "verification.generation"),
         ("debug",),

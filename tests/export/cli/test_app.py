@@ -250,7 +250,7 @@ def test_inspect(cli, bundle):
     assert data["outputs"] == ["hidden", "logits", "last"]
     assert data["packs_up_to"] == 8
     assert data["program"].startswith("program ")
-    shown = cli("inspect", bundle, "--program", "--engines").out
+    shown = cli("inspect", bundle, "--program", "--stages", "--engines").out
     assert data["program"] in shown
     assert all(engine["name"] in shown for engine in data["engines"])
     assert "2 x causal" in shown

@@ -24,7 +24,6 @@ from twoheads.export.cli.commands import build as build_command
 from twoheads.export.cli.commands import compile as compile_command
 from twoheads.export.cli.commands import debug as debug_command
 from twoheads.export.cli.commands import export as export_command
-from twoheads.export.cli.commands import inspect as inspect_command
 from twoheads.export.cli.commands import lint as lint_command
 from twoheads.export.cli.commands import models as models_command
 from twoheads.export.cli.commands import profile as profile_command
@@ -32,6 +31,7 @@ from twoheads.export.cli.commands import resume as resume_command
 from twoheads.export.cli.commands import status as status_command
 from twoheads.export.cli.generate import chat as chat_command
 from twoheads.export.cli.generate import command as generate_command
+from twoheads.export.cli.inspect import command as inspect_command
 from twoheads.export.cli.plan import command as plan_command
 from twoheads.export.cli.run import command as run_command
 from twoheads.export.cli.shared.console import print_error, stderr_console

@@ -1,0 +1,54 @@
+"""What a bundle can, derived from its program and its manifest."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from twoheads.graphs.program.program import (
+    AttentionStage,
+    Engine,
+    Program,
+)
+from twoheads.graphs.serialization.bundle_format import ENGINES, Manifest
+from twoheads.graphs.variants.choose import fused_steps
+from twoheads.graphs.variants.model_steps import MODEL
+from twoheads.graphs.variants.one_block import ONE_BLOCK, one_block
+from twoheads.graphs.variants.packing import longest_packable, packed_variant
+
+__all__ = ["attention_stages", "engines_of", "mask_counts", "one_call_up_to", "packs_up_to"]
+
+
+def attention_stages(program: Program) -> list[AttentionStage]:
+    """In the order of the body."""
+    return list(program.attentions)
+
+
+def mask_counts(program: Program) -> Counter[str]:
+    """How many attention layers have which mask; those that look at another axis say so."""
+    values = {value.name: value for value in program.values()}
+
+    def text(stage: AttentionStage) -> str:
+        queries, keys = stage.axes(values)
+        return str(stage.mask) + ("" if queries == keys else f" from {queries} to {keys}")
+
+    return Counter(map(text, attention_stages(program)))
+
+
+def packs_up_to(manifest: Manifest, program: Program) -> int:
+    """The longest input that shares calls with others in a run of a list, in tokens; 0 if none does."""
+    longest = longest_packable(program)
+    needed = {
+        f"{ENGINES}/{stage.engine}.{packed_variant(stage.mask, longest)}.onnx" for stage in attention_stages(program)
+    }
+    return longest if longest and needed <= manifest.files.keys() else 0
+
+
+def one_call_up_to(manifest: Manifest, program: Program) -> int:
+    """The longest single input whose body is one call, in tokens; 0 if there is none."""
+    held = f"{ENGINES}/{ONE_BLOCK}.onnx" in manifest.files and one_block(program) is not None
+    return program.block_size if held or manifest.lowering == MODEL else 0
+
+
+def engines_of(manifest: Manifest, program: Program) -> list[Engine]:
+    """Those of the program, then those that hold several of its stages for inputs of any length."""
+    return [*program.engines, *(engine for _, engine in fused_steps(program, manifest.lowering))]
