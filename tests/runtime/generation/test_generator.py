@@ -8,6 +8,7 @@ import torch
 
 from tests.runtime.generation.decoders import BLOCK, bundle, gemma, llama, original_logits, tokens
 from twoheads.graphs.errors import InputError
+from twoheads.runtime.generation.choosing.lookup import PromptLookup
 from twoheads.runtime.generation.results import Generated, Piece
 
 MODELS = {"llama": llama, "gemma": gemma}
@@ -113,3 +114,36 @@ def test_a_processor_of_the_caller_decides():
 def test_impossible_settings_are_refused_by_name(options, problem):
     with pytest.raises(InputError, match=problem):
         bundle("llama").generate([5], **options)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("options", [{}, {"do_sample": True, "seed": 5, "temperature": 0.3}], ids=["greedy", "sampled"])
+def test_guesses_change_no_token(name, options):
+    phrase = tokens(9)
+    prompt = phrase * 4
+    given = {"max_new_tokens": 60, "ignore_eos": True, **options}
+
+    def copying(seen, scores):  # makes copies likely, and not certain
+        made = scores.copy()
+        made[seen[-9]] += 9
+        return made
+
+    plain = _one(bundle(name).generate(prompt, logits_processor=copying, **given))
+    with bundle(name).open_context() as context:
+        made = _one(bundle(name).generate(prompt, logits_processor=copying, speculate=True, context=context, **given))
+        assert context.tokens == [*prompt, *made.tokens]
+    assert made.tokens == plain.tokens
+    assert made.logprobs == pytest.approx(plain.logprobs, abs=1e-4)
+    assert 0 < made.right_guesses <= made.guessed_tokens
+    assert made.engine_calls < plain.engine_calls
+
+
+def test_wrong_guesses_are_left_alone():
+    lookup = PromptLookup([1, 2, 3, 4, 1, 2], 3)
+    assert lookup.guess() == [3, 4, 1]
+    lookup.learn(3, 0)
+    assert lookup.guess() == []
+    for token in [9, 8] * 8:
+        lookup.add(token)
+    assert lookup.guess() == [9, 8]
+    assert PromptLookup([1, 2, 3], 3).guess() == []

@@ -98,10 +98,10 @@ def _write_tiles(
     steps: Steps, rows: int, models: Mapping[str, onnx.ModelProto], folder: Path, entries: Mapping[str, WeightEntry]
 ) -> None:
     """What a step over more keys than any capacity calls: the regions, and attention tile by tile."""
-    for engine, variants in steps.tiles(rows).items():
+    for tile, variants in steps.tiles(rows).items():
         for variant in variants:
-            file = folder / ENGINES / f"{engine.name}.{variant}.onnx"
-            save_engine(attention_model(engine, variant), file, *engine.ports(variant), {})
+            file = folder / ENGINES / f"{tile.name}.{variant}.onnx"
+            save_engine(attention_model(tile, variant), file, *tile.ports(variant), {})
     written: set[str] = set()
     for stage in steps.body.inside:
         if not isinstance(stage, TokenwiseStage) or rows == steps.program.block_size or stage.engine in written:

@@ -105,9 +105,36 @@ class Context:
         """
         (new,) = self._check([token])
         hidden = self._run(np.array([new], np.int64), len(self.tokens), 1, 1)
-        if self.engines.steps.has_rings and not len(self.tokens) % self.engines.steps.program.block_size:
-            self._steady_again()  # before their rings forget what it needs
-        return self._logits(hidden)
+        self._after_steps()
+        return self._logits(hidden[-1])
+
+    def steps(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Adds tokens by engines of few rows; returns the logits ``[tokens, classes]`` behind each of them.
+
+        Raises:
+            InputError: As :meth:`append`.
+        """
+        new, block = self._check(tokens), self.engines.steps.program.block_size
+        rows = self.engines.steps.rows[1]
+        if rows not in self._heads:
+            self._heads[rows] = Heads(self.engines, rows)
+        found: list[npt.NDArray[np.float32]] = []
+        while new:
+            first = len(self.tokens)
+            part, steady = new[: min(rows, block - first % block)], self._steady == first
+            hidden = self._run(np.array(part, np.int64), first, len(part), rows)
+            if steady:
+                self._steady = len(self.tokens)
+            self._after_steps()
+            found.append(self._heads[rows].logits(hidden))
+            new = new[len(part) :]
+        return np.concatenate(found)
+
+    def _after_steps(self) -> None:
+        """Before rings forget what it needs, a block that steps have filled is computed again."""
+        steps = self.engines.steps
+        if steps.has_rings and len(self.tokens) % steps.program.block_size == 0 and self._steady < len(self.tokens):
+            self._steady_again()
 
     def _steady_again(self) -> None:
         """Computes what ``step`` added again, as ``append`` does."""
@@ -203,7 +230,7 @@ class Context:
         start, tokens = len(self.tokens), np.array([*self.tokens, *new], np.int64)
         hidden: npt.NDArray[Any] | None = None
         for first, count, rows in Pieces(start, len(tokens), steps.program.block_size, small):
-            hidden = self._run(tokens[first : first + count], first, count, rows)
+            hidden = self._run(tokens[first : first + count], first, count, rows)[-1]
         if hidden is None:
             raise InputError("tokens", "are none", "give one or more")
         return hidden
@@ -227,7 +254,7 @@ class Context:
                 self._steps.clear()
             if kept.complete(len(self.tokens) // block - 1):
                 self._steps.clear()
-        return np.array(step.hidden[0, count - 1])
+        return np.array(step.hidden[0, skip:count])
 
     def _logits(self, hidden: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         if 1 not in self._heads:

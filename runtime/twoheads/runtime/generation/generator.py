@@ -18,6 +18,7 @@ from twoheads.runtime.bundle.reader import Bundle
 from twoheads.runtime.bundle.tokenizer import Tokenizer
 from twoheads.runtime.bundle.weights import Weights
 from twoheads.runtime.generation.choosing.chooser import Chooser
+from twoheads.runtime.generation.choosing.lookup import PromptLookup
 from twoheads.runtime.generation.choosing.processors import LogitsProcessor, processors
 from twoheads.runtime.generation.choosing.settings import Settings
 from twoheads.runtime.generation.choosing.warpers import log_softmax
@@ -51,6 +52,7 @@ class _Call:
         own: The caller's processors.
         seeds: Of every sequence; ``None`` for the most likely tokens.
         logits: Whether they are kept.
+        guesses: How many tokens may be guessed at a time; 0 for none.
         began: When the call began.
     """
 
@@ -61,6 +63,7 @@ class _Call:
     own: tuple[LogitsProcessor, ...]
     seeds: tuple[np.random.SeedSequence | None, ...]
     logits: bool
+    guesses: int
     began: float
 
 
@@ -109,6 +112,7 @@ class Generator:
         logits_processor: LogitsProcessor | Sequence[LogitsProcessor] = (),
         streamer: Callable[[Piece], None] | None = None,
         return_logits: bool = False,
+        speculate: bool = False,
         chat: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> Generated | list[Generated]:
@@ -124,6 +128,8 @@ class Generator:
             logits_processor: Called with the tokens and the logits ``[classes]``; returns others.
             streamer: Called with every token.
             return_logits: Keep the model's logits.
+            speculate: Guess tokens from what stood behind the same ones before, and compute several in one call. What
+                is chosen is what would be chosen without; texts that copy come faster.
             chat: What else the chat template reads: see :func:`~twoheads.runtime.generation.text.chat.render_chat`.
             **settings: Fields of :class:`Settings`, which replace the model's own.
 
@@ -142,6 +148,7 @@ class Generator:
             ignore_eos=ignore_eos,
             logits_processor=logits_processor,
             return_logits=return_logits,
+            speculate=speculate,
             chat=chat,
             **settings,
         )
@@ -223,6 +230,7 @@ class Generator:
         ignore_eos: bool = False,
         logits_processor: LogitsProcessor | Sequence[LogitsProcessor] = (),
         return_logits: bool = False,
+        speculate: bool = False,
         chat: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> _Call:
@@ -235,7 +243,8 @@ class Generator:
         seeds: tuple[np.random.SeedSequence | None, ...] = (None,)
         if wanted.do_sample:
             seeds = tuple(np.random.SeedSequence(seed).spawn(wanted.num_return_sequences))
-        return _Call(used, context is not None, tokens, wanted, own, seeds, return_logits, began)
+        guesses = self._engines.steps.rows[1] - 1 if speculate else 0
+        return _Call(used, context is not None, tokens, wanted, own, seeds, return_logits, guesses, began)
 
     def _begin(self, prompt: Prompt, context: Context | None, chat: Mapping[str, Any]) -> tuple[Context, list[int]]:
         """The context, cut back to what the prompt continues, and the tokens to append."""
@@ -278,32 +287,61 @@ class _Run:
     ) -> None:
         self._context, self._settings, self._keep = context, call.settings, call.logits
         self._prompt = len(context)
-        self._own, self._seed = call.own, seed
+        self._own, self._seed, self._guesses = call.own, seed, call.guesses
+        self.guessed = self.right = 0
         self._began, self._first, self._last = call.began, 0.0, 0.0
         self._pieces: list[Piece] = []
         self._text = text(call.settings.stop_strings)
         self._reason = "length"
 
     def pieces(self, logits: npt.NDArray[np.float32]) -> Iterator[Piece]:
-        """The new tokens behind ``logits``, as they are chosen."""
+        """The new tokens behind ``logits``, as they are chosen.
+
+        Where tokens are guessed, several are computed in one call, and each is chosen as if it had come alone: a guess
+        that is what is chosen saves a call, any other one is cut off again.
+        """
         context, settings = self._context, self._settings
         self._prompt = len(context)
         chooser = Chooser(processors(settings, self._prompt, self._own), self._seed)
-        most = settings.new_tokens(self._prompt)
+        lookup = PromptLookup(context.tokens, self._guesses) if self._guesses else None
+        most, tokens = settings.new_tokens(self._prompt), list(context.tokens)
+        rows, guesses = [logits], list[int]()
         while len(self._pieces) < most:
-            token = chooser.choose(context.tokens, logits)
-            piece = self._piece(token, logits, last=len(self._pieces) + 1 == most)
+            row = rows.pop(0)
+            token = chooser.choose(tokens, row)
+            tokens.append(token)
+            piece = self._piece(token, row, last=len(self._pieces) + 1 == most)
             ended = self._ended(token)
             yield piece
             if ended or len(self._pieces) == most:
                 break
-            logits = context.step(token)
+            if lookup is not None:
+                lookup.add(token)
+            if guesses and guesses.pop(0) == token:
+                self.right += 1
+                continue
+            if len(context) >= len(tokens):
+                context.rollback(len(tokens) - 1)
+            rows, guesses = self._advance(lookup, token)
+
+    def _advance(self, lookup: PromptLookup | None, token: int) -> tuple[list[npt.NDArray[np.float32]], list[int]]:
+        """Computes ``token``, with guesses behind it if there are any; the logits behind each, and the guesses."""
+        if lookup is not None:
+            if self.guessed > lookup.guessed:
+                lookup.learn(self.guessed - lookup.guessed, self.right - lookup.right)
+            if guesses := lookup.guess():
+                self.guessed += len(guesses)
+                return list(self._context.steps([token, *guesses])), guesses
+        return [self._context.step(token)], []
 
     def close(self, *, kept: bool) -> None:
         """Ends it: a context that is kept gets the last token as well, any other one is closed."""
+        total = self._prompt + len(self._pieces)
         if not kept:
             self._context.close()
-        elif self._pieces and len(self._context) < self._prompt + len(self._pieces):
+        elif len(self._context) > total:
+            self._context.rollback(total)
+        elif self._pieces and len(self._context) < total:
             self._context.step(self._pieces[-1].token)
 
     def _piece(self, token: int, logits: npt.NDArray[np.float32], *, last: bool) -> Piece:
@@ -343,4 +381,6 @@ class _Run:
             peak_bytes=peak_memory(),
             logprobs=[piece.logprob for piece in pieces],
             logits=np.stack(kept) if kept else None,
+            guessed_tokens=self.guessed,
+            right_guesses=self.right,
         )

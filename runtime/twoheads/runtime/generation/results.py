@@ -43,6 +43,8 @@ class Generated:
         peak_bytes: The most memory that the process has had so far.
         logprobs: For every token the logarithm of its probability, by the model's own logits.
         logits: The model's logits ``[tokens, classes]``, float32, where they are asked for.
+        guessed_tokens: Tokens that were guessed by speculation.
+        right_guesses: Those of them that came true.
         warnings: What the caller should know.
     """
 
@@ -56,10 +58,12 @@ class Generated:
     peak_bytes: int
     logprobs: list[float]
     logits: npt.NDArray[np.float32] | None = None
+    guessed_tokens: int = 0
+    right_guesses: int = 0
     warnings: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """All but the logits, for JSON."""
         names = ("tokens", "text", "prompt_tokens", "finish_reason", "first_token_seconds", "tokens_per_second")
-        others = ("engine_calls", "peak_bytes", "logprobs", "warnings")
+        others = ("engine_calls", "peak_bytes", "logprobs", "guessed_tokens", "right_guesses", "warnings")
         return {name: getattr(self, name) for name in (*names, *others)}

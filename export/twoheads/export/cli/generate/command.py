@@ -41,6 +41,10 @@ def command(
     stop: choice.Stop = None,
     seed: choice.Seed = None,
     fields: choice.Fields = None,
+    speculate: Annotated[
+        bool,
+        typer.Option("--speculate", help="Guess tokens that came before: copies come faster."),
+    ] = False,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Of the kernels; all cores if not given.")
     ] = None,
@@ -74,7 +78,13 @@ def command(
     loaded = load(bundle, backend=backend.value, precision=precision.value, threads=threads)
     _default_length(loaded, given)
     made = loaded.generate(
-        content, stop=stop, seed=seed, ignore_eos=ignore_eos, streamer=None if as_json else _print, **given
+        content,
+        stop=stop,
+        seed=seed,
+        ignore_eos=ignore_eos,
+        speculate=speculate,
+        streamer=None if as_json else _print,
+        **given,
     )
     results = made if isinstance(made, list) else [made]
     for warning in results[0].warnings:
@@ -132,8 +142,9 @@ def _print(piece: "Piece") -> None:
 def summary(made: "Generated") -> str:
     """One line about a continuation."""
     count = len(made.tokens)
+    guesses = f", {made.right_guesses} of {made.guessed_tokens} guesses right" if made.guessed_tokens else ""
     return (
         f"{made.prompt_tokens} + {count} tokens ({made.finish_reason}), the first after "
         f"{seconds_text(made.first_token_seconds)}, then {made.tokens_per_second:.1f} tokens/s, "
-        f"{made.engine_calls} calls, peak {size_text(made.peak_bytes)}"
+        f"{made.engine_calls} calls, peak {size_text(made.peak_bytes)}{guesses}"
     )

@@ -1,0 +1,72 @@
+"""Guesses at the next tokens: what followed the same two or three tokens the last time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+__all__ = ["PromptLookup"]
+
+RUNS = (3, 2)
+"""Lengths of the runs of tokens that are looked up, the longest first."""
+
+NEEDED = 1.5
+"""Guesses that must come true in a call of eight rows: it takes about so many steps of one more."""
+
+PAUSE = 16
+"""Tokens without guesses where they did not come true."""
+
+MOST_CREDIT = 6.0
+
+
+class PromptLookup:
+    """Remembers where every short run of tokens ended last.
+
+    Args:
+        tokens: The sequence so far.
+        most: Guesses at a time.
+
+    Attributes:
+        guessed: Tokens that were guessed so far.
+        right: How many of them came true.
+    """
+
+    def __init__(self, tokens: Iterable[int], most: int) -> None:
+        self.guessed = self.right = 0
+        self._most = most
+        self._tokens: list[int] = []
+        self._ends: dict[tuple[int, ...], int] = {}
+        self._before: dict[tuple[int, ...], int] = {}
+        self._credit, self._pause = 0.0, 0
+        for token in tokens:
+            self.add(token)
+
+    def add(self, token: int) -> None:
+        """One more token of the sequence."""
+        self._tokens.append(token)
+        self._pause = max(0, self._pause - 1)
+        end = len(self._tokens)
+        for size in RUNS:
+            if end >= size:
+                run = tuple(self._tokens[end - size :])
+                if run in self._ends:
+                    self._before[run] = self._ends[run]
+                self._ends[run] = end
+
+    def guess(self) -> list[int]:
+        """The tokens that may come; empty where there is no guess, or guesses were not worth it of late."""
+        if self._pause:
+            return []
+        end = len(self._tokens)
+        for size in RUNS:
+            found = self._before.get(tuple(self._tokens[max(0, end - size) :]))
+            if end > size and found is not None:
+                return self._tokens[found : found + self._most]
+        return []
+
+    def learn(self, guessed: int, right: int) -> None:
+        """How many of the last guesses came true."""
+        self.guessed += guessed
+        self.right += right
+        self._credit = min(MOST_CREDIT, self._credit + right - NEEDED)
+        if self._credit < 0:
+            self._credit, self._pause = 0.0, PAUSE
