@@ -93,7 +93,7 @@ def shrunk(config: Mapping[str, Any]) -> dict[str, Any]:
             name.endswith("token_id") and isinstance(value, list)
         ):
             made[name] = next(special)
-        elif value is not None and name in _SIZES and not isinstance(value, Mapping):
+        elif (value is not None or name == "num_experts_per_tok") and name in _SIZES and not isinstance(value, Mapping):
             small = len(kept) if name in ("num_hidden_layers", "n_layer", "num_layers") and kept else _SIZES[name]
             made[name] = [_SIZES[name]] * len(value) if isinstance(value, list) else small
         else:

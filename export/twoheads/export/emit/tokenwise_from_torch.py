@@ -53,11 +53,18 @@ def tokenwise_model(region: FxRegion, engine: TokenwiseEngine) -> onnx.ModelProt
                 verbose=False,
             )
     except Exception as error:  # the exporter raises nearly every type for an operator it can't translate
-        message = " ".join(str(error).split())[:400]
+        message = " ".join(str(_first_cause(error)).split())[:400]
         raise CompileError(
             f"engine {engine.name}", f"has no ONNX form: {message}", "avoid the operator it names"
         ) from error
     return _tidy(exported.model_proto, engine)
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """What all the others came of; it names the operator."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _linear(x: Any, weight: Any, bias: Any = None) -> Any:

@@ -17,7 +17,6 @@ from twoheads.compiler.frontend.torch.export_source import ROOT, export_source
 from twoheads.compiler.frontend.torch.fx.attach_attention import attach_attention_fx
 from twoheads.compiler.frontend.torch.fx.attention_node import attention_from_fx, is_attention
 from twoheads.compiler.frontend.torch.fx.axes import AxisNames
-from twoheads.compiler.frontend.torch.fx.filled_buffers import concatenate_filled_buffers
 from twoheads.compiler.frontend.torch.fx.lengths_from_sizes import lengths_from_sizes, uses_length
 from twoheads.compiler.frontend.torch.fx.normalize import generated_source, normalize_fx
 from twoheads.compiler.frontend.torch.fx.positions_from_constants import positions_from_constants
@@ -26,6 +25,9 @@ from twoheads.compiler.frontend.torch.fx.sequence_node import is_sequence, seque
 from twoheads.compiler.frontend.torch.fx.view import FxView, layer_of
 from twoheads.compiler.frontend.torch.lift_constant_tokens import constant_token_counts, lift_constant_tokens
 from twoheads.compiler.frontend.torch.load_source import LoadedSource
+from twoheads.compiler.frontend.torch.rewrites.complex_pairs import pair_complex_numbers
+from twoheads.compiler.frontend.torch.rewrites.filled_buffers import concatenate_filled_buffers
+from twoheads.compiler.frontend.torch.rewrites.masked_writes import select_masked_writes
 from twoheads.compiler.frontend.torch.rows.normalize_sequence import normalize_sequence
 from twoheads.compiler.ir.op_view import RecognisedAttention
 from twoheads.compiler.ir.source_graph import AttentionNode, Node, SourceGraph, TensorType, TokenwiseNode
@@ -44,6 +46,8 @@ _INDEX_VIEWS = (
     torch.ops.aten.unsqueeze.default,
     torch.ops.aten.to.dtype,
     torch.ops.aten.contiguous.default,
+    torch.ops.aten.clone.default,
+    torch.ops.aten.where.self,  # a wrapper's ordinary token in the place of its image's
 )
 
 _AXES = "mklpqrst"
@@ -68,6 +72,8 @@ def capture(source: LoadedSource) -> Captured:
     graph, axes = _with_token_axes(exported, source, arguments)
     weights = _weight_names(exported)
     concatenate_filled_buffers(graph)
+    select_masked_writes(graph)
+    pair_complex_numbers(graph)
     normalize_fx(graph, axes)
     lengths_from_sizes(graph, axes)
 

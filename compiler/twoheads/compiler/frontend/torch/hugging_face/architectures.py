@@ -11,17 +11,19 @@ import re
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from statistics import NormalDist
 from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 
+from twoheads.compiler.frontend.torch.hugging_face.expert_layers import EXPERT_LAYERS
 from twoheads.compiler.frontend.torch.operators.attention_op import attention
 from twoheads.graphs.errors import CompileError
 
 __all__ = ["has_own_attention", "refuse_known", "replaced", "reset_rope"]
 
-_Forward: TypeAlias = Callable[..., Any]
+_Method: TypeAlias = Callable[..., Any]
 
 
 @contextmanager
@@ -29,21 +31,21 @@ def replaced(module: nn.Module) -> Generator[None]:
     """Within it, the parts of ``module`` that can't be captured as they are compute the same in another form."""
     with ExitStack() as stack:
         for part in module.modules():
-            forward = _REPLACEMENTS.get(type(part).__name__)
-            if forward is None and _rope_types(part) & {"dynamic", "longrope"}:
-                forward = _rope
-            if forward is not None:
-                stack.enter_context(_forward_of(part, forward))
+            methods = _REPLACEMENTS.get(type(part).__name__, {})
+            if not methods and _rope_types(part) & {"dynamic", "longrope"}:
+                methods = {"forward": _rope}
+            for name, method in methods.items():
+                stack.enter_context(_with_method(part, name, method))
         yield
 
 
 @contextmanager
-def _forward_of(part: Any, forward: _Forward) -> Generator[None]:
-    part.forward = partial(forward, part)  # an attribute of the instance hides the method of its class
+def _with_method(part: Any, name: str, method: _Method) -> Generator[None]:
+    setattr(part, name, partial(method, part))  # an attribute of the instance hides the method of its class
     try:
         yield
     finally:
-        del part.forward
+        delattr(part, name)
 
 
 def refuse_known(module: nn.Module) -> None:
@@ -96,7 +98,7 @@ _REFUSED: Mapping[str, tuple[str, str]] = {
 
 def has_own_attention(module: nn.Module) -> bool:
     """Whether some attention of the model is computed by code that has no second form to compare with."""
-    return any(type(part).__name__ in _REPLACEMENTS for part in module.modules())
+    return any(type(part).__name__ == "LongformerSelfAttention" for part in module.modules())
 
 
 # RoPE whose frequencies depend on the length
@@ -199,7 +201,19 @@ def _longformer_attention(part: Any, hidden_states: Tensor, *_: Any, **__: Any) 
     return (mixed.transpose(1, 2).reshape(hidden_states.shape),)
 
 
-_REPLACEMENTS: Mapping[str, _Forward] = {
-    "LongformerModel": _longformer_model,
-    "LongformerSelfAttention": _longformer_attention,
+# Gemma 3n: a threshold by the inverse of the normal distribution, which engines do not have, at a fixed probability
+
+
+def _gaussian_topk(part: Any, inputs: Tensor) -> Tensor:
+    deviations = NormalDist().inv_cdf(part.activation_sparsity)
+    mean, deviation = inputs.mean(dim=-1, keepdim=True), inputs.std(dim=-1, keepdim=True, unbiased=False)
+    return torch.relu(inputs - (mean + deviation * deviations))
+
+
+_REPLACEMENTS: Mapping[str, Mapping[str, _Method]] = {
+    **EXPERT_LAYERS,
+    "Gemma3nTextMLP": {"_gaussian_topk": _gaussian_topk},
+    "LongformerModel": {"forward": _longformer_model},
+    "LongformerSelfAttention": {"forward": _longformer_attention},
 }
+"""By the name of the library's class: the methods that are replaced while it is captured."""

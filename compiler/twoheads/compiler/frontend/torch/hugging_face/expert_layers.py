@@ -1,0 +1,77 @@
+"""Layers of experts whose library code sorts or repeats tokens, written out token by token: the same sums.
+
+Every expert is computed for every token and weighted, mostly by 0, as :mod:`.hooks` does where the library asks for an
+implementation by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["EXPERT_LAYERS"]
+
+
+def _llama4_moe(part: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+    hidden = hidden_states.reshape(-1, part.hidden_dim)
+    scores, logits = part.router(hidden)
+    experts = part.experts
+    total = part.shared_expert(hidden)
+    for expert in range(experts.num_experts):
+        gate, up = (hidden * scores[:, expert : expert + 1] @ experts.gate_up_proj[expert]).chunk(2, dim=-1)
+        total = total + (up * experts.act_fn(gate)) @ experts.down_proj[expert]
+    return total, logits
+
+
+def _jetmoe_routing(router: Any, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of all experts, the chosen experts and their weights, ``[tokens, k]``."""
+    logits = router.layer(rows).float()
+    chosen, indices = logits.topk(router.top_k, dim=1)
+    return logits, indices, torch.softmax(chosen, dim=1).type_as(rows)
+
+
+def _jetmoe_moe(part: Any, layer_input: Tensor) -> Tensor:
+    rows = layer_input.reshape(-1, layer_input.shape[-1])
+    _, indices, gates = _jetmoe_routing(part.router, rows)
+    total = torch.zeros_like(rows)
+    for expert in range(part.input_linear.num_experts):
+        gate, up = (rows @ part.input_linear.weight[expert].T).chunk(2, dim=-1)
+        share = (gates * (indices == expert)).sum(-1, keepdim=True)
+        total = total + share * ((part.activation(gate) * up) @ part.output_linear.weight[expert].T)
+    made: Tensor = total.view(layer_input.shape) + part.bias
+    return made
+
+
+def _jetmoe_map(part: Any, layer_input: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    rows = layer_input.reshape(-1, layer_input.shape[-1])
+    logits, indices, gates = _jetmoe_routing(part.router, rows)
+    made = [rows @ part.input_linear.weight[expert].T for expert in range(part.num_experts)]
+    slots = [
+        sum(made[expert] * (indices[:, slot, None] == expert) for expert in range(part.num_experts))
+        for slot in range(part.top_k)
+    ]
+    shape = (*layer_input.shape[:2], part.top_k, part.hidden_size)
+    return torch.stack(slots, dim=1).view(shape), logits, (indices, gates)
+
+
+def _jetmoe_reduce(part: Any, layer_input: Tensor, chosen: tuple[Tensor, Tensor]) -> Tensor:
+    batch, length, slots, width = layer_input.shape
+    rows, (indices, gates) = layer_input.reshape(-1, slots, width), chosen
+    total = torch.zeros((1, part.input_size), dtype=rows.dtype) * gates[:, :1]
+    for slot in range(slots):
+        for expert in range(part.num_experts):
+            share = (gates[:, slot] * (indices[:, slot] == expert))[:, None]
+            total = total + share * (rows[:, slot] @ part.output_linear.weight[expert].T)
+    made: Tensor = total.view(batch, length, part.input_size) + part.bias
+    return made
+
+
+EXPERT_LAYERS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
+    "Llama4TextMoe": {"forward": _llama4_moe},
+    "JetMoeMoE": {"forward": _jetmoe_moe},
+    "JetMoeMoA": {"map": _jetmoe_map, "reduce": _jetmoe_reduce},
+}
+"""By the name of the library's class: the methods that are replaced while it is captured."""

@@ -1,0 +1,126 @@
+"""Complex numbers become pairs of real ones in a further last axis: no engine has complex tensors.
+
+Some rotary embeddings are written as products with ``e^(i angle)`` (DeepSeek-V2, Llama 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+__all__ = ["pair_complex_numbers"]
+
+aten = torch.ops.aten
+
+
+def pair_complex_numbers(graph: fx.Graph) -> None:
+    """Rewrites ``graph`` in place; what reads a complex number by an operator that is not known stays as it is."""
+    pairs: dict[fx.Node, fx.Node] = {}
+    for node in list(graph.nodes):
+        rule = _RULES.get(node.target)
+        if rule is None or not (_is_complex(node) or any(map(_is_complex, node.all_input_nodes))):
+            continue
+        if any(_is_complex(operand) and operand not in pairs for operand in node.all_input_nodes):
+            continue
+        with graph.inserting_before(node):
+            made = rule(_Builder(graph, pairs), node, *node.args)
+        if _is_complex(node):
+            pairs[node] = made
+        else:
+            node.replace_all_uses_with(made)
+
+
+def _is_complex(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.is_complex()
+
+
+class _Builder:
+    """Adds operators to a graph, with their example values; knows the pairs made so far."""
+
+    def __init__(self, graph: fx.Graph, pairs: Mapping[fx.Node, fx.Node]) -> None:
+        self._graph = graph
+        self.pairs = pairs
+
+    def add(self, like: fx.Node, target: Callable[..., Any], *operands: Any) -> fx.Node:
+        """``target(*operands)``, of the same layer as ``like``."""
+        node = self._graph.call_function(target, operands)
+        values = fx.map_arg(operands, lambda operand: operand.meta["val"])
+        with like.meta["val"].fake_mode:
+            node.meta = dict(like.meta) | {"val": target(*values)}
+        return node
+
+    def pair(self, like: fx.Node, real: fx.Node, imaginary: fx.Node) -> fx.Node:
+        """``[..., 2]``."""
+        return self.add(like, aten.stack.default, [real, imaginary], -1)
+
+    def parts(self, node: fx.Node) -> tuple[fx.Node, fx.Node]:
+        """The real and the imaginary part of a complex node."""
+        pair = self.pairs[node]
+        return self.add(node, aten.select.int, pair, -1, 0), self.add(node, aten.select.int, pair, -1, 1)
+
+
+def _polar(build: _Builder, node: fx.Node, size: fx.Node, angle: fx.Node) -> fx.Node:
+    parts = (build.add(node, function, angle) for function in (aten.cos.default, aten.sin.default))
+    return build.pair(node, *(build.add(node, aten.mul.Tensor, size, part) for part in parts))
+
+
+def _product(build: _Builder, node: fx.Node, left: Any, right: Any) -> fx.Node:
+    if not (isinstance(left, fx.Node) and _is_complex(left)):
+        left, right = right, left
+    if not (isinstance(right, fx.Node) and _is_complex(right)):
+        factor = build.add(node, aten.unsqueeze.default, right, -1) if isinstance(right, fx.Node) else right
+        return build.add(node, aten.mul.Tensor, build.pairs[left], factor)
+    (a, b), (c, d) = build.parts(left), build.parts(right)
+    ac, bd, ad, bc = (build.add(node, aten.mul.Tensor, *pair) for pair in ((a, c), (b, d), (a, d), (b, c)))
+    return build.pair(node, build.add(node, aten.sub.Tensor, ac, bd), build.add(node, aten.add.Tensor, ad, bc))
+
+
+def _with_axes(count: int, more: int = 0) -> Callable[..., fx.Node]:
+    """An operator whose first ``count`` arguments after the operand are axes, which now count without the last one."""
+
+    def rule(build: _Builder, node: fx.Node, operand: fx.Node, *arguments: Any) -> fx.Node:
+        rank = operand.meta["val"].ndim + more
+        axes = [axis % rank for axis in arguments[:count]]
+        return build.add(node, node.target, build.pairs[operand], *axes, *arguments[count:])  # type: ignore[arg-type]
+
+    return rule
+
+
+def _sized(build: _Builder, node: fx.Node, operand: fx.Node, sizes: list[Any]) -> fx.Node:
+    return build.add(node, node.target, build.pairs[operand], [*sizes, 2])  # type: ignore[arg-type]
+
+
+def _same(build: _Builder, _node: fx.Node, operand: fx.Node, *_: Any) -> fx.Node:
+    return build.pairs[operand]
+
+
+_RULES: Mapping[Any, Callable[..., fx.Node]] = {
+    aten.polar.default: _polar,
+    aten.complex.default: lambda build, node, real, imaginary: build.pair(node, real, imaginary),
+    aten.view_as_complex.default: lambda _build, _node, operand: operand,
+    aten.view_as_real.default: _same,
+    aten.mul.Tensor: _product,
+    aten.unsqueeze.default: _with_axes(1, more=1),
+    aten.transpose.int: _with_axes(2),
+    aten.slice.Tensor: _with_axes(1),
+    aten.select.int: _with_axes(1),
+    aten.view.default: _sized,
+    aten.reshape.default: _sized,
+    aten.expand.default: _sized,
+    **dict.fromkeys(
+        (
+            aten._to_copy.default,
+            aten.to.dtype,
+            aten.to.device,
+            aten.to.dtype_layout,
+            aten.clone.default,
+            aten.alias.default,
+        ),
+        _same,
+    ),
+}
+"""How an operator on complex numbers is written with pairs."""

@@ -1,0 +1,47 @@
+"""Layers of experts, written out token by token, are the library's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+
+from tests.compiler.small_models import captured
+from twoheads.compiler.frontend.torch.hugging_face.architectures import replaced
+from twoheads.compiler.frontend.torch.load_source import load_source
+from twoheads.compiler.original.prove_capture import prove_capture
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 40, "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2, "num_key_value_heads": 2,
+    "num_local_experts": 4, "num_experts_per_tok": 2,
+}  # fmt: skip
+
+
+def _llama4() -> Any:
+    config = hf.Llama4TextConfig(
+        **SIZES, num_attention_heads=4, head_dim=8, intermediate_size_mlp=24, attention_chunk_size=8,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    return hf.Llama4ForCausalLM(config)
+
+
+def _jetmoe() -> Any:
+    return hf.JetMoeForCausalLM(hf.JetMoeConfig(**SIZES, kv_channels=8))
+
+
+@pytest.mark.parametrize("make", [_llama4, _jetmoe])
+def test_experts_of_every_token_weighted(make: Callable[[], Any]) -> None:
+    torch.manual_seed(0)
+    model = make().eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    ids = torch.randint(0, 40, (1, 23))
+    want = model(ids, use_cache=False).logits
+    with replaced(model):
+        got = model(ids, use_cache=False).logits
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+    source = load_source(model)
+    prove_capture(source, captured(model))

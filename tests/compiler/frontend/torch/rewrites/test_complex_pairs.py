@@ -1,0 +1,33 @@
+"""Complex products become real ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.compiler.small_models import EXAMPLES, OneLayer, captured
+from twoheads.compiler.frontend.torch.load_source import load_source
+from twoheads.compiler.original.prove_capture import prove_capture
+
+
+def _turn(x: Tensor, *, real_first: bool = False) -> Tensor:
+    """Pairs of channels turned by an angle that grows with the position, and doubled."""
+    angles = torch.arange(x.shape[1]).float()[:, None] * torch.tensor([1.0, 0.5, 0.25, 0.1])
+    turns = torch.polar(torch.ones_like(angles), angles)[None, :, None, :].to(torch.complex64)
+    pairs = torch.view_as_complex(x.view(*x.shape[:2], 1, 4, 2))
+    product = 2.0 * (turns * pairs) if real_first else (pairs * turns) * torch.full((1, 1, 1, 1), 2.0)
+    return torch.view_as_real(product.transpose(-1, -2).transpose(2, 3)).reshape(x.shape)
+
+
+def _by_parts(x: Tensor) -> Tensor:
+    made = torch.complex(x[..., :4], x[..., 4:]) * torch.complex(x[..., 4:], x[..., :4])
+    return torch.view_as_real(made[..., None, :]).view(x.shape)
+
+
+@pytest.mark.parametrize("before", [_turn, lambda x: _turn(x, real_first=True), _by_parts])
+def test_a_product_of_complex_numbers(before: object) -> None:
+    source = load_source(OneLayer(before=before), example_inputs=EXAMPLES)  # type: ignore[arg-type]
+    found = captured(source.module)
+    prove_capture(source, found)
+    assert not any("complex" in node.type.dtype for node in found.graph.nodes if node.type is not None)
