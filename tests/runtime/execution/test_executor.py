@@ -141,16 +141,16 @@ def test_the_body_is_computed_before_rows_are_taken(bundles):
     for executor in executors(host, device):
         schedule = replace(host.schedule(40, "logits", 2), lengths=dict(request.lengths))
         with executor.start(RunPlan(schedule), None) as run:
-            assert run.state.calls == 0
+            assert run.calls == 0
             run.prepare()
-            assert run.state.calls == 0
+            assert run.calls == 0
             run.body(request.arrays)
-            body = run.state.calls
+            body = run.calls
             for times in (1, 2):
                 rows = run.rows(np.array([39, 0]), None)
                 assert rows is not None
                 np.testing.assert_allclose(rows, wanted, rtol=0, atol=TOLERANCE)
-                assert run.state.calls == body + times * len(host.program.head)
+                assert run.calls == body + times * len(host.program.head)
 
 
 @contextmanager

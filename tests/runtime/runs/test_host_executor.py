@@ -105,7 +105,7 @@ def test_long_rows_come_first(bundles):
         run = RunState(bundle.schedule(100), bundle._engines, crew)
         stage = program.body[1]
         assert isinstance(stage, AttentionStage)
-        assert [block for block, _ in run.rows(stage)] == [6, 5, 4, 3, 2, 1, 0]
+        assert [block for block, _ in run.query_rows(stage)] == [6, 5, 4, 3, 2, 1, 0]
 
 
 def test_no_more_head_blocks_than_threads_wait_for_a_slow_sink(bundles, monkeypatch):

@@ -53,10 +53,6 @@ class ClusterRun:
         self._head_seconds = 0.0
 
     @property
-    def state(self) -> ClusterRun:
-        return self
-
-    @property
     def calls(self) -> int:
         return self._dispatch.calls.total()
 

@@ -28,7 +28,6 @@ from twoheads.runtime.cluster.transport import (
 )
 from twoheads.runtime.execution.crew import Crew
 from twoheads.runtime.execution.engine_pool import EnginePool
-from twoheads.runtime.execution.run_state import RunState
 from twoheads.runtime.reports.peak_memory import peak_memory
 from twoheads.runtime.runs.host_executor import HostRun, run_stage
 
@@ -67,14 +66,14 @@ class Worker:
     def open(self, run: RunTask) -> StageResult:
         """Opens the engines that ``run`` needs."""
         with Crew(self._threads) as crew:
-            HostRun(self._state(run, crew)).prepare()
+            self._run(run, crew).prepare()
         return StageResult({}, {}, peak_bytes=peak_memory())
 
     def compute(self, task: RowsTask) -> StageResult:
         """Computes rows of a stage and keeps their blocks."""
         stage = self._stages[task.stage]
         with Crew(self._threads) as crew:
-            run = self._state(task.run, crew, task.rows)
+            run = self._run(task.run, crew, task.rows)
             self._fill(run, task.reads)
             run_stage(run, stage)
         arrays: dict[tuple[str, int], npt.NDArray[Any]] = {}
@@ -100,22 +99,22 @@ class Worker:
     def pack(self, task: PackTask) -> StageResult:
         """Rows of logits or hidden states, or the embedding, float32."""
         with Crew(self._threads) as crew:
-            run = self._state(task.run, crew)
+            run = self._run(task.run, crew)
             self._fill(run, task.reads)
-            array = self._result(HostRun(run), task.positions)
+            array = self._result(run, task.positions)
         calls = {name: counter.calls for name, counter in run.counters.items() if counter.calls}
         return StageResult(calls, {}, array, peak_memory())
 
     def _result(self, run: HostRun, positions: npt.NDArray[Any] | None) -> npt.NDArray[Any] | None:
         if positions is not None:
-            return run.rows(run.state.stores[self._program.hidden].places(positions), None)
+            return run.rows(run.stores[self._program.hidden].places(positions), None)
         if self._program.pooling is None:
             raise InternalError(f"{self._program.name} has no pooling")
         return run.embedding(self._program.pooling)
 
-    def _state(self, task: RunTask, crew: Crew, rows: tuple[int, ...] | None = None) -> RunState:
+    def _run(self, task: RunTask, crew: Crew, rows: tuple[int, ...] | None = None) -> HostRun:
         schedule = self._schedule(tuple(task.lengths.items()), task.length, task.output, task.positions)
-        return RunState(schedule, self._engines, crew, only=rows)
+        return HostRun(schedule, self._engines, crew, only=rows)
 
     def _make_schedule(
         self, lengths: tuple[tuple[str, int], ...], length: int, output: str, positions: int | None
@@ -123,7 +122,7 @@ class Worker:
         given = dict(lengths) or length
         return make_schedule(self._program, given, output=output, positions=positions, workers=self._threads)
 
-    def _fill(self, run: RunState, reads: Blocks) -> None:
+    def _fill(self, run: HostRun, reads: Blocks) -> None:
         """Brings blocks into the run's stores."""
         for name, blocks in reads.items():
             run.stores.allocate(run.program.value(name), blocks=blocks)

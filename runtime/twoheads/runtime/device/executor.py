@@ -20,7 +20,6 @@ from twoheads.runtime.device.stages import StageQueue
 from twoheads.runtime.execution.crew import Crew
 from twoheads.runtime.execution.engine_pool import EnginePool
 from twoheads.runtime.execution.executor import RunPlan, Tick
-from twoheads.runtime.execution.run_state import RunState
 
 __all__ = ["DeviceExecutor", "open_device"]
 
@@ -68,13 +67,12 @@ class DeviceExecutor:
         if plan.job is not None:
             raise InputError("a job", "keeps its values in files, not on a device", "use a backend of the processor")
         with Crew(self.threads, tick) as crew:
-            state = RunState(plan.schedule, self._engines, crew)
-            run = DeviceRun(state, self._device, self._planned, self.kept)
+            run = DeviceRun(plan.schedule, self._engines, crew, self._device, self._planned, self.kept)
             try:
                 yield run
             finally:
                 run.close()
-        state.stores.close()
+        run.stores.close()
 
     def _planned(self, schedule: Schedule) -> tuple[DevicePlan, StageQueue]:
         """The plan of a schedule, made or found, and what queues its stages."""

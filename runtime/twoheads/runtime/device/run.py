@@ -25,6 +25,8 @@ from twoheads.runtime.device.head import run_device_head
 from twoheads.runtime.device.plan import DevicePlan, Recorded
 from twoheads.runtime.device.stages import StageQueue
 from twoheads.runtime.device.transfers import Transfers
+from twoheads.runtime.execution.crew import Crew
+from twoheads.runtime.execution.engine_pool import EnginePool
 from twoheads.runtime.execution.run_state import RunState
 from twoheads.runtime.memory.sink import Sink
 from twoheads.runtime.stages.pooling import pool, pooled_rows
@@ -54,11 +56,13 @@ class Kept:
     replays: int = 0
 
 
-class DeviceRun:
+class DeviceRun(RunState):
     """A run whose values are on the device; only inputs and wanted rows cross over.
 
     Args:
-        state: Counts, engines and workers.
+        schedule: The program that runs, expanded for the input.
+        engines: Open engines.
+        crew: The workers.
         device: Where it runs.
         planned: Gives the plan of a schedule and what queues its stages.
         kept: What earlier runs left there.
@@ -66,12 +70,14 @@ class DeviceRun:
 
     def __init__(
         self,
-        state: RunState,
+        schedule: Schedule,
+        engines: EnginePool,
+        crew: Crew,
         device: Device,
         planned: Callable[[Schedule], tuple[DevicePlan, StageQueue]],
         kept: Kept,
     ) -> None:
-        self.state = state
+        super().__init__(schedule, engines, crew)
         self._device = device
         self._planned = planned
         self._kept = kept
@@ -81,18 +87,15 @@ class DeviceRun:
         self._transfers: Transfers
 
     def prepare(self) -> None:
-        """Opens the engines that the run needs and that are not open yet."""
-        engines = self.state.engines
-        body, head = needed_stages(self.state.program, self.state.schedule.output)
-
         def open_engine(stage: Stage) -> None:
             if isinstance(stage, TokenwiseStage):
-                engines.tokenwise(stage)
+                self.engines.tokenwise(stage)
             elif isinstance(stage, AttentionStage):
                 for variant in ("full", "masked"):
-                    engines.attention(stage.engine, variant)
+                    self.engines.attention(stage.engine, variant)
 
-        self.state.crew.run((*body, *head), lambda: open_engine)
+        body, head = needed_stages(self.program, self.schedule.output)
+        self.crew.run((*body, *head), lambda: open_engine)
 
     def body(self, inputs: Mapping[str, Array]) -> None:
         """Copies the inputs to the device and computes the body there.
@@ -101,14 +104,13 @@ class DeviceRun:
             InputError: The run does not fit into the device's memory.
             DeviceError: The device failed.
         """
-        run = self.state
-        self._plan, self._queue = self._planned(run.schedule)
-        self._transfers = Transfers(self._device, self._queue.main, run.program.block_size)
+        self._plan, self._queue = self._planned(self.schedule)
+        self._transfers = Transfers(self._device, self._queue.main, self.program.block_size)
         self._held = self._plan.device_bytes + self._plan.layout.host_bytes
-        run.stores.account(self._held)
-        for entry in run.program.inputs:
+        self.stores.account(self._held)
+        for entry in self.program.inputs:
             value = self._plan.values[entry.value.name]
-            store = self._transfers.store(value, run.schedule.value_rows(entry.value))
+            store = self._transfers.store(value, self.schedule.value_rows(entry.value))
             store.fill(inputs[entry.value.name])
             self._transfers.write(value, store)
         self._upload()
@@ -120,24 +122,21 @@ class DeviceRun:
         """Ends the run, however far it came."""
         if self._held:
             self._transfers.finish()
-            self.state.stores.account(-self._held)
+            self.stores.account(-self._held)
 
     def row_value(self, name: str) -> Array:
-        """The row value ``name``."""
         return self._transfers.read(self._plan.values[name], 1).whole()
 
     def embedding(self, pooling: Pooling) -> Array:
-        """All hidden states as one vector."""
-        hidden = self._plan.values[self.state.program.hidden]
-        length = self.state.schedule.value_rows(hidden.value)
+        hidden = self._plan.values[self.program.hidden]
+        length = self.schedule.value_rows(hidden.value)
         return pool(self._transfers.rows(hidden, pooled_rows(pooling, length)), pooling)
 
     def rows(self, positions: npt.NDArray[np.int64] | None, sink: Sink | None) -> Array | None:
-        """Rows of the logits or hidden states, in memory or block by block into the sink."""
-        if self.state.schedule.positions:
-            return run_device_head(self.state, self._queue, self._transfers, positions, sink)
-        hidden, size = self._plan.values[self.state.program.hidden], self.state.program.block_size
-        rows = range(self.state.schedule.value_rows(hidden.value)) if positions is None else positions
+        if self.schedule.positions:
+            return run_device_head(self, self._queue, self._transfers, positions, sink)
+        hidden, size = self._plan.values[self.program.hidden], self.program.block_size
+        rows = range(self.schedule.value_rows(hidden.value)) if positions is None else positions
         if sink is None:
             return self._transfers.rows(hidden, rows).astype(np.float32, copy=False)
         for start in range(0, len(rows), size):
@@ -147,7 +146,7 @@ class DeviceRun:
 
     def _upload(self) -> None:
         """Copies numbers of real tokens, masks and sinks, those that are not there yet."""
-        plan, transfers, schedule, kept = self._plan, self._transfers, self.state.schedule, self._kept
+        plan, transfers, schedule, kept = self._plan, self._transfers, self.schedule, self._kept
         padded = kept.plan is plan
         if padded and kept.lengths == schedule.lengths:
             return
@@ -157,7 +156,7 @@ class DeviceRun:
                 real = schedule.value_rows(value.value) - (value.tiles - 1) * value.tile_tokens
                 address = plan.beside.reals[value.value.axis, value.tile_tokens]
                 transfers.upload(Rows(address, 4), np.array([real], np.int32))
-        attentions = {stage.name: stage for stage in self.state.program.attentions}
+        attentions = {stage.name: stage for stage in self.program.attentions}
         done: set[int] = set()
         for name, slots in plan.masks.items():
             if plan.beside.masks[name] not in done:
@@ -166,7 +165,7 @@ class DeviceRun:
                 for slot, tile in slots.contents(length, padded=padded):
                     transfers.upload(self._queue.mask_slot(name, slot).rows, tile)
         for name, sinks in plan.beside.sinks.items():
-            logits = self.state.engines.weights.view(attentions[name].sinks or "").astype(np.float32)
+            logits = self.engines.weights.view(attentions[name].sinks or "").astype(np.float32)
             transfers.upload(sinks.rows, np.ascontiguousarray(np.broadcast_to(logits[:, None], sinks.shape)))
         kept.plan, kept.lengths = plan, dict(schedule.lengths)
 
@@ -206,7 +205,7 @@ class DeviceRun:
         """Queues the stages; their engine calls by name."""
         calls: dict[str, int] = {}
         for stage in segment:
-            self.state.crew.check()
+            self.crew.check()
             if isinstance(stage, SequenceStage):
                 raise InternalError(f"stage {stage.name} is the host's")
             calls[stage.name] = self._queue.stage(stage)
@@ -214,12 +213,12 @@ class DeviceRun:
 
     def _count(self, calls: Mapping[str, int]) -> None:
         for name, count in calls.items():
-            self.state.counters[name].worker().calls += count
-            self.state.rounds += 1
+            self.counters[name].worker().calls += count
+            self.rounds += 1
 
     def _sequence(self, stage: SequenceStage) -> None:
         """Computes ``stage`` on the host, from and to the device."""
-        values, sizes, transfers = self._plan.values, self.state.schedule.value_rows, self._transfers
+        values, sizes, transfers = self._plan.values, self.schedule.value_rows, self._transfers
         inputs = [transfers.read(values[name], sizes(values[name].value)).whole() for name in stage.inputs]
         store = transfers.store(values[stage.output.name], sizes(stage.output))
         fill_sequence(stage, inputs, store)

@@ -17,7 +17,7 @@ from twoheads.runtime.jobs.job import Job
 from twoheads.runtime.memory.sink import Sink
 from twoheads.runtime.reports.report import Counted
 
-__all__ = ["Counts", "Executor", "RunPlan", "Running", "Tick"]
+__all__ = ["Executor", "RunPlan", "Running", "Tick"]
 
 Array = npt.NDArray[Any]
 Tick = Callable[[], None]
@@ -41,8 +41,8 @@ class RunPlan:
     job: Job | None = None
 
 
-class Counts(Protocol):
-    """How far a run is, and what it did in the end."""
+class Running(Protocol):
+    """A run in progress: its engines are opened, then its body is computed, then its output is taken."""
 
     restored_calls: int
     """Engine calls of an earlier process, from whose checkpoint the run goes on."""
@@ -54,15 +54,6 @@ class Counts(Protocol):
 
     def counted(self) -> Counted:
         """What the run has done."""
-        ...
-
-
-class Running(Protocol):
-    """A run in progress: its engines are opened, then its body is computed, then its output is taken."""
-
-    @property
-    def state(self) -> Counts:
-        """How far it is."""
         ...
 
     def prepare(self) -> None:

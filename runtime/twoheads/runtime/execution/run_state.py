@@ -192,7 +192,7 @@ class RunState:
         """Those of a stage's ``count`` blocks that are computed."""
         return [block for block in range(count) if self.only is None or block in self.only]
 
-    def rows(self, stage: AttentionStage) -> list[Row]:
+    def query_rows(self, stage: AttentionStage) -> list[Row]:
         """The computed query blocks with their tiles, longest first: the last to finish is then a short one.
 
         Layers of equal mask and axes share the list.

@@ -11,7 +11,7 @@ import numpy as np
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.program.program import AttentionStage
 from twoheads.graphs.schedule.schedule import Schedule
-from twoheads.runtime.execution.executor import Counts, Executor, RunPlan
+from twoheads.runtime.execution.executor import Executor, Running, RunPlan
 from twoheads.runtime.inputs.requests import Inputs
 from twoheads.runtime.jobs.job import Job
 from twoheads.runtime.memory.finite_rows import FiniteRows
@@ -112,9 +112,9 @@ def execute(
     plan = RunPlan(schedule, group.packing, context.spill_plan(schedule, job).values, job)
     watch, finite = _Watch(schedule.engine_calls, progress, job), FiniteRows(schedule.program.values())
     with executor.start(plan, None if progress is None and job is None else watch.tick) as run:
-        watch.begin(run.state)
+        watch.begin(run)
         run.prepare()
-        prepared = watch.begin(run.state)
+        prepared = watch.begin(run)
         try:
             run.body(group.inputs(schedule.program))
             taken = take_output(run, schedule, None if own is None else np.concatenate(own), sink, finite)
@@ -128,7 +128,7 @@ def execute(
         if not alone:
             raise _NotFiniteError
         fault = (fault_warning(finite.first, context, None if job else executor, group.requests[0], group.output),)
-    report = _report(context, group, schedule, run.state.counted(), fault, executor.threads)
+    report = _report(context, group, schedule, run.counted(), fault, executor.threads)
     report = replace(report, prepare_seconds=prepared, seconds=seconds)
     arrays = [taken] if alone else split_output(schedule.program, taken, own, group.output)
     return [Result(array, group.output, report) for array in arrays]
@@ -174,27 +174,27 @@ class _Watch:
         self._progress = progress
         self._job = job
         self._began = time.perf_counter()
-        self._counts: Counts | None = None
+        self._run: Running | None = None
 
     @property
     def seconds(self) -> float:
         """Since the beginning."""
         return time.perf_counter() - self._began
 
-    def begin(self, counts: Counts) -> float:
+    def begin(self, run: Running) -> float:
         """Begins anew; returns the seconds since it began before."""
-        self._counts, seconds = counts, self.seconds
+        self._run, seconds = run, self.seconds
         self._began = time.perf_counter()
         return seconds
 
     def tick(self) -> None:
         """Tells the caller, and the job now and then."""
-        if self._progress is not None and self._counts is not None:
-            self._progress(min(self._counts.calls, self._total), self._total)
+        if self._progress is not None and self._run is not None:
+            self._progress(min(self._run.calls, self._total), self._total)
         self.tell(now=False)
 
     def tell(self, *, now: bool) -> None:
         """Tells the job."""
-        if self._job is not None and self._counts is not None:
-            restored = self._counts.restored_calls
-            self._job.tell(self._counts.calls, self._total, began=restored, seconds=self.seconds, now=now)
+        if self._job is not None and self._run is not None:
+            restored = self._run.restored_calls
+            self._job.tell(self._run.calls, self._total, began=restored, seconds=self.seconds, now=now)

@@ -44,7 +44,7 @@ def _first_fault(
     with executor.start(RunPlan(schedule, spilled=context.spill_plan(schedule).values), None) as run:
         run.prepare()
         for stage in run.stages(request.arrays):
-            if (found := _odd_value(run.state, stage)) is not None:
+            if (found := _odd_value(run, stage)) is not None:
                 return stage.name, found[0].name, found[1]
     return None
 

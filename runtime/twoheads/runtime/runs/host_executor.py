@@ -52,7 +52,7 @@ class HostExecutor:
         whole = self._whole if self._whole is not None and plan.schedule.program is self._whole.program else None
         # The kernels of a whole block use the threads themselves.
         with Crew(self.threads if whole is None else 1, tick) as crew:
-            state = RunState(
+            run = HostRun(
                 plan.schedule,
                 whole or self._engines,
                 crew,
@@ -62,69 +62,55 @@ class HostExecutor:
                 job=plan.job,
             )
             if plan.job is not None:
-                Checkpoints(plan.job, state)
-            yield HostRun(state)
-        state.stores.close()
+                Checkpoints(plan.job, run)
+            yield run
+        run.stores.close()
 
 
-class HostRun:
+class HostRun(RunState):
     """A run whose values are in this process's stores; see :class:`~twoheads.runtime.execution.executor.Running`."""
 
-    def __init__(self, state: RunState) -> None:
-        self.state = state
-
     def prepare(self) -> None:
-        """Opens the engines that the run needs and that are not open yet."""
-        run = self.state
-
         def open_engine(stage: Stage) -> None:
-            RUNNERS.of(stage).open(run, stage)
+            RUNNERS.of(stage).open(self, stage)
 
-        body, head = needed_stages(run.program, run.schedule.output)
-        run.crew.run((*body, *head), lambda: open_engine)
+        body, head = needed_stages(self.program, self.schedule.output)
+        self.crew.run((*body, *head), lambda: open_engine)
 
     def body(self, inputs: Mapping[str, Array]) -> None:
-        """Runs the body, or what a checkpoint leaves of it."""
         for _ in self.stages(inputs):
             pass
 
     def stages(self, inputs: Mapping[str, Array]) -> Iterator[Stage]:
-        """Runs the body, and gives every stage that was computed before the next one begins."""
-        run = self.state
-        done = frozenset[str]() if run.checkpoints is None else run.checkpoints.restore()
-        gone = {name for stage in done for name in run.schedule.release_after.get(stage, ())}
-        for entry in run.program.inputs:
+        """Runs the body, or what a checkpoint leaves of it; gives each stage before the next one begins."""
+        done = frozenset[str]() if self.checkpoints is None else self.checkpoints.restore()
+        gone = {name for stage in done for name in self.schedule.release_after.get(stage, ())}
+        for entry in self.program.inputs:
             if entry.value.name not in gone:
-                run.stores.allocate(entry.value).fill(inputs[entry.value.name])
-        for stage in needed_stages(run.program, run.schedule.output)[0]:
+                self.stores.allocate(entry.value).fill(inputs[entry.value.name])
+        for stage in needed_stages(self.program, self.schedule.output)[0]:
             if stage.name not in done:
-                run_stage(run, stage)
+                run_stage(self, stage)
                 yield stage
 
     def row_value(self, name: str) -> Array:
-        """The row value ``name``."""
-        return self.state.stores[name].whole()
+        return self.stores[name].whole()
 
     def embedding(self, pooling: Pooling) -> Array:
-        """All hidden states as one vector."""
-        store = self.state.stores[self.state.program.hidden]
+        store = self.stores[self.program.hidden]
         return pool(store.rows()[: store.length], pooling)
 
     def rows(self, positions: npt.NDArray[np.int64] | None, sink: Sink | None) -> Array | None:
-        """Rows of the logits or hidden states, in memory or block by block into the sink."""
-        if self.state.schedule.positions:
-            return run_head(self.state, positions, sink)
-        store = self.state.stores[self.state.program.hidden]
-        rows = store.length if positions is None else len(positions)
+        if self.schedule.positions:
+            return run_head(self, positions, sink)
+        store = self.stores[self.program.hidden]
+        count, size = store.length if positions is None else len(positions), store.block_size
         if sink is None:
-            wanted = store.rows()[:rows] if positions is None else store.rows()[positions]
+            wanted = store.rows()[:count] if positions is None else store.rows()[positions]
             return wanted.astype(np.float32)
-        size = store.block_size
-        for start in range(0, rows, size):
-            block = (
-                store.block(start // size)[0] if positions is None else store.rows()[positions[start : start + size]]
-            )
-            sink.write(start, block[: rows - start].astype(np.float32, copy=False))
+        for at in range(0, count, size):
+            block = store.block(at // size)[0] if positions is None else store.rows()[positions[at : at + size]]
+            sink.write(at, block[: count - at].astype(np.float32, copy=False))
         return None
 
 

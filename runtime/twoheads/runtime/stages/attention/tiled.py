@@ -30,7 +30,7 @@ def run_attention(run: RunState, stage: AttentionStage) -> None:
     """Computes the output of ``stage`` for all query blocks; it must be allocated, as its inputs are."""
     shared = _Shared(run, stage)
     try:
-        rows, sampler = run.rows(stage), shared.sampler
+        rows, sampler = run.query_rows(stage), shared.sampler
         run.work(stage, rows, lambda: _Worker(shared).row, tokens=run.row_tokens, companion=sampler)
     finally:
         shared.masks.close()

@@ -48,7 +48,7 @@ def run_stock_attention(run: RunState, stage: AttentionStage) -> None:
             rows.sort(key=lambda row: -row.calls(shared.engine.key_tile))
             run.work(stage, rows, lambda: _Worker(shared).row, tokens=_row_tokens)
         else:
-            run.work(stage, run.rows(stage), lambda: _Worker(shared).masked_row, tokens=run.row_tokens)
+            run.work(stage, run.query_rows(stage), lambda: _Worker(shared).masked_row, tokens=run.row_tokens)
     finally:
         shared.close()
 
