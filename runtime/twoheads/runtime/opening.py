@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 
 from twoheads.graphs.errors import InputError
-from twoheads.runtime.backends.emulator import EmulatorBackend
-from twoheads.runtime.backends.protocol import Backend
+from twoheads.runtime.backends.protocol import ArtifactBackend, Backend
 from twoheads.runtime.backends.registry import DEVICE_BACKENDS, LANES, open_backend
 from twoheads.runtime.bundle.reader import Bundle, read_bundle
 from twoheads.runtime.execution.crew import available_threads
@@ -102,7 +101,7 @@ def _with_tiles(
         raise InputError("key_tile", "is given, so that there is nothing to tune", "leave out key_tile or tune")
     if key_tile is not None:
         bundle = bundle.with_key_tile(key_tile)
-    if isinstance(backend, EmulatorBackend) and (tune != "off" or bundle.program.key_tile != bundle.manifest.key_tile):
+    if isinstance(backend, ArtifactBackend) and (tune != "off" or bundle.program.key_tile != bundle.manifest.key_tile):
         problem = f"can't be chosen with {backend.name}: artifacts are built for those of {bundle.manifest.key_tile}"
         raise InputError("key tiles", problem, "leave out tune and key_tile")
     if tune != "off" and backend.name in DEVICE_BACKENDS:

@@ -11,8 +11,10 @@ import numpy.typing as npt
 from twoheads.graphs.errors import BundleError, TwoheadsError
 from twoheads.graphs.program.program import Port
 from twoheads.runtime.backends.device_protocol import Device, Stream
+from twoheads.runtime.bundle.artifacts import ArtifactFiles
 
 __all__ = [
+    "ArtifactBackend",
     "Backend",
     "Call",
     "DeviceBackend",
@@ -119,6 +121,29 @@ class DeviceBackend(Backend, Protocol):
     device: Device
     lanes: tuple[Stream, ...]
     """The streams on which engines compute, one or more."""
+
+
+@runtime_checkable
+class ArtifactBackend(Backend, Protocol):
+    """A backend that runs what ``twoheads build`` made for a target, and not the bundle's own engines."""
+
+    target: str
+    precisions: tuple[str, ...]
+    """In which it can compute what was built."""
+
+    def load_artifact(
+        self,
+        files: ArtifactFiles,
+        inputs: Sequence[Port],
+        outputs: Sequence[Port],
+        weights: Mapping[str, npt.NDArray[Any]],
+    ) -> EngineHandle:
+        """Opens an artifact of the engine with the ports ``inputs`` and ``outputs`` and all its ``weights``.
+
+        Raises:
+            BundleError: It can't be opened, or has other ports.
+        """
+        ...
 
 
 def engine_failure(path: Path, error: Exception) -> TwoheadsError:

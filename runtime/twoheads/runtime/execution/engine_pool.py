@@ -16,8 +16,7 @@ from twoheads.graphs.program.program import (
     TokenwiseEngine,
     TokenwiseStage,
 )
-from twoheads.runtime.backends.emulator import EmulatorBackend
-from twoheads.runtime.backends.protocol import Backend, EngineHandle
+from twoheads.runtime.backends.protocol import ArtifactBackend, Backend, EngineHandle
 from twoheads.runtime.bundle.artifacts import Artifacts
 from twoheads.runtime.bundle.reader import Bundle
 from twoheads.runtime.bundle.weights import Weights
@@ -74,7 +73,7 @@ class EnginePool:
         self.memory = SpareMemory()
         self.program = program or bundle.program
         self._bundle = bundle
-        self._artifacts = _artifacts(bundle, backend) if isinstance(backend, EmulatorBackend) else None
+        self._artifacts = _artifacts(bundle, backend) if isinstance(backend, ArtifactBackend) else None
         self.narrow = self._artifacts is not None
         self.half = self._artifacts is not None and self._artifacts.precision == "fp16"
         self._open: dict[EngineKey, EngineHandle] = {}
@@ -152,7 +151,7 @@ class EnginePool:
         """Opens the file of a stage's engine or of a variant, or what was built of it."""
         name, variant = (what.engine, "") if isinstance(what, TokenwiseStage) else what
         if self._artifacts is not None:
-            assert isinstance(self.backend, EmulatorBackend)
+            assert isinstance(self.backend, ArtifactBackend)
             found = self._artifacts
             files = found.of_stage(what) if isinstance(what, TokenwiseStage) else found.of_attention(name, variant)
             return self.backend.load_artifact(files, inputs, outputs, weights)
@@ -185,7 +184,7 @@ class EnginePool:
                 self.attention(name, variant)
 
 
-def _artifacts(bundle: Bundle, backend: EmulatorBackend) -> Artifacts:
+def _artifacts(bundle: Bundle, backend: ArtifactBackend) -> Artifacts:
     """What was built for the backend's target; a simulator that builds anew knows no ranges of values for int8."""
     found = Artifacts(bundle, backend.target)
     if found.precision not in backend.precisions:

@@ -16,8 +16,7 @@ from twoheads.graphs.program.program import Program
 from twoheads.graphs.schedule.schedule import Schedule, make_schedule
 from twoheads.graphs.schedule.spill import SpillPlan, plan_spill
 from twoheads.graphs.serialization.bundle_format import Manifest
-from twoheads.runtime.backends.emulator import EmulatorBackend
-from twoheads.runtime.backends.protocol import Backend, EngineHandle
+from twoheads.runtime.backends.protocol import ArtifactBackend, Backend, EngineHandle
 from twoheads.runtime.bundle.reader import Bundle
 from twoheads.runtime.bundle.tokenizer import Tokenizer
 from twoheads.runtime.bundle.weights import Weights
@@ -72,7 +71,7 @@ class LoadedBundle:
         self._step_engines = partial(StepEngines, bundle, weights, backend, threads=threads)
         self._weights = weights
         # Accelerators are built for the engines of blocks.
-        self._fused = replace(bundle.fused, block=None) if isinstance(backend, EmulatorBackend) else bundle.fused
+        self._fused = replace(bundle.fused, block=None) if isinstance(backend, ArtifactBackend) else bundle.fused
         self._engines = EnginePool(bundle, weights, backend)
         device = open_device(self._engines, threads=threads, limit=device_memory_limit, host=(memory_limit, spill))
         whole = self._fused.whole
