@@ -11,7 +11,7 @@ import numpy.typing as npt
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.program.engines.request_codes import SAFE_SCORE, code_capacity, request_codes
 from twoheads.graphs.program.program import AttentionEngine, AttentionStage
-from twoheads.graphs.variants.packing import Packing, longest_packable, packed_variant
+from twoheads.graphs.variants.packing import Packing, packed_variant
 from twoheads.runtime.execution.run_state import RunState
 from twoheads.runtime.memory.stores import ValueStore
 
@@ -26,7 +26,8 @@ class ScoresBeyondCodesError(Exception):
 
 def packed_engine(run: RunState, stage: AttentionStage) -> str:
     """The variant of the stage's engine that computes packed requests."""
-    variant = packed_variant(stage.mask, longest_packable(run.program))
+    # The run's masks keep each block to itself, so that any length within a block tells the variant.
+    variant = packed_variant(stage.mask, run.program.block_size // 2)
     if variant is None:
         raise InternalError(f"stage {stage.name} can't be packed: its mask is {stage.mask}")
     return variant
