@@ -14,6 +14,7 @@ from twoheads.runtime.generation.added import AddedScores
 from twoheads.runtime.generation.engines import StepEngines
 from twoheads.runtime.generation.kept_rows import KeptBlocks
 from twoheads.runtime.generation.long_step import LongStep
+from twoheads.runtime.generation.prefix_cache import PrefixCache, following
 from twoheads.runtime.generation.step import BoundStep, Heads
 
 __all__ = ["Context", "Pieces"]
@@ -57,6 +58,7 @@ class Context:
         engines: What computes.
         weights: The bundle's.
         owner: What the context belongs to; contexts of other bundles are refused.
+        cache: Beginnings that were computed before, if any are kept.
 
     Attributes:
         engines: What computes.
@@ -64,11 +66,14 @@ class Context:
         tokens: The sequence.
     """
 
-    def __init__(self, engines: StepEngines, weights: Weights, owner: object) -> None:
+    def __init__(self, engines: StepEngines, weights: Weights, owner: object, cache: PrefixCache | None = None) -> None:
         self.engines = engines
         self.owner = owner
         self.tokens: list[int] = []
         self._weights = weights
+        self._cache = cache
+        self._names: list[bytes] = []
+        """Of the whole blocks that ``append`` computed, as the cache calls them."""
         self._added = AddedScores(engines.steps, weights)
         self._kept: KeptBlocks | None = KeptBlocks(engines.steps)
         self._steps: dict[tuple[int, bool], BoundStep | LongStep] = {}
@@ -159,6 +164,7 @@ class Context:
             left, self.tokens, self._steady = self.tokens[:length], [], 0
             self._kept = KeptBlocks(self.engines.steps)
             self._steps.clear()
+            self._names.clear()
             if left:
                 self.append(left)
             return
@@ -166,7 +172,8 @@ class Context:
 
     def fork(self) -> Context:
         """Another context with the same tokens, which grows on its own."""
-        made = Context(self.engines, self._weights, self.owner)
+        made = Context(self.engines, self._weights, self.owner, self._cache)
+        made._names = list(self._names)
         made.tokens = list(self.tokens)
         made._kept = self._arrays().copy()
         made._steady = self._steady
@@ -198,6 +205,7 @@ class Context:
         kept.clear(length % block)
         del self.tokens[length:]
         self._steady = min(self._steady, length)
+        del self._names[length // block :]
 
     def _check(self, tokens: Sequence[int] | npt.NDArray[Any]) -> list[int]:
         """The tokens as whole numbers.
@@ -229,11 +237,46 @@ class Context:
         small = steps.rows[1]
         start, tokens = len(self.tokens), np.array([*self.tokens, *new], np.int64)
         hidden: npt.NDArray[Any] | None = None
+        start = self._from_cache(tokens)
         for first, count, rows in Pieces(start, len(tokens), steps.program.block_size, small):
             hidden = self._run(tokens[first : first + count], first, count, rows)[-1]
+            self._to_cache()
         if hidden is None:
             raise InputError("tokens", "are none", "give one or more")
         return hidden
+
+    def _from_cache(self, tokens: npt.NDArray[np.int64]) -> int:
+        """Takes whole blocks over, all but the last token; returns how many tokens there are then."""
+        cache, kept, block = self._cache, self._arrays(), self.engines.steps.program.block_size
+        while cache is not None and len(self.tokens) % block == 0 and len(self.tokens) + block < len(tokens):
+            start = len(self.tokens)
+            new = [int(token) for token in tokens[start : start + block]]
+            page = cache.find(self._name(cache, new))
+            if page is None:
+                break
+            kept.open_page(page)
+            self.tokens.extend(new)
+            self._complete()
+            self._names.append(self._name(cache, new))
+        return len(self.tokens)
+
+    def _to_cache(self) -> None:
+        """Gives the cache the block that was just filled."""
+        block = self.engines.steps.program.block_size
+        number, rest = divmod(len(self.tokens), block)
+        if self._cache is not None and not rest and number == len(self._names) + 1:
+            self._names.append(self._name(self._cache, self.tokens[-block:]))
+            self._cache.put(self._names[-1], self._arrays().page(number - 1))
+
+    def _name(self, cache: PrefixCache, tokens: list[int]) -> bytes:
+        return following(self._names[-1] if self._names else cache.first, tokens)
+
+    def _complete(self) -> None:
+        """The open block is full."""
+        kept, blocks = self._arrays(), len(self.tokens) // self.engines.steps.program.block_size
+        grown = kept.reserve(blocks)
+        if kept.complete(blocks - 1) or grown:
+            self._steps.clear()
 
     def _run(self, tokens: npt.NDArray[np.int64], first: int, count: int, rows: int) -> npt.NDArray[Any]:
         """One call: tokens that are there already are computed again, and left as they are."""
@@ -250,10 +293,7 @@ class Context:
         kept.write(len(self.tokens) % block, step.new, count - skip, skip)
         self.tokens.extend(int(token) for token in tokens[skip:])
         if len(self.tokens) % block == 0:
-            if kept.reserve(len(self.tokens) // block):
-                self._steps.clear()
-            if kept.complete(len(self.tokens) // block - 1):
-                self._steps.clear()
+            self._complete()
         return np.array(step.hidden[0, skip:count])
 
     def _logits(self, hidden: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ class StepEngines:
         weights: What the engines are bound to.
         backend: What runs them.
         threads: Of the kernels.
+        precision: In what the backend multiplies.
 
     Attributes:
         steps: What the engines compute.
@@ -42,13 +44,16 @@ class StepEngines:
         InputError: The model generates nothing, the bundle holds no such engines, or the backend can't run them.
     """
 
-    def __init__(self, bundle: Bundle, weights: Weights, backend: Backend, *, threads: int) -> None:
+    def __init__(
+        self, bundle: Bundle, weights: Weights, backend: Backend, *, threads: int, precision: str = "f32"
+    ) -> None:
         self.steps = _checked(bundle, backend)
         self.backend = backend
         self.calls = 0
         self._bundle = bundle
         self._weights = weights
         self._threads = threads
+        self._precision = precision
         self._packed = bool(bundle.manifest.quantised) or not isinstance(backend, UnpackedBackend)
         self._open: dict[str, EngineHandle] = {}
         self._capacity: dict[int, str] = {}
@@ -65,6 +70,16 @@ class StepEngines:
             del self._open[self._capacity[rows]]
         self._capacity[rows] = engine.name
         return engine, self._opened(engine, dict(zip(self.steps.body.weights, engine.weights, strict=True)))
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What the bits of a result depend on beside bundle and tokens: backend, its version, and the processor."""
+        module = getattr(self.backend, "module", None)
+        cpu = Path("/proc/cpuinfo")
+        lines = cpu.read_text().splitlines() if cpu.exists() else [platform.processor()]
+        flags = [line for line in lines if line.startswith(("flags", "Features", "model name"))] or lines
+        version = str(getattr(module, "__version__", ""))
+        return (self.backend.name, version, self._precision, platform.machine(), *sorted(set(flags)))
 
     def weight(self, name: str) -> npt.NDArray[Any]:
         """A weight of the bundle, read-only."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import collections.abc
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -24,6 +26,7 @@ from twoheads.runtime.generation.choosing.settings import Settings
 from twoheads.runtime.generation.choosing.warpers import log_softmax
 from twoheads.runtime.generation.context import Context
 from twoheads.runtime.generation.engines import StepEngines
+from twoheads.runtime.generation.prefix_cache import PrefixCache
 from twoheads.runtime.generation.results import Generated, Piece
 from twoheads.runtime.generation.text.chat import Message, render_chat
 from twoheads.runtime.generation.text.model_facts import ModelFacts, read_facts
@@ -79,6 +82,7 @@ class Generator:
     Attributes:
         facts: What the model says about generating.
         settings: The model's own, which every call begins with.
+        cache: Beginnings that were computed before; see :meth:`keep_prefixes`.
 
     Raises:
         InputError: The model's settings ask for what is not supported; the field is named.
@@ -91,6 +95,12 @@ class Generator:
         self._weights = weights
         self._engines = engines
         self._tokenizer = tokenizer
+        self.cache: PrefixCache | None = None
+
+    @property
+    def calls(self) -> int:
+        """Engine calls so far."""
+        return self._engines.calls
 
     @property
     def steps(self) -> Steps:
@@ -99,7 +109,22 @@ class Generator:
 
     def open_context(self) -> Context:
         """An empty sequence, to be continued, cut back and forked; see :class:`Context`."""
-        return Context(self._engines, self._weights, self._bundle)
+        return Context(self._engines, self._weights, self._bundle, self.cache)
+
+    def keep_prefixes(self, memory: int, folder: str | os.PathLike[str] | None = None) -> PrefixCache:
+        """From now on contexts take over whole blocks of beginnings that were computed before, to the bit.
+
+        Args:
+            memory: Bytes of keys and values that are kept in memory.
+            folder: Where they are kept for other processes as well.
+
+        Raises:
+            InputError: ``memory`` is negative, or ``folder`` can't be made.
+        """
+        identity = "\n".join((self._bundle.identity, *self._engines.identity))
+        path = None if folder is None else Path(folder)
+        self.cache = PrefixCache(self._engines.steps, identity, memory=memory, folder=path)
+        return self.cache
 
     def generate(
         self,

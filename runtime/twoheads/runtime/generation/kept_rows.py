@@ -107,6 +107,17 @@ class KeptBlocks:
         for at, array in zip(self._plain, self.segments.pop(), strict=True):
             self.past[at] = array.copy()
 
+    def page(self, block: int) -> list[Array]:
+        """A copy of whole block ``block``, which was completed last."""
+        starts = [self._slot(entry, block) * self._block for entry in self._steps.kept]
+        pairs = zip(self.past, starts, strict=True)
+        return [np.ascontiguousarray(array[:, :, start : start + self._block]) for array, start in pairs]
+
+    def open_page(self, page: list[Array]) -> None:
+        """The open block is that of ``page``, to be completed."""
+        for array, rows in zip(self.opened, page, strict=True):
+            array[...] = rows
+
     def clear(self, first: int) -> None:
         """Forgets the rows of the open block from ``first``."""
         for array in self.opened:

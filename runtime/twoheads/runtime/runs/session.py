@@ -68,7 +68,7 @@ class LoadedBundle:
     ) -> None:
         self._bundle = bundle
         weights = Weights(bundle.weights_file, bundle.manifest.weights)
-        self._step_engines = partial(StepEngines, bundle, weights, backend, threads=threads)
+        self._step_engines = partial(StepEngines, bundle, weights, backend, threads=threads, precision=precision)
         self._weights = weights
         # Accelerators are built for the engines of blocks.
         self._fused = replace(bundle.fused, block=None) if isinstance(backend, ArtifactBackend) else bundle.fused

@@ -77,3 +77,16 @@ def test_a_conversation_keeps_its_context(cli, tiny_llama, tmp_path, monkeypatch
     told = [int(number) for number in re.findall(r"(\d+) tokens of context", ran.err)]
     assert told[0] == len(["the", "cat", "sat", "dog"]) + 4
     assert told[1] >= told[0] + len(["a", "the", "red", "house"]) + 4
+
+
+def test_a_beginning_is_computed_once(cli, bundle, text, tmp_path):
+    words = ("generate", bundle, "--file", text, "--max-new-tokens", 3, "--ignore-eos", "--json")
+    plain = cli(*words).json
+    cold, warm = (cli(*words, "--cache", tmp_path / "pages").json for _ in range(2))
+    assert len(list((tmp_path / "pages").glob("*.page"))) == 2
+    assert plain["tokens"] == cold["tokens"] == warm["tokens"]
+    assert plain["logprobs"] == cold["logprobs"] == warm["logprobs"]
+    assert warm["engine_calls"] == cold["engine_calls"] - 2
+    for file in (tmp_path / "pages").glob("*.page"):
+        file.write_bytes(file.read_bytes()[:-1])
+    assert "is damaged" in cli(*words, "--cache", tmp_path / "pages").refused()

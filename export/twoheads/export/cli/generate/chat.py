@@ -37,6 +37,7 @@ def command(
     stop: choice.Stop = None,
     seed: choice.Seed = None,
     fields: choice.Fields = None,
+    cache: choice.Cache = None,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Of the kernels; all cores if not given.")
     ] = None,
@@ -65,6 +66,7 @@ def command(
     loaded = load(bundle, backend=backend.value, precision=precision.value, threads=threads)
     if not loaded.generation.facts.chat_templates:
         raise InputError(str(bundle), "has no chat template", "give a prompt to `twoheads generate`")
+    choice.keep_prefixes(loaded, cache)
     messages: list[dict[str, str]] = [] if system is None else [{"role": "system", "content": system}]
     with loaded.open_context() as context:
         while line := _read_line():

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from twoheads.graphs.errors import InputError
 
+if TYPE_CHECKING:
+    from twoheads.runtime import LoadedBundle
+
 __all__ = [
     "DEFAULT_TOKENS",
+    "Cache",
     "DoSample",
     "Fields",
     "IgnoreEos",
@@ -23,8 +28,12 @@ __all__ = [
     "Temperature",
     "TopK",
     "TopP",
+    "keep_prefixes",
     "settings_of",
 ]
+
+CACHE_BYTES = 256 << 20
+"""Of beginnings of texts in memory; on disk there are as many as were computed."""
 
 DEFAULT_TOKENS = 128
 """New tokens where neither the command nor the model says how many."""
@@ -51,10 +60,24 @@ Stop = Annotated[
     list[str] | None, typer.Option("--stop", metavar="TEXT", help="A text that ends it; several times for several.")
 ]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Of samples, to get the same again.")]
+Cache = Annotated[
+    Path | None,
+    typer.Option("--cache", metavar="DIR", help="Keep what beginnings of texts gave there, and take it from there."),
+]
 Fields = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=JSON", help="Any other field of generation_config.json, e.g. typical_p=0.9."),
 ]
+
+
+def keep_prefixes(loaded: LoadedBundle, folder: Path | None) -> None:
+    """Lets the bundle take over the beginnings of texts from ``folder``, and leave its own there.
+
+    Raises:
+        InputError: The folder can't be made.
+    """
+    if folder is not None:
+        loaded.generation.keep_prefixes(CACHE_BYTES, folder)
 
 
 def settings_of(others: list[str] | None, **named: Any) -> dict[str, Any]:

@@ -41,6 +41,7 @@ def command(
     stop: choice.Stop = None,
     seed: choice.Seed = None,
     fields: choice.Fields = None,
+    cache: choice.Cache = None,
     speculate: Annotated[
         bool,
         typer.Option("--speculate", help="Guess tokens that came before: copies come faster."),
@@ -76,6 +77,7 @@ def command(
     from twoheads.runtime import load
 
     loaded = load(bundle, backend=backend.value, precision=precision.value, threads=threads)
+    choice.keep_prefixes(loaded, cache)
     _default_length(loaded, given)
     made = loaded.generate(
         content,

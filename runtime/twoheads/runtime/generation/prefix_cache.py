@@ -1,0 +1,137 @@
+"""Keys and values of beginnings that were computed before: whole blocks, found by the tokens up to their end.
+
+A block's name is a hash of the bundle, of what computes, and of all tokens from the first to its last. Only blocks that
+``Context.append`` computed are kept, whose bits depend on nothing else: so a prefix that is found gives the very bits
+that computing it again would.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import numpy.typing as npt
+
+from twoheads.graphs.errors import InputError
+from twoheads.graphs.variants.steps import Steps
+
+__all__ = ["PrefixCache", "following"]
+
+Page = list[npt.NDArray[Any]]
+"""The keys and values of all layers in one block, in the order of ``Steps.kept``."""
+
+MAGIC = b"twoheads page 1\n"
+DIGEST = 32
+
+
+class PrefixCache:
+    """Pages by name, in memory and, if there is a folder, on disk.
+
+    Args:
+        steps: What the pages are of.
+        identity: Of bundle, backend and processor: pages of another one have other names.
+        memory: Bytes of pages in memory; beyond them those that were asked for longest ago are let go.
+        folder: Where pages are kept for other processes; created if need be.
+
+    Attributes:
+        hits: Blocks that were found.
+        misses: Blocks that were not.
+
+    Raises:
+        InputError: ``memory`` is negative, or ``folder`` is no folder.
+    """
+
+    def __init__(self, steps: Steps, identity: str, *, memory: int, folder: Path | None = None) -> None:
+        if memory < 0:
+            raise InputError("prefix cache", f"has {memory} bytes", "give 0 or more")
+        self.hits = self.misses = 0
+        self._shapes = [(e.value.block_shape(steps.program.block_size), np.dtype(e.value.dtype)) for e in steps.kept]
+        self._page_bytes = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in self._shapes)
+        self._first = sha256(identity.encode()).digest()
+        self._memory, self._folder = memory, folder
+        self._pages: OrderedDict[bytes, Page] = OrderedDict()
+        if folder is not None:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(str(folder), f"can't hold pages: {error.strerror}", "name a folder") from error
+
+    @property
+    def first(self) -> bytes:
+        """The name of the empty beginning."""
+        return self._first
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the pages in memory."""
+        return len(self._pages) * self._page_bytes
+
+    def find(self, name: bytes) -> Page | None:
+        """The page of that name, not to be written to; ``None`` where there is none.
+
+        Raises:
+            InputError: Its file is damaged.
+        """
+        page = self._pages.get(name)
+        if page is not None:
+            self._pages.move_to_end(name)
+        elif (page := self._read(name)) is not None:
+            self._keep(name, page)
+        self.hits, self.misses = self.hits + (page is not None), self.misses + (page is None)
+        return page
+
+    def put(self, name: bytes, page: Page) -> None:
+        """Keeps a page, which must not change any more.
+
+        Raises:
+            OSError: The disk refuses.
+        """
+        self._keep(name, page)
+        path = self._path(name)
+        if path is None or path.exists():
+            return
+        payload = b"".join(array.tobytes() for array in page)
+        part = path.with_name(f".{path.name}.{uuid4().hex}")
+        try:
+            part.write_bytes(MAGIC + sha256(name + payload).digest() + payload)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _keep(self, name: bytes, page: Page) -> None:
+        self._pages[name] = page
+        self._pages.move_to_end(name)
+        while self._pages and self.nbytes > self._memory:
+            self._pages.popitem(last=False)
+
+    def _path(self, name: bytes) -> Path | None:
+        return None if self._folder is None else self._folder / f"{name.hex()}.page"
+
+    def _read(self, name: bytes) -> Page | None:
+        path = self._path(name)
+        if path is None or not path.exists():
+            return None
+        data = path.read_bytes()
+        start = len(MAGIC) + DIGEST
+        payload = data[start:]
+        whole = data.startswith(MAGIC) and len(payload) == self._page_bytes
+        if not whole or sha256(name + payload).digest() != data[len(MAGIC) : start]:
+            raise InputError(str(path), "is damaged: it is not what was written", "delete it")
+        page: Page = []
+        at = 0
+        for shape, dtype in self._shapes:
+            count = int(np.prod(shape))
+            page.append(np.frombuffer(payload, dtype, count, at).reshape(shape))
+            at += count * dtype.itemsize
+        return page
+
+
+def following(name: bytes, tokens: Sequence[int]) -> bytes:
+    """The name of the block of ``tokens`` behind the one called ``name``."""
+    return sha256(name + np.asarray(tokens, "<i8").tobytes()).digest()

@@ -1,0 +1,86 @@
+"""Beginnings that were computed before: the same bits warm as cold, in memory and from disk, and no damaged files."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.runtime.generation.decoders import BLOCK, bundle_folder, tokens
+from twoheads.graphs.errors import InputError
+from twoheads.runtime import LoadedBundle, load
+
+PROMPT = tokens(36 * BLOCK + 5)
+
+
+def _logits(bundle: LoadedBundle, sequence: list[int]) -> tuple[np.ndarray, int]:
+    """Logits behind the sequence and two steps, and the engine calls that the sequence took."""
+    before = bundle.generation.calls
+    with bundle.open_context() as context:
+        rows = [context.append(sequence)]
+        calls = bundle.generation.calls - before
+        rows += [context.step(token) for token in (5, 6)]
+        context.rollback(len(sequence) - 3)
+        rows.append(context.append([9, 9]))
+    return np.stack(rows), calls
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma"])
+def test_warm_is_cold_to_the_bit(name, tmp_path):
+    cold, cold_calls = _logits(load(bundle_folder(name), threads=1), PROMPT)
+    bundle = load(bundle_folder(name), threads=1)
+    cache = bundle.generation.keep_prefixes(1 << 30, tmp_path / "pages")
+    first, _ = _logits(bundle, PROMPT)
+    warm, warm_calls = _logits(bundle, PROMPT)
+    assert np.array_equal(first, cold)
+    assert np.array_equal(warm, cold)
+    assert cache.hits >= 36
+    assert warm_calls < cold_calls / 5
+    other = load(bundle_folder(name), threads=1)  # as another process would
+    other.generation.keep_prefixes(0, tmp_path / "pages")
+    again, calls = _logits(other, PROMPT)
+    assert np.array_equal(again, cold)
+    assert calls == warm_calls
+
+
+def test_only_what_is_shared_is_taken_over():
+    bundle = load(bundle_folder("llama"), threads=1)
+    plain, _ = _logits(bundle, [*PROMPT[: 3 * BLOCK], *tokens(40, seed=9)])
+    cache = bundle.generation.keep_prefixes(1 << 30)
+    _logits(bundle, PROMPT[: 6 * BLOCK])
+    hits = cache.hits
+    branch, _ = _logits(bundle, [*PROMPT[: 3 * BLOCK], *tokens(40, seed=9)])
+    assert cache.hits >= hits + 3
+    assert np.array_equal(branch, plain)
+    moved, _ = _logits(bundle, PROMPT[BLOCK : 5 * BLOCK])  # the same tokens at other places are others
+    cold, _ = _logits(load(bundle_folder("llama"), threads=1), PROMPT[BLOCK : 5 * BLOCK])
+    assert np.array_equal(moved, cold)
+
+
+def test_steps_leave_nothing_in_the_cache():
+    bundle = load(bundle_folder("llama"), threads=1)
+    cache = bundle.generation.keep_prefixes(1 << 30)
+    with bundle.open_context() as context:
+        context.append(PROMPT[:3])
+        for token in PROMPT[3 : 2 * BLOCK]:
+            context.step(token)
+    assert cache.nbytes == 0
+
+
+def test_the_budget_holds_and_damaged_files_are_refused(tmp_path):
+    bundle = load(bundle_folder("llama"), threads=1)
+    cache = bundle.generation.keep_prefixes(1 << 30, tmp_path)
+    _logits(bundle, PROMPT[: 3 * BLOCK])
+    page = cache.nbytes // 2
+    assert page > 0
+    small = bundle.generation.keep_prefixes(2 * page)
+    _logits(bundle, PROMPT)
+    assert small.nbytes <= 2 * page
+    for file in tmp_path.iterdir():
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(data)
+    bundle.generation.keep_prefixes(1 << 30, tmp_path)
+    with pytest.raises(InputError, match="is damaged"):
+        _logits(bundle, PROMPT[: 3 * BLOCK])
+    with pytest.raises(InputError, match="-1 bytes"):
+        bundle.generation.keep_prefixes(-1)
