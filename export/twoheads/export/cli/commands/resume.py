@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -52,6 +52,6 @@ def command(
         return
     report = None if asked.report is None else arguments.check_output_path(asked.report)
     limit = None if asked.memory_limit is None else arguments.parse_size(asked.memory_limit)
-    how = {"threads": asked.threads, "check": asked.check.value, "memory_limit": limit}
+    how: dict[str, Any] = {"threads": asked.threads, "check": asked.check.value, "memory_limit": limit}
     done, written = resume_job(folder, report=report, **how)
     tell_run(done, written, report, as_json=asked.as_json)

@@ -96,13 +96,13 @@ def check_output_path(path: Path, *, folder: bool = False, beside: Mapping[str, 
 
 def check_outputs(
     out: Path, report: Path | None, inputs: Mapping[str, Path | None], *, folder: bool = False
-) -> dict[str, Path]:
+) -> dict[str, Any]:
     """Where ``--out`` and ``--report`` are written: neither over the other, nor over an input.
 
     Raises:
         InputError: As :func:`check_output_path`.
     """
-    found = {"out": check_output_path(out, folder=folder, beside=inputs)}
+    found: dict[str, Any] = {"out": check_output_path(out, folder=folder, beside=inputs)}
     if report is not None:
         found["report"] = check_output_path(report, beside={**inputs, "--out": out})
     return found
