@@ -114,6 +114,8 @@ class ResultFolder:
             raise TwoheadsError(str(self.folder / lost), "is missing or was cut", "delete the folder, and run again")
         with disk_errors(self.folder, PROBLEM, FIX):
             (self.folder / part_name(self.totals.parts)).unlink(missing_ok=True)
+            for left in (*self.folder.glob("part-*.partial"), self.folder / SUMMARY.replace(".json", ".partial")):
+                left.unlink(missing_ok=True)
             with index.open("ab") as file:
                 file.truncate(self.totals.index_bytes)
 

@@ -42,6 +42,7 @@ def run_documents(
     output: str | None = None,
     pack: str = "auto",
     truncate: bool = False,
+    follow_links: bool = False,
     progress: DocumentProgress | None = None,
 ) -> Totals:
     """Runs every document of ``source`` and writes the results into the folder ``out``, or goes on with that.
@@ -58,6 +59,7 @@ def run_documents(
         output: As :meth:`LoadedBundle.run` takes it; ``pack`` too.
         pack: See there.
         truncate: Cut documents that are longer than the model takes; otherwise they fail.
+        follow_links: Read what links point to that lead out of the folder ``source``; otherwise they fail.
         progress: See :data:`DocumentProgress`.
 
     Raises:
@@ -68,7 +70,7 @@ def run_documents(
     output = check_output(bundle.program, output, positions=False, sink=False)
     share = shares(pack)
     check_program(bundle.program)
-    total, digest = inspect_documents(source)
+    total, digest = inspect_documents(source, follow_links=follow_links)
     identity = {
         "bundle": bundle.identity,
         "backend": f"{bundle.backend} {bundle.precision}",
@@ -78,12 +80,15 @@ def run_documents(
         "pack": pack,
         "truncate": truncate,
         "memory limit": bundle.memory_limit,
+        **({"follow links": True} if follow_links else {}),
     }
     request = {"kind": "documents", "folder": os.path.abspath(bundle.path), "source": os.path.abspath(source)}
     request["out"] = os.path.abspath(out)
     with ResultFolder(out, identity, request) as results:
         if not results.finished:
-            _Run(bundle, results, output, share, total, progress).run(source, truncate=truncate)
+            _Run(bundle, results, output, share, total, progress).run(
+                source, truncate=truncate, follow_links=follow_links
+            )
             give_notices(results.totals.warnings)
         return results.totals
 
@@ -99,9 +104,9 @@ class _Run:
     total: int
     progress: DocumentProgress | None
 
-    def run(self, source: Path, *, truncate: bool) -> None:
+    def run(self, source: Path, *, truncate: bool, follow_links: bool) -> None:
         began, before = time.perf_counter(), self.results.totals
-        documents = islice(read_documents(source), before.documents, None)
+        documents = islice(read_documents(source, follow_links=follow_links), before.documents, None)
         for part in self._parts(prepare_documents(self.bundle, documents, output=self.output, truncate=truncate)):
             self._part(part)
             totals = self.results.totals

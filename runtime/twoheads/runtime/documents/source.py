@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,8 @@ SUFFIXES = (".txt", ".md")
 """Names of texts in a folder end so."""
 
 LARGEST = 1 << 63
+
+LINK = "is a link that leads out of the folder; --follow-links reads what it points to"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,26 +40,31 @@ class Document:
     error: str | None = None
 
 
-def read_documents(path: Path) -> Iterator[Document]:
+def read_documents(path: Path, *, follow_links: bool = False) -> Iterator[Document]:
     """The documents of a folder, by their path in it, or of a file of JSON lines, in order; blank lines are none.
 
-    A line is an object with ``text`` or ``input_ids``, and ``id`` if it has one.
+    A line is an object with ``text`` or ``input_ids``, and ``id`` if it has one, which no other document has. A byte
+    order mark in front of a text or of the first line is none of it. What a link that leads out of the folder points to
+    is read if ``follow_links`` says so.
 
     Raises:
         InputError: There is no such folder or file.
     """
     if path.is_dir():
         for file in _texts(path):
-            yield _from_file(file, file.relative_to(path).as_posix())
+            name = file.relative_to(path).as_posix()
+            yield _from_file(file, name) if follow_links or not _leads_out(file, path) else Document(name, error=LINK)
         return
+    seen = set[int]()
     with _opened(path) as lines:
         for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield _from_line(line, number)
+            found = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            if found.strip():
+                yield _once(_from_line(found, number), seen)
 
 
-def inspect_documents(path: Path) -> tuple[int, str]:
-    """How many documents there are, and the sha256 of their names and contents.
+def inspect_documents(path: Path, *, follow_links: bool = False) -> tuple[int, str]:
+    """How many documents there are, and the sha256 of their names and contents, of links out of a folder if followed.
 
     Raises:
         InputError: There is none, or a file can't be read.
@@ -64,8 +73,7 @@ def inspect_documents(path: Path) -> tuple[int, str]:
     count = 0
     if path.is_dir():
         for file in _texts(path):
-            with _opened(file) as opened:
-                content = hashlib.file_digest(opened, "sha256").hexdigest()
+            content = _digest(file) if follow_links or not _leads_out(file, path) else "link"
             digest.update(f"{content} {file.relative_to(path).as_posix()}\n".encode(errors="surrogateescape"))
             count += 1
     else:
@@ -84,6 +92,28 @@ def _texts(folder: Path) -> list[Path]:
     return sorted(files, key=lambda file: file.relative_to(folder).as_posix())
 
 
+def _leads_out(file: Path, folder: Path) -> bool:
+    return not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder))
+
+
+def _once(document: Document, seen: set[int]) -> Document:
+    """``document``, or what is wrong with it if an earlier one has its id; ``seen`` are the ids' hashes, 64 bits each.
+
+    Results are found by id: of two with one, nobody could say which is which.
+    """
+    key = json.dumps(document.name).encode()
+    digest = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest())
+    if digest in seen:
+        return Document(document.name, error=f"has the id {document.name!r} of an earlier document")
+    seen.add(digest)
+    return document
+
+
+def _digest(file: Path) -> str:
+    with _opened(file) as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
 def _opened(path: Path) -> Any:
     try:
         return path.open("rb")
@@ -94,7 +124,7 @@ def _opened(path: Path) -> Any:
 
 def _from_file(file: Path, name: str) -> Document:
     try:
-        return _checked_text(name, file.read_text(encoding="utf-8"))
+        return _checked_text(name, file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         return Document(name, error=f"can't be read: {error.strerror or error}")
     except UnicodeDecodeError as error:
@@ -112,7 +142,7 @@ def _from_line(line: bytes, number: int) -> Document:
         return Document(number, error="is no object with text or input_ids")
     fields: dict[str, Any] = found  # pyright: ignore[reportUnknownVariableType]
     name = fields.get("id", number)
-    if not isinstance(name, str | int):
+    if not isinstance(name, str | int) or isinstance(name, bool):
         return Document(number, error="has an id that is neither text nor a whole number")
     text, tokens = fields.get("text"), fields.get("input_ids")
     if (text is None) == (tokens is None):

@@ -91,6 +91,9 @@ class Job:
     def _take(self) -> None:
         if self._lock is None or not lock(self._lock):
             raise InputError(str(self.folder), "another process runs this job", "wait for it, or name another folder")
+        with disk_errors(self.folder, UNWRITTEN, RESUME):
+            for name in (JOB, JOURNAL, PROGRESS):  # what a kill left half written
+                (self.folder / name).with_suffix(".partial").unlink(missing_ok=True)
         held = self._read(JOB) if (self.folder / JOB).exists() else None
         if self.resumed and held is not None:
             self.request = held.get("request", {})

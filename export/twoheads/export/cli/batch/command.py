@@ -33,6 +33,9 @@ class BatchOptions:
         Path | None,
         typer.Option("--lines", metavar="FILE.txt", help="A text whose every line is an input of its own."),
     ] = None
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="Of --documents: read what links out of the folder point to.")
+    ] = False
     truncate: Annotated[bool, typer.Option("--truncate", help="Cut documents that the model is too short for.")] = False
     output: options.OutputOption = None
     report: options.ReportFile = None
@@ -67,7 +70,12 @@ def command(bundle: options.Bundle, asked: BatchOptions) -> None:
     loaded = asked.load.load(bundle, spill=asked.spill)
     wanted = asked.output.value if asked.output else loaded.program.default_output
     if asked.documents is not None:
-        how = {"output": wanted, "pack": asked.pack.value, "truncate": asked.truncate}
+        how = {
+            "output": wanted,
+            "pack": asked.pack.value,
+            "truncate": asked.truncate,
+            "follow_links": asked.follow_links,
+        }
         run_documents(loaded, asked.documents, asked.out, as_json=asked.as_json, **how)
     elif asked.lines is not None:
         inputs = read_lines(asked.lines, bundle, loaded)

@@ -63,6 +63,7 @@ def resume_documents(folder: Path, *, threads: int | None, check: str, as_json: 
         backend, precision = identity["backend"].split()
         key_tile = identity["key tile"]
         limit, options = identity["memory limit"], {name: identity[name] for name in ("output", "pack", "truncate")}
+        options["follow_links"] = identity.get("follow links", False)
         bundle, source = request["folder"], Path(request["source"])
     except (KeyError, ValueError) as error:
         raise TwoheadsError(str(folder), f"does not say what it is of: {error}", "run in a new folder") from None

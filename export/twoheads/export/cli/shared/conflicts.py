@@ -38,6 +38,7 @@ CONFLICTS = (
     Conflict("--cluster", "--spill", "a cluster's workers hold the values in their memory"),
     Conflict("--cluster", "--memory-limit", "a cluster's workers hold the values in their memory"),
     Conflict("--truncate", "--lines", "only documents are cut"),
+    Conflict("--follow-links", "--lines", "only folders of documents hold links"),
     Conflict("--spill", "--documents", "documents have checkpoints of their own"),
     Conflict("--report", "--documents", "the folder of results says what became of every document"),
     Conflict("--workers", "--memory-limit", "that is of a run on one machine, which keeps values in files"),
