@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -29,6 +28,7 @@ from twoheads.export.engines.jobs import (
 )
 from twoheads.export.engines.tensor_error import relative_error
 from twoheads.export.progress import Progress, silent
+from twoheads.export.scratch import scratch_folder
 from twoheads.graphs.errors import CompileError, InputError
 from twoheads.graphs.serialization.bundle_format import TARGETS, Artifact, HostPart, TargetEntry
 from twoheads.graphs.serialization.relative_path import RelativePath
@@ -108,11 +108,11 @@ def build_target(
             missing, of no use, or too short.
     """
     bundle = read_bundle(path)
-    with tempfile.TemporaryDirectory(prefix="twoheads-") as scratch:
+    with scratch_folder() as scratch:
         built = build_engines(
             bundle,
             name,
-            Path(scratch),
+            scratch,
             precision=precision,
             device=device,
             python=python,
@@ -121,7 +121,7 @@ def build_target(
             progress=progress,
         )
         _refuse(built, name, strict=strict)
-        write_target(bundle, name, built.entry, Path(scratch), sign)
+        write_target(bundle, name, built.entry, scratch, sign)
     return built
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,6 +11,7 @@ import numpy.typing as npt
 import onnx
 
 from twoheads.export.debug.graph_cuts import graph_ports
+from twoheads.export.scratch import scratch_folder
 from twoheads.graphs.errors import BundleError, InputError, TwoheadsError
 from twoheads.runtime.backends.protocol import Backend
 from twoheads.runtime.backends.registry import open_backend
@@ -53,7 +53,7 @@ def backend_evaluator(backend: Backend) -> Evaluator:
     def evaluate(model: onnx.ModelProto, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
         given, made = graph_ports(model)
         results = {port.name: np.empty(port.shape, port.dtype) for port in made}
-        with tempfile.TemporaryDirectory(prefix="twoheads-") as folder:
+        with scratch_folder() as folder:
             path = Path(folder) / "model.onnx"
             path.write_bytes(model.SerializeToString())
             try:

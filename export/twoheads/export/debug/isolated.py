@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import tempfile
 import traceback
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy.typing as npt
 import onnx
 
 from twoheads.export.debug.evaluators import Arrays, Evaluator, find_evaluator
+from twoheads.export.scratch import scratch_folder
 
 __all__ = ["EvaluatorCrashedError", "EvaluatorError", "isolated_evaluator"]
 
@@ -36,7 +36,7 @@ def isolated_evaluator(name: str) -> Evaluator:
     find_evaluator(name)
 
     def evaluate(model: onnx.ModelProto, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
-        with tempfile.TemporaryDirectory(prefix="twoheads-") as scratch:
+        with scratch_folder() as scratch:
             folder = Path(scratch)
             (folder / "model.onnx").write_bytes(model.SerializeToString())
             np.savez(folder / "inputs.npz", **dict[str, Any](inputs))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from twoheads.export.accelerators.target import Target
 from twoheads.export.debug.evaluators import Arrays, Evaluator
 from twoheads.export.debug.isolated import EvaluatorCrashedError
 from twoheads.export.engines.tensor_error import relative_error
+from twoheads.export.scratch import scratch_folder
 
 __all__ = ["Failure", "Oracle", "compiler_oracle", "evaluator_oracle"]
 
@@ -58,8 +58,8 @@ def compiler_oracle(target: Target, compiler: Compiler, precision: str, device: 
     """Fails where the compiler refuses, its emulator, if there is one, differs, or nodes are left to the host."""
 
     def check(model: onnx.ModelProto, inputs: Arrays, expected: Arrays) -> Failure | None:
-        with tempfile.TemporaryDirectory(prefix="twoheads-") as scratch:
-            folder = Path(scratch)
+        with scratch_folder() as scratch:
+            folder = scratch
             request = _request(folder, model, inputs, expected, emulate=target.emulator is not None)
             request |= {"precision": precision, "device": device}
             outcome = run_compiler(target, compiler, [request], folder, lambda _done: None)[request["name"]]

@@ -7,7 +7,6 @@ engines multiplying in float32), and what do the lower precisions cost (the bund
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,6 +20,7 @@ import onnx
 from twoheads.export.engines.rewritten import RewrittenEngines
 from twoheads.export.precision.quantised_arrays import dequantise
 from twoheads.export.precision.quantised_engine import DOMAIN, FLOAT32_LEVEL, QUANTISED_PRODUCT
+from twoheads.export.scratch import scratch_folder
 from twoheads.export.verification.original_run import AnyOriginal
 from twoheads.export.verification.widened_run import widened_bundle
 from twoheads.graphs.errors import InputError
@@ -106,13 +106,13 @@ def _check_known(found: Collection[str], known: Collection[str]) -> None:
 def float32_products(bundle: LoadedBundle) -> Generator[LoadedBundle]:
     """The bundle with engines that compute with its rounded weights in float32; itself where they all do."""
     if bundle.manifest.dtype != FULL_PRECISION:
-        with tempfile.TemporaryDirectory(prefix="twoheads-") as folder:
+        with scratch_folder() as folder:
             yield widened_bundle(bundle, Path(folder))
         return
     if not any(entry.bits == 8 for entry in bundle.manifest.quantised.values()):
         yield bundle
         return
-    with tempfile.TemporaryDirectory(prefix="twoheads-") as folder:
+    with scratch_folder() as folder:
         yield load(
             bundle.path, backend=RewrittenEngines(Path(folder), _in_float32), threads=bundle.threads, check="size"
         )

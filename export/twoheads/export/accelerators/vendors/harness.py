@@ -17,9 +17,11 @@ Each report is a line that is written at once, so that a compiler which kills th
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -27,9 +29,13 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+PR_SET_PDEATHSIG = 1
+"""Linux: which signal a process gets when its parent is gone."""
+
 
 def main(arguments: list[str]) -> int:
     """Builds everything that is asked for; an engine that is refused is reported, and is no failure of this program."""
+    _end_with_parent()
     compiler = importlib.import_module(arguments[0])
     if len(arguments) == 2:
         missing = compiler.missing(arguments[1]) if hasattr(compiler, "missing") else ""
@@ -41,6 +47,14 @@ def main(arguments: list[str]) -> int:
             reports.write(json.dumps({"name": request["name"], **_attempt(compiler, request)}) + "\n")
             reports.flush()
     return 0
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it ends, however that does: nobody would read what it makes."""
+    if not sys.platform.startswith("linux"):
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _attempt(compiler: Any, request: dict[str, Any]) -> dict[str, Any]:
