@@ -37,6 +37,7 @@ from twoheads.export.cli.run import command as run_command
 from twoheads.export.cli.shared.console import print_error, stderr_console
 from twoheads.export.cli.shared.extras import missing_package
 from twoheads.export.cli.shared.logs import logging_at
+from twoheads.export.cli.shared.options_object import help_text
 from twoheads.export.cli.shared.signature_option import takes_signature
 from twoheads.export.cli.verify import command as verify_command
 from twoheads.graphs.errors import TwoheadsError
@@ -92,7 +93,7 @@ for _command in (
     models_command,
 ):
     _takes = _command.command if _command in _NO_BUNDLE else takes_signature(_command.command)
-    app.command(_command.NAME)(_takes)
+    app.command(_command.NAME, help=help_text(_command.command))(_takes)
 
 
 def _print_version(wanted: bool) -> None:

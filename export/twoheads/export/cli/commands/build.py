@@ -1,5 +1,8 @@
 """``twoheads build``: a bundle's engines through an accelerator's compiler."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +18,7 @@ from twoheads.export.cli.shared.console import (
     seconds_text,
     size_text,
 )
+from twoheads.export.cli.shared.options_object import takes_options
 from twoheads.export.cli.shared.progress import PhaseProgress
 from twoheads.graphs.serialization.bundle_format import SIGNATURE
 from twoheads.graphs.serialization.json_codec import to_json
@@ -28,32 +32,37 @@ __all__ = ["NAME", "command"]
 NAME = "build"
 
 
-def command(
-    bundle: options.Bundle,
-    target: options.Target,
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """For what to build, and how."""
+
+    target: options.Target
     precision: Annotated[
         options.BuildPrecision | None,
         typer.Option("--precision", help="In what the accelerator multiplies; the target's first if not given."),
-    ] = None,
+    ] = None
     device: Annotated[
         str | None,
         typer.Option("--device", metavar="NAME", help="Which of the target's devices: CPU or GPU, rk3576, SM120, ..."),
-    ] = None,
+    ] = None
     python: Annotated[
         Path | None,
         typer.Option("--python", metavar="PATH", help="The Python of the environment that has the compiler."),
-    ] = None,
+    ] = None
     calibrate: Annotated[
         Path | None,
         typer.Option("--calibrate", metavar="FILE", help="For int8: a text like those to run, for ranges of values."),
-    ] = None,
+    ] = None
     check: Annotated[
         bool, typer.Option("--check", help="Run what was built, in the compiler's emulator, against ONNX Runtime.")
-    ] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail if any node is left to the host.")] = False,
-    sign: options.Sign = None,
-    as_json: options.Json = False,
-) -> None:
+    ] = False
+    strict: Annotated[bool, typer.Option("--strict", help="Fail if any node is left to the host.")] = False
+    sign: options.Sign = None
+    as_json: options.Json = False
+
+
+@takes_options
+def command(bundle: options.Bundle, asked: BuildOptions) -> None:
     """Build every engine for an accelerator, into the bundle's folder targets/NAME.
 
     The compiler runs in an environment of its own and needs no accelerator. Engines that an equal build made before are
@@ -62,37 +71,37 @@ def command(
     Example: twoheads build smollm2.bundle --target qnn --check
     In 8 bits: twoheads build minilm.bundle --target ethos-u --calibrate FILE.txt --check
     """
-    load_target(target)
+    load_target(asked.target)
     read_bundle(bundle, check="size", engines=False)
-    text = None if calibrate is None else arguments.read_text(calibrate)
+    text = None if asked.calibrate is None else arguments.read_text(asked.calibrate)
 
     from twoheads.export.accelerators.build import build_target
     from twoheads.export.bundle.signing import read_signing_key
 
-    key = None if sign is None else read_signing_key(sign)
+    key = None if asked.sign is None else read_signing_key(asked.sign)
     was_signed = (bundle / SIGNATURE).exists()
     with PhaseProgress() as progress:
         built = build_target(
             bundle,
-            target,
-            precision=None if precision is None else precision.value,
-            device=device,
-            python=python,
+            asked.target,
+            precision=None if asked.precision is None else asked.precision.value,
+            device=asked.device,
+            python=asked.python,
             calibrate=text,
-            check=check,
-            strict=strict,
+            check=asked.check,
+            strict=asked.strict,
             sign=key,
             progress=progress,
         )
     if was_signed and key is None:
         print_warning("the bundle has no signature any more: the old one is of the manifest as it was; use --sign KEY")
-    if as_json:
+    if asked.as_json:
         print_json(to_json(built))
     else:
-        _print(built, target)
+        _print(built, asked.target)
 
 
-def _print(built: "Built", target: str) -> None:
+def _print(built: Built, target: str) -> None:
     entry = built.entry
     rows = [
         (

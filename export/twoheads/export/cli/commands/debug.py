@@ -1,15 +1,19 @@
 """``twoheads debug``: an engine that fails, reduced to the nodes that do."""
 
+from __future__ import annotations
+
 import re
 import shlex
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from twoheads.export.cli.shared import arguments, options
 from twoheads.export.cli.shared.console import print_facts, print_json, print_table, print_text
+from twoheads.export.cli.shared.options_object import takes_options
 from twoheads.export.cli.shared.progress import PhaseProgress
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.serialization.json_codec import to_json
@@ -24,37 +28,68 @@ __all__ = ["NAME", "command"]
 NAME = "debug"
 
 
-def command(
-    source: Annotated[Path, typer.Argument(metavar="BUNDLE|FILE.onnx", help="A bundle, or one model of fixed shapes.")],
+@dataclass(frozen=True, slots=True)
+class DebugOptions:
+    """What fails where, and how far it is reduced."""
+
     against: Annotated[
         str, typer.Option("--against", metavar="NAME", help="The backend, or the target whose compiler is tried.")
-    ],
+    ]
     engines: Annotated[
         list[str] | None,
         typer.Option("--engine", metavar="NAME", help="Which engine; several times for several; else one by one."),
-    ] = None,
+    ] = None
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where the reduced model and its files go.")
-    ] = None,
+    ] = None
     message: Annotated[
         str, typer.Option("--message", metavar="REGEX", help="Only failures whose message has this count.")
-    ] = "",
-    tolerance: options.Tolerance = None,
+    ] = ""
+    tolerance: options.Tolerance = None
     precision: Annotated[
         str | None, typer.Option("--precision", help="Of a target: fp32, fp16, ...; its first if not given.")
-    ] = None,
+    ] = None
     device: Annotated[
         str | None, typer.Option("--device", help="Of a target: for which of its devices; its first if not given.")
-    ] = None,
+    ] = None
     python: Annotated[
         Path | None,
         typer.Option("--python", metavar="PATH", help="Of a target: the Python that has the compiler."),
-    ] = None,
+    ] = None
     inputs: Annotated[
         Path | None, typer.Option("--inputs", metavar="FILE.npz", help="Of a FILE.onnx: its inputs; else random ones.")
-    ] = None,
-    text: options.Text = None,
-    as_json: options.Json = False,
+    ] = None
+    text: options.Text = None
+    as_json: options.Json = False
+
+    @property
+    def target(self) -> dict[str, Any]:
+        """How the target, if it is one, is compiled for, and what counts as wrong."""
+        names = ("precision", "device", "python", "tolerance")
+        return {name: getattr(self, name) for name in names}
+
+    def check(self, *, bundled: bool) -> None:
+        """Refuses what is wrong before anything runs.
+
+        Raises:
+            InputError: An option is for the other kind of source, or is wrong itself.
+        """
+        if self.output is not None:
+            arguments.check_output_path(self.output, folder=True)
+        given = (("--inputs", self.inputs is not None and bundled), ("--engine", self.engines and not bundled))
+        for option in (option for option, wrong in given if wrong):
+            problem = "is for a FILE.onnx" if bundled else "is for a BUNDLE"
+            raise InputError(option, problem, f"leave it out, or give a {problem.split()[-1]}")
+        try:
+            re.compile(self.message)
+        except re.error as error:
+            raise InputError("--message", f"is no regular expression: {error}", "give e.g. 'not supported'") from None
+
+
+@takes_options
+def command(
+    source: Annotated[Path, typer.Argument(metavar="BUNDLE|FILE.onnx", help="A bundle, or one model of fixed shapes.")],
+    asked: DebugOptions,
 ) -> None:
     """Reduce the first engine that fails to the nodes that do; exit with 1 if one fails.
 
@@ -64,48 +99,36 @@ def command(
 
     Example: twoheads debug smollm2.bundle --engine tokenwise_0 --against rknn -o fault
     """
-    if output is not None:
-        arguments.check_output_path(output, folder=True)
     bundled = source.suffix != ".onnx"
-    for option, given in (("--inputs", inputs is not None and bundled), ("--engine", engines and not bundled)):
-        if given:
-            problem = "is for a FILE.onnx" if bundled else "is for a BUNDLE"
-            raise InputError(option, problem, f"leave it out, or give a {problem.split()[-1]}")
-    try:
-        re.compile(message)
-    except re.error as error:
-        raise InputError("--message", f"is no regular expression: {error}", "give e.g. 'not supported'") from None
-    content = None if text is None else arguments.read_text(text)
+    asked.check(bundled=bundled)
+    content = None if asked.text is None else arguments.read_text(asked.text)
 
     from twoheads.export.debug.cases import find_against
     from twoheads.export.debug.find_fault import find_fault, write_fault
 
-    tried = find_against(against, precision=precision, device=device, python=python, tolerance=tolerance)
-    cases = _engine_cases(source, tried, engines, content) if bundled else _file_cases(source, inputs)
-    found, names = None, list[str]()
+    tried = find_against(asked.against, **asked.target)
+    cases = _engine_cases(source, tried, asked.engines, content) if bundled else _file_cases(source, asked.inputs)
+    names: list[str] = []
     with PhaseProgress() as progress:
         for case in cases:
             names.append(case.name)
-            found = find_fault(case, tried, message=message, progress=progress)
-            if found is not None:
+            if (found := find_fault(case, tried, message=asked.message, progress=progress)) is not None:
                 break
-    if found is None:
-        _print_none(names, tried, as_json=as_json)
-        return
+        else:
+            _print_none(names, tried, as_json=asked.as_json)
+            return
     fault, reduction = found
-    where = Path("DIR") if output is None else output
-    chosen = {"precision": precision, "device": device, "python": python, "tolerance": tolerance}
-    again = _command(where, against, chosen)
-    if output is not None:
-        write_fault(output, fault, reduction, again)
-    if as_json:
+    again = _command(Path("DIR") if asked.output is None else asked.output, asked.against, asked.target)
+    if asked.output is not None:
+        write_fault(asked.output, fault, reduction, again)
+    if asked.as_json:
         print_json(to_json(fault))
     else:
-        _print(fault, again, output)
+        _print(fault, again, asked.output)
     raise typer.Exit(1)
 
 
-def _engine_cases(path: Path, against: "Against", names: list[str] | None, text: str | None) -> "Iterator[Case]":
+def _engine_cases(path: Path, against: Against, names: list[str] | None, text: str | None) -> Iterator[Case]:
     from twoheads.export.accelerators.prepare_engine import is_narrow
     from twoheads.export.debug.cases import engine_case
     from twoheads.export.debug.layers import selected_jobs
@@ -118,7 +141,7 @@ def _engine_cases(path: Path, against: "Against", names: list[str] | None, text:
     return (case for case in cases if case is not None)
 
 
-def _file_cases(path: Path, inputs: Path | None) -> "Iterator[Case]":
+def _file_cases(path: Path, inputs: Path | None) -> Iterator[Case]:
     from twoheads.export.debug.cases import file_case
 
     arguments.require_path(path, "an ONNX file")
@@ -134,14 +157,14 @@ def _command(folder: Path, against: str, given: Mapping[str, object]) -> str:
     return shlex.join(words)
 
 
-def _print_none(names: list[str], against: "Against", *, as_json: bool) -> None:
+def _print_none(names: list[str], against: Against, *, as_json: bool) -> None:
     if as_json:
         print_json(None)
     else:
         print_text(f"nothing fails on {against.title}: {', '.join(names) or 'its host computes all of it'}")
 
 
-def _print(fault: "Fault", again: str, output: Path | None) -> None:
+def _print(fault: Fault, again: str, output: Path | None) -> None:
     rows = [(node.operator, node.name, ", ".join(node.inputs), ", ".join(node.outputs)) for node in fault.nodes]
     print_table("", ("operator", "node", "reads", "gives"), rows)
     error = "nothing was computed" if fault.error is None else f"{fault.error:.3g} of the largest magnitude"

@@ -24,12 +24,7 @@ def bundle_to_json(path: Path, manifest: Manifest, program: Program, *, program_
         "bundle": str(path),
         "format_version": manifest.format_version,
         "producer": manifest.producer,
-        "source": {
-            "name": manifest.source.name,
-            "form": manifest.source.form,
-            "architecture": manifest.source.architecture,
-            "sha256": manifest.source.sha256,
-        },
+        "source": _named(manifest.source, "name", "form", "architecture", "sha256"),
         "block_size": manifest.block_size,
         "key_tile": manifest.key_tile,
         "other_key_tiles": list(manifest.other_key_tiles),
@@ -49,21 +44,14 @@ def bundle_to_json(path: Path, manifest: Manifest, program: Program, *, program_
         ],
         "outputs": list(program.outputs),
         "default_output": program.default_output,
-        "max_length": None if limit is None else {"length": limit.length, "reason": limit.reason},
-        "other_limits": {
-            other.axis: {"length": other.length, "reason": other.reason} for other in program.other_limits
-        },
+        "max_length": None if limit is None else _named(limit, "length", "reason"),
+        "other_limits": {other.axis: _named(other, "length", "reason") for other in program.other_limits},
         "trained_length": program.trained_length,
         "tokenizer": TOKENIZER in manifest.files,
         "packs_up_to": packs_up_to(manifest, program),
         "one_call_up_to": one_call_up_to(manifest, program),
         "targets": {
-            name: {
-                "compiler": entry.compiler,
-                "version": entry.version,
-                "precision": entry.precision,
-                "device": entry.device,
-            }
+            name: _named(entry, "compiler", "version", "precision", "device")
             for name, entry in manifest.targets.items()
         },
         "masks": dict(mask_counts(program)),
@@ -78,6 +66,10 @@ def bundle_to_json(path: Path, manifest: Manifest, program: Program, *, program_
     if program_text:
         data["program"] = print_program(program)
     return data
+
+
+def _named(entry: object, *names: str) -> dict[str, Any]:
+    return {name: getattr(entry, name) for name in names}
 
 
 def _engine_to_json(engine: Engine) -> dict[str, Any]:

@@ -42,7 +42,9 @@ CONFLICTS = (
     Conflict("--spill", "--documents", "documents have checkpoints of their own"),
     Conflict("--report", "--documents", "the folder of results says what became of every document"),
     Conflict("--workers", "--memory-limit", "that is of a run on one machine, which keeps values in files"),
-    Conflict("--for", "--dtype", "what is built for an accelerator begins with float32: choose by build --precision"),
+    Conflict(
+        "--for", "--dtype", "what is built for an accelerator begins with float32: choose by twoheads build --precision"
+    ),
     Conflict("--against", "--polygraphy", "two things to compare with are given"),
     *(
         Conflict(option, "--polygraphy", FIXED)

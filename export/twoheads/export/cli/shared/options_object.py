@@ -12,7 +12,7 @@ from typer.models import OptionInfo
 
 from twoheads.export.cli.shared.conflicts import check_conflicts
 
-__all__ = ["given_flags", "takes_options"]
+__all__ = ["given_flags", "help_text", "takes_options"]
 
 
 def takes_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -88,3 +88,9 @@ def _build(kind: Any, given: dict[str, Any]) -> Any:
         for field in dataclasses.fields(kind)
     }
     return kind(**values)
+
+
+def help_text(command: Callable[..., None]) -> str:
+    """The command's docstring with a paragraph a line, for a terminal of any width; examples keep their lines."""
+    paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    return "\n\n".join(text if text.startswith("Example") else " ".join(text.split()) for text in paragraphs)

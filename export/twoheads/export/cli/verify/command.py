@@ -24,31 +24,22 @@ NAME = "verify"
 def command(bundle: options.Bundle, asked: VerifyOptions) -> None:
     """Run the original over the whole sequence and compare; exit with 1 unless the bundle passes.
 
-    The yardstick is the noise floor: how far two direct evaluations of the original differ from each other. A bundle
-    passes when its error is at most 4 times that.
-
-    A bundle of a lower precision (compile --weights, --dtype) is compared in two ways. Its engines, computing in
-    float32, are held against the original with the same rounded weights, by that same rule; and as it runs, rounding
-    may change the hidden states by 5 % at most. What it costs against the original in float32 is told: distance, best
-    tokens, and of a language model the perplexity on the text.
+    The yardstick is the noise floor: how far direct evaluations of the original differ from each other. A bundle passes
+    when its error is at most 4 times that. One of a lower precision (compile --weights, --dtype) is compared twice:
+    computing in float32, with the original with the same rounded weights, by that rule; and as it runs, where rounding
+    may change the hidden states by 5 % at most. What it costs against the original in float32 is told.
 
     Without --length all of a text, of tokens or arrays runs. Images have a fixed size, and no length.
 
-    With --target, what `twoheads build` made for that accelerator (see --precision there) runs wholly in its emulator
-    (qnn, rknn, onnxruntime: the very engines that its compiler got, not the device), and its distance from the original
-    is told.
-
-    With --generate N the bundle continues the input (the text or tokens, of --length if it is given), and each of its
-    steps is compared with the original over the whole sequence, through prompt, block borders and rollbacks.
+    With --target, what `twoheads build` made for that accelerator runs wholly in its emulator (qnn, rknn, onnxruntime:
+    the very engines that its compiler got, not the device), and its distance from the original is told.
 
     With --polygraphy no original is needed: every value inside of the engines, from the inputs of a run, as two
     backends compute it: onnxruntime, onnxruntime-plain (no optimisation), openvino, reference (ONNX's own), tensorrt.
 
     Example: twoheads verify smollm2.bundle --against SmolLM2-135M.gguf --length 4096
-
-    Example: twoheads verify minilm.bundle --against minilm --text FILE --length 500 --target onnxruntime
-
-    Example: twoheads verify smollm2.bundle --polygraphy --backends onnxruntime,openvino
+    twoheads verify minilm.bundle --against minilm --text FILE --length 500 --target onnxruntime
+    twoheads verify smollm2.bundle --polygraphy --backends onnxruntime,openvino
     """
     loaded = read_bundle(bundle, check="size", engines=False)
     if asked.against is None and not asked.layers.polygraphy:
