@@ -336,8 +336,7 @@ def test_an_interrupted_compile_leaves_nothing(tiny_llama, tmp_path, number, cod
 
 def test_verbose_tells_our_phases_and_no_one_else_s_lines(cli, bundle, text, tmp_path, monkeypatch):
     from twoheads.export.cli.run import command as run_command
-
-    read = run_command.read_bundle
+    from twoheads.runtime.bundle.reader import read_bundle as read
 
     def chatty(*arguments, **options):
         logging.getLogger("somebody").info("a line of somebody")

@@ -58,8 +58,8 @@ class RunOptions:
         return {"--text": self.text, "--tokens": self.tokens, "--input": self.arrays}
 
     @property
-    def sequence(self) -> SequenceFile | None:
-        """The text or the token numbers; ``None`` where arrays are given.
+    def source(self) -> SequenceFile | Path:
+        """The text or the token numbers, or the file of arrays.
 
         Raises:
             InputError: No input is given.
@@ -67,10 +67,10 @@ class RunOptions:
         path = self.text or self.tokens
         if path is not None:
             return SequenceFile(path, is_text=self.text is not None)
-        if self.arrays is None:
-            fix = "give one of --text FILE, --tokens FILE.npy, --input FILE.npz"
-            raise InputError("twoheads run", "no input is given", fix)
-        return None
+        if self.arrays is not None:
+            return self.arrays
+        fix = "give one of --text FILE, --tokens FILE.npy, --input FILE.npz"
+        raise InputError("twoheads run", "no input is given", fix)
 
 
 @takes_options
@@ -98,14 +98,14 @@ def command(bundle: options.Bundle, asked: RunOptions) -> None:
     """
     read_bundle(bundle, check="size", engines=False)  # a wrong path is told before anything else
     asked = replace(asked, **arguments.check_outputs(asked.out, asked.report, asked.inputs))
-    sequence = asked.sequence
-    loaded = asked.load.load(bundle, spill=asked.spill if sequence is None else None)
+    source = asked.source
+    loaded = asked.load.load(bundle, spill=asked.spill if isinstance(source, Path) else None)
     wanted = asked.output.value if asked.output else loaded.program.default_output
     with open_cluster(asked.cluster, threads=asked.load.threads, check=asked.load.check.value) as workers:
-        if asked.arrays is not None:
-            done = run_arrays(loaded, read_arrays(asked.arrays), wanted, asked.pack.value, asked.out, workers)
-        elif sequence is not None:
-            done = _run_sequence(loaded, sequence, wanted, asked, workers)
+        if isinstance(source, Path):
+            done = run_arrays(loaded, read_arrays(source), wanted, asked.pack.value, asked.out, workers)
+        else:
+            done = _run_sequence(loaded, source, wanted, asked, workers)
     tell_run(done, asked.out, asked.report, as_json=asked.as_json)
 
 

@@ -39,8 +39,8 @@ def takes_options(command: Callable[..., None]) -> Callable[..., None]:
         check_conflicts({flag for options in built.values() for flag in given_flags(options)}, known)
         command(**{name: given[name] for name in hints if name in given}, **built)
 
-    del parsed.__wrapped__  # type: ignore[attr-defined]  # or Typer would look at the command's own parameters
-    parsed.__signature__ = inspect.Signature(parameters)
+    del parsed.__wrapped__  # or Typer would look at the command's own parameters
+    parsed.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     parsed.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return parsed
 
