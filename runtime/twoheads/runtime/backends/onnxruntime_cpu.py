@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import BundleError, InputError
@@ -76,9 +77,11 @@ class OnnxRuntimeBackend:
         own_weights: bool = False,
     ) -> OnnxRuntimeEngine:
         tensors = {name: self._wrap(array) for name, array in weights.items()}
-        # Constants are folded from the file: where it refers to other weights, none may be.
-        kept = [] if own_weights else ["ConstantFolding"]
-        session = _open(self.module, path, tensors, threads, own_weights=True, packed=False, without=kept)
+        # Constants are folded from the file, and so are casts of what is not float32: where it refers to other weights,
+        # the former must not happen, and the latter are copied.
+        where_they_lie = own_weights or all(array.dtype == np.float32 for array in weights.values())
+        kept = ["ConstantFolding"] if where_they_lie and not own_weights else []
+        session = _open(self.module, path, tensors, threads, own_weights=where_they_lie, packed=False, without=kept)
         check_ports(path, session_ports(session.get_inputs()), inputs)
         check_ports(path, session_ports(session.get_outputs()), outputs)
         return OnnxRuntimeEngine(path, session, tuple(tensors.values()))

@@ -50,7 +50,8 @@ def render_chat(
         InputError: The model has no template, it fails on this conversation, or the package jinja2 is not installed.
     """
     text = _chosen(templates, template, tools=bool(tools))
-    if not messages or not all(isinstance(message, Mapping) and "role" in message for message in messages):
+    given_messages: Sequence[Any] = messages
+    if not messages or not all(isinstance(one, Mapping) and "role" in one for one in given_messages):
         raise InputError("messages", "are no conversation", 'give a list of {"role": ..., "content": ...}')
     given = {
         **special,
@@ -113,7 +114,7 @@ def _compiled(text: str) -> Any:
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
     environment.filters["tojson"] = _json
-    environment.globals |= {"raise_exception": refuse, "strftime_now": _now}
+    environment.globals.update(raise_exception=refuse, strftime_now=_now)
     try:
         return environment.from_string(text)
     except TemplateSyntaxError as error:

@@ -1,0 +1,70 @@
+"""Contexts of lower precisions and under an imposed window, against whole runs of the same bundle."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from twoheads.compiler import compile_model
+from twoheads.compiler.compiled_model import CompiledModel
+from twoheads.export import narrow_values, quantise_weights, write_bundle
+from twoheads.export.verification.generation.steps import verify_generation
+from twoheads.runtime import load
+
+BLOCK, WIDEST = 16, 33 * 16
+
+
+@cache
+def _model():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=128,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        initializer_range=0.2,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@cache
+def _compiled() -> CompiledModel:
+    return compile_model(_model(), block_size=BLOCK)
+
+
+@pytest.mark.parametrize("precision", ["int4", "fp16"])
+def test_a_context_is_a_whole_run(precision, tmp_path):
+    compiled = narrow_values(_compiled()) if precision == "fp16" else quantise_weights(_compiled(), precision)
+    bundle = load(write_bundle(compiled, tmp_path / "b"), threads=1)
+    tokens = np.random.default_rng(1).integers(3, 128, WIDEST + 40)
+    expected = bundle.run(tokens, output="logits").array
+    assert expected is not None
+    # The head of int4 rounds its activations to 8 bits: a last bit may decide which way.
+    limit = {"int4": 1e-2, "fp16": 5e-3}[precision] * np.abs(expected).max()
+    with bundle.open_context() as context:
+        for stop in (40, WIDEST - 20, WIDEST + 25):
+            assert np.abs(context.append(tokens[len(context) : stop]) - expected[stop - 1]).max() < limit
+            for token in tokens[stop : stop + 15]:
+                logits = context.step(int(token))
+                assert np.abs(logits - expected[len(context) - 1]).max() < limit
+
+
+def test_an_imposed_window_is_exact_in_constant_memory(tmp_path):
+    compiled = compile_model(_model(), block_size=BLOCK, attention="window:24+sinks:3")
+    folder = write_bundle(compiled, tmp_path / "b")
+    prompt = np.random.default_rng(0).integers(3, 128, 40)
+    report = verify_generation(folder, _model(), new_tokens=5 * BLOCK, tokens=prompt)
+    assert report.passed
+    with load(folder, threads=1).open_context() as context:
+        context.append(prompt)
+        held = context.nbytes
+        for _ in range(3):
+            context.append(np.random.default_rng(2).integers(3, 128, WIDEST))
+            assert context.nbytes == held
