@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from twoheads.graphs.costs.call_formulas import Formula, attention_formula, cross_formula
+from twoheads.graphs.costs.long_inputs import extrapolated
 from twoheads.graphs.costs.sampling import average_formula, average_tally
 from twoheads.graphs.masks.expressions import Full, Mask
 from twoheads.graphs.masks.sampling import Average, sampled_row
@@ -15,6 +16,9 @@ from twoheads.graphs.program.engines.port import Port
 from twoheads.graphs.program.program import AttentionEngine, AttentionStage
 
 __all__ = ["AttentionCosts", "attention_rows", "port_bytes", "tile_costs"]
+
+COUNTED_BLOCKS = 1 << 15
+"""Blocks of an input that are looked at one by one; counts of longer inputs are computed from those of shorter ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,11 @@ def _sampled_tally(mask: Mask, average: Average, block_size: int, key_tile: int,
 
 @lru_cache(maxsize=64)
 def _tally(mask: Mask, block_size: int, key_tile: int, length: int) -> _Tally:
-    return _count(_rows(mask, block_size, key_tile, length))
+    def count(tokens: int) -> tuple[int, int, int]:
+        found = _count(_rows(mask, block_size, key_tile, tokens))
+        return found.tiles, found.partial, found.rows
+
+    return _Tally(*extrapolated(count, mask, length, period=key_tile, most=COUNTED_BLOCKS * block_size))
 
 
 def _count(rows: tuple[tuple[Segment, ...], ...]) -> _Tally:
@@ -95,8 +103,10 @@ def tile_costs(stage: AttentionStage, engine: AttentionEngine, queries: int, key
     """The costs of ``stage`` on ``engine``, for ``queries`` tokens; and as many ``keys``, if they are not others."""
     sizes = {"block_size": engine.block_size, "key_tile": engine.key_tile}
     if keys is not None:
-        rows = attention_rows(stage, **sizes, queries=queries, keys=keys, cross=True)
-        return _tally_costs(stage, engine, _count(rows), cross_formula(**sizes, queries=queries, keys=keys))
+        row = _count(attention_rows(stage, **sizes, queries=1, keys=keys, cross=True))
+        blocks = -(-queries // engine.block_size)
+        tally = _Tally(row.tiles * blocks, row.partial * blocks, row.rows * blocks)
+        return _tally_costs(stage, engine, tally, cross_formula(**sizes, queries=queries, keys=keys))
     if (average := stage.average) is None:
         formula = attention_formula(stage.mask, **sizes, length=queries)
         return _tally_costs(stage, engine, _tally(stage.mask, **sizes, length=queries), formula)

@@ -18,12 +18,13 @@ Equivalent spellings of a mask have one formula: it is derived from its terms (:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
+from twoheads.graphs.costs.long_inputs import extrapolated
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.masks.documents import Documents
 from twoheads.graphs.masks.expressions import And, Causal, Chunk, Full, Mask, Or, Sinks, Window
@@ -36,6 +37,12 @@ __all__ = [
     "cross_formula",
     "symbols",
 ]
+
+COUNTED_BLOCKS = 1 << 15
+"""Blocks that are looked at one by one."""
+
+COUNTED_QUERIES = 1 << 21
+"""Queries that are looked at one by one."""
 
 _ROWS = 1 << 16
 """Queries that are looked at together."""
@@ -64,7 +71,9 @@ def attention_formula(mask: Mask, *, block_size: int, key_tile: int, length: int
     grid = _Grid(block_size, key_tile, length)
     count = _closed(mask_terms(mask), grid)
     if count is None:
-        calls = _count_tiles(mask, grid)
+        most = COUNTED_BLOCKS * block_size
+        sizes = {"period": key_tile, "most": most}
+        (calls,) = extrapolated(lambda n: (_count_tiles(mask, replace(grid, length=n)),), mask, length, **sizes)
         return Formula(f"sum over n = {grid.blocks} rows of their tiles with a visible key = {calls}", calls)
     return Formula(f"{count.text} = {count.calls}", count.calls)
 
@@ -188,12 +197,18 @@ def _ragged_chunks(left: int, right: int, chunk: int, grid: _Grid) -> _Sum:
 
     A row's keys leave no gap, also where its queries belong to several chunks, for each query sees at least itself.
     """
-    start = np.arange(grid.blocks, dtype=np.int64) * grid.block_size
-    end = np.minimum(start + grid.block_size, grid.length) - 1
-    left, right = min(left, grid.length), min(right, grid.length)
-    first = np.maximum(start // chunk * chunk, start - left)
-    last = np.minimum(np.minimum((end // chunk + 1) * chunk - 1, end + right), grid.length - 1)
-    calls = int((last // grid.key_tile - first // grid.key_tile + 1).sum())
+
+    def count(length: int) -> tuple[int]:
+        blocks = -(-length // grid.block_size)
+        start = np.arange(blocks, dtype=np.int64) * grid.block_size
+        end = np.minimum(start + grid.block_size, length) - 1
+        first = np.maximum(start // chunk * chunk, start - min(left, length))
+        last = np.minimum(np.minimum((end // chunk + 1) * chunk - 1, end + min(right, length)), length - 1)
+        return (int((last // grid.key_tile - first // grid.key_tile + 1).sum()),)
+
+    mask = Chunk(chunk) & Window(left if left < grid.length else 0, right if right < grid.length else 0)
+    most = COUNTED_BLOCKS * 32 * grid.block_size
+    (calls,) = extrapolated(count, mask, grid.length, period=grid.key_tile, most=most)
     return _Sum(
         f"sum over n = {grid.blocks} rows of floor(last / {grid.key_tile}) - floor(first / {grid.key_tile}) + 1, from "
         f"the first to the last key in the row's chunks of {chunk}",
@@ -202,9 +217,13 @@ def _ragged_chunks(left: int, right: int, chunk: int, grid: _Grid) -> _Sum:
 
 
 def count_visible_pairs(mask: Mask, length: int) -> int:
-    """The (query, key) pairs of an input of ``length`` tokens that ``mask`` shows; time in proportion to ``length``."""
+    """The (query, key) pairs of an input of ``length`` tokens that ``mask`` shows."""
     if mask == Full():
         return length * length
+    return extrapolated(lambda n: (_visible_pairs(mask, n),), mask, length, most=COUNTED_QUERIES)[0]
+
+
+def _visible_pairs(mask: Mask, length: int) -> int:
     pairs = 0
     for start in range(0, length, _ROWS):
         i = np.arange(start, min(start + _ROWS, length), dtype=np.int64)[:, None]

@@ -11,6 +11,7 @@ import numpy as np
 from twoheads.graphs.by_kind import ByKind
 from twoheads.graphs.costs.attention_costs import AttentionCosts, port_bytes, tile_costs
 from twoheads.graphs.costs.call_formulas import Formula
+from twoheads.graphs.costs.long_inputs import too_long
 from twoheads.graphs.costs.maskless_costs import oracle_costs, stock_costs
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.program.axes import axis_length
@@ -32,6 +33,9 @@ from twoheads.graphs.program.program import (
 )
 
 __all__ = ["StageCosts", "StagePlan"]
+
+LONGEST_BY_ROWS = 1 << 20
+"""Blocks of an input whose attention has no period: drawn keys, synthetic keys, oracles."""
 
 PAGE_BYTES = 4096
 """Of a mapped file's pages."""
@@ -110,6 +114,9 @@ class StageCosts:
         """The costs of the calls of ``stage``."""
         engine = self.attention_engine(stage)
         queries, cross = self._rows[stage.output.name], is_cross(stage, self._values)
+        by_rows = stage.average is not None or not isinstance(engine, AttentionEngine)
+        if by_rows and queries > LONGEST_BY_ROWS * self.program.block_size:
+            raise too_long(queries, f"the calls of stage {stage.name} are counted row by row")
         costs: AttentionCosts = _ATTENTIONS.of(engine)(stage, engine, queries, self._rows[stage.key] if cross else None)
         if cross or stage.output.axis == self._main_axis:
             return costs

@@ -12,11 +12,15 @@ from dataclasses import dataclass
 
 from twoheads.graphs.costs.attention_costs import attention_rows
 from twoheads.graphs.costs.call_formulas import symbols
+from twoheads.graphs.costs.long_inputs import too_long
 from twoheads.graphs.costs.stage_costs import StageCosts, StagePlan
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.masks.tiles import Segment
 from twoheads.graphs.program.lengths import check_limit, is_cross, main_length, resolve_lengths, value_rows
 from twoheads.graphs.program.program import AttentionStage, Program, Stage, Value
+
+LONGEST = 1 << 23
+"""Blocks that are listed one by one."""
 
 __all__ = ["PROCESS_BYTES", "MemoryPlan", "Schedule", "StagePlan", "make_schedule"]
 
@@ -118,13 +122,20 @@ class Schedule:
         return value_rows(value, self.lengths)
 
     def rows(self, stage: AttentionStage) -> Iterator[tuple[int, tuple[Segment, ...]]]:
-        """The query blocks of an attention stage, each with its non-empty key tiles; without those of drawn keys."""
+        """The query blocks of an attention stage, each with its non-empty key tiles; without those of drawn keys.
+
+        Raises:
+            InputError: They are more than fit into any memory.
+        """
+        queries = self.value_rows(stage.output)
+        if queries > LONGEST * self.program.block_size:
+            raise too_long(queries, f"its {-(-queries // self.program.block_size)} blocks are no list any more")
         values = {value.name: value for value in self.program.values()}
         rows = attention_rows(
             stage,
             block_size=self.program.block_size,
             key_tile=self.program.key_tile,
-            queries=self.value_rows(stage.output),
+            queries=queries,
             keys=self.value_rows(values[stage.key]),
             cross=is_cross(stage, values),
         )
