@@ -27,7 +27,7 @@ from twoheads.graphs.program.program import (
     inputs_of,
     outputs_of,
 )
-from twoheads.graphs.schedule.schedule import PROCESS_BYTES, Schedule, make_schedule
+from twoheads.graphs.schedule.schedule import BESIDE_BYTES, ENGINE_BYTES, PROCESS_BYTES, Schedule, make_schedule
 
 if TYPE_CHECKING:
     from typing import Any
@@ -99,7 +99,8 @@ def test_memory_by_hand() -> None:
     assert memory.values == 48 * (H + A + H + Q + 2 * KV)
     assert memory.weights == 4 * (100 * 32 + 3 * 32 * 64 + 2 * 32 * 32 + 32)
     assert memory.workspace == 3 * 2 * 16 * (H + A + H + Q + 2 * KV)
-    assert memory.process == PROCESS_BYTES
+    # Seven stages' engines; the largest weight twice while its engine opens.
+    assert memory.process == PROCESS_BYTES + BESIDE_BYTES + 7 * ENGINE_BYTES + 4 * 100 * 32
     assert make_schedule(THREE, 40, output="hidden", workers=3).peak_bytes == memory.total
 
 

@@ -7,14 +7,20 @@ from dataclasses import replace
 from twoheads.graphs.masks.documents import Documents
 from twoheads.graphs.masks.expressions import Causal, Chunk, Full
 from twoheads.graphs.program.program import AttentionStage, Program, Stage
-from twoheads.graphs.schedule.schedule import Schedule, make_schedule
+from twoheads.graphs.schedule.schedule import PROCESS_BYTES, Schedule, make_schedule
 from twoheads.graphs.variants.packing import Packing, longest_packable, packed_variant
 
 __all__ = ["packed_schedule"]
 
 
 def packed_schedule(
-    program: Program, packing: Packing, *, output: str, rows: int | None = None, workers: int = 2
+    program: Program,
+    packing: Packing,
+    *,
+    output: str,
+    rows: int | None = None,
+    workers: int = 2,
+    process: int = PROCESS_BYTES,
 ) -> Schedule:
     """The schedule of a packed run; with codes, one call a block in every stage.
 
@@ -24,6 +30,7 @@ def packed_schedule(
         output: ``hidden`` or ``embedding``, or ``logits`` (also for the last position's).
         rows: Rows of logits over all requests.
         workers: Engine calls that run at the same time, for the workspace.
+        process: Resident bytes of the process, as :func:`make_schedule` takes them.
     """
     if packing.coded:
         longest = longest_packable(program)
@@ -36,7 +43,8 @@ def packed_schedule(
             for stage in program.body
         )
     alone = replace(program, body=body, max_length=None)
-    return make_schedule(alone, packing.blocks * packing.block_size, output=output, positions=rows, workers=workers)
+    tokens = packing.blocks * packing.block_size
+    return make_schedule(alone, tokens, output=output, positions=rows, workers=workers, process=process)
 
 
 def _alone(stage: Stage, block_size: int, longest: int) -> Stage:

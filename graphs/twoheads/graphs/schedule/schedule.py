@@ -24,11 +24,18 @@ LONGEST = 1 << 23
 
 __all__ = ["PROCESS_BYTES", "MemoryPlan", "Schedule", "StagePlan", "make_schedule"]
 
-PROCESS_BYTES = 160_000_000
-"""Resident bytes of the interpreter, NumPy, ONNX Runtime and its open sessions, beside what is counted elsewhere.
+PROCESS_BYTES = 72_000_000
+"""Resident bytes of the command line's process before a bundle is opened, where no process tells its own (measured on
+Linux: 64 MB with NumPy and ONNX Runtime, the rest is the command line)."""
 
-Imports alone take 61 MB on Linux (measured); the rest is an allowance for sessions, the rounding up of allocators and
-what is held twice while engines open: 65 to 155 MB with SmolLM2-135M and Gemma-3-270M."""
+ENGINE_BYTES = 1_000_000
+"""What an open engine of a stage takes beside its weights: the graph, its plan and its allocations."""
+
+BESIDE_BYTES = 32_000_000
+"""What allocators, threads and copies of the input take beside what is counted."""
+
+PACKED_BYTES = 48_000_000
+"""The most that the largest weight counts for twice, while an engine packs it (SmolLM2-135M: 50 MB of 113)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +49,8 @@ class MemoryPlan:
             lets go what is mapped. Of a table in which tokens are looked up as many rows count as there are tokens at
             most, and all of it once more where it also multiplies.
         workspace: Intermediate arrays of the largest engine, in every worker that calls it.
-        process: Interpreter and libraries.
+        process: Interpreter and libraries, what open engines take beside their weights, and what is held twice while
+            they open.
     """
 
     values: int
@@ -149,6 +157,7 @@ def make_schedule(
     output: str | None = None,
     positions: int | None = None,
     workers: int = 2,
+    process: int = PROCESS_BYTES,
 ) -> Schedule:
     """Expands ``program`` for an input of ``length`` tokens.
 
@@ -159,6 +168,7 @@ def make_schedule(
             ``None`` for the program's default.
         positions: Rows for which ``logits`` are wanted; ``None`` for all. The other outputs ignore it.
         workers: Engine calls that run at the same time, for the workspace.
+        process: Resident bytes of the process that runs it, before engines are open.
 
     Raises:
         InputError: The model can't take that length or does not give that output.
@@ -179,7 +189,8 @@ def make_schedule(
     calling_head = min(calling, max(1, -(-head_rows // program.block_size)))
     needs = [calling * costs.transient(stage) for stage in body]
     workspace = max((*needs, *(calling_head * costs.transient(stage) for stage in head)), default=0)
-    weights = sum(costs.weights((*body, *head), mapped=True).values())
+    weights = costs.weights((*body, *head), mapped=True).values()
+    process += BESIDE_BYTES + ENGINE_BYTES * len(stages) + min(PACKED_BYTES, max(weights, default=0))
     return Schedule(
         program=program,
         lengths=lengths,
@@ -189,7 +200,7 @@ def make_schedule(
         positions=head_rows,
         stages=stages,
         formula=_total(stages, symbols(block_size=program.block_size, key_tile=program.key_tile, length=rows)),
-        memory=MemoryPlan(values, weights, workspace, PROCESS_BYTES),
+        memory=MemoryPlan(values, sum(weights), workspace, process),
         release_after=released,
     )
 

@@ -24,6 +24,7 @@ class RunContext(Protocol):
     threads: int
     memory_limit: int | None
     spill: Path | None
+    process_bytes: int
 
     @property
     def program(self) -> Program:

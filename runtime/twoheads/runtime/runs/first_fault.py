@@ -8,6 +8,7 @@ from twoheads.runtime.execution.executor import Executor, RunPlan
 from twoheads.runtime.execution.run_state import RunState
 from twoheads.runtime.inputs.requests import Request
 from twoheads.runtime.memory.finite_rows import first_odd_row
+from twoheads.runtime.memory.stores import ValueStore
 from twoheads.runtime.runs.context import RunContext
 from twoheads.runtime.runs.host_executor import HostExecutor
 
@@ -54,8 +55,19 @@ def _odd_value(run: RunState, stage: Stage) -> tuple[Value, int] | None:
     odd: list[tuple[int, str, Value]] = []
     for value in outputs_of(stage):
         if value.name in run.stores and value.dtype.startswith(("float", "bfloat")):
-            axis = value.token_axis if value.axis is not None else 0
-            at = first_odd_row(run.stores[value.name].whole(), axis)
+            at = _odd_token(run.stores[value.name])
             if at is not None:
-                odd.append((at if value.axis is not None else 0, value.name, value))
+                odd.append((at, value.name, value))
     return None if not odd else (min(odd)[2], min(odd)[0])
+
+
+def _odd_token(store: ValueStore) -> int | None:
+    """The first token at which the value is not finite, block by block: of one in a file, pages are let go behind."""
+    if store.value.axis is None:
+        return None if first_odd_row(store.whole()) is None else 0
+    for start in range(0, store.length, store.block_size):
+        for part, at in store.parts(start, min(start + store.block_size, store.length)):
+            odd = first_odd_row(part, store.value.token_axis)
+            if odd is not None:
+                return start + at + odd
+    return None

@@ -58,7 +58,14 @@ class Group:
         if self.packing is None:
             return context.schedule(self.requests[0].lengths, self.output, count, by_blocks=by_blocks)
         computed = SHARED.get(self.output, self.output)
-        return packed_schedule(context.program, self.packing, output=computed, rows=count, workers=context.threads)
+        return packed_schedule(
+            context.program,
+            self.packing,
+            output=computed,
+            rows=count,
+            workers=context.threads,
+            process=context.process_bytes,
+        )
 
     def inputs(self, program: Program) -> dict[str, npt.NDArray[Any]]:
         """An array for every input value of the program that runs."""

@@ -32,6 +32,7 @@ from twoheads.runtime.jobs.job import Job
 from twoheads.runtime.memory.disk_space import check_room
 from twoheads.runtime.memory.sink import Sink
 from twoheads.runtime.reports.notices import give_notices
+from twoheads.runtime.reports.peak_memory import process_memory
 from twoheads.runtime.reports.report import Result
 from twoheads.runtime.runs.context import Progress
 from twoheads.runtime.runs.execute import execute, run_inputs, shares
@@ -84,6 +85,7 @@ class LoadedBundle:
         self.precision = precision
         self.threads = threads
         self.memory_limit = memory_limit
+        self.process_bytes = process_memory()
         self.spill = spill
         self.fused = fused and self.executor.variants
         self.tokenizer = Tokenizer(bundle.tokenizer_file) if bundle.tokenizer_file is not None else None
@@ -174,7 +176,9 @@ class LoadedBundle:
         program = self.program if by_blocks else self._fused.chosen(lengths)
         asked = (id(program), lengths, output or program.default_output, positions)
         if self._latest is None or self._latest[0] != asked:  # who asks before a run asks for that of the run
-            made = make_schedule(program, lengths, output=output, positions=positions, workers=self.threads)
+            made = make_schedule(
+                program, lengths, output=output, positions=positions, workers=self.threads, process=self.process_bytes
+            )
             self._latest = (asked, made)
         return self._latest[1]
 

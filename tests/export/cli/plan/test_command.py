@@ -79,10 +79,10 @@ def test_plan_refuses_other_profiles(cli, bundle: Path, device: Path, tmp_path: 
 
 WORKERS_TABLE = """
 attention workers calls read sent copied memory time speed-up efficiency cost
-as compiled 1 46 0 B 0 B 0 B 160 MB 6 min 19 s 1 100% 0.316
-as compiled 2 23 8.19 kB 6.27 kB 13.8 kB 160 MB 3 min 14 s 1.95 98% 0.323
-window:16 1 37 0 B 0 B 0 B 160 MB 5 min 52 s 1 100% 0.293
-window:16 2 20 4.35 kB 2.43 kB 13.8 kB 160 MB 3 min 8 s 1.87 94% 0.313
+as compiled 1 46 0 B 0 B 0 B 111 MB 6 min 19 s 1 100% 0.316
+as compiled 2 23 8.19 kB 6.27 kB 13.8 kB 111 MB 3 min 14 s 1.95 98% 0.323
+window:16 1 37 0 B 0 B 0 B 111 MB 5 min 52 s 1 100% 0.293
+window:16 2 20 4.35 kB 2.43 kB 13.8 kB 111 MB 3 min 8 s 1.87 94% 0.313
 """
 
 
