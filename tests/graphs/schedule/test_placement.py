@@ -12,7 +12,7 @@ from tests.graphs.sample_programs import classifier, decoder, encoder
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.masks.expressions import Causal, Full, parse_mask
 from twoheads.graphs.program.lengths import input_axes, is_cross
-from twoheads.graphs.program.program import AttentionStage, Program, SequenceStage, inputs_of
+from twoheads.graphs.program.program import AttentionStage, Program, SequenceStage
 from twoheads.graphs.schedule.placement import deal_rows, place
 from twoheads.graphs.schedule.reads import StageReads
 from twoheads.graphs.schedule.schedule import make_schedule, needed_stages
@@ -54,7 +54,7 @@ def test_reads_are_the_key_tiles_that_the_mask_shows(program, length, data) -> N
     for stage in needed_stages(program, schedule.output)[0]:
         rows = data.draw(st.sets(st.integers(0, reads.rows(stage) - 1)))
         found = reads.of(stage, rows)
-        assert set(found) == set(inputs_of(stage))
+        assert set(found) == set(stage.inputs)
         if isinstance(stage, AttentionStage) and not is_cross(stage, reads.values):
             block, tile = program.block_size, program.key_tile
             shown = dense(stage.mask, schedule.value_rows(stage.output))

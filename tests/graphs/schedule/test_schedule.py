@@ -24,8 +24,6 @@ from twoheads.graphs.program.program import (
     SequenceStage,
     TokenwiseEngine,
     TokenwiseStage,
-    inputs_of,
-    outputs_of,
 )
 from twoheads.graphs.schedule.schedule import BESIDE_BYTES, ENGINE_BYTES, PROCESS_BYTES, Schedule, make_schedule
 
@@ -168,9 +166,9 @@ def test_only_one_layer_s_keys_are_alive_at_a_time() -> None:
     schedule = make_schedule(THREE, 40)
     alive: set[str] = {entry.value.name for entry in THREE.inputs}
     for stage in THREE.body:
-        reads = inputs_of(stage)
+        reads = stage.inputs
         assert alive.issuperset(reads)
-        alive |= {v.name for v in outputs_of(stage)}
+        alive |= {v.name for v in stage.outputs}
         assert len(alive & {"k0", "k1", "k2"}) <= 1
         alive -= set(schedule.release_after[stage.name])
     assert alive == {"hidden"}

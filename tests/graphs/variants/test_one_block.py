@@ -16,7 +16,7 @@ from twoheads.graphs.masks.expressions import Causal, Full, Mask, Window, parse_
 from twoheads.graphs.masks.sampling import Average
 from twoheads.graphs.prediction.device_profile import ALONE, EngineTimes
 from twoheads.graphs.prediction.one_machine import predict_run
-from twoheads.graphs.program.program import AttentionStage, Program, inputs_of
+from twoheads.graphs.program.program import AttentionStage, Program
 from twoheads.graphs.schedule.schedule import make_schedule
 from twoheads.graphs.schedule.theorems import ONE_CALL, program_claim
 from twoheads.graphs.variants.one_block import LENGTH, ONE_BLOCK, looks_ahead, one_block
@@ -36,7 +36,7 @@ def test_the_body_becomes_one_stage_with_the_same_work_and_weights() -> None:
     assert block is not None
     assert [stage.name for stage in block.program.body] == [ONE_BLOCK]
     assert block.program.head == program.head
-    assert inputs_of(block.program.body[0])[-1] == LENGTH
+    assert block.program.body[0].inputs[-1] == LENGTH
     whole, tiled = (make_schedule(one, 16, output="hidden") for one in (block.program, program))
     assert (whole.engine_calls, whole.formula_calls, whole.rounds) == (1, 1, 1)
     assert whole.flops == tiled.flops

@@ -10,7 +10,6 @@ from twoheads.export.bundle.engine_files import save_engine
 from twoheads.export.emit.fused.step import step_model
 from twoheads.export.emit.tile_attention import attention_model
 from twoheads.export.emit.tokenwise import emit_tokenwise
-from twoheads.graphs.program.program import TokenwiseEngine, TokenwiseStage
 from twoheads.graphs.serialization.bundle_format import ENGINES, WEIGHTS, WeightEntry
 from twoheads.graphs.variants.steps import CAPACITIES, Steps, step_steps, with_rows
 from twoheads.runtime.bundle.weights import Weights
@@ -59,12 +58,8 @@ def write_steps(
 
 def _resized(compiled: CompiledModel, rows: int) -> dict[str, onnx.ModelProto]:
     """The token-wise engines for blocks of ``rows`` tokens."""
-    engines = with_rows(compiled.program, rows).engines
-    return {
-        engine.name: emit_tokenwise(compiled.regions[engine.name], engine)
-        for engine in engines
-        if isinstance(engine, TokenwiseEngine)
-    }
+    engines = with_rows(compiled.program, rows).tokenwise_engines
+    return {engine.name: emit_tokenwise(compiled.regions[engine.name], engine) for engine in engines}
 
 
 def _write_step(
@@ -102,12 +97,9 @@ def _write_tiles(
         for variant in variants:
             file = folder / ENGINES / f"{tile.name}.{variant}.onnx"
             save_engine(attention_model(tile, variant), file, *tile.ports(variant), {})
-    written: set[str] = set()
-    for stage in steps.body.inside:
-        if not isinstance(stage, TokenwiseStage) or rows == steps.program.block_size or stage.engine in written:
-            continue
-        written.add(stage.engine)
-        engine = steps.region(stage, rows)
-        bound = {port.name: entries[name] for port, name in zip(engine.weights, stage.weights, strict=True)}
-        file = folder / ENGINES / f"{engine.name}.onnx"
-        save_engine(models[stage.engine], file, engine.inputs, engine.outputs, bound)
+    if rows == steps.program.block_size:
+        return
+    for name, stage in {stage.engine: stage for stage, _ in reversed(steps.body.regions)}.items():
+        region = steps.region(stage, rows)
+        bound = {port.name: entries[weight] for port, weight in zip(region.weights, stage.weights, strict=True)}
+        save_engine(models[name], folder / ENGINES / f"{region.name}.onnx", *region.ports(), bound)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import onnx
 from onnx import TensorProto, helper
@@ -17,8 +18,14 @@ from twoheads.export.one_file.emit.sequence import add_sequence
 from twoheads.export.one_file.emit.tokenwise import add_tokenwise
 from twoheads.export.one_file.emit.values import Values
 from twoheads.export.one_file.refuse import needed_body
-from twoheads.graphs.errors import InternalError
-from twoheads.graphs.program.program import AttentionEngine, AttentionStage, SequenceStage, Stage, TokenwiseEngine
+from twoheads.graphs.by_kind import ByKind
+from twoheads.graphs.program.program import (
+    AttentionEngine,
+    AttentionStage,
+    SequenceStage,
+    TokenwiseEngine,
+    TokenwiseStage,
+)
 from twoheads.graphs.variants.key_tiles import with_key_tile
 from twoheads.runtime.bundle.reader import Bundle
 
@@ -47,7 +54,7 @@ class OneFile:
         self._values = Values(self._graph, program, self._lengths)
         add_inputs(self._graph, program, self._values, self._lengths)
         for stage in needed_body(program, outputs):
-            self._add(stage)
+            _STAGES.of(stage)(self, stage)
         results = [
             add_output(self._graph, program, output, self._values, self._lengths, self._engines) for output in outputs
         ]
@@ -93,18 +100,29 @@ class OneFile:
             "twoheads.approximations": ", ".join(manifest.approximations) or "none",
         }
 
-    def _add(self, stage: Stage) -> None:
-        graph, values, lengths = self._graph, self._values, self._lengths
-        if isinstance(stage, SequenceStage):
-            add_sequence(graph, stage, values, lengths)
-            return
-        engine = self._program.engine(stage.engine)
-        if isinstance(stage, AttentionStage) and isinstance(engine, AttentionEngine):
-            add_attention(graph, stage, engine, values, lengths, self._engines)
-        elif not isinstance(stage, AttentionStage) and isinstance(engine, TokenwiseEngine):
-            add_tokenwise(graph, stage, engine, values, self._engines)
-        else:
-            raise InternalError(f"stage {stage.name} has the engine {engine.name}, which is of another kind")
+    def add_sequence(self, stage: SequenceStage) -> None:
+        """Appends rows that move."""
+        add_sequence(self._graph, stage, self._values, self._lengths)
+
+    def add_attention(self, stage: AttentionStage) -> None:
+        """Appends an attention."""
+        engine = self._program.engine_of(AttentionEngine, stage.engine)
+        add_attention(self._graph, stage, engine, self._values, self._lengths, self._engines)
+
+    def add_tokenwise(self, stage: TokenwiseStage) -> None:
+        """Appends a region."""
+        engine = self._program.engine_of(TokenwiseEngine, stage.engine)
+        add_tokenwise(self._graph, stage, engine, self._values, self._engines)
+
+
+_STAGES: ByKind[Callable[[OneFile, Any], None]] = ByKind(
+    "one file",
+    {
+        TokenwiseStage: OneFile.add_tokenwise,
+        AttentionStage: OneFile.add_attention,
+        SequenceStage: OneFile.add_sequence,
+    },
+)
 
 
 def _read(nodes: Sequence[onnx.NodeProto]) -> list[str]:

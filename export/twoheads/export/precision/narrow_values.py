@@ -75,7 +75,7 @@ def narrow_values(compiled: CompiledModel) -> CompiledModel:
     if compiled.dtype != "float32":
         raise CompileError(compiled.program.name, f"is compiled as {compiled.dtype} already", "leave it as it is")
     program = compiled.program
-    engines = [engine for engine in program.engines if isinstance(engine, TokenwiseEngine)]
+    engines = program.tokenwise_engines
     models = {engine.name: emit_tokenwise(compiled.regions[engine.name], engine) for engine in engines}
     narrow = _narrow(program, models)
     for name in sorted(narrow.weights):
@@ -149,7 +149,7 @@ def _weights(program: Program, models: Models, counted: Collection[str]) -> froz
 def _candidates(program: Program, counted: Collection[str]) -> set[str]:
     """The values that may be float16: on a token axis, made by an engine, and not moved by the host."""
     moved = {name for s in program.body if s.on_host for name in (*s.inputs, *(value.name for value in s.outputs))}
-    made = [value for stage in program.body if isinstance(stage, TokenwiseStage) for value in stage.outputs]
+    made = [value for stage in program.body if not stage.on_host and not stage.tiled for value in stage.outputs]
     kept = {*moved, *counted, program.logits}
     return {v.name for v in made if v.dtype == "float32" and v.axis is not None and v.name not in kept}
 

@@ -58,7 +58,7 @@ def quantise_weights(compiled: CompiledModel, weight_dtype: str) -> CompiledMode
     """
     bits = WEIGHT_BITS[weight_dtype]
     program = compiled.program
-    engines = [engine for engine in program.engines if isinstance(engine, TokenwiseEngine)]
+    engines = program.tokenwise_engines
     models = {engine.name: emit_tokenwise(compiled.regions[engine.name], engine) for engine in engines}
     uses = {e.name: weight_uses(models[e.name], e.weights, token_ports(program, e)) for e in engines}
     plans = _plans(program, uses, bits)

@@ -15,8 +15,8 @@ positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import TypeAlias, TypeVar
 
 from twoheads.graphs.errors import InternalError
@@ -55,8 +55,6 @@ __all__ = [
     "TokenwiseEngine",
     "TokenwiseStage",
     "Value",
-    "inputs_of",
-    "outputs_of",
 ]
 
 TOKENS = "n"
@@ -190,9 +188,25 @@ class Program:
     @property
     def bindings(self) -> tuple[tuple[TokenwiseStage, TokenwiseEngine], ...]:
         """Every stage of body and head that is called once a block, with its engine."""
-        engines = {engine.name: engine for engine in self.engines if isinstance(engine, TokenwiseEngine)}
+        engines = {engine.name: engine for engine in self.tokenwise_engines}
         stages = (stage for stage in (*self.body, *self.head) if isinstance(stage, TokenwiseStage))
         return tuple((stage, engines[stage.engine]) for stage in stages)
+
+    def with_attentions(self, change: Callable[[AttentionStage], AttentionStage]) -> Program:
+        """The program with every attention of the body changed; itself where none is."""
+        body = tuple(change(stage) if isinstance(stage, AttentionStage) else stage for stage in self.body)
+        same = all(new is old for new, old in zip(body, self.body, strict=True))
+        return self if same else replace(self, body=body)
+
+    @property
+    def tokenwise_engines(self) -> tuple[TokenwiseEngine, ...]:
+        """The engines that are called once a block."""
+        return tuple(engine for engine in self.engines if isinstance(engine, TokenwiseEngine))
+
+    @property
+    def tile_engines(self) -> tuple[AttentionEngine, ...]:
+        """The engines of attention over key tiles."""
+        return tuple(engine for engine in self.engines if isinstance(engine, AttentionEngine))
 
     @property
     def tiled(self) -> frozenset[str]:
@@ -221,13 +235,3 @@ class Program:
     def weights(self) -> tuple[str, ...]:
         """Every weight that a stage binds, once, in order of first use."""
         return tuple(dict.fromkeys(name for stage in (*self.body, *self.head) for name in stage.weights))
-
-
-def inputs_of(stage: Stage) -> tuple[str, ...]:
-    """Names of the values that a stage reads."""
-    return stage.inputs
-
-
-def outputs_of(stage: Stage) -> tuple[Value, ...]:
-    """The values that a stage defines."""
-    return stage.outputs

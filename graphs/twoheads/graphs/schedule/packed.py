@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from twoheads.graphs.masks.documents import Documents
 from twoheads.graphs.masks.expressions import Causal, Chunk, Full
-from twoheads.graphs.program.program import AttentionStage, Program, Stage
+from twoheads.graphs.program.program import AttentionStage, Program
 from twoheads.graphs.schedule.schedule import PROCESS_BYTES, Schedule, make_schedule
 from twoheads.graphs.variants.packing import Packing, longest_packable, packed_variant
 
@@ -34,23 +34,18 @@ def packed_schedule(
     """
     if packing.coded:
         longest = longest_packable(program)
-        body = tuple(_alone(stage, packing.block_size, longest) for stage in program.body)
+        alone = program.with_attentions(lambda stage: _alone(stage, packing.block_size, longest))
     else:
         places = sorted((packing.first_row(slot), slot.length) for slot in packing.slots)
         starts, lengths = (tuple(numbers) for numbers in zip(*places, strict=True))
-        body = tuple(
-            replace(stage, mask=Documents(stage.mask, starts, lengths)) if isinstance(stage, AttentionStage) else stage
-            for stage in program.body
-        )
-    alone = replace(program, body=body, max_length=None)
+        alone = program.with_attentions(lambda stage: replace(stage, mask=Documents(stage.mask, starts, lengths)))
+    alone = replace(alone, max_length=None)
     tokens = packing.blocks * packing.block_size
     return make_schedule(alone, tokens, output=output, positions=rows, workers=workers, process=process)
 
 
-def _alone(stage: Stage, block_size: int, longest: int) -> Stage:
+def _alone(stage: AttentionStage, block_size: int, longest: int) -> AttentionStage:
     """``stage`` with a mask that keeps each block to itself."""
-    if not isinstance(stage, AttentionStage):
-        return stage
     inner = Full() if packed_variant(stage.mask, longest) == "packed" else Causal()
     # Nothing is left to be sampled: a request lies in the tile of its own queries, which is exact.
     return replace(stage, mask=Chunk(block_size) & inner, average=None)

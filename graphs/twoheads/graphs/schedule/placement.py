@@ -242,7 +242,7 @@ class _Placing:
         total = np.zeros(self._workers, np.int64)
         for name in dict.fromkeys(stage.inputs):
             writer, value = self._writer[name], self._reads.values[name]
-            if isinstance(stage, AttentionStage) and name != stage.query:
+            if isinstance(stage, AttentionStage) and name in stage.tiled:
                 foreign = self._foreign_keys(stage, name, owner)
             elif stage.on_host:
                 foreign = np.bincount([HOME], minlength=self._workers) * np.count_nonzero(writer != HOME)

@@ -60,6 +60,4 @@ def impose_policy(program: Program, policy: Policy) -> Program:
         )
         return stage if mask is stage.mask and average is None else replace(stage, mask=mask, average=average)
 
-    body = tuple(imposed(stage) if isinstance(stage, AttentionStage) else stage for stage in program.body)
-    same = all(new is old for new, old in zip(body, program.body, strict=True))
-    return program if same else replace(program, body=body)
+    return program.with_attentions(imposed)

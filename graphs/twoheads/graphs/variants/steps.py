@@ -35,7 +35,6 @@ from twoheads.graphs.program.program import (
     TokenwiseEngine,
     TokenwiseStage,
     Value,
-    inputs_of,
 )
 from twoheads.graphs.variants.stage_run import StageRun, is_exact, whole_body
 
@@ -352,7 +351,7 @@ def _with_rows(engine: Engine, stage: Stage, values: dict[str, Value], rows: int
         return replace(engine, block_size=rows, key_tile=rows)
     if not isinstance(engine, TokenwiseEngine) or not isinstance(stage, TokenwiseStage):
         raise InternalError(f"engine {engine.name} has no form of {rows} rows")
-    read = zip(engine.inputs, inputs_of(stage), strict=True)
+    read = zip(engine.inputs, stage.inputs, strict=True)
     return replace(
         engine,
         inputs=tuple(replace(port, shape=values[name].block_shape(rows)) for port, name in read),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from twoheads.graphs.errors import InputError, InternalError
-from twoheads.graphs.program.program import AttentionEngine, AttentionStage, Program
+from twoheads.graphs.program.program import AttentionEngine, Program
 from twoheads.runtime.cluster.run import ClusterRun
 from twoheads.runtime.cluster.transport import Workers
 from twoheads.runtime.execution.executor import RunPlan, Tick
@@ -20,9 +20,7 @@ def check_program(program: Program) -> None:
     Raises:
         InputError: A stage samples its keys, or is lowered to stock attention or an oracle.
     """
-    for stage in program.body:
-        if not isinstance(stage, AttentionStage):
-            continue
+    for stage in program.attentions:
         engine = program.engine(stage.engine)
         if stage.average is not None or not isinstance(engine, AttentionEngine):
             kind = "sampled attention" if stage.average is not None else type(engine).__name__

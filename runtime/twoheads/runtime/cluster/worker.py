@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import BundleError, InternalError
-from twoheads.graphs.program.program import AttentionStage, Stage, outputs_of
+from twoheads.graphs.program.program import Stage
 from twoheads.graphs.schedule.schedule import Schedule, make_schedule
 from twoheads.runtime.backends.registry import open_backend
 from twoheads.runtime.bundle.reader import read_bundle
@@ -58,8 +58,7 @@ class Worker:
         self._engines = EnginePool(bundle, weights, backend)
         self._threads = threads
         self._objects = objects
-        attentions = [stage for stage in self._program.body if isinstance(stage, AttentionStage)]
-        self._keys = {name for stage in attentions for name in (stage.key, stage.value)}
+        self._keys = self._program.tiled
         self._stages: dict[str, Stage] = {stage.name: stage for stage in self._program.body}
         self._schedule = lru_cache(maxsize=2)(self._make_schedule)
 
@@ -77,7 +76,7 @@ class Worker:
             self._fill(run, task.reads)
             run_stage(run, stage)
         arrays: dict[tuple[str, int], npt.NDArray[Any]] = {}
-        for value in outputs_of(stage):
+        for value in stage.outputs:
             if value.name in task.outputs:
                 store = run.stores[value.name]
                 held = task.rows if value.axis is not None else (0,)

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from twoheads.graphs.errors import TwoheadsError
-from twoheads.graphs.program.program import Stage, outputs_of
+from twoheads.graphs.program.program import Stage
 from twoheads.graphs.serialization.json_codec import from_json, to_json
 from twoheads.runtime.execution.companion import Companion, Tokens
 from twoheads.runtime.execution.run_state import RunState
@@ -122,7 +122,7 @@ class Checkpoints:
         return done
 
     def _save_part(self, stage: Stage, ranges: Sequence[tuple[int, int]], companion: Companion | None) -> None:
-        stores = [self._run.stores[value.name] for value in outputs_of(stage) if value.name in self._run.stores]
+        stores = [self._run.stores[value.name] for value in stage.outputs if value.name in self._run.stores]
         digests = {store.value.name: _digest_tokens(store, ranges) for store in stores}
         if self._part is None:
             self._part = {"stage": stage.name, "pieces": []}
@@ -134,7 +134,7 @@ class Checkpoints:
     def finish(self, stage: Stage, released: Iterable[str]) -> None:
         """Makes the end of ``stage`` a checkpoint; afterwards the values ``released`` may go."""
         ending = set(released)
-        stores = [self._run.stores[value.name] for value in outputs_of(stage) if value.name not in ending]
+        stores = [self._run.stores[value.name] for value in stage.outputs if value.name not in ending]
         self._sums |= {store.value.name: _digest(store) for store in stores}
         self._sums = {name: digest for name, digest in self._sums.items() if name not in ending}
         self._finished.append(stage.name)

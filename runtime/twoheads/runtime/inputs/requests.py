@@ -19,7 +19,7 @@ from twoheads.graphs.errors import InputError
 from twoheads.graphs.masks.sampling import Average
 from twoheads.graphs.program.axes import axis_inputs
 from twoheads.graphs.program.lengths import check_limit, main_length, value_rows
-from twoheads.graphs.program.program import AttentionStage, Program
+from twoheads.graphs.program.program import Program
 from twoheads.runtime.inputs.arrays import (
     check_output,
     complete_arrays,
@@ -307,8 +307,8 @@ class _Reader:
         if kept[-1] - kept[0] == len(kept) - 1:
             return
         values = {value.name: value for value in self.program.values()}
-        for stage in self.program.body:
-            if not isinstance(stage, AttentionStage) or values[stage.key].axis != axis:
+        for stage in self.program.attentions:
+            if values[stage.key].axis != axis:
                 continue
             if not Average.applies_to(stage.mask) or stage.bias is not None or stage.average is not None:
                 why = "has a bias by distance" if stage.bias else f"sees {stage.mask}"

@@ -99,15 +99,13 @@ class EngineMeter:
             EnginePool(self._bundle, self._pool.weights, self._backend, program=program, kernel_threads=threads)
             for threads in self._callers
         ]
-        for engine in program.engines:
-            if isinstance(engine, TokenwiseEngine):
-                self._progress(f"{engine.name}.{ALONE}")
-                stages = _stages_of(program, engine.name)[:1]
-                times = [self._tokenwise(engine, stages, pool, (1,), program) for pool in pools]
-                seconds = {
-                    str(threads): entry.call_seconds["1"] for threads, entry in zip(self._callers, times, strict=True)
-                }
-                yield EngineTimes(engine.name, ALONE, times[-1].open_seconds, seconds)
+        for engine in program.tokenwise_engines:
+            self._progress(f"{engine.name}.{ALONE}")
+            stages = _stages_of(program, engine.name)[:1]
+            times = [self._tokenwise(engine, stages, pool, (1,), program) for pool in pools]
+            calls = (entry.call_seconds["1"] for entry in times)
+            seconds = dict(zip(map(str, self._callers), calls, strict=True))
+            yield EngineTimes(engine.name, ALONE, times[-1].open_seconds, seconds)
 
     def sampling(self, engines: Sequence[EngineTimes]) -> Sampling | None:
         """What the host takes where attention is sampled."""

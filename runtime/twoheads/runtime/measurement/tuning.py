@@ -17,7 +17,7 @@ from twoheads.graphs.errors import InputError
 from twoheads.graphs.prediction.device_profile import PROFILE_VERSION, DeviceProfile, EngineTimes, engines_digest
 from twoheads.graphs.prediction.one_machine import predict_run
 from twoheads.graphs.program.lengths import input_axes, resolve_lengths
-from twoheads.graphs.program.program import AttentionEngine, Program, TokenwiseEngine
+from twoheads.graphs.program.program import Program
 from twoheads.graphs.schedule.schedule import make_schedule
 from twoheads.runtime.backends.protocol import Backend
 from twoheads.runtime.bundle.reader import Bundle
@@ -130,8 +130,7 @@ def _silent(_name: str) -> None:
 
 
 def _attention_times(program: Program, meter: EngineMeter) -> list[EngineTimes]:
-    engines = [engine for engine in program.engines if isinstance(engine, AttentionEngine)]
-    return [times for engine in engines for times in meter.attention(engine)]
+    return [times for engine in program.tile_engines for times in meter.attention(engine)]
 
 
 def _fastest(rounds: Sequence[Sequence[EngineTimes]]) -> list[EngineTimes]:
@@ -144,11 +143,7 @@ def _profile(
 ) -> DeviceProfile:
     """A profile in which everything that is the same for all widths takes no time."""
     callers = str(key.threads)
-    tokenwise = [
-        EngineTimes(engine.name, "", 0.0, {callers: 0.0})
-        for engine in program.engines
-        if isinstance(engine, TokenwiseEngine)
-    ]
+    tokenwise = [EngineTimes(engine.name, "", 0.0, {callers: 0.0}) for engine in program.tokenwise_engines]
     return DeviceProfile(
         version=PROFILE_VERSION,
         machine=key.machine,

@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 
 from twoheads.graphs.errors import InputError
-from twoheads.graphs.program.program import AttentionStage
 from twoheads.graphs.schedule.schedule import Schedule
 from twoheads.runtime.execution.executor import Executor, Running, RunPlan
 from twoheads.runtime.inputs.requests import Inputs
@@ -138,7 +137,7 @@ def _report(
     context: RunContext, group: Group, schedule: Schedule, counted: Counted, fault: tuple[str, ...], threads: int
 ) -> Report:
     """What a run did, but for its times; its program may be another form of the bundle's."""
-    samples = any(isinstance(stage, AttentionStage) and stage.average is not None for stage in context.program.body)
+    samples = any(stage.average is not None for stage in context.program.attentions)
     longest = max(request.length for request in group.requests)
     return Report(
         requests=len(group.requests),

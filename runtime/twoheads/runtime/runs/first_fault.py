@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from twoheads.graphs.program.program import Stage, Value, outputs_of
+from twoheads.graphs.program.program import Stage, Value
 from twoheads.graphs.schedule.schedule import needed_stages
 from twoheads.runtime.execution.executor import Executor, RunPlan
 from twoheads.runtime.execution.run_state import RunState
@@ -53,7 +53,7 @@ def _first_fault(
 def _odd_value(run: RunState, stage: Stage) -> tuple[Value, int] | None:
     """The value of ``stage`` that is not finite, at the first token at which one is."""
     odd: list[tuple[int, str, Value]] = []
-    for value in outputs_of(stage):
+    for value in stage.outputs:
         if value.name in run.stores and value.dtype.startswith(("float", "bfloat")):
             at = _odd_token(run.stores[value.name])
             if at is not None:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InputError
-from twoheads.graphs.program.program import TOKENS, AttentionStage, Program, Value
+from twoheads.graphs.program.program import TOKENS, Program, Value
 from twoheads.graphs.schedule.packed import packed_schedule
 from twoheads.graphs.schedule.schedule import Schedule
 from twoheads.graphs.variants.packing import Packing, longest_packable, pack, packed_variant, takes_documents
@@ -158,7 +158,7 @@ def _by_blocks(members: Sequence[int], lengths: Sequence[int], block_size: int) 
 
 
 def _has_engines(context: RunContext, longest: int) -> bool:
-    stages = [stage for stage in context.program.body if isinstance(stage, AttentionStage)]
+    stages = context.program.attentions
     return all(context.holds(stage.engine, packed_variant(stage.mask, longest) or "") for stage in stages)
 
 

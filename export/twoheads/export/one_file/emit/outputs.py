@@ -42,19 +42,12 @@ def add_output(graph: Graph, program: Program, output: str, values: Values, leng
     if program.pooled_logits:
         return values.whole(program.logits)
     _, head = needed_stages(program, output)
-    stages = [(stage, _engine(program, stage)) for stage in head if isinstance(stage, TokenwiseStage)]
+    stages = [(stage, engine) for stage, engine in program.bindings if stage in head]
     if output == "last":
         return _last(graph, program, stages, values, lengths, engines)
     for stage, engine in stages:
         add_tokenwise(graph, stage, engine, values, engines)
     return values.whole(program.logits)
-
-
-def _engine(program: Program, stage: TokenwiseStage) -> TokenwiseEngine:
-    engine = program.engine(stage.engine)
-    if not isinstance(engine, TokenwiseEngine):
-        raise InternalError(f"stage {stage.name} has the engine {engine.name}, which is not token-wise")
-    return engine
 
 
 def _place_of_last(graph: Graph, value: Value, lengths: Lengths, size: int) -> tuple[str, str]:

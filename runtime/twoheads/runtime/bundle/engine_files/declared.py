@@ -43,8 +43,7 @@ class DeclaredEngine:
 
 def declared_engines(program: Program, manifest: Manifest) -> dict[str, DeclaredEngine]:
     """Every engine file that a run may open, by its name in the manifest; the bundle need not hold all of them."""
-    plain = [engine for engine in program.engines if isinstance(engine, TokenwiseEngine)]
-    found = dict(_tokenwise(program, plain, program, manifest))
+    found = dict(_tokenwise(program, program.tokenwise_engines, program, manifest))
     for steps, fused in fused_steps(program, manifest.lowering, short=True):
         found.update(_tokenwise(steps, [fused], program, manifest))
     for width in manifest.key_tiles:
