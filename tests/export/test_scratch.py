@@ -77,7 +77,7 @@ def test_folders_of_killed_commands_are_swept(temporary):
     try:
         assert alive.stdout is not None
         assert killed.stdout is not None
-        kept, left = (Path(process.stdout.readline().strip()) for process in (alive, killed))
+        kept, left = (Path(stdout.readline().strip()) for stdout in (alive.stdout, killed.stdout))
         killed.send_signal(signal.SIGKILL)
         killed.wait()
         assert (left / "large").exists()

@@ -60,7 +60,16 @@ def test_ids_that_are_none(tmp_path, name):
 
 def test_an_id_is_of_one_document(tmp_path):
     lines = tmp_path / "l.jsonl"
-    entries = [{"id": "a"}, {"id": "b"}, {"id": "a"}, {"id": 7}, {}, {"id": "5"}, {}, {"id": 5}]
+    entries: list[dict[str, object]] = [
+        {"id": "a"},
+        {"id": "b"},
+        {"id": "a"},
+        {"id": 7},
+        {},
+        {"id": "5"},
+        {},
+        {"id": 5},
+    ]
     lines.write_text("".join(json.dumps({**entry, "text": "x"}) + "\n" for entry in entries))
     found = list(read_documents(lines))
     assert [document.name for document in found] == ["a", "b", "a", 7, 5, "5", 7, 5]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Generator
@@ -15,6 +16,16 @@ __all__ = ["RESUME", "check_room", "disk_errors", "sync_folder"]
 
 RESUME = "free disk space, then continue with `twoheads resume DIR`; the last checkpoint is whole"
 """What helps a job."""
+
+OTHER_REASONS = {
+    errno.EACCES: "choose a folder you may write to",
+    errno.EPERM: "choose a folder you may write to",
+    errno.EROFS: "choose a folder that is not read-only",
+    errno.ELOOP: "choose another folder: links there point to each other",
+    errno.EEXIST: "remove what is there, or choose another folder",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+"""What helps where free space would not."""
 
 
 def check_room(folder: Path, nbytes: int, what: str) -> None:
@@ -36,10 +47,16 @@ def check_room(folder: Path, nbytes: int, what: str) -> None:
 
 @contextlib.contextmanager
 def disk_errors(path: Path, problem: str, fix: str) -> Generator[None]:
-    """Turns the operating system's refusals into an error about ``path`` that tells what is free on its disk."""
+    """Turns the operating system's refusals into an error about ``path``.
+
+    It tells what is free on the disk, and ``fix`` helps, unless it is no matter of room.
+    """
     try:
         yield
     except OSError as error:
+        if error.errno in OTHER_REASONS:
+            reason = f"{problem}: {error.strerror or error}"
+            raise TwoheadsError(str(path), reason, OTHER_REASONS[error.errno]) from error
         raise TwoheadsError(str(path), f"{problem}: {error.strerror or error}{_free(path)}", fix) from error
 
 

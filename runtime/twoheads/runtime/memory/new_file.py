@@ -21,6 +21,15 @@ __all__ = ["hold", "output_place", "partial_file", "replacing", "sweep"]
 
 FIX = "name a file"
 
+KINDS = (
+    (stat.S_ISLNK, "a link to itself"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+)
+"""What is never replaced, and how errors call it."""
+
 
 def output_place(path: Path) -> Path:
     """Where a file ``path`` is written: itself, or the end of the links that it is.
@@ -35,9 +44,7 @@ def output_place(path: Path) -> Path:
         return place
     except OSError as error:
         raise InputError(str(path), f"can't be written: {error.strerror or error}", FIX) from None
-    kinds = ((stat.S_ISLNK, "a link to itself"), (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"))
-    kinds += ((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
-    for is_kind, what in kinds:
+    for is_kind, what in KINDS:
         if is_kind(mode):
             raise InputError(str(path), f"is {what}, and results are written to a file of their own", FIX)
     return place
