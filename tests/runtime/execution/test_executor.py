@@ -128,6 +128,7 @@ def test_an_executor_refuses_what_it_can_not_do(bundles, tmp_path):
     host, device = bundles["causal"]
     with Job(tmp_path / "job") as job, pytest.raises(InputError, match="not on a device"):
         device.run_job(job, [1, 2, 3])
+    assert not (tmp_path / "job" / "job.json").exists(), "nothing of it is left"
     plan = RunPlan(host.schedule(20), spilled=frozenset({"hidden"}))
     with pytest.raises(InternalError, match="without files"):
         ClusterExecutor(InProcess(host.path, 1), {0}, 1).start(plan, None).__enter__()

@@ -39,6 +39,7 @@ class ClusterExecutor:
     """
 
     variants = False
+    files = False
 
     def __init__(self, workers: Workers, alive: set[int], threads: int) -> None:
         self.threads = threads

@@ -41,6 +41,7 @@ class DeviceExecutor:
     """
 
     variants = False
+    files = False
 
     def __init__(self, engines: EnginePool, backend: DeviceBackend, threads: int, limit: int | None) -> None:
         self.threads = threads
@@ -64,8 +65,6 @@ class DeviceExecutor:
             InputError: The run does not fit into the device's memory, or needs what only the host has.
             DeviceError: The device failed.
         """
-        if plan.job is not None:
-            raise InputError("a job", "keeps its values in files, not on a device", "use a backend of the processor")
         with Crew(self.threads, tick) as crew:
             run = DeviceRun(plan.schedule, self._engines, crew, self._device, self._planned, self.kept)
             try:

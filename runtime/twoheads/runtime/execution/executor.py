@@ -87,6 +87,8 @@ class Executor(Protocol):
 
     variants: bool
     """Whether it runs variants of the bundle's program: fused stages, and several inputs in one run."""
+    files: bool
+    """Whether values may live in files: spilled ones, and all of a job."""
     threads: int
     """Blocks that it, or each of its workers, computes at the same time."""
 

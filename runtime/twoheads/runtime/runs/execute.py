@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import replace
 
 import numpy as np
 
@@ -127,16 +126,22 @@ def execute(
         if not alone:
             raise _NotFiniteError
         fault = (fault_warning(finite.first, context, None if job else executor, group.requests[0], group.output),)
-    report = _report(context, group, schedule, run.counted(), fault, executor.threads)
-    report = replace(report, prepare_seconds=prepared, seconds=seconds)
+    done, times = run.counted(), (prepared, seconds)
+    report = _report(context, group, schedule, done, times, fault, executor.threads)
     arrays = [taken] if alone else split_output(schedule.program, taken, own, group.output)
     return [Result(array, group.output, report) for array in arrays]
 
 
 def _report(
-    context: RunContext, group: Group, schedule: Schedule, counted: Counted, fault: tuple[str, ...], threads: int
+    context: RunContext,
+    group: Group,
+    schedule: Schedule,
+    counted: Counted,
+    times: tuple[float, float],
+    fault: tuple[str, ...],
+    threads: int,
 ) -> Report:
-    """What a run did, but for its times; its program may be another form of the bundle's."""
+    """What a run did; its program may be another form of the bundle's."""
     samples = any(stage.average is not None for stage in context.program.attentions)
     longest = max(request.length for request in group.requests)
     return Report(
@@ -149,8 +154,8 @@ def _report(
         engine_calls=counted.calls,
         formula_calls=schedule.formula_calls,
         rounds=counted.rounds,
-        seconds=0.0,
-        prepare_seconds=0.0,
+        seconds=times[1],
+        prepare_seconds=times[0],
         peak_bytes=peak_memory(),
         store_bytes=counted.store_bytes,
         threads=threads,

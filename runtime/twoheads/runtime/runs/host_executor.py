@@ -39,6 +39,7 @@ class HostExecutor:
     """
 
     variants = True
+    files = True
 
     def __init__(self, engines: EnginePool, whole: EnginePool | None, *, threads: int, folder: Path | None) -> None:
         self.threads = threads

@@ -11,17 +11,12 @@ from typing import Any, overload
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InputError
-from twoheads.graphs.program.lengths import resolve_lengths
-from twoheads.graphs.program.program import Program
-from twoheads.graphs.schedule.schedule import Schedule, make_schedule
-from twoheads.graphs.schedule.spill import SpillPlan, plan_spill
-from twoheads.graphs.serialization.bundle_format import Manifest
-from twoheads.runtime.backends.protocol import ArtifactBackend, Backend, EngineHandle
+from twoheads.runtime.backends.protocol import ArtifactBackend, Backend
 from twoheads.runtime.bundle.reader import Bundle
 from twoheads.runtime.bundle.tokenizer import Tokenizer
 from twoheads.runtime.bundle.weights import Weights
 from twoheads.runtime.device.executor import open_device
-from twoheads.runtime.execution.engine_pool import EngineKey, EnginePool
+from twoheads.runtime.execution.engine_pool import EnginePool
 from twoheads.runtime.execution.executor import Executor
 from twoheads.runtime.generation.context import Context
 from twoheads.runtime.generation.engines import StepEngines
@@ -29,12 +24,11 @@ from twoheads.runtime.generation.generator import Generator, Pieces, Prompt
 from twoheads.runtime.generation.results import Generated
 from twoheads.runtime.inputs.requests import read_inputs
 from twoheads.runtime.jobs.job import Job
-from twoheads.runtime.memory.disk_space import check_room
 from twoheads.runtime.memory.sink import Sink
 from twoheads.runtime.reports.notices import give_notices
 from twoheads.runtime.reports.peak_memory import process_memory
 from twoheads.runtime.reports.report import Result
-from twoheads.runtime.runs.context import Progress
+from twoheads.runtime.runs.context import Progress, RunContext
 from twoheads.runtime.runs.execute import execute, run_inputs, shares
 from twoheads.runtime.runs.groups import Group
 from twoheads.runtime.runs.host_executor import HostExecutor
@@ -42,7 +36,7 @@ from twoheads.runtime.runs.host_executor import HostExecutor
 __all__ = ["LoadedBundle"]
 
 
-class LoadedBundle:
+class LoadedBundle(RunContext):
     """A bundle that is ready to run inputs of any length. One run at a time.
 
     Attributes:
@@ -80,7 +74,6 @@ class LoadedBundle:
             None if whole is None else EnginePool(bundle, weights, backend, program=whole, kernel_threads=threads)
         )
         self.executor: Executor = device or HostExecutor(self._engines, block_engines, threads=threads, folder=spill)
-        self._latest: tuple[Any, Schedule] | None = None
         self.backend = backend.name
         self.precision = precision
         self.threads = threads
@@ -122,91 +115,6 @@ class LoadedBundle:
             InputError: As :meth:`generate`.
         """
         return self.generation.stream(prompt, **options)
-
-    @property
-    def path(self) -> Path:
-        """The bundle's folder."""
-        return self._bundle.path
-
-    @property
-    def identity(self) -> str:
-        """The hex sha256 of the bundle's manifest."""
-        return self._bundle.identity
-
-    @property
-    def weights_file(self) -> Path:
-        """The file that holds every weight."""
-        return self._bundle.weights_file
-
-    @property
-    def program(self) -> Program:
-        """The block program."""
-        return self._bundle.program
-
-    @property
-    def manifest(self) -> Manifest:
-        """The bundle's table of contents."""
-        return self._bundle.manifest
-
-    def schedule(
-        self,
-        length: int | Mapping[str, int],
-        output: str | None = None,
-        positions: int | None = None,
-        *,
-        by_blocks: bool = False,
-    ) -> Schedule:
-        """What a run of ``length`` tokens will do: calls, operations, bytes, memory; nothing is run.
-
-        An input of at most one block is one call (and its head), and a windowed layer of a longer one is one call a
-        block, or all layers together are, if the bundle has the engines. Under a memory limit, with values in files, in
-        a job and on a cluster every stage is computed by itself.
-
-        Args:
-            length: Tokens of the input; by axis where inputs have several lengths, ``{"n": 1000, "m": 300}``.
-            output: ``hidden``, ``logits``, ``last`` or ``embedding``; ``None`` for the program's default.
-            positions: Rows of logits; ``None`` for all.
-            by_blocks: Of a run in a job or on a cluster.
-
-        Raises:
-            InputError: The model can't take that length or does not give that output.
-        """
-        lengths = resolve_lengths(self.program, length)
-        by_blocks |= not self.fused or self.memory_limit is not None or self.spill is not None
-        program = self.program if by_blocks else self._fused.chosen(lengths)
-        asked = (id(program), lengths, output or program.default_output, positions)
-        if self._latest is None or self._latest[0] != asked:  # who asks before a run asks for that of the run
-            made = make_schedule(
-                program, lengths, output=output, positions=positions, workers=self.threads, process=self.process_bytes
-            )
-            self._latest = (asked, made)
-        return self._latest[1]
-
-    def holds(self, engine: str, variant: str) -> bool:
-        """Whether the bundle holds ``variant`` of an attention engine, for this backend."""
-        return self._engines.holds(engine, variant)
-
-    @property
-    def opened(self) -> Mapping[EngineKey, EngineHandle]:
-        """The engines of blocks that are open."""
-        return self._engines.opened
-
-    def spill_plan(self, schedule: Schedule, job: Job | None = None) -> SpillPlan:
-        """Which values a run of ``schedule`` keeps in files, and what it then takes of memory and disk.
-
-        A ``job`` has files of all values; those that are not spilled count as memory as well.
-
-        Raises:
-            InputError: It does not fit into the memory limit.
-            TwoheadsError: The spill folder's disk has too little room.
-        """
-        disk = self.spill is not None or job is not None
-        plan = plan_spill(schedule, limit=self.memory_limit, disk=disk, workers=self.threads)
-        if job is not None and not job.resumed:
-            check_room(job.folder, schedule.memory.values, "the values of the run take up to")
-        elif job is None and self.spill is not None:
-            check_room(self.spill, plan.disk_bytes, "the run spills up to")
-        return plan
 
     @overload
     def run(
@@ -310,6 +218,8 @@ class LoadedBundle:
             InputError: The job is of another bundle, backend, input or output; or as :meth:`run`.
             TwoheadsError: A file of the job is damaged, or the disk is full: the last checkpoint then stays good.
         """
+        if not self.executor.files:
+            raise InputError("a job", "keeps its values in files, not on a device", "use a backend of the processor")
         inputs = read_inputs(self.program, tokens, output=output, positions=positions, sink=sink is not None)
         request = inputs.only
         if request is None:
