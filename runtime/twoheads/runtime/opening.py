@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from twoheads.graphs.errors import InputError
-from twoheads.runtime.backends.protocol import ArtifactBackend, Backend
+from twoheads.runtime.backends.protocol import ArtifactBackend, Backend, DeviceBackend
 from twoheads.runtime.backends.registry import DEVICE_BACKENDS, LANES, open_backend
 from twoheads.runtime.bundle.reader import Bundle, read_bundle
 from twoheads.runtime.execution.crew import available_threads
@@ -104,7 +104,7 @@ def _with_tiles(
     if isinstance(backend, ArtifactBackend) and (tune != "off" or bundle.program.key_tile != bundle.manifest.key_tile):
         problem = f"can't be chosen with {backend.name}: artifacts are built for those of {bundle.manifest.key_tile}"
         raise InputError("key tiles", problem, "leave out tune and key_tile")
-    if tune != "off" and backend.name in DEVICE_BACKENDS:
+    if tune != "off" and isinstance(backend, DeviceBackend):
         problem = f"measures calls on the CPU, and {backend.name} queues them on a device"
         raise InputError("tune", problem, "leave it out, or choose a width by key_tile")
     return tuned_bundle(bundle, backend, precision=precision, threads=threads, level=tune)
