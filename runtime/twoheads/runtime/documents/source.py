@@ -20,6 +20,14 @@ SUFFIXES = (".txt", ".md")
 
 LARGEST = 1 << 63
 
+LARGEST_DOCUMENT = 1 << 25
+"""Bytes of one text; a tokenizer takes about 40 times as much memory for it."""
+
+TOO_LARGE = f"is larger than {LARGEST_DOCUMENT >> 20} MiB: cut it, or give its tokens to `twoheads run --tokens`"
+
+PIECE = 1 << 20
+"""Bytes that are read at a time where a line is only looked at."""
+
 LINK = "is a link that leads out of the folder; --follow-links reads what it points to"
 
 
@@ -57,7 +65,10 @@ def read_documents(path: Path, *, follow_links: bool = False) -> Iterator[Docume
         return
     seen = set[int]()
     with _opened(path) as lines:
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(_lines(lines), 1):
+            if line is None:
+                yield Document(number, error=TOO_LARGE)
+                continue
             found = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             if found.strip():
                 yield _once(_from_line(found, number), seen)
@@ -78,13 +89,29 @@ def inspect_documents(path: Path, *, follow_links: bool = False) -> tuple[int, s
             count += 1
     else:
         with _opened(path) as lines:
-            for line in lines:
-                digest.update(line)
-                count += bool(line.strip())
+            blank = True
+            while piece := lines.readline(PIECE):
+                digest.update(piece)
+                blank = blank and not piece.strip()
+                if piece.endswith(b"\n") or len(piece) < PIECE:
+                    count += not blank
+                    blank = True
+            count += not blank
     if not count:
         what = f"no files that end in {' or '.join(SUFFIXES)}" if path.is_dir() else "no lines"
         raise InputError(str(path), f"holds {what}", "give a folder of texts, or JSON lines with text or input_ids")
     return count, digest.hexdigest()
+
+
+def _lines(opened: Any) -> Iterator[bytes | None]:
+    """The lines of a file; ``None`` for one that is longer than any document, of which no more is held than that."""
+    while line := opened.readline(LARGEST_DOCUMENT + 1):
+        if len(line) <= LARGEST_DOCUMENT:
+            yield line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = opened.readline(PIECE)
+        yield None
 
 
 def _texts(folder: Path) -> list[Path]:
@@ -124,7 +151,11 @@ def _opened(path: Path) -> Any:
 
 def _from_file(file: Path, name: str) -> Document:
     try:
-        return _checked_text(name, file.read_text(encoding="utf-8-sig"))
+        with file.open("rb") as opened:
+            data = opened.read(LARGEST_DOCUMENT + 1)
+        if len(data) > LARGEST_DOCUMENT:
+            return Document(name, error=TOO_LARGE)
+        return _checked_text(name, data.decode("utf-8-sig"))
     except OSError as error:
         return Document(name, error=f"can't be read: {error.strerror or error}")
     except UnicodeDecodeError as error:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from twoheads.graphs.errors import InputError, TwoheadsError
 from twoheads.graphs.serialization.bundle_format import MANIFEST
+from twoheads.runtime.documents.source import LARGEST_DOCUMENT
 from twoheads.runtime.inputs.array_files import read_npy
 from twoheads.runtime.memory.new_file import output_place
 
@@ -115,9 +116,13 @@ def read_text(path: Path) -> str:
         InputError: No such file, unreadable, not UTF-8 (with the offset), or empty.
     """
     try:
-        data = require_path(path, "a text file").read_bytes()
+        with require_path(path, "a text file").open("rb") as file:
+            data = file.read(LARGEST_DOCUMENT + 1)
     except OSError as error:
         raise InputError(str(path), f"can't be read: {error.strerror}", "give a text file in UTF-8") from None
+    if len(data) > LARGEST_DOCUMENT:
+        problem = f"is larger than {LARGEST_DOCUMENT >> 20} MiB, for which a tokenizer takes more than a gigabyte"
+        raise InputError(str(path), problem, "cut it, or give token numbers with --tokens FILE.npy")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
