@@ -20,6 +20,7 @@ from twoheads.runtime.bundle.reader import Bundle
 from twoheads.runtime.bundle.tokenizer import Tokenizer
 from twoheads.runtime.bundle.weights import Weights
 from twoheads.runtime.generation.choosing.chooser import Chooser
+from twoheads.runtime.generation.choosing.constraint import Constraint, read_constraint
 from twoheads.runtime.generation.choosing.lookup import PromptLookup
 from twoheads.runtime.generation.choosing.processors import LogitsProcessor, processors
 from twoheads.runtime.generation.choosing.settings import Settings
@@ -56,6 +57,7 @@ class _Call:
         seeds: Of every sequence; ``None`` for the most likely tokens.
         logits: Whether they are kept.
         guesses: How many tokens may be guessed at a time; 0 for none.
+        constraint: What the text keeps to, if anything.
         began: When the call began.
     """
 
@@ -67,6 +69,7 @@ class _Call:
     seeds: tuple[np.random.SeedSequence | None, ...]
     logits: bool
     guesses: int
+    constraint: Constraint | None
     began: float
 
 
@@ -138,6 +141,9 @@ class Generator:
         streamer: Callable[[Piece], None] | None = None,
         return_logits: bool = False,
         speculate: bool = False,
+        json_schema: Mapping[str, Any] | str | None = None,
+        regex: str | None = None,
+        grammar: str | None = None,
         chat: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> Generated | list[Generated]:
@@ -155,6 +161,9 @@ class Generator:
             return_logits: Keep the model's logits.
             speculate: Guess tokens from what stood behind the same ones before, and compute several in one call. What
                 is chosen is what would be chosen without; texts that copy come faster.
+            json_schema: Let the text be JSON of this schema (needs the package llguidance).
+            regex: Let the whole text match this regular expression (likewise).
+            grammar: Let it follow this grammar, in the form of Lark (likewise).
             chat: What else the chat template reads: see :func:`~twoheads.runtime.generation.text.chat.render_chat`.
             **settings: Fields of :class:`Settings`, which replace the model's own.
 
@@ -174,6 +183,9 @@ class Generator:
             logits_processor=logits_processor,
             return_logits=return_logits,
             speculate=speculate,
+            json_schema=json_schema,
+            regex=regex,
+            grammar=grammar,
             chat=chat,
             **settings,
         )
@@ -256,6 +268,9 @@ class Generator:
         logits_processor: LogitsProcessor | Sequence[LogitsProcessor] = (),
         return_logits: bool = False,
         speculate: bool = False,
+        json_schema: Mapping[str, Any] | str | None = None,
+        regex: str | None = None,
+        grammar: str | None = None,
         chat: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> _Call:
@@ -263,13 +278,20 @@ class Generator:
         began = time.perf_counter()
         wanted = self._settings(settings, stop, ignore_eos=ignore_eos)
         self.text_stream(wanted.stop_strings)
+        constraint = read_constraint(
+            json_schema=json_schema,
+            regex=regex,
+            grammar=grammar,
+            tokenizer=self._bundle.tokenizer_file,
+            ends=wanted.eos_token_id,
+        )
         used, tokens = self._begin(prompt, context, chat or {})
         own = (logits_processor,) if callable(logits_processor) else tuple(logits_processor)
         seeds: tuple[np.random.SeedSequence | None, ...] = (None,)
         if wanted.do_sample:
             seeds = tuple(np.random.SeedSequence(seed).spawn(wanted.num_return_sequences))
         guesses = self._engines.steps.rows[1] - 1 if speculate else 0
-        return _Call(used, context is not None, tokens, wanted, own, seeds, return_logits, guesses, began)
+        return _Call(used, context is not None, tokens, wanted, own, seeds, return_logits, guesses, constraint, began)
 
     def _begin(self, prompt: Prompt, context: Context | None, chat: Mapping[str, Any]) -> tuple[Context, list[int]]:
         """The context, cut back to what the prompt continues, and the tokens to append."""
@@ -313,6 +335,7 @@ class _Run:
         self._context, self._settings, self._keep = context, call.settings, call.logits
         self._prompt = len(context)
         self._own, self._seed, self._guesses = call.own, seed, call.guesses
+        self._constraint = call.constraint
         self.guessed = self.right = 0
         self._began, self._first, self._last = call.began, 0.0, 0.0
         self._pieces: list[Piece] = []
@@ -327,7 +350,10 @@ class _Run:
         """
         context, settings = self._context, self._settings
         self._prompt = len(context)
-        chooser = Chooser(processors(settings, self._prompt, self._own), self._seed)
+        own = self._own
+        if self._constraint is not None:
+            own = (self._constraint.processor(self._prompt), *own)
+        chooser = Chooser(processors(settings, self._prompt, own), self._seed)
         lookup = PromptLookup(context.tokens, self._guesses) if self._guesses else None
         most, tokens = settings.new_tokens(self._prompt), list(context.tokens)
         rows, guesses = [logits], list[int]()

@@ -46,6 +46,15 @@ def command(
         bool,
         typer.Option("--speculate", help="Guess tokens that came before: copies come faster."),
     ] = False,
+    json_schema: Annotated[
+        Path | None, typer.Option("--json-schema", metavar="FILE", help="Let the text be JSON of this schema.")
+    ] = None,
+    regex: Annotated[
+        str | None, typer.Option("--regex", metavar="EXPR", help="Let the whole text match this expression.")
+    ] = None,
+    grammar: Annotated[
+        Path | None, typer.Option("--grammar", metavar="FILE", help="Let it follow this grammar, in Lark's form.")
+    ] = None,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Of the kernels; all cores if not given.")
     ] = None,
@@ -85,6 +94,9 @@ def command(
         seed=seed,
         ignore_eos=ignore_eos,
         speculate=speculate,
+        json_schema=None if json_schema is None else arguments.read_text(json_schema),
+        regex=regex,
+        grammar=None if grammar is None else arguments.read_text(grammar),
         streamer=None if as_json else _print,
         **given,
     )

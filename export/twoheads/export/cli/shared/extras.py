@@ -16,6 +16,8 @@ EXTRAS = {
     "safetensors": "compile",
     "torch": "compile",
     "transformers": "compile",
+    "jinja2": "text",
+    "llguidance": "constrained",
     "tokenizers": "text",
     "matplotlib": "plot",
     "openvino": "openvino",
