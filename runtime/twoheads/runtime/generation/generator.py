@@ -6,8 +6,8 @@ import collections.abc
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,21 +19,18 @@ from twoheads.graphs.variants.steps import Steps
 from twoheads.runtime.bundle.reader import Bundle
 from twoheads.runtime.bundle.tokenizer import Tokenizer
 from twoheads.runtime.bundle.weights import Weights
-from twoheads.runtime.generation.choosing.chooser import Chooser
-from twoheads.runtime.generation.choosing.constraint import Constraint, read_constraint
-from twoheads.runtime.generation.choosing.lookup import PromptLookup
-from twoheads.runtime.generation.choosing.processors import LogitsProcessor, processors
+from twoheads.runtime.generation.choosing.constraint import read_constraint
+from twoheads.runtime.generation.choosing.processors import LogitsProcessor
 from twoheads.runtime.generation.choosing.settings import Settings
-from twoheads.runtime.generation.choosing.warpers import log_softmax
 from twoheads.runtime.generation.context import Context
 from twoheads.runtime.generation.engines import StepEngines
 from twoheads.runtime.generation.prefix_cache import PrefixCache
 from twoheads.runtime.generation.results import Generated, Piece
+from twoheads.runtime.generation.sequence_run import Call, SequenceRun
 from twoheads.runtime.generation.text.chat import Message, render_chat
 from twoheads.runtime.generation.text.model_facts import ModelFacts, read_facts
 from twoheads.runtime.generation.text.text_stream import TextStream
 from twoheads.runtime.reports.notices import notices
-from twoheads.runtime.reports.peak_memory import peak_memory
 
 __all__ = ["Generator", "Pieces", "Prompt"]
 
@@ -42,35 +39,6 @@ Prompt: TypeAlias = "str | Sequence[int] | npt.NDArray[Any] | Sequence[Message]"
 
 Pieces: TypeAlias = "collections.abc.Generator[Piece, None, None]"
 """New tokens, one by one; to be closed by whoever leaves early."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """One call of :meth:`Generator.generate`: what it continues, and how.
-
-    Attributes:
-        context: What is continued; the prompt is not in it yet.
-        kept: Whether the context is the caller's.
-        prompt: Tokens to append.
-        settings: How tokens are chosen.
-        own: The caller's processors.
-        seeds: Of every sequence; ``None`` for the most likely tokens.
-        logits: Whether they are kept.
-        guesses: How many tokens may be guessed at a time; 0 for none.
-        constraint: What the text keeps to, if anything.
-        began: When the call began.
-    """
-
-    context: Context
-    kept: bool
-    prompt: list[int]
-    settings: Settings
-    own: tuple[LogitsProcessor, ...]
-    seeds: tuple[np.random.SeedSequence | None, ...]
-    logits: bool
-    guesses: int
-    constraint: Constraint | None
-    began: float
 
 
 class Generator:
@@ -198,7 +166,7 @@ class Generator:
         made: list[Generated] = []
         for at, sequence_seed in enumerate(call.seeds):
             last = at == len(call.seeds) - 1
-            run = _Run(call, call.context if last else call.context.fork(), sequence_seed, self.text_stream)
+            run = SequenceRun(call, call.context if last else call.context.fork(), sequence_seed, self.text_stream)
             for piece in run.pieces(logits):
                 if streamer is not None:
                     streamer(piece)
@@ -215,7 +183,7 @@ class Generator:
         call = self._open(prompt, **options)
         if len(call.seeds) != 1:
             raise InputError("stream", "gives the tokens of one sequence, one by one", "call generate for several")
-        run = _Run(call, call.context, call.seeds[0], self.text_stream)
+        run = SequenceRun(call, call.context, call.seeds[0], self.text_stream)
         try:
             yield from run.pieces(call.context.append(call.prompt))
         finally:
@@ -273,7 +241,7 @@ class Generator:
         grammar: str | None = None,
         chat: Mapping[str, Any] | None = None,
         **settings: Any,
-    ) -> _Call:
+    ) -> Call:
         """What a call continues and how, after all checks; see :meth:`generate`."""
         began = time.perf_counter()
         wanted = self._settings(settings, stop, ignore_eos=ignore_eos)
@@ -291,7 +259,7 @@ class Generator:
         if wanted.do_sample:
             seeds = tuple(np.random.SeedSequence(seed).spawn(wanted.num_return_sequences))
         guesses = self._engines.steps.rows[1] - 1 if speculate else 0
-        return _Call(used, context is not None, tokens, wanted, own, seeds, return_logits, guesses, constraint, began)
+        return Call(used, context is not None, tokens, wanted, own, seeds, return_logits, guesses, constraint, began)
 
     def _begin(self, prompt: Prompt, context: Context | None, chat: Mapping[str, Any]) -> tuple[Context, list[int]]:
         """The context, cut back to what the prompt continues, and the tokens to append."""
@@ -320,118 +288,3 @@ class Generator:
         if self._tokenizer is None:
             raise InputError("prompt", "is a text, and the bundle has no tokenizer", "give tokens")
         return self._tokenizer.encode(text, special=special)
-
-
-class _Run:
-    """One sequence on its way."""
-
-    def __init__(
-        self,
-        call: _Call,
-        context: Context,
-        seed: np.random.SeedSequence | None,
-        text: Callable[[Sequence[str]], TextStream],
-    ) -> None:
-        self._context, self._settings, self._keep = context, call.settings, call.logits
-        self._prompt = len(context)
-        self._own, self._seed, self._guesses = call.own, seed, call.guesses
-        self._constraint = call.constraint
-        self.guessed = self.right = 0
-        self._began, self._first, self._last = call.began, 0.0, 0.0
-        self._pieces: list[Piece] = []
-        self._text = text(call.settings.stop_strings)
-        self._reason = "length"
-
-    def pieces(self, logits: npt.NDArray[np.float32]) -> Iterator[Piece]:
-        """The new tokens behind ``logits``, as they are chosen.
-
-        Where tokens are guessed, several are computed in one call, and each is chosen as if it had come alone: a guess
-        that is what is chosen saves a call, any other one is cut off again.
-        """
-        context, settings = self._context, self._settings
-        self._prompt = len(context)
-        own = self._own
-        if self._constraint is not None:
-            own = (self._constraint.processor(self._prompt), *own)
-        chooser = Chooser(processors(settings, self._prompt, own), self._seed)
-        lookup = PromptLookup(context.tokens, self._guesses) if self._guesses else None
-        most, tokens = settings.new_tokens(self._prompt), list(context.tokens)
-        rows, guesses = [logits], list[int]()
-        while len(self._pieces) < most:
-            row = rows.pop(0)
-            token = chooser.choose(tokens, row)
-            tokens.append(token)
-            piece = self._piece(token, row, last=len(self._pieces) + 1 == most)
-            ended = self._ended(token)
-            yield piece
-            if ended or len(self._pieces) == most:
-                break
-            if lookup is not None:
-                lookup.add(token)
-            if guesses and guesses.pop(0) == token:
-                self.right += 1
-                continue
-            if len(context) >= len(tokens):
-                context.rollback(len(tokens) - 1)
-            rows, guesses = self._advance(lookup, token)
-
-    def _advance(self, lookup: PromptLookup | None, token: int) -> tuple[list[npt.NDArray[np.float32]], list[int]]:
-        """Computes ``token``, with guesses behind it if there are any; the logits behind each, and the guesses."""
-        if lookup is not None:
-            if self.guessed > lookup.guessed:
-                lookup.learn(self.guessed - lookup.guessed, self.right - lookup.right)
-            if guesses := lookup.guess():
-                self.guessed += len(guesses)
-                return list(self._context.steps([token, *guesses])), guesses
-        return [self._context.step(token)], []
-
-    def close(self, *, kept: bool) -> None:
-        """Ends it: a context that is kept gets the last token as well, any other one is closed."""
-        total = self._prompt + len(self._pieces)
-        if not kept:
-            self._context.close()
-        elif len(self._context) > total:
-            self._context.rollback(total)
-        elif self._pieces and len(self._context) < total:
-            self._context.step(self._pieces[-1].token)
-
-    def _piece(self, token: int, logits: npt.NDArray[np.float32], *, last: bool) -> Piece:
-        text = self._text.add(token)
-        if last or token in self._settings.eos_token_id:
-            text += self._text.finish()
-        self._last = time.perf_counter()
-        self._first = self._first or self._last
-        piece = Piece(token, text, float(log_softmax(logits)[token]), logits if self._keep else None)
-        self._pieces.append(piece)
-        return piece
-
-    def _ended(self, token: int) -> bool:
-        limit = self._settings.max_time
-        if token in self._settings.eos_token_id:
-            self._reason = "eos"
-        elif self._text.stopped:
-            self._reason = "stop"
-        elif limit is not None and time.perf_counter() - self._began > limit:
-            self._reason = "time"
-        return self._reason != "length"
-
-    def result(self) -> Generated:
-        """All of it; the number of calls and the warnings are the caller's to add."""
-        pieces, first = self._pieces, self._first - self._began
-        spent = self._last - self._first
-        rate = (len(pieces) - 1) / spent if len(pieces) > 1 and spent > 0 else 1 / first if pieces else 0.0
-        kept = [piece.logits for piece in pieces if piece.logits is not None]
-        return Generated(
-            tokens=[piece.token for piece in pieces],
-            text=self._text.text,
-            prompt_tokens=self._prompt,
-            finish_reason=self._reason,
-            first_token_seconds=first if pieces else 0.0,
-            tokens_per_second=rate,
-            engine_calls=0,
-            peak_bytes=peak_memory(),
-            logprobs=[piece.logprob for piece in pieces],
-            logits=np.stack(kept) if kept else None,
-            guessed_tokens=self.guessed,
-            right_guesses=self.right,
-        )
