@@ -43,6 +43,7 @@ __all__ = [
     "HIDDEN",
     "INDEX",
     "MASK",
+    "STEP",
     "Added",
     "KeptRows",
     "Ring",
@@ -58,6 +59,9 @@ CAPACITIES = (0, 4, 16, 32)
 
 SMALL_ROWS = (1, 8)
 """Rows of a step beside those of a whole block."""
+
+STEP = "step_"
+"""How the names of all engines of steps begin."""
 
 INDEX = "index"
 """The input port that says which row stands at each place of the open block: its own, or a new one behind them."""
@@ -213,7 +217,7 @@ class Steps:
             outputs.append(_port(f"new_{at}", entry.value, rows))
         weights = tuple(self.body.weights.values())
         return StepEngine(
-            f"step_{rows}_{capacity}", tuple(inputs), tuple(outputs), weights, 0, 0, True, rows=rows, capacity=capacity
+            f"{STEP}{rows}_{capacity}", tuple(inputs), tuple(outputs), weights, 0, 0, True, rows=rows, capacity=capacity
         )
 
     def region(self, stage: TokenwiseStage, rows: int) -> TokenwiseEngine:
@@ -221,14 +225,14 @@ class Steps:
         engine = with_rows(self.program, rows).engine(stage.engine)
         if not isinstance(engine, TokenwiseEngine):
             raise InternalError(f"stage {stage.name} is not token-wise")
-        return engine if rows == self.program.block_size else replace(engine, name=f"step_{rows}_{engine.name}")
+        return engine if rows == self.program.block_size else replace(engine, name=f"{STEP}{rows}_{engine.name}")
 
     def tile(self, stage: AttentionStage, rows: int, blocks: int) -> AttentionEngine:
         """The engine of an attention for ``rows`` queries and a tile of ``blocks`` whole blocks of keys."""
         engine, keys = with_rows(self.program, rows).engine(stage.engine), blocks * self.program.block_size
         if not isinstance(engine, AttentionEngine):
             raise InternalError(f"stage {stage.name} has no tiles")
-        return replace(engine, name=f"step_{rows}_{engine.name}_{keys}", key_tile=keys)
+        return replace(engine, name=f"{STEP}{rows}_{engine.name}_{keys}", key_tile=keys)
 
     def tiles(self, rows: int) -> dict[AttentionEngine, tuple[str, ...]]:
         """All such engines with the variants that a step may call."""
@@ -249,7 +253,7 @@ class Steps:
             engine = resized.engine(stage.engine)
             if not isinstance(engine, TokenwiseEngine):
                 raise InternalError(f"the head's stage {stage.name} is not token-wise")
-            name = f"step_{rows}_{engine.name}"
+            name = f"{STEP}{rows}_{engine.name}"
             made.append((replace(stage, engine=name), replace(engine, name=name)))
         return tuple(made)
 

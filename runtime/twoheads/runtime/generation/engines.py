@@ -15,6 +15,9 @@ from twoheads.graphs.program.program import AttentionEngine, TokenwiseEngine, To
 from twoheads.graphs.serialization.bundle_format import ENGINES
 from twoheads.graphs.variants.steps import StepEngine, Steps, step_obstacle, step_steps
 from twoheads.runtime.backends.protocol import Backend, DeviceBackend, EngineHandle, UnpackedBackend
+from twoheads.runtime.bundle.engine_files.check import engine_problem
+from twoheads.runtime.bundle.engine_files.declared import declared_steps
+from twoheads.runtime.bundle.inside import UNTRUSTED
 from twoheads.runtime.bundle.reader import Bundle
 from twoheads.runtime.bundle.weights import Weights
 
@@ -55,6 +58,7 @@ class StepEngines:
         self._threads = threads
         self._precision = precision
         self._packed = bool(bundle.manifest.quantised) or not isinstance(backend, UnpackedBackend)
+        self._declared = declared_steps(bundle.program, bundle.manifest)
         self._open: dict[str, EngineHandle] = {}
         self._capacity: dict[int, str] = {}
 
@@ -118,11 +122,14 @@ class StepEngines:
         """Where the bundle's engine file of that name lies.
 
         Raises:
-            BundleError: It has none.
+            BundleError: It has none, or one that our emitters did not write or that differs from the program.
         """
         if not self._bundle.has(name):
             raise BundleError(str(self._bundle.path / name), "is missing from the bundle", "compile the model again")
-        return self._bundle.file(name)
+        path = self._bundle.file(name)
+        if problem := engine_problem(path.read_bytes(), self._declared.get(name)):
+            raise BundleError(str(path), problem, UNTRUSTED)
+        return path
 
     def _load(self, engine: TokenwiseEngine, weights: Mapping[str, Port], *, own: bool = True) -> EngineHandle:
         named: dict[str, npt.NDArray[Any]] = {port.name: self._weights.view(name) for name, port in weights.items()}

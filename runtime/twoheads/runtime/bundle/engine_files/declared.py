@@ -8,19 +8,21 @@ from dataclasses import dataclass
 from twoheads.graphs.program.fused import FusedStage
 from twoheads.graphs.program.program import (
     AttentionEngine,
+    AttentionStage,
     Engine,
     OracleEngine,
     Port,
     Program,
+    Stage,
     StockEngine,
     TokenwiseEngine,
-    TokenwiseStage,
 )
 from twoheads.graphs.serialization.bundle_format import ENGINES, Manifest, WeightEntry, tiles_folder
 from twoheads.graphs.variants.choose import fused_steps
 from twoheads.graphs.variants.key_tiles import with_key_tile
+from twoheads.graphs.variants.steps import CAPACITIES, step_steps
 
-__all__ = ["DeclaredEngine", "declared_engines"]
+__all__ = ["DeclaredEngine", "declared_engines", "declared_steps"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,10 @@ class DeclaredEngine:
 
 
 def declared_engines(program: Program, manifest: Manifest) -> dict[str, DeclaredEngine]:
-    """Every engine file that a run may open, by its name in the manifest; the bundle need not hold all of them."""
+    """Every engine file that a run may open, by its name in the manifest; the bundle need not hold all of them.
+
+    Those that extend a sequence are apart, as there are many: :func:`declared_steps`.
+    """
     found = dict(_tokenwise(program, program.tokenwise_engines, program, manifest))
     for steps, fused in fused_steps(program, manifest.lowering, short=True):
         found.update(_tokenwise(steps, [fused], program, manifest))
@@ -50,6 +55,27 @@ def declared_engines(program: Program, manifest: Manifest) -> dict[str, Declared
         folder = ENGINES if width == program.key_tile else tiles_folder(width)
         for engine in with_key_tile(program, width).engines:
             found.update(_attention(engine, folder))
+    return found
+
+
+def declared_steps(program: Program, manifest: Manifest) -> dict[str, DeclaredEngine]:
+    """Every engine file that extends a sequence, as :func:`declared_engines`; checked when generating opens it."""
+    found: dict[str, DeclaredEngine] = {}
+    steps = step_steps(program)
+    if steps is None:
+        return found
+    for rows in steps.rows:
+        for capacity in CAPACITIES:
+            engine = steps.engine(rows, capacity)
+            factors = _factors_of(steps.body.inside, program)
+            found[_file(engine)] = _bound(engine, tuple(steps.body.weights), manifest, factors)
+        for stage, engine in steps.heads(rows):
+            found[_file(engine)] = _bound(engine, stage.weights, manifest)
+        for stage, _ in steps.body.regions if rows != program.block_size else ():
+            region = steps.region(stage, rows)
+            found.setdefault(_file(region), _bound(region, stage.weights, manifest))
+        for tile, variants in steps.tiles(rows).items():
+            found.update(_variants(tile, variants, ENGINES))
     return found
 
 
@@ -61,16 +87,31 @@ def _tokenwise(
     for stage, used in steps.bindings:
         if (engine := left.pop(used.name, None)) is None:
             continue
-        names = zip(engine.weights, stage.weights, strict=True)
-        weights = {port.name: manifest.weights[name] for port, name in names}
-        factors = _inner_factors(stage, program)
-        yield f"{ENGINES}/{engine.name}.onnx", DeclaredEngine(engine.inputs, engine.outputs, weights, factors, False)
+        inside = stage.inside if isinstance(stage, FusedStage) else ()
+        yield _file(engine), _bound(engine, stage.weights, manifest, _factors_of(inside, program))
+
+
+def _file(engine: TokenwiseEngine) -> str:
+    return f"{ENGINES}/{engine.name}.onnx"
+
+
+def _bound(
+    engine: TokenwiseEngine, names: Iterable[str], manifest: Manifest, factors: frozenset[float] = frozenset()
+) -> DeclaredEngine:
+    """``engine`` with the weights ``names``."""
+    weights = {port.name: manifest.weights[name] for port, name in zip(engine.weights, names, strict=True)}
+    return DeclaredEngine(engine.inputs, engine.outputs, weights, factors, False)
 
 
 def _attention(engine: Engine, folder: str) -> Iterator[tuple[str, DeclaredEngine]]:
-    if isinstance(engine, TokenwiseEngine):
-        return
-    for variant in engine.variants:
+    if not isinstance(engine, TokenwiseEngine):
+        yield from _variants(engine, engine.variants, folder)
+
+
+def _variants(
+    engine: AttentionEngine | StockEngine | OracleEngine, variants: Iterable[str], folder: str
+) -> Iterator[tuple[str, DeclaredEngine]]:
+    for variant in variants:
         declared = DeclaredEngine(*engine.ports(variant), {}, _factors(engine), engine.kind != "oracle")
         yield f"{folder}/{engine.name}.{variant}.onnx", declared
 
@@ -85,9 +126,8 @@ def _factors(engine: AttentionEngine | StockEngine | OracleEngine) -> frozenset[
     return frozenset(number for number in (factor, engine.softcap or 1.0) if number != 1.0)
 
 
-def _inner_factors(stage: TokenwiseStage, program: Program) -> frozenset[float]:
-    """Those of the attentions that a fused stage of ``program`` stands for."""
-    inside = stage.inside if isinstance(stage, FusedStage) else ()
-    names = {inner.engine for inner in inside if inner.tiled}
-    engines = (program.engine_of(AttentionEngine, name) for name in sorted(names))
+def _factors_of(inside: Iterable[Stage], program: Program) -> frozenset[float]:
+    """Those of the attentions among the stages ``inside`` of one engine of ``program``."""
+    names = {inner.engine for inner in inside if isinstance(inner, AttentionStage)}
+    engines = (engine for engine in program.engines if engine.name in names and isinstance(engine, AttentionEngine))
     return frozenset(factor for engine in engines for factor in _factors(engine))
