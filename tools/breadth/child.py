@@ -86,6 +86,8 @@ def _model(kind: str, architecture: str) -> Any:
     entries = shrunk(config_class().to_dict())
     config = config_class.from_dict({name: value for name, value in entries.items() if name != "transformers_version"})
     model_class = getattr(transformers, architecture)
+    if not isinstance(config, model_class.config_class):  # the table names a wrapper's type, and the model inside
+        config = config.get_text_config()
     torch.manual_seed(0)
     with torch.device("meta"):
         count = sum(parameter.numel() for parameter in model_class(copy.deepcopy(config)).parameters())

@@ -70,6 +70,9 @@ _NAMES: Mapping[Any, str] = {
 
 _SIZES: Mapping[str, Any] = {name: size for size, names in _NAMES.items() for name in names.split()}
 
+_NEEDED = ("num_experts_per_tok", "n_routed_experts", "vocab_size")
+"""Entries that have no default and get a small value too."""
+
 _PER_LAYER = ("layer_types", "mlp_layer_types", "layers_block_type", "block_types", "attention_types", "mixer_types")
 
 
@@ -83,7 +86,10 @@ def shrunk(config: Mapping[str, Any]) -> dict[str, Any]:
     made: dict[str, Any] = {}
     special = iter(range(ORDINARY, VOCABULARY))
     for name, value in config.items():
-        if isinstance(value, Mapping) and name.endswith(("config", "_config")):
+        if name == "per_layer_config" and isinstance(value, Mapping):
+            own = {int(at): shrunk(entry) for at, entry in value.items()}
+            made[name] = {str(new): own[at] for new, at in enumerate(kept) if at in own}
+        elif isinstance(value, Mapping) and name.endswith(("config", "_config")):
             made[name] = shrunk(value)
         elif name in ("rope_parameters", "rope_scaling") and isinstance(value, Mapping):
             made[name] = _rope(value)
@@ -93,7 +99,7 @@ def shrunk(config: Mapping[str, Any]) -> dict[str, Any]:
             name.endswith("token_id") and isinstance(value, list)
         ):
             made[name] = next(special)
-        elif (value is not None or name == "num_experts_per_tok") and name in _SIZES and not isinstance(value, Mapping):
+        elif (value is not None or name in _NEEDED) and name in _SIZES and not isinstance(value, Mapping):
             small = len(kept) if name in ("num_hidden_layers", "n_layer", "num_layers") and kept else _SIZES[name]
             made[name] = [_SIZES[name]] * len(value) if isinstance(value, list) else small
         else:
@@ -119,8 +125,8 @@ def _within(value: Any) -> Any:
 
 def _rope(value: Mapping[str, Any]) -> dict[str, Any]:
     made = {name: _rope(entry) if isinstance(entry, Mapping) else entry for name, entry in value.items()}
-    if "mrope_section" in made:
-        made["mrope_section"] = [4, 2, 2]
+    if "rope_theta" in made:
+        made["mrope_section"] = [4, 2, 2]  # of the models that have three positions; others leave it alone
     if "original_max_position_embeddings" in made:
         made["original_max_position_embeddings"] = 256
     return made

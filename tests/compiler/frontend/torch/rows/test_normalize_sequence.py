@@ -60,6 +60,7 @@ CASES: dict[str, tuple[Callable[..., Tensor], list[str]]] = {
     "mean, kept": (lambda _, x, __: x.mean(1, keepdim=True), ["mean"]),
     "mean over all": (lambda _, x, __: x.mean((1, 2)), ["mean"]),
     "sum": (lambda _, x, __: x.sum(1), ["sum"]),
+    "count": (lambda _, __, ids: ids.ne(1).sum(1, keepdim=True) * ids, ["cast", "sum"]),
     "amax": (lambda _, x, __: x.amax(1), ["max"]),
     "max": (lambda _, x, __: x.max(1).values, ["max"]),
     "smallest of all": (lambda _, x, __: x.min(), ["min"]),

@@ -67,12 +67,14 @@ def refuse_known(module: nn.Module) -> None:
 
 
 _TRANSFORMER = "compile a model whose tokens meet in softmax attention only"
+_RECURRENCE = (
+    "is a recurrence: a token depends on a state that is made of all tokens before it, one after the other",
+    _TRANSFORMER,
+)
 _RELATIVE = "compile a model with rotary or absolute positions, or a bias by distance (T5, ALiBi)"
 _REFUSED: Mapping[str, tuple[str, str]] = {
-    r"Mamba\w*Mixer|RwkvSelfAttention|GatedDeltaNet|(Kimi)?DeltaAttention|LightningAttention|RecurrentBlock|xLSTM": (
-        "is a recurrence: a token depends on a state that is made of all tokens before it, one after the other",
-        _TRANSFORMER,
-    ),
+    r"Mamba\w*(Mixer|Layer)|(Bamba|FalconH1)Mixer|GatedDeltaNet|DeltaAttention|LightningAttention": _RECURRENCE,
+    r"RwkvSelfAttention|RecurrentBlock|xLSTM": _RECURRENCE,
     r"Indexer$": (
         "chooses by their content which keys every token attends to (a sparse indexer), and tiles are chosen by "
         "positions alone",

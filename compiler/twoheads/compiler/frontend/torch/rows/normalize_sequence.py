@@ -24,6 +24,7 @@ from twoheads.compiler.frontend.torch.rows.sequence_builder import (
     number_of,
     token_dims,
 )
+from twoheads.graphs.program.sequence_operators import DTYPES
 
 __all__ = ["normalize_sequence", "token_dims"]
 
@@ -174,6 +175,8 @@ def _reduction(target: Any, over_others: Any) -> Rule:
             return None
         if given.get("dtype") not in (None, x.meta["val"].dtype) and x.meta["val"].dtype.is_floating_point:
             return None
+        if target is ops.reduce_sum and x.meta["val"].dtype == torch.bool:  # counts
+            x = build.call(ops.cast, x, value=x.meta["val"].to(torch.int64), to=DTYPES.index("int64"))
         if over == [dims[0]]:
             return build.rows(target, x, axis=dims[0])
         source = x.meta["val"]
