@@ -18,6 +18,7 @@ from tests.runtime.tiny_bundle import write_tiny
 from tests.runtime.tiny_model import Tiny, random_tokens
 from twoheads.graphs.errors import InputError, TwoheadsError
 from twoheads.graphs.program.program import Limit, Pooling
+from twoheads.graphs.schedule.spill import plan_spill
 from twoheads.runtime import LoadedBundle, load
 from twoheads.runtime.documents import run as document_run
 from twoheads.runtime.documents.run import run_documents
@@ -254,7 +255,9 @@ def test_what_can_not_begin_is_refused(bundle, lines, tmp_path):
 
 
 def test_a_document_that_does_not_fit_the_memory_fails_alone(bundle, lines, tmp_path):
-    limit = bundle.schedule(40, "embedding").memory.total
+    short = bundle.schedule(40, "embedding")
+    streamed = plan_spill(short, limit=short.memory.total - 1, disk=False, workers=1).memory
+    limit = (streamed or short.memory).total
     done = run_documents(load(bundle.path, memory_limit=limit), lines, tmp_path / "out")
     errors = [entry.get("error") for entry in index(tmp_path / "out")]
     assert [at for at, error in enumerate(errors) if error] == [at for at, n in enumerate(LENGTHS) if n > 48]

@@ -1,8 +1,10 @@
-"""Which values of a run live in files, so that the rest fits into a limit of memory; decided once, before it starts.
+"""What of a run does not stay in memory, so that the rest fits into a limit; decided once, before the run starts.
 
-The largest values go first, all of one size together, until the plan fits. A value in a file is mapped into memory, and
-its pages are let go behind whoever reads or writes it: of its bytes only a window counts. What the system's page cache
-keeps of it beyond that is given up as soon as someone needs the memory, and is not counted.
+Weights go first: a run visits each layer once, so its engines may be opened for it and let go behind it, at the price
+of opening them again in the next run. Then values go to files, the largest first, all of one size together, until the
+plan fits. A value in a file is mapped into memory, and its pages are let go behind whoever reads or writes it: of its
+bytes only a window counts. What the system's page cache keeps of it beyond that is given up as soon as someone needs
+the memory, and is not counted.
 """
 
 from __future__ import annotations
@@ -31,12 +33,14 @@ class SpillPlan:
         disk_bytes: The most bytes of such files that exist at the same time.
         memory: What remains in memory, by what holds it; ``None`` where nothing was asked for.
         limit: The limit that this fits into, in bytes; ``None`` for none.
+        streamed: Whether weights are in memory for the stage that reads them only.
     """
 
     values: frozenset[str] = frozenset()
     disk_bytes: int = 0
     memory: MemoryPlan | None = None
     limit: int | None = None
+    streamed: bool = False
 
 
 NOTHING_SPILLED = SpillPlan()
@@ -59,13 +63,16 @@ def plan_spill(schedule: Schedule, *, limit: int | None, disk: bool, workers: in
     plan = SpillPlan(memory=schedule.memory, limit=limit)
     if limit is not None and schedule.memory.total <= limit:
         return plan
-    fullest = costs.plan(costs.spillable, limit)
     if limit is None:
-        return fullest if disk else plan
+        return costs.plan(costs.spillable, limit) if disk else plan
+    plan = costs.plan(frozenset(), limit, streamed=costs.streams)
+    if _total(plan) <= limit:
+        return plan
+    fullest = costs.plan(costs.spillable, limit, streamed=costs.streams)
     if not disk or _total(fullest) > limit:
         raise _refusal(schedule, fullest, limit, disk=disk)
     for names in costs.by_size():
-        plan = costs.plan(plan.values | names, limit)
+        plan = costs.plan(plan.values | names, limit, streamed=costs.streams)
         if _total(plan) <= limit:
             break
     return plan
@@ -78,7 +85,7 @@ class _Spilling:
         program = schedule.program
         self._schedule = schedule
         self._costs = StageCosts(program, schedule.lengths, schedule.positions)
-        self._body, _ = needed_stages(program, schedule.output)
+        self._body, self._head = needed_stages(program, schedule.output)
         released = [name for names in schedule.release_after.values() for name in names]
         values = [entry.value for entry in program.inputs]
         values += [value for stage in self._body for value in stage.outputs]
@@ -89,6 +96,10 @@ class _Spilling:
             for value in values
             if value.axis is not None
         }
+        steps = (*((stage,) for stage in self._body), self._head)
+        # In the file's pages, and as the backend packs them.
+        self._streamed_weights = 2 * max(sum(self._costs.weights(each, mapped=True).values()) for each in steps)
+        self.streams = self._streamed_weights < schedule.memory.weights
         whole = _whole_values(self._body) | ({program.hidden} if schedule.output == "embedding" else set())
         self.spillable = frozenset(
             name for name, window in self._window.items() if name not in whole and window < self._bytes[name]
@@ -99,12 +110,13 @@ class _Spilling:
         for size in sorted({self._bytes[name] for name in self.spillable}, reverse=True):
             yield frozenset(name for name in self.spillable if self._bytes[name] == size)
 
-    def plan(self, spilled: frozenset[str], limit: int | None) -> SpillPlan:
-        """The plan with ``spilled`` in files."""
+    def plan(self, spilled: frozenset[str], limit: int | None, *, streamed: bool = False) -> SpillPlan:
+        """The plan with ``spilled`` in files, and with weights ``streamed``."""
         resident = self._bytes | {name: self._window[name] for name in spilled}
         on_disk = {name: self._bytes[name] if name in spilled else 0 for name in self._bytes}
-        memory = replace(self._schedule.memory, values=self._peak(resident))
-        return SpillPlan(spilled, self._peak(on_disk), memory, limit)
+        weights = self._streamed_weights if streamed else self._schedule.memory.weights
+        memory = replace(self._schedule.memory, values=self._peak(resident), weights=weights)
+        return SpillPlan(spilled, self._peak(on_disk), memory, limit, streamed)
 
     def _peak(self, sizes: Mapping[str, int]) -> int:
         return self._costs.liveness(self._body, self._kept, sizes)[1]

@@ -48,13 +48,20 @@ class Weights:
         """The weights ``names``, in that order."""
         return tuple(self.view(name) for name in names)
 
+    def read_ahead(self, names: Iterable[str]) -> None:
+        """Has the system read the pages of the large ones among ``names``, while something else computes."""
+        self._advise(names, "MADV_WILLNEED")
+
     def let_go(self, names: Iterable[str]) -> None:
         """Lets the pages of the large ones among the weights ``names`` go, as far as the system knows how to.
 
         A backend that has packed a weight never reads it again; without this the process would hold it twice. It is
         safe at any moment: whoever does read the pages again gets them from the page cache.
         """
-        if self._map is None or not hasattr(mmap, "MADV_DONTNEED"):
+        self._advise(names, "MADV_DONTNEED")
+
+    def _advise(self, names: Iterable[str], advice: str) -> None:
+        if self._map is None or not hasattr(mmap, advice):
             return
         for name in names:
             entry = self._entries[name]
@@ -62,4 +69,4 @@ class Weights:
             stop = entry.offset + prod(entry.shape) * np.dtype(entry.dtype).itemsize
             whole = (stop - start) // mmap.PAGESIZE * mmap.PAGESIZE
             if whole >= LARGE_BYTES:
-                self._map.madvise(mmap.MADV_DONTNEED, start, whole)
+                self._map.madvise(getattr(mmap, advice), start, whole)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import numpy.typing as npt
@@ -109,6 +109,12 @@ class EnginePool:
             with self._lock:
                 handle = self._open.setdefault(key, handle)
         return handle
+
+    def close_weighted(self, keep: Iterable[TokenwiseStage] = ()) -> None:
+        """Closes engines that hold weights, but for those of the stages ``keep``; they open again when asked for."""
+        kept = {(stage.engine, "", stage.weights) for stage in keep}
+        with self._lock:
+            self._open = {key: handle for key, handle in self._open.items() if not key[2] or key in kept}
 
     def attention(self, name: str, variant: str) -> EngineHandle:
         """Variant ``variant`` of the attention engine ``name``, open.

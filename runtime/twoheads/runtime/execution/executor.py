@@ -33,12 +33,14 @@ class RunPlan:
         packing: Where the inputs lie that share the run; ``None`` for one input.
         spilled: Names of the values that live in files.
         job: Keeps all values, and checkpoints; ``None`` for a run that can't be resumed.
+        streamed: Whether engines with weights are open for their stage only.
     """
 
     schedule: Schedule
     packing: Packing | None = None
     spilled: frozenset[str] = frozenset()
     job: Job | None = None
+    streamed: bool = False
 
 
 class Running(Protocol):

@@ -107,7 +107,8 @@ def execute(
     own = group.request_rows(context.program)
     count = None if own is None else sum(map(len, own))
     schedule = group.schedule(context, count, by_blocks=job is not None or not executor.variants)
-    plan = RunPlan(schedule, group.packing, context.spill_plan(schedule, job).values, job)
+    kept = context.spill_plan(schedule, job)
+    plan = RunPlan(schedule, group.packing, kept.values, job, kept.streamed)
     watch, finite = _Watch(schedule.engine_calls, progress, job), FiniteRows(schedule.program.values())
     with executor.start(plan, None if progress is None and job is None else watch.tick) as run:
         watch.begin(run)

@@ -42,7 +42,8 @@ def _first_fault(
 ) -> tuple[str, str, int] | None:
     """The first stage of the body with such a value, the value, and the first token; ``None`` if all are finite."""
     schedule = context.schedule(request.lengths, output, by_blocks=True)
-    with executor.start(RunPlan(schedule, spilled=context.spill_plan(schedule).values), None) as run:
+    kept = context.spill_plan(schedule)
+    with executor.start(RunPlan(schedule, spilled=kept.values, streamed=kept.streamed), None) as run:
         run.prepare()
         for stage in run.stages(request.arrays):
             if (found := _odd_value(run, stage)) is not None:

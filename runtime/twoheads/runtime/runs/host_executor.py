@@ -18,6 +18,7 @@ from twoheads.runtime.execution.crew import Crew
 from twoheads.runtime.execution.engine_pool import EnginePool
 from twoheads.runtime.execution.executor import RunPlan, Tick
 from twoheads.runtime.execution.run_state import RunState
+from twoheads.runtime.execution.weight_stream import WeightStream
 from twoheads.runtime.memory.sink import Sink
 from twoheads.runtime.stages.dispatch import RUNNERS
 from twoheads.runtime.stages.head import run_head
@@ -62,21 +63,33 @@ class HostExecutor:
                 folder=self._folder,
                 job=plan.job,
             )
+            if plan.streamed:
+                run.stream = WeightStream(run.engines)
             if plan.job is not None:
                 Checkpoints(plan.job, run)
-            yield run
+            try:
+                yield run
+            finally:
+                if run.stream is not None:
+                    run.stream.end()
         run.stores.close()
 
 
 class HostRun(RunState):
     """A run whose values are in this process's stores; see :class:`~twoheads.runtime.execution.executor.Running`."""
 
+    stream: WeightStream | None = None
+    """Opens engines that hold weights for their stage only; without it all stay open."""
+
     def prepare(self) -> None:
         def open_engine(stage: Stage) -> None:
             RUNNERS.of(stage).open(self, stage)
 
         body, head = needed_stages(self.program, self.schedule.output)
-        self.crew.run((*body, *head), lambda: open_engine)
+        stages = [*body, *head]
+        if self.stream is not None:
+            stages = self.stream.begin(body, head)
+        self.crew.run(stages, lambda: open_engine)
 
     def body(self, inputs: Mapping[str, Array]) -> None:
         for _ in self.stages(inputs):
@@ -91,6 +104,8 @@ class HostRun(RunState):
                 self.stores.allocate(entry.value).fill(inputs[entry.value.name])
         for stage in needed_stages(self.program, self.schedule.output)[0]:
             if stage.name not in done:
+                if self.stream is not None:
+                    self.stream.enter((stage,))
                 run_stage(self, stage)
                 yield stage
 
@@ -103,6 +118,8 @@ class HostRun(RunState):
 
     def rows(self, positions: npt.NDArray[np.int64] | None, sink: Sink | None) -> Array | None:
         if self.schedule.positions:
+            if self.stream is not None:
+                self.stream.enter(needed_stages(self.program, self.schedule.output)[1])
             return run_head(self, positions, sink)
         store = self.stores[self.program.hidden]
         count, size = store.length if positions is None else len(positions), store.block_size

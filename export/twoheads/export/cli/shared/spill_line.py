@@ -1,4 +1,4 @@
-"""One line that says what of a run lives in files."""
+"""One line that says what of a run does not stay in memory."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ def spill_line(plan: SpillPlan) -> str:
     """What stays in memory, within which limit, and what goes to disk."""
     memory = "" if plan.memory is None else f"{size_text(plan.memory.total)} of memory"
     limit = "" if plan.limit is None else f" of the {size_text(plan.limit)} allowed"
+    limit += "; weights are read stage by stage" if plan.streamed else ""
     if not plan.values:
         return f"{memory}{limit}; nothing is spilled"
     return (

@@ -1,0 +1,64 @@
+"""Weights that are in memory for their stage only: engines are opened for it, and let go behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from twoheads.graphs.program.program import Stage, TokenwiseStage
+from twoheads.runtime.execution.engine_pool import EnginePool
+
+__all__ = ["WeightStream"]
+
+
+class WeightStream:
+    """Which engines with weights are open in a run that can't hold them all.
+
+    A run visits its stages one after the other, each over all blocks. So it reads every weight once, at any length,
+    and while a stage computes the system reads ahead the weights of the next one. Results are the same to the bit.
+
+    Args:
+        engines: Of the run.
+    """
+
+    def __init__(self, engines: EnginePool) -> None:
+        self._engines = engines
+        self._open: tuple[TokenwiseStage, ...] = ()
+        self._after: dict[str, tuple[TokenwiseStage, ...]] = {}
+
+    def begin(self, body: Sequence[Stage], head: Sequence[TokenwiseStage]) -> list[Stage]:
+        """Closes what earlier runs have left open; returns the stages whose engines hold no weights, to be opened."""
+        self._engines.close_weighted()
+        steps = [(stage,) for stage in body if isinstance(stage, TokenwiseStage)] + [tuple(head)]
+        for step, following in pairwise(steps):
+            self._after[step[0].name] = following
+        return [stage for stage in body if not isinstance(stage, TokenwiseStage)]
+
+    def enter(self, stages: Sequence[Stage]) -> None:
+        """Opens the engines of ``stages``, which are next, and lets those of the ones before go.
+
+        One thread opens them all: workers that open one at the same time would hold its weights twice.
+
+        Raises:
+            BundleError: One can't be opened.
+        """
+        entered = tuple(stage for stage in stages if isinstance(stage, TokenwiseStage))
+        if not entered:
+            return
+        self._let_go(keep=entered)
+        for stage in entered:
+            self._engines.tokenwise(stage)
+        self._open = entered
+        for stage in self._after.get(entered[0].name, ()):
+            self._engines.weights.read_ahead(stage.weights)
+
+    def end(self) -> None:
+        """Lets everything go."""
+        self._let_go()
+
+    def _let_go(self, keep: Sequence[TokenwiseStage] = ()) -> None:
+        self._engines.close_weighted(keep)
+        kept = {name for stage in keep for name in stage.weights}
+        for stage in self._open:
+            self._engines.weights.let_go(name for name in stage.weights if name not in kept)
+        self._open = ()

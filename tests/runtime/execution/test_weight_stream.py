@@ -1,0 +1,84 @@
+"""Weights that do not fit into a limit are in memory for their stage only, and results do not change by a bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.runtime.tiny_bundle import write_tiny
+from tests.runtime.tiny_model import Tiny, random_tokens
+from twoheads.graphs.errors import InputError
+from twoheads.graphs.schedule.spill import plan_spill
+from twoheads.runtime import Job, load
+from twoheads.runtime.execution.engine_pool import EnginePool
+
+TINY = Tiny(layers=8, width=64)
+TOKENS = random_tokens(TINY, 150)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return write_tiny(tmp_path_factory.mktemp("stream") / "bundle", TINY)
+
+
+def too_little(bundle, output="logits"):
+    """Bytes that hold everything but the weights of all layers at once."""
+    return load(bundle).schedule(len(TOKENS), output, by_blocks=True).peak_bytes - 1
+
+
+@pytest.fixture
+def most_open(monkeypatch):
+    """The most engines with weights that were open when another one was asked for."""
+    seen = [0]
+    opened = EnginePool.tokenwise
+
+    def tokenwise(self, stage):
+        handle = opened(self, stage)
+        seen[0] = max(seen[0], sum(bool(weights) for _, _, weights in self.opened))
+        return handle
+
+    monkeypatch.setattr(EnginePool, "tokenwise", tokenwise)
+    return seen
+
+
+@pytest.mark.parametrize("output", ["logits", "last", "hidden"])
+def test_streaming_changes_no_bit(bundle, most_open, output):
+    whole = load(bundle).run(TOKENS, output=output)
+    assert most_open[0] > 8
+    most_open[0] = 0
+    loaded = load(bundle, memory_limit=too_little(bundle, output))
+    assert loaded.spill_plan(loaded.schedule(len(TOKENS), output)).streamed
+    for _ in range(2):  # a second run opens everything again
+        streamed = loaded.run(TOKENS, output=output)
+        np.testing.assert_array_equal(streamed.array, whole.array)
+        assert streamed.report.engine_calls == whole.report.engine_calls
+    assert most_open[0] <= len(loaded.program.head) + 1
+
+
+def test_a_job_goes_on_with_streamed_weights(bundle, tmp_path):
+    expected = load(bundle).run(TOKENS, output="logits").array
+    loaded = load(bundle, memory_limit=too_little(bundle))
+    with Job(tmp_path / "job") as job:
+        result = loaded.run_job(job, TOKENS, output="logits")
+    np.testing.assert_array_equal(result.array, expected)
+
+
+def test_values_are_spilled_only_where_streaming_is_not_enough(bundle):
+    schedule = load(bundle).schedule(100_000, "hidden", by_blocks=True)
+    all_weights = schedule.memory.weights
+    streamed = plan_spill(schedule, limit=schedule.peak_bytes - 1, disk=True, workers=1)
+    assert (streamed.streamed, streamed.values) == (True, frozenset())
+    assert streamed.memory is not None
+    assert streamed.memory.weights < all_weights
+    less = plan_spill(schedule, limit=streamed.memory.total - 1, disk=True, workers=1)
+    assert less.streamed
+    assert less.values
+    with pytest.raises(InputError, match="--spill"):
+        plan_spill(schedule, limit=streamed.memory.total - 1, disk=False, workers=1)
+
+
+def test_a_run_that_fits_keeps_its_engines_open(bundle, most_open):
+    loaded = load(bundle, memory_limit=10**9)
+    assert not loaded.spill_plan(loaded.schedule(len(TOKENS), "logits")).streamed
+    loaded.run(TOKENS, output="logits")
+    assert most_open[0] > 8
