@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from twoheads.export.engines.run_inputs import logits_positions, verify_inputs, verify_lengths, whole_length
@@ -16,6 +17,7 @@ from twoheads.export.verification.candidates import Outcome, approximation_check
 from twoheads.export.verification.collect import Question
 from twoheads.export.verification.lowered_run import float32_products, with_bundle_weights
 from twoheads.export.verification.original_run import (
+    AnyOriginal,
     OriginalResults,
     Source,
     by_output,
@@ -82,15 +84,7 @@ def verify(
     question = _question(loaded, length, text, tokens)
     report("load the original")
     original = load_original(loaded, source, example_inputs, results, trust_remote_code=trust_remote_code)
-    full = None
-    if loaded.manifest.precision != FULL_PRECISION:
-        report("run the original, float32")
-        rows = evaluate_original(original, question.given, question.positions, "fused", imposition(loaded))[:2]
-        full = by_output(*rows, original.pooling)
-        original = with_bundle_weights(original, loaded)
-    found = run_original(loaded, original, question.given, question.positions, report)
-    if len(found.hidden) != question.rows:
-        raise InternalError(f"the original of {loaded.program.name} gives other than {question.rows} rows")
+    found, full = _run_original(loaded, original, question, report)
     del original
     with float32_products(loaded) as exact:
         tried = candidates(loaded, exact, built, found, full)
@@ -112,6 +106,22 @@ def _question(
     if program.logits is not None and not program.pooled_logits:
         positions = logits_positions(rows, program.value(program.logits).block_shape(1)[-1], program.block_size)
     return Question(verify_inputs(loaded, lengths, text=text, tokens=tokens), positions, rows)
+
+
+def _run_original(
+    loaded: LoadedBundle, original: AnyOriginal, question: Question, report: Progress
+) -> tuple[OriginalResults, dict[str, npt.NDArray[np.float32]] | None]:
+    """The original with the bundle's weights; and by output with its own, where the bundle's are others."""
+    full = None
+    if loaded.manifest.precision != FULL_PRECISION:
+        report("run the original, float32")
+        rows = evaluate_original(original, question.given, question.positions, "fused", imposition(loaded))[:2]
+        full = by_output(*rows, original.pooling)
+        original = with_bundle_weights(original, loaded)
+    found = run_original(loaded, original, question.given, question.positions, report)
+    if len(found.hidden) != question.rows:
+        raise InternalError(f"the original of {loaded.program.name} gives other than {question.rows} rows")
+    return found, full
 
 
 def _report(
