@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from tests.runtime.generation.decoders import BLOCK, bundle, bundle_folder, gemma, llama, original_logits, tokens
 from twoheads.graphs.errors import InputError
+from twoheads.graphs.variants.step_calls import Pieces, generation_plan
 from twoheads.runtime import load
-from twoheads.runtime.generation.context import Context, Pieces
+from twoheads.runtime.generation.context import Context
 
 MODELS = {"llama": llama, "gemma": gemma}
 
@@ -131,3 +132,22 @@ def test_what_can_not_be_is_refused():
     other = load(bundle_folder("llama"), threads=1)
     with pytest.raises(InputError, match="another bundle"):
         other.generate([5], context=bundle("llama").open_context())
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("prompt", "new"), [(1, 1), (3, 40), (70, 60), (33 * BLOCK + 5, 30), (70 * BLOCK + 2, 3)])
+def test_calls_and_bytes_are_those_of_the_plan(name, prompt, new):
+    plan = generation_plan(bundle(name).program, prompt, new)
+    sequence = tokens(prompt + new)
+    with bundle(name).open_context() as context:
+        before = bundle(name).generation.calls
+        context.append(sequence[:prompt])
+        assert bundle(name).generation.calls - before == plan.prompt_calls
+        last = bundle(name).generation.calls
+        for token in sequence[prompt:-1]:
+            last = bundle(name).generation.calls
+            context.step(token)
+        after = bundle(name).generation.calls
+        assert after - before == plan.prompt_calls + plan.step_calls
+        assert after - last == plan.last_step_calls
+        assert context.nbytes == plan.kept_bytes

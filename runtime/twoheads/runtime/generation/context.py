@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InputError
+from twoheads.graphs.variants.step_calls import Pieces
 from twoheads.runtime.bundle.weights import Weights
 from twoheads.runtime.generation.added import AddedScores
 from twoheads.runtime.generation.engines import StepEngines
@@ -17,34 +18,7 @@ from twoheads.runtime.generation.long_step import LongStep
 from twoheads.runtime.generation.prefix_cache import PrefixCache, following
 from twoheads.runtime.generation.step import BoundStep, Heads
 
-__all__ = ["Context", "Pieces"]
-
-SMALL_SHARE = 4
-"""Up to this part of a block is computed by small calls, more by one of a block: 8 rows cost a tenth of 256."""
-
-
-class Pieces:
-    """The calls that compute tokens ``[start, stop)`` of a sequence, in order: (first, tokens, rows of the engine).
-
-    A call stays in one block. Where most of a block is missing, all of it is computed, what is there already among it:
-    its bits are the same.
-    """
-
-    def __init__(self, start: int, stop: int, block: int, small: int) -> None:
-        self._start, self._stop, self._block, self._small = start, stop, block, small
-
-    def __iter__(self) -> Iterator[tuple[int, int, int]]:
-        at = self._start
-        while at < self._stop:
-            first = at - at % self._block
-            end = min(first + self._block, self._stop)
-            if (end - at) * SMALL_SHARE > self._block:
-                yield first, end - first, self._block
-                at = end
-            else:
-                count = min(self._small, end - at)
-                yield at, count, self._small
-                at += count
+__all__ = ["Context"]
 
 
 class Context:

@@ -90,3 +90,12 @@ def test_a_beginning_is_computed_once(cli, bundle, text, tmp_path):
     for file in (tmp_path / "pages").glob("*.page"):
         file.write_bytes(file.read_bytes()[:-1])
     assert "is damaged" in cli(*words, "--cache", tmp_path / "pages").refused()
+
+
+def test_a_plan_foretells_the_calls(cli, bundle, tmp_path):
+    np.save(tmp_path / "t.npy", np.arange(1, 12))
+    words = ("generate", bundle, "--tokens", tmp_path / "t.npy", "--max-new-tokens", 9, "--ignore-eos", "--json")
+    plan = cli("plan", bundle, "--length", 11, "--generate", 9, "--json").json
+    assert cli(*words).json["engine_calls"] == plan["prompt_calls"] + plan["step_calls"]
+    assert "keys and values" in cli("plan", bundle, "--length", 11, "--generate", 9).out
+    assert "--length" in cli("plan", bundle, "--generate", 9).refused()

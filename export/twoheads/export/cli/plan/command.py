@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from twoheads.export.cli.plan.device import device_threads, measured_tiles, read_device, time_fact, time_to_json
+from twoheads.export.cli.plan.generation import plan_generation
 from twoheads.export.cli.plan.options import PlanOptions, SourceOptions
 from twoheads.export.cli.plan.plot import check_plot, plot_scalings
 from twoheads.export.cli.plan.report import print_schedule, schedule_facts, schedule_to_json, spill_to_json
@@ -66,11 +67,16 @@ def command(
 
     The length is left out where the inputs have a fixed size, such as images.
 
+    With --generate N it tells the calls and the memory of N new tokens behind a prompt of that length.
+
     Example: twoheads plan smollm2.bundle --length 100000 --device here.json --workers 1..64
     """
     arguments.require_path(subject, "a model or a bundle")
     if asked.scaling.plot is not None:
         check_plot(asked.scaling.plot)
+    if asked.generate is not None:
+        plan_generation(_programs(subject, asked.source, asked.device).program, asked)
+        return
     run = _run_of(subject, asked)
     if asked.scaling.workers is not None and run.profile is not None:
         _plan_workers(run, run.profile, asked)

@@ -60,6 +60,10 @@ class PlanOptions:
     ] = None
     output: options.OutputOption = None
     positions: options.Positions = None
+    generate: Annotated[
+        int | None,
+        typer.Option("--generate", min=1, metavar="N", help="Of N new tokens behind a prompt of --length tokens."),
+    ] = None
     source: SourceOptions = field(default_factory=SourceOptions)
     every_stage: Annotated[
         bool, typer.Option("--stages", help="One line for every stage, not one for all that are alike.")
