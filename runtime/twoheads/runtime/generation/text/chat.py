@@ -114,7 +114,8 @@ def _compiled(text: str) -> Any:
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
     environment.filters["tojson"] = _json
-    environment.globals.update(raise_exception=refuse, strftime_now=_now)
+    known: Any = environment.globals
+    known.update(raise_exception=refuse, strftime_now=_now)
     try:
         return environment.from_string(text)
     except TemplateSyntaxError as error:
