@@ -72,8 +72,8 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ),
         ("bundle", "verification"),
         ("accelerators", "one_file", "verification.generation"),
-        ("debug",),
-        ("cli.commands", "cli.verify"),
+        ("debug", "pack"),
+        ("cli.commands", "cli.device", "cli.verify"),
         ("cli",),
     ),
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from twoheads.graphs.errors import InputError
 from twoheads.runtime.backends.protocol import ArtifactBackend, Backend, DeviceBackend
-from twoheads.runtime.backends.registry import DEVICE_BACKENDS, LANES, open_backend
+from twoheads.runtime.backends.registry import ARTIFACT_BACKENDS, DEVICE_BACKENDS, LANES, open_backend
 from twoheads.runtime.bundle.reader import Bundle, read_bundle
 from twoheads.runtime.execution.crew import available_threads
 from twoheads.runtime.measurement.tuning import tuned_bundle
@@ -79,6 +79,10 @@ def load(
     if bundle.manifest.quantised and (backend if isinstance(backend, str) else backend.name) != "onnxruntime":
         problem = f"the bundle has {bundle.manifest.weight_dtype} weights, which only onnxruntime reads"
         raise InputError("backend", problem, "use onnxruntime, or a bundle compiled without --weights")
+    target = bundle.manifest.packed_for
+    if target is not None and backend not in ARTIFACT_BACKENDS and not isinstance(backend, ArtifactBackend):
+        problem = f"is packed for {target}: its engines are artifacts"
+        raise InputError(str(bundle.path), problem, "choose the target's backend, or run the bundle it was packed from")
     count = threads or (LANES if backend in DEVICE_BACKENDS else available_threads())
     opened = open_backend(backend, precision=precision, threads=count) if isinstance(backend, str) else backend
     return LoadedBundle(

@@ -29,6 +29,9 @@ from twoheads.export.cli.commands import models as models_command
 from twoheads.export.cli.commands import profile as profile_command
 from twoheads.export.cli.commands import resume as resume_command
 from twoheads.export.cli.commands import status as status_command
+from twoheads.export.cli.device import canary as canary_command
+from twoheads.export.cli.device import pack as pack_command
+from twoheads.export.cli.device import targets as targets_command
 from twoheads.export.cli.generate import chat as chat_command
 from twoheads.export.cli.generate import command as generate_command
 from twoheads.export.cli.inspect import command as inspect_command
@@ -70,13 +73,16 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_NO_BUNDLE = (compile_command, status_command, models_command)
+_NO_BUNDLE = (compile_command, status_command, models_command, targets_command, canary_command)
 """Commands that read no bundle of others."""
 
 for _command in (
     compile_command,
     build_command,
     lint_command,
+    targets_command,
+    pack_command,
+    canary_command,
     debug_command,
     export_command,
     plan_command,

@@ -197,6 +197,8 @@ class Manifest:
         dtype: Of token values, and of the weights that are not quantised.
         approximations: Names of the approximations the user asked for; empty for an exact bundle.
         weights: Every weight by name.
+        packed_for: The target whose artifacts stand in the place of engine files; ``None`` where these are there.
+        built_in: Weights that only artifacts hold, in a bundle that was packed; their offset is 0.
         files: Every file except the manifest and its signature, by relative path.
         targets: What was built for accelerators, by the target's name.
         weight_dtype: Of the products' weights: ``dtype``, or ``int8`` or ``int4`` where they are quantised.
@@ -217,7 +219,13 @@ class Manifest:
     targets: dict[RelativePath, TargetEntry] = field(default_factory=dict[RelativePath, TargetEntry])
     weight_dtype: str = "float32"
     quantised: dict[str, QuantisedWeight] = field(default_factory=dict[str, QuantisedWeight])
+    packed_for: str | None = None
+    built_in: dict[str, WeightEntry] = field(default_factory=dict[str, WeightEntry])
     other_key_tiles: tuple[int, ...] = ()
+
+    def declared(self, weight: str) -> WeightEntry | None:
+        """What is known of a weight, whether the bundle or an artifact holds it."""
+        return self.weights.get(weight) or self.built_in.get(weight)
 
     @property
     def key_tiles(self) -> tuple[int, ...]:

@@ -40,6 +40,8 @@ class Emulator:
         packages: What its environment needs, as pip takes it.
         precisions: In what it can compute.
         in_process: Whether it runs in this process where it can be imported: the target's own runtime, no emulator.
+        anywhere: Of its devices those that every machine has; ``None``: it runs artifacts for all of them anywhere.
+        machine_code: Whether artifacts are code for one kind of processor, that on which they were built.
     """
 
     target: str
@@ -47,16 +49,18 @@ class Emulator:
     packages: tuple[str, ...]
     precisions: tuple[str, ...] = ("fp32", "bf16", "fp16")
     in_process: bool = False
+    machine_code: bool = False
+    anywhere: tuple[str, ...] | None = None
 
 
 EMULATORS: Mapping[str, Emulator] = {
     "qnn-emulator": Emulator("qnn", "run_qnn", ("onnxruntime", "onnxruntime-qnn")),
     "rknn-simulator": Emulator("rknn", "run_rknn", ("'setuptools<81'", "rknn-toolkit2")),
     "onnxruntime-int8": Emulator("onnxruntime", "run_onnxruntime", ("onnxruntime",), ("int8",)),
-    "openvino-ir": Emulator("openvino", "run_openvino", ("openvino",), ("fp32",), in_process=True),
+    "openvino-ir": Emulator("openvino", "run_openvino", ("openvino",), ("fp32",), True, anywhere=("CPU",)),
     "litert": Emulator("litert", "run_litert", ("ai-edge-litert",), ("fp32",), in_process=True),
     "executorch": Emulator("executorch", "run_executorch", ("executorch",), ("fp32",)),
-    "iree": Emulator("iree", "run_iree", ("iree-base-runtime",), ("fp32",), in_process=True),
+    "iree": Emulator("iree", "run_iree", ("iree-base-runtime",), ("fp32",), in_process=True, machine_code=True),
 }
 """Backends that run artifacts, by name: emulators of accelerators, and runtimes that execute on the device itself.
 ExecuTorch's takes torch's tensors, and torch stays out of this process."""

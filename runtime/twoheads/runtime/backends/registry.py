@@ -6,6 +6,7 @@ from twoheads.graphs.errors import InputError
 from twoheads.runtime.backends.protocol import Backend
 
 __all__ = [
+    "ARTIFACT_BACKENDS",
     "BACKENDS",
     "DEVICE_BACKENDS",
     "HOST_BACKENDS",

@@ -193,7 +193,8 @@ class _Check:
                 and (engine.kind == "oracle" or engine.mask_heads in (1, engine.q_num_heads)),
                 f"engine {engine.name}: its heads or tiles do not fit the program",
             )
-        self.require(any(name in self.manifest.files for name in files), f"engine {engine.name} has no file {files[0]}")
+        there = self.manifest.packed_for is not None or any(name in self.manifest.files for name in files)
+        self.require(there, f"engine {engine.name} has no file {files[0]}")
         if not isinstance(engine, TokenwiseEngine):
             self.constants(engine)
         for port in ports:
@@ -320,7 +321,7 @@ class _Check:
         )
 
     def weight(self, stage: str, name: str, dtype: str | None, shape: tuple[int, ...]) -> None:
-        entry = self.manifest.weights.get(name)
+        entry = self.manifest.declared(name)
         if entry is None:
             raise self.refuse(f"stage {stage}: the bundle has no weight {name!r}")
         self.require(

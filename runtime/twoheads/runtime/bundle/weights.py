@@ -64,7 +64,9 @@ class Weights:
         if self._map is None or not hasattr(mmap, advice):
             return
         for name in names:
-            entry = self._entries[name]
+            entry = self._entries.get(name)
+            if entry is None:  # an artifact holds it
+                continue
             start = -(-entry.offset // mmap.PAGESIZE) * mmap.PAGESIZE
             stop = entry.offset + prod(entry.shape) * np.dtype(entry.dtype).itemsize
             whole = (stop - start) // mmap.PAGESIZE * mmap.PAGESIZE

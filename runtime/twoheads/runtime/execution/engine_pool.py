@@ -102,10 +102,12 @@ class EnginePool:
             handle = self._open.get(key)
         if handle is None:
             engine = self.declared(TokenwiseEngine, stage.engine)
-            arrays = self.weights.views(stage.weights)
-            named = {port.name: array for port, array in zip(engine.weights, arrays, strict=True)}
-            handle = self._load(stage, engine.inputs, engine.outputs, named)
-            self.weights.let_go(stage.weights)
+            named = {port.name: name for port, name in zip(engine.weights, stage.weights, strict=True)}
+            if self._artifacts is not None:  # which hold the others themselves
+                named = {port: named[port] for port in self._artifacts.of_stage(stage).host_weights}
+            arrays = {port: self.weights.view(name) for port, name in named.items()}
+            handle = self._load(stage, engine.inputs, engine.outputs, arrays)
+            self.weights.let_go(named.values())
             with self._lock:
                 handle = self._open.setdefault(key, handle)
         return handle

@@ -1,4 +1,7 @@
-"""IR files of engines on OpenVINO, on the device for which they were built: CPU, GPU or NPU."""
+"""IR files of engines on OpenVINO, on the device for which they were built: CPU, GPU or NPU.
+
+Ports are numbered: an output that was optimised away has the names of all values that it equals.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,18 @@ CORE = openvino.Core()
 
 def open_artifact(path: str, device: str | None) -> tuple[list[Any], list[Any], Any]:
     """The ports of the model whose ``.xml`` or ``.bin`` is ``path``, and what runs it on ``device``, in float32."""
-    device = device or "CPU"
+    device, found = device or "CPU", CORE.available_devices
+    if not any(name.partition(".")[0] == device for name in found):
+        raise ValueError(f"OpenVINO finds no {device} here, only {', '.join(found)}")
     options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
     if device == "CPU":  # the runtime's threads call it side by side
         options |= {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
     compiled = CORE.compile_model(CORE.read_model(Path(path).with_suffix(".xml")), device, options)
     request = compiled.create_infer_request()
     inputs, outputs = _ports(compiled.inputs), _ports(compiled.outputs)
-    names = [port[0] for port in inputs]
 
     def run(arrays: list[Any]) -> list[Any]:
-        request.infer(dict(zip(names, arrays, strict=True)))
+        request.infer(dict(enumerate(arrays)))
         return [np.array(request.get_tensor(port).data) for port in compiled.outputs]
 
     return inputs, outputs, run
@@ -31,4 +35,4 @@ def open_artifact(path: str, device: str | None) -> tuple[list[Any], list[Any], 
 
 def _ports(ports: Any) -> list[tuple[str, str, list[int]]]:
     types = [np.dtype(port.get_element_type().to_dtype()).name for port in ports]
-    return [(port.get_any_name(), dtype, list(port.shape)) for port, dtype in zip(ports, types, strict=True)]
+    return [(f"#{at}", types[at], list(port.shape)) for at, port in enumerate(ports)]

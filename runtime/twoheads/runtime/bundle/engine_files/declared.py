@@ -99,7 +99,8 @@ def _bound(
     engine: TokenwiseEngine, names: Iterable[str], manifest: Manifest, factors: frozenset[float] = frozenset()
 ) -> DeclaredEngine:
     """``engine`` with the weights ``names``."""
-    weights = {port.name: manifest.weights[name] for port, name in zip(engine.weights, names, strict=True)}
+    bound = ((port.name, manifest.declared(name)) for port, name in zip(engine.weights, names, strict=True))
+    weights = {port: entry for port, entry in bound if entry is not None}
     return DeclaredEngine(engine.inputs, engine.outputs, weights, factors, False)
 
 

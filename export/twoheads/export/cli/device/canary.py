@@ -1,0 +1,59 @@
+"""``twoheads canary``: whether a pack computes here what it should."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from twoheads.export.cli.shared import options
+from twoheads.export.cli.shared.console import print_facts, print_json, seconds_text
+
+__all__ = ["NAME", "command"]
+
+NAME = "canary"
+
+
+def command(
+    pack: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `twoheads pack` wrote.")],
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", metavar="T", min=1, help="Calls at the same time; all processors' if not given."),
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Run a pack's small input on this device and compare with the result that it should have.
+
+    A wrong driver or a mask that a chip drops shows at once. Exit code 0: passed, 1: not.
+
+    Example: twoheads canary smollm2-qnn
+    """
+    from twoheads.export.pack.canary import run_canary
+
+    run = run_canary(pack, threads)
+    canary = run.pack.canary
+    if as_json:
+        print_json(
+            {
+                "passed": run.passed,
+                "error": run.error,
+                "error_where_packed": canary.error,
+                "limit": canary.limit,
+                "output": canary.output,
+                "engine_calls": run.calls,
+                "seconds": run.seconds,
+            }
+        )
+    else:
+        measured = "not measured" if canary.error is None else f"{canary.error:.1e}"
+        print_facts(
+            (
+                ("canary", "passed" if run.passed else "FAILED"),
+                (
+                    "error",
+                    f"{run.error:.1e} of {canary.output}; where it was packed {measured}, {canary.limit:.1e} passes",
+                ),
+                ("target", ", ".join(filter(None, (run.pack.target, run.pack.device, run.pack.precision)))),
+                ("run", f"{run.calls} engine calls, {seconds_text(run.seconds)}"),
+            )
+        )
+    raise typer.Exit(0 if run.passed else 1)

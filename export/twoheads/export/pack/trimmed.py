@@ -1,0 +1,88 @@
+"""The bundle in a pack: one target's artifacts, and of everything else what they leave to the host."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from twoheads.export.bundle.weights_file import write_weights
+from twoheads.export.bundle.writer import file_entry, write_json
+from twoheads.graphs.serialization.bundle_format import (
+    MANIFEST,
+    PROGRAM,
+    TARGETS,
+    TOKENIZER,
+    WEIGHTS,
+    FileEntry,
+    WeightEntry,
+)
+from twoheads.graphs.serialization.json_codec import to_json
+from twoheads.graphs.serialization.relative_path import RelativePath
+from twoheads.graphs.variants.choose import fused_steps
+from twoheads.runtime.bundle.reader import Bundle
+from twoheads.runtime.bundle.weights import Weights
+
+__all__ = ["write_trimmed"]
+
+
+def write_trimmed(source: Bundle, target: str, folder: Path) -> None:
+    """Writes the new folder ``folder``; weights that only artifacts read are declared and not stored."""
+    manifest = source.manifest
+    kept = [name for name in manifest.files if _belongs(name, target)]
+    for name in kept:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source.file(name), path)
+    files = {name: manifest.files[name] for name in kept}
+    entries = _write_weights(source, target, folder, files)
+    left = {name: replace(entry, offset=0) for name, entry in manifest.weights.items() if name not in entries}
+    trimmed = replace(
+        manifest,
+        weights=entries,
+        packed_for=target,
+        built_in=left,
+        files=dict(sorted(files.items())),
+        targets={RelativePath(target): manifest.targets[RelativePath(target)]},
+        other_key_tiles=(),
+    )
+    write_json(folder / MANIFEST, to_json(trimmed))
+
+
+def _belongs(name: str, target: str) -> bool:
+    return name in (PROGRAM, TOKENIZER) or name.startswith(f"{TARGETS}/{target}/")
+
+
+def _write_weights(
+    source: Bundle, target: str, folder: Path, files: dict[RelativePath, FileEntry]
+) -> dict[str, WeightEntry]:
+    """Those that the host reads: its parts of engines, and attention's sinks and biases."""
+    manifest = source.manifest
+    names = tuple(dict.fromkeys(_host_weights(source, target)))
+    if not names:
+        return {}
+    (folder / WEIGHTS).parent.mkdir(parents=True, exist_ok=True)
+    weights = Weights(source.weights_file, manifest.weights)
+    named = [(name, weights.view(name), manifest.weights[name].dtype) for name in names]
+    entries, _ = write_weights(folder / WEIGHTS, named, progress=lambda _: None)
+    files[RelativePath(WEIGHTS)] = file_entry(folder / WEIGHTS)
+    return entries
+
+
+def _host_weights(source: Bundle, target: str) -> Iterator[str]:
+    program, manifest = source.program, source.manifest
+    hosts = {
+        stage: artifact.host
+        for artifact in manifest.targets[RelativePath(target)].artifacts.values()
+        for stage in artifact.stages
+        if artifact.host is not None
+    }
+    in_engines = {name for stage, _ in program.bindings for name in stage.weights}
+    yield from (name for name in program.weights() if name not in in_engines)
+    programs = (program, *(steps for steps, _ in fused_steps(program, manifest.lowering)))
+    for stage, engine in (binding for one in programs for binding in one.bindings):
+        host = hosts.get(stage.name)
+        for port, name in zip(engine.weights, stage.weights, strict=True):
+            if host is not None and port.name in host.weights:
+                yield name

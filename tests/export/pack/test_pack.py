@@ -1,0 +1,193 @@
+"""Packs: made, copied, run, damaged, refused. The target is OpenVINO, whose runtime is this environment's own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.runtime.tiny_bundle import write_tiny
+from tests.runtime.tiny_model import Tiny, random_tokens, reference
+from twoheads.export.accelerators.build import build_target
+from twoheads.export.bundle.writer import file_entry
+from twoheads.export.pack import format as format_module
+from twoheads.export.pack.canary import run_canary
+from twoheads.export.pack.format import PACK, read_pack
+from twoheads.export.pack.pack import pack_bundle
+from twoheads.graphs.errors import BundleError, InputError
+from twoheads.graphs.serialization.json_codec import to_json
+from twoheads.runtime import load
+
+TINY = Tiny(layers=2, sinks=True)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    bundle = write_tiny(tmp_path_factory.mktemp("built") / "b", TINY)
+    build_target(bundle, "openvino")
+    return bundle
+
+
+@pytest.fixture(scope="module")
+def packed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pack_bundle(built, "openvino", tmp_path_factory.mktemp("packed") / "pack").path
+
+
+@pytest.fixture
+def pack(packed: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(packed, tmp_path / "pack"))
+
+
+def change(pack: Path, **facts: Any) -> None:
+    path = pack / PACK
+    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+
+
+def test_a_pack_holds_what_the_device_needs_and_its_canary_passes(packed: Path) -> None:
+    names = sorted(path.name for path in packed.iterdir())
+    assert names[:5] == ["README.md", "bundle", "canary.npz", "pack.json", "run"]
+    assert len(names) == 6
+    assert sorted(path.name for path in (packed / "bundle").iterdir()) == [
+        "engines",
+        "manifest.json",
+        "program.json",
+        "targets",
+    ]
+    assert [path.name for path in (packed / "bundle" / "engines").iterdir()] == ["weights.bin"]
+    assert len((packed / "README.md").read_text().splitlines()) == 5
+    pack = read_pack(packed)
+    assert (pack.target, pack.device, pack.backend, pack.canary.output) == ("openvino", "CPU", "openvino-ir", "last")
+    assert pack.canary.error is not None
+    run = run_canary(packed, threads=1)
+    assert run.passed
+    assert run.error <= 1e-5
+    assert run.calls > 4
+
+
+def test_weights_that_artifacts_hold_are_left_out_and_the_rest_runs_whole_inputs(built: Path, packed: Path) -> None:
+    weights = Path("engines", "weights.bin")
+    assert (packed / "bundle" / weights).stat().st_size < (built / weights).stat().st_size / 10  # the sinks
+    tokens = random_tokens(TINY, 75)
+    result = load(packed / "bundle", backend="openvino-ir", threads=2).run(tokens, output="hidden")
+    expected = reference(TINY, tokens)["hidden"]
+    np.testing.assert_allclose(np.asarray(result.array), expected, rtol=0, atol=5e-5 * np.abs(expected).max())
+    with pytest.raises(InputError, match="is packed for openvino: its engines are artifacts"):
+        load(packed / "bundle")
+
+
+def test_equal_bundles_give_equal_bytes(built: Path, tmp_path: Path) -> None:
+    archives = [pack_bundle(built, "openvino", tmp_path / folder / "p.tar.gz").path for folder in folders(tmp_path)]
+    assert archives[0].read_bytes() == archives[1].read_bytes()
+    with tarfile.open(archives[0]) as archive:
+        archive.extractall(tmp_path / "out", filter="data")
+    assert run_canary(tmp_path / "out" / "p", threads=1).passed
+    assert (tmp_path / "out" / "p" / "run").stat().st_mode & 0o111
+    with pytest.raises(InputError, match="exists already"):
+        pack_bundle(built, "openvino", archives[0])
+
+
+def folders(tmp_path: Path) -> tuple[str, str]:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    return "one", "two"
+
+
+def test_the_wheel_is_one_that_pip_installs(packed: Path, tmp_path: Path) -> None:
+    (wheel,) = packed.glob("*.whl")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        tmp_path / "site",
+    ]
+    done = subprocess.run([*map(str, command), str(wheel)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    names = {path.name for path in (tmp_path / "site" / "twoheads").iterdir()}
+    assert names == {"graphs", "compiler", "export", "runtime"}
+    assert (tmp_path / "site" / "twoheads" / "runtime" / "backends" / "merge_state.ptx").exists()
+
+
+def damage(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["canary.npz", "run", "bundle/program.json", "bundle/targets/openvino/first.bin"])
+def test_a_pack_damaged_by_a_byte_is_refused_in_one_line(pack: Path, name: str) -> None:
+    damage(pack / name)
+    with pytest.raises(BundleError, match=f"{name}: is altered"):
+        run_canary(pack)
+
+
+def test_a_pack_with_a_file_too_few_or_too_many_is_refused(pack: Path) -> None:
+    (pack / "more").write_text("x")
+    with pytest.raises(BundleError, match="more: is not listed"):
+        read_pack(pack)
+    (pack / "more").unlink()
+    (pack / "README.md").unlink()
+    with pytest.raises(BundleError, match="is missing"):
+        read_pack(pack)
+    with pytest.raises(BundleError, match="is no pack"):
+        read_pack(pack / "bundle")
+
+
+def test_a_pack_of_another_machine_runtime_or_format_is_refused_in_one_line(
+    pack: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for facts, told in (
+        ({"machine": "riscv128"}, "holds machine code for riscv128, and this processor is"),
+        ({"machine": None, "twoheads": "99.1"}, "was packed by twoheads 99.1, and this is the older"),
+        ({"format_version": 2}, "has format version 2, and this twoheads reads version 1"),
+    ):
+        change(pack, **facts)
+        with pytest.raises(BundleError, match=told):
+            read_pack(pack)
+    monkeypatch.setattr(format_module, "FORMAT_VERSION", 2)
+    change(pack, twoheads="0.0.1")
+    read_pack(pack)
+
+
+def test_a_device_that_is_not_there_is_told_in_one_line(pack: Path) -> None:
+    manifest = pack / "bundle" / "manifest.json"
+    data = json.loads(manifest.read_text())
+    data["targets"]["openvino"]["device"] = "NPU"
+    manifest.write_text(json.dumps(data))
+    with pytest.raises(BundleError, match=r"its runtime fails: ValueError: OpenVINO finds no NPU here, only CPU"):
+        load(pack / "bundle", backend="openvino-ir", threads=1).run(random_tokens(TINY, 20), output="hidden")
+
+
+def test_a_canary_that_computes_something_else_fails(pack: Path) -> None:
+    with np.load(pack / "canary.npz") as arrays:
+        changed = {name: arrays[name] for name in arrays.files}
+    changed["expected"] = changed["expected"] * 1.01
+    np.savez(pack / "canary.npz", **changed)
+    data = json.loads((pack / PACK).read_text())
+    data["files"]["canary.npz"] = to_json(file_entry(pack / "canary.npz"))
+    (pack / PACK).write_text(json.dumps(data))
+    run = run_canary(pack, threads=1)
+    assert not run.passed
+    assert 0.005 < run.error < 0.02
+
+
+def test_what_can_not_be_packed_is_refused_by_name(built: Path, tmp_path: Path) -> None:
+    for target, told in (("iree", "was not built for iree"), ("coreml", "nothing here runs its artifacts")):
+        with pytest.raises(InputError, match=told):
+            pack_bundle(built, target, tmp_path / "p")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("x")
+    with pytest.raises(BundleError, match="is not a pack, so it is not overwritten"):
+        pack_bundle(built, "openvino", tmp_path / "mine", overwrite=True)
