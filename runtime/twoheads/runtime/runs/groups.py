@@ -45,7 +45,8 @@ class Group:
 
     def request_rows(self, program: Program) -> list[Rows] | None:
         """For each request, the rows of the run's hidden states that make its output; ``None`` for all of one."""
-        own = [request_rows(program, request, self.output) for request in self.requests]
+        hidden = program.value(program.hidden)
+        own = [request_rows(hidden, request, self.output) for request in self.requests]
         if self.packing is None:
             return None if own[0] is None else [own[0]]
         return [

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.program.lengths import value_rows
-from twoheads.graphs.program.program import Pooling, Program
+from twoheads.graphs.program.program import Pooling, Program, Value
 from twoheads.graphs.schedule.schedule import Schedule
 from twoheads.runtime.execution.executor import Running
 from twoheads.runtime.inputs.requests import Request
@@ -26,10 +26,10 @@ SHARED = {"last": "logits", "embedding": "hidden"}
 """What a run of several inputs computes for all of them, instead of what has one row an input."""
 
 
-def request_rows(program: Program, request: Request, output: str) -> Rows | None:
-    """The rows of the request's hidden states that make its output, in order; ``None`` for all."""
+def request_rows(hidden: Value, request: Request, output: str) -> Rows | None:
+    """The rows of the request's hidden states ``hidden`` that make its output, in order; ``None`` for all."""
     if output == "last":
-        return np.array([value_rows(program.value(program.hidden), request.lengths) - 1])
+        return np.array([value_rows(hidden, request.lengths) - 1])
     return None if output == "embedding" else request.rows
 
 
