@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint format pytest hosts wheel docs models evaluate documents theorems planning precision quality zoo accelerators scale bench clean distclean
+.PHONY: help demo test check lint format pytest fuzz hosts wheel docs models evaluate documents theorems planning precision quality zoo accelerators scale bench clean distclean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ pytest: $(VENV)/.installed-dev models ## The tests; those of real models too
 hosts: $(VENV)/.installed-dev models ## The examples in C++, Node and Chromium (install those first: examples/README.md)
 	ONNXRUNTIME_NODE_INSTALL=skip npm install --prefix examples --no-audit --no-fund --no-package-lock --loglevel error
 	OMP_NUM_THREADS=1 TWOHEADS_REQUIRE_MODELS=1 TWOHEADS_REQUIRE_HOSTS=1 $(BIN)/python -m pytest -m hosts tests/hosts
+
+fuzz: $(VENV)/.installed-dev ## Mutated bundles, models, arrays and documents for 20 minutes, by the seed of the day
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.fuzz --seconds 1200
 
 wheel: $(VENV)/.installed-dev ## Build the wheels and check what is in them
 	$(BIN)/python -m pytest tests/packaging
