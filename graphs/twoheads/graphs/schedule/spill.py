@@ -96,10 +96,8 @@ class _Spilling:
             for value in values
             if value.axis is not None
         }
-        steps = (*((stage,) for stage in self._body), self._head)
-        # In the file's pages, and as the backend packs them.
-        self._streamed_weights = 2 * max(sum(self._costs.weights(each, mapped=True).values()) for each in steps)
-        self.streams = self._streamed_weights < schedule.memory.weights
+        self._streamed = self._streamed_memory()
+        self.streams = self._streamed.total < schedule.memory.total
         whole = _whole_values(self._body) | ({program.hidden} if schedule.output == "embedding" else set())
         self.spillable = frozenset(
             name for name, window in self._window.items() if name not in whole and window < self._bytes[name]
@@ -114,9 +112,15 @@ class _Spilling:
         """The plan with ``spilled`` in files, and with weights ``streamed``."""
         resident = self._bytes | {name: self._window[name] for name in spilled}
         on_disk = {name: self._bytes[name] if name in spilled else 0 for name in self._bytes}
-        weights = self._streamed_weights if streamed else self._schedule.memory.weights
-        memory = replace(self._schedule.memory, values=self._peak(resident), weights=weights)
+        memory = replace(self._streamed if streamed else self._schedule.memory, values=self._peak(resident))
         return SpillPlan(spilled, self._peak(on_disk), memory, limit, streamed)
+
+    def _streamed_memory(self) -> MemoryPlan:
+        """The plan with the engines of one stage open at a time, of those that hold weights; the head is one stage."""
+        bound = {stage.name for stage, _ in self._schedule.program.bindings}
+        steps = [(stage,) for stage in self._body if stage.name in bound] + [self._head]
+        heaviest = max(sum(self._costs.weights(step, mapped=True).values()) for step in steps)
+        return replace(self._schedule.memory, weights=heaviest)
 
     def _peak(self, sizes: Mapping[str, int]) -> int:
         return self._costs.liveness(self._body, self._kept, sizes)[1]

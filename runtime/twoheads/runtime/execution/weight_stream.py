@@ -26,11 +26,12 @@ class WeightStream:
         self._open: tuple[TokenwiseStage, ...] = ()
         self._after: dict[str, tuple[TokenwiseStage, ...]] = {}
 
-    def begin(self, body: Sequence[Stage], head: Sequence[TokenwiseStage]) -> list[Stage]:
+    def begin(self, body: Sequence[Stage], head: Sequence[Stage]) -> list[Stage]:
         """Closes what earlier runs have left open; returns the stages whose engines hold no weights, to be opened."""
         self._engines.close_weighted()
-        steps = [(stage,) for stage in body if isinstance(stage, TokenwiseStage)] + [tuple(head)]
-        for step, following in pairwise(steps):
+        weighted = [(stage,) for stage in body if isinstance(stage, TokenwiseStage)]
+        last = tuple(stage for stage in head if isinstance(stage, TokenwiseStage))
+        for step, following in pairwise([*weighted, last]):
             self._after[step[0].name] = following
         return [stage for stage in body if not isinstance(stage, TokenwiseStage)]
 
