@@ -49,7 +49,7 @@ def test_the_page_counts_and_names() -> None:
         "causal/five": {"outcome": "unmade", "message": "m"},
     }
     page = render(found)
-    assert "| Causal language models | 2 | 1 | 1 | 0 | 1 | 50% |" in page
+    assert f"| Causal language models | {len(types_of('causal'))} | 5 | 2 | 1 | 1 | 0 | 1 | 50% |" in page
     assert "`verify` agrees on all but two." in page
     assert "| three | refused | is a recurrence |" in page
     assert "hidden at 53 tokens: 5.0e-01 of 2.0e+00" in page
