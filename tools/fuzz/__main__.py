@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -35,11 +36,16 @@ class Fuzzer:
         self._kinds = kinds
         self._bases = folder / "bases"
         self._bases.mkdir()
-        result_of(lambda: make_bases(self._bases) or b"", folder)
+        result_of(self._make_bases, folder)
         _warm()
-        self._expected = {
-            name: result_of(lambda kind=KINDS[name]: kind.call(self._bases / kind.base), folder) for name in kinds
-        }
+        self._expected = {name: result_of(partial(KINDS[name].call, self._base(name)), folder) for name in kinds}
+
+    def _make_bases(self) -> bytes:
+        make_bases(self._bases)
+        return b""
+
+    def _base(self, name: str) -> Path:
+        return self._bases / KINDS[name].base
 
     def judge(self, number: int, target: Path | None = None) -> tuple[str, Verdict]:
         """What became of mutant ``number``: its kind and file, and the verdict."""

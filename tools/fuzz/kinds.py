@@ -71,7 +71,12 @@ def make_bases(folder: Path) -> None:
     from twoheads.export import write_bundle
 
     torch.manual_seed(0)
-    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     source = folder / "source"
     LlamaForCausalLM(LlamaConfig(vocab_size=len(WORDS), max_position_embeddings=64, **shape)).save_pretrained(source)
     tokenizer: Any = Tokenizer(models.WordLevel({word: at for at, word in enumerate(WORDS)}, unk_token=WORDS[0]))
@@ -124,7 +129,8 @@ def _compile(path: Path) -> bytes:
     digest = hashlib.sha256(str(compiled.program).encode())
     for name in sorted(compiled.weights):
         weight: Any = compiled.weights[name]
-        digest.update(np.ascontiguousarray(weight if isinstance(weight, np.ndarray) else weight.detach().numpy()))
+        array = weight if isinstance(weight, np.ndarray) else weight.detach().numpy()
+        digest.update(np.ascontiguousarray(array).tobytes())
     return digest.digest()
 
 
