@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 from collections import defaultdict
 from pathlib import Path
@@ -36,6 +37,7 @@ def substituted(words: tuple[str, ...], model: Path, folder: Path) -> list[str]:
     names = {
         "$MODEL": str(model),
         "MODEL": str(model),
+        "model.gguf": str(model),
         "FILE": "long.txt",
         "FILE.npz": "arrays.npz",
         "tools/data/founding_documents.txt": "book.txt",
@@ -53,6 +55,9 @@ def make_folder(folder: Path, bundle: Path, page: Page) -> None:
     for number in range(3):
         (folder / "texts" / f"{number}.txt").write_text(TEXT[: 50 + 500 * number], encoding="utf-8")
     np.savez(folder / "arrays.npz", input_ids=np.arange(40)[None] % 16)
+    for line in page.other:
+        if line.startswith("openssl "):
+            subprocess.run(shlex.split(line), cwd=folder, check=True, capture_output=True)
     if not any(words[0] == "compile" for words in page.commands):
         (folder / "model.bundle").symlink_to(bundle)
 
@@ -127,7 +132,7 @@ def test_other_lines_name_what_there_is() -> None:
                 module = rest.split()[1]
                 assert (ROOT / module.replace(".", "/")).with_suffix(".py").is_file(), line
             else:
-                assert program == "pip" or program.startswith("MODEL="), line
+                assert program in ("pip", "openssl") or program.startswith("MODEL="), line
 
 
 def test_every_page_has_commands() -> None:

@@ -64,6 +64,20 @@ def test_stages_that_read_other_values_are_not_alike() -> None:
     assert fold_program("\n".join(lines)).count("\nstage ") == 4
 
 
+def test_a_value_that_all_layers_read_does_not_keep_them_apart() -> None:
+    lines = [
+        "program p block_size=16 key_tile=16",
+        "stage first: %first.o: float32[1, n, 4], %first.sines: float32[1, n, 4] = @f(%x)",
+        *(
+            f"stage s_{n}: %s_{n}.o: float32[1, n, 4] = @e(%{f's_{n - 1}.o' if n else 'first.o'}, %first.sines)"
+            for n in range(9)
+        ),
+    ]
+    assert fold_program("\n".join(lines)).count("\nstage ") == 2
+    lines[6] = lines[6].replace("%first.sines", "%x")
+    assert fold_program("\n".join(lines)).count("\nstage ") == 4
+
+
 @pytest.mark.parametrize("flag", [(), ("--stages",)])
 def test_a_flag_shows_all(cli, tmp_path, flag) -> None:
     tiny = Tiny(layers=6, masks=("causal",) * 6)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 __all__ = ["fold_program"]
 
 VALUE = re.compile(r"%[\w.]+")
+
+MOST_READERS = 4
+"""A value that more stages name is one that all layers read, such as sines of positions: it is compared by its name."""
 
 
 def fold_program(text: str) -> str:
@@ -49,6 +53,8 @@ def _name(entry: Sequence[str]) -> str:
 def _keys(entries: Sequence[Sequence[str]]) -> Iterator[str]:
     """What is equal for stages that are alike; of anything else the text, with its place: it is like nothing."""
     made: dict[str, tuple[int, int]] = {}  # value: the entry that makes it, and which of its outputs it is
+    readers = Counter(name for entry in entries for name in set(VALUE.findall(entry[0])))
+    common = {name for name, count in readers.items() if count > MOST_READERS}
     for place, entry in enumerate(entries):
         kind, _, rest = entry[0].partition(" ")
         _, colon, body = rest.partition(":")
@@ -56,7 +62,7 @@ def _keys(entries: Sequence[Sequence[str]]) -> Iterator[str]:
         if kind not in ("stage", "head") or not (colon and equals):
             yield f"{place}: {entry[0]}"
             continue
-        made |= {name: (place, number) for number, name in enumerate(VALUE.findall(outputs))}
+        made |= {name: (place, number) for number, name in enumerate(VALUE.findall(outputs)) if name not in common}
         weights = " ".join(re.sub(r"\d+", "#", line) for line in entry[1:])
         yield f"{kind} {_placed(outputs, place, made)} = {_placed(call, place, made)} {weights}"
 
