@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 __all__ = ["heed_interrupts", "process_that_heeds"]
 
@@ -16,7 +16,7 @@ def heed_interrupts() -> None:
 
 
 @contextlib.contextmanager
-def process_that_heeds(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
+def process_that_heeds(command: Sequence[str]) -> Generator[subprocess.Popen[str]]:
     """A process that Ctrl-C reaches, with its output in pipes; killed at the end whatever happened."""
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts

@@ -89,7 +89,10 @@ def _environment(checkout: Path) -> dict[str, str]:
 def _make(case: Case, folder: Path) -> Path:
     """The case's model as a folder or file."""
     if case.real:
-        return model_path(case.model, ROOT / DEFAULT_DIR)
+        path = model_path(case.model, ROOT / DEFAULT_DIR)
+        if path is None:
+            raise SystemExit(f"fetch the model first: python -m tools.fetch_models {case.model}")
+        return path
     import torch
 
     from tools.zoo.torch_families import BACKBONES

@@ -40,6 +40,7 @@ def base(wheel_file, tmp_path_factory) -> Base:
     tokens = random_tokens(tiny, TOKENS)
     np.save(folder / "tokens.npy", tokens)
     hidden = load(bundle).run(tokens, output="hidden").array
+    assert hidden is not None
     return Base(make_bare_environment(folder / "venv", wheel_file), bundle, folder / "tokens.npy", hidden)
 
 

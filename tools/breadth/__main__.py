@@ -49,9 +49,10 @@ def _run(kind: Type) -> dict[str, Any]:
     command = [sys.executable, "-m", "tools.breadth.child", kind.name, kind.architecture]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False, preexec_fn=_limit)
-        row: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     except subprocess.TimeoutExpired:
         return {"outcome": "crash", "message": f"took more than {SECONDS} s"}
+    try:
+        row: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     except (ValueError, IndexError):
         return {"outcome": "crash", "message": f"ended with {done.returncode}: {done.stderr[-300:]}"}
     return row

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib
 import sys
 import tempfile
 import time
@@ -19,6 +20,15 @@ from tools.fuzz.judge import FAULTS, Verdict, judge, result_of
 from tools.fuzz.kinds import KINDS, make_bases
 
 __all__ = ["Fuzzer", "main"]
+
+NEEDED = (
+    "onnxruntime",
+    "tokenizers",
+    "twoheads.compiler.frontend.onnx.capture",
+    "twoheads.compiler.frontend.torch.capture",
+    "twoheads.runtime.runs.session",
+)
+"""What every mutant needs."""
 
 
 class Fuzzer:
@@ -61,13 +71,9 @@ class Fuzzer:
 
 
 def _warm() -> None:
-    """Imports what every mutant needs, once, before processes are forked; nothing here starts a thread."""
-    import onnxruntime  # type: ignore[import-untyped]  # noqa: F401
-    import tokenizers  # noqa: F401
-
-    import twoheads.compiler.frontend.onnx.capture
-    import twoheads.compiler.frontend.torch.capture
-    import twoheads.runtime.runs.session  # noqa: F401
+    """Imports ``NEEDED`` once, before processes are forked; nothing here starts a thread."""
+    for module in NEEDED:
+        importlib.import_module(module)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from twoheads.graphs.errors import InputError, InternalError
@@ -47,7 +47,7 @@ class ClusterExecutor:
         self._alive = alive
 
     @contextmanager
-    def start(self, plan: RunPlan, tick: Tick | None) -> Iterator[ClusterRun]:
+    def start(self, plan: RunPlan, tick: Tick | None) -> Generator[ClusterRun]:
         """As :meth:`twoheads.runtime.execution.executor.Executor.start`.
 
         Raises:

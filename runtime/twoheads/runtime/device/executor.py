@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,7 +58,7 @@ class DeviceExecutor:
         """What runs leave on the device for later ones."""
 
     @contextmanager
-    def start(self, plan: RunPlan, tick: Tick | None) -> Iterator[DeviceRun]:
+    def start(self, plan: RunPlan, tick: Tick | None) -> Generator[DeviceRun]:
         """As :meth:`twoheads.runtime.execution.executor.Executor.start`.
 
         Raises:

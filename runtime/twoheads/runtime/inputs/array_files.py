@@ -11,7 +11,7 @@ import io
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -137,7 +137,7 @@ def _described(header: _Header) -> str:
 
 
 @contextmanager
-def _opened(path: Path, fix: str) -> Iterator[io.BufferedReader]:
+def _opened(path: Path, fix: str) -> Generator[io.BufferedReader]:
     try:
         if path.exists() and not path.is_file():
             raise InputError(str(path), "is no regular file", fix)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class HostExecutor:
         self._folder = folder
 
     @contextmanager
-    def start(self, plan: RunPlan, tick: Tick | None) -> Iterator[HostRun]:
+    def start(self, plan: RunPlan, tick: Tick | None) -> Generator[HostRun]:
         """As :meth:`twoheads.runtime.execution.executor.Executor.start`."""
         whole = self._whole if self._whole is not None and plan.schedule.program is self._whole.program else None
         # The kernels of a whole block use the threads themselves.

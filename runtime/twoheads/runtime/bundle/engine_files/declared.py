@@ -69,8 +69,8 @@ def declared_steps(program: Program, manifest: Manifest) -> dict[str, DeclaredEn
             engine = steps.engine(rows, capacity)
             factors = _factors_of(steps.body.inside, program)
             found[_file(engine)] = _bound(engine, tuple(steps.body.weights), manifest, factors)
-        for stage, engine in steps.heads(rows):
-            found[_file(engine)] = _bound(engine, stage.weights, manifest)
+        for stage, head in steps.heads(rows):
+            found[_file(head)] = _bound(head, stage.weights, manifest)
         for stage, _ in steps.body.regions if rows != program.block_size else ():
             region = steps.region(stage, rows)
             found.setdefault(_file(region), _bound(region, stage.weights, manifest))

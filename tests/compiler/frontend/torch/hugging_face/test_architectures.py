@@ -76,8 +76,9 @@ def test_longformer_attends_within_its_window() -> None:
 
 def minimax_m3() -> Any:
     """The second layer chooses two blocks of 16 keys for every query."""
+    sizes: dict[str, Any] = {**SIZES, "num_hidden_layers": 2}
     return hf.MiniMaxM3VLTextConfig(
-        **SIZES | {"num_hidden_layers": 2}, num_key_value_heads=2, head_dim=8, rotary_dim=4, num_local_experts=4,
+        **sizes, num_key_value_heads=2, head_dim=8, rotary_dim=4, num_local_experts=4,
         num_experts_per_tok=2, shared_intermediate_size=48, dense_intermediate_size=48, index_n_heads=2,
         index_head_dim=8, index_block_size=16, index_topk_blocks=2, bos_token_id=0, eos_token_id=1,
         layer_types=["full_attention", "minimax_m3_sparse"],

@@ -67,8 +67,9 @@ def test_a_keyword_that_is_not_understood_is_refused(keywords: dict[str, Any]) -
 def test_a_sparse_model_is_refused_by_its_keyword_where_its_name_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its mask of chosen blocks was skipped under every name but the library's own, and the bundle said causal."""
     monkeypatch.setattr(architectures, "_REFUSED", {})
+    sizes: dict[str, Any] = {**SIZES, "num_hidden_layers": 1}
     config = hf.MiniMaxM3VLTextConfig(
-        **SIZES | {"num_hidden_layers": 1}, num_key_value_heads=2, head_dim=8, rotary_dim=4, num_local_experts=2,
+        **sizes, num_key_value_heads=2, head_dim=8, rotary_dim=4, num_local_experts=2,
         num_experts_per_tok=1, shared_intermediate_size=24, dense_intermediate_size=24, index_n_heads=2,
         index_head_dim=8, index_block_size=16, index_topk_blocks=2, bos_token_id=0, eos_token_id=1,
         layer_types=["minimax_m3_sparse"],

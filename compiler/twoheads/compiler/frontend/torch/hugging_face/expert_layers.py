@@ -49,7 +49,7 @@ def _jetmoe_map(part: Any, layer_input: Tensor) -> tuple[Tensor, Tensor, tuple[T
     rows = layer_input.reshape(-1, layer_input.shape[-1])
     logits, indices, gates = _jetmoe_routing(part.router, rows)
     made = [rows @ part.input_linear.weight[expert].T for expert in range(part.num_experts)]
-    slots = [
+    slots: list[Any] = [
         sum(made[expert] * (indices[:, slot, None] == expert) for expert in range(part.num_experts))
         for slot in range(part.top_k)
     ]
