@@ -21,6 +21,9 @@ PAGES = pages()
 ELSEWHERE = {
     ("--cluster", "auto"): "needs a cluster that runs; test_ray.py starts one",
     ("build", "openvino"): "needs the environment of a vendor's compiler; test_build.py has one",
+    ("build", "litert"): "the same",
+    ("pack", "litert"): "packs what that built",
+    ("targets", "install"): "fetches a vendor's compiler",
 }
 """Options of commands that can't run here, and why; their words are read all the same."""
 
