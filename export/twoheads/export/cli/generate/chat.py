@@ -1,49 +1,55 @@
 """``twoheads chat``: a conversation with a bundle."""
 
+from __future__ import annotations
+
 import sys
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from twoheads.export.cli.generate import choice
-from twoheads.export.cli.generate.command import settings_of_command
+from twoheads.export.cli.generate.choice import (
+    Cache,
+    ChoiceOptions,
+    Fields,
+    MaxNewTokens,
+    Seed,
+    Stop,
+    keep_prefixes,
+)
+from twoheads.export.cli.generate.engines import EngineOptions
 from twoheads.export.cli.shared import options
 from twoheads.export.cli.shared.console import print_note, print_warning, seconds_text
+from twoheads.export.cli.shared.options_object import takes_options
 from twoheads.graphs.errors import InputError
 from twoheads.runtime.bundle.reader import read_bundle
 
 if TYPE_CHECKING:
     from twoheads.runtime.generation.results import Generated
 
-__all__ = ["NAME", "command"]
+__all__ = ["NAME", "ChatOptions", "command"]
 
 NAME = "chat"
 ANSWER = 1024
 """New tokens of an answer where nobody says how many."""
 
 
-def command(
-    bundle: options.Bundle,
-    system: Annotated[
-        str | None, typer.Option("--system", metavar="TEXT", help="What the model is told first.")
-    ] = None,
-    max_new_tokens: choice.MaxNewTokens = None,
-    do_sample: choice.DoSample = None,
-    temperature: choice.Temperature = None,
-    top_k: choice.TopK = None,
-    top_p: choice.TopP = None,
-    min_p: choice.MinP = None,
-    repetition_penalty: choice.RepetitionPenalty = None,
-    stop: choice.Stop = None,
-    seed: choice.Seed = None,
-    fields: choice.Fields = None,
-    cache: choice.Cache = None,
-    threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Of the kernels; all cores if not given.")
-    ] = None,
-    backend: options.BackendOption = options.Backend.ONNXRUNTIME,
-    precision: options.PrecisionOption = options.Precision.F32,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class ChatOptions:
+    """What the model is told first, how its tokens are chosen, and what runs the engines."""
+
+    system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="What the model is told first.")] = None
+    max_new_tokens: MaxNewTokens = None
+    choice: ChoiceOptions = field(default_factory=ChoiceOptions)
+    stop: Stop = None
+    seed: Seed = None
+    fields: Fields = None
+    cache: Cache = None
+    engines: EngineOptions = field(default_factory=EngineOptions)
+
+
+@takes_options
+def command(bundle: options.Bundle, asked: ChatOptions) -> None:
     """Talk to a model, one line a turn, by its own chat template. An empty line or the end of the input ends it.
 
     Only what is new is computed in a turn: the conversation's keys and values are kept.
@@ -51,28 +57,24 @@ def command(
     Example: twoheads chat smollm2.bundle --system "Answer briefly."
     """
     read_bundle(bundle, check="size")
-    given = settings_of_command(
-        fields,
-        do_sample=do_sample,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        max_new_tokens=max_new_tokens or ANSWER,
-    )
-    from twoheads.runtime import load
-
-    loaded = load(bundle, backend=backend.value, precision=precision.value, threads=threads)
+    given = asked.choice.settings(asked.fields, max_new_tokens=asked.max_new_tokens or ANSWER)
+    loaded = asked.engines.load(bundle)
     if not loaded.generation.facts.chat_templates:
         raise InputError(str(bundle), "has no chat template", "give a prompt to `twoheads generate`")
-    choice.keep_prefixes(loaded, cache)
-    messages: list[dict[str, str]] = [] if system is None else [{"role": "system", "content": system}]
+    keep_prefixes(loaded, asked.cache)
+    messages: list[dict[str, str]] = []
+    if asked.system is not None:
+        messages.append({"role": "system", "content": asked.system})
     with loaded.open_context() as context:
         while line := _read_line():
             messages.append({"role": "user", "content": line})
             made: Any = loaded.generate(
-                messages, context=context, stop=stop, seed=seed, streamer=lambda piece: _say(piece.text), **given
+                messages,
+                context=context,
+                stop=asked.stop,
+                seed=asked.seed,
+                streamer=lambda piece: _say(piece.text),
+                **given,
             )
             _tell(made, len(context))
             messages.append({"role": "assistant", "content": made.text})
@@ -90,7 +92,7 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
-def _tell(made: "Generated", length: int) -> None:
+def _tell(made: Generated, length: int) -> None:
     _say("\n")
     for warning in made.warnings:
         print_warning(warning)

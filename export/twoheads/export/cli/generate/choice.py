@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,20 +18,12 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_TOKENS",
     "Cache",
-    "DoSample",
+    "ChoiceOptions",
     "Fields",
-    "IgnoreEos",
     "MaxNewTokens",
-    "MinP",
-    "NoRepeatNgramSize",
-    "RepetitionPenalty",
     "Seed",
     "Stop",
-    "Temperature",
-    "TopK",
-    "TopP",
     "keep_prefixes",
-    "settings_of",
 ]
 
 CACHE_BYTES = 256 << 20
@@ -38,23 +32,11 @@ CACHE_BYTES = 256 << 20
 DEFAULT_TOKENS = 128
 """New tokens where neither the command nor the model says how many."""
 
+SHAPES = ("temperature", "top_k", "top_p", "min_p")
+"""Fields that shape what samples are drawn from."""
+
 MaxNewTokens = Annotated[
     int | None, typer.Option("--max-new-tokens", min=1, metavar="N", help="The most tokens to generate.")
-]
-IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on behind tokens that end it.")]
-DoSample = Annotated[
-    bool | None,
-    typer.Option("--do-sample/--greedy", help="Draw tokens, or take the most likely; else as the model says."),
-]
-Temperature = Annotated[float | None, typer.Option("--temperature", help="Of samples: flatter above 1.")]
-TopK = Annotated[int | None, typer.Option("--top-k", help="Draw from the K most likely; 0 for all.")]
-TopP = Annotated[float | None, typer.Option("--top-p", help="Draw from the most likely of this mass.")]
-MinP = Annotated[float | None, typer.Option("--min-p", help="Draw from those at least so likely beside the best.")]
-RepetitionPenalty = Annotated[
-    float | None, typer.Option("--repetition-penalty", help="Makes tokens that were there less likely.")
-]
-NoRepeatNgramSize = Annotated[
-    int | None, typer.Option("--no-repeat-ngram-size", metavar="N", help="No run of N tokens comes twice.")
 ]
 Stop = Annotated[
     list[str] | None, typer.Option("--stop", metavar="TEXT", help="A text that ends it; several times for several.")
@@ -70,26 +52,44 @@ Fields = Annotated[
 ]
 
 
-def keep_prefixes(loaded: LoadedBundle, folder: Path | None) -> None:
-    """Lets the bundle take over the beginnings of texts from ``folder``, and leave its own there.
+@dataclass(frozen=True, slots=True)
+class ChoiceOptions:
+    """How the next token is chosen; what is not given, the model says."""
 
-    Raises:
-        InputError: The folder can't be made.
-    """
-    if folder is not None:
-        loaded.generation.keep_prefixes(CACHE_BYTES, folder)
+    do_sample: Annotated[
+        bool | None,
+        typer.Option("--do-sample/--greedy", help="Draw tokens, or take the most likely; else as the model says."),
+    ] = None
+    temperature: Annotated[float | None, typer.Option("--temperature", help="Of samples: flatter above 1.")] = None
+    top_k: Annotated[int | None, typer.Option("--top-k", help="Draw from the K most likely; 0 for all.")] = None
+    top_p: Annotated[float | None, typer.Option("--top-p", help="Draw from the most likely of this mass.")] = None
+    min_p: Annotated[
+        float | None, typer.Option("--min-p", help="Draw from those at least so likely beside the best.")
+    ] = None
+    repetition_penalty: Annotated[
+        float | None, typer.Option("--repetition-penalty", help="Makes tokens that were there less likely.")
+    ] = None
+
+    def settings(self, others: list[str] | None, **named: Any) -> dict[str, Any]:
+        """The fields of generation settings that a command line sets.
+
+        Args:
+            others: What ``--set`` gives.
+            **named: Options of their own beside these, by the field's name; ``None`` where they are not given.
+
+        Raises:
+            InputError: One of ``others`` is no field with a value, or is given twice; or samples are shaped and not
+                drawn.
+        """
+        made = _settings(others, asdict(self) | named)
+        if made.get("do_sample") is False and any(name in made for name in SHAPES):
+            problem = "takes the most likely token, and an option shapes samples"
+            raise InputError("--greedy", problem, "leave one of them out")
+        return made
 
 
-def settings_of(others: list[str] | None, **named: Any) -> dict[str, Any]:
-    """The fields that a command line sets.
-
-    Args:
-        others: What ``--set`` gives.
-        **named: Options of their own, by the field's name; ``None`` where they are not given.
-
-    Raises:
-        InputError: One of ``others`` is no field with a value, or is given twice.
-    """
+def _settings(others: list[str] | None, named: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that ``--set`` gives, beside those that have options of their own."""
     made = {name: value for name, value in named.items() if value is not None}
     for entry in others or ():
         name, equals, text = entry.partition("=")
@@ -101,3 +101,13 @@ def settings_of(others: list[str] | None, **named: Any) -> dict[str, Any]:
         except ValueError:
             raise InputError(f"--set {entry}", f"{text!r} is not JSON", 'texts need quotes: name="text"') from None
     return made
+
+
+def keep_prefixes(loaded: LoadedBundle, folder: Path | None) -> None:
+    """Lets the bundle take over the beginnings of texts from ``folder``, and leave its own there.
+
+    Raises:
+        InputError: The folder can't be made.
+    """
+    if folder is not None:
+        loaded.generation.keep_prefixes(CACHE_BYTES, folder)
