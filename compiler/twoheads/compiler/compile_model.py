@@ -97,19 +97,8 @@ def compile_model(
     check_tokenwise(captured.graph, captured.program, _unique_regions(parts))
     tell("lowering to a block program")
     lowered = _lower(captured, parts, block_size, tile, lowering, (oracle_layers, oracle_heads))
-    weights = {name: captured.program.weights[name] for name in lowered.program.weights()}
-    return CompiledModel(
-        program=lowered.program,
-        regions=lowered.regions,
-        weights=weights,
-        identity=captured.identity,
-        tokenizer_json=captured.tokenizer_json,
-        generation_json=captured.generation_json,
-        lowering=_chosen(lowering, lowered.program),
-        dtype="float32",
-        approximations=(str(policy),) if imposed else (),
-        other_key_tiles=other_key_tiles(lowered.program) if key_tile is None and lowering in ("auto", "tile") else (),
-    )
+    approximations = (str(policy),) if imposed else ()
+    return _assemble(captured, lowered, lowering, approximations, own_tile=key_tile is not None)
 
 
 def plan_model(
@@ -140,6 +129,33 @@ def plan_model(
     program = _lower(captured, parts, block_size, tile, lowering, (oracle_layers, oracle_heads)).program
     _chosen(lowering, program)
     return program
+
+
+def _assemble(
+    captured: Captured, lowered: Lowered, lowering: str, approximations: tuple[str, ...], *, own_tile: bool
+) -> CompiledModel:
+    """All that a bundle is written from.
+
+    Args:
+        captured: The model.
+        lowered: Its block program.
+        lowering: As it was asked for.
+        approximations: What the program leaves out of the model's attention.
+        own_tile: The width of key tiles was asked for, so that no others are offered.
+    """
+    weights = {name: captured.program.weights[name] for name in lowered.program.weights()}
+    return CompiledModel(
+        program=lowered.program,
+        regions=lowered.regions,
+        weights=weights,
+        identity=captured.identity,
+        tokenizer_json=captured.tokenizer_json,
+        generation_json=captured.generation_json,
+        lowering=_chosen(lowering, lowered.program),
+        dtype="float32",
+        approximations=approximations,
+        other_key_tiles=other_key_tiles(lowered.program) if not own_tile and lowering in ("auto", "tile") else (),
+    )
 
 
 def _chosen(lowering: str, program: Program) -> str:

@@ -47,42 +47,23 @@ def load(
             process holds beside runs, results included, does not count.
         spill: A folder for files of token values: of as many, the largest first, as the limit takes, or, without a
             limit, of all large ones. The files are gone when the run is over, however it ends.
-        fused: Single inputs run on engines that hold several stages, where the bundle has such.
-            Otherwise stage by stage, as inputs that share a run, so that a process that runs both opens fewer engines.
-            On a device always stage by stage.
+        fused: Single inputs run on engines that hold several stages, where the bundle has such. Otherwise, and on
+            devices always, stage by stage like inputs that share a run: a process that runs both opens fewer engines.
         device_memory_limit: Bytes of device memory that a run may take by its plan; ``None`` for all that the device
             has. Keys and values, then other values, go to pinned host memory if they do not fit.
         tune: ``quick`` or ``full`` to choose, of the key tiles that the bundle offers, those that are fastest here:
             measured once, in one or two seconds or in about ten, and kept in ``BUNDLE.tune.json`` beside the bundle.
             Results of different widths agree up to rounding. ``off`` takes the bundle's own.
         key_tile: Tokens of a key tile, one of these widths, instead of the bundle's own.
-        require_signature: The file of an ed25519 public key; a bundle that it did not sign is refused. Needs the
-            package cryptography.
+        require_signature: The file of an ed25519 public key, which must have signed the bundle (needs cryptography).
 
     Raises:
         BundleError: It is not a bundle, damaged, of another version, or not signed by that key.
         InputError: An argument is not one of the choices, or the backend is not installed.
     """
-    if threads is not None and threads < 1:
-        raise InputError("threads", f"is {threads}", "give 1 or more")
-    if memory_limit is not None and memory_limit < 1:
-        raise InputError("memory_limit", f"is {memory_limit}", "give bytes, 1 or more")
-    if memory_limit is not None and (backend if isinstance(backend, str) else backend.name) == "openvino":
-        problem = "can't be kept with openvino, which holds arrays of its own for every open engine"
-        raise InputError("memory_limit", problem, "leave it out, or use onnxruntime")
     folder = None if spill is None else Path(spill)
-    if folder is not None and not folder.is_dir():
-        raise InputError("spill", f"{folder} is not a folder", "create it, or name another")
-    if require_signature is not None and check != "full":
-        raise InputError("check", f"is {check!r}, and a signature is one of the sha256 of files", "leave it out")
-    bundle = read_bundle(path, check=check, require_signature=require_signature)
-    if bundle.manifest.quantised and (backend if isinstance(backend, str) else backend.name) != "onnxruntime":
-        problem = f"the bundle has {bundle.manifest.weight_dtype} weights, which only onnxruntime reads"
-        raise InputError("backend", problem, "use onnxruntime, or a bundle compiled without --weights")
-    target = bundle.manifest.packed_for
-    if target is not None and backend not in ARTIFACT_BACKENDS and not isinstance(backend, ArtifactBackend):
-        problem = f"is packed for {target}: its engines are artifacts"
-        raise InputError(str(bundle.path), problem, "choose the target's backend, or run the bundle it was packed from")
+    _check_arguments(backend, threads, check, memory_limit, folder, signed=require_signature is not None)
+    bundle = _read(path, backend, check, require_signature)
     count = threads or (LANES if backend in DEVICE_BACKENDS else available_threads())
     opened = open_backend(backend, precision=precision, threads=count) if isinstance(backend, str) else backend
     return LoadedBundle(
@@ -95,6 +76,48 @@ def load(
         fused=fused,
         device_memory_limit=device_memory_limit,
     )
+
+
+def _name(backend: str | Backend) -> str:
+    return backend if isinstance(backend, str) else backend.name
+
+
+def _check_arguments(
+    backend: str | Backend,
+    threads: int | None,
+    check: str,
+    memory_limit: int | None,
+    spill: Path | None,
+    *,
+    signed: bool,
+) -> None:
+    """Refuses what no bundle can be opened with."""
+    if threads is not None and threads < 1:
+        raise InputError("threads", f"is {threads}", "give 1 or more")
+    if memory_limit is not None and memory_limit < 1:
+        raise InputError("memory_limit", f"is {memory_limit}", "give bytes, 1 or more")
+    if memory_limit is not None and _name(backend) == "openvino":
+        problem = "can't be kept with openvino, which holds arrays of its own for every open engine"
+        raise InputError("memory_limit", problem, "leave it out, or use onnxruntime")
+    if spill is not None and not spill.is_dir():
+        raise InputError("spill", f"{spill} is not a folder", "create it, or name another")
+    if signed and check != "full":
+        raise InputError("check", f"is {check!r}, and a signature is one of the sha256 of files", "leave it out")
+
+
+def _read(
+    path: str | os.PathLike[str], backend: str | Backend, check: str, key: str | os.PathLike[str] | None
+) -> Bundle:
+    """The bundle, signed by ``key``, whose engines the backend can run."""
+    bundle = read_bundle(path, check=check, require_signature=key)
+    if bundle.manifest.quantised and _name(backend) != "onnxruntime":
+        problem = f"the bundle has {bundle.manifest.weight_dtype} weights, which only onnxruntime reads"
+        raise InputError("backend", problem, "use onnxruntime, or a bundle compiled without --weights")
+    target = bundle.manifest.packed_for
+    if target is not None and backend not in ARTIFACT_BACKENDS and not isinstance(backend, ArtifactBackend):
+        problem = f"is packed for {target}: its engines are artifacts"
+        raise InputError(str(bundle.path), problem, "choose the target's backend, or run the bundle it was packed from")
+    return bundle
 
 
 def _with_tiles(

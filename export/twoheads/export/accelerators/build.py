@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from twoheads.export.accelerators.calibration import Calibration, EngineInputs, calibrate_by, inputs_of, run_on_host
-from twoheads.export.accelerators.compiler_process import Compiler, find_compiler, run_compiler
+from twoheads.export.accelerators.compiler_process import Compiler, Outcome, find_compiler, run_compiler
 from twoheads.export.accelerators.prepare_engine import is_narrow, prepare_engine, round_engine
 from twoheads.export.accelerators.rewrites.host_part import Parts, split_host_part
 from twoheads.export.accelerators.target import Target, choose, load_target
@@ -172,20 +172,7 @@ def build_engines(
     requests = plan.requests
     report("compile", 0, len(requests))
     outcomes = run_compiler(target, compiler, requests, scratch, lambda done: report("compile", done, len(requests)))
-    artifacts, refused = dict(plan.made), dict[str, str]()
-    for request in requests:
-        job, key, host = plan.jobs[request["name"]]
-        outcome = outcomes[job.name]
-        error = _error(request) if outcome.error is None and build.check else None
-        if outcome.error is not None:
-            refused[job.name] = outcome.error
-        elif error is not None and not math.isfinite(error):
-            refused[job.name] = "its emulator gives values that are not numbers"
-        elif error is not None and error > WORST:
-            refused[job.name] = f"its {wanted} values are off by {error:.0%} of the largest"
-        else:
-            made = made_files(scratch / name, job.name)
-            artifacts[job.name] = Artifact(key, job.stages, made, outcome.seconds, outcome.off, error, host)
+    artifacts, refused = _judge(build, plan, outcomes, scratch / name)
     sizes = {
         job: sum(path.stat().st_size for path in artifact_files(scratch / name, [artifact]))
         for job, artifact in artifacts.items()
@@ -242,6 +229,27 @@ def _plan(build: _Build, scratch: Path, *, once: bool) -> _Plan:
             plan.jobs[job.name] = job, key, host
             plan.requests.append(_request(build, job, model, parts, fed, scratch))
     return plan
+
+
+def _judge(
+    build: _Build, plan: _Plan, outcomes: Mapping[str, Outcome], folder: Path
+) -> tuple[dict[str, Artifact], dict[str, str]]:
+    """The artifacts, of this build and earlier ones, and why the others are refused; both by the job's name."""
+    artifacts, refused = dict(plan.made), dict[str, str]()
+    for request in plan.requests:
+        job, key, host = plan.jobs[request["name"]]
+        outcome = outcomes[job.name]
+        error = _error(request) if outcome.error is None and build.check else None
+        if outcome.error is not None:
+            refused[job.name] = outcome.error
+        elif error is not None and not math.isfinite(error):
+            refused[job.name] = "its emulator gives values that are not numbers"
+        elif error is not None and error > WORST:
+            refused[job.name] = f"its {build.precision} values are off by {error:.0%} of the largest"
+        else:
+            made = made_files(folder, job.name)
+            artifacts[job.name] = Artifact(key, job.stages, made, outcome.seconds, outcome.off, error, host)
+    return artifacts, refused
 
 
 def _write_host_part(build: _Build, job: EngineJob, folder: Path) -> HostPart:

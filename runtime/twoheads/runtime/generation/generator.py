@@ -141,7 +141,6 @@ class Generator:
         Raises:
             InputError: The prompt or a setting is not one that the model has; a context is another bundle's.
         """
-        calls = self._engines.calls
         call = self._open(
             prompt,
             context=context,
@@ -157,22 +156,7 @@ class Generator:
             chat=chat,
             **settings,
         )
-        total = len(call.context) + len(call.prompt)
-        manifest, program = self._bundle.manifest, self._bundle.program
-        notes = notices(manifest, program, total + call.settings.new_tokens(total))
-        for note in notes:
-            warnings.warn(note, stacklevel=3)
-        logits = call.context.append(call.prompt)
-        made: list[Generated] = []
-        for at, sequence_seed in enumerate(call.seeds):
-            last = at == len(call.seeds) - 1
-            run = SequenceRun(call, call.context if last else call.context.fork(), sequence_seed, self.text_stream)
-            for piece in run.pieces(logits):
-                if streamer is not None:
-                    streamer(piece)
-            run.close(kept=call.kept and last)
-            made.append(replace(run.result(), engine_calls=self._engines.calls - calls, warnings=notes))
-        return made if len(made) > 1 else made[0]
+        return self._continue(call, streamer)
 
     def stream(self, prompt: Prompt, **options: Any) -> Pieces:
         """As :meth:`generate` for one sequence, token by token; closing the iterator ends it.
@@ -243,7 +227,7 @@ class Generator:
         **settings: Any,
     ) -> Call:
         """What a call continues and how, after all checks; see :meth:`generate`."""
-        began = time.perf_counter()
+        began, calls = time.perf_counter(), self._engines.calls
         wanted = self._settings(settings, stop, ignore_eos=ignore_eos)
         self.text_stream(wanted.stop_strings)
         constraint = read_constraint(
@@ -259,7 +243,26 @@ class Generator:
         if wanted.do_sample:
             seeds = tuple(np.random.SeedSequence(seed).spawn(wanted.num_return_sequences))
         guesses = self._engines.steps.rows[1] - 1 if speculate else 0
-        return Call(used, context is not None, tokens, wanted, own, seeds, return_logits, guesses, constraint, began)
+        kept = context is not None
+        return Call(used, kept, tokens, wanted, own, seeds, return_logits, guesses, constraint, began, calls)
+
+    def _continue(self, call: Call, streamer: Callable[[Piece], None] | None) -> Generated | list[Generated]:
+        """Computes the prompt, and every continuation of it: the last with the context itself."""
+        total = len(call.context) + len(call.prompt)
+        notes = notices(self._bundle.manifest, self._bundle.program, total + call.settings.new_tokens(total))
+        for note in notes:
+            warnings.warn(note, stacklevel=4)  # in the caller of LoadedBundle.generate
+        logits = call.context.append(call.prompt)
+        made: list[Generated] = []
+        for at, sequence_seed in enumerate(call.seeds):
+            last = at == len(call.seeds) - 1
+            run = SequenceRun(call, call.context if last else call.context.fork(), sequence_seed, self.text_stream)
+            for piece in run.pieces(logits):
+                if streamer is not None:
+                    streamer(piece)
+            run.close(kept=call.kept and last)
+            made.append(replace(run.result(), engine_calls=self._engines.calls - call.calls, warnings=notes))
+        return made if len(made) > 1 else made[0]
 
     def _begin(self, prompt: Prompt, context: Context | None, chat: Mapping[str, Any]) -> tuple[Context, list[int]]:
         """The context, cut back to what the prompt continues, and the tokens to append."""

@@ -38,6 +38,7 @@ class Call:
         guesses: How many tokens may be guessed at a time; 0 for none.
         constraint: What the text keeps to, if anything.
         began: When the call began.
+        calls: Engine calls before it, of all that the bundle generates.
     """
 
     context: Context
@@ -50,6 +51,7 @@ class Call:
     guesses: int
     constraint: Constraint | None
     began: float
+    calls: int
 
 
 class SequenceRun:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any, cast
 
@@ -72,11 +72,7 @@ def capture(source: LoadedSource) -> Captured:
     }
     graph, axes = _with_token_axes(exported, source, arguments)
     weights = _weight_names(exported)
-    concatenate_filled_buffers(graph)
-    select_masked_writes(graph)
-    pair_complex_numbers(graph)
-    normalize_fx(graph, axes)
-    lengths_from_sizes(graph, axes)
+    _normalize(graph, axes)
 
     def read_program() -> FxProgram:
         names = {node.name: arguments.get(node.name) or weights.get(node.name) or node.name for node in graph.nodes}
@@ -100,7 +96,6 @@ def capture(source: LoadedSource) -> Captured:
     outputs = _outputs(exported, graph)
     nodes, extra_weights = _source_nodes(program, outputs, recognised)
     program = program.with_weights(bias_weights | extra_weights)
-    used = {name for node in nodes for name in node.inputs}
     source_graph = SourceGraph(
         name=source.identity.name,
         inputs=program.inputs,
@@ -112,10 +107,7 @@ def capture(source: LoadedSource) -> Captured:
     )
     _require_all_attention(source, source_graph)
     _require_no_chance(source_graph)
-    if lost := sorted(source.missing_weights & used):
-        raise CompileError(
-            source.identity.name, f"has no weight {lost[0]} ({len(lost)} missing)", "download the complete model"
-        )
+    _require_weights(source, {name for node in nodes for name in node.inputs})
     return Captured(
         source_graph,
         program,
@@ -125,6 +117,15 @@ def capture(source: LoadedSource) -> Captured:
         source.trained_length,
         source.generation_json,
     )
+
+
+def _normalize(graph: fx.Graph, axes: AxisNames) -> None:
+    """Rewrites the graph, in place, into the operators that are read from here on."""
+    concatenate_filled_buffers(graph)
+    select_masked_writes(graph)
+    pair_complex_numbers(graph)
+    normalize_fx(graph, axes)
+    lengths_from_sizes(graph, axes)
 
 
 def _renamed(attention: AttentionNode, names: Mapping[str, str]) -> AttentionNode:
@@ -302,6 +303,14 @@ def _require_no_chance(graph: SourceGraph) -> None:
                 f"draws random numbers, {node.op.split('(')[0]}: two runs of the model differ",
                 "compile a model whose result depends on its input only",
             )
+
+
+def _require_weights(source: LoadedSource, used: Set[str]) -> None:
+    """Refuses a model that uses a weight which its files lack."""
+    if lost := sorted(source.missing_weights & used):
+        raise CompileError(
+            source.identity.name, f"has no weight {lost[0]} ({len(lost)} missing)", "download the complete model"
+        )
 
 
 def _require_all_attention(source: LoadedSource, graph: SourceGraph) -> None:
