@@ -204,3 +204,37 @@ def test_rooms_are_small_and_say_what_they_are(folder):
         assert ast.get_docstring(ast.parse(face.read_text(encoding="utf-8"))), (
             f"{face} does not say what the room holds"
         )
+
+
+MOST_LINES = 60
+"""Of a function, its signature and docstring included."""
+
+MOST_PARAMETERS = 12
+"""Of a command's function; a command with more options takes frozen objects of them."""
+
+
+def _functions(folder: str) -> Iterator[tuple[Path, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    for path in sorted((ROOT / folder / "twoheads").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield path, node
+
+
+@pytest.mark.parametrize("folder", sorted(ALLOWED))
+def test_functions_are_short(folder):
+    lengths = {
+        f"{path.relative_to(ROOT)}:{node.lineno}: {node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for path, node in _functions(folder)
+    }
+    assert len(lengths) > 100, "where are the functions?"
+    assert not {where: lines for where, lines in lengths.items() if lines > MOST_LINES}
+
+
+def test_commands_take_their_options_as_objects():
+    counts = {}
+    for path, node in _functions("export"):
+        if "cli" in path.parts and node.name == "command":
+            given = node.args
+            counts[str(path.relative_to(ROOT))] = len([*given.posonlyargs, *given.args, *given.kwonlyargs])
+    assert len(counts) >= 20, "a command's function has another name"
+    assert not {where: count for where, count in counts.items() if count > MOST_PARAMETERS}
