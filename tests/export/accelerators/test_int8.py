@@ -154,5 +154,7 @@ def test_nothing_runs_what_no_emulator_has(tmp_path: Path) -> None:
     bundle = write_tiny(tmp_path / "b", Tiny())
     with pytest.raises(InputError, match="was not built for onnxruntime"):
         open_built(bundle, "onnxruntime")
-    with pytest.raises(InputError, match="target iree: nothing here runs its artifacts\n  fix: use one of: qnn, rknn"):
-        open_built(bundle, "iree")
+    with pytest.raises(
+        InputError, match="target coreml: nothing here runs its artifacts\n  fix: use one of: qnn, rknn"
+    ):
+        open_built(bundle, "coreml")

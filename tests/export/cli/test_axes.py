@@ -126,7 +126,7 @@ def test_run_refuses_arrays_that_are_none(tmp_path: Path, capsys: pytest.Capture
     for name, words, expected in (
         ("none.npz", (), "no such file"),
         ("one.npy", (), "is a single array"),
-        ("text.npz", (), "not a .npz file of numbers"),
+        ("text.npz", (), "is no archive of arrays"),
         ("other.npz", (), "has no such input"),
         ("pixels.npz", ("--positions", "0"), "leave out --positions or --input"),
         ("pixels.npz", ("--tokens", "x.npy"), "two inputs are given"),

@@ -88,8 +88,11 @@ def _own_results(
 
 
 def _relative(found: Array, own: Array | None) -> float:
+    """The largest distance where the model's own numbers are finite, relative to the largest of these."""
     if own is None or found.reshape(-1).shape != own.reshape(-1).shape:
         return float("inf")
-    distance = np.abs(found.reshape(-1).astype(np.float64) - own.reshape(-1))
-    largest = float(distance.max(initial=0.0)) / max(float(np.abs(own).max(initial=0.0)), 1e-30)
+    # Weights that are no numbers are refused, or asked for, elsewhere: what they spoil can't be compared.
+    finite = np.isfinite(own.reshape(-1))
+    mine, theirs = found.reshape(-1).astype(np.float64)[finite], own.reshape(-1)[finite]
+    largest = float(np.abs(mine - theirs).max(initial=0.0)) / max(float(np.abs(theirs).max(initial=0.0)), 1e-30)
     return largest if np.isfinite(largest) else float("inf")

@@ -208,6 +208,8 @@ def _hugging_face(
 
 def _trained_length(name: str, config: Any) -> int | None:
     length = getattr(config, "max_position_embeddings", None)
+    if length == -1:  # the library's word for a model without a limit (XLNet)
+        return None
     if length is not None and (type(length) is not int or length < 1):
         raise CompileError(name, f"max_position_embeddings is {length!r:.60}, not a number of tokens", "correct it")
     return length
