@@ -134,3 +134,13 @@ def test_a_decoder_has_its_own_axis(tmp_path):
 def test_inputs_of_unknown_shape_are_refused(tmp_path, kind, reason):
     with pytest.raises(CompileError, match=reason):
         _bound(tmp_path, features=kind)
+
+
+@pytest.mark.parametrize("text", [b"Softmax", b"hidden"])
+def test_names_that_are_no_text_are_refused(tmp_path, text):
+    path = save_model(tmp_path / "m.onnx", attention_nodes("x", "hidden"), attention_weights(), OUTPUTS)
+    data = path.read_bytes()
+    assert text in data
+    path.write_bytes(data.replace(text, b"\xff" + text[1:]))
+    with pytest.raises(CompileError, match=r"has a \w+ that is no text"):
+        read_onnx(path)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 from onnx import TensorProto, numpy_helper
 from onnx.external_data_helper import uses_external_data
 
@@ -143,7 +143,23 @@ def _parse(path: Path) -> onnx.ModelProto:
         raise CompileError(str(path), "is not an ONNX file, or a damaged one", "export or download it again") from error
     if not model.graph.node:
         raise CompileError(str(path), "is not an ONNX file: it holds no operators", "export or download it again")
+    if (field := _field_without_text(model)) is not None:
+        raise CompileError(str(path), f"has a {field} that is no text", "export or download it again")
     return model
+
+
+def _field_without_text(message: Message) -> str | None:
+    """The name of the first string field, of this message or one inside, that is not UTF-8: it reads as bytes."""
+    for field, value in message.ListFields():
+        if field.type not in (field.TYPE_STRING, field.TYPE_MESSAGE):
+            continue
+        for entry in value if hasattr(value, "append") else (value,):
+            found = _field_without_text(entry) if isinstance(entry, Message) else None
+            if isinstance(entry, bytes):
+                found = field.name
+            if found is not None:
+                return str(found)
+    return None
 
 
 def _opsets(model: onnx.ModelProto, path: Path) -> dict[str, int]:
