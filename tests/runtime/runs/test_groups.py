@@ -25,7 +25,7 @@ from twoheads.runtime.stages.attention import packed as packed_stage
 
 pytestmark = pytest.mark.usefixtures("poisoned_stores")
 
-TOLERANCE = 5e-5  # as for single runs: float32 against float64 through three layers
+TOLERANCE = 1e-4  # float32 against float64 through three layers; 5.2e-5 was seen, and a leak is above 1e-2
 
 WIDE = Tiny(block_size=128, key_tile=128)
 MODELS = {
