@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parent.parent
 HALF = [name for name, emulator in EMULATORS.items() if "fp16" in emulator.precisions]
-TEXT = ROOT / "ARCHITECTURE.md"
+TEXT = ROOT / "docs" / "design" / "runtime.md"
 LOWERINGS = ("tile", "stock")
 PROCESSORS: Mapping[str, str] = {"openvino": "f32", "openvino-bf16": "bf16"}
 """What runs engines as they are, by what it multiplies in."""

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parent.parent
 TEXT = ROOT / "tools" / "data" / "founding_documents.txt"
-CALIBRATION = ROOT / "ARCHITECTURE.md"
+CALIBRATION = ROOT / "docs" / "design" / "runtime.md"
 """Another text than the one that is compared on."""
 
 PACKAGES = ("numpy", "onnxruntime", "torch", "transformers")
