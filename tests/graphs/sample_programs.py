@@ -19,6 +19,8 @@ from twoheads.graphs.program.program import (
     Port,
     Program,
     RelativeBias,
+    ScanEngine,
+    ScanStage,
     SequenceStage,
     TokenwiseEngine,
     TokenwiseStage,
@@ -206,6 +208,25 @@ def classifier(block_size: int = 16) -> Program:
     )
 
 
+def hybrid(block_size: int = 16) -> Program:
+    """The decoder with a short convolution over the hidden states before its first attention and after its last."""
+    base = decoder(block_size=block_size, key_tile=block_size)
+    engine = ScanEngine(
+        "conv", "causal_conv", (("bias", 1), ("channels", WIDTH), ("kernel", 3)), block_size, block_size
+    )
+    first, *middle, last = base.body
+    assert isinstance(last, TokenwiseStage)
+    before = ScanStage("layers.0.conv", "conv", ("h0",), value("c0", 1, "n", WIDTH), ("conv.0", "conv.bias"))
+    after = ScanStage("layers.1.conv", "conv", ("h1",), value("c1", 1, "n", WIDTH), ("conv.1", "conv.bias"))
+    changed = [replace(stage, inputs=("c0", "a0")) if isinstance(stage, TokenwiseStage) else stage for stage in middle]
+    return replace(
+        base,
+        name="tiny-hybrid",
+        engines=(*base.engines, engine),
+        body=(first, before, *changed, after, replace(last, inputs=("c1", "a1"))),
+    )
+
+
 names = st.one_of(
     st.sampled_from(["a", "mask", "n", "weights", "sinks", "normalize", "256", "-", "->", "a->b", "layers.0.q_proj"]),
     st.text(st.characters(exclude_categories=["Cs"]), max_size=6),
@@ -239,7 +260,10 @@ _attention = st.builds(
 _sequence = st.builds(
     SequenceStage, names, names, _tuples(names), _values, _tuples(st.tuples(names, st.integers(-(1 << 40), 1 << 40)))
 )
+_numbers = _tuples(st.tuples(names, st.integers(-(1 << 40), 1 << 40)))
+_scan = st.builds(ScanStage, names, names, _tuples(names), _values, _tuples(names))
 _engines = st.one_of(
+    st.builds(ScanEngine, names, names, _numbers, _sizes, _sizes),
     st.builds(TokenwiseEngine, names, _ports, _ports, _ports, _sizes),
     st.builds(
         AttentionEngine, names, _sizes, _sizes, _sizes, _sizes, _sizes, _sizes, _floats, _floats, _sizes, _dtypes
@@ -253,7 +277,7 @@ programs: st.SearchStrategy[Program] = st.builds(
     _sizes,
     _tuples(st.builds(Input, _values, names, st.one_of(st.none(), _sizes), st.one_of(st.none(), names))),
     _tuples(_engines),
-    _tuples(st.one_of(_tokenwise, _attention, _sequence)),
+    _tuples(st.one_of(_tokenwise, _attention, _sequence, _scan)),
     _tuples(_tokenwise),
     names,
     st.one_of(st.none(), names),

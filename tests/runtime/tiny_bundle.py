@@ -24,6 +24,7 @@ from twoheads.graphs.program.program import (
     AttentionEngine,
     AttentionStage,
     Input,
+    OracleEngine,
     Port,
     Program,
     RelativeBias,
@@ -321,7 +322,7 @@ def write_bundle(
         elif isinstance(engine, StockEngine):
             for variant in engine.VARIANTS:
                 files[f"engines/{engine.name}.{variant}.onnx"] = stock_model(engine, variant).SerializeToString()
-        else:
+        elif isinstance(engine, OracleEngine):
             files[f"engines/{engine.name}.{engine.mask}.onnx"] = oracle_model(engine, engine.mask).SerializeToString()
     for width in other_key_tiles:
         for engine in with_key_tile(program, width).engines:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 
-from tests.graphs.sample_programs import classifier, decoder, encoder, programs
+from tests.graphs.sample_programs import classifier, decoder, encoder, hybrid, programs
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.masks.expressions import parse_mask
 from twoheads.graphs.program.parser import parse_program
@@ -27,8 +27,9 @@ def _two_layers() -> Program:
         ("decoder.program", _two_layers()),
         ("encoder.program", encoder()),
         ("classifier.program", classifier()),
+        ("hybrid.program", hybrid()),
     ],
-    ids=["decoder", "encoder", "classifier"],
+    ids=["decoder", "encoder", "classifier", "hybrid"],
 )
 def test_text_is_the_golden_one(name: str, program: Program) -> None:
     golden = (GOLDEN / name).read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.graphs.sample_masks import masks
-from tests.graphs.sample_programs import classifier, decoder, encoder, value
+from tests.graphs.sample_programs import classifier, decoder, encoder, hybrid, value
 from twoheads.graphs.costs import attention_costs
 from twoheads.graphs.costs.stage_costs import StageCosts, StagePlan
 from twoheads.graphs.errors import InputError, InternalError
@@ -21,11 +21,13 @@ from twoheads.graphs.program.program import (
     AttentionStage,
     Program,
     RelativeBias,
+    ScanEngine,
     SequenceStage,
     TokenwiseEngine,
     TokenwiseStage,
 )
 from twoheads.graphs.schedule.schedule import BESIDE_BYTES, ENGINE_BYTES, PROCESS_BYTES, Schedule, make_schedule
+from twoheads.graphs.schedule.theorems import SCAN, program_claim, stage_claims
 
 if TYPE_CHECKING:
     from typing import Any
@@ -293,3 +295,25 @@ def test_each_axis_has_a_limit_of_its_own() -> None:
     check_limit(program, {"n": 5000, "m": 1024})
     with pytest.raises(InputError, match=r"length of m: 1025 tokens .* its table positions of 1024 rows"):
         check_limit(program, {"n": 5, "m": 1025})
+
+
+def test_a_scan_is_a_chain_of_one_call_a_block() -> None:
+    program = hybrid()
+    schedule = make_schedule(program, 53, output="hidden", workers=2)
+    scans = [plan for plan in schedule.stages if plan.kind == "scan"]
+    assert [(plan.calls, plan.formula.calls) for plan in scans] == [(4, 4), (4, 4)]
+    others = len(schedule.stages) - 2
+    assert schedule.rounds == others + 2 * 4
+    engine = program.engine("conv")
+    assert scans[0].flops == 4 * engine.call_flops("block") == 4 * 2 * 16 * 32 * 3
+    assert {claim.theorem for claim in stage_claims(schedule) if "conv" in claim.stage} == {SCAN}
+    assert program_claim(schedule).paper_calls is None
+
+
+def test_the_state_of_a_scan_is_memory_of_one_worker() -> None:
+    sizes = (("groups", 1), ("heads", 1), ("key_dim", 3000), ("value_dim", 3000))
+    base = hybrid()
+    wide = ScanEngine("conv", "decayed_attention", sizes, 16, 16)
+    engines = tuple(wide if engine.name == "conv" else engine for engine in base.engines)
+    schedules = [make_schedule(replace(base, engines=engines), 100, workers=workers) for workers in (1, 4)]
+    assert schedules[0].memory.workspace == schedules[1].memory.workspace > 2 * 4 * 3000 * 3000

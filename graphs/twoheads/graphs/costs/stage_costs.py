@@ -24,6 +24,8 @@ from twoheads.graphs.program.program import (
     OracleEngine,
     Port,
     Program,
+    ScanEngine,
+    ScanStage,
     SequenceStage,
     Stage,
     StockEngine,
@@ -32,7 +34,10 @@ from twoheads.graphs.program.program import (
     Value,
 )
 
-__all__ = ["StageCosts", "StagePlan"]
+__all__ = ["CHAINED", "StageCosts", "StagePlan"]
+
+CHAINED = frozenset({"model", "scan"})
+"""Kinds of stages whose call for a block needs the one for the block before."""
 
 LONGEST_BY_ROWS = 1 << 20
 """Blocks of an input whose attention has no period: drawn keys, synthetic keys, oracles."""
@@ -48,7 +53,7 @@ class StagePlan:
     Attributes:
         name, engine: Of the stage and of the engine it calls; of a sequence stage, its operator.
         kind: ``tokenwise``, ``attention``, ``window`` (windowed attention and the region behind it), ``model`` (all
-            layers of a block in one call) or ``sequence`` (no calls).
+            layers of a block in one call), ``scan`` or ``sequence`` (no calls).
         calls: Engine calls, counted; ``formula`` derives the same number independently.
         flops: Floating-point operations of the matrix products of all calls.
         bytes_moved: Bytes of the ports of all calls, plus the weights of a token-wise engine once for each call.
@@ -87,7 +92,7 @@ class StageCosts:
         """The costs of ``stage``."""
         return _KINDS.of(stage).plan(self, stage, head)
 
-    def block_formula(self, stage: TokenwiseStage) -> Formula:
+    def block_formula(self, stage: Stage) -> Formula:
         """One call a block, or a single one where nothing is on an axis."""
         axis, _ = stage.axes(self._values)
         if axis is None:
@@ -106,7 +111,7 @@ class StageCosts:
     def attention_engine(self, stage: AttentionStage) -> AttentionEngine | StockEngine | OracleEngine:
         """The engine that ``stage`` calls."""
         for engine in self.program.engines:
-            if engine.name == stage.engine and not isinstance(engine, TokenwiseEngine):
+            if engine.name == stage.engine and not isinstance(engine, TokenwiseEngine | ScanEngine):
                 return engine
         raise InternalError(f"program {self.program.name} has no attention engine {stage.engine!r}")
 
@@ -252,9 +257,31 @@ def _sequence_transient(costs: StageCosts, stage: SequenceStage) -> int:
     return costs.nbytes(stage.output) + sum(costs.nbytes(costs.program.value(name)) for name in stage.inputs)
 
 
+def _scan_plan(costs: StageCosts, stage: ScanStage, head: bool) -> StagePlan:
+    engine = costs.program.engine_of(ScanEngine, stage.engine)
+    formula = costs.block_formula(stage)
+    return StagePlan(
+        name=stage.name,
+        kind=stage.kind,
+        engine=engine.name,
+        calls=formula.calls,
+        formula=formula,
+        flops=formula.calls * engine.call_flops(),
+        bytes_moved=formula.calls * port_bytes(engine.ports()),
+        outputs_bytes=costs.nbytes(stage.output),
+    )
+
+
+def _scan_transient(costs: StageCosts, stage: ScanStage) -> int:
+    """Intermediate arrays, and the state twice: a call reads one and writes the other."""
+    engine = costs.program.engine_of(ScanEngine, stage.engine)
+    return 2 * engine.state.nbytes + engine.workspace
+
+
 _KINDS = ByKind(
     "costs",
     {
+        ScanStage: _Kind(_scan_plan, _scan_transient),
         TokenwiseStage: _Kind(_tokenwise_plan, _tokenwise_transient),
         FusedStage: _Kind(_tokenwise_plan, _fused_transient),
         AttentionStage: _Kind(_attention_plan, _attention_transient),

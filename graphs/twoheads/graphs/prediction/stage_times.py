@@ -20,6 +20,7 @@ from twoheads.graphs.prediction.device_profile import ALONE, DeviceProfile, Samp
 from twoheads.graphs.program.program import (
     AttentionEngine,
     AttentionStage,
+    ScanStage,
     SequenceStage,
     Stage,
     TokenwiseStage,
@@ -101,7 +102,7 @@ class StageTimes:
         counts = np.bincount(owner, minlength=workers)
         order = np.argsort(owner, kind="stable")
         ends = np.cumsum(counts)
-        if self._one_block:  # one call after the other, each by all threads
+        if self._one_block or stage.chained:  # one call after the other, each by all threads
             together = counts * self.blocks(stage, threads)[:1].sum()
             return WorkerSeconds(together, together)
         for callers in np.unique(np.minimum(counts[counts > 0], threads)).tolist():
@@ -146,10 +147,15 @@ class StageTimes:
         seconds = self._profile.call_seconds(plan.engine, self.variant, callers) + self._host_seconds(stage)
         return np.full(plan.calls, seconds)
 
+    def scan_seconds(self, stage: ScanStage, callers: int) -> Seconds:
+        """Of every block of a chain, called by one thread."""
+        plan = self._plans[stage.name]
+        return np.full(plan.calls, self._profile.call_seconds(plan.engine, "block", 1) + self._host_seconds(stage))
+
     def _touched(self, stage: Stage) -> list[Value]:
         return [*(self._values[name] for name in stage.inputs), *stage.outputs]
 
-    def _host_seconds(self, stage: TokenwiseStage) -> float:
+    def _host_seconds(self, stage: Stage) -> float:
         """Of one block: taking it, and copying what lies scattered in its store."""
         scattered = [value for value in self._touched(stage) if value.name in self._copied]
         copied = sum(value.nbytes(self._schedule.program.block_size) for value in scattered)
@@ -220,6 +226,7 @@ _KINDS = ByKind(
     {
         TokenwiseStage: _Kind(StageTimes.call_seconds, lambda times, stage: 0.0),
         AttentionStage: _Kind(StageTimes.row_seconds, StageTimes.drawn_seconds),
+        ScanStage: _Kind(StageTimes.scan_seconds, lambda times, stage: 0.0),
         SequenceStage: _Kind(lambda times, stage, callers: np.zeros(0), StageTimes.moved_seconds),
     },
 )

@@ -136,6 +136,10 @@ class FusedStage(TokenwiseStage):
         """How reports call it: ``model`` (all layers of a block) or ``window`` (one layer's attention and region)."""
         return "model" if self.whole else "window"
 
+    @property
+    def chained(self) -> bool:
+        return self.whole
+
     def window_of(self, stage: AttentionStage) -> TileWindow | None:
         """What the attention ``stage`` inside sees; ``None`` for the block alone."""
         return next((window for window in self.windows if window.mask == stage.mask), None)

@@ -23,6 +23,7 @@ from twoheads.graphs.program.program import (
     Port,
     Program,
     RelativeBias,
+    ScanStage,
     SequenceStage,
     Stage,
     TokenwiseEngine,
@@ -225,10 +226,11 @@ class _Statement:
         self.expect(":")
         for word, form in ENGINE_FORMS.items():
             if self.takes(word):
-                readers: dict[type, Callable[[], Any]] = {
+                readers: dict[Any, Callable[[], Any]] = {
                     int: self.whole,
                     float: lambda: self.number(float, "a number"),
                     str: self.name,
+                    tuple[tuple[str, int], ...]: lambda: self.bracketed(lambda: (self.name(), self.entry_value())),
                 }
                 fields = engine_fields(form).items()
                 return form(name, **{key: self.entry(key, readers[kind]) for key, kind in fields})
@@ -255,7 +257,12 @@ class _Statement:
     @property
     def calls(self) -> dict[str, Callable[[str, str, tuple[str, ...], tuple[Value, ...]], Stage]]:
         """Kinds of stages by the word behind their operands; without one it is token-wise."""
-        return {"mask": self.attention}
+        return {"mask": self.attention, "scan": self.scan}
+
+    def scan(self, name: str, engine: str, reads: tuple[str, ...], outputs: tuple[Value, ...]) -> ScanStage:
+        if len(outputs) != 1:
+            refuse(self.token, "one output for a scan")
+        return ScanStage(name, engine, reads, outputs[0], self.bracketed(self.name))
 
     def sequence(self, name: str, outputs: tuple[Value, ...]) -> SequenceStage:
         if len(outputs) != 1:

@@ -10,9 +10,11 @@
     engine @region_0: (input_ids: int64[1, 256]) -> (h: float32[1, 256, 576], q: float32[1, 9, 256, 64]) flops=31
         weights w0: float32[49152, 576]
     engine @attention_0: attention q_num_heads=9 kv_num_heads=3 head_dim=64 ...
+    engine @scan_0: scan operator=causal_conv sizes=(bias=0, channels=576, kernel=3) block_size=256 chunk=256
     stage embed: %h0: float32[1, n, 576], %q0: float32[1, 9, n, 64] = @region_0(%input_ids)
         weights model.embed_tokens.weight
     stage layers.0.attn: %a0: float32[1, 9, n, 64] = @attention_0(%q0, %k0, %v0) mask="causal"
+    stage layers.1.conv: %y1: float32[1, n, 576] = @scan_0(%x1) scan(layers.1.conv.weight)
     stage first: %first: float32[1, 1, 576] = take(%h30) axis=1 from_end=0 start=0 step=1
     head lm_head: %logits: float32[1, n, 49152] = @region_2(%h30)
     output hidden = %h30
@@ -38,6 +40,7 @@ from twoheads.graphs.program.program import (
     Engine,
     Port,
     Program,
+    ScanStage,
     SequenceStage,
     Stage,
     TokenwiseStage,
@@ -109,7 +112,9 @@ def _engine_lines(engine: Engine) -> list[str]:
     return [*lines, f"    weights {_ports(engine.weights)}"] if engine.weights else lines
 
 
-def _scalar(value: str | float) -> str:
+def _scalar(value: str | float | tuple[tuple[str, int], ...]) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(f'{_name(name)}={number}' for name, number in value)})"
     return _name(value) if isinstance(value, str) else repr(value)
 
 
@@ -144,6 +149,11 @@ def _sequence(stage: SequenceStage) -> tuple[str, str]:
     return _name(stage.operator), "".join(f" {_name(name)}={number}" for name, number in stage.attributes)
 
 
+def _scan(stage: ScanStage) -> tuple[str, str]:
+    return f"@{_name(stage.engine)}", f" scan({', '.join(map(_name, stage.weights))})"
+
+
 _CALLS: ByKind[Callable[[Any], tuple[str, str]]] = ByKind(
-    "printer", {TokenwiseStage: _tokenwise, AttentionStage: _attention, SequenceStage: _sequence}
+    "printer",
+    {TokenwiseStage: _tokenwise, AttentionStage: _attention, SequenceStage: _sequence, ScanStage: _scan},
 )

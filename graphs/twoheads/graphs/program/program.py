@@ -22,6 +22,7 @@ from typing import TypeAlias, TypeVar
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.program.engines.oracle import OracleEngine
 from twoheads.graphs.program.engines.port import Port
+from twoheads.graphs.program.engines.scan import ScanEngine
 from twoheads.graphs.program.engines.stock_attention import StockEngine
 from twoheads.graphs.program.engines.tile_attention import AttentionEngine
 from twoheads.graphs.program.engines.tokenwise import TokenwiseEngine
@@ -29,6 +30,7 @@ from twoheads.graphs.program.stages import (
     AttentionStage,
     Dim,
     RelativeBias,
+    ScanStage,
     SequenceStage,
     Stage,
     TokenwiseStage,
@@ -38,6 +40,7 @@ from twoheads.graphs.program.stages import (
 __all__ = [
     "COUNTING",
     "TOKENS",
+    "AnyAttention",
     "AttentionEngine",
     "AttentionStage",
     "Dim",
@@ -49,6 +52,8 @@ __all__ = [
     "Port",
     "Program",
     "RelativeBias",
+    "ScanEngine",
+    "ScanStage",
     "SequenceStage",
     "Stage",
     "StockEngine",
@@ -63,9 +68,12 @@ TOKENS = "n"
 COUNTING = ("positions", "counts")
 """Sources of inputs that number the tokens; they differ where there is padding."""
 
-Engine: TypeAlias = TokenwiseEngine | AttentionEngine | StockEngine | OracleEngine
+AnyAttention: TypeAlias = AttentionEngine | StockEngine | OracleEngine
+"""The engines of attention, of all lowerings."""
 
-E = TypeVar("E", bound=TokenwiseEngine | AttentionEngine | StockEngine | OracleEngine)
+Engine: TypeAlias = TokenwiseEngine | AnyAttention | ScanEngine
+
+E = TypeVar("E", bound=TokenwiseEngine | AttentionEngine | StockEngine | OracleEngine | ScanEngine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +192,11 @@ class Program:
     def attentions(self) -> tuple[AttentionStage, ...]:
         """The body's stages of attention."""
         return tuple(stage for stage in self.body if isinstance(stage, AttentionStage))
+
+    @property
+    def scans(self) -> tuple[ScanStage, ...]:
+        """The body's stages whose blocks are a chain."""
+        return tuple(stage for stage in self.body if isinstance(stage, ScanStage))
 
     @property
     def bindings(self) -> tuple[tuple[TokenwiseStage, TokenwiseEngine], ...]:

@@ -1,7 +1,7 @@
 """The stages of a block program, and the values between them.
 
 All kinds of stages have one face: ``name``, ``kind``, ``engine``, ``inputs`` (names), ``outputs`` (values), ``weights``
-(names), ``tiled``, ``on_host`` and ``axes``. What a room does for each kind stands in a table of that room
+(names), ``tiled``, ``on_host``, ``chained`` and ``axes``. What a room does for each kind stands in a table of that room
 (:class:`~twoheads.graphs.by_kind.ByKind`).
 """
 
@@ -19,7 +19,16 @@ from twoheads.graphs.errors import InternalError
 from twoheads.graphs.masks.expressions import Mask
 from twoheads.graphs.masks.sampling import Average
 
-__all__ = ["AttentionStage", "Dim", "RelativeBias", "SequenceStage", "Stage", "TokenwiseStage", "Value"]
+__all__ = [
+    "AttentionStage",
+    "Dim",
+    "RelativeBias",
+    "ScanStage",
+    "SequenceStage",
+    "Stage",
+    "TokenwiseStage",
+    "Value",
+]
 
 Dim: TypeAlias = int | str
 """A number, or an axis as :mod:`twoheads.graphs.program.axes` writes it."""
@@ -89,6 +98,11 @@ class _AnyStage(ABC):
     @property
     def on_host(self) -> bool:
         """Whether it moves rows of whole values on the host, and calls no engine."""
+        return False
+
+    @property
+    def chained(self) -> bool:
+        """Whether the call for a block needs that for the block before."""
         return False
 
     def kept_bytes(self, block_size: int) -> int:
@@ -237,4 +251,40 @@ class SequenceStage(_AnyStage):
         return self.output.axis, None
 
 
-Stage: TypeAlias = TokenwiseStage | AttentionStage | SequenceStage
+@dataclass(frozen=True, slots=True)
+class ScanStage(_AnyStage):
+    """One call of ``engine`` for every block, in order: each begins with the state that the one before ended with.
+
+    Inputs and output are on one axis. The state is zeros before the first block.
+
+    Attributes:
+        name: Unique in the program; usually the layer's path in the source model.
+        engine: A :class:`~twoheads.graphs.program.engines.scan.ScanEngine`.
+        inputs: The token values of its operator, in the operator's order.
+        output: The token value that it defines.
+        weights: Names of the operator's weights, bound in every call.
+    """
+
+    name: str
+    engine: str
+    inputs: tuple[str, ...]
+    output: Value
+    weights: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        return "scan"
+
+    @property
+    def outputs(self) -> tuple[Value, ...]:
+        return (self.output,)
+
+    @property
+    def chained(self) -> bool:
+        return True
+
+    def axes(self, values: Mapping[str, Value]) -> tuple[str | None, str | None]:
+        return self.output.axis, None
+
+
+Stage: TypeAlias = TokenwiseStage | AttentionStage | SequenceStage | ScanStage

@@ -6,6 +6,7 @@ import re
 from typing import Any, get_type_hints
 
 from twoheads.graphs.program.engines.oracle import OracleEngine
+from twoheads.graphs.program.engines.scan import ScanEngine
 from twoheads.graphs.program.engines.stock_attention import StockEngine
 from twoheads.graphs.program.engines.tile_attention import AttentionEngine
 
@@ -14,8 +15,8 @@ __all__ = ["ENGINE_FORMS", "WHOLE", "engine_fields"]
 WHOLE = re.compile(r"[+-]?[0-9]+")
 """A whole number: a dimension of this form is a number, not a symbol."""
 
-ENGINE_FORMS: dict[str, type[AttentionEngine] | type[StockEngine] | type[OracleEngine]] = {
-    form.kind: form for form in (AttentionEngine, StockEngine, OracleEngine)
+ENGINE_FORMS: dict[str, type[AttentionEngine] | type[StockEngine] | type[OracleEngine] | type[ScanEngine]] = {
+    form.kind: form for form in (AttentionEngine, StockEngine, OracleEngine, ScanEngine)
 }
 """Engines that a word and their fields describe, e.g. ``attention q_num_heads=9 kv_num_heads=3 ...``."""
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from twoheads.graphs.costs.attention_costs import attention_rows
 from twoheads.graphs.costs.call_formulas import symbols
 from twoheads.graphs.costs.long_inputs import too_long
-from twoheads.graphs.costs.stage_costs import StageCosts, StagePlan
+from twoheads.graphs.costs.stage_costs import CHAINED, StageCosts, StagePlan
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.masks.tiles import Segment
 from twoheads.graphs.program.lengths import check_limit, is_cross, main_length, resolve_lengths, value_rows
@@ -106,9 +106,10 @@ class Schedule:
     def rounds(self) -> int:
         """Rounds of calls that depend on each other, ``O(L)``: calls of one stage need none of that stage's results.
 
-        Where a call computes all layers of a block, it needs the call before it: there are as many rounds as calls.
+        Where a call computes all layers of a block, or a scan's state, it needs the call before it: there are as many
+        rounds as calls.
         """
-        return sum(stage.calls if stage.kind == "model" else stage.kind != "sequence" for stage in self.stages)
+        return sum(stage.calls if stage.kind in CHAINED else stage.kind != "sequence" for stage in self.stages)
 
     @property
     def flops(self) -> int:
@@ -187,7 +188,7 @@ def make_schedule(
     released, values = costs.liveness(body, {_last_value(program, output)})
     calling = 1 if any(plan.kind == "model" for plan in stages) else workers
     calling_head = min(calling, max(1, -(-head_rows // program.block_size)))
-    needs = [calling * costs.transient(stage) for stage in body]
+    needs = [(1 if stage.chained else calling) * costs.transient(stage) for stage in body]
     workspace = max((*needs, *(calling_head * costs.transient(stage) for stage in head)), default=0)
     weights = costs.weights((*body, *head), mapped=True).values()
     process += BESIDE_BYTES + ENGINE_BYTES * len(stages) + min(PACKED_BYTES, max(weights, default=0))

@@ -30,9 +30,11 @@ a call: ``ceil(pairs / (M * K))``, and at least ``n`` calls, for every query mus
 is higher: under SETH ``((N / M)^2)^(1 - o(1))`` calls are needed, whatever is computed outside.
 
 A *round* is a set of calls of which none needs another's result. Calls of one stage depend on earlier stages only, so
-a program has as many rounds as stages that call, ``O(L)``. Sequence stages move rows and call nothing: the paper, too,
-counts calls and lets the host move numbers. (Our engines may merge a row's tiles one after the other, which saves
-memory traffic on few processors; :func:`twoheads.runtime.stages.attention.merge.merge_state` merges them in any order.)
+a program has as many rounds as stages that call, ``O(L)``. A *scan* is no attention, and the paper has no count for it:
+its state has a fixed size, so one call a block is exact and is the floor, and each of them is a round, ``N / M`` of
+them. Sequence stages move rows and call nothing: the paper, too, counts calls and lets the host move numbers. (Our
+engines may merge a row's tiles one after the other, which saves memory traffic on few processors;
+:func:`twoheads.runtime.stages.attention.merge.merge_state` merges them in any order.)
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ from twoheads.graphs.costs.stage_costs import StagePlan
 from twoheads.graphs.masks.expressions import Mask, Window
 from twoheads.graphs.masks.terms import INFINITE, Term, mask_terms
 from twoheads.graphs.program.fused import FusedStage
-from twoheads.graphs.program.program import AttentionStage, OracleEngine, SequenceStage, TokenwiseStage
+from twoheads.graphs.program.program import AttentionStage, OracleEngine, ScanStage, SequenceStage, TokenwiseStage
 from twoheads.graphs.schedule.schedule import Schedule
 
 __all__ = [
@@ -68,6 +70,9 @@ _Claim: TypeAlias = Callable[[Schedule, Any, StagePlan], tuple[str, Formula | No
 NO_CALL = "no call"
 """The claim of a stage that only moves rows."""
 
+SCAN = "state of a fixed size"
+"""The claim of a scan: what a block leaves for the next ones does not grow."""
+
 ONE_CALL = "one block: no theorem is needed"
 """The claim of a stage that computes a whole input of at most ``M`` tokens."""
 
@@ -82,7 +87,7 @@ class StageClaim:
     Attributes:
         stage: The stage's name.
         theorem: What makes it exact (or, Theorem 4.1, approximate); ``token-wise`` for stages that mix no tokens,
-            ``no call`` for those that only move rows; :data:`ONE_CALL` for a whole short input.
+            ``no call`` for those that only move rows; :data:`ONE_CALL` for a whole short input; :data:`SCAN`.
         formula: Our calls, in closed form with constants.
         paper: The calls of the paper's own construction, ``None`` where the paper has none.
         floor: The fewest calls of any construction with calls of this size.
@@ -335,6 +340,7 @@ _CLAIMS: ByKind[_Claim] = ByKind(
     {
         TokenwiseStage: _plain("token-wise"),
         SequenceStage: _plain(NO_CALL),
+        ScanStage: lambda schedule, stage, plan: (SCAN, None, plan.formula),
         AttentionStage: _attention,
         FusedStage: _fused,
     },

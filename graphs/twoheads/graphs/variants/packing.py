@@ -121,7 +121,7 @@ def longest_packable(program: Program) -> int:
 
     Codes are columns of the scores, so a softcap would flatten them; a bias by distance or a learned sink needs a row
     of its own in the scores. What moves rows, or reads something that is not one row a token, knows nothing of
-    requests. Such models run one by one.
+    requests, and a scan's state would go from one to the next. Such models run one by one.
     """
     stages = program.attentions
     if not stages or not _one_row_a_token(program) or not all(_takes_codes(program, stage) for stage in stages):
@@ -142,7 +142,7 @@ def takes_documents(program: Program) -> bool:
     """Whether requests of any length can share a run, kept apart by its masks.
 
     What moves rows, or reads something that is not one row a token, knows nothing of requests; nor does an engine that
-    takes no mask, or attention to drawn keys.
+    takes no mask, attention to drawn keys, or the state of a scan.
     """
     stages = program.attentions
     tiles = all(isinstance(program.engine(stage.engine), AttentionEngine) for stage in stages)
@@ -150,7 +150,7 @@ def takes_documents(program: Program) -> bool:
 
 
 def _one_row_a_token(program: Program) -> bool:
-    moved = any(stage.on_host for stage in program.body)
+    moved = any(stage.on_host or stage.chained for stage in program.body)
     return not moved and all(value.axis == TOKENS for value in program.values())
 
 

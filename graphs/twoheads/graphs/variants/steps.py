@@ -312,6 +312,8 @@ def step_obstacle(program: Program) -> CompileError | None:
         if entry.source not in ("argument", "zeros", *COUNTING):
             problem = f"reads {entry.source}, which changes with every token that is added"
             return CompileError(f"input {entry.value.name}", problem, "generate with the original")
+    for scan in program.scans:
+        return CompileError(scan.name, "keeps a state, which no step engine extends yet", "generate with the original")
     for stage in program.body:
         if isinstance(stage, AttentionStage) and (problem := _attention_problem(program, stage)):
             return CompileError(stage.name, problem, "generate with the original, or compile with --lowering tile")

@@ -15,18 +15,20 @@ from twoheads.graphs.errors import BundleError
 from twoheads.graphs.masks.expressions import Full
 from twoheads.graphs.masks.sampling import Average
 from twoheads.graphs.program.axes import axis_inputs, parse_axis
+from twoheads.graphs.program.engines.scan import engine_problem
 from twoheads.graphs.program.lengths import input_axes
 from twoheads.graphs.program.program import (
     COUNTING,
+    AnyAttention,
     AttentionEngine,
     AttentionStage,
     Engine,
-    OracleEngine,
     Port,
     Program,
+    ScanEngine,
+    ScanStage,
     SequenceStage,
     Stage,
-    StockEngine,
     TokenwiseEngine,
     TokenwiseStage,
     Value,
@@ -116,10 +118,8 @@ class _Check:
             fits = width > 0 and width % program.block_size == 0 and width != program.key_tile
             self.require(fits and widths.count(width) == 1, f"can't have key tiles of {width} tokens beside its own")
             for engine in program.engines:
-                held = engine.kind == "tokenwise" or any(
-                    f"{tiles_folder(width)}/{engine.name}.{variant}.onnx" in self.manifest.files
-                    for variant in engine.VARIANTS
-                )
+                files = (f"{tiles_folder(width)}/{engine.name}.{variant}.onnx" for variant in engine.VARIANTS)
+                held = not isinstance(engine, AnyAttention) or any(file in self.manifest.files for file in files)
                 self.require(held, f"engine {engine.name} has no file for key tiles of {width} tokens")
         sampled = any(stage.average is not None for stage in program.attentions)
         self.require(not (widths and sampled), "samples keys by tiles, so that it has no others beside its own")
@@ -185,6 +185,10 @@ class _Check:
         else:
             files = [f"{ENGINES}/{engine.name}.{variant}.onnx" for variant in engine.VARIANTS]
             ports = ()
+        if isinstance(engine, ScanEngine):
+            problem = engine_problem(engine, self.program.block_size)
+            self.require(problem is None, f"engine {engine.name}: {problem}")
+        elif isinstance(engine, AnyAttention):
             self.require(engine.dtype in DTYPES, f"engine {engine.name}: dtype {engine.dtype!r}")
             self.require(
                 (engine.block_size, engine.key_tile) == (self.program.block_size, self.program.key_tile)
@@ -195,14 +199,14 @@ class _Check:
             )
         there = self.manifest.packed_for is not None or any(name in self.manifest.files for name in files)
         self.require(there, f"engine {engine.name} has no file {files[0]}")
-        if not isinstance(engine, TokenwiseEngine):
+        if isinstance(engine, AnyAttention):
             self.constants(engine)
         for port in ports:
             self.require(port.dtype in DTYPES, f"engine {engine.name}: port {port.name} has dtype {port.dtype!r}")
         names = [port.name for port in ports]
         self.require(len(set(names)) == len(names), f"engine {engine.name}: has two ports of one name")
 
-    def constants(self, engine: AttentionEngine | StockEngine | OracleEngine) -> None:
+    def constants(self, engine: AnyAttention) -> None:
         """The numbers that scores are computed with are such as attention has."""
         softcap = engine.softcap if isinstance(engine, AttentionEngine) else 0.0
         for name, number, fits in (("scale", engine.scale, engine.scale > 0), ("softcap", softcap, softcap >= 0)):
@@ -245,13 +249,28 @@ class _Check:
         self.require(len(axes - {None}) <= 1, f"stage {stage.name}: mixes the axes {sorted(axes - {None}, key=str)}")
         mixed = axes != {None} and any(value.axis is None for value in stage.outputs)
         self.require(not mixed, f"stage {stage.name}: a token-wise stage makes one row of all tokens")
-        self.require(len(stage.weights) == len(engine.weights), f"stage {stage.name}: wrong number of weights")
-        for name, port in zip(stage.weights, engine.weights, strict=True):
-            self.weight(stage.name, name, port.dtype, port.shape)
+        self.bound(stage.name, stage.weights, engine.weights)
+
+    def scan(self, stage: ScanStage) -> None:
+        engine = self.engines.get(stage.engine)
+        if not isinstance(engine, ScanEngine):
+            raise self.other_kind(stage)
+        inputs = tuple(self.value(stage.name, name) for name in stage.inputs)
+        self.define(stage.output, f"stage {stage.name}")
+        self.fit(stage.name, (*inputs, stage.output), (*engine.tokens, engine.output))
+        # The other dimensions fit the ports, so that the axis is where the ports have their rows.
+        axes = {value.axis for value in (*inputs, stage.output)}
+        self.require(len(axes) == 1 and None not in axes, f"stage {stage.name}: a scan is along one axis")
+        self.bound(stage.name, stage.weights, engine.weight_ports)
+
+    def bound(self, stage: str, weights: tuple[str, ...], ports: tuple[Port, ...]) -> None:
+        self.require(len(weights) == len(ports), f"stage {stage}: wrong number of weights")
+        for name, port in zip(weights, ports, strict=True):
+            self.weight(stage, name, port.dtype, port.shape)
 
     def attention(self, stage: AttentionStage) -> None:
         engine = self.engines.get(stage.engine)
-        if engine is None or isinstance(engine, TokenwiseEngine):
+        if not isinstance(engine, AnyAttention):
             raise self.other_kind(stage)
         q, k, v = (self.value(stage.name, name) for name in (stage.query, stage.key, stage.value))
         self.define(stage.output, f"stage {stage.name}")
@@ -339,7 +358,12 @@ def _is_file_name(text: str) -> bool:
 
 _STAGES: ByKind[Callable[[_Check, Any], None]] = ByKind(
     "program check",
-    {TokenwiseStage: _Check.tokenwise, AttentionStage: _Check.attention, SequenceStage: _Check.sequence},
+    {
+        TokenwiseStage: _Check.tokenwise,
+        AttentionStage: _Check.attention,
+        SequenceStage: _Check.sequence,
+        ScanStage: _Check.scan,
+    },
 )
 
 

@@ -14,6 +14,7 @@ from twoheads.graphs.errors import InternalError
 from twoheads.graphs.program.program import (
     AttentionStage,
     Pooling,
+    ScanStage,
     SequenceStage,
     Stage,
     TokenwiseStage,
@@ -206,7 +207,7 @@ class DeviceRun(RunState):
         calls: dict[str, int] = {}
         for stage in segment:
             self.crew.check()
-            if isinstance(stage, SequenceStage):
+            if isinstance(stage, SequenceStage | ScanStage):
                 raise InternalError(f"stage {stage.name} is the host's")
             calls[stage.name] = self._queue.stage(stage)
         return calls

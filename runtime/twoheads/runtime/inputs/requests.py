@@ -306,17 +306,18 @@ class _Reader:
                 raise InputError(MASK, problem, "give the input without padding")
         if kept[-1] - kept[0] == len(kept) - 1:
             return
+        fix = "leave the hidden tokens out of the input, or hide tokens at its ends only"
+        for scan in self.program.scans:
+            problem = f"hides tokens between others, and the state of {scan.name} changes with every token"
+            raise InputError(MASK, problem, fix)
         values = {value.name: value for value in self.program.values()}
         for stage in self.program.attentions:
             if values[stage.key].axis != axis:
                 continue
             if not Average.applies_to(stage.mask) or stage.bias is not None or stage.average is not None:
                 why = "has a bias by distance" if stage.bias else f"sees {stage.mask}"
-                raise InputError(
-                    MASK,
-                    f"hides tokens between others, and {stage.name} counts distances: it {why}",
-                    "leave the hidden tokens out of the input, or hide tokens at its ends only",
-                )
+                problem = f"hides tokens between others, and {stage.name} counts distances: it {why}"
+                raise InputError(MASK, problem, fix)
 
 
 def _token_axis(program: Program) -> str | None:

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 from twoheads.graphs.program.fused import FusedStage
 from twoheads.graphs.program.program import (
+    AnyAttention,
     AttentionEngine,
     AttentionStage,
     Engine,
     OracleEngine,
     Port,
     Program,
+    ScanEngine,
     Stage,
     StockEngine,
     TokenwiseEngine,
@@ -105,19 +107,21 @@ def _bound(
 
 
 def _attention(engine: Engine, folder: str) -> Iterator[tuple[str, DeclaredEngine]]:
-    if not isinstance(engine, TokenwiseEngine):
+    if isinstance(engine, ScanEngine) and folder == ENGINES:
+        for variant in engine.VARIANTS:
+            declared = DeclaredEngine(*engine.ports(variant), {}, frozenset(), False)
+            yield f"{folder}/{engine.name}.{variant}.onnx", declared
+    elif isinstance(engine, AnyAttention):
         yield from _variants(engine, engine.variants, folder)
 
 
-def _variants(
-    engine: AttentionEngine | StockEngine | OracleEngine, variants: Iterable[str], folder: str
-) -> Iterator[tuple[str, DeclaredEngine]]:
+def _variants(engine: AnyAttention, variants: Iterable[str], folder: str) -> Iterator[tuple[str, DeclaredEngine]]:
     for variant in variants:
         declared = DeclaredEngine(*engine.ports(variant), {}, _factors(engine), engine.kind != "oracle")
         yield f"{folder}/{engine.name}.{variant}.onnx", declared
 
 
-def _factors(engine: AttentionEngine | StockEngine | OracleEngine) -> frozenset[float]:
+def _factors(engine: AnyAttention) -> frozenset[float]:
     """The single numbers that the files of an attention engine multiply with."""
     if isinstance(engine, OracleEngine):  # whose queries are scaled before
         return frozenset()
