@@ -53,7 +53,10 @@ class Value:
     @property
     def axis(self) -> str | None:
         """The axis that it runs over; ``None`` for a row value."""
-        return next((dim for dim in self.shape if isinstance(dim, str)), None)
+        for dim in self.shape:  # asked for often: no generator
+            if isinstance(dim, str):
+                return dim
+        return None
 
     @property
     def token_axis(self) -> int:

@@ -82,9 +82,9 @@ class Group:
     def _packed(self, value: Value, rows: int, starts: Sequence[int]) -> npt.NDArray[Any]:
         """An input value of all blocks: each request's array at its place, zeros between them."""
         array = np.zeros(value.block_shape(rows), value.dtype)
-        along = np.moveaxis(array, value.token_axis, 0)
+        before = (slice(None),) * value.token_axis
         for request, start in zip(self.requests, starts, strict=True):
-            along[start : start + request.length] = np.moveaxis(request.arrays[value.name], value.token_axis, 0)
+            array[(*before, slice(start, start + request.length))] = request.arrays[value.name]
         return array
 
 
