@@ -10,7 +10,6 @@ from twoheads.runtime.backends.protocol import ArtifactBackend, Backend, DeviceB
 from twoheads.runtime.backends.registry import ARTIFACT_BACKENDS, DEVICE_BACKENDS, LANES, open_backend
 from twoheads.runtime.bundle.reader import Bundle, read_bundle
 from twoheads.runtime.execution.crew import available_threads
-from twoheads.runtime.measurement.tuning import tuned_bundle
 from twoheads.runtime.runs.session import LoadedBundle
 
 __all__ = ["load"]
@@ -134,4 +133,8 @@ def _with_tiles(
     if tune != "off" and isinstance(backend, DeviceBackend):
         problem = f"measures calls on the CPU, and {backend.name} queues them on a device"
         raise InputError("tune", problem, "leave it out, or choose a width by key_tile")
+    if tune == "off":
+        return bundle
+    from twoheads.runtime.measurement.tuning import tuned_bundle  # which needs more than a run does
+
     return tuned_bundle(bundle, backend, precision=precision, threads=threads, level=tune)

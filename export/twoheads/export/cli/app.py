@@ -11,41 +11,50 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from importlib import import_module
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
-from twoheads.export.cli.batch import command as batch_command
-from twoheads.export.cli.commands import bench as bench_command
-from twoheads.export.cli.commands import build as build_command
-from twoheads.export.cli.commands import compile as compile_command
-from twoheads.export.cli.commands import debug as debug_command
-from twoheads.export.cli.commands import export as export_command
-from twoheads.export.cli.commands import lint as lint_command
-from twoheads.export.cli.commands import models as models_command
-from twoheads.export.cli.commands import profile as profile_command
-from twoheads.export.cli.commands import resume as resume_command
-from twoheads.export.cli.commands import status as status_command
-from twoheads.export.cli.device import canary as canary_command
-from twoheads.export.cli.device import pack as pack_command
-from twoheads.export.cli.device import targets as targets_command
-from twoheads.export.cli.generate import chat as chat_command
-from twoheads.export.cli.generate import command as generate_command
-from twoheads.export.cli.inspect import command as inspect_command
-from twoheads.export.cli.plan import command as plan_command
-from twoheads.export.cli.run import command as run_command
 from twoheads.export.cli.shared.console import print_error, stderr_console
 from twoheads.export.cli.shared.extras import missing_package
 from twoheads.export.cli.shared.logs import logging_at
 from twoheads.export.cli.shared.options_object import help_text
 from twoheads.export.cli.shared.signature_option import takes_signature
-from twoheads.export.cli.verify import command as verify_command
 from twoheads.graphs.errors import TwoheadsError
 
 __all__ = ["app", "main"]
+
+COMMANDS = {
+    "compile": "commands.compile",
+    "build": "commands.build",
+    "lint": "commands.lint",
+    "targets": "device.targets",
+    "pack": "device.pack",
+    "canary": "device.canary",
+    "debug": "commands.debug",
+    "export": "commands.export",
+    "plan": "plan.command",
+    "profile": "commands.profile",
+    "inspect": "inspect.command",
+    "run": "run.command",
+    "batch": "batch.command",
+    "resume": "commands.resume",
+    "generate": "generate.command",
+    "chat": "generate.chat",
+    "status": "commands.status",
+    "verify": "verify.command",
+    "bench": "commands.bench",
+    "models": "commands.models",
+}
+"""The commands in the order in which help lists them, and the module of each, below this package."""
+
+NO_BUNDLE = frozenset({"compile", "status", "models", "targets", "canary"})
+"""Those that read no bundle of others."""
 
 USER_ERROR, BUG, INTERRUPTED, TERMINATED = 1, 70, 130, 143
 
@@ -56,7 +65,34 @@ class _Interrupted(BaseException):
     """Ctrl-C, carried past typer, which would print a message of its own."""
 
 
+class _Commands(Mapping[str, Any]):
+    """The commands by name, each imported when it is asked for: a run needs nothing of the others."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+    def __getitem__(self, name: str) -> Any:
+        return _command(name)
+
+
+@cache
+def _command(name: str) -> Any:
+    if name not in COMMANDS:
+        raise KeyError(name)
+    command = import_module(f"{__package__}.{COMMANDS[name]}").command
+    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+    alone.command(name, help=help_text(command))(command if name in NO_BUNDLE else takes_signature(command))
+    return typer.main.get_command(alone)
+
+
 class _Group(TyperGroup):
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.commands: Any = _Commands()  # Typer only reads them
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
@@ -73,33 +109,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_NO_BUNDLE = (compile_command, status_command, models_command, targets_command, canary_command)
-"""Commands that read no bundle of others."""
-
-for _command in (
-    compile_command,
-    build_command,
-    lint_command,
-    targets_command,
-    pack_command,
-    canary_command,
-    debug_command,
-    export_command,
-    plan_command,
-    profile_command,
-    inspect_command,
-    run_command,
-    batch_command,
-    resume_command,
-    generate_command,
-    chat_command,
-    status_command,
-    verify_command,
-    bench_command,
-    models_command,
-):
-    _takes = _command.command if _command in _NO_BUNDLE else takes_signature(_command.command)
-    app.command(_command.NAME, help=help_text(_command.command))(_takes)
 
 
 def _print_version(wanted: bool) -> None:

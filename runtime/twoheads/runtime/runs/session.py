@@ -4,24 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InputError
-from twoheads.runtime.backends.protocol import ArtifactBackend, Backend
+from twoheads.runtime.backends.protocol import ArtifactBackend, Backend, DeviceBackend
 from twoheads.runtime.bundle.reader import Bundle
 from twoheads.runtime.bundle.tokenizer import Tokenizer
 from twoheads.runtime.bundle.weights import Weights
-from twoheads.runtime.device.executor import open_device
 from twoheads.runtime.execution.engine_pool import EnginePool
 from twoheads.runtime.execution.executor import Executor
-from twoheads.runtime.generation.context import Context
-from twoheads.runtime.generation.engines import StepEngines
-from twoheads.runtime.generation.generator import Generator, Pieces, Prompt
-from twoheads.runtime.generation.results import Generated
 from twoheads.runtime.inputs.requests import read_inputs
 from twoheads.runtime.jobs.job import Job
 from twoheads.runtime.memory.sink import Sink
@@ -32,6 +27,11 @@ from twoheads.runtime.runs.context import Progress, RunContext
 from twoheads.runtime.runs.execute import execute, run_inputs, shares
 from twoheads.runtime.runs.groups import Group
 from twoheads.runtime.runs.host_executor import HostExecutor
+
+if TYPE_CHECKING:
+    from twoheads.runtime.generation.context import Context
+    from twoheads.runtime.generation.generator import Generator, Pieces, Prompt
+    from twoheads.runtime.generation.results import Generated
 
 __all__ = ["LoadedBundle"]
 
@@ -63,17 +63,21 @@ class LoadedBundle(RunContext):
     ) -> None:
         self._bundle = bundle
         weights = Weights(bundle.weights_file, bundle.manifest.weights)
-        self._step_engines = partial(StepEngines, bundle, weights, backend, threads=threads, precision=precision)
         self._weights = weights
         # Accelerators are built for the engines of blocks.
         self._fused = replace(bundle.fused, block=None) if isinstance(backend, ArtifactBackend) else bundle.fused
         self._engines = EnginePool(bundle, weights, backend)
-        device = open_device(self._engines, threads=threads, limit=device_memory_limit, host=(memory_limit, spill))
+        device: Executor | None = None
+        if isinstance(backend, DeviceBackend) or device_memory_limit is not None:
+            from twoheads.runtime.device.executor import open_device  # other runs need none of it
+
+            device = open_device(self._engines, threads=threads, limit=device_memory_limit, host=(memory_limit, spill))
         whole = self._fused.whole
         block_engines = (
             None if whole is None else EnginePool(bundle, weights, backend, program=whole, kernel_threads=threads)
         )
         self.executor: Executor = device or HostExecutor(self._engines, block_engines, threads=threads, folder=spill)
+        self._backend = backend
         self.backend = backend.name
         self.precision = precision
         self.threads = threads
@@ -90,7 +94,12 @@ class LoadedBundle(RunContext):
         Raises:
             InputError: The model generates nothing, or not with this backend; or its settings are not supported.
         """
-        return Generator(self._bundle, self._weights, self._step_engines(), self.tokenizer)
+        from twoheads.runtime.generation.engines import StepEngines
+        from twoheads.runtime.generation.generator import Generator
+
+        bundle, weights, how = self._bundle, self._weights, self.precision
+        engines = StepEngines(bundle, weights, self._backend, threads=self.threads, precision=how)
+        return Generator(bundle, weights, engines, self.tokenizer)
 
     def open_context(self) -> Context:
         """An empty sequence of tokens, to be continued, cut back and forked.

@@ -16,9 +16,7 @@ from twoheads.export.cli.shared.options_object import takes_options
 from twoheads.graphs.errors import InputError
 from twoheads.runtime.bundle.reader import read_bundle
 
-__all__ = ["NAME", "BatchOptions", "command"]
-
-NAME = "batch"
+__all__ = ["BatchOptions", "command"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,7 @@ from twoheads.graphs.serialization.json_codec import to_json
 if TYPE_CHECKING:
     from twoheads.export.bench.bench import BenchReport, BenchRow
 
-__all__ = ["NAME", "command"]
-
-NAME = "bench"
+__all__ = ["command"]
 
 PARTS = {
     "tokenwise": "token-wise engines",

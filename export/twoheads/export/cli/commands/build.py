@@ -27,9 +27,7 @@ from twoheads.runtime.bundle.reader import read_bundle
 if TYPE_CHECKING:
     from twoheads.export.accelerators.build import Built
 
-__all__ = ["NAME", "command"]
-
-NAME = "build"
+__all__ = ["command"]
 
 
 @dataclass(frozen=True, slots=True)

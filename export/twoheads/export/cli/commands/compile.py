@@ -21,9 +21,7 @@ from twoheads.graphs.program.program import Program
 from twoheads.graphs.serialization.bundle_format import Manifest
 from twoheads.runtime.bundle.reader import read_bundle
 
-__all__ = ["NAME", "command"]
-
-NAME = "compile"
+__all__ = ["command"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     from twoheads.export.debug.cases import Against, Case
     from twoheads.export.debug.find_fault import Fault
 
-__all__ = ["NAME", "command"]
-
-NAME = "debug"
+__all__ = ["command"]
 
 
 @dataclass(frozen=True, slots=True)

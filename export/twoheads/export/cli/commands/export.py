@@ -13,9 +13,7 @@ from twoheads.runtime.bundle.reader import read_bundle
 if TYPE_CHECKING:
     from twoheads.export.one_file.export import Exported
 
-__all__ = ["NAME", "command"]
-
-NAME = "export"
+__all__ = ["command"]
 
 
 def command(

@@ -10,9 +10,7 @@ from twoheads.export.cli.shared.console import print_json, print_table, print_te
 from twoheads.graphs.serialization.json_codec import to_json
 from twoheads.runtime.bundle.reader import read_bundle
 
-__all__ = ["NAME", "command"]
-
-NAME = "lint"
+__all__ = ["command"]
 
 
 def command(bundle: options.Bundle, target: options.Target, as_json: options.Json = False) -> None:

@@ -10,9 +10,7 @@ from twoheads.export.cli.shared import options
 from twoheads.export.cli.shared.console import print_json, print_table, print_text
 from twoheads.graphs.errors import InputError
 
-__all__ = ["NAME", "command"]
-
-NAME = "models"
+__all__ = ["command"]
 
 HEADINGS = ("family", "front door", "masks", "lowering", "error / noise floor")
 

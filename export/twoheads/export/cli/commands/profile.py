@@ -15,9 +15,7 @@ from twoheads.runtime.measurement.profiler import DEFAULT_NETWORK, profile_bundl
 from twoheads.runtime.memory.new_file import replacing
 from twoheads.runtime.opening import load
 
-__all__ = ["NAME", "command"]
-
-NAME = "profile"
+__all__ = ["command"]
 
 
 def command(

@@ -16,9 +16,7 @@ from twoheads.export.cli.shared.load_options import Check, CheckOption, Threads
 from twoheads.export.cli.shared.options_object import takes_options
 from twoheads.graphs.errors import InputError
 
-__all__ = ["NAME", "ResumeOptions", "command"]
-
-NAME = "resume"
+__all__ = ["ResumeOptions", "command"]
 
 
 @dataclass(frozen=True, slots=True)

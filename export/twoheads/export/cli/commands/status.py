@@ -13,9 +13,7 @@ from twoheads.export.cli.shared.console import print_facts, print_json, seconds_
 if TYPE_CHECKING:
     from twoheads.runtime.jobs.status import JobStatus
 
-__all__ = ["NAME", "command"]
-
-NAME = "status"
+__all__ = ["command"]
 
 
 def command(

@@ -8,9 +8,7 @@ import typer
 from twoheads.export.cli.shared import options
 from twoheads.export.cli.shared.console import print_facts, print_json, seconds_text
 
-__all__ = ["NAME", "command"]
-
-NAME = "canary"
+__all__ = ["command"]
 
 
 def command(

@@ -15,9 +15,7 @@ from twoheads.runtime.bundle.reader import read_bundle
 if TYPE_CHECKING:
     from twoheads.export.pack.pack import Packed
 
-__all__ = ["NAME", "command"]
-
-NAME = "pack"
+__all__ = ["command"]
 
 
 def command(

@@ -9,9 +9,7 @@ from twoheads.export.cli.shared import options
 from twoheads.export.cli.shared.console import print_facts, print_json, print_table
 from twoheads.graphs.errors import InputError
 
-__all__ = ["NAME", "command"]
-
-NAME = "targets"
+__all__ = ["command"]
 
 
 class Action(StrEnum):

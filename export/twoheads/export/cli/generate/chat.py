@@ -27,9 +27,8 @@ from twoheads.runtime.bundle.reader import read_bundle
 if TYPE_CHECKING:
     from twoheads.runtime.generation.results import Generated
 
-__all__ = ["NAME", "ChatOptions", "command"]
+__all__ = ["ChatOptions", "command"]
 
-NAME = "chat"
 ANSWER = 1024
 """New tokens of an answer where nobody says how many."""
 

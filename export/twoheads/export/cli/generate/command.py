@@ -31,9 +31,7 @@ if TYPE_CHECKING:
     from twoheads.runtime import LoadedBundle
     from twoheads.runtime.generation.results import Generated, Piece
 
-__all__ = ["NAME", "GenerateOptions", "command"]
-
-NAME = "generate"
+__all__ = ["GenerateOptions", "command"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,7 @@ from twoheads.graphs.program.program import (
 )
 from twoheads.runtime.bundle.reader import read_bundle
 
-__all__ = ["NAME", "command"]
-
-NAME = "inspect"
+__all__ = ["command"]
 
 
 def command(

@@ -32,9 +32,7 @@ from twoheads.runtime.bundle.reader import read_bundle
 from twoheads.runtime.bundle.signature import required_key
 from twoheads.runtime.execution.crew import available_threads
 
-__all__ = ["NAME", "command"]
-
-NAME = "plan"
+__all__ = ["command"]
 
 
 @dataclass(frozen=True, slots=True)

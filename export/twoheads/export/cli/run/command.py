@@ -30,9 +30,7 @@ if TYPE_CHECKING:
     from twoheads.runtime import LoadedBundle, Report
     from twoheads.runtime.cluster import Cluster
 
-__all__ = ["NAME", "RunOptions", "command"]
-
-NAME = "run"
+__all__ = ["RunOptions", "command"]
 
 
 @dataclass(frozen=True, slots=True)

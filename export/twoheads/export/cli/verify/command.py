@@ -15,9 +15,7 @@ from twoheads.export.cli.verify.report import print_report
 from twoheads.graphs.errors import InputError
 from twoheads.runtime.bundle.reader import read_bundle
 
-__all__ = ["NAME", "command"]
-
-NAME = "verify"
+__all__ = ["command"]
 
 
 @takes_options
