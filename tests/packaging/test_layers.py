@@ -61,6 +61,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         (".", "accelerators.rewrites", "accelerators.vendors", "cli.shared", "emit", "engines"),
         (
             "emit.fused",
+            "emit.scans",
             "precision",
             "bench",
             "cli.batch",

@@ -16,6 +16,7 @@ from tests.runtime.tiny_model import Tiny, make_weights
 from twoheads.export.bundle.engine_files import bind_weights
 from twoheads.export.emit.fused.emit import fused_model
 from twoheads.export.emit.oracle import oracle_model
+from twoheads.export.emit.scans.scan import scan_model
 from twoheads.export.emit.stock_attention import stock_model
 from twoheads.export.emit.tile_attention import attention_model
 from twoheads.graphs.masks.expressions import parse_mask
@@ -28,6 +29,7 @@ from twoheads.graphs.program.program import (
     Port,
     Program,
     RelativeBias,
+    ScanEngine,
     Stage,
     StockEngine,
     TokenwiseEngine,
@@ -322,6 +324,8 @@ def write_bundle(
         elif isinstance(engine, StockEngine):
             for variant in engine.VARIANTS:
                 files[f"engines/{engine.name}.{variant}.onnx"] = stock_model(engine, variant).SerializeToString()
+        elif isinstance(engine, ScanEngine):
+            files[f"engines/{engine.name}.block.onnx"] = scan_model(engine).SerializeToString()
         elif isinstance(engine, OracleEngine):
             files[f"engines/{engine.name}.{engine.mask}.onnx"] = oracle_model(engine, engine.mask).SerializeToString()
     for width in other_key_tiles:

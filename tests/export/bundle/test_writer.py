@@ -16,9 +16,9 @@ import torch
 
 from tests.export.hand_made import hand_made, reference, use_emitters
 from twoheads.export import write_bundle
+from twoheads.export.bundle.emitters import used_variants
 from twoheads.export.bundle.engine_files import assert_static, bind_weights
 from twoheads.export.bundle.weights_file import write_weights
-from twoheads.export.emit.emitters import used_variants
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.masks.expressions import parse_mask
 from twoheads.graphs.program.program import AttentionEngine, AttentionStage, Program, RelativeBias, TokenwiseEngine

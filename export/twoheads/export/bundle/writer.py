@@ -12,12 +12,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from twoheads.export.bundle.emitters import attention_models
 from twoheads.export.bundle.engine_files import save_engine
 from twoheads.export.bundle.signing import SigningKey, sign_bundle
 from twoheads.export.bundle.staging import written_folder
 from twoheads.export.bundle.step_files import write_steps
 from twoheads.export.bundle.weights_file import NamedWeight, total_bytes, write_weights
-from twoheads.export.emit.emitters import attention_models
 from twoheads.export.emit.fused.emit import fused_model
 from twoheads.export.emit.tokenwise import emit_tokenwise
 from twoheads.export.progress import Progress, silent

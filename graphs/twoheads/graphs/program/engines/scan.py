@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import gcd
 
 from twoheads.graphs.program.engines.port import Port
 from twoheads.graphs.program.engines.scan_operators import OPERATORS, ROWS, Shape, scan_problem
 
-__all__ = ["ScanEngine", "engine_problem"]
+__all__ = ["ScanEngine", "engine_problem", "scan_chunk"]
 
 FLOAT = 4
 """Bytes of a number."""
@@ -26,8 +27,8 @@ class ScanEngine:
         operator: One of :data:`~twoheads.graphs.program.engines.scan_operators.OPERATORS`.
         sizes: The operator's sizes, by name in alphabetical order.
         block_size: Tokens of one call.
-        chunk: Tokens that are computed by products of matrices, from one state to the next, inside of a call; it
-            divides ``block_size``. The mathematics is the same for all, speed and rounding are not.
+        chunk: Tokens that are computed by products of matrices, from one state to the next, inside of a call: a power
+            of 2 that divides ``block_size``. The mathematics is the same for all, speed and rounding are not.
     """
 
     name: str
@@ -87,11 +88,17 @@ class ScanEngine:
         return Port(name, "float32", tuple(self.block_size if dim == ROWS else int(dim) for dim in shape))
 
 
+def scan_chunk(operator: str, block_size: int) -> int:
+    """The chunk that suits an operator in blocks of ``block_size`` tokens."""
+    return gcd(block_size, OPERATORS[operator].chunk)
+
+
 def engine_problem(engine: ScanEngine, block_size: int) -> str | None:
     """What is wrong with an engine of a program with blocks of ``block_size`` tokens; ``None`` if nothing is."""
     sizes = dict(engine.sizes)
     if len(sizes) != len(engine.sizes):
         return f"{engine.operator} has a size twice"
-    if engine.block_size != block_size or engine.chunk < 1 or block_size % engine.chunk:
+    power = engine.chunk > 0 and engine.chunk & (engine.chunk - 1) == 0
+    if engine.block_size != block_size or not power or block_size % engine.chunk:
         return f"chunks of {engine.chunk} in blocks of {engine.block_size} do not fit blocks of {block_size}"
     return scan_problem(engine.operator, sizes)

@@ -59,6 +59,7 @@ class ScanOperator:
         scratch: Numbers that a call holds beside its ports: an estimate, from the same.
         apply: The mathematics as it stands, token by token in float64: from sizes, token values, weights and a state
             the output and the next state. For proofs and tests; no run calls it.
+        chunk: Tokens of a chunk that is as fast as any, a power of 2.
         switches: Those of the sizes that are 0 or 1; the others are 1 or more.
     """
 
@@ -70,6 +71,7 @@ class ScanOperator:
     flops: Callable[[Sizes, int, int], int]
     scratch: Callable[[Sizes, int, int], int]
     apply: Callable[[Sizes, Sequence[Array], Sequence[Array], Array], tuple[Array, Array]]
+    chunk: int
     switches: frozenset[str] = frozenset()
 
 
@@ -205,6 +207,7 @@ OPERATORS: Mapping[str, ScanOperator] = {
         lambda s, rows, chunk: 2 * rows * s["channels"] * s["kernel"],
         lambda s, rows, chunk: 3 * (rows + s["kernel"]) * s["channels"],
         _conv,
+        1,
         frozenset({"bias"}),
     ),
     "gated_delta_rule": ScanOperator(
@@ -216,6 +219,7 @@ OPERATORS: Mapping[str, ScanOperator] = {
         _delta_flops,
         lambda s, rows, chunk: 2 * _head_scratch(s, rows, chunk),
         _delta,
+        64,
         frozenset({"by_channel"}),
     ),
     "decayed_attention": ScanOperator(
@@ -227,6 +231,7 @@ OPERATORS: Mapping[str, ScanOperator] = {
         _attention_flops,
         _head_scratch,
         _attention,
+        64,
     ),
     "diagonal_scan": ScanOperator(
         ("width",),
@@ -237,6 +242,7 @@ OPERATORS: Mapping[str, ScanOperator] = {
         lambda s, rows, chunk: 2 * rows * s["width"],
         lambda s, rows, chunk: 6 * rows * s["width"],
         _diagonal,
+        16,
     ),
     "selective_scan": ScanOperator(
         ("states", "width"),
@@ -247,6 +253,7 @@ OPERATORS: Mapping[str, ScanOperator] = {
         lambda s, rows, chunk: 6 * rows * s["width"] * s["states"],
         lambda s, rows, chunk: 6 * rows * s["width"] * s["states"],
         _selective,
+        16,
     ),
 }
 """Every operator by name."""

@@ -1,7 +1,7 @@
-"""The ONNX files of engines of attention: one row a kind.
+"""The ONNX files of engines of attention and of scans: one row a kind.
 
-A new kind of engine is a module beside this one and a row in :data:`EMITTERS`. Token-wise engines are emitted from
-their regions (:mod:`twoheads.export.emit.tokenwise`), those that hold several stages from them
+A new kind of engine is a module in :mod:`twoheads.export.emit` and a row in :data:`EMITTERS`. Token-wise engines are
+emitted from their regions (:mod:`twoheads.export.emit.tokenwise`), those that hold several stages from them
 (:mod:`twoheads.export.emit.fused.emit`).
 """
 
@@ -14,11 +14,12 @@ from typing import Any
 import onnx
 
 from twoheads.export.emit.oracle import oracle_model
+from twoheads.export.emit.scans.scan import scan_model
 from twoheads.export.emit.stock_attention import stock_model
 from twoheads.export.emit.tile_attention import attention_model
 from twoheads.export.emit.used_variants import used_stock_variants, used_tile_variants
 from twoheads.graphs.by_kind import ByKind
-from twoheads.graphs.program.program import AttentionEngine, Engine, OracleEngine, Program, StockEngine
+from twoheads.graphs.program.program import AttentionEngine, Engine, OracleEngine, Program, ScanEngine, StockEngine
 
 __all__ = ["EMITTERS", "Emitter", "attention_models", "used_variants"]
 
@@ -36,13 +37,14 @@ EMITTERS = ByKind(
     {
         AttentionEngine: Emitter(used_tile_variants, attention_model),
         StockEngine: Emitter(used_stock_variants, stock_model),
+        ScanEngine: Emitter(lambda program, engine: engine.VARIANTS, scan_model),
         OracleEngine: Emitter(lambda program, engine: (engine.mask,), oracle_model),
     },
 )
 
 
 def used_variants(program: Program, engine: Engine) -> tuple[str, ...]:
-    """The variants of an engine of attention that some stage may call at some length."""
+    """The variants of such an engine that some stage may call at some length."""
     return EMITTERS.of(engine).used(program, engine)
 
 

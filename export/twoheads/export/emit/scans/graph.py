@@ -1,0 +1,79 @@
+"""The graph of a scan's engine under construction: sizes, triangles of ones, and what several forms share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from onnx import helper
+
+from twoheads.export.emit.graph_builder import GraphBuilder
+from twoheads.graphs.program.engines.scan import ScanEngine
+
+__all__ = ["ScanGraph"]
+
+LOWEST = -200.0
+"""Decays below this count as this: ``exp(-104)`` is 0 in float32. So -inf does no harm, nor do sums lose digits."""
+
+
+class ScanGraph(GraphBuilder):
+    """The graph of one engine.
+
+    Attributes:
+        sizes: Of its operator.
+        rows: Tokens of a block; they are ``chunks`` times ``chunk``.
+    """
+
+    def __init__(self, engine: ScanEngine) -> None:
+        super().__init__()
+        self.sizes: Mapping[str, int] = dict(engine.sizes)
+        self.rows = engine.block_size
+        self.chunk = engine.chunk
+        self.chunks = engine.block_size // engine.chunk
+
+    def upto(self, size: int) -> str:
+        """``[size, size]``: ones where a column is not after its row."""
+        return self._triangle("upto", size, np.tril)
+
+    def before(self, size: int) -> str:
+        """Ones where a column is before its row."""
+        return self._triangle("before", size, lambda ones: np.tril(ones, -1))
+
+    def after(self, size: int) -> str:
+        """Ones where a column is after its row."""
+        return self._triangle("after", size, lambda ones: np.triu(ones, 1))
+
+    def _triangle(self, name: str, size: int, make: Callable[[npt.NDArray[np.float32]], npt.NDArray[Any]]) -> str:
+        key = f"{name}_{size}"
+        return key if key in self.constants else self.array(key, make(np.ones((size, size), np.float32)))
+
+    def exp_sums(self, triangle: str, logs: str) -> str:
+        """The exponentials of those sums of ``logs [..., size, width]`` that ``triangle [size, size]`` takes."""
+        return self.node("Exp", self.node("MatMul", triangle, logs))
+
+    def turned(self, value: str, rank: int = 4) -> str:
+        """With its last two dimensions exchanged."""
+        return self.node("Transpose", value, perm=[*range(rank - 2), rank - 1, rank - 2])
+
+    def part(self, value: str, axis: int, start: int, stop: int) -> str:
+        """The entries from ``start`` to ``stop`` along ``axis``."""
+        return self.node("Slice", value, *(self.constant([number]) for number in (start, stop, axis)))
+
+    def parts(self, value: str, axis: int, count: int, size: int = 1) -> list[str]:
+        """``count`` parts along ``axis``, of ``size`` entries each."""
+        if count == 1:
+            return [value]
+        names = [f"{value}/{axis}/{at}" for at in range(count)]
+        sizes = self.constant([size] * count)
+        self.nodes.append(helper.make_node("Split", [value, sizes], names, name=f"{value}/{axis}", axis=axis))
+        return names
+
+    def joined(self, values: Sequence[str], axis: int) -> str:
+        """One after the other along ``axis``."""
+        return values[0] if len(values) == 1 else self.node("Concat", *values, axis=axis)
+
+    def decays(self, *shape: int) -> str:
+        """The port ``decay`` as an array of ``shape``."""
+        return self.reshape(self.node("Max", "decay", self.constant(LOWEST)), *shape)
