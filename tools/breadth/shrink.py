@@ -17,13 +17,14 @@ HEADS, LAYERS, INNER = 4, 2, 96
 _NAMES: Mapping[Any, str] = {
     2: """
         altup_num_inputs attn_config.kv_n_heads decoder_layers depth encoder_layers experts_per_token index_n_heads
-        index_topk_blocks linear_num_key_heads moe_k moe_top_k moe_topk n_head_kv n_layer n_layers
+        index_topk_blocks linear_num_key_heads mamba_num_heads moe_k moe_top_k moe_topk n_head_kv n_layer n_layers
+        n_mamba_heads num_expert_group num_experts_per_token
         num_decoder_layers num_encoder_layers num_experts_per_tok num_global_key_value_heads num_hidden_layers
         num_key_value_heads num_kv_heads num_layers num_ngrams num_register_tokens top_k_experts type_vocab_size
     """,
     64: """
         bottleneck_size conv_dim cross_attention_hidden_size d_embed d_model dim emb_dim embed_dim embedding_dim
-        embedding_size encoder_hidden_size hidden_dim_text hidden_size lm_hidden_size model_dim n_embd
+        embedding_size encoder_hidden_size hidden_dim_text hidden_size lm_hidden_size lru_width model_dim n_embd
         out_hidden_size pooler_hidden_size projection_dim rnn_hidden_size text_hidden_size true_hidden
         true_hidden_size width word_embed_proj_dim
     """,
@@ -35,13 +36,15 @@ _NAMES: Mapping[Any, str] = {
     """,
     4: """
         attention_heads decoder_attention_heads encoder_attention_heads encoder_num_experts expert_num
-        linear_num_value_heads mamba_n_heads moe_num_experts n_head n_heads n_routed_experts num_attention_heads
+        linear_num_heads linear_num_value_heads mamba_n_heads moe_num_experts n_head n_heads n_routed_experts
+        num_attention_heads
         num_conv_pos_embedding_groups num_decoder_attention_heads num_encoder_attention_heads num_experts
         num_experts_moe num_heads num_local_experts time_step_rank
     """,
     16: """
         attention_head_dim attention_head_size d_head d_kv global_head_dim head_dim index_block_size index_head_dim
-        kv_channels linear_key_head_dim linear_value_head_dim mamba_d_state num_conv_pos_embeddings num_mel_bins
+        kv_channels linear_head_dim linear_key_head_dim linear_value_head_dim mamba_d_state
+        num_conv_pos_embeddings num_mel_bins
         state_size swa_head_dim swa_v_head_dim
     """,
     8: """
@@ -106,7 +109,38 @@ def shrunk(config: Mapping[str, Any]) -> dict[str, Any]:
             made[name] = value
     if "kv_lora_rank" in made:  # latent attention has as many keys as queries, and rotates a part of each
         made |= {"num_key_value_heads": HEADS} | ({"head_dim": made["qk_rope_head_dim"]} if "head_dim" in made else {})
-    return made
+    return made | _recurrent(made)
+
+
+def _recurrent(made: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes of recurrent layers that follow from others: heads times their width is the inner width."""
+    inner = made.get("hidden_size", 64) * made.get("expand", made.get("mamba_expand", 2))
+    match made.get("model_type"):
+        case "mamba2":
+            return {"head_dim": inner // made["num_heads"], "n_groups": 2}
+        case "falcon_h1":
+            return {"mamba_d_ssm": made["mamba_n_heads"] * made["mamba_d_head"]}
+        case "zamba":
+            both = 2 * made["hidden_size"]
+            return {"attention_hidden_size": both, "attention_head_dim": both // HEADS, "num_key_value_heads": HEADS}
+        case "zamba2":
+            heads = {"mamba_headdim": inner // made["n_mamba_heads"], "num_query_groups": HEADS}
+            both = 2 * made["hidden_size"]
+            sizes = {"attention_hidden_size": both, "attention_head_dim": both // HEADS, "num_key_value_heads": HEADS}
+            ids = [at for at, kind in enumerate(made["layers_block_type"]) if kind == "hybrid"]
+            return {**heads, **sizes, "hybrid_layer_ids": ids}
+        case "nemotron_h":
+            return {"mamba_head_dim": 32, "n_groups": 2}
+        case "jamba":
+            return {"num_hidden_layers": 4, "attn_layer_period": 4, "attn_layer_offset": 2, "mamba_dt_rank": 8}
+        case "bamba":
+            return {"num_hidden_layers": 2, "attn_layer_indices": [1]}
+        case "granitemoehybrid":
+            return {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]}
+        case "lfm2" | "lfm2_moe":
+            return {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"], "full_attn_idxs": [1]}
+        case _:
+            return {}
 
 
 def _kept_layers(config: Mapping[str, Any], layers: int) -> list[int]:

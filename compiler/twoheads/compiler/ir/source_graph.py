@@ -1,4 +1,4 @@
-"""The captured model: token-wise nodes, and the attentions and sequence operators that move rows, as frozen data.
+"""The captured model: token-wise nodes, and the attentions, scans and sequence operators, as frozen data.
 
 Both front doors produce it (torch and ONNX), and every pass reads it; none of them needs either. A node's ``op`` text
 holds its operator and all constant arguments, with ``%0, %1, ...`` where its inputs go, so that equal texts mean equal
@@ -15,7 +15,16 @@ from twoheads.graphs.masks.expressions import Mask
 from twoheads.graphs.masks.sampling import Average
 from twoheads.graphs.program.program import Dim, Input
 
-__all__ = ["AttentionNode", "Node", "SequenceNode", "SourceGraph", "TensorType", "TokenwiseNode"]
+__all__ = [
+    "AttentionNode",
+    "Cut",
+    "Node",
+    "ScanNode",
+    "SequenceNode",
+    "SourceGraph",
+    "TensorType",
+    "TokenwiseNode",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +120,31 @@ class SequenceNode:
     layer: str
 
 
-Node: TypeAlias = TokenwiseNode | AttentionNode | SequenceNode
+@dataclass(frozen=True, slots=True)
+class ScanNode:
+    """A recurrence over tokens by an operator of :mod:`twoheads.graphs.program.engines.scan_operators`.
+
+    Attributes:
+        name: Of its result.
+        operator: Its name there.
+        inputs: Token values on one axis, in the order of the operator's input ports.
+        weights: Names of weights, in the order of its weight ports; those that it lacks are left out at the end.
+        type: Of its result.
+        layer: Path of the module it belongs to.
+    """
+
+    name: str
+    operator: str
+    inputs: tuple[str, ...]
+    weights: tuple[str, ...]
+    type: TensorType
+    layer: str
+
+
+Cut: TypeAlias = AttentionNode | ScanNode | SequenceNode
+"""What one token's result is made of other tokens by; all else is token-wise."""
+
+Node: TypeAlias = TokenwiseNode | Cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +174,11 @@ class SourceGraph:
         """The attention nodes, in order."""
         return (node for node in self.nodes if isinstance(node, AttentionNode))
 
+    @property
+    def cuts(self) -> Iterator[Cut]:
+        """The nodes through which tokens meet, in order."""
+        return (node for node in self.nodes if not isinstance(node, TokenwiseNode))
+
     def types(self) -> dict[str, TensorType]:
         """The type of every input, weight and single-tensor result."""
         types = {entry.value.name: TensorType(entry.value.dtype, entry.value.shape) for entry in self.inputs}
@@ -159,6 +197,9 @@ class SourceGraph:
                 for at in reversed(range(len(node.inputs))):
                     arguments = arguments.replace(f"%{at}", f"%{node.inputs[at]}")
                 lines.append(f"  %{node.name}: {node.type or 'tuple'} = {arguments}")
+            elif isinstance(node, ScanNode):
+                operands = ", ".join(f"%{name}" for name in (*node.inputs, *node.weights))
+                lines.append(f"  %{node.name}: {node.type} = {node.operator}({operands})")
             elif isinstance(node, SequenceNode):
                 operands = ", ".join(f"%{name}" for name in node.inputs)
                 words = "".join(f" {key}={value}" for key, value in node.attributes)

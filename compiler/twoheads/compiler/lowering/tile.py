@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from twoheads.compiler.ir.source_graph import AttentionNode, SequenceNode, TensorType
+from twoheads.compiler.ir.source_graph import AttentionNode, Cut, ScanNode, SequenceNode, TensorType
 from twoheads.compiler.ir.source_program import Captured, TokenwiseRegion
+from twoheads.compiler.lowering.scans import scan_engine
 from twoheads.compiler.passes.partition import Partition, Region
 from twoheads.graphs.program.program import (
     TOKENS,
@@ -21,6 +22,8 @@ from twoheads.graphs.program.program import (
     Port,
     Program,
     RelativeBias,
+    ScanEngine,
+    ScanStage,
     SequenceStage,
     Stage,
     TokenwiseEngine,
@@ -79,11 +82,12 @@ class _Builder:
         self.regions: dict[str, TokenwiseRegion] = {}
         self._tokenwise: dict[str, TokenwiseEngine] = {}
         self._attention: dict[AttentionEngine, AttentionEngine] = {}
+        self._scans: dict[ScanEngine, ScanEngine] = {}
         self._layers: dict[str, int] = {}
 
     @property
-    def engines(self) -> tuple[TokenwiseEngine | AttentionEngine, ...]:
-        return (*self._tokenwise.values(), *self._attention.values())
+    def engines(self) -> tuple[TokenwiseEngine | AttentionEngine | ScanEngine, ...]:
+        return (*self._tokenwise.values(), *self._attention.values(), *self._scans.values())
 
     def stages(self, parts: Partition) -> Iterator[Stage]:
         self._name_operands(parts)
@@ -94,6 +98,8 @@ class _Builder:
                 regions += 1
             elif isinstance(step, AttentionNode):
                 yield self._attend(step)
+            elif isinstance(step, ScanNode):
+                yield self._scan(step)
             else:
                 yield self._move(step)
 
@@ -105,13 +111,13 @@ class _Builder:
                 self.names[step.name] = f"{layer}.out"
                 for role, name in zip(("query", "key", "value"), step.inputs, strict=True):
                     self.names.setdefault(name, f"{layer}.{role}")
-            elif isinstance(step, SequenceNode):
+            elif not isinstance(step, Region):
                 self.names.setdefault(step.name, f"{self._layer_name(step)}.{step.operator}")
         self.names.setdefault(self.graph.hidden, "hidden")
         if self.graph.logits:
             self.names.setdefault(self.graph.logits, "logits")
 
-    def _layer_name(self, node: AttentionNode | SequenceNode) -> str:
+    def _layer_name(self, node: Cut) -> str:
         """The layer's path; a module called again (ALBERT's shared layer) gets a number."""
         path = node.layer or ("attention" if isinstance(node, AttentionNode) else "sequence")
         count = self._layers[path] = self._layers.get(path, 0) + 1
@@ -186,6 +192,17 @@ class _Builder:
             sinks=node.sinks,
             bias=RelativeBias(node.bias_table, node.bias_slope) if biased else None,
             average=node.average,
+        )
+
+    def _scan(self, node: ScanNode) -> ScanStage:
+        engine = scan_engine(node, self.types, self.block_size)
+        named = self._scans.setdefault(engine, replace(engine, name=f"scan_{len(self._scans)}"))
+        return ScanStage(
+            name=self.names[node.name],
+            engine=named.name,
+            inputs=tuple(self.names[name] for name in node.inputs),
+            output=Value(self.names[node.name], node.type.dtype, node.type.shape),
+            weights=node.weights,
         )
 
     def _move(self, node: SequenceNode) -> SequenceStage:

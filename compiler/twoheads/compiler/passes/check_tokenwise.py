@@ -47,7 +47,7 @@ def check_tokenwise(graph: SourceGraph, program: SourceProgram, regions: Sequenc
     types = graph.types()
     outputs = [graph.hidden, *([graph.logits] if graph.logits else [])]
     # A recognised attention reads views that the model itself does not compute.
-    outputs += [name for node in graph.attentions for name in node.inputs]
+    outputs += [name for node in graph.cuts for name in node.inputs]
     lengths = input_lengths(program.inputs, LENGTH, step=STEP)
     run, other = (program.evaluate(outputs, example_inputs(program.inputs, lengths, seed)) for seed in (1, 2))
     _check_constants(graph, program, {node.name for region in regions for node in region.nodes})

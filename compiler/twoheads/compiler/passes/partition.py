@@ -1,4 +1,4 @@
-"""Cuts a source graph where rows move, at attentions and sequence operators, into token-wise regions; finds equal ones.
+"""Cuts a source graph where tokens meet, at attentions, scans and sequence operators, into token-wise regions.
 
 The *level* of a node is the number of cuts upstream of it. What lies on one level and one token axis is one region;
 row values (without an axis) of a level are another, which runs once. What per-token logits need of the last hidden
@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from twoheads.compiler.ir.source_graph import AttentionNode, Node, SequenceNode, SourceGraph, TensorType, TokenwiseNode
+from twoheads.compiler.ir.source_graph import AttentionNode, Cut, Node, SourceGraph, TensorType, TokenwiseNode
 from twoheads.graphs.errors import CompileError, InternalError
 from twoheads.graphs.program.axes import parse_axis
 from twoheads.graphs.program.program import Dim
@@ -63,7 +63,7 @@ class Region:
 class Partition:
     """The model as steps: ``body`` in execution order, then the ``head`` region or ``None``."""
 
-    body: tuple[Region | AttentionNode | SequenceNode, ...]
+    body: tuple[Region | Cut, ...]
     head: Region | None
 
 
@@ -79,11 +79,11 @@ def partition(graph: SourceGraph) -> Partition:
     homes = _homes(graph, types, head)
     members, outputs = _assign(graph, homes, types)
     regions = {home: _region(graph, members[home], outputs, homes, home, types) for home in members}
-    cuts: dict[int, list[AttentionNode | SequenceNode]] = {}
+    cuts: dict[int, list[Cut]] = {}
     for node in graph.nodes:
         if not isinstance(node, TokenwiseNode) and node.name in outputs:
             cuts.setdefault(homes[node.name].level, []).append(node)
-    body: list[Region | AttentionNode | SequenceNode] = []
+    body: list[Region | Cut] = []
     last = regions.pop(_HEAD, None)
     if last is not None and (others := [name for name in last.inputs if name != graph.hidden]):
         raise CompileError(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertForSequenceClassification, BertModel, MambaConfig, MambaForCausalLM
+from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from twoheads.compiler import compile_model
 from twoheads.compiler.frontend.torch.load_source import load_source
@@ -111,12 +111,6 @@ def test_a_head_that_pools(tmp_path: Path) -> None:
     program = compile_model(tmp_path / "classifier", block_size=16).program
     assert not program.head
     assert next(value for value in program.values() if value.name == program.logits).shape == (1, 2)
-
-
-def test_a_model_without_attention() -> None:
-    module = MambaForCausalLM(MambaConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1)).eval()
-    with pytest.raises(CompileError, match="MambaMixer"):
-        compile_model(module, block_size=16)
 
 
 @pytest.fixture

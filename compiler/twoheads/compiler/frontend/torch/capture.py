@@ -17,11 +17,14 @@ from twoheads.compiler.frontend.torch.export_source import ROOT, export_source
 from twoheads.compiler.frontend.torch.fx.attach_attention import attach_attention_fx
 from twoheads.compiler.frontend.torch.fx.attention_node import attention_from_fx, is_attention
 from twoheads.compiler.frontend.torch.fx.axes import AxisNames
+from twoheads.compiler.frontend.torch.fx.causal_convs import scan_causal_convs
 from twoheads.compiler.frontend.torch.fx.lengths_from_sizes import lengths_from_sizes, uses_length
 from twoheads.compiler.frontend.torch.fx.normalize import generated_source, normalize_fx
 from twoheads.compiler.frontend.torch.fx.positions_from_constants import positions_from_constants
 from twoheads.compiler.frontend.torch.fx.program import FxProgram, is_scalar
+from twoheads.compiler.frontend.torch.fx.scan_node import is_scan, scan_from_fx
 from twoheads.compiler.frontend.torch.fx.sequence_node import is_sequence, sequence_from_fx
+from twoheads.compiler.frontend.torch.fx.unfold_rows import unfold_rows
 from twoheads.compiler.frontend.torch.fx.view import FxView, layer_of
 from twoheads.compiler.frontend.torch.lift_constant_tokens import constant_token_counts, lift_constant_tokens
 from twoheads.compiler.frontend.torch.load_source import LoadedSource
@@ -30,7 +33,7 @@ from twoheads.compiler.frontend.torch.rewrites.filled_buffers import concatenate
 from twoheads.compiler.frontend.torch.rewrites.masked_writes import select_masked_writes
 from twoheads.compiler.frontend.torch.rows.normalize_sequence import normalize_sequence
 from twoheads.compiler.ir.op_view import RecognisedAttention
-from twoheads.compiler.ir.source_graph import AttentionNode, Node, SourceGraph, TensorType, TokenwiseNode
+from twoheads.compiler.ir.source_graph import AttentionNode, Node, SequenceNode, SourceGraph, TensorType, TokenwiseNode
 from twoheads.compiler.ir.source_program import Captured
 from twoheads.compiler.recognition.recognise import recognise_attention
 from twoheads.graphs.errors import CompileError
@@ -50,6 +53,9 @@ _INDEX_VIEWS = (
     torch.ops.aten.where.ScalarSelf,
     torch.ops.aten.where.self,  # a wrapper's ordinary token in the place of its image's
 )
+
+_HALF = (torch.bfloat16, torch.float16)
+_CASTS = (torch.ops.aten.to.dtype, torch.ops.aten._to_copy.default)
 
 _AXES = "mklpqrst"
 """Names of the token axes beside ``n``, that of the last hidden states."""
@@ -80,7 +86,7 @@ def capture(source: LoadedSource) -> Captured:
             nodes={node.name: node for node in graph.nodes if node.op != "output"},
             placeholders={node.name: names[node.name] for node in graph.nodes if node.op == "placeholder"},
             inputs=tuple(_inputs(graph, source, arguments, axes)),
-            weights={weights[node.name]: _tensor(exported, node.name) for node in graph.nodes if node.name in weights},
+            weights={weights[node.name]: _tensor(exported, node) for node in graph.nodes if node.name in weights},
             axes=axes,
         )
 
@@ -125,7 +131,19 @@ def _normalize(graph: fx.Graph, axes: AxisNames) -> None:
     select_masked_writes(graph)
     pair_complex_numbers(graph)
     normalize_fx(graph, axes)
+    _widen_weights(graph)
+    scan_causal_convs(graph, axes)
+    unfold_rows(graph, axes)
     lengths_from_sizes(graph, axes)
+
+
+def _widen_weights(graph: fx.Graph) -> None:
+    """A half-precision buffer that is cast before anything else (RecurrentGemma's factor) is read as float32."""
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        half = node.op == "placeholder" and isinstance(value, Tensor) and value.dtype in _HALF
+        if half and all(user.target in _CASTS for user in node.users):
+            node.meta["val"] = value.float()
 
 
 def _renamed(attention: AttentionNode, names: Mapping[str, str]) -> AttentionNode:
@@ -185,11 +203,11 @@ def _weight_names(exported: ExportedProgram) -> dict[str, str]:
     return {cast("Any", spec.arg).name: cast("str", spec.target).removeprefix(f"{ROOT}.") for spec in specs}
 
 
-def _tensor(exported: ExportedProgram, placeholder: str) -> Tensor:
-    spec = next(s for s in exported.graph_signature.input_specs if cast("Any", s.arg).name == placeholder)
+def _tensor(exported: ExportedProgram, placeholder: fx.Node) -> Tensor:
+    spec = next(s for s in exported.graph_signature.input_specs if cast("Any", s.arg).name == placeholder.name)
     target = cast("str", spec.target)
     tensor = exported.state_dict[target] if target in exported.state_dict else exported.constants[target]
-    return cast("Tensor", tensor).detach()
+    return cast("Tensor", tensor).detach().to(placeholder.meta["val"].dtype)
 
 
 def _inputs(graph: fx.Graph, source: LoadedSource, arguments: Mapping[str, str], axes: AxisNames) -> Iterator[Input]:
@@ -247,6 +265,9 @@ def _source_nodes(
             nodes[name] = recognised[name]
         elif is_attention(node):
             nodes[name], made = attention_from_fx(program, node, layer_of(node))
+            extra_weights.update(made)
+        elif is_scan(node):
+            nodes[name], made = scan_from_fx(program, node, layer_of(node))
             extra_weights.update(made)
         elif is_sequence(node):
             nodes[name] = sequence_from_fx(program, node, layer_of(node))
@@ -314,7 +335,7 @@ def _require_weights(source: LoadedSource, used: Set[str]) -> None:
 
 
 def _require_all_attention(source: LoadedSource, graph: SourceGraph) -> None:
-    captured = [node.layer for node in graph.attentions]
+    captured = [node.layer for node in graph.cuts if not isinstance(node, SequenceNode)]
     if len(captured) >= max(1, source.layers):
         return
     suspects = [

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from twoheads.compiler.frontend.torch.hugging_face.expert_layers import EXPERT_LAYERS
+from twoheads.compiler.frontend.torch.hugging_face.recurrent_layers import RECURRENT_LAYERS
 from twoheads.compiler.frontend.torch.operators.attention_op import attention
 from twoheads.graphs.errors import CompileError
 
@@ -73,8 +74,7 @@ _RECURRENCE = (
 )
 _RELATIVE = "compile a model with rotary or absolute positions, or a bias by distance (T5, ALiBi)"
 _REFUSED: Mapping[str, tuple[str, str]] = {
-    r"Mamba\w*(Mixer|Layer)|(Bamba|FalconH1)Mixer|GatedDeltaNet|DeltaAttention|LightningAttention": _RECURRENCE,
-    r"RwkvSelfAttention|RecurrentBlock|xLSTM": _RECURRENCE,
+    r"RwkvSelfAttention|xLSTM": _RECURRENCE,
     r"Indexer$": (
         "chooses by their content which keys every token attends to (a sparse indexer), and tiles are chosen by "
         "positions alone",
@@ -214,6 +214,7 @@ def _gaussian_topk(part: Any, inputs: Tensor) -> Tensor:
 
 _REPLACEMENTS: Mapping[str, Mapping[str, _Method]] = {
     **EXPERT_LAYERS,
+    **RECURRENT_LAYERS,
     "Gemma3nTextMLP": {"_gaussian_topk": _gaussian_topk},
     "LongformerModel": {"forward": _longformer_model},
     "LongformerSelfAttention": {"forward": _longformer_attention},

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.integrations.moe import ExpertsInterface
 
 from twoheads.compiler.frontend.torch.hugging_face.library_attention import in_place_of_eager, require_understood
+from twoheads.compiler.frontend.torch.hugging_face.library_scans import own_scans
 from twoheads.compiler.frontend.torch.operators.attention_op import additive_mask_op, attention_op
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.masks.expressions import Causal, Chunk, Full, Mask, Window, conjunction, disjunction
@@ -30,10 +31,10 @@ MaskFunction = Callable[..., Any]
 
 @contextmanager
 def hooked(model: Any) -> Generator[None]:
-    """Within it, attentions, masks and experts of a transformers model are ours."""
+    """Within it, attentions, masks, recurrences and experts of a transformers model are ours."""
     ExpertsInterface.register(EXPERTS, _dense_experts)
     before = model.config._experts_implementation
-    with in_place_of_eager(model, _attention, _symbolic_mask):
+    with in_place_of_eager(model, _attention, _symbolic_mask), own_scans(model):
         model.set_experts_implementation(EXPERTS)
         try:
             yield
