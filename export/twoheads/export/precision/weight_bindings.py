@@ -28,8 +28,9 @@ def weight_readers(program: Program) -> Readers:
 
 
 def attention_weights(program: Program) -> set[str]:
-    """The weights that attentions read: learned sinks and biases."""
-    return {name for stage in program.attentions for name in stage.weights}
+    """The weights that attentions and scans read: learned sinks and biases, and what states are computed with."""
+    found = [*(stage.weights for stage in program.attentions), *(stage.weights for stage in program.scans)]
+    return {name for names in found for name in names}
 
 
 def token_ports(program: Program, engine: TokenwiseEngine) -> set[str]:

@@ -2,7 +2,8 @@
 
 A stage's output is written once, by independent blocks, so a checkpoint is the list of finished stages, the files that
 hold what later stages read, and, of a stage that is not finished, how many of its items are done in the order in which
-they are taken. A run that goes on computes the same bits, because no block's result depends on another block's.
+they are taken. A run that goes on computes the same bits, because no block's result depends on another block's; of a
+scan, whose blocks are a chain, the checkpoint holds the state between them.
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ class Checkpoints:
         *,
         tokens: Tokens[T],
         companion: Companion | None = None,
+        alone: bool = False,
     ) -> None:
         """Works off the stage's items that are not done yet, with a checkpoint every few minutes.
 
@@ -94,12 +96,13 @@ class Checkpoints:
             start: See :meth:`~twoheads.runtime.execution.crew.Crew.run`.
             tokens: Which tokens ``(start, stop)`` of the stage's outputs an item writes; the last may be padding.
             companion: What the stage gathers beside its outputs.
+            alone: Whether one worker takes them all, in order.
         """
         queue = list(items)
         done = self._verified(stage, queue, tokens, companion)
         while done < len(queue):
             until = time.monotonic() + CHECKPOINT_SECONDS
-            left = self._run.crew.run(queue[done:], start, pause=partial(_is_past, until))
+            left = self._run.crew.run(queue[done:], start, pause=partial(_is_past, until), alone=alone)
             if left > 0 and len(queue) - left > done:
                 self._save_part(stage, [tokens(item) for item in queue[done : len(queue) - left]], companion)
             done = len(queue) - left

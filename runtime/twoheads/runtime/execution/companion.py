@@ -45,6 +45,7 @@ class Checkpointing(Protocol):
         *,
         tokens: Tokens[T],
         companion: Companion | None = None,
+        alone: bool = False,
     ) -> None:
         """Works off the stage's items that are not done yet."""
         ...

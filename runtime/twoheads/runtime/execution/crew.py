@@ -67,6 +67,8 @@ class Crew:
         items: Iterable[T],
         start: Callable[[], Callable[[T], None]],
         pause: Callable[[], bool] | None = None,
+        *,
+        alone: bool = False,
     ) -> int:
         """Works off ``items``, taken in order; returns how many are left: none, unless it was to pause.
 
@@ -74,12 +76,13 @@ class Crew:
             items: The pieces.
             start: Called once in every worker: prepares its buffers and returns what it does with an item.
             pause: Asked after each item; a worker that hears yes takes no more. So every worker does one at least.
+            alone: One worker takes them all, so that each is done before the next one begins.
 
         Raises:
             BaseException: What a worker raised first, or what interrupted the caller, after all workers have stopped.
         """
         queue = deque(items)
-        workers = min(self.threads, len(queue))
+        workers = 1 if alone else min(self.threads, len(queue))
         first_error: list[BaseException] = []
 
         def work() -> None:

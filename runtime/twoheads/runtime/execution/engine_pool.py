@@ -13,6 +13,7 @@ from twoheads.graphs.program.program import (
     Engine,
     Port,
     Program,
+    ScanEngine,
     TokenwiseEngine,
     TokenwiseStage,
 )
@@ -48,6 +49,7 @@ class EnginePool:
         backend: What runs them.
         program: Whose engines; if not given, the bundle's own and those of its windowed steps.
         kernel_threads: Threads of one call's kernels.
+        chain_threads: The same of a scan, whose calls are made one after the other.
 
     Attributes:
         memory: For token values, from run to run.
@@ -66,9 +68,11 @@ class EnginePool:
         *,
         program: Program | None = None,
         kernel_threads: int = 1,
+        chain_threads: int = 1,
     ) -> None:
         self.backend = backend
         self._kernel_threads = kernel_threads
+        self._chain_threads = max(kernel_threads, chain_threads)
         self.weights = weights
         self.memory = SpareMemory()
         self.program = program or bundle.program
@@ -119,7 +123,7 @@ class EnginePool:
             self._open = {key: handle for key, handle in self._open.items() if not key[2] or key in kept}
 
     def attention(self, name: str, variant: str) -> EngineHandle:
-        """Variant ``variant`` of the attention engine ``name``, open.
+        """Variant ``variant`` of the engine ``name`` of attention, or of a scan, open.
 
         Raises:
             BundleError: There is no such variant, or the backend can't open it.
@@ -175,7 +179,7 @@ class EnginePool:
             inputs,
             outputs,
             weights,
-            threads=self._kernel_threads,
+            threads=self._chain_threads if isinstance(self._declared.get(name), ScanEngine) else self._kernel_threads,
             own_weights=name in self._single,
         )
 

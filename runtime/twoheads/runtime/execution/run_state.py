@@ -169,15 +169,16 @@ class RunState:
         *,
         tokens: Tokens[T],
         companion: Companion | None = None,
+        alone: bool = False,
     ) -> None:
-        """Works off the independent items of ``stage``, with checkpoints where the run has such.
+        """Works off the items of ``stage``, with checkpoints where the run has such; independent ones, or ``alone``.
 
         See :meth:`~twoheads.runtime.execution.checkpoints.Checkpoints.work`.
         """
         if self.checkpoints is None:
-            self.crew.run(items, start)
+            self.crew.run(items, start, alone=alone)
         else:
-            self.checkpoints.work(stage, items, start, tokens=tokens, companion=companion)
+            self.checkpoints.work(stage, items, start, tokens=tokens, companion=companion, alone=alone)
 
     def block_tokens(self, block: int) -> tuple[int, int]:
         """The tokens ``(start, stop)`` of a block, those of padding among them."""

@@ -139,8 +139,8 @@ def run_stage(run: RunState, stage: Stage) -> None:
     stores = [run.stores.allocate(value, reopen=partly, blocks=run.only) for value in stage.outputs]
     runner = RUNNERS.of(stage)
     runner.run(run, stage)
-    # Each call of all layers needs the one before it; calls of other stages need none of their own.
-    run.rounds += run.counters[stage.name].calls if stage.kind == "model" else not stage.on_host
+    # Each call of a chain needs the one before it; calls of other stages need none of their own.
+    run.rounds += run.counters[stage.name].calls if stage.chained else not stage.on_host
     for store in stores:
         store.zero_padding()
         for block, used in enumerate(run.packing.used if run.packing is not None else ()):

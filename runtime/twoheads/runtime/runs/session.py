@@ -66,7 +66,7 @@ class LoadedBundle(RunContext):
         self._weights = weights
         # Accelerators are built for the engines of blocks.
         self._fused = replace(bundle.fused, block=None) if isinstance(backend, ArtifactBackend) else bundle.fused
-        self._engines = EnginePool(bundle, weights, backend)
+        self._engines = EnginePool(bundle, weights, backend, chain_threads=threads)
         device: Executor | None = None
         if isinstance(backend, DeviceBackend) or device_memory_limit is not None:
             from twoheads.runtime.device.executor import open_device  # other runs need none of it

@@ -16,6 +16,7 @@ from twoheads.graphs.program.program import (
     AttentionEngine,
     AttentionStage,
     OracleEngine,
+    ScanStage,
     SequenceStage,
     Stage,
     StockEngine,
@@ -27,6 +28,7 @@ from twoheads.runtime.memory.stores import ValueStore
 from twoheads.runtime.stages.attention.packed import prepare_packed, run_packed_attention
 from twoheads.runtime.stages.attention.tiled import run_attention
 from twoheads.runtime.stages.fused import run_fused
+from twoheads.runtime.stages.scan import open_scan, run_scan
 from twoheads.runtime.stages.sequence import run_sequence
 from twoheads.runtime.stages.stock.attention import run_stock_attention
 from twoheads.runtime.stages.stock.oracle import run_oracle_attention
@@ -85,6 +87,7 @@ RUNNERS = ByKind(
         TokenwiseStage: Runner(_open_tokenwise, run_tokenwise, _finish_tokenwise),
         FusedStage: Runner(_open_tokenwise, run_fused, _finish_tokenwise),
         AttentionStage: Runner(_open_attention, _run_attention, _nothing),
+        ScanStage: Runner(open_scan, run_scan, _nothing),
         SequenceStage: Runner(_nothing, run_sequence, _nothing),
     },
 )

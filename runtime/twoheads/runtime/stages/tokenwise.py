@@ -13,7 +13,7 @@ from twoheads.graphs.program.program import TokenwiseStage
 from twoheads.runtime.execution.run_state import RunState
 from twoheads.runtime.memory.stores import ValueStore
 
-__all__ = ["run_tokenwise"]
+__all__ = ["run_tokenwise", "scratch_block"]
 
 
 def run_tokenwise(run: RunState, stage: TokenwiseStage) -> None:
@@ -30,8 +30,8 @@ def run_tokenwise(run: RunState, stage: TokenwiseStage) -> None:
     def start() -> Callable[[int], None]:
         call = handle.new_call()
         count = counter.worker()
-        reads = [_scratch(store) for store in inputs]
-        writes = [_scratch(store) for store in outputs]
+        reads = [scratch_block(store) for store in inputs]
+        writes = [scratch_block(store) for store in outputs]
         # A scratch block stays bound; the others are rebound for every block.
         for port, scratch in enumerate(reads):
             if scratch is not None:
@@ -64,6 +64,6 @@ def run_tokenwise(run: RunState, stage: TokenwiseStage) -> None:
     run.work(stage, blocks, start, tokens=run.block_tokens)
 
 
-def _scratch(store: ValueStore) -> npt.NDArray[Any] | None:
+def scratch_block(store: ValueStore) -> npt.NDArray[Any] | None:
     """A contiguous block for stores whose own blocks are not (keys and values of tiles wider than a block)."""
     return None if store.direct else np.empty(store.value.block_shape(store.block_size), store.value.dtype)
