@@ -127,6 +127,6 @@ class ScanModel(Model):
                 for port, shape in form.tokens(sizes).items()
             ]
             bound = [weights[f"{at}.{port}"] for port in form.weights(sizes)]
-            y, _ = form.apply(sizes, tokens, bound, np.zeros(form.state(sizes)))
+            y, _ = form.apply(sizes, tokens, bound, np.zeros([int(dim) for dim in form.state(sizes)]))
             rows = rows + _joined(y, form.output(sizes)) @ weights[f"{at}.out"]
         return {"hidden": rows}
