@@ -11,6 +11,7 @@ import torch
 from onnxscript import opset20
 
 from twoheads.compiler.frontend.torch.fx.program import FxRegion
+from twoheads.export.emit.decomposed import decomposed_program, undecomposed
 from twoheads.export.emit.torchlib_registry import kept_registry
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.program.program import TokenwiseEngine
@@ -37,12 +38,12 @@ def tokenwise_model(region: FxRegion, engine: TokenwiseEngine) -> onnx.ModelProt
         CompileError: An operator has no ONNX form.
     """
     names = [port.name for port in (*engine.inputs, *engine.weights)]
-    module = region.module(region.block_size(engine))
+    program = decomposed_program(region, engine, OPSET)
     try:
-        with warnings.catch_warnings(), _quiet_exporter(), kept_registry(OPSET):
+        with warnings.catch_warnings(), _quiet_exporter(), kept_registry(OPSET), undecomposed(program is not None):
             warnings.simplefilter("ignore")
             exported: Any = torch.onnx.export(
-                module,
+                region.module(region.block_size(engine)) if program is None else program,
                 tuple(region.port_arguments(engine)),
                 dynamo=True,
                 opset_version=OPSET,

@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
-__all__ = ["kept_registry"]
+import torch
+from torch._ops import OpOverload
+
+__all__ = ["kept_registry", "translated"]
 
 
 @contextmanager
@@ -49,3 +52,29 @@ def _registry(opset: int) -> Any:
     except (ImportError, AttributeError, TypeError):
         return None
     return registry if isinstance(vars(registry).get("functions"), dict) else None
+
+
+@lru_cache
+def translated(opset: int) -> frozenset[Any]:
+    """The operators that are translated as they are: no trace takes them apart, and none changes an argument.
+
+    Empty where this release of torch does not say so.
+    """
+    registry = _registry(opset)
+    if registry is None:
+        return frozenset()
+    try:
+        from torch._export.utils import _is_preservable_cia_op
+        from torch.onnx._internal.exporter._decomp import get_onnx_implemented_overloads
+        from torch.onnx._internal.exporter._fx_passes import decompose_with_registry  # noqa: F401 - is it there?
+    except ImportError:
+        return frozenset()
+    composed, known = torch._C.DispatchKey.CompositeImplicitAutograd, set[Any]()
+    for target in get_onnx_implemented_overloads(registry):
+        operator: Any = target
+        if not isinstance(target, OpOverload) or not torch._C._dispatch_has_kernel(operator.name()):
+            continue
+        kept = _is_preservable_cia_op(operator) or not operator.has_kernel_for_dispatch_key(composed)
+        if kept and not operator._schema.is_mutable:
+            known.add(operator)
+    return frozenset(known)
