@@ -8,11 +8,12 @@ from dataclasses import astuple
 import numpy as np
 import pytest
 
-from tests.runtime.tiny_bundle import make_program, write_tiny
+from tests.graphs.sample_programs import hybrid
+from tests.runtime.tiny_bundle import write_tiny
 from tests.runtime.tiny_model import Tiny
 from twoheads.runtime import load
 from twoheads.runtime.backends.registry import open_backend
-from twoheads.runtime.measurement.timed_backend import CallTime, TimedBackend, break_down, run_timed
+from twoheads.runtime.measurement.timed_backend import Breakdown, CallTime, TimedBackend, break_down, run_timed
 
 TOKENS = np.arange(1, 71) % 40
 
@@ -51,10 +52,10 @@ def test_the_parts_are_the_whole_time_of_all_workers(folder):
 
 
 def test_calls_are_sorted_by_what_their_engine_is():
-    times = [CallTime(name, 1, seconds, 0.25) for name, seconds in (("first", 1), ("mid", 2), ("lm", 4))]
-    times.append(CallTime("attention", 1, 8.0, 1.0))
-    found = break_down(make_program(Tiny()), times, seconds=30.0, own=0.25)
-    assert astuple(found) == (3.0, 8.0, 4.0, 2.0, 13.0)
+    times = [CallTime(name, 1, seconds, 0.25) for name, seconds in (("first", 1), ("middle", 2), ("head", 4))]
+    times += [CallTime("attention", 1, 8.0, 0.75), CallTime("conv", 1, 0.5, 0.25)]
+    found = break_down(hybrid(), times, seconds=30.0, own=0.25)
+    assert found == Breakdown(tokenwise=3.0, attention=8.0, scan=0.5, head=4.0, host=2.0, idle=12.5)
 
 
 def test_what_a_worker_does_between_its_calls_is_the_hosts_time(folder):

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import gcd
 from typing import TypeAlias
 
 from twoheads.compiler.ir.source_graph import ScanNode, TensorType
-from twoheads.graphs.program.engines.scan import ScanEngine
+from twoheads.graphs.program.engines.scan import ScanEngine, scan_chunk
 
 __all__ = ["scan_engine"]
-
-CHUNK = 64
-"""Tokens that a call computes by products of matrices at a time, at most."""
 
 _Shapes: TypeAlias = Sequence[Sequence[int]]
 
@@ -21,7 +17,7 @@ def scan_engine(node: ScanNode, types: Mapping[str, TensorType], block_size: int
     """The engine of a scan, without a name."""
     tokens, weights = ([_numbers(types[name]) for name in names] for names in (node.inputs, node.weights))
     sizes = tuple(sorted(_SIZES[node.operator](tokens, weights).items()))
-    return ScanEngine("", node.operator, sizes, block_size, gcd(block_size, CHUNK))
+    return ScanEngine("", node.operator, sizes, block_size, scan_chunk(node.operator, block_size))
 
 
 def _numbers(type_: TensorType) -> list[int]:

@@ -12,6 +12,7 @@ import onnx
 from onnx import numpy_helper
 
 from twoheads.graphs.errors import InputError, InternalError
+from twoheads.graphs.program.engines.scan_operators import SIGNS
 from twoheads.graphs.program.program import AttentionEngine, Port, Program, StockEngine, TokenwiseEngine, TokenwiseStage
 from twoheads.graphs.serialization.bundle_format import ENGINES, FULL_PRECISION
 from twoheads.graphs.variants.choose import fused_steps
@@ -159,7 +160,7 @@ def engine_model(bundle: Bundle, job: EngineJob) -> onnx.ModelProto:
 
 
 def random_inputs(job: EngineJob) -> dict[str, npt.NDArray[Any]]:
-    """Values like those of a run: normal numbers, tokens, a mask of 0 and ``-inf``, sums that are positive."""
+    """Values like those of a run: normal numbers, tokens, a mask of 0 and ``-inf``, sums and decays of their sign."""
     random = np.random.default_rng(0)
     return {port.name: _random_values(port, job.limits.get(port.name), random) for port in job.inputs}
 
@@ -172,4 +173,6 @@ def _random_values(port: Port, limit: int | None, random: np.random.Generator) -
         seen = np.tri(rows, columns, dtype=bool)
         return np.broadcast_to(np.where(seen, 0, -np.inf), port.shape).astype(port.dtype)
     values = random.standard_normal(port.shape)
+    if port.name in SIGNS:
+        values = SIGNS[port.name] * np.abs(values)
     return (np.abs(values) + 1 if port.name == "prev_weight" else values).astype(port.dtype)

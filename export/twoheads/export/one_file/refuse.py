@@ -8,6 +8,7 @@ from twoheads.graphs.program.program import (
     AttentionEngine,
     AttentionStage,
     Program,
+    ScanStage,
     SequenceStage,
     Stage,
     TokenwiseEngine,
@@ -49,6 +50,9 @@ def needed_body(program: Program, outputs: tuple[str, ...]) -> tuple[Stage, ...]
 def _check_stage(where: str, program: Program, stage: Stage) -> None:
     if isinstance(stage, SequenceStage):
         return
+    if isinstance(stage, ScanStage):
+        problem = f"hands a state from block to block in {stage.name}, which one file does not do yet"
+        raise InputError(where, problem, "run the bundle")
     engine = program.engine(stage.engine)
     if not isinstance(stage, AttentionStage):
         if not isinstance(engine, TokenwiseEngine):

@@ -62,6 +62,9 @@ def model_steps(program: Program) -> Program | None:
 
 def model_obstacle(program: Program) -> CompileError | None:
     """Why ``program`` has no such form: names the layer, what it does, and what to choose instead."""
+    for scan in program.scans:
+        problem = f"is a scan; the lowering {MODEL!r} knows causal windows only"
+        return CompileError(scan.name, problem, "choose --lowering tile")
     for stage in program.attentions:
         found = _obstacle(program, stage)
         if found is not None:

@@ -53,7 +53,7 @@ def one_block(program: Program) -> OneBlock | None:
     Returns:
         ``None`` where no engine can hold all attentions; see :func:`~twoheads.graphs.variants.stage_run.whole_body`.
     """
-    body = whole_body(program)
+    body = None if program.scans else whole_body(program)
     return None if body is None else OneBlock(_fused(body))
 
 

@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from twoheads.graphs.prediction.device_profile import ALONE, EngineTimes, Sampling
 from twoheads.graphs.program.engines.port import Port
-from twoheads.graphs.program.program import AttentionEngine, Program, TokenwiseEngine, TokenwiseStage
+from twoheads.graphs.program.engines.scan_operators import SIGNS
+from twoheads.graphs.program.program import AttentionEngine, Program, ScanEngine, TokenwiseEngine, TokenwiseStage
 from twoheads.graphs.variants.choose import fused_steps
 from twoheads.runtime.backends.protocol import Backend, Call, EngineHandle
 from twoheads.runtime.bundle.reader import Bundle
@@ -81,6 +82,8 @@ class EngineMeter:
                 yield self._tokenwise(engine, stages, self._pool, self._callers, program)
             elif isinstance(engine, AttentionEngine):
                 yield from self.attention(engine)
+            elif isinstance(engine, ScanEngine):
+                yield self._scan(engine)
         for steps, fused in fused_steps(program, self._bundle.manifest.lowering):
             if not fused.whole:  # whose kernels use all threads: see alone()
                 self._progress(fused.name)
@@ -157,6 +160,25 @@ class EngineMeter:
             return [rebound(tile) for tile in tiles]
 
         return EngineTimes(engine.name, variant, opened, self._measure(ring, self._callers))
+
+    def _scan(self, engine: ScanEngine) -> EngineTimes:
+        """Of one caller at a time, as there is one: every number of callers has its time."""
+        self._progress(engine.name)
+        began = time.perf_counter()
+        handle = self._pool.attention(engine.name, "block")
+        opened = time.perf_counter() - began
+        inputs, outputs = engine.ports()
+
+        def ring() -> Ring:
+            return [self._bound(handle, [self._of_scan(port) for port in inputs], outputs).run]
+
+        seconds = self._measure(ring, (1,))["1"]
+        return EngineTimes(engine.name, "block", opened, dict.fromkeys(map(str, self._callers), seconds))
+
+    def _of_scan(self, port: Port) -> Any:
+        values = self._random.standard_normal(port.shape).astype(port.dtype)
+        sign = SIGNS.get(port.name)
+        return self._backend.tensor(values if sign is None else sign * np.abs(values))
 
     def _bound(self, handle: EngineHandle, inputs: Iterable[Any], outputs: Iterable[Port]) -> Call:
         call = handle.new_call()

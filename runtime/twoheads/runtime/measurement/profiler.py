@@ -94,7 +94,7 @@ def profile_bundle(
 
 def _check_lowering(program: Program) -> None:
     for engine in program.engines:
-        if engine.kind not in ("tokenwise", "attention"):
+        if engine.kind not in ("tokenwise", "attention", "scan"):
             problem = f"computes attention with {type(engine).__name__} {engine.name}, whose time is not predicted"
             raise InputError(program.name, problem, "compile it with --lowering tile")
 

@@ -49,6 +49,7 @@ class Breakdown:
     Attributes:
         tokenwise: Inside calls of token-wise engines of the body, and of engines that hold attention beside such.
         attention: Inside calls of attention engines; the merge of tiles is a part of these.
+        scan: Inside calls of scans, which one worker makes: the others are idle, or compute in its kernels, meanwhile.
         head: Inside calls of the head's engines.
         host: Processor time outside of calls: scheduling, binding, copies, and what the host does with whole values.
         idle: The rest: workers without work, or waiting for the processor or for the interpreter's lock.
@@ -56,6 +57,7 @@ class Breakdown:
 
     tokenwise: float
     attention: float
+    scan: float
     head: float
     host: float
     idle: float
@@ -189,10 +191,11 @@ def break_down(program: Program, times: Sequence[CallTime], seconds: float, own:
     """
     body = {stage.engine for stage in program.body}
     head = {stage.engine for stage in program.head} - body
-    attention = {engine.name for engine in program.engines if engine.kind != "tokenwise"}
-    inside = dict.fromkeys(("tokenwise", "attention", "head"), 0.0)
+    kinds = {engine.name: engine.kind for engine in program.engines}
+    names = {"tokenwise": "tokenwise", "scan": "scan"}
+    inside = dict.fromkeys(("tokenwise", "attention", "scan", "head"), 0.0)
     for entry in times:
-        kind = "head" if entry.engine in head else "attention" if entry.engine in attention else "tokenwise"
-        inside[kind] += entry.seconds
+        kind = kinds.get(entry.engine, "tokenwise")
+        inside["head" if entry.engine in head else names.get(kind, "attention")] += entry.seconds
     host = own + sum(entry.host_seconds for entry in times)
     return Breakdown(**inside, host=host, idle=max(seconds - sum(inside.values()) - host, 0.0))

@@ -18,6 +18,7 @@ __all__ = ["command"]
 PARTS = {
     "tokenwise": "token-wise engines",
     "attention": "attention, merging",
+    "scan": "scans",
     "head": "head",
     "host": "scheduling, copies",
     "idle": "idle",

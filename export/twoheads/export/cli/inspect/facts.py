@@ -8,6 +8,7 @@ from twoheads.graphs.program.program import (
     AttentionStage,
     Engine,
     Program,
+    ScanEngine,
 )
 from twoheads.graphs.serialization.bundle_format import ENGINES, Manifest
 from twoheads.graphs.variants.choose import fused_steps
@@ -15,7 +16,7 @@ from twoheads.graphs.variants.model_steps import MODEL
 from twoheads.graphs.variants.one_block import ONE_BLOCK, one_block
 from twoheads.graphs.variants.packing import longest_packable, packed_variant
 
-__all__ = ["attention_stages", "engines_of", "mask_counts", "one_call_up_to", "packs_up_to"]
+__all__ = ["attention_stages", "engines_of", "mask_counts", "one_call_up_to", "packs_up_to", "scan_counts"]
 
 
 def attention_stages(program: Program) -> list[AttentionStage]:
@@ -32,6 +33,11 @@ def mask_counts(program: Program) -> Counter[str]:
         return str(stage.mask) + ("" if queries == keys else f" from {queries} to {keys}")
 
     return Counter(map(text, attention_stages(program)))
+
+
+def scan_counts(program: Program) -> Counter[str]:
+    """How many layers hand on a state, by operator."""
+    return Counter(program.engine_of(ScanEngine, stage.engine).operator for stage in program.scans)
 
 
 def packs_up_to(manifest: Manifest, program: Program) -> int:

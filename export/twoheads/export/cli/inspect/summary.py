@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from twoheads.export.cli.inspect.facts import engines_of, mask_counts, one_call_up_to, packs_up_to
+from twoheads.export.cli.inspect.facts import engines_of, mask_counts, one_call_up_to, packs_up_to, scan_counts
 from twoheads.export.cli.shared.console import (
     approximations_text,
     print_facts,
@@ -17,6 +17,7 @@ from twoheads.graphs.program.program import (
     OracleEngine,
     Port,
     Program,
+    ScanEngine,
 )
 from twoheads.graphs.serialization.bundle_format import SIGNATURE, TOKENIZER, Manifest, TargetEntry
 from twoheads.graphs.variants.model_steps import MODEL
@@ -59,6 +60,7 @@ def print_summary(path: Path, manifest: Manifest, program: Program) -> None:
             ("outputs", ", ".join(program.outputs) + f" (default: {program.default_output})"),
             ("tokenizer", "yes" if TOKENIZER in manifest.files else "no: runs take token numbers"),
             ("attention", "; ".join(f"{count} x {mask}" for mask, count in mask_counts(program).items()) or "none"),
+            ("scans", "; ".join(f"{count} x {name}" for name, count in scan_counts(program).items()) or "none"),
             ("stages", f"{len(program.body)} in the body{moving}, {len(program.head)} in the head"),
             ("engines", ", ".join(engine.name for engine in engines_of(manifest, program))),
             ("targets", ", ".join(map(_target_text, manifest.targets.items())) or "none built"),
@@ -102,6 +104,9 @@ def engine_signature(engine: Engine) -> tuple[str, str, str, str]:
         size = sum(port.nbytes for port in engine.weights)
         inputs, outputs = engine.ports("")
         return engine.name, ports(inputs), ports(outputs), f"{len(engine.weights)}, {size_text(size)}"
+    if isinstance(engine, ScanEngine):
+        inputs, outputs = engine.ports()
+        return engine.name, ports(inputs), ports(outputs), f"as inputs; {engine.operator}"
     if isinstance(engine, OracleEngine):
         inputs, outputs = engine.ports(engine.mask)
         return engine.name, ports(inputs[:1]), ports(outputs), f"{len(inputs) - 1} parameters as inputs; {engine.mask}"

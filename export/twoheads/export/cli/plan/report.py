@@ -6,9 +6,10 @@ import dataclasses
 from typing import Any
 
 from twoheads.export.cli.shared.console import count_text, print_facts, print_table, size_text
+from twoheads.graphs.costs.stage_costs import CHAINED
 from twoheads.graphs.schedule.schedule import Schedule, StagePlan
 from twoheads.graphs.schedule.spill import SpillPlan
-from twoheads.graphs.schedule.theorems import LOWER_BOUND, StageClaim, program_claim, stage_claims
+from twoheads.graphs.schedule.theorems import LOWER_BOUND, SCAN, StageClaim, program_claim, stage_claims
 
 __all__ = ["print_schedule", "schedule_facts", "schedule_to_json", "spill_to_json"]
 
@@ -87,7 +88,7 @@ def print_schedule(schedule: Schedule, *, every_stage: bool) -> None:
             ("theorem", f"{claim.theorem}; {LOWER_BOUND}"),
             ("paper's calls", _paper_text(schedule)),
             ("floor", f"{claim.floor_calls} calls: every visible (query, key) pair must meet in one"),
-            ("rounds", f"{claim.rounds} of calls that depend on each other, whatever the length"),
+            ("rounds", f"{claim.rounds} of calls that depend on each other, {_rounds_text(schedule)}"),
             ("work", f"{count_text(schedule.flops)}FLOP, {size_text(schedule.bytes_moved)} moved"),
             (
                 "peak memory",
@@ -111,12 +112,19 @@ def _length_text(schedule: Schedule) -> str:
     return f"{tokens} in {schedule.blocks} blocks of {schedule.program.block_size}"
 
 
+def _rounds_text(schedule: Schedule) -> str:
+    """What the number of rounds depends on."""
+    chained = sum(plan.kind in CHAINED for plan in schedule.stages)
+    return f"as {chained} stages take a block after the other" if chained else "whatever the length"
+
+
 def _paper_text(schedule: Schedule) -> str:
     """What the paper's own construction takes, and how it compares with ours; or which stage it does not cover."""
     calls = program_claim(schedule).paper_calls
     if calls is None:
-        missing = next(claim.stage for claim in stage_claims(schedule) if claim.paper is None)
-        return f"the paper has no construction for the mask of {missing}"
+        missing = next(claim for claim in stage_claims(schedule) if claim.paper is None)
+        what = "the state" if missing.theorem == SCAN else "the mask"
+        return f"the paper has no construction for {what} of {missing.stage}"
     return f"{calls}, {calls / schedule.formula_calls:.1f} times ours"
 
 

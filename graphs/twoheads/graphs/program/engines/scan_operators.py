@@ -35,7 +35,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["OPERATORS", "ROWS", "ScanOperator", "Shape", "Sizes", "scan_problem"]
+__all__ = ["OPERATORS", "ROWS", "SIGNS", "ScanOperator", "Shape", "Sizes", "scan_problem"]
 
 Array: TypeAlias = npt.NDArray[Any]
 Sizes: TypeAlias = Mapping[str, int]
@@ -43,6 +43,10 @@ Shape: TypeAlias = tuple[int | str, ...]
 
 ROWS = "n"
 """The dimension of a port that runs over the tokens of a block."""
+
+
+SIGNS = {"a": -1, "beta": 1, "decay": -1, "dt": 1}
+"""The ports whose numbers have one sign; with the other one, states would grow without bound."""
 
 
 @dataclass(frozen=True, slots=True)
