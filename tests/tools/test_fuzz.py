@@ -8,26 +8,33 @@ from random import Random
 
 import pytest
 
-from tools.fuzz.mutate import mutated_bytes, mutated_json
+from tools.fuzz.mutate.plain import mutated_bytes, mutated_json
 
-KINDS = "manifest,program,engines,weights,tokenizer,arrays,lines"
+KINDS = "manifest;program;engines;weights;tokenizer;arrays;lines"
 """Those that take milliseconds."""
 
 JUDGED = """
 import os, sys, time
 from tools.fuzz import judge
+from tools.fuzz.watch import Watch
 from twoheads.graphs.errors import InputError
 
 judge.SECONDS = 1
-judge.MOST_BYTES = 400_000_000
+same = judge.Answer(b"1", 1_000_000)
 
 def refuse(): raise InputError("here", "is wrong")
 def fail(): return 1 / 0
 def wait(): time.sleep(60)
-def fill(): return b"x" * 500_000_000
+def fill(): return judge.Answer(b"1" if b"x" * 300_000_000 else b"")
 def crash(): os.abort()
 
-print([judge.judge(call, b"1").outcome for call in (lambda: b"1", lambda: b"2", refuse, fail, wait, fill, crash)])
+def write(): open("/tmp/outside-of-all", "w")
+def start(): os.system("true")
+def differ(): raise judge.TwoAnswersError("short and long")
+def planned(): return judge.Answer(b"1" if b"x" * 300_000_000 else b"", 300_000_000)
+
+calls = (lambda: same, lambda: judge.Answer(b"2"), refuse, fail, wait, fill, crash, write, start, differ, planned)
+print([judge.judge(call, same, Watch((), ())).outcome for call in calls])
 """
 
 
@@ -41,7 +48,8 @@ def test_a_share_of_the_mutants() -> None:
 
 def test_faults_are_seen() -> None:
     done = subprocess.run([sys.executable, "-c", JUDGED], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str(["same", "different", "refused", "traceback", "hang", "memory", "crash"])
+    found = ["same", "different", "refused", "traceback", "hang", "memory", "crash"]
+    assert done.stdout.strip() == str([*found, "outside", "outside", "two answers", "same"])
 
 
 @pytest.mark.parametrize("mutate", [mutated_bytes, mutated_json])

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twoheads.graphs.serialization.json_codec import FormatError, from_json, to_json
-from twoheads.graphs.serialization.relative_path import RelativePath
+from twoheads.graphs.serialization.relative_path import AbsolutePath, RelativePath
 
 OUTSIDE = ["/etc/hostname", "..", "../x", "a/../../x", "a/..", ".", "./a", "a/.", "", "a//b", "/", "a/", "a\\b", "C:/x"]
 ODD = ["a\0b", "a\nb", "\x7f", "\ud800"]
@@ -54,3 +54,11 @@ def test_whatever_is_accepted_lies_below(text: str) -> None:
     joined = os.path.normpath(Path("/folder") / path)
     assert joined.startswith("/folder/")
     assert Path("/folder", path).as_posix() == f"/folder/{text}"
+
+
+def test_a_path_of_a_job_is_absolute_and_names_a_file(tmp_path: Path) -> None:
+    assert AbsolutePath(str(tmp_path)) == str(tmp_path)
+    assert AbsolutePath(os.fsdecode(b"/a/\xff")) == "/a/\udcff"
+    for text in ("", "x", "../x", "/a\0b", "/\ud800"):
+        with pytest.raises(ValueError, match="is no"):
+            AbsolutePath(text)

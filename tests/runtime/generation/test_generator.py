@@ -109,11 +109,25 @@ def test_a_processor_of_the_caller_decides():
         ({"top_p": 0.0}, "top_p 0.0"),
         ({"max_new_tokens": 2.5}, "max_new_tokens 2.5"),
         ({"num_return_sequences": 2}, "num_return_sequences 2"),
+        ({"seed": -1, "do_sample": True}, "seed: is -1"),
+        ({"seed": "x"}, "seed: is 'x'"),
+        ({"ignore_eos": "no"}, "ignore_eos: is 'no'"),
+        ({"regex": 5}, "regex: is 5"),
+        ({"chat": [1]}, r"chat: is \[1\]"),
+        ({"chat": {"template": 5}}, "chat: template: is 5"),
     ],
 )
 def test_impossible_settings_are_refused_by_name(options, problem):
     with pytest.raises(InputError, match=problem):
         bundle("llama").generate([5], **options)
+
+
+@pytest.mark.parametrize(
+    "prompt", [None, 1.5, 7, {"role": "user"}, [[1], [2, 3]], [1.5], [None], [10**30], np.array(3)]
+)
+def test_a_prompt_that_is_none_is_refused(prompt):
+    with pytest.raises(InputError, match="prompt"):
+        bundle("llama").generate(prompt)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -6,7 +6,7 @@ either of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -90,8 +90,10 @@ class SourceProgram(Protocol):
         """Runs what the named values need on ``inputs``; returns every value on the way (tuple results as lists)."""
         ...
 
-    def evaluate_node(self, name: str, values: Mapping[str, Any], lengths: Mapping[str, int]) -> Any:
-        """One token-wise node on given operands, with the sizes it has at ``lengths`` (of the input axes)."""
+    def evaluate_nodes(
+        self, names: Sequence[str], values: Mapping[str, Any], lengths: Mapping[str, int]
+    ) -> Mapping[str, Any]:
+        """Token-wise nodes that follow each other, on given operands, with the sizes at ``lengths`` (of input axes)."""
         ...
 
     def look_up(self, name: str) -> LookUp | None:

@@ -126,6 +126,8 @@ class _Trial:
             kept = self.kept.reshape([-1 if dim == at else 1 for dim in range(value.ndim)])
             return np.where(kept, value, generator.random(value.shape) < 0.5)
 
+        if not any(self._is_condition(node.name) for node in self.region.nodes):
+            return  # nothing to flip: it is what was compared before
         mixed = {name: self._mixed(name) for name in self.region.inputs}
         rows = np.flatnonzero(self.kept)
         # Conditions that contradict each other may make an index that no token has; then there is nothing to compare.
@@ -163,8 +165,13 @@ class _Trial:
         """
         by_name = {node.name: node for node in self.region.nodes}
         results: dict[str, Any] = dict(values)
+        waiting = [node.name for node in self.region.nodes]
         for node in self.region.nodes:
-            results[node.name] = self.program.evaluate_node(node.name, results, lengths)
+            if node.name not in results:  # what is changed is changed before others read it
+                conditions = (at for at, name in enumerate(waiting, 1) if change and self._is_condition(name))
+                stop = next(conditions, len(waiting))
+                results |= self.program.evaluate_nodes(waiting[:stop], results, lengths)
+                waiting = waiting[stop:]
             if node.type is None or node.type.axis is None:
                 continue
             at = node.type.shape.index(self.axis)
@@ -177,6 +184,10 @@ class _Trial:
                 )
             if change is not None:
                 results[node.name] = change(results[node.name], at)
+
+    def _is_condition(self, name: str) -> bool:
+        value = self.run[name]
+        return isinstance(value, np.ndarray) and value.dtype == np.bool_
 
     def _mixed(self, name: str) -> Array:
         """An input with every other token replaced; a row value, which all tokens share, as it is."""

@@ -2,7 +2,7 @@
 
 Handles what the project's data is made of: ``str`` and kinds of it that refuse some texts, ``int``, ``float``,
 ``bool``, ``None``, enums by value, masks as text, ``tuple[X, ...]``, ``tuple[X, Y]``, ``dict[str, X]``, optional values
-and unions of dataclasses (told apart by a ``kind`` entry).
+and unions of dataclasses (told apart by a ``kind`` entry). What is ``Any`` is left to its reader.
 """
 
 from __future__ import annotations
@@ -67,6 +67,8 @@ def from_json(cls: type[T], data: Any, where: str = "") -> T:
 
 def _read(annotation: Any, data: Any, where: str) -> Any:
     origin = get_origin(annotation)
+    if annotation is Any:
+        return data
     if origin in (Union, types.UnionType):
         return _read_union(get_args(annotation), data, where)
     if origin is tuple:

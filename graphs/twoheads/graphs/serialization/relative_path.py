@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["RelativePath"]
+import os
+
+__all__ = ["AbsolutePath", "RelativePath"]
 
 
 class RelativePath(str):
@@ -27,6 +29,28 @@ class RelativePath(str):
     def is_name(self) -> bool:
         """Whether it lies in the folder itself, not in a folder below."""
         return "/" not in self
+
+
+class AbsolutePath(str):
+    """The path of a file anywhere, of which a job remembers where it is: a text that names one on this system.
+
+    A name that is no UTF-8 is one, spelled as Python does: with halves of surrogate pairs for its bytes.
+
+    Raises:
+        ValueError: The text is none.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, text: str) -> AbsolutePath:
+        """Takes ``text`` if it is such a path."""
+        try:
+            os.fsencode(text)
+        except UnicodeEncodeError:
+            raise ValueError(f"{text!r:.200} is no path") from None
+        if "\0" in text or not os.path.isabs(text):
+            raise ValueError(f"{text!r:.200} is no absolute path")
+        return super().__new__(cls, text)
 
 
 def _is_plain(text: str) -> bool:

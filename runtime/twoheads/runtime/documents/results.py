@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InputError, TwoheadsError
-from twoheads.graphs.serialization.json_codec import from_json, to_json
-from twoheads.runtime.jobs.job import JOB, Job
+from twoheads.graphs.serialization.json_codec import to_json
+from twoheads.runtime.jobs.contents import read_as
+from twoheads.runtime.jobs.job import JOB, JOURNAL, Job
 from twoheads.runtime.memory.disk_space import disk_errors, sync_folder
 
 __all__ = ["JOB_FOLDER", "ResultFolder", "Totals", "part_name"]
@@ -52,6 +53,12 @@ class Totals:
     index_bytes: int = 0
     warnings: tuple[str, ...] = ()
     repeated_calls: int = 0
+
+
+_NUMBERS = [field.name for field in fields(Totals) if field.name != "warnings"]
+
+MOST = 1 << 53
+"""No number of anything that documents have is as large."""
 
 
 class ResultFolder:
@@ -99,18 +106,19 @@ class ResultFolder:
         self.job.identify(self._identity, again=True)
         journal = self.job.journal()
         if journal is not None:
-            self.totals = from_json(Totals, journal["totals"])
+            self.totals = _read_totals(journal, self.job.folder / JOURNAL)
             self.finished = self.job.finished
         if not self.finished:
             self._forget_what_the_journal_does_not_name()
             self._summarize()
 
     def _forget_what_the_journal_does_not_name(self) -> None:
-        missing = [at for at in range(self.totals.parts) if not (self.folder / part_name(at)).is_file()]
+        parts = range(self.totals.parts)
+        missing = next((at for at in parts if not (self.folder / part_name(at)).is_file()), None)
         index = self.folder / INDEX
         size = index.stat().st_size if index.exists() else 0
-        if missing or size < self.totals.index_bytes:
-            lost = part_name(missing[0]) if missing else INDEX
+        if missing is not None or size < self.totals.index_bytes:
+            lost = INDEX if missing is None else part_name(missing)
             raise TwoheadsError(str(self.folder / lost), "is missing or was cut", "delete the folder, and run again")
         with disk_errors(self.folder, PROBLEM, FIX):
             (self.folder / part_name(self.totals.parts)).unlink(missing_ok=True)
@@ -161,6 +169,26 @@ class ResultFolder:
             partial.replace(path)
 
 
+@dataclass(frozen=True, slots=True)
+class _Journal:
+    """What the job's last checkpoint says."""
+
+    totals: Totals
+
+
+def _read_totals(journal: Mapping[str, Any], path: Path) -> Totals:
+    """The totals of a journal.
+
+    Raises:
+        TwoheadsError: It is none that :meth:`ResultFolder.add` writes.
+    """
+    content = {name: held for name, held in journal.items() if name != "finished"}
+    totals = read_as(_Journal, content, path).totals
+    if any(not 0 <= getattr(totals, name) < MOST for name in _NUMBERS) or totals.failed > totals.documents:
+        raise TwoheadsError(str(path), f"is damaged: it counts {to_json(totals)}", "delete the folder, and run again")
+    return totals
+
+
 def part_name(part: int) -> str:
     """The file of a part, numbered from 0."""
     return f"part-{part:05}.npy"
@@ -172,6 +200,5 @@ def _flush(file: Any) -> None:
 
 
 def _sum(one: Totals, other: Totals) -> Totals:
-    names = [field.name for field in fields(Totals) if field.name != "warnings"]
-    numbers: dict[str, Any] = {name: getattr(one, name) + getattr(other, name) for name in names}
+    numbers: dict[str, Any] = {name: getattr(one, name) + getattr(other, name) for name in _NUMBERS}
     return replace(one, **numbers, warnings=tuple(dict.fromkeys((*one.warnings, *other.warnings))))

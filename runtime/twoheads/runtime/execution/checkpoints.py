@@ -12,19 +12,20 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from twoheads.graphs.errors import TwoheadsError
 from twoheads.graphs.program.program import Stage
-from twoheads.graphs.serialization.json_codec import from_json, to_json
+from twoheads.graphs.schedule.schedule import needed_stages
+from twoheads.graphs.serialization.json_codec import FormatError, to_json
 from twoheads.runtime.execution.companion import Companion, Tokens
 from twoheads.runtime.execution.run_state import RunState
-from twoheads.runtime.jobs.job import Job
+from twoheads.runtime.jobs.contents import FIX, RunJournal, StagePart, read_as
+from twoheads.runtime.jobs.job import JOURNAL, Job
 from twoheads.runtime.memory.disk_space import sync_folder
 from twoheads.runtime.memory.stores import ValueStore
-from twoheads.runtime.reports.sampling import StageEstimate
 
 __all__ = ["CHECKPOINT_SECONDS", "Checkpoints"]
 
@@ -48,7 +49,7 @@ class Checkpoints:
         run.checkpoints = self
         self._finished: list[str] = []
         self._sums: dict[str, str] = {}
-        self._part: dict[str, Any] | None = None
+        self._part: StagePart | None = None
 
     def restore(self) -> frozenset[str]:
         """Opens what the last checkpoint holds, and returns the stages that need not run again.
@@ -56,27 +57,49 @@ class Checkpoints:
         Raises:
             TwoheadsError: A file is missing, damaged, or not one of this run.
         """
-        journal = self._job.journal()
-        if journal is None:
+        content = self._job.journal()
+        if content is None:
             return frozenset()
+        journal = read_as(RunJournal, content, self._job.folder / JOURNAL)
+        self._check(journal)
         run = self._run
-        self._finished = list(journal["finished_stages"])
-        self._part = journal["part"]
-        run.rounds = journal["rounds"]
-        run.estimates.extend(from_json(StageEstimate, data) for data in journal["estimates"])
-        for name, (calls, repeats, seconds) in journal["counters"].items():
+        self._finished, self._part = list(journal.finished_stages), journal.part
+        run.rounds = journal.rounds
+        run.estimates.extend(journal.estimates)
+        for name, (calls, repeats, seconds) in journal.counters.items():
             run.counters[name].restore(calls, repeats, seconds)
         run.restored_calls = run.calls
-        for name, digest in journal["values"].items():
+        for name, digest in journal.values.items():
             store = run.stores.allocate(run.program.value(name), reopen=True)
             if _digest(store) != digest:
                 raise _damaged(store)
             self._sums[name] = digest
         return frozenset(self._finished)
 
+    def _check(self, journal: RunJournal) -> None:
+        """The journal is one that a run of this schedule writes: stages in order, and the values they leave."""
+        schedule = self._run.schedule
+        body, _ = needed_stages(schedule.program, schedule.output)
+        finished = body[: len(journal.finished_stages)]
+        left = {value.name for stage in finished for value in stage.outputs}
+        left -= {name for stage in finished for name in schedule.release_after.get(stage.name, ())}
+        if journal.finished_stages != tuple(stage.name for stage in finished):
+            raise self._foreign(
+                f"has finished the stages {list(journal.finished_stages)}, which is not how they follow"
+            )
+        if journal.values.keys() != left:
+            raise self._foreign(f"holds the values {sorted(journal.values)}, those stages leave {sorted(left)}")
+        if unknown := sorted(journal.counters.keys() - self._run.counters.keys()):
+            raise self._foreign(f"counts calls of {unknown[0]!r}, which is no stage of it")
+        if any(calls < 0 or repeats < 0 or not seconds >= 0 for calls, repeats, seconds in journal.counters.values()):
+            raise self._foreign("counts less than no calls")
+
+    def _foreign(self, problem: str) -> TwoheadsError:
+        return TwoheadsError(str(self._job.folder / JOURNAL), problem, FIX)
+
     def is_partly_done(self, stage: Stage) -> bool:
         """Whether the stage's outputs hold items of an earlier process."""
-        return self._part is not None and self._part["stage"] == stage.name
+        return self._part is not None and self._part.stage == stage.name
 
     def work(
         self,
@@ -109,14 +132,22 @@ class Checkpoints:
 
     def _verified(self, stage: Stage, queue: Sequence[T], tokens: Tokens[T], companion: Companion | None) -> int:
         """Items that an earlier process did; their tokens must hold what it wrote."""
-        if self._part is not None and self._part["stage"] != stage.name:
+        part = self._part
+        if part is None or part.stage != stage.name:
             self._part = None
-        if self._part is not None and companion is not None and not companion.restore(self._part["companion"]):
-            self._part = None
-        if self._part is None:
             return 0
+        stored = {value.name for value in stage.outputs if value.name in self._run.stores}
+        whole = all(count > 0 and digests.keys() == stored for count, digests in part.pieces)
+        if not whole or part.done > len(queue):
+            raise self._foreign(f"holds a part of {stage.name} that is none")
+        try:
+            if companion is not None and not companion.restore(part.companion, part.done):
+                self._part = None
+                return 0
+        except FormatError as error:
+            raise self._foreign(f"is damaged: {error}") from None
         done = 0
-        for count, digests in self._part["pieces"]:
+        for count, digests in part.pieces:
             ranges = [tokens(item) for item in queue[done : done + count]]
             for name, digest in digests.items():
                 if _digest_tokens(self._run.stores[name], ranges) != digest:
@@ -127,10 +158,9 @@ class Checkpoints:
     def _save_part(self, stage: Stage, ranges: Sequence[tuple[int, int]], companion: Companion | None) -> None:
         stores = [self._run.stores[value.name] for value in stage.outputs if value.name in self._run.stores]
         digests = {store.value.name: _digest_tokens(store, ranges) for store in stores}
-        if self._part is None:
-            self._part = {"stage": stage.name, "pieces": []}
-        self._part["pieces"].append([len(ranges), digests])
-        self._part["companion"] = None if companion is None else companion.save()
+        before = () if self._part is None else self._part.pieces
+        saved = None if companion is None else companion.save()
+        self._part = StagePart(stage.name, (*before, (len(ranges), digests)), saved)
         self._flush(stores)
         self._write()
 
@@ -152,16 +182,15 @@ class Checkpoints:
 
     def _write(self) -> None:
         run = self._run
-        self._job.write_journal(
-            {
-                "finished_stages": self._finished,
-                "part": self._part,
-                "values": self._sums,
-                "rounds": run.rounds,
-                "estimates": [to_json(estimate) for estimate in run.estimates],
-                "counters": {name: (c.calls, c.repeats, c.seconds) for name, c in run.counters.items() if c.calls},
-            }
+        journal = RunJournal(
+            finished_stages=tuple(self._finished),
+            part=self._part,
+            values=self._sums,
+            rounds=run.rounds,
+            estimates=tuple(run.estimates),
+            counters={name: (c.calls, c.repeats, c.seconds) for name, c in run.counters.items() if c.calls},
         )
+        self._job.write_journal(to_json(journal))
 
 
 def _is_past(moment: float) -> bool:

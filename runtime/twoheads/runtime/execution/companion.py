@@ -21,8 +21,15 @@ class Companion(Protocol):
         """What it has gathered, as JSON; a file that this speaks of is on the disk."""
         ...
 
-    def restore(self, saved: Any) -> bool:
-        """Takes back what it had gathered; ``False`` where that is gone, and the stage must begin anew."""
+    def restore(self, saved: Any, done: int) -> bool:
+        """Takes back what it had gathered of the stage's first ``done`` items.
+
+        Returns:
+            ``False`` where that is gone, and the stage must begin anew.
+
+        Raises:
+            FormatError: It is nothing that :meth:`save` gave behind so many items.
+        """
         ...
 
 

@@ -19,6 +19,7 @@ from twoheads.graphs.variants.steps import Steps
 from twoheads.runtime.bundle.reader import Bundle
 from twoheads.runtime.bundle.tokenizer import Tokenizer
 from twoheads.runtime.bundle.weights import Weights
+from twoheads.runtime.generation.asked import check_asked, check_prompt
 from twoheads.runtime.generation.choosing.constraint import read_constraint
 from twoheads.runtime.generation.choosing.processors import LogitsProcessor
 from twoheads.runtime.generation.choosing.settings import Settings
@@ -184,6 +185,7 @@ class Generator:
         Raises:
             InputError: It is nothing of these, or the bundle has no tokenizer.
         """
+        check_prompt(prompt)
         if isinstance(prompt, str):
             return self._text_tokens(prompt, special=first), False
         if len(prompt) and isinstance(prompt[0], Mapping):
@@ -192,7 +194,10 @@ class Generator:
                 raise InputError("messages", "hold what is no message", 'give {"role": ..., "content": ...} only')
             text = render_chat(self.facts.chat_templates, self.facts.special_tokens, messages, **chat)
             return self._text_tokens(text, special=False), True
-        array = np.asarray(prompt)
+        try:
+            array = np.asarray(prompt)
+        except (ValueError, OverflowError):  # rows of different lengths
+            raise InputError("prompt", "is no sequence of tokens", "give a text, tokens [N] or messages") from None
         if array.ndim == 2 and len(array) == 1:
             array = array[0]
         if array.ndim != 1 or array.dtype.kind not in "iu":
@@ -228,6 +233,16 @@ class Generator:
     ) -> Call:
         """What a call continues and how, after all checks; see :meth:`generate`."""
         began, calls = time.perf_counter(), self._engines.calls
+        check_asked(
+            seed=seed,
+            ignore_eos=ignore_eos,
+            return_logits=return_logits,
+            speculate=speculate,
+            json_schema=json_schema,
+            regex=regex,
+            grammar=grammar,
+            chat=chat,
+        )
         wanted = self._settings(settings, stop, ignore_eos=ignore_eos)
         self.text_stream(wanted.stop_strings)
         constraint = read_constraint(

@@ -16,15 +16,17 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from twoheads.graphs.errors import InputError, InternalError, TwoheadsError
+from twoheads.graphs.serialization.read_json import parse_json, read_json
+from twoheads.runtime.jobs.contents import FIX, JobContent, read_as
 from twoheads.runtime.memory.disk_space import RESUME, disk_errors, sync_folder
 
 __all__ = [
-    "FIX",
     "FORMAT",
     "JOB",
+    "JOURNAL",
     "LOCK",
     "PROGRESS",
     "RESULT",
@@ -46,7 +48,9 @@ PROGRESS_SECONDS = 1.0
 """How often progress is written down."""
 
 UNWRITTEN = "can't be written"
-FIX = "start the run again in another folder"
+
+LARGEST = 1 << 28
+"""Bytes of one of a job's own files; what sampled attention has seen is most of it."""
 
 
 class Job:
@@ -96,7 +100,7 @@ class Job:
                 (self.folder / name).with_suffix(".partial").unlink(missing_ok=True)
         held = self._read(JOB) if (self.folder / JOB).exists() else None
         if self.resumed and held is not None:
-            self.request = held.get("request", {})
+            self.request = read_as(JobContent, held, self.folder / JOB).request
         elif held is not None and not self.finished:
             problem = "holds an unfinished job"
             raise InputError(str(self.folder), problem, "continue with `twoheads resume DIR`, or delete the folder")
@@ -128,7 +132,7 @@ class Job:
     @property
     def finished(self) -> bool:
         """Whether :meth:`finish` was called."""
-        return bool((self.journal() or {}).get("finished"))
+        return (self.journal() or {}).get("finished") is True
 
     def require_unfinished(self) -> None:
         """Raises where there is nothing to go on with.
@@ -151,7 +155,7 @@ class Job:
             return
         if not again:
             self.require_unfinished()
-        held: dict[str, Any] = self._read(JOB).get("identity", {})
+        held = read_as(JobContent, self._read(JOB), self.folder / JOB).identity
         for name, value in identity.items():
             if held.get(name) != value:
                 problem = f"is a job of another {name}: {held.get(name)}, and this run has {value}"
@@ -168,6 +172,7 @@ class Job:
         found = self._read(JOURNAL)
         if found.get("job") != self._job_digest():
             raise TwoheadsError(str(self.folder / JOURNAL), "is the journal of another job", FIX)
+        del found["job"]
         return found
 
     def write_journal(self, content: Mapping[str, Any]) -> None:
@@ -236,20 +241,20 @@ def read_checked(path: Path) -> dict[str, Any]:
     Raises:
         TwoheadsError: It is damaged, missing or of another format.
     """
-    try:
-        outer = json.loads(path.read_bytes())
-        version, text, digest = outer["format"], outer["content"], outer["sha256"]
-        whole = hashlib.sha256(text.encode()).hexdigest() == digest
-        content: dict[str, Any] = json.loads(text)
-    except OSError as error:
-        raise TwoheadsError(str(path), f"can't be read: {error.strerror or error}", FIX) from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise TwoheadsError(str(path), "is damaged", FIX) from None
+    outer = read_json(path, fix=FIX, error=TwoheadsError, largest=LARGEST)
+    match outer:
+        case {"format": int(version), "sha256": str(digest), "content": str(text)} if len(outer) == 3:
+            data = text.encode(errors="replace")  # half of a surrogate pair is none of ours
+        case _:
+            raise TwoheadsError(str(path), "is damaged", FIX)
     if version != FORMAT:
         raise TwoheadsError(str(path), f"is of format {version}, this twoheads reads {FORMAT}", FIX)
-    if not whole:
+    if hashlib.sha256(data).hexdigest() != digest:
         raise TwoheadsError(str(path), "is damaged: its checksum is wrong", FIX)
-    return content
+    content = parse_json(data, str(path), fix=FIX, error=TwoheadsError)
+    if not isinstance(content, dict):
+        raise TwoheadsError(str(path), "is damaged: it holds no object", FIX)
+    return cast("dict[str, Any]", content)
 
 
 def lock(descriptor: int) -> bool:

@@ -8,10 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from twoheads.graphs.errors import TwoheadsError
-from twoheads.runtime.jobs.job import FIX, JOB, LOCK, PROGRESS, VALUES, Job, lock, read_checked
+from twoheads.runtime.jobs.contents import FIX, JobContent, RunJournal, read_as
+from twoheads.runtime.jobs.job import JOB, JOURNAL, LOCK, PROGRESS, VALUES, Job, lock, read_checked
 from twoheads.runtime.memory.mapped_file import value_file
 
 __all__ = ["JobStatus", "read_status"]
+
+TOLD = {"calls", "total", "began", "seconds", "updated"}
+"""What every process tells of its progress."""
+
+MOST = 1e15
+"""No number of calls, and no time, is larger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,23 +54,23 @@ def read_status(folder: Path) -> JobStatus:
     """
     job = Job(folder, resume=True)
     running = _is_running(folder)
-    content: dict[str, Any] = {}
+    content = JobContent({}, {})
     try:
-        content = read_checked(folder / JOB)
+        content = read_as(JobContent, read_checked(folder / JOB), folder / JOB)
         journal = job.journal() or {}
-        if not running:  # it replaces what the journal names
-            _check_values(folder, journal)
+        run = read_as(RunJournal, journal, folder / JOURNAL) if "counters" in journal else None
+        if run is not None and not running:  # it replaces what the journal names
+            _check_values(folder, run)
     except TwoheadsError as problem:
-        return JobStatus("damaged", content.get("identity", {}), content.get("request", {}), problem=problem)
-    part = journal.get("part")
+        return JobStatus("damaged", content.identity, content.request, problem=problem)
     return JobStatus(
-        state="finished" if journal.get("finished") else "running" if running else "stopped",
-        identity=content.get("identity", {}),
-        request=content.get("request", {}),
+        state="finished" if job.finished else "running" if running else "stopped",
+        identity=content.identity,
+        request=content.request,
         progress=_progress(folder),
-        stages=tuple(journal.get("finished_stages", ())),
-        part=None if part is None else part["stage"],
-        calls=sum(calls for calls, _, _ in journal["counters"].values()) if "counters" in journal else None,
+        stages=() if run is None else run.finished_stages,
+        part=None if run is None or run.part is None else run.part.stage,
+        calls=None if run is None else run.calls,
     )
 
 
@@ -78,8 +85,8 @@ def _is_running(folder: Path) -> bool:
         os.close(descriptor)
 
 
-def _check_values(folder: Path, journal: dict[str, Any]) -> None:
-    for name in journal.get("values", {}):
+def _check_values(folder: Path, journal: RunJournal) -> None:
+    for name in journal.values:
         path = folder / VALUES / value_file(name)
         if not path.is_file():
             raise TwoheadsError(str(path), "is missing, and the checkpoint needs it", FIX)
@@ -88,6 +95,8 @@ def _check_values(folder: Path, journal: dict[str, Any]) -> None:
 def _progress(folder: Path) -> dict[str, Any]:
     """Of no consequence, and not flushed to the disk: after a power cut it may be no longer whole."""
     try:
-        return read_checked(folder / PROGRESS)
+        found = read_checked(folder / PROGRESS)
     except TwoheadsError:
         return {}
+    whole = found.keys() >= TOLD and all(type(told) in (int, float) and abs(told) < MOST for told in found.values())
+    return found if whole else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import TwoheadsError
+from twoheads.graphs.serialization.json_codec import to_json
 from twoheads.runtime.memory.kept_file import DELETE
 from twoheads.runtime.memory.mapped_file import MappedFile
+from twoheads.runtime.memory.sink import KeptRows
 
 __all__ = ["KeptArray"]
 
@@ -44,21 +45,23 @@ class KeptArray:
         self._rows = start_row + len(rows)
         self.array[start_row : self._rows] = rows
 
-    def save(self) -> dict[str, Any]:
+    def save(self) -> Any:
         """Puts the rows so far on the disk, and says what they are."""
         self._file.flush()
-        return {"rows": self._rows, "sha256": self._digest()}
+        return to_json(KeptRows(self._rows, self._digest()))
 
-    def restore(self, saved: Mapping[str, Any]) -> bool:
+    def restore(self, saved: Any, rows: int) -> bool:
         """Goes on behind the rows that were saved; ``False`` if the file that held them is gone.
 
         Raises:
+            FormatError: It is not this array that was saved, behind ``rows`` rows.
             TwoheadsError: The file does not hold them.
         """
         if not self._found:
             return False
-        self._rows = saved["rows"]
-        if self._digest() != saved["sha256"]:
+        kept = KeptRows.read(saved, rows)
+        self._rows = kept.rows
+        if self._digest() != kept.sha256:
             raise TwoheadsError(str(self._path), "does not hold what the checkpoint says", DELETE)
         return True
 

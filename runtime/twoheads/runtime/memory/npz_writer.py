@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
@@ -19,9 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InternalError, TwoheadsError
+from twoheads.graphs.serialization.json_codec import FormatError, to_json
 from twoheads.runtime.memory.disk_space import RESUME, disk_errors, sync_folder
 from twoheads.runtime.memory.kept_file import DELETE, KeptFile
 from twoheads.runtime.memory.new_file import output_place, partial_file, sweep
+from twoheads.runtime.memory.sink import KeptRows
 
 __all__ = ["NpzArray", "NpzWriter"]
 
@@ -70,25 +72,29 @@ class NpzArray:
         if self.complete:
             self.finish()
 
-    def save(self) -> dict[str, Any]:
+    def save(self) -> Any:
         """Puts the rows so far on the disk, and says what they are."""
         with self._writer.disk_errors():
             self._writer.sync()
-        return {"rows": self._row, "sha256": self._sha256.hexdigest()}
+        return to_json(KeptRows(self._row, self._sha256.hexdigest()))
 
-    def restore(self, saved: Mapping[str, Any]) -> bool:
+    def restore(self, saved: Any, rows: int) -> bool:
         """Goes on behind the rows that were saved; ``False`` if the file that held them is gone.
 
         Raises:
+            FormatError: It is not this array that was saved, behind ``rows`` rows.
             TwoheadsError: The file does not hold them.
         """
-        nbytes = saved["rows"] * int(np.prod(self.shape[1:])) * self.dtype.itemsize
+        kept = KeptRows.read(saved, rows)
+        if kept.rows > self.shape[0]:
+            raise FormatError(f"rows: {kept.rows} are kept, and there are {self.shape[0]}")
+        nbytes = kept.rows * int(np.prod(self.shape[1:])) * self.dtype.itemsize
         with self._writer.disk_errors():
             for data in self._writer.replay(nbytes):
                 self._stream.write(data)
                 self._sha256.update(data)
-                self._row = saved["rows"]
-        if self._row and self._sha256.hexdigest() != saved["sha256"]:
+                self._row = kept.rows
+        if self._row and self._sha256.hexdigest() != kept.sha256:
             raise TwoheadsError(str(self._writer.temporary), "does not hold what the checkpoint says", DELETE)
         return self._row > 0
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy.typing as npt
 
-__all__ = ["KeptSink", "Sink"]
+from twoheads.graphs.serialization.json_codec import FormatError, from_json
+
+__all__ = ["KeptRows", "KeptSink", "Sink"]
 
 
 class Sink(Protocol):
@@ -25,6 +28,30 @@ class KeptSink(Sink, Protocol):
         """What a checkpoint says of the rows so far, as JSON; they are on the disk."""
         ...
 
-    def restore(self, saved: Any) -> bool:
-        """Goes on behind those rows; ``False`` where they are gone."""
+    def restore(self, saved: Any, rows: int) -> bool:
+        """Goes on behind those rows, of which there must be ``rows``; ``False`` where they are gone.
+
+        Raises:
+            FormatError: ``saved`` is nothing that :meth:`save` gives, or of another number of rows.
+        """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class KeptRows:
+    """What a file of the project's own says of the rows that it has on the disk: how many, and their sha256."""
+
+    rows: int
+    sha256: str
+
+    @classmethod
+    def read(cls, saved: Any, rows: int) -> KeptRows:
+        """What :meth:`KeptSink.save` gave behind ``rows`` rows.
+
+        Raises:
+            FormatError: It is something else.
+        """
+        found = from_json(cls, saved, "rows")
+        if found.rows != rows:
+            raise FormatError(f"rows: {found.rows} are kept, and {rows} are done")
+        return found

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InternalError
+from twoheads.graphs.serialization.json_codec import FormatError, from_json
 from twoheads.runtime.backends.protocol import Call
 from twoheads.runtime.execution.run_state import RunState, WorkerCount
 from twoheads.runtime.jobs.job import RESULT
@@ -47,6 +49,14 @@ def run_head(run: RunState, positions: npt.NDArray[np.int64] | None, sink: Sink 
     for counter in head.counters:
         counter.seconds += elapsed * counter.busy_seconds / busy if busy else 0.0
     return head.result
+
+
+@dataclass(frozen=True, slots=True)
+class _KeptBlocks:
+    """What a checkpoint says: blocks whose rows the sink has, and what the sink says."""
+
+    blocks: int
+    rows: Any
 
 
 class _Head:
@@ -84,14 +94,26 @@ class _Head:
         """What a checkpoint says of the rows so far."""
         return {"blocks": self._turn, "rows": self.sink.save()} if isinstance(self.sink, KeptSink) else None
 
-    def restore(self, saved: dict[str, Any] | None) -> bool:
-        """Goes on behind the rows of an earlier process, if they are still there."""
-        if saved is None or not isinstance(self.sink, KeptSink) or not self.sink.restore(saved["rows"]):
-            for counter in self.counters:
-                counter.reset()
-            return False
-        self._turn = saved["blocks"]
+    def restore(self, saved: Any, done: int) -> bool:
+        """Goes on behind the rows of an earlier process, if they are still there.
+
+        Raises:
+            FormatError: It is of another number of blocks than the stage's own.
+        """
+        if saved is None or not isinstance(self.sink, KeptSink):
+            return self._begin_again()
+        kept = from_json(_KeptBlocks, saved, "companion")
+        if kept.blocks != done:
+            raise FormatError(f"companion: {kept.blocks} blocks are kept, and {done} are done")
+        if not self.sink.restore(kept.rows, min(done * self.run.program.block_size, self.rows)):
+            return self._begin_again()
+        self._turn = done
         return True
+
+    def _begin_again(self) -> bool:
+        for counter in self.counters:
+            counter.reset()
+        return False
 
     def deliver(self, block: int, start: int, rows: npt.NDArray[Any]) -> None:
         """Writes the rows of ``block`` when all earlier ones are written."""

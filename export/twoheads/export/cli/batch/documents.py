@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,13 @@ from twoheads.export.cli.shared.console import (
 )
 from twoheads.export.cli.shared.progress import CallProgress
 from twoheads.graphs.errors import InputError, TwoheadsError
-from twoheads.graphs.serialization.json_codec import to_json
+from twoheads.graphs.serialization.json_codec import FormatError, from_json, to_json
+from twoheads.graphs.serialization.relative_path import AbsolutePath
 
 if TYPE_CHECKING:
     from twoheads.runtime import LoadedBundle
     from twoheads.runtime.documents.results import Totals
+    from twoheads.runtime.jobs.status import JobStatus
 
 __all__ = ["SOME_FAILED", "is_document_folder", "job_folder", "resume_documents", "run_documents"]
 
@@ -58,25 +61,51 @@ def resume_documents(folder: Path, *, threads: int | None, check: str, as_json: 
     status = read_status(job_folder(folder))
     if status.problem is not None:
         raise status.problem
-    identity, request = status.identity, status.request
-    try:
-        backend, precision = identity["backend"].split()
-        key_tile = identity["key tile"]
-        limit, options = identity["memory limit"], {name: identity[name] for name in ("output", "pack", "truncate")}
-        options["follow_links"] = identity.get("follow links", False)
-        bundle, source = request["folder"], Path(request["source"])
-    except (KeyError, ValueError) as error:
-        raise TwoheadsError(str(folder), f"does not say what it is of: {error}", "run in a new folder") from None
+    asked = _asked(folder, status)
+    backend, _, precision = asked.backend.partition(" ")
     loaded = load(
-        bundle,
+        asked.folder,
         backend=backend,
         precision=precision,
         threads=threads,
         check=check,
-        memory_limit=limit,
-        key_tile=key_tile,
+        memory_limit=asked.memory_limit,
+        key_tile=asked.key_tile,
     )
-    run_documents(loaded, source, folder, as_json=as_json, **options)
+    run_documents(
+        loaded,
+        Path(asked.source),
+        folder,
+        as_json=as_json,
+        output=asked.output,
+        pack=asked.pack,
+        truncate=asked.truncate,
+        follow_links=asked.follow_links,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a folder of results remembers: what it is of, and where bundle and documents are."""
+
+    backend: str
+    key_tile: int
+    memory_limit: int | None
+    output: str
+    pack: str
+    truncate: bool
+    follow_links: bool
+    folder: AbsolutePath
+    source: AbsolutePath
+
+
+def _asked(folder: Path, status: JobStatus) -> _Asked:
+    held = {"follow_links": False} | {name.replace(" ", "_"): told for name, told in status.identity.items()}
+    held |= {name: told for name, told in status.request.items() if name in ("folder", "source")}
+    try:
+        return from_json(_Asked, {field.name: held[field.name] for field in fields(_Asked)}, "job.json")
+    except (KeyError, FormatError) as error:
+        raise TwoheadsError(str(folder), f"does not say what it is of: {error}", "run in a new folder") from None
 
 
 def run_documents(loaded: LoadedBundle, source: Path, out: Path, *, as_json: bool, **options: Any) -> None:

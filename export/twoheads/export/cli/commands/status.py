@@ -69,7 +69,8 @@ def _lines(folder: Path, status: "JobStatus", facts: dict[str, Any]) -> list[tup
     ago = "" if updated is None or state != "stopped" else f", {seconds_text(max(1.0, time.time() - updated))} ago"
     lines = [("state", state + ago)]
     lines += [(name, str(request[name])) for name in ("bundle",) if name in request]
-    lines += [("input", str(request["input"]["path"]))] if isinstance(request.get("input"), dict) else []
+    source = request.get("input")
+    lines += [("input", str(source.get("path")))] if isinstance(source, dict) else []
     lines += [("written to", str(request.get("out", "what the program that runs it decides")))]
     if status.problem is not None:
         return [*lines, ("problem", str(status.problem))]

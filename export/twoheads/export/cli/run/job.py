@@ -21,7 +21,7 @@ from twoheads.graphs.errors import TwoheadsError
 from twoheads.graphs.program.lengths import resolve_lengths, value_rows
 from twoheads.graphs.schedule.schedule import Schedule
 from twoheads.graphs.serialization.json_codec import FormatError, from_json, to_json
-from twoheads.graphs.serialization.relative_path import RelativePath
+from twoheads.graphs.serialization.relative_path import AbsolutePath, RelativePath
 
 if TYPE_CHECKING:
     from twoheads.runtime import Job, LoadedBundle, Report
@@ -46,10 +46,10 @@ class JobRequest:
         key_tile: In tokens.
     """
 
-    bundle: str
+    bundle: AbsolutePath
     input: SequenceRequest
     positions: tuple[int, ...] | None
-    out: str
+    out: AbsolutePath
     partial: RelativePath
     output: str
     backend: str
@@ -73,10 +73,10 @@ def start_job(
 
     with Job(folder) as job:
         request = JobRequest(
-            bundle=os.path.abspath(loaded.path),
+            bundle=AbsolutePath(os.path.abspath(loaded.path)),
             input=source.to_request(),
             positions=None if positions is None else tuple(positions.tolist()),
-            out=os.path.abspath(out),
+            out=AbsolutePath(os.path.abspath(out)),
             partial=RelativePath(f".{uuid4().hex}.partial"),
             output=schedule.output,
             backend=loaded.backend,
@@ -114,7 +114,7 @@ def resume_job(
             memory_limit=memory_limit or request.memory_limit,
             key_tile=request.key_tile,
         )
-        positions = None if request.positions is None else np.array(request.positions, np.int64)
+        positions = None if request.positions is None else _positions(folder, request.positions)
         tokens, out = source.read(loaded), Path(request.out)
         lengths = resolve_lengths(loaded.program, int(tokens.size))
         count = None if positions is None else int(positions.size)
@@ -133,6 +133,13 @@ def _read_request(folder: Path, request: Mapping[str, Any]) -> JobRequest:
     if not read.partial.is_name:
         raise TwoheadsError(str(folder), f"keeps its rows in {read.partial!r}, not beside the output", FIX)
     return read
+
+
+def _positions(folder: Path, positions: tuple[int, ...]) -> npt.NDArray[np.int64]:
+    try:
+        return np.array(positions, np.int64)
+    except OverflowError:
+        raise TwoheadsError(str(folder), "asks for positions that no input has", FIX) from None
 
 
 def _run(

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from twoheads.export.cli.shared import arguments
 from twoheads.graphs.errors import InputError
+from twoheads.graphs.serialization.relative_path import AbsolutePath
 
 if TYPE_CHECKING:
     from twoheads.runtime import LoadedBundle
@@ -25,7 +26,7 @@ FIX = "put it back as it was, or start the run again in another folder"
 class SequenceRequest:
     """What a job remembers of its input: the absolute path, whether it is a text, and its sha256."""
 
-    path: str
+    path: AbsolutePath
     is_text: bool
     sha256: str
 
@@ -55,7 +56,7 @@ class SequenceFile:
 
     def to_request(self) -> SequenceRequest:
         """What a job remembers."""
-        return SequenceRequest(os.path.abspath(self.path), self.is_text, _sha256(self.path))
+        return SequenceRequest(AbsolutePath(os.path.abspath(self.path)), self.is_text, _sha256(self.path))
 
     @classmethod
     def of_request(cls, request: SequenceRequest) -> SequenceFile:

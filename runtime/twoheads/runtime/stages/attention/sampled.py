@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.masks.sampling import Average, draw_keys, sampled_row
 from twoheads.graphs.program.program import AttentionEngine, AttentionStage
-from twoheads.graphs.serialization.json_codec import from_json, to_json
+from twoheads.graphs.serialization.json_codec import FormatError, from_json, to_json
 from twoheads.runtime.execution.run_state import RunState, WorkerCount
 from twoheads.runtime.memory.stores import ValueStore
 from twoheads.runtime.reports.sampling import BlockStatistics, summarize_stage
@@ -20,6 +21,13 @@ from twoheads.runtime.stages.attention.merge import merge_state
 __all__ = ["Sampler", "SamplerWorker"]
 
 Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _KeptStatistics:
+    """What a checkpoint says: what was seen, by the number of the block."""
+
+    blocks: dict[str, BlockStatistics]
 
 
 class Sampler:
@@ -53,9 +61,16 @@ class Sampler:
         """What was seen in the blocks so far, for a checkpoint."""
         return {str(block): to_json(statistics) for block, statistics in self._blocks.items()}
 
-    def restore(self, saved: dict[str, Any]) -> bool:
-        """Takes back what an earlier process saw."""
-        self._blocks = {int(block): from_json(BlockStatistics, data) for block, data in saved.items()}
+    def restore(self, saved: Any, done: int) -> bool:
+        """Takes back what an earlier process saw.
+
+        Raises:
+            FormatError: It is not what was seen in ``done`` blocks, or in some of them.
+        """
+        kept = from_json(_KeptStatistics, {"blocks": saved}, "companion")
+        if len(kept.blocks) > done or not all(block.isdecimal() for block in kept.blocks):
+            raise FormatError(f"companion: {len(kept.blocks)} blocks are kept, and {done} are done")
+        self._blocks = {int(block): seen for block, seen in kept.blocks.items()}
         return True
 
     def finish(self) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from twoheads.compiler.frontend.onnx.model.growth import deciding, largest_made, parts
 from twoheads.compiler.frontend.onnx.model.read_file import Array
 from twoheads.compiler.ir.size_formula import SizeFormula
 from twoheads.graphs.errors import CompileError, InternalError
@@ -56,17 +57,23 @@ class OnnxNode:
         """Results that have a name."""
         return tuple(name for name in self.proto.output if name)
 
+    def operand(self, at: int, lengths: Mapping[str, int]) -> Array | None:
+        """What it holds of the operand at a place, at ``lengths``; ``None`` where that is a value or a weight."""
+        if at in self.sizes:
+            sizes = self.sizes[at]
+            numbers = sizes.at(lengths) if isinstance(sizes, SizeFormula) else [size.at(lengths) for size in sizes]
+            return np.array(numbers, np.int64)
+        return self.constants.get(at)
+
     def at(self, lengths: Mapping[str, int], taken: Iterable[str] = ()) -> Iterator[onnx.NodeProto]:
         """The operator at ``lengths``, after constants for the operands that it holds; without results in ``taken``."""
         proto = onnx.NodeProto()
         proto.CopyFrom(self.proto)
-        arrays = dict(self.constants)
-        for at, sizes in self.sizes.items():
-            numbers = sizes.at(lengths) if isinstance(sizes, SizeFormula) else [size.at(lengths) for size in sizes]
-            arrays[at] = np.array(numbers, np.int64)
-        for at, array in arrays.items():
+        for at in (*self.constants, *(at for at in self.sizes if at not in self.constants)):
+            array = self.operand(at, lengths)
             proto.input[at] = f"{self.outputs[0]}.operand_{at}"
-            yield helper.make_node("Constant", [], [proto.input[at]], value=numpy_helper.from_array(array))
+            held = numpy_helper.from_array(cast("Array", array))
+            yield helper.make_node("Constant", [], [proto.input[at]], value=held)
         for at, name in enumerate(proto.output):
             if name in taken:
                 proto.output[at] = f"{name}.again"
@@ -111,15 +118,51 @@ class OnnxGraph:
         wanted = list(dict.fromkeys(names))
         nodes = self.needed(wanted, given)
         made = [output for node in nodes for output in node.outputs if output not in given]
-        outputs = made if every else [name for name in wanted if name in set(made)]
+        some = set(made)
+        outputs = made if every else [name for name in wanted if name in some]
         used = {name for node in nodes for name in node.inputs} | set(wanted)
         known = {name: np.asarray(given[name]) for name in sorted(used) if name in given}
         weights = {name: self.weight(name) for name in sorted(used) if name in self.weights and name not in given}
         results = {name: array for name, array in (known | weights).items() if every or name in wanted}
         if outputs:
-            model, feeds = self.model(nodes, known, weights, outputs, lengths)
-            results |= run_model(model, feeds, outputs, optimise=optimise)
+            results |= self._compute(nodes, known, weights, outputs, lengths, optimise=optimise)
         return results
+
+    def _compute(
+        self,
+        nodes: Sequence[OnnxNode],
+        known: Mapping[str, Array],
+        weights: Mapping[str, Array],
+        outputs: Sequence[str],
+        lengths: Mapping[str, int],
+        *,
+        optimise: bool,
+    ) -> dict[str, Array]:
+        """The results ``outputs`` of ``nodes``, part by part: see :mod:`.growth`."""
+        pieces = list(parts(nodes))
+        last = {name: at for at, piece in enumerate(pieces) for node in piece for name in node.inputs}
+        last |= dict.fromkeys(outputs, len(pieces))
+        values = dict(known)
+        for at, piece in enumerate(pieces):
+            for node in piece:
+                self._check_growth(node, values, weights, lengths)
+            made = [name for node in piece for name in node.outputs if name not in known and last.get(name, -1) > at]
+            model, feeds = self.model(piece, values, weights, made, lengths)
+            values |= run_model(model, feeds, made, optimise=optimise)
+        return {name: values[name] for name in outputs}
+
+    def _check_growth(
+        self, node: OnnxNode, values: Mapping[str, Array], weights: Mapping[str, Array], lengths: Mapping[str, int]
+    ) -> None:
+        operands: dict[int, Array] = {}
+        for at in deciding(node.proto):
+            found = node.operand(at, lengths)
+            if found is None:
+                name = node.proto.input[at]
+                found = values[name] if name in values else weights[name]
+            operands[at] = found
+        if operands:
+            largest_made(node.proto, operands, f'node "{node.outputs[0]}"')
 
     def weight(self, name: str) -> Array:
         """The weight as it is computed with: half-precision ones as float32."""
@@ -143,7 +186,7 @@ class OnnxGraph:
             "part",
             [_declared(name, array) for name, array in feeds.items()],
             [onnx.ValueInfoProto(name=name) for name in outputs],
-            [numpy_helper.from_array(array, name) for name, array in weights.items() if name not in fed],
+            [numpy_helper.from_array(weights[name], name) for name in weights if name in read and name not in fed],
         )
         opsets = [helper.make_opsetid(domain, version) for domain, version in self.opsets.items()]
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION), feeds

@@ -6,7 +6,7 @@ from it are called alike, weights by their path in the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -84,8 +84,16 @@ class FxProgram:
         return {self.placeholders.get(name, name): _to_numpy(value) for name, value in results.items()}
 
     @torch.no_grad()
-    def evaluate_node(self, name: str, values: Mapping[str, Any], lengths: Mapping[str, int]) -> Any:
-        """See :meth:`twoheads.compiler.ir.source_program.SourceProgram.evaluate_node`."""
+    def evaluate_nodes(
+        self, names: Sequence[str], values: Mapping[str, Any], lengths: Mapping[str, int]
+    ) -> dict[str, Any]:
+        """See :meth:`twoheads.compiler.ir.source_program.SourceProgram.evaluate_nodes`."""
+        found = dict(values)
+        for name in names:
+            found[name] = self._evaluate_node(name, found, lengths)
+        return {name: found[name] for name in names}
+
+    def _evaluate_node(self, name: str, values: Mapping[str, Any], lengths: Mapping[str, int]) -> Any:
         node = self.nodes[name]
 
         def look_up(operand: fx.Node) -> Any:

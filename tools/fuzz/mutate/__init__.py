@@ -1,0 +1,1 @@
+"""How files are mutated: as bytes, as JSON, and as what their format says."""
