@@ -12,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from tools.fuzz.corpus import CORPUS
 from tools.fuzz.fuzzer import Fuzzer
 from tools.fuzz.judge import FAULTS
 from tools.fuzz.kinds import KINDS
@@ -32,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         fuzzer = Fuzzer(Path(scratch), given.seed, given.kinds.split(";"))
         if given.save is not None:
             sys.stdout.write(f"{fuzzer.make(given.only, given.save)}\n")
+        faults += _replay(fuzzer, given.kinds.split(";")) if given.only is None and not given.first else 0
         ended = time.monotonic() + given.seconds
         for number in range(given.first, given.first + given.count) if given.only is None else (given.only,):
             if time.monotonic() > ended:
@@ -54,6 +56,20 @@ def main(arguments: list[str] | None = None) -> int:
     sys.stdout.write("".join(line + "\n" for line in tally.lines()))
     sys.stdout.write(f"seed {given.seed}: {tally.total} mutants, {faults} faults\n")
     return 1 if faults else 0
+
+
+def _replay(fuzzer: Fuzzer, kinds: list[str]) -> int:
+    """Replays the corpus; the number of cases of which something else became than must."""
+    cases = [case for case in CORPUS if case.kind in kinds]
+    faults = 0
+    for case in cases:
+        verdict = fuzzer.replay(case)
+        if verdict.outcome != case.outcome:
+            faults += 1
+            said = f"{verdict.outcome}, not {case.outcome}: {verdict.detail}"
+            sys.stdout.write(f"--- corpus, {case.kind}: {case.name}: {said}\n")
+    sys.stdout.write(f"corpus: {len(cases)} cases, {faults} faults\n")
+    return faults
 
 
 def _arguments() -> argparse.ArgumentParser:

@@ -14,6 +14,7 @@ from random import Random
 
 from tools.fuzz.bases import make_bases
 from tools.fuzz.calls import quiet
+from tools.fuzz.corpus import Case
 from tools.fuzz.differences import explained
 from tools.fuzz.judge import MODULES, Answer, Verdict, judge, measure
 from tools.fuzz.kinds import KINDS, Kind
@@ -90,6 +91,14 @@ class Fuzzer:
             name, file = self.make(number, mutant)
             verdict = self.verdict(name, mutant)
             return name, file, explained(name, self.bases / KINDS[name].base, mutant, file, verdict)
+
+    def replay(self, case: Case) -> Verdict:
+        """What became of a case of the corpus."""
+        with tempfile.TemporaryDirectory(dir=self._folder) as scratch:
+            mutant = self._place(Path(scratch)) / "mutant"
+            KINDS[case.kind].copy(self.bases, mutant)
+            case.change(mutant)
+            return self.verdict(case.kind, mutant)
 
     def verdict(self, name: str, mutant: Path) -> Verdict:
         """What becomes of the folder ``mutant``, one of the kind ``name``."""

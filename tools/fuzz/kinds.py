@@ -18,7 +18,7 @@ from tools.fuzz.mutate.plain import mutated_bytes, mutated_json, mutated_values
 from tools.fuzz.mutate.sealed import mutated_page, mutated_sealed, page_again, seal, sealed_again, unseal
 from tools.fuzz.mutate.tensors import mutated_safetensors
 
-__all__ = ["KINDS", "Kind"]
+__all__ = ["KINDS", "Kind", "mend_manifest"]
 
 Settle = Callable[[Path, Path, Random], None]
 """Called with a mutant's folder and its mutated file: mends what would give the mutation away at once."""
@@ -70,7 +70,7 @@ def _move_job(work: Path, before: Path, after: Path) -> None:
     sealed_again(work)
 
 
-def _mend_manifest(folder: Path, file: Path, _draw: Random) -> None:
+def mend_manifest(folder: Path, file: Path, _draw: Random | None = None) -> None:
     """The mutated file's size and hash stand in the manifest, so that it is read at all."""
     manifest = json.loads((folder / "manifest.json").read_bytes())
     data = file.read_bytes()
@@ -111,13 +111,13 @@ _JOB = ("job.json", "journal.json", "journal.json", "progress.json")
 KINDS: dict[str, Kind] = {
     # What a bundle holds, run and generated from
     "manifest": Kind("bundle", ("manifest.json",), mutated_json, calls.run),
-    "program": Kind("bundle", ("program.json",), mutated_json, calls.run, _mend_manifest),
-    "program, generating": Kind("bundle", ("program.json",), mutated_json, calls.generate, _mend_manifest, weight=2),
-    "engines": Kind("bundle", ("*.onnx",), mutated_onnx, calls.run, _mend_manifest),
-    "engines, generating": Kind("bundle", ("step_*.onnx",), mutated_onnx, calls.generate, _mend_manifest, weight=2),
-    "weights": Kind("bundle", ("weights.bin",), mutated_bytes, calls.run, _mend_manifest, weight=1),
-    "tokenizer": Kind("bundle", ("tokenizer.json",), mutated_json, calls.run, _mend_manifest, weight=2),
-    "facts": Kind("bundle", ("generation.json",), mutated_json, calls.generate, _mend_manifest, weight=2),
+    "program": Kind("bundle", ("program.json",), mutated_json, calls.run, mend_manifest),
+    "program, generating": Kind("bundle", ("program.json",), mutated_json, calls.generate, mend_manifest, weight=2),
+    "engines": Kind("bundle", ("*.onnx",), mutated_onnx, calls.run, mend_manifest),
+    "engines, generating": Kind("bundle", ("step_*.onnx",), mutated_onnx, calls.generate, mend_manifest, weight=2),
+    "weights": Kind("bundle", ("weights.bin",), mutated_bytes, calls.run, mend_manifest, weight=1),
+    "tokenizer": Kind("bundle", ("tokenizer.json",), mutated_json, calls.run, mend_manifest, weight=2),
+    "facts": Kind("bundle", ("generation.json",), mutated_json, calls.generate, mend_manifest, weight=2),
     # Models
     "config": Kind("source", ("config.json",), mutated_json, calls.plan_folder, source=True, weight=2),
     "folder": Kind("source", _FOLDER, mutated_json, calls.compile_folder, source=True, weight=1),

@@ -84,8 +84,8 @@ class _Chain:
         """The state, as text."""
         return base64.b64encode(self._states[0].tobytes()).decode("ascii")
 
-    def restore(self, saved: Any) -> bool:
-        """Goes on with a state that was saved; ``False`` where it is none of this engine's."""
+    def restore(self, saved: Any, done: int) -> bool:
+        """Goes on with a state that was saved behind ``done`` blocks; ``False`` where it is none of this engine's."""
         state = self._states[0]
         found = _decoded(saved, state.dtype)
         if found.size != state.size:
