@@ -56,8 +56,9 @@ def _casts(x: Tensor) -> Tensor:
 
 def _views(x: Tensor) -> Tensor:
     pairs = x.reshape(1, -1, 2, 4)
-    turned = pairs.transpose(2, 3).contiguous()
-    return pairs.transpose(2, 3).reshape(1, -1, 8) + turned.mT.flatten(2) + turned.flatten(-2, -1)
+    turned = pairs.transpose(2, 3)
+    copied = turned.contiguous().contiguous()
+    return turned.reshape(1, -1, 8) + copied.view(1, -1, 8) + turned.mT.flatten(2) + copied.flatten(-2, -1)
 
 
 def _pieces(x: Tensor) -> Tensor:

@@ -54,10 +54,11 @@ def decomposed_program(region: FxRegion, engine: TokenwiseEngine, opset: int) ->
     module = region.module(region.block_size(engine))
     with FakeTensorMode() as mode, torch.no_grad():
         arguments = [mode.from_tensor(argument) for argument in region.port_arguments(engine)]
-        graph = _rewritten(module.graph, arguments, translated(opset))
-    if graph is None:
-        return None
-    return _program(graph, tuple(arguments))
+        try:
+            graph = _rewritten(module.graph, arguments, translated(opset))
+        except (RuntimeError, ValueError):  # the exporter knows better, or says what is wrong
+            return None
+    return None if graph is None else _program(graph, tuple(arguments))
 
 
 @contextmanager
@@ -121,8 +122,15 @@ def _cast(graph: fx.Graph, args: Arguments, kwargs: Keywords) -> Any:
     return _call(graph, aten._to_copy.default, args[:1], {"dtype": dtypes[0]})
 
 
-def _nothing(_graph: fx.Graph, args: Arguments, _kwargs: Keywords) -> Any:
-    return args[0]
+def _contiguous(graph: fx.Graph, args: Arguments, kwargs: Keywords) -> Any:
+    memory_format = dict(zip(("input", "memory_format"), args, strict=False), **kwargs).get("memory_format")
+    if memory_format not in (None, torch.contiguous_format):
+        return None
+    return args[0] if args[0].meta["val"].is_contiguous() else _copy(graph, args[0])
+
+
+def _copy(graph: fx.Graph, x: fx.Node) -> fx.Node:
+    return _call(graph, aten.clone.default, (x,), {"memory_format": torch.contiguous_format})
 
 
 def _dropout(_graph: fx.Graph, args: Arguments, kwargs: Keywords) -> Any:
@@ -135,8 +143,7 @@ def _reshape(graph: fx.Graph, args: Arguments, _kwargs: Keywords) -> fx.Node:
         return _call(graph, aten.view.default, args)
     except (RuntimeError, ValueError):
         shape = aten.reshape.default(args[0].meta["val"], *args[1:]).shape
-        copy = _call(graph, aten.clone.default, args[:1], {"memory_format": torch.contiguous_format})
-        return _call(graph, aten._unsafe_view.default, (copy, list(shape)))
+        return _call(graph, aten._unsafe_view.default, (_copy(graph, args[0]), list(shape)))
 
 
 def _flatten(graph: fx.Graph, args: Arguments, kwargs: Keywords) -> fx.Node:
@@ -160,7 +167,7 @@ _REWRITES: dict[Any, Rewrite] = {
     aten.to.device: _cast,
     aten.to.dtype_layout: _cast,
     aten.dropout.default: _dropout,
-    aten.contiguous.default: _nothing,
+    aten.contiguous.default: _contiguous,
     aten.reshape.default: _reshape,
     aten.flatten.using_ints: _flatten,
     aten.chunk.default: _chunk,
