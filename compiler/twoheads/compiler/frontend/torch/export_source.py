@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
+import logging
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -16,9 +17,12 @@ from twoheads.compiler.frontend.torch.hugging_face.architectures import refuse_k
 from twoheads.compiler.frontend.torch.hugging_face.hooks import hooked
 from twoheads.compiler.frontend.torch.load_source import LoadedSource
 from twoheads.compiler.frontend.torch.model_outputs import hugging_face_outputs, named_outputs
+from twoheads.compiler.frontend.torch.repeats.copy_layers import EqualLayers
 from twoheads.graphs.errors import CompileError
 
 __all__ = ["ROOT", "export_source"]
+
+logger = logging.getLogger(__name__)
 
 ROOT = "module"
 """Name of the source model inside the wrapper that is exported; stripped from every path."""
@@ -27,15 +31,19 @@ ROOT = "module"
 class _Wrapper(nn.Module):
     """Runs the model and returns its last hidden states and, where it has a head, its logits."""
 
-    def __init__(self, source: LoadedSource) -> None:
+    def __init__(self, source: LoadedSource, check: Callable[[Iterable[Tensor]], None]) -> None:
         super().__init__()
         self.module = source.module
         self.hugging_face = source.hugging_face
+        self.check = check
 
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        if not self.hugging_face:
-            return named_outputs(self.module(**inputs), type(self.module).__name__)
-        return hugging_face_outputs(self.module, inputs)
+        if self.hugging_face:
+            outputs = hugging_face_outputs(self.module, inputs)
+        else:
+            outputs = named_outputs(self.module(**inputs), type(self.module).__name__)
+        self.check(outputs.values())
+        return outputs
 
 
 def export_source(source: LoadedSource) -> ExportedProgram:
@@ -49,10 +57,23 @@ def export_source(source: LoadedSource) -> ExportedProgram:
         name: {} if entry.token_axis is None else {entry.token_axis: ExportDim.AUTO}
         for name, entry in source.inputs.items()
     }
-    wrapper = _Wrapper(source).eval()
+
+    def traced(layers: EqualLayers | None) -> ExportedProgram:
+        # A function, because torch copies whatever else a module holds.
+        check = (lambda outputs: None) if layers is None else (lambda outputs: layers.require_closed(outputs))
+        with nullcontext() if layers is None else layers.installed():
+            wrapper = _Wrapper(source, check).eval()
+            return torch.export.export(wrapper, (examples,), dynamic_shapes=(dynamic,), strict=False)
+
     try:
         with torch.no_grad(), _capturing(source):
-            return _functional(torch.export.export(wrapper, (examples,), dynamic_shapes=(dynamic,), strict=False))
+            try:
+                return _functional(traced(EqualLayers(source.module)))
+            except CompileError:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever it is, tracing every layer is what torch.export promises
+                logger.info("every layer is traced, for copying failed: %s: %s", type(error).__name__, error)
+                return _functional(traced(None))
     except CompileError:
         raise
     except Exception as error:

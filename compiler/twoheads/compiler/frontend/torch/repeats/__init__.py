@@ -1,0 +1,1 @@
+"""Equal layers of a model: traced twice, and copied from then on."""
