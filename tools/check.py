@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         [*run, "ruff", "check", "."],
         [*run, "ruff", "format", "--check", "."],
         [*run, "mypy"],
-        [*run, "pytest", "-q", "--numprocesses", "2", "--dist", "loadfile", *tests],
+        [*run, "pytest", "-q", "--numprocesses", "2", "--dist", "worksteal", *tests],
     )
     for command in commands:
         code = subprocess.run(command, check=False, cwd=ROOT).returncode

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -56,10 +56,16 @@ def gemma() -> Any:
 
 
 @cache
+def _folder() -> TemporaryDirectory[str]:
+    """Where the bundles lie; removed when the process ends."""
+    return TemporaryDirectory(prefix="decoders-")
+
+
+@cache
 def bundle_folder(name: str) -> Path:
     """The bundle of the model ``llama`` or ``gemma``."""
     model = {"llama": llama, "gemma": gemma}[name]()
-    return write_bundle(compile_model(model, block_size=BLOCK), Path(mkdtemp()) / "bundle")
+    return write_bundle(compile_model(model, block_size=BLOCK), Path(_folder().name) / name)
 
 
 @cache
