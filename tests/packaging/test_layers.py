@@ -59,9 +59,9 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "export": (
         (".", "accelerators.rewrites", "accelerators.vendors", "cli.shared", "emit", "engines"),
+        ("emit.scans",),
         (
             "emit.fused",
-            "emit.scans",
             "precision",
             "bench",
             "cli.batch",

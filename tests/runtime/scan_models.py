@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tests.runtime.axes_models import BLOCK, WIDTH, Model, Outputs, attention
-from tests.runtime.tiny_bundle import Nodes
+from tests.runtime.tiny_bundle import Nodes, write_bundle
 from tests.runtime.tiny_model import Array
-from twoheads.graphs.masks.expressions import Causal
+from twoheads.graphs.masks.expressions import Causal, Window
 from twoheads.graphs.program.engines.scan import ScanEngine, scan_chunk
 from twoheads.graphs.program.engines.scan_operators import OPERATORS, ROWS
-from twoheads.graphs.program.program import Dim, ScanStage, Value
+from twoheads.graphs.program.program import Dim, ScanStage, TokenwiseEngine, Value
+from twoheads.runtime import load
 
 HEADS = {"groups": 1, "heads": 2, "key_dim": 3, "value_dim": 4}
 SCANS: dict[str, tuple[str, dict[str, int]]] = {
@@ -26,6 +28,8 @@ SCANS: dict[str, tuple[str, dict[str, int]]] = {
     "selective_scan": ("selective_scan", {"states": 3, "width": 5}),
 }
 """Operators with their sizes."""
+
+MASKS = {"attention": Causal(), "window": Causal() & Window(10, 0)}
 
 LOGS = ("Softplus", "Neg")
 ACTIVATIONS = {"decay": LOGS, "a": LOGS, "dt": ("Softplus",), "beta": ("Sigmoid",), "k": ("Tanh", "Tanh")}
@@ -58,7 +62,7 @@ def _joined(array: Array, shape: tuple[int | str, ...]) -> Array:
 
 
 class ScanModel(Model):
-    """Layers ``names``: scans by a key of :data:`SCANS`, or ``attention``."""
+    """Layers ``names``: scans by a key of :data:`SCANS`, or ``attention``, or ``window``, which sees few tokens."""
 
     def __init__(self, names: Sequence[str], key_tile: int = BLOCK) -> None:
         super().__init__(self._reference, key_tile)
@@ -67,9 +71,9 @@ class ScanModel(Model):
         rows = "features"
         for at, name in enumerate(names):
             out = "hidden" if at == len(names) - 1 else f"h{at}"
-            if name == "attention":
+            if name in MASKS:
                 self.project(f"layer{at}", rows)
-                self.attend(f"layer{at}", f"layer{at}", f"layer{at}", Causal())
+                self.attend(f"layer{at}", f"layer{at}", f"layer{at}", MASKS[name])
                 self.add(out, rows, f"layer{at}")
             else:
                 self._scan(at, name, rows, out)
@@ -116,8 +120,8 @@ class ScanModel(Model):
     def _reference(self, weights: Mapping[str, Array], inputs: Mapping[str, Array]) -> Outputs:
         rows = inputs["features"].astype(np.float64)
         for at, name in enumerate(self.names):
-            if name == "attention":
-                rows = attention(weights, f"layer{at}", rows, rows, f"layer{at}", f"layer{at}", Causal())
+            if name in MASKS:
+                rows = attention(weights, f"layer{at}", rows, rows, f"layer{at}", f"layer{at}", MASKS[name])
                 continue
             operator, sizes = SCANS[name]
             form = OPERATORS[operator]
@@ -130,3 +134,14 @@ class ScanModel(Model):
             y, _ = form.apply(sizes, tokens, bound, np.zeros([int(dim) for dim in form.state(sizes)]))
             rows = rows + _joined(y, form.output(sizes)) @ weights[f"{at}.out"]
         return {"hidden": rows}
+
+    def load_lowered(self, path: Path, lowering: str, threads: int = 2) -> Any:
+        """A bundle that holds engines of the lowering."""
+
+        def build(engine: TokenwiseEngine) -> Nodes:
+            nodes = Nodes()
+            self.builders[engine.name](nodes)
+            return nodes
+
+        written = write_bundle(path, self.program(), self.weights, build, lowering=lowering)
+        return load(written, threads=threads)

@@ -62,6 +62,29 @@ def test_a_hybrid(tmp_path: Path, key_tile: int) -> None:
     assert sum(claim.theorem == SCAN for claim in claims) == 4
 
 
+def test_block_by_block_through_all_layers_in_constant_memory(tmp_path: Path) -> None:
+    model = ScanModel(("gated_delta_rule", "window", "causal_conv", "selective_scan", "gated_delta_rule"))
+    bundle = model.load_lowered(tmp_path / "b", "model")
+    for length in LENGTHS:
+        check(model, bundle, "hidden", features=features(length))
+    short, long = (bundle.schedule(length, "hidden") for length in (100 * BLOCK, 200 * BLOCK))
+    assert [plan.kind for plan in long.stages] == ["model"]
+    assert long.engine_calls == long.rounds == 200
+    # What is stored for every token is what goes in and what comes out.
+    assert long.memory.values - short.memory.values == 100 * BLOCK * 2 * 4 * WIDTH
+    (claim,) = stage_claims(long)
+    assert (claim.theorem, claim.paper) == (f"Theorem 5.1, {SCAN}", None)
+
+
+def test_scans_alone_are_one_call_a_block_too(tmp_path: Path) -> None:
+    model = ScanModel(("decayed_attention", "diagonal_scan"))
+    bundle = model.load_lowered(tmp_path / "b", "model")
+    for length in LENGTHS:
+        check(model, bundle, "hidden", features=features(length))
+    first, again = (bundle.run({"features": features(30)}, output="hidden").array for _ in range(2))
+    np.testing.assert_array_equal(first, again, "a run begins with the state of the one before")
+
+
 def test_threads_make_no_difference_but_rounding(hybrid: tuple[Model, Path]) -> None:
     _, path = hybrid
     runs = [load(path, threads=threads).run(features(100), output="hidden").array for threads in (1, 3)]

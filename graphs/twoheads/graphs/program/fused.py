@@ -2,7 +2,8 @@
 
 Such an engine is called as a token-wise one is, and its attentions see a fixed number of key tiles. Without windows, a
 block attends to itself alone: a whole input of at most one block. Otherwise the tiles of earlier and later blocks are
-inputs: read from the run's values, or *kept* by the run, in rings of as many blocks as the longest window reaches.
+inputs: read from the run's values, or *kept* by the run, in rings of as many blocks as the longest window reaches. The
+states of scans are inputs and outputs as well.
 
 No such stage is stored: a program with it is derived from the one of a bundle, which holds the engine's file.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from twoheads.graphs.masks.expressions import Mask
-from twoheads.graphs.program.program import AttentionStage, TokenwiseStage, Value
+from twoheads.graphs.program.program import AttentionStage, Port, ScanStage, TokenwiseStage, Value
 
 __all__ = ["FusedStage", "Kept", "PortRead", "TileWindow"]
 
@@ -90,14 +91,16 @@ class PortRead:
     """What an input port of a fused engine is given for each block.
 
     Attributes:
-        value: The value of which it reads a block; ``""`` for a mask.
+        value: The value of which it reads a block; ``""`` for a mask or a state.
         offset: Which block, counted from the one being computed; ``None`` for the first of all.
         window: Of a mask: the number of its window.
+        state: Of a state: its number.
     """
 
     value: str
     offset: int | None = 0
     window: int = 0
+    state: int | None = None
 
     def number(self, block: int, blocks: int) -> int | None:
         """The block of the value that block ``block`` of ``blocks`` reads; ``None`` where there is none."""
@@ -110,7 +113,7 @@ class PortRead:
 class FusedStage(TokenwiseStage):
     """One call of a ``FusedEngine`` for every block; where it is ``whole``, in order.
 
-    Output ports are those of ``outputs``, then the block's own tile of each of ``kept``.
+    Output ports are those of ``outputs``, then the block's own tile of each of ``kept``, then the next states.
 
     Attributes:
         inside: The stages that it stands for, in order.
@@ -118,13 +121,15 @@ class FusedStage(TokenwiseStage):
         windows: The masks of its attentions with the tiles that they see; none where a block sees itself alone.
         kept: What is kept for later blocks.
         whole: As of its engine.
+        states: Of the scans inside, in order.
     """
 
-    inside: tuple[TokenwiseStage | AttentionStage, ...]
+    inside: tuple[TokenwiseStage | AttentionStage | ScanStage, ...]
     reads: tuple[PortRead, ...]
     windows: tuple[TileWindow, ...]
     kept: tuple[Kept, ...]
     whole: bool
+    states: tuple[Port, ...] = ()
 
     @property
     def operands(self) -> tuple[str, ...]:
@@ -145,10 +150,11 @@ class FusedStage(TokenwiseStage):
         return next((window for window in self.windows if window.mask == stage.mask), None)
 
     def kept_bytes(self, block_size: int) -> int:
-        """Bytes beside the run's values where blocks are kept: rings, a block of zeros of every shape, all masks."""
+        """Bytes beside the run's values where blocks are kept: rings, zeros of every shape, all masks, states twice."""
         if not self.whole:
             return 0
         rings = sum(entry.blocks * entry.value.nbytes(block_size) for entry in self.kept)
         zeros = {entry.value.shape: entry.value.nbytes(block_size) for entry in self.kept}
         masks = sum((window.like(window.before + 1) + 1) * window.tiles for window in self.windows)
-        return rings + sum(zeros.values()) + masks * block_size * block_size * FLOAT
+        states = 2 * sum(port.nbytes for port in self.states)
+        return states + rings + sum(zeros.values()) + masks * block_size * block_size * FLOAT

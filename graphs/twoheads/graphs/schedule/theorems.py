@@ -223,6 +223,9 @@ def _attention(schedule: Schedule, stage: AttentionStage, plan: StagePlan) -> tu
 
 def _fused(schedule: Schedule, stage: FusedStage, plan: StagePlan) -> tuple[str, Formula | None, Formula]:
     """The same of several stages: the paper's construction calls for each attention and for the regions around them."""
+    if stage.states:
+        theorems = {SCAN, *(theorem_of(window.mask) for window in stage.windows)}
+        return ", ".join(sorted(theorems)), None, plan.formula
     if not stage.windows:
         return ONE_CALL, plan.formula, plan.formula
     block, length = schedule.program.block_size, schedule.value_rows(stage.outputs[0])

@@ -62,9 +62,6 @@ def model_steps(program: Program) -> Program | None:
 
 def model_obstacle(program: Program) -> CompileError | None:
     """Why ``program`` has no such form: names the layer, what it does, and what to choose instead."""
-    for scan in program.scans:
-        problem = f"is a scan; the lowering {MODEL!r} knows causal windows only"
-        return CompileError(scan.name, problem, "choose --lowering tile")
     for stage in program.attentions:
         found = _obstacle(program, stage)
         if found is not None:
@@ -72,7 +69,7 @@ def model_obstacle(program: Program) -> CompileError | None:
             return CompileError(stage.name, f"{problem}; the lowering {MODEL!r} knows causal windows only", fix)
     body = whole_body(program)
     if body is None:
-        problem = "has no attention, moves rows between its attentions, or attends along several axes"
+        problem = "has no attention and no scan, moves rows between its attentions, or attends along several axes"
         return CompileError(program.name, f"{problem}: its body is no single step", "choose --lowering tile")
     outside = {*body.inputs, *(value.name for value in body.outputs)}
     for stage in program.attentions:
@@ -140,11 +137,12 @@ def _kept(body: StageRun, windows: Mapping[str, TileWindow]) -> tuple[Kept, ...]
 
 
 def _workspace(body: StageRun, windows: Mapping[str, TileWindow]) -> int:
-    """Of the widest attention, scores thrice and its keys and values joined; twice what the largest region moves."""
+    """Of the widest scan or attention (scores thrice, keys, values), and twice what the largest region moves."""
     block, widest = body.program.block_size, 0
     for stage in body.attentions:
         engine = body.program.engine_of(AttentionEngine, stage.engine)
         joined = engine.kv_num_heads * (engine.head_dim + engine.v_head_dim)
         keys = windows[stage.name].tiles * block
         widest = max(widest, (3 * engine.q_num_heads * block + joined) * keys * FLOAT)
+    widest = max([widest, *(engine.workspace for _, engine in body.scans)])
     return widest + 2 * body.region_bytes

@@ -1,4 +1,4 @@
-"""Neighbouring stages of a program that one engine can hold together: attentions and the token-wise regions around."""
+"""Neighbouring stages of a program that one engine can hold together: attentions, scans and the regions around them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from twoheads.graphs.program.program import (
     AttentionStage,
     Input,
     Program,
+    ScanEngine,
+    ScanStage,
     Stage,
     TokenwiseEngine,
     TokenwiseStage,
@@ -44,7 +46,7 @@ class StageRun:
 
     program: Program
     first: int
-    inside: tuple[TokenwiseStage | AttentionStage, ...]
+    inside: tuple[TokenwiseStage | AttentionStage | ScanStage, ...]
 
     @property
     def end(self) -> int:
@@ -55,6 +57,12 @@ class StageRun:
     def attentions(self) -> tuple[AttentionStage, ...]:
         """The attentions among them."""
         return tuple(stage for stage in self.inside if isinstance(stage, AttentionStage))
+
+    @property
+    def scans(self) -> tuple[tuple[ScanStage, ScanEngine], ...]:
+        """The scans among them, with their engines."""
+        stages = (stage for stage in self.inside if isinstance(stage, ScanStage))
+        return tuple((stage, self.program.engine_of(ScanEngine, stage.engine)) for stage in stages)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -81,11 +89,13 @@ class StageRun:
 
     @property
     def weights(self) -> Mapping[str, Port]:
-        """Every weight of the token-wise stages with a port that has its name."""
+        """Every weight of the token-wise stages and scans with a port that has its name."""
+        bound = [*((stage.weights, engine.weights) for stage, engine in self.regions)]
+        bound += [(stage.weights, engine.weight_ports) for stage, engine in self.scans]
         return {
             name: replace(port, name=f"weights/{name}")
-            for stage, engine in self.regions
-            for name, port in zip(stage.weights, engine.weights, strict=True)
+            for names, ports in bound
+            for name, port in zip(names, ports, strict=True)
         }
 
     def port(self, name: str, value: Value) -> Port:
@@ -101,7 +111,8 @@ class StageRun:
         """Of a block, with as many key tiles of a block's size for every attention, by the stage's name."""
         engines = ((tiles[s.name], self.program.engine_of(AttentionEngine, s.engine)) for s in self.attentions)
         wide = (replace(engine, key_tile=count * self.program.block_size) for count, engine in engines)
-        return sum(engine.flops for _, engine in self.regions) + sum(engine.call_flops() for engine in wide)
+        scans = sum(engine.call_flops() for _, engine in self.scans)
+        return scans + sum(engine.flops for _, engine in self.regions) + sum(engine.call_flops() for engine in wide)
 
     @property
     def region_bytes(self) -> int:
@@ -135,14 +146,18 @@ class StageRun:
             for offset in entry.offsets:
                 port = f"first_{at}" if offset is None else f"kept_{at}.{-offset}"
                 ports[self.port(port, entry.value)] = PortRead(entry.value.name, offset)
+        states = tuple(replace(engine.state, name=f"state_{at}") for at, (_, engine) in enumerate(self.scans))
+        ports |= {port: PortRead("", state=at) for at, port in enumerate(states)}
         outputs = [self.port(f"output_{at}", value) for at, value in enumerate(self.outputs)]
         outputs += [self.port(f"kept_{at}", entry.value) for at, entry in enumerate(kept)]
+        outputs += [replace(port, name=f"next_{port.name}") for port in states]
         weights = self.weights
         engine = FusedEngine(
             name, tuple(ports), tuple(outputs), tuple(weights.values()), self.flops(tiles), workspace, True
         )
+        reads = tuple(ports.values())
         stage = FusedStage(
-            name, name, names, self.outputs, tuple(weights), self.inside, tuple(ports.values()), windows, kept, True
+            name, name, names, self.outputs, tuple(weights), self.inside, reads, windows, kept, True, states
         )
         return stage, engine
 
@@ -161,16 +176,16 @@ class StageRun:
 
 @lru_cache(maxsize=16)
 def whole_body(program: Program) -> StageRun | None:
-    """The longest run of stages that holds all attentions and that one engine can stand for.
+    """The longest run of stages that holds all attentions and scans and that one engine can stand for.
 
     All attentions must be exact, on the tokens' own axis, and of queries that see at least themselves. What lies before
-    the first attention or behind the last one and moves rows, or computes row values, is no part of it.
+    the first of them or behind the last one and moves rows, or computes row values, is no part of it.
 
     Returns:
         ``None`` where the program is not of that kind.
     """
     values = {value.name: value for value in program.values()}
-    attends = [at for at, stage in enumerate(program.body) if stage.tiled]
+    attends = [at for at, stage in enumerate(program.body) if stage.tiled or stage.chained]
     if not attends:
         return None
     first, end = attends[0], attends[-1] + 1
@@ -179,7 +194,8 @@ def whole_body(program: Program) -> StageRun | None:
     while end < len(program.body) and _fits(program, program.body[end], values):
         end += 1
     stages = program.body[first:end]
-    inside = tuple(s for s in stages if isinstance(s, TokenwiseStage | AttentionStage) and _fits(program, s, values))
+    kinds = TokenwiseStage | AttentionStage | ScanStage
+    inside = tuple(stage for stage in stages if isinstance(stage, kinds) and _fits(program, stage, values))
     return StageRun(program, first, inside) if len(inside) == end - first else None
 
 
@@ -193,6 +209,8 @@ def _fits(program: Program, stage: Stage, values: Mapping[str, Value]) -> bool:
     axes = {values[name].axis for name in stage.inputs}
     if isinstance(stage, TokenwiseStage):
         return axes <= {TOKENS, None} and all(value.axis == TOKENS for value in stage.outputs)
+    if isinstance(stage, ScanStage):
+        return axes == {TOKENS}
     if not isinstance(stage, AttentionStage):
         return False
     return is_exact(program, stage) and axes == {TOKENS} and _sees_itself(stage.mask, program.block_size)

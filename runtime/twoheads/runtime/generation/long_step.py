@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from twoheads.graphs.program.program import AttentionEngine, AttentionStage, TokenwiseStage
+from twoheads.graphs.errors import InternalError
+from twoheads.graphs.program.program import AttentionEngine, AttentionStage, ScanStage, TokenwiseStage
 from twoheads.graphs.variants.steps import CAPACITIES
 from twoheads.runtime.generation.added import NOWHERE, AddedScores
 from twoheads.runtime.generation.engines import StepEngines
@@ -50,8 +51,10 @@ class LongStep:
         self.hidden = self._values[steps.program.hidden]
         self.new: list[Array] = [self._values[entry.value.name] for entry in steps.kept]
 
-    def _call(self, stage: TokenwiseStage | AttentionStage) -> Any:
+    def _call(self, stage: TokenwiseStage | AttentionStage | ScanStage) -> Any:
         """A call of a token-wise stage, bound to the values; ``None`` for attention."""
+        if isinstance(stage, ScanStage):
+            raise InternalError(f"stage {stage.name}: no step holds a scan")
         if isinstance(stage, AttentionStage):
             return None
         call, wrap = self._engines.region(stage, self._rows).new_call(), self._engines.backend.tensor

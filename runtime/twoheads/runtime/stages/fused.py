@@ -41,6 +41,9 @@ class _Shared:
         seen = self.blocks * size if stage.whole else length
         self._masks = [FusedMasks(run, window.mask, seen) for window in stage.windows]
         self._rings = {entry.value.name: _Ring(entry, size, run.backend.tensor) for entry in stage.kept}
+        states = [np.zeros(port.shape, port.dtype) for port in (*stage.states, *stage.states)]
+        # Of each state two arrays, which take turns from block to block.
+        self._states = [run.backend.tensor(state) for state in states]
         self._nothing: dict[tuple[int, ...], Any] = {}
 
     def worker(self) -> Callable[[int], None]:
@@ -58,6 +61,8 @@ class _Shared:
                 call.bind_output(port, wrap(array))
             for port, ring in enumerate(self._rings.values(), len(written)):
                 call.bind_output(port, ring.block(at))
+            for number in range(len(stage.states)):
+                call.bind_output(len(written) + len(self._rings) + number, self._state(number, at + 1))
             call.run()
             count.calls += 1
 
@@ -65,6 +70,8 @@ class _Shared:
 
     def _given(self, read: PortRead, at: int) -> Any:
         """What a port is given for block ``at``."""
+        if read.state is not None:
+            return self._state(read.state, at)
         if not read.value:
             window = self._stage.windows[read.window]
             like = window.like(at) if self._stage.whole else at
@@ -76,6 +83,10 @@ class _Shared:
         if number is None:
             return self._zeros(store.value.block_shape(store.block_size), store.value.dtype)
         return self._run.backend.tensor(_without_padding(store, number) if self._stage.whole else store.block(number))
+
+    def _state(self, number: int, at: int) -> Any:
+        """A state before block ``at``; zeros before the first."""
+        return self._states[number + at % 2 * len(self._stage.states)]
 
     def _zeros(self, shape: tuple[int, ...], dtype: str) -> Any:
         if shape not in self._nothing:

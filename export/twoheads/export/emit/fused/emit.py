@@ -15,10 +15,11 @@ import onnx
 
 from twoheads.export.emit.fused.one_block import BlockScores, ReadWeight
 from twoheads.export.emit.fused.regions import JoinedRegions
+from twoheads.export.emit.scans.scan import scan_model
 from twoheads.export.emit.tile_attention import product, scores_of
 from twoheads.graphs.program.engines.fused import FusedEngine
 from twoheads.graphs.program.fused import FusedStage, TileWindow
-from twoheads.graphs.program.program import AttentionEngine, AttentionStage, Program
+from twoheads.graphs.program.program import AttentionEngine, AttentionStage, Program, ScanEngine, ScanStage
 from twoheads.graphs.variants.one_block import LENGTH
 
 __all__ = ["fused_model"]
@@ -57,10 +58,12 @@ class _Joined(JoinedRegions):
     ) -> None:
         ports = list(zip(engine.inputs, stage.reads, strict=True))
         self._tiles = {(read.value, read.offset): port.name for port, read in ports if read.value}
-        self._masks = [port.name for port, read in ports if not read.value]
+        self._masks = [port.name for port, read in ports if not read.value and read.state is None]
+        scans = (scan.name for scan in stage.inside if isinstance(scan, ScanStage))
+        self._states = {name: port.name for name, port in zip(scans, stage.states, strict=True)}
         names = {value: name for (value, offset), name in self._tiles.items() if offset == 0}
         outputs = (*(value.name for value in stage.outputs), *(entry.value.name for entry in stage.kept))
-        names |= dict(zip(outputs, (port.name for port in engine.outputs), strict=True))
+        names |= dict(zip(outputs, (port.name for port in engine.outputs[: len(outputs)]), strict=True))
         weights = dict(zip(stage.weights, (port.name for port in engine.weights), strict=True))
         super().__init__(stage.inside, engines, names, weights)
         self._program, self._stage = program, stage
@@ -81,6 +84,12 @@ class _Joined(JoinedRegions):
         out = product(graph, engine, graph.node("Softmax", scores, axis=-1), values)
         shape = (1, engine.q_num_heads, engine.block_size, engine.v_head_dim)
         graph.reshape(out, *shape, output=self.name(stage.output.name))
+
+    def scan(self, stage: ScanStage) -> None:
+        """Appends a scan of the block, from the state that the call is given to the one that it returns."""
+        state = self._states[stage.name]
+        model = scan_model(self._program.engine_of(ScanEngine, stage.engine))
+        self.add_scan(stage, model, (state, f"next_{state}"))
 
     def _keys(self, value: str, window: TileWindow | None, dtype: str) -> str:
         """Keys or values ``[1, kv_heads, tiles * block, head_dim]``, in the order of the window's tiles."""

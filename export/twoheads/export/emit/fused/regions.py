@@ -10,7 +10,7 @@ import onnx
 from twoheads.export.emit.graph_builder import GraphBuilder, common_opsets
 from twoheads.export.emit.tile_attention import IR_VERSION, OPSET
 from twoheads.graphs.program.engines.tokenwise import TokenwiseEngine
-from twoheads.graphs.program.program import AttentionStage, TokenwiseStage
+from twoheads.graphs.program.program import AttentionStage, ScanStage, TokenwiseStage
 
 __all__ = ["JoinedRegions"]
 
@@ -27,14 +27,14 @@ class JoinedRegions(ABC):
 
     def __init__(
         self,
-        inside: tuple[TokenwiseStage | AttentionStage, ...],
+        inside: tuple[TokenwiseStage | AttentionStage | ScanStage, ...],
         engines: Mapping[str, onnx.ModelProto],
         names: Mapping[str, str],
         weights: Mapping[str, str],
     ) -> None:
         self.graph = GraphBuilder()
         self._inside, self._names, self._weights = inside, names, weights
-        self._engines = {stage.engine: engines[stage.engine] for stage in inside if not stage.tiled}
+        self._engines = {s.engine: engines[s.engine] for s in inside if isinstance(s, TokenwiseStage)}
 
     def model(self, engine: TokenwiseEngine) -> onnx.ModelProto | None:
         """The finished model, whose inputs are the engine's inputs followed by its weights, all by port name.
@@ -48,6 +48,8 @@ class JoinedRegions(ABC):
         for stage in self._inside:
             if isinstance(stage, AttentionStage):
                 self.attention(stage)
+            elif isinstance(stage, ScanStage):
+                self.scan(stage)
             else:
                 self._region(stage)
         ir_version = max([IR_VERSION, *(model.ir_version for model in self._engines.values())])
@@ -56,6 +58,18 @@ class JoinedRegions(ABC):
     @abstractmethod
     def attention(self, stage: AttentionStage) -> None:
         """Appends the operators of an attention, which end in the value that it defines."""
+
+    @abstractmethod
+    def scan(self, stage: ScanStage) -> None:
+        """Appends the operators of a scan, which end in the value that it defines and in its next state."""
+
+    def add_scan(self, stage: ScanStage, model: onnx.ModelProto, state: tuple[str, str]) -> None:
+        """Appends those of the scan's engine ``model``; ``state`` are the names of its state before and after."""
+        given = (*map(self.name, stage.inputs), *(self._weights[name] for name in stage.weights), state[0])
+        names = dict(zip((value.name for value in model.graph.input), given, strict=True))
+        made = (self.name(stage.output.name), state[1])
+        names |= dict(zip((value.name for value in model.graph.output), made, strict=True))
+        self.graph.join(model.graph, stage.name, names)
 
     def name(self, value: str) -> str:
         """What a value of the program is called in the graph."""

@@ -16,7 +16,8 @@ import onnx
 from twoheads.export.emit.fused.one_block import ReadWeight
 from twoheads.export.emit.fused.regions import JoinedRegions
 from twoheads.export.emit.tile_attention import product, scores_of
-from twoheads.graphs.program.program import AttentionEngine, AttentionStage
+from twoheads.graphs.errors import InternalError
+from twoheads.graphs.program.program import AttentionEngine, AttentionStage, ScanStage
 from twoheads.graphs.variants.steps import INDEX, MASK, KeptRows, StepEngine, Steps, with_rows
 
 __all__ = ["step_model"]
@@ -76,6 +77,9 @@ class _Joined(JoinedRegions):
             out = graph.node("Add", out, part) if out else part
         shape = (1, engine.q_num_heads, self._rows, engine.v_head_dim)
         graph.reshape(out, *shape, output=self.name(stage.output.name))
+
+    def scan(self, stage: ScanStage) -> None:
+        raise InternalError(f"stage {stage.name}: no step holds a scan")
 
     def _parts(self, value: str) -> list[tuple[str, int]]:
         """Keys or values of whole blocks, if any are read, and of the open block, each with how many there are."""
