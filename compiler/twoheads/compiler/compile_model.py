@@ -67,8 +67,8 @@ def compile_model(
         key_tile: Tokens of a key tile, a multiple of ``block_size``; equal to it by default, and the bundle then offers
             wider ones beside (``load(tune=...)``).
         lowering: ``tile``, ``window`` (the same, and a windowed layer of a single input is one call a block), ``model``
-            (all layers of a single input are one call a block, where each is a causal window or a scan), ``stock`` (softmax
-            attention and nothing else), ``oracle`` (a plain small transformer that is told its parameters), or
+            (all layers of a single input are one call a block, where each is a causal window or a scan), ``stock``
+            (softmax attention and nothing else), ``oracle`` (a plain small transformer that is told its parameters), or
             ``auto``: ``tile``, which is as fast as these where calls cost nothing.
         attention: ``full``, or by name an approximation such as ``window:1024+sinks:4``; see
             :mod:`twoheads.graphs.masks.policy`.

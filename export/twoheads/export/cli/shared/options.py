@@ -172,8 +172,8 @@ LoweringOption = Annotated[
     typer.Option(
         "--lowering",
         help="How attention is lowered; window: a windowed layer of a single input in one call a block; model: all "
-        "layers in one call a block, where each is a causal window or a scan; auto: as --for prefers it, else tile, whose blocks "
-        "are computed side by side.",
+        "layers in one call a block, where each is a causal window or a scan; auto: as --for prefers it, else tile, "
+        "whose blocks are computed side by side.",
     ),
 ]
 Attention = Annotated[
