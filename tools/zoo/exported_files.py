@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime  # type: ignore[import-untyped]
 import torch
 import transformers as hf
+from onnx import helper
 from torch import nn
 
 from tools.zoo.exporting import VOCABULARY, FirstOutput, export_model
@@ -84,7 +86,10 @@ def model(kind: str, attention: str) -> nn.Module:
 
 @dataclass(frozen=True, slots=True)
 class ZooFile:
-    """How a file is made: by whom (``torch``'s two exporters or a tool that rewrites what they wrote)."""
+    """How a file is made: by whom (``torch``'s two exporters or a tool that rewrites what they wrote).
+
+    ``native-half`` is the older exporter on a model in half precision.
+    """
 
     kind: str
     maker: str
@@ -98,8 +103,9 @@ class ZooFile:
     def make(self, path: Path) -> Path:
         """Writes the file."""
         exporter, _, tool = self.maker.partition(" ")
+        source = model(self.kind, self.attention)
         made = export_model(
-            model(self.kind, self.attention),
+            source.half() if exporter == "native-half" else source,
             path,
             output="hidden",
             opset=self.opset,
@@ -150,6 +156,69 @@ def _external(path: Path, kind: str) -> Path:
     return path
 
 
+def _four_bits(path: Path, kind: str) -> Path:
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer  # type: ignore[import-untyped]
+
+    quantizer: Any = MatMulNBitsQuantizer(
+        onnx.load(str(path)), bits=4, block_size=32, is_symmetric=False, accuracy_level=1
+    )
+    quantizer.process()
+    quantizer.model.save_model_to_file(str(path))
+    return path
+
+
+def _static_int8(path: Path, kind: str) -> Path:
+    """Quantised and dequantised around every product with a weight, with scales from random tokens."""
+    from onnxruntime.quantization import (  # type: ignore[import-untyped]
+        CalibrationDataReader,
+        QuantFormat,
+        quantize_static,
+    )
+
+    class _Tokens(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            generator = np.random.default_rng(0)
+            self.given = iter([generator.integers(0, VOCABULARY, (1, 20)) for _ in range(4)])
+
+        def get_next(self) -> Any:
+            ids = next(self.given, None)
+            return None if ids is None else {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+
+    graph = onnx.load(str(path)).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    between = [node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] not in weights]
+    made = path.with_suffix(".int8.onnx")
+    options: dict[str, Any] = {"op_types_to_quantize": ["MatMul"], "nodes_to_exclude": between}
+    quantize_static(str(path), str(made), _Tokens(), quant_format=QuantFormat.QDQ, **options)
+    return made
+
+
+def _merged(path: Path, kind: str) -> Path:
+    """Two copies of the model behind an ``If`` that a switch decides, as decoders with and without a past come."""
+    whole = onnx.load(str(path)).graph
+    branches: list[onnx.GraphProto] = []
+    for factor in (2.0, 1.0):  # the branch with a past, which no run may take, is another function
+        branch = onnx.GraphProto()
+        branch.CopyFrom(whole)
+        del branch.input[:]
+        output = branch.output[0].name
+        branch.node.append(helper.make_node("Mul", [output, "factor"], ["scaled"]))
+        branch.initializer.append(onnx.numpy_helper.from_array(np.array(factor, np.float32), "factor"))
+        branch.output[0].name = "scaled"
+        branches.append(branch)
+    node = helper.make_node("If", ["use_cache_branch"], ["logits"], then_branch=branches[0], else_branch=branches[1])
+    result = onnx.ValueInfoProto()
+    result.CopyFrom(whole.output[0])
+    result.name = "logits"
+    switch = helper.make_tensor_value_info("use_cache_branch", onnx.TensorProto.BOOL, [1])
+    past = helper.make_tensor_value_info("past_key_values.0.key", onnx.TensorProto.FLOAT, ["batch", 4, "past", 16])
+    graph = helper.make_graph([node], "merged", [*whole.input, past, switch], [result])
+    model = onnx.load(str(path))
+    model.graph.CopyFrom(graph)
+    onnx.save(model, str(path))
+    return path
+
+
 TOOLS: Mapping[str, Callable[[Path, str], Path]] = {
     "optimised": _optimised,
     "optimised half": lambda path, kind: _optimised(path, kind, half=True),
@@ -157,6 +226,9 @@ TOOLS: Mapping[str, Callable[[Path, str], Path]] = {
     "for runtime": _for_runtime,
     "half": _half,
     "external": _external,
+    "four bits": _four_bits,
+    "static int8": _static_int8,
+    "merged": _merged,
 }
 
 ZOO = (
@@ -179,6 +251,10 @@ ZOO = (
     ZooFile("llama", "dynamo", 24, mask=False),
     ZooFile("llama", "dynamo for runtime", 18),
     ZooFile("llama", "legacy half", 17),
+    ZooFile("llama", "native-half", 17, "eager"),
+    ZooFile("llama", "legacy four bits", 17),
+    ZooFile("llama", "legacy merged", 17),
+    ZooFile("bert", "legacy static int8", 17, "eager"),
     ZooFile("gpt2", "legacy optimised", 14, "eager"),
     ZooFile("gpt2", "dynamo by runtime", 18),
     ZooFile("gpt2", "legacy external", 17, "eager"),

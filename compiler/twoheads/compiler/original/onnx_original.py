@@ -19,6 +19,7 @@ from twoheads.compiler.frontend.onnx.bind_inputs import bind_inputs
 from twoheads.compiler.frontend.onnx.capture import capture_onnx, spelled_out
 from twoheads.compiler.frontend.onnx.model.graph import OnnxGraph, OnnxNode
 from twoheads.compiler.frontend.onnx.model.read_file import Array, read_onnx
+from twoheads.compiler.frontend.onnx.passes.dequantise import exact_activations
 from twoheads.compiler.frontend.onnx.passes.fold import graph_of
 from twoheads.compiler.frontend.onnx.passes.measure import measure_onnx
 from twoheads.compiler.ir.source_graph import TensorType
@@ -99,7 +100,8 @@ def load_onnx_original(path: str | Path, results: Sequence[str] = ()) -> OnnxOri
     captured = capture_onnx(path, results)
     names = [captured.graph.hidden, *([captured.graph.logits] if captured.graph.logits else [])]
     bound = bind_inputs(read_onnx(path))
-    graph = graph_of(bound.file.opsets, bound.file.nodes, bound.file.weights, names)
+    nodes = [exact_activations(node) for node in bound.file.nodes]
+    graph = graph_of(bound.file.opsets, nodes, bound.file.weights, names)
     made = {output for node in graph.nodes for output in node.outputs}
     if missing := [name for name in names if name not in made]:
         raise CompileError(

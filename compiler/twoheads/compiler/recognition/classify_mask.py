@@ -25,6 +25,9 @@ Evaluate: TypeAlias = Callable[[int], Dense]
 HIDDEN = -1e4
 """An additive entry at or below this value hides its key: models write -inf, the dtype's minimum or about -1e4."""
 
+HALF_LARGEST = 65504
+"""The largest number of half precision: what files in that precision hide keys with, never a window."""
+
 LONGEST = 16384
 """Longest length a mask is evaluated at, in tokens (2^28 entries)."""
 
@@ -71,6 +74,7 @@ def classify(
     Raises:
         CompileError: It is no known family, or its constants are too large to evaluate.
     """
+    constants = constants - {HALF_LARGEST}
     reach = max((c for c in constants if c > 1), default=0)
     lengths = [min(length, longest or length) for length in (41, 2 * min(reach, 64) + 73, 2 * reach + 75)]
     if lengths[-1] > LONGEST:

@@ -18,7 +18,7 @@ from twoheads.compiler.frontend.onnx.model.read_file import Array, GraphInput, O
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.program.program import TOKENS, Dim, Input, Value
 
-__all__ = ["Bound", "bind_inputs"]
+__all__ = ["Bound", "bind_inputs", "fixed_tokens"]
 
 SECOND = "m"
 """The axis of an encoder's tokens where a decoder has its own."""
@@ -132,12 +132,28 @@ def _empty(value: GraphInput) -> Array:
 def _length_of(value: GraphInput, axis: str, arguments: Sequence[Input]) -> Input:
     matching = [a for a in arguments if a.value.axis == axis] or [a for a in arguments if a.value.axis is not None]
     if not matching:
-        raise CompileError(f"input {value.name}", "has tokens that no other input has", "export the whole model")
+        raise fixed_tokens(f"input {value.name}", arguments)
     return matching[0]
+
+
+def fixed_tokens(where: str, arguments: Sequence[Input]) -> CompileError:
+    """The error of a file whose arguments all have numbers for sizes."""
+    shapes = ", ".join(f"{entry.value.name} {list(entry.value.shape)}" for entry in arguments)
+    return CompileError(
+        where,
+        f"has a fixed number of tokens ({shapes}), so no token axis can be seen in it",
+        "export it with a dynamic token axis, or compile the torch model, where inputs of a fixed size work",
+    )
 
 
 def _bound(value: GraphInput, kind: str, source: Input, weights: dict[str, Array]) -> Iterator[onnx.NodeProto]:
     """Nodes that make the input's array out of the length of ``source``."""
+    if kind == "ones" and len(value.shape) > 2:
+        raise CompileError(
+            f"input {value.name}",
+            f"is a mask of {len(value.shape)} dimensions, which says from outside of the file which keys a query sees",
+            "export with a mask of one entry a token, so that the file itself makes the causal mask, or without a mask",
+        )
     if not 1 <= len(value.shape) <= 2:
         raise CompileError(
             f"input {value.name}",

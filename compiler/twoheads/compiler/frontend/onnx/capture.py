@@ -14,10 +14,11 @@ from onnx import helper, numpy_helper
 
 from twoheads.compiler.frontend.generation_facts import folder_facts
 from twoheads.compiler.frontend.onnx.attach_attention import attach_attention
-from twoheads.compiler.frontend.onnx.bind_inputs import bind_inputs
+from twoheads.compiler.frontend.onnx.bind_inputs import bind_inputs, fixed_tokens
 from twoheads.compiler.frontend.onnx.choose_outputs import Outputs, choose_outputs, model_outputs
 from twoheads.compiler.frontend.onnx.model.graph import OnnxGraph, OnnxNode
 from twoheads.compiler.frontend.onnx.model.read_file import OnnxFile, read_onnx
+from twoheads.compiler.frontend.onnx.passes.dequantise import dequantise
 from twoheads.compiler.frontend.onnx.passes.expand_attention import expand_attention
 from twoheads.compiler.frontend.onnx.passes.expand_contrib import expand_contrib
 from twoheads.compiler.frontend.onnx.passes.fold import fold_onnx, graph_of
@@ -93,12 +94,7 @@ def _tokenizer_beside(path: Path) -> bytes | None:
 
 def _without_attention(path: str | Path, program: OnnxProgram) -> CompileError:
     if all(entry.value.axis is None for entry in program.inputs):
-        shapes = ", ".join(f"{entry.value.name} {list(entry.value.shape)}" for entry in program.inputs)
-        return CompileError(
-            str(path),
-            f"has a fixed number of tokens ({shapes}), so no token axis can be seen in it",
-            "export it with a dynamic token axis, or compile the torch model, where inputs of a fixed size work",
-        )
+        return fixed_tokens(str(path), program.inputs)
     return CompileError(str(path), "no attention was found in it", "compile a transformer")
 
 
@@ -126,6 +122,7 @@ def spelled_out(graph: OnnxGraph, arguments: Sequence[Input], outputs: Sequence[
     special = ("Attention", "SimplifiedLayerNormalization")
     if all(not node.proto.domain and node.proto.op_type not in special for node in graph.nodes):
         return graph
+    graph = dequantise(graph)
     types = measure_onnx(graph, arguments, outputs, where).types
     return fold_onnx(expand_contrib(expand_attention(graph, types), types), outputs)
 

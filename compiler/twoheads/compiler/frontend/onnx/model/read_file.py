@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError, Message  # type: ignore[import-
 from onnx import TensorProto, numpy_helper
 from onnx.external_data_helper import uses_external_data
 
+from twoheads.compiler.frontend.onnx.model.branches import take_branches
 from twoheads.compiler.frontend.onnx.model.node_count import check_node_count
 from twoheads.compiler.frontend.onnx.model.tensors import Array, array_of, constant_of, dtype_name, external_file
 from twoheads.graphs.errors import CompileError
@@ -112,6 +113,7 @@ def read_onnx(path: str | Path) -> OnnxFile:
         model = inliner.inline_local_functions(model)
     if "" not in opsets:
         raise CompileError(str(path), "imports no standard operator set", "export the model with a current exporter")
+    take_branches(model.graph)
     half = _lift(model.graph)
     names = _safe_names(model.graph)
     weights = {names[name]: array for name, array in _weights(model.graph, path)}
