@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import twoheads.graphs  # noqa: F401 - says what libraries are not to do when they are imported
+
 if TYPE_CHECKING:
     from twoheads.export.bundle.writer import write_bundle
     from twoheads.export.precision.narrow_values import narrow_values

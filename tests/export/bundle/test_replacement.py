@@ -114,6 +114,8 @@ def test_a_failure_leaves_nothing_new(
 
 
 def test_a_failed_swap_puts_the_old_bundle_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system has no exchange of two names."""
+    monkeypatch.setattr(staging, "_exchange", lambda *_: False)
     target = write_bundle(hand_made(), tmp_path / "bundle")
     before = digest_of(tmp_path)
     rename = Path.rename
@@ -189,6 +191,50 @@ def test_what_a_killed_process_leaves_never_loads_and_goes_with_the_next_write(t
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
+EXCHANGED = """
+import os, signal, sys
+from pathlib import Path
+import pytest
+from tests.export.hand_made import hand_made, use_emitters
+from twoheads.export import write_bundle
+from twoheads.export.bundle import staging
+use_emitters(pytest.MonkeyPatch())
+if sys.argv[2] == "renames":
+    staging._exchange = lambda *_: False
+moment = int(sys.argv[3])
+count = 0
+def die(event, arguments):
+    global count
+    if event in ("os.rename", "os.remove", "os.rmdir"):
+        count += 1
+        if count == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(die)
+write_bundle(hand_made(seed=1), Path(sys.argv[1]), overwrite=True)
+"""
+
+
+@pytest.mark.parametrize("way", ["exchange", "renames"])
+@pytest.mark.parametrize("moment", [1, 2, 4])
+def test_a_kill_while_folders_change_places(tmp_path: Path, way: str, moment: int) -> None:
+    """The old bundle or the new one is there; without an exchange the old one is back with the next command."""
+    target = tmp_path / "bundle"
+    write_bundle(hand_made(), target)
+    old = digest_of(target)
+    root = Path(__file__).parents[3]
+    killed = subprocess.run([sys.executable, "-c", EXCHANGED, str(target), way, str(moment)], cwd=root, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    if way == "exchange":
+        load(target)
+    with pytest.raises(BundleError, match="exists already"):
+        write_bundle(hand_made(), target)
+    load(target)
+    assert (digest_of(target) == old) == ((way, moment) in {("renames", 1), ("renames", 2)})
+    write_bundle(hand_made(), target, overwrite=True)
+    assert digest_of(target) == old
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
 def test_only_leftovers_of_this_host_s_dead_processes_are_removed(tmp_path: Path) -> None:
     start = int(psutil.Process().create_time())
     host = staging.host_name()
@@ -200,5 +246,5 @@ def test_only_leftovers_of_this_host_s_dead_processes_are_removed(tmp_path: Path
     dead = [f".bundle.{PARTIAL}-{host}-{os.getpid()}-{start - 1000}", f".bundle.{REPLACED}-{host}-{2**22 + 1}-1"]
     for name in (*kept, *dead):
         (tmp_path / name).mkdir()
-    write_bundle(hand_made(), tmp_path / "bundle")
+    write_bundle(hand_made(), tmp_path / "bundle", overwrite=True)  # the former is back, and replaced
     assert {path.name for path in tmp_path.iterdir()} == {"bundle", *kept}

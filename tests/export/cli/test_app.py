@@ -334,6 +334,35 @@ def test_an_interrupted_compile_leaves_nothing(tiny_llama, tmp_path, number, cod
     assert list(tmp_path.iterdir()) == []
 
 
+INTERRUPTED_IMPORT = """
+import os, sys
+from twoheads.export.cli import main
+from twoheads.export.accelerators import environments
+
+def load():
+    try:
+        os.kill(os.getpid(), int(sys.argv[1]))
+        while True:
+            pass
+    except BaseException:
+        raise ImportError("initialization failed") from None
+
+environments.installed_targets = load
+sys.exit(main(["targets"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "message"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "")]
+)
+def test_an_interrupted_import_is_no_bug(number, code, message):
+    """Compiled modules turn whatever interrupts their import into an ImportError."""
+    with process_that_heeds([sys.executable, "-c", INTERRUPTED_IMPORT, str(int(number))]) as process:
+        _, error = process.communicate(timeout=120)
+    assert process.returncode == code, error
+    assert error.strip() == message
+
+
 def test_verbose_tells_our_phases_and_no_one_else_s_lines(cli, bundle, text, tmp_path, monkeypatch):
     from twoheads.export.cli.run import command as run_command
     from twoheads.runtime.bundle.reader import read_bundle as read

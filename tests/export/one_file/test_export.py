@@ -5,6 +5,9 @@ The tiny models' norms make NaN of padding, so any leak of padding into real tok
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -156,6 +159,34 @@ def test_weights_beside_the_file_are_stored_once_and_give_the_same_numbers(tmp_p
     first, second = (open_file(made.file).run(None, {"tokens": tokens})[0] for made in (inside, beside))
     np.testing.assert_array_equal(first, second)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "beside.onnx", "beside.onnx.data", "inside.onnx"]
+
+
+KILLED = """
+import os, signal, sys
+from twoheads.export.one_file.export import export_one_file
+count = 0
+def die(event, arguments):
+    global count
+    count += event == "os.rename"
+    if event == "os.rename" and count == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(die)
+export_one_file(sys.argv[1], sys.argv[2], weights="beside", overwrite=True)
+"""
+
+
+@pytest.mark.parametrize("moment", [1, 2])
+def test_a_kill_never_leaves_a_model_with_the_weights_of_another(tmp_path: Path, moment: int) -> None:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    file = folder / "m.onnx"
+    other, bundle = write_tiny(tmp_path / "other", Tiny(seed=1)), write_tiny(tmp_path / "b", Tiny())
+    export_one_file(other, file, weights="beside")
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(bundle), str(file), str(moment)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not file.exists()
+    export_one_file(bundle, file, weights="beside", overwrite=True)
+    assert sorted(path.name for path in folder.iterdir()) == ["m.onnx", "m.onnx.data"]
 
 
 def test_equal_bundles_give_equal_bytes(tmp_path: Path) -> None:

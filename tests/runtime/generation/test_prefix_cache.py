@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import threading
+
 import numpy as np
 import pytest
 
@@ -84,3 +88,30 @@ def test_the_budget_holds_and_damaged_files_are_refused(tmp_path):
         _logits(bundle, PROMPT[: 3 * BLOCK])
     with pytest.raises(InputError, match="-1 bytes"):
         bundle.generation.keep_prefixes(-1)
+
+
+def test_what_kills_left_is_removed_and_other_files_stay(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left = tmp_path / f".{'ab' * 32}.page.{ended.pid}.partial"
+    for name in (left.name, f".notes.{ended.pid}.partial", "notes"):
+        (tmp_path / name).touch()
+    load(bundle_folder("llama"), threads=1).generation.keep_prefixes(1 << 30, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f".notes.{ended.pid}.partial", "notes"]
+
+
+def test_threads_that_write_the_same_pages(tmp_path):
+    bundles = [load(bundle_folder("llama"), threads=1) for _ in range(4)]
+    for bundle in bundles:
+        bundle.generation.keep_prefixes(1 << 30, tmp_path)
+    found: list[np.ndarray] = []
+    threads = [
+        threading.Thread(target=lambda bundle=bundle: found.append(_logits(bundle, PROMPT)[0])) for bundle in bundles
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    assert all(np.array_equal(one, found[0]) for one in found)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".page"}

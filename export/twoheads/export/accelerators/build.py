@@ -28,8 +28,8 @@ from twoheads.export.engines.jobs import (
 )
 from twoheads.export.engines.tensor_error import relative_error
 from twoheads.export.progress import Progress, silent
-from twoheads.export.scratch import scratch_folder
 from twoheads.graphs.errors import CompileError, InputError
+from twoheads.graphs.scratch import scratch_folder
 from twoheads.graphs.serialization.bundle_format import TARGETS, Artifact, HostPart, TargetEntry
 from twoheads.graphs.serialization.relative_path import RelativePath
 from twoheads.runtime.bundle.reader import Bundle, read_bundle

@@ -118,6 +118,7 @@ def _attempt(target: Target, compiler: Compiler, requests: Sequence[dict[str, An
 def _run(command: list[str], folder: Path | None) -> subprocess.CompletedProcess[str]:
     # The checkout's path must not give another environment's packages to the compiler.
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    environment["TWOHEADS_PARENT"] = str(os.getpid())  # without which the compiler could miss that this process ends
     # Some compilers leave files where they are started, so that is the scratch folder.
     return subprocess.run(  # noqa: S603 - the environment's own Python, with our own program
         command, cwd=folder, capture_output=True, text=True, errors="replace", env=environment, check=False

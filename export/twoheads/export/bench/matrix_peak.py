@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import numpy as np
 from onnx import TensorProto, helper, save
 
 from twoheads.graphs.program.program import Port
+from twoheads.graphs.scratch import scratch_folder
 from twoheads.runtime.backends.protocol import Backend, Call
 
 __all__ = ["MatrixPeak"]
@@ -39,8 +39,8 @@ class MatrixPeak:
         rng = np.random.default_rng(0)
         left, right, product = Port("left", "float32", (SIZE, SIZE)), "right", Port("product", "float32", (SIZE, SIZE))
         self._weights = rng.standard_normal((SIZE, SIZE)).astype(np.float32)
-        with tempfile.TemporaryDirectory(prefix="twoheads-peak-") as folder:
-            path = _write_product(Path(folder), left.name, right, product.name)
+        with scratch_folder() as folder:
+            path = _write_product(folder, left.name, right, product.name)
             engine = backend.load_engine(path, (left,), (product,), {right: self._weights})
         self._calls: list[Call] = []
         for _ in range(threads):

@@ -139,15 +139,32 @@ def _common(
     enter(logging_at(verbose))
 
 
+_told: list[int] = []
+"""The exit codes of the signals that came: an import that one interrupts may raise anything, and that is no bug."""
+
+
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
     """Leaves as Ctrl-C does, so that temporary files are removed."""
+    _told.append(TERMINATED)
     raise SystemExit(TERMINATED)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+    _told.append(INTERRUPTED)
+    raise KeyboardInterrupt
+
+
+def _heed_signals() -> None:
+    _told.clear()
+    with contextlib.suppress(ValueError):  # not the main thread, where no handler can be set
+        signal.signal(signal.SIGTERM, _terminate)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # in the background it may be ignored
+            signal.signal(signal.SIGINT, _interrupt)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line (default: the process's) and returns its exit code."""
-    with contextlib.suppress(ValueError):  # not the main thread, where no handler can be set
-        signal.signal(signal.SIGTERM, _terminate)
+    _heed_signals()
     with contextlib.ExitStack() as stack:
         try:
             app(args=None if arguments is None else list(arguments), prog_name="twoheads", obj=stack)
@@ -162,9 +179,11 @@ def _exit_code(error: BaseException) -> int:
         # typer leaves with 2 when an option is wrong; that is a user's error like any other.
         code = error.code if isinstance(error.code, int) else 0 if error.code is None else USER_ERROR
         return USER_ERROR if code == 2 else code
-    if isinstance(error, _Interrupted | KeyboardInterrupt):
+    if isinstance(error, _Interrupted | KeyboardInterrupt) or INTERRUPTED in _told:
         stderr_console().print("interrupted")
         return INTERRUPTED
+    if TERMINATED in _told:
+        return TERMINATED
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again at exit
         return USER_ERROR

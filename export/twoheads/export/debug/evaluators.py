@@ -11,8 +11,8 @@ import numpy.typing as npt
 import onnx
 
 from twoheads.export.debug.graph_cuts import graph_ports
-from twoheads.export.scratch import scratch_folder
 from twoheads.graphs.errors import BundleError, InputError, TwoheadsError
+from twoheads.graphs.scratch import scratch_folder
 from twoheads.runtime.backends.protocol import Backend
 from twoheads.runtime.backends.registry import open_backend
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx
 
 from twoheads.export.debug.evaluators import Arrays, Evaluator, find_evaluator
-from twoheads.export.scratch import scratch_folder
+from twoheads.graphs.scratch import scratch_folder
 
 __all__ = ["EvaluatorCrashedError", "EvaluatorError", "isolated_evaluator"]
 

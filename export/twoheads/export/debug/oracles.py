@@ -15,7 +15,7 @@ from twoheads.export.accelerators.target import Target
 from twoheads.export.debug.evaluators import Arrays, Evaluator
 from twoheads.export.debug.isolated import EvaluatorCrashedError
 from twoheads.export.engines.tensor_error import relative_error
-from twoheads.export.scratch import scratch_folder
+from twoheads.graphs.scratch import scratch_folder
 
 __all__ = ["Failure", "Oracle", "compiler_oracle", "evaluator_oracle"]
 

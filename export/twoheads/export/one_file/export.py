@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 
-from twoheads.export.bundle.staging import write_error
+from twoheads.export.bundle.staging import partial_folder, write_error
 from twoheads.export.one_file.build import OneFile
 from twoheads.export.one_file.check import LengthCheck, check_file
 from twoheads.export.one_file.refuse import check_exportable
@@ -85,8 +84,8 @@ def export_one_file(
     data = target.with_name(target.name + ".data")
     _check_targets([target, *([data] if beside else [])], overwrite=overwrite)
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
-            written = Path(folder) / target.name
+        with partial_folder(target) as folder:
+            written = folder / target.name
             report("writing the weights")
             place = written.with_name(data.name)
             kept = weights_beside(source, model.weights, place, data.name) if beside else None
@@ -95,9 +94,7 @@ def export_one_file(
             report("running it")
             onnx.checker.check_model(str(written), full_check=True)
             checks = check_file(written, source.path, names, str(target))
-            if beside:
-                os.replace(place, data)
-            os.replace(written, target)
+            _put(written, target, place if beside else None, data)
     except OSError as error:
         raise write_error(target, error) from error
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -105,6 +102,14 @@ def export_one_file(
     return Exported(
         target, data if beside else None, _shapes(proto.graph.input), _shapes(proto.graph.output), width, checks
     )
+
+
+def _put(written: Path, target: Path, weights: Path | None, data: Path) -> None:
+    """Moves the model to ``target``, and its weights, if they lie beside it, to ``data``."""
+    if weights is not None:
+        target.unlink(missing_ok=True)  # or a kill could leave the old model with weights that are not its own
+        os.replace(weights, data)
+    os.replace(written, target)
 
 
 def _is_beside(bundle: Bundle, model: OneFile, weights: str) -> bool:

@@ -6,7 +6,6 @@ import gzip
 import importlib.metadata
 import platform
 import tarfile
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from twoheads.export.bundle.staging import written_folder
+from twoheads.export.bundle.staging import partial_folder, write_error, written_folder
 from twoheads.export.bundle.writer import file_entry, write_json
 from twoheads.export.engines.tensor_error import relative_error
 from twoheads.export.one_file.check import check_lengths, random_arguments
@@ -84,14 +83,17 @@ def pack_bundle(
         return Packed(path, pack, _sizes(pack))
     if path.exists() and not overwrite:
         raise InputError(str(path), "exists already", "name another place, or replace it with --force")
-    with tempfile.TemporaryDirectory(prefix=".twoheads-", dir=path.parent) as scratch:
-        folder = Path(scratch) / path.name.removesuffix(ARCHIVE)
-        folder.mkdir()
-        pack = _write(source, target, backend, entry, folder, report)
-        report("compressing")
-        archive = Path(scratch) / "archive"
-        _compress(folder, archive)
-        archive.replace(path)
+    try:
+        with partial_folder(path) as scratch:
+            folder = scratch / path.name.removesuffix(ARCHIVE)
+            folder.mkdir()
+            pack = _write(source, target, backend, entry, folder, report)
+            report("compressing")
+            archive = scratch / "archive"
+            _compress(folder, archive)
+            archive.replace(path)
+    except OSError as error:
+        raise write_error(path, error) from error
     return Packed(path, pack, _sizes(pack))
 
 

@@ -20,10 +20,10 @@ import onnx
 from twoheads.export.engines.rewritten import RewrittenEngines
 from twoheads.export.precision.quantised_arrays import dequantise
 from twoheads.export.precision.quantised_engine import DOMAIN, FLOAT32_LEVEL, QUANTISED_PRODUCT
-from twoheads.export.scratch import scratch_folder
 from twoheads.export.verification.original_run import AnyOriginal
 from twoheads.export.verification.widened_run import widened_bundle
 from twoheads.graphs.errors import InputError
+from twoheads.graphs.scratch import scratch_folder
 from twoheads.graphs.serialization.bundle_format import FULL_PRECISION
 from twoheads.runtime import LoadedBundle, load
 from twoheads.runtime.bundle.weights import Weights

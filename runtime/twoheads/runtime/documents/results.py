@@ -110,7 +110,10 @@ class ResultFolder:
             self.finished = self.job.finished
         if not self.finished:
             self._forget_what_the_journal_does_not_name()
-            self._summarize()
+        with disk_errors(self.folder, PROBLEM, FIX):
+            for left in (*self.folder.glob("part-*.partial"), self.folder / SUMMARY.replace(".json", ".partial")):
+                left.unlink(missing_ok=True)
+        self._summarize()  # of a finished one too: a kill may have come before it said so
 
     def _forget_what_the_journal_does_not_name(self) -> None:
         parts = range(self.totals.parts)
@@ -122,8 +125,6 @@ class ResultFolder:
             raise TwoheadsError(str(self.folder / lost), "is missing or was cut", "delete the folder, and run again")
         with disk_errors(self.folder, PROBLEM, FIX):
             (self.folder / part_name(self.totals.parts)).unlink(missing_ok=True)
-            for left in (*self.folder.glob("part-*.partial"), self.folder / SUMMARY.replace(".json", ".partial")):
-                left.unlink(missing_ok=True)
             with index.open("ab") as file:
                 file.truncate(self.totals.index_bytes)
 

@@ -7,19 +7,20 @@ that computing it again would.
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
+from threading import Lock
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.variants.steps import Steps
+from twoheads.runtime.memory.disk_space import disk_errors
+from twoheads.runtime.memory.new_file import replacing, sweep_folder
 
 __all__ = ["PrefixCache", "following"]
 
@@ -28,6 +29,10 @@ Page = list[npt.NDArray[Any]]
 
 MAGIC = b"twoheads page 1\n"
 DIGEST = 32
+PAGE = ".page"
+"""What names of files end with."""
+WRITING = Lock()
+"""Held by the thread of this process that writes a page: two of them may have computed the same one."""
 
 
 class PrefixCache:
@@ -61,6 +66,7 @@ class PrefixCache:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise InputError(str(folder), f"can't hold pages: {error.strerror}", "name a folder") from error
+            sweep_folder(folder, PAGE)
 
     @property
     def first(self) -> bytes:
@@ -90,19 +96,17 @@ class PrefixCache:
         """Keeps a page, which must not change any more.
 
         Raises:
-            OSError: The disk refuses.
+            TwoheadsError: The disk refuses.
         """
         self._keep(name, page)
         path = self._path(name)
         if path is None or path.exists():
             return
         payload = b"".join(array.tobytes() for array in page)
-        part = path.with_name(f".{path.name}.{uuid4().hex}")
-        try:
-            part.write_bytes(MAGIC + sha256(name + payload).digest() + payload)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        with WRITING, disk_errors(path, "can't be written", "free disk space, or name another folder"):
+            if not path.exists():
+                with replacing(path) as file:
+                    file.write(MAGIC + sha256(name + payload).digest() + payload)
 
     def _keep(self, name: bytes, page: Page) -> None:
         self._pages[name] = page
@@ -111,7 +115,7 @@ class PrefixCache:
             self._pages.popitem(last=False)
 
     def _path(self, name: bytes) -> Path | None:
-        return None if self._folder is None else self._folder / f"{name.hex()}.page"
+        return None if self._folder is None else self._folder / f"{name.hex()}{PAGE}"
 
     def _read(self, name: bytes) -> Page | None:
         path = self._path(name)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from twoheads.graphs.errors import TwoheadsError
-from twoheads.runtime.memory.new_file import hold
+from twoheads.graphs.scratch import hold
 
 __all__ = ["DELETE", "KeptFile"]
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import IO
 
 from twoheads.graphs.errors import InputError
+from twoheads.graphs.scratch import hold
 
-__all__ = ["hold", "output_place", "partial_file", "replacing", "sweep"]
+__all__ = ["output_place", "partial_file", "replacing", "sweep", "sweep_folder"]
 
 FIX = "name a file"
 
@@ -80,28 +81,24 @@ def partial_file(place: Path) -> Path:
 
 def sweep(place: Path) -> None:
     """Removes what killed processes, and whoever had this process's number, left of ``place``."""
-    pattern = re.compile(re.escape(f".{place.name}.") + r"(\d+)\.partial")
+    _sweep(place.parent, re.escape(place.name))
+
+
+def sweep_folder(folder: Path, ending: str) -> None:
+    """Removes what killed processes left of any file of ``folder`` whose name ends so."""
+    _sweep(folder, f".+{re.escape(ending)}")
+
+
+def _sweep(folder: Path, names: str) -> None:
+    pattern = re.compile(rf"\.{names}\.(\d+)\.partial")
     try:
-        names = os.listdir(place.parent)
+        found = os.listdir(folder)
     except OSError:  # whoever writes there is told
         return
-    for name in names:
-        found = pattern.fullmatch(name)
-        if found and (int(found[1]) == os.getpid() or not _runs(int(found[1]))) and not _is_held(place.parent / name):
-            (place.parent / name).unlink(missing_ok=True)
-
-
-def hold(descriptor: int) -> bool:
-    """Locks a file until it is closed, which the system sees to however the process ends; whether it could."""
-    try:
-        import fcntl
-    except ImportError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+    for name in found:
+        match = pattern.fullmatch(name)
+        if match and (int(match[1]) == os.getpid() or not _runs(int(match[1]))) and not _is_held(folder / name):
+            (folder / name).unlink(missing_ok=True)
 
 
 def _runs(pid: int) -> bool:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import mmap
 import struct
-import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from twoheads.graphs.scratch import scratch_folder
 
 __all__ = ["gguf_config"]
 
@@ -54,8 +55,8 @@ def _lean(path: Path) -> Generator[tuple[Path, int]]:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         header = _Header(data)
         parts, tokens = header.cut()
-        with tempfile.TemporaryDirectory(prefix="twoheads-") as folder:
-            lean = Path(folder) / "model.gguf"
+        with scratch_folder() as folder:
+            lean = folder / "model.gguf"
             with lean.open("wb") as out:
                 out.writelines(parts)
                 out.truncate(len(data))

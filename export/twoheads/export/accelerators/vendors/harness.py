@@ -32,6 +32,9 @@ from typing import Any
 PR_SET_PDEATHSIG = 1
 """Linux: which signal a process gets when its parent is gone."""
 
+PARENT = "TWOHEADS_PARENT"
+"""In the environment: the number of the process that starts this one."""
+
 
 def main(arguments: list[str]) -> int:
     """Builds everything that is asked for; an engine that is refused is reported, and is no failure of this program."""
@@ -55,6 +58,8 @@ def _end_with_parent() -> None:
         return
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):  # it ended before the system was asked
+        sys.exit(1)
 
 
 def _attempt(compiler: Any, request: dict[str, Any]) -> dict[str, Any]:

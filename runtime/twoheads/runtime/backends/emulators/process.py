@@ -15,6 +15,7 @@ from typing import Any, cast
 import numpy.typing as npt
 
 from twoheads.graphs.errors import BundleError
+from twoheads.graphs.scratch import scratch_folder
 from twoheads.runtime.backends.emulators.worker import read_message, write_message
 
 __all__ = ["ArtifactPort", "EmulatorError", "EmulatorProcess"]
@@ -62,16 +63,17 @@ class EmulatorProcess:
         # Not this environment's packages, nor the checkout's, where the emulator has an environment of its own.
         environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
-        self._folder = tempfile.TemporaryDirectory(prefix="twoheads-")  # some emulators leave files where they start
+        kept = contextlib.ExitStack()
+        folder = kept.enter_context(scratch_folder())  # some emulators leave files where they start
         self._process = subprocess.Popen(  # noqa: S603 - the environment's own Python, with our own program
             [str(python), str(Path(__file__).with_name("worker.py")), module],
-            cwd=self._folder.name,
+            cwd=folder,
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
         )
-        weakref.finalize(self, _end, self._process)
+        weakref.finalize(self, _end, self._process, kept)
         self._open: dict[Path, tuple[tuple[ArtifactPort, ...], tuple[ArtifactPort, ...]]] = {}
         self._answer()
 
@@ -129,10 +131,11 @@ def _last_line(text: str) -> str:
     return lines[-1][:LONGEST_ERROR] if lines else ""
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends the worker, whatever it does."""
+def _end(process: subprocess.Popen[bytes], kept: contextlib.ExitStack) -> None:
+    """Ends the worker, whatever it does, and removes what it left."""
     process.kill()
     for stream in (process.stdin, process.stdout):
         if stream is not None:
             stream.close()
     process.wait()
+    kept.close()

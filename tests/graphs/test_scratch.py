@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -13,15 +14,36 @@ from pathlib import Path
 
 import pytest
 
-from twoheads.export.scratch import scratch_folder
+from twoheads.graphs.errors import InputError
+from twoheads.graphs.scratch import scratch_folder
 
 HOLDER = """
 import time
-from twoheads.export.scratch import scratch_folder
+from twoheads.graphs.scratch import scratch_folder
 with scratch_folder() as folder:
     (folder / "large").write_text("x")
     print(folder, flush=True)
     time.sleep(60)
+"""
+
+DEADLY = """
+import os, signal, sys
+from twoheads.graphs.scratch import PREFIX, scratch_folder
+count = 0
+
+def die(event, arguments):
+    global count
+    changes = event in ("os.mkdir", "os.rmdir", "os.remove") or event == "open" and arguments[2] & os.O_CREAT
+    # Python itself tries its folder of temporary files with a file of another name.
+    if changes and (PREFIX in str(arguments[0]) or arguments[0] in ("file", "other")):
+        count += 1
+        if count == int(sys.argv[1]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(die)
+with scratch_folder() as folder:
+    (folder / "file").touch()
+    (folder / "other").touch()
 """
 
 COMPILER = """
@@ -43,7 +65,7 @@ import json, sys
 from pathlib import Path
 from types import SimpleNamespace
 from twoheads.export.accelerators.compiler_process import Compiler, run_compiler
-from twoheads.export.scratch import scratch_folder
+from twoheads.graphs.scratch import scratch_folder
 with scratch_folder() as folder:
     request = {"name": "first", "log": str(folder / "log"), "pid": sys.argv[2]}
     target = SimpleNamespace(module="build_slow", name="slow")
@@ -85,7 +107,7 @@ def test_folders_of_killed_commands_are_swept(temporary):
             assert list(folder.iterdir()) == []
             assert not left.exists()
             assert (kept / "large").exists(), "its command lives"
-        assert [path for path in temporary.iterdir() if path not in kept.parents] == []
+        assert sorted(temporary.iterdir()) == [kept, kept.with_name(f"{kept.name}.lock")]
     finally:
         for process in (alive, killed):
             process.kill()
@@ -95,10 +117,44 @@ def test_folders_of_killed_commands_are_swept(temporary):
 def test_folders_of_others_stay(temporary):
     for name in ("twoheads-scratch-unlocked", "other"):
         (temporary / name).mkdir()
-    (temporary / "twoheads-scratch-link").symlink_to(temporary / "other")
+    (temporary / "other" / "precious").touch()
+    for name in ("twoheads-scratch-a", "twoheads-scratch-b.lock"):
+        (temporary / name).symlink_to(temporary / "other")
+    (temporary / "twoheads-scratch-a.lock").touch()
     with scratch_folder():
         pass
-    assert len(list(temporary.iterdir())) == 3
+    assert sorted(path.name for path in temporary.iterdir()) == [
+        "other",
+        "twoheads-scratch-a",
+        "twoheads-scratch-b.lock",
+        "twoheads-scratch-unlocked",
+    ]
+    assert (temporary / "other" / "precious").exists()
+
+
+def test_no_moment_of_a_kill_leaves_what_is_not_swept(temporary):
+    """Killed before each operation on files, from the first to the last."""
+    for moment in range(1, 30):
+        ended = _start(DEADLY, moment)
+        ended.communicate()
+        with scratch_folder():
+            pass
+        assert list(temporary.iterdir()) == []
+        if ended.returncode == 0:
+            break
+        assert ended.returncode == -signal.SIGKILL
+    assert moment > 5
+
+
+def test_a_full_folder_is_named(temporary):
+    with pytest.raises(InputError, match=rf"{temporary}: can't hold intermediate files: No space left.*\n.*TMPDIR"):
+        with scratch_folder():
+            raise OSError(errno.ENOSPC, "No space left on device")
+    assert list(temporary.iterdir()) == []
+    monkey = temporary / "gone"
+    tempfile.tempdir = str(monkey)
+    with pytest.raises(InputError, match="gone: can't hold intermediate files: No such file"), scratch_folder():
+        pass
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells a process that its parent is gone")

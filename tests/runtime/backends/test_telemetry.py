@@ -1,0 +1,34 @@
+"""What runs here is told to nobody: ONNX Runtime's builds report to their maker unless they are told not to."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import os
+import twoheads.{package}
+import onnxruntime
+print(os.environ["ORT_DISABLE_TELEMETRY"], os.listdir(os.environ["TMPDIR"]), os.listdir(os.environ["HOME"]))
+"""
+
+
+@pytest.mark.parametrize("package", ["runtime", "export"])
+def test_importing_onnxruntime_starts_no_reports(tmp_path, package):
+    """Neither an identifier of the machine in the home, nor a session's file among the temporary ones."""
+    for name in ("temporary", "home"):
+        (tmp_path / name).mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment |= {"TMPDIR": str(tmp_path / "temporary"), "HOME": str(tmp_path / "home")}
+    words = [sys.executable, "-c", PROGRAM.format(package=package)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout.strip() == "1 [] []", done.stderr
+
+
+def test_who_wants_them_says_so():
+    words = [sys.executable, "-c", "import os, twoheads.graphs; print(os.environ['ORT_DISABLE_TELEMETRY'])"]
+    environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "0"}
+    assert subprocess.run(words, capture_output=True, text=True, check=True, env=environment).stdout.strip() == "0"
