@@ -99,7 +99,7 @@ def _of_bundle(path: Path) -> bytes:
         return NOTHING
     loaded = load(path, threads=1)
     tokens = np.arange(1, 60) % 15
-    array = loaded.run(tokens, output="hidden").array
+    array = np.asarray(loaded.run(tokens, output="hidden").array)
     return array.tobytes() + repr(sorted(read_bundle(path).manifest.targets)).encode()
 
 
@@ -117,7 +117,7 @@ def _of_arrays(path: Path) -> bytes:
 def _of_onnx(path: Path) -> bytes:
     if not path.exists():
         return NOTHING
-    import onnxruntime
+    import onnxruntime  # type: ignore[import-untyped]
 
     session = onnxruntime.InferenceSession(str(path))
     (result,) = session.run(None, {session.get_inputs()[0].name: np.arange(1, 30)[None] % 15})
