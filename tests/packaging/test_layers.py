@@ -49,6 +49,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("backends", "inputs", "jobs"),
         ("execution", "generation.choosing", "generation.text"),
         ("generation",),
+        ("generation.batch",),
         ("stages.attention",),
         ("stages.stock",),
         ("stages",),

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twoheads.export.bundle.engine_files import save_engine
+from twoheads.export.emit.fused.batch import batch_attention_model
 from twoheads.export.emit.fused.step import step_model
 from twoheads.export.emit.tile_attention import attention_model
 from twoheads.export.emit.tokenwise import emit_tokenwise
 from twoheads.graphs.serialization.bundle_format import ENGINES, WEIGHTS, WeightEntry
+from twoheads.graphs.variants.batch_steps import BATCH_ROWS, BatchSteps
 from twoheads.graphs.variants.steps import CAPACITIES, Steps, step_steps, with_rows
 from twoheads.runtime.bundle.weights import Weights
 
@@ -53,7 +55,30 @@ def write_steps(
         if rows != compiled.program.block_size:
             _write_heads(steps, rows, used, folder, entries)
             done += 1
-        _write_tiles(steps, rows, used, folder, entries)
+        _write_tiles(steps, rows, folder)
+        if rows != compiled.program.block_size:
+            _write_regions(steps, rows, used, folder, entries)
+    _write_batch(compiled, steps, models, folder, entries)
+
+
+def _write_batch(
+    compiled: CompiledModel,
+    steps: Steps,
+    models: Mapping[str, onnx.ModelProto],
+    folder: Path,
+    entries: Mapping[str, WeightEntry],
+) -> None:
+    """What extends many sequences at once, beside what one takes."""
+    for rows in BATCH_ROWS:
+        block = rows == compiled.program.block_size
+        if block or rows not in steps.rows:
+            used = models if block else _resized(compiled, rows)
+            _write_heads(steps, rows, used, folder, entries)
+            if not block:
+                _write_regions(steps, rows, used, folder, entries)
+    for engine in BatchSteps(steps).attentions:
+        path = folder / ENGINES / f"{engine.name}.onnx"
+        save_engine(batch_attention_model(engine), path, engine.inputs, engine.outputs, {})
 
 
 def _resized(compiled: CompiledModel, rows: int) -> dict[str, onnx.ModelProto]:
@@ -89,16 +114,18 @@ def _write_heads(
         save_engine(model, folder / ENGINES / f"{engine.name}.onnx", engine.inputs, engine.outputs, bound)
 
 
-def _write_tiles(
-    steps: Steps, rows: int, models: Mapping[str, onnx.ModelProto], folder: Path, entries: Mapping[str, WeightEntry]
-) -> None:
-    """What a step over more keys than any capacity calls: the regions, and attention tile by tile."""
+def _write_tiles(steps: Steps, rows: int, folder: Path) -> None:
+    """Attention tile by tile, of a step over more keys than any capacity."""
     for tile, variants in steps.tiles(rows).items():
         for variant in variants:
             file = folder / ENGINES / f"{tile.name}.{variant}.onnx"
             save_engine(attention_model(tile, variant), file, *tile.ports(variant), {})
-    if rows == steps.program.block_size:
-        return
+
+
+def _write_regions(
+    steps: Steps, rows: int, models: Mapping[str, onnx.ModelProto], folder: Path, entries: Mapping[str, WeightEntry]
+) -> None:
+    """The token-wise engines of such a step, and of one for many sequences."""
     for name, stage in {stage.engine: stage for stage, _ in reversed(steps.body.regions)}.items():
         region = steps.region(stage, rows)
         bound = {port.name: entries[weight] for port, weight in zip(region.weights, stage.weights, strict=True)}

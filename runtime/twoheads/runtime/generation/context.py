@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,23 +33,32 @@ class Context:
         weights: The bundle's.
         owner: What the context belongs to; contexts of other bundles are refused.
         cache: Beginnings that were computed before, if any are kept.
+        kept: Where keys and values go, if not into arrays of its own.
 
     Attributes:
         engines: What computes.
         owner: What the context belongs to.
         tokens: The sequence.
+        added: What is added to the scores of its steps.
     """
 
-    def __init__(self, engines: StepEngines, weights: Weights, owner: object, cache: PrefixCache | None = None) -> None:
+    def __init__(
+        self,
+        engines: StepEngines,
+        weights: Weights,
+        owner: object,
+        cache: PrefixCache | None = None,
+        kept: KeptBlocks | None = None,
+    ) -> None:
         self.engines = engines
         self.owner = owner
         self.tokens: list[int] = []
+        self.added = AddedScores(engines.steps, weights)
         self._weights = weights
         self._cache = cache
         self._names: list[bytes] = []
         """Of the whole blocks that ``append`` computed, as the cache calls them."""
-        self._added = AddedScores(engines.steps, weights)
-        self._kept: KeptBlocks | None = KeptBlocks(engines.steps)
+        self._kept: KeptBlocks | None = KeptBlocks(engines.steps) if kept is None else kept
         self._steps: dict[tuple[int, bool], BoundStep | LongStep] = {}
         self._heads: dict[int, Heads] = {}
         self._steady = 0
@@ -69,10 +78,24 @@ class Context:
         Raises:
             InputError: There are none, one is outside of the vocabulary, or the model takes no more.
         """
-        new = self._check(tokens)
+        work = self.appending(tokens)
+        while True:
+            try:
+                next(work)
+            except StopIteration as ended:
+                logits: npt.NDArray[np.float32] = ended.value
+                return logits
+
+    def appending(self, tokens: Sequence[int] | npt.NDArray[Any]) -> Generator[int, None, npt.NDArray[np.float32]]:
+        """:meth:`append` in parts: gives the rows of every engine call behind it, and returns the logits.
+
+        Raises:
+            InputError: As there.
+        """
+        new = self.check(tokens)
         again = self.tokens[self._steady :]
         self._cut(self._steady)
-        hidden = self._extend([*again, *new])
+        hidden = yield from self._extending([*again, *new])
         self._steady = len(self.tokens)
         return self._logits(hidden)
 
@@ -82,7 +105,7 @@ class Context:
         Raises:
             InputError: As :meth:`append`.
         """
-        (new,) = self._check([token])
+        (new,) = self.check([token])
         hidden = self._run(np.array([new], np.int64), len(self.tokens), 1, 1)
         self._after_steps()
         return self._logits(hidden[-1])
@@ -93,7 +116,7 @@ class Context:
         Raises:
             InputError: As :meth:`append`.
         """
-        new, block = self._check(tokens), self.engines.steps.program.block_size
+        new, block = self.check(tokens), self.engines.steps.program.block_size
         rows = self.engines.steps.rows[1]
         if rows not in self._heads:
             self._heads[rows] = Heads(self.engines, rows)
@@ -155,9 +178,19 @@ class Context:
 
     def close(self) -> None:
         """Lets the memory go; the context can't be used any more."""
+        if self._kept is not None:
+            self._kept.release()
         self._kept = None
         self._steps.clear()
         self._heads.clear()
+
+    def accept(self, token: int) -> None:
+        """Counts a token whose row was written into the open block by others, by kernels of several rows."""
+        block = self.engines.steps.program.block_size
+        self._steady += self._steady == len(self.tokens)
+        self.tokens.append(token)
+        if len(self.tokens) % block == 0:
+            self._complete()
 
     def __enter__(self) -> Context:
         return self
@@ -181,11 +214,11 @@ class Context:
         self._steady = min(self._steady, length)
         del self._names[length // block :]
 
-    def _check(self, tokens: Sequence[int] | npt.NDArray[Any]) -> list[int]:
-        """The tokens as whole numbers.
+    def check(self, tokens: Sequence[int] | npt.NDArray[Any]) -> list[int]:
+        """The tokens, as whole numbers, that :meth:`append` would add.
 
         Raises:
-            InputError: See :meth:`append`.
+            InputError: It would not.
         """
         self._arrays()
         array = np.asarray(tokens)
@@ -205,8 +238,13 @@ class Context:
             fix = "generate fewer tokens, or give a shorter prompt"
             raise InputError("context", f"{problem} ({program.max_length.reason})", fix)
 
-    def _extend(self, new: list[int]) -> npt.NDArray[Any]:
-        """Computes ``new`` by calls of several rows; returns the last hidden states ``[width]``."""
+    def _extend(self, new: list[int]) -> None:
+        """Computes ``new`` by calls of several rows."""
+        for _ in self._extending(new):
+            pass
+
+    def _extending(self, new: list[int]) -> Generator[int, None, npt.NDArray[Any]]:
+        """Likewise, giving the rows of every call behind it; returns the last hidden states ``[width]``."""
         steps = self.engines.steps
         small = steps.rows[1]
         start, tokens = len(self.tokens), np.array([*self.tokens, *new], np.int64)
@@ -215,6 +253,7 @@ class Context:
         for first, count, rows in Pieces(start, len(tokens), steps.program.block_size, small):
             hidden = self._run(tokens[first : first + count], first, count, rows)[-1]
             self._to_cache()
+            yield rows
         if hidden is None:
             raise InputError("tokens", "are none", "give one or more")
         return hidden
@@ -262,7 +301,7 @@ class Context:
         if key not in self._steps:
             self._steps[key] = (LongStep if long else BoundStep)(self.engines, rows, kept)
         step = self._steps[key]
-        step.run(tokens, first, self._added)
+        step.run(tokens, first, self.added)
         skip = len(self.tokens) - first
         kept.write(len(self.tokens) % block, step.new, count - skip, skip)
         self.tokens.extend(int(token) for token in tokens[skip:])

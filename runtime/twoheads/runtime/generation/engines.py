@@ -13,6 +13,7 @@ from twoheads.graphs.errors import BundleError, InputError
 from twoheads.graphs.program.engines.port import Port
 from twoheads.graphs.program.program import AttentionEngine, TokenwiseEngine, TokenwiseStage
 from twoheads.graphs.serialization.bundle_format import ENGINES
+from twoheads.graphs.variants.batch_steps import BatchAttention
 from twoheads.graphs.variants.steps import StepEngine, Steps, step_obstacle, step_steps
 from twoheads.runtime.backends.protocol import Backend, DeviceBackend, EngineHandle, UnpackedBackend
 from twoheads.runtime.bundle.engine_files.check import engine_problem
@@ -105,6 +106,18 @@ class StepEngines:
             path = self._file(f"{ENGINES}/{engine.name}.{variant}.onnx")
             self._open[key] = self.backend.load_engine(path, inputs, outputs, {}, threads=self._threads)
         return self._open[key]
+
+    def batch_attention(self, engine: BatchAttention) -> EngineHandle:
+        """The attention of a row of each of several sequences.
+
+        Raises:
+            BundleError: The bundle does not hold it, or the backend can't open it.
+        """
+        if engine.name not in self._open:
+            path = self._file(f"{ENGINES}/{engine.name}.onnx")
+            inputs, outputs = engine.inputs, engine.outputs
+            self._open[engine.name] = self.backend.load_engine(path, inputs, outputs, {}, threads=self._threads)
+        return self._open[engine.name]
 
     def heads(self, rows: int) -> list[EngineHandle]:
         """The engines from hidden states to logits, of ``rows`` tokens, in order."""

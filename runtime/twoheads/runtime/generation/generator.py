@@ -25,6 +25,7 @@ from twoheads.runtime.generation.choosing.processors import LogitsProcessor
 from twoheads.runtime.generation.choosing.settings import Settings
 from twoheads.runtime.generation.context import Context
 from twoheads.runtime.generation.engines import StepEngines
+from twoheads.runtime.generation.kept_rows import KeptBlocks
 from twoheads.runtime.generation.prefix_cache import PrefixCache
 from twoheads.runtime.generation.results import Generated, Piece
 from twoheads.runtime.generation.sequence_run import Call, SequenceRun
@@ -79,9 +80,18 @@ class Generator:
         """What a step computes."""
         return self._engines.steps
 
-    def open_context(self) -> Context:
-        """An empty sequence, to be continued, cut back and forked; see :class:`Context`."""
-        return Context(self._engines, self._weights, self._bundle, self.cache)
+    @property
+    def engines(self) -> StepEngines:
+        """What computes."""
+        return self._engines
+
+    def open_context(self, kept: KeptBlocks | None = None) -> Context:
+        """An empty sequence, to be continued, cut back and forked; see :class:`Context`.
+
+        Args:
+            kept: Where its keys and values go, if not into arrays of its own.
+        """
+        return Context(self._engines, self._weights, self._bundle, self.cache, kept)
 
     def keep_prefixes(self, memory: int, folder: str | os.PathLike[str] | None = None) -> PrefixCache:
         """From now on contexts take over whole blocks of beginnings that were computed before, to the bit.
@@ -99,42 +109,14 @@ class Generator:
         return self.cache
 
     def generate(
-        self,
-        prompt: Prompt,
-        *,
-        context: Context | None = None,
-        stop: str | Sequence[str] | None = None,
-        seed: int | None = None,
-        ignore_eos: bool = False,
-        logits_processor: LogitsProcessor | Sequence[LogitsProcessor] = (),
-        streamer: Callable[[Piece], None] | None = None,
-        return_logits: bool = False,
-        speculate: bool = False,
-        json_schema: Mapping[str, Any] | str | None = None,
-        regex: str | None = None,
-        grammar: str | None = None,
-        chat: Mapping[str, Any] | None = None,
-        **settings: Any,
+        self, prompt: Prompt, *, streamer: Callable[[Piece], None] | None = None, **options: Any
     ) -> Generated | list[Generated]:
         """Continues ``prompt``.
 
         Args:
             prompt: A text, tokens ``[N]``, or messages, which the model's chat template turns into text.
-            context: What it continues, and is continued with it; by default nothing. Of messages, which hold the whole
-                conversation, only what differs from the context is computed.
-            stop: Texts that end it (the field ``stop_strings``).
-            seed: Of samples; without one they differ from call to call.
-            ignore_eos: Go on behind tokens that end it.
-            logits_processor: Called with the tokens and the logits ``[classes]``; returns others.
             streamer: Called with every token.
-            return_logits: Keep the model's logits.
-            speculate: Guess tokens from what stood behind the same ones before, and compute several in one call. What
-                is chosen is what would be chosen without; texts that copy come faster.
-            json_schema: Let the text be JSON of this schema (needs the package llguidance).
-            regex: Let the whole text match this regular expression (likewise).
-            grammar: Let it follow this grammar, in the form of Lark (likewise).
-            chat: What else the chat template reads: see :func:`~twoheads.runtime.generation.text.chat.render_chat`.
-            **settings: Fields of :class:`Settings`, which replace the model's own.
+            **options: How: see :meth:`open_call`.
 
         Returns:
             The continuation; a list of them where ``num_return_sequences`` is given and more than one.
@@ -142,22 +124,7 @@ class Generator:
         Raises:
             InputError: The prompt or a setting is not one that the model has; a context is another bundle's.
         """
-        call = self._open(
-            prompt,
-            context=context,
-            stop=stop,
-            seed=seed,
-            ignore_eos=ignore_eos,
-            logits_processor=logits_processor,
-            return_logits=return_logits,
-            speculate=speculate,
-            json_schema=json_schema,
-            regex=regex,
-            grammar=grammar,
-            chat=chat,
-            **settings,
-        )
-        return self._continue(call, streamer)
+        return self._continue(self.open_call(prompt, **options), streamer)
 
     def stream(self, prompt: Prompt, **options: Any) -> Pieces:
         """As :meth:`generate` for one sequence, token by token; closing the iterator ends it.
@@ -165,7 +132,7 @@ class Generator:
         Raises:
             InputError: As there; or several sequences are asked for.
         """
-        call = self._open(prompt, **options)
+        call = self.open_call(prompt, **options)
         if len(call.seeds) != 1:
             raise InputError("stream", "gives the tokens of one sequence, one by one", "call generate for several")
         run = SequenceRun(call, call.context, call.seeds[0], self.text_stream)
@@ -214,7 +181,7 @@ class Generator:
             raise InputError("stop", "is a text, and the bundle has no tokenizer", "give eos_token_id")
         return TextStream(self._tokenizer, stops)
 
-    def _open(
+    def open_call(
         self,
         prompt: Prompt,
         *,
@@ -225,13 +192,37 @@ class Generator:
         logits_processor: LogitsProcessor | Sequence[LogitsProcessor] = (),
         return_logits: bool = False,
         speculate: bool = False,
+        steady: bool = False,
         json_schema: Mapping[str, Any] | str | None = None,
         regex: str | None = None,
         grammar: str | None = None,
         chat: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> Call:
-        """What a call continues and how, after all checks; see :meth:`generate`."""
+        """What a call continues and how, after all checks.
+
+        Args:
+            prompt: As of :meth:`generate`.
+            context: What it continues, and is continued with it; by default nothing. Of messages, which hold the whole
+                conversation, only what differs from the context is computed.
+            stop: Texts that end it (the field ``stop_strings``).
+            seed: Of samples; without one they differ from call to call.
+            ignore_eos: Go on behind tokens that end it.
+            logits_processor: Called with the tokens and the logits ``[classes]``; returns others.
+            return_logits: Keep the model's logits.
+            speculate: Guess tokens from what stood behind the same ones before, and compute several in one call. What
+                is chosen is what would be chosen without; texts that copy come faster.
+            steady: Compute every token by the engine of 8 rows, which is slower: logits then have the bits that a
+                prompt's have, and those of a batch (:meth:`twoheads.runtime.LoadedBundle.open_batch`).
+            json_schema: Let the text be JSON of this schema (needs the package llguidance).
+            regex: Let the whole text match this regular expression (likewise).
+            grammar: Let it follow this grammar, in the form of Lark (likewise).
+            chat: What else the chat template reads: see :func:`~twoheads.runtime.generation.text.chat.render_chat`.
+            **settings: Fields of :class:`Settings`, which replace the model's own.
+
+        Raises:
+            InputError: As of :meth:`generate`.
+        """
         began, calls = time.perf_counter(), self._engines.calls
         check_asked(
             seed=seed,
@@ -259,12 +250,16 @@ class Generator:
             seeds = tuple(np.random.SeedSequence(seed).spawn(wanted.num_return_sequences))
         guesses = self._engines.steps.rows[1] - 1 if speculate else 0
         kept = context is not None
-        return Call(used, kept, tokens, wanted, own, seeds, return_logits, guesses, constraint, began, calls)
+        return Call(used, kept, tokens, wanted, own, seeds, return_logits, guesses, steady, constraint, began, calls)
+
+    def notes(self, call: Call) -> tuple[str, ...]:
+        """What the caller should know about what comes out: of a context without the call's prompt yet."""
+        total = len(call.context) + len(call.prompt)
+        return notices(self._bundle.manifest, self._bundle.program, total + call.settings.new_tokens(total))
 
     def _continue(self, call: Call, streamer: Callable[[Piece], None] | None) -> Generated | list[Generated]:
         """Computes the prompt, and every continuation of it: the last with the context itself."""
-        total = len(call.context) + len(call.prompt)
-        notes = notices(self._bundle.manifest, self._bundle.program, total + call.settings.new_tokens(total))
+        notes = self.notes(call)
         for note in notes:
             warnings.warn(note, stacklevel=4)  # in the caller of LoadedBundle.generate
         logits = call.context.append(call.prompt)

@@ -71,13 +71,20 @@ class KeptBlocks:
         for array, new in zip(self.opened, rows, strict=True):
             array[:, :, first : first + count] = new[:, :, skip : skip + count]
 
+    def fills_segment(self, block: int) -> bool:
+        """Whether whole block ``block`` has no room in arrays that are full, so that they become a segment."""
+        return block >= self._widest * (len(self.segments) + 1) and not self._rings
+
+    def release(self) -> None:
+        """They are not needed any more."""
+
     def complete(self, block: int) -> bool:
         """The open block is whole: it becomes whole block ``block``, and the next one is open.
 
         Returns:
             Whether arrays are new, so that what was bound to them is void.
         """
-        new = block >= self._widest * (len(self.segments) + 1) and not self._rings
+        new = self.fills_segment(block)
         if new:
             self.segments.append([self.past[at] for at in self._plain])
             for at in self._plain:

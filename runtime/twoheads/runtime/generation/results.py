@@ -36,10 +36,11 @@ class Generated:
         tokens: The new tokens; the last may be one that ends it.
         text: Their text, without special tokens.
         prompt_tokens: Tokens before them.
-        finish_reason: ``eos`` (a token that ends it), ``stop`` (a text that does), ``length`` or ``time``.
+        finish_reason: ``eos`` (a token that ends it), ``stop`` (a text that does), ``length``, ``time`` or
+            ``cancelled``.
         first_token_seconds: From the call until the first token was chosen.
         tokens_per_second: Of the tokens behind the first one; of that one alone, if there are no others.
-        engine_calls: Calls of engines, those for the prompt among them.
+        engine_calls: Calls of engines, those for the prompt among them; of a batch's request all while it was there.
         peak_bytes: The most memory that the process has had so far.
         logprobs: For every token the logarithm of its probability, by the model's own logits.
         logits: The model's logits ``[tokens, classes]``, float32, where they are asked for.

@@ -36,6 +36,7 @@ class Call:
         seeds: Of every sequence; ``None`` for the most likely tokens.
         logits: Whether they are kept.
         guesses: How many tokens may be guessed at a time; 0 for none.
+        steady: Whether all tokens are computed by kernels of several rows.
         constraint: What the text keeps to, if anything.
         began: When the call began.
         calls: Engine calls before it, of all that the bundle generates.
@@ -49,13 +50,26 @@ class Call:
     seeds: tuple[np.random.SeedSequence | None, ...]
     logits: bool
     guesses: int
+    steady: bool
     constraint: Constraint | None
     began: float
     calls: int
 
 
 class SequenceRun:
-    """One sequence on its way."""
+    """One sequence on its way.
+
+    Args:
+        call: What it is part of.
+        context: Its own.
+        seed: Its own; ``None`` for the most likely tokens.
+        text: Makes what turns tokens into text, for texts to stop at.
+
+    Attributes:
+        ended: Whether no other token comes.
+        guessed: Tokens that were guessed so far.
+        right: Those of them that came true.
+    """
 
     def __init__(
         self,
@@ -67,12 +81,36 @@ class SequenceRun:
         self._context, self._settings, self._keep = context, call.settings, call.logits
         self._prompt = len(context)
         self._own, self._seed, self._guesses = call.own, seed, call.guesses
-        self._constraint = call.constraint
+        self._constraint, self._steady = call.constraint, call.steady
+        self.ended = False
         self.guessed = self.right = 0
         self._began, self._first, self._last = call.began, 0.0, 0.0
         self._pieces: list[Piece] = []
         self._text = text(call.settings.stop_strings)
         self._reason = "length"
+
+    def begin(self) -> None:
+        """The prompt is in the context: what the rules begin with."""
+        self._prompt = len(self._context)
+        own = self._own
+        if self._constraint is not None:
+            own = (self._constraint.processor(self._prompt), *own)
+        self._chooser = Chooser(processors(self._settings, self._prompt, own), self._seed)
+        self._most, self._tokens = self._settings.new_tokens(self._prompt), list(self._context.tokens)
+        self.ended = self._most < 1
+
+    def choose(self, logits: npt.NDArray[np.float32]) -> Piece:
+        """The next token, by the logits ``[classes]`` behind those so far; :attr:`ended` says whether it is the last.
+
+        Raises:
+            InputError: No token may come.
+        """
+        token = self._chooser.choose(self._tokens, logits)
+        self._tokens.append(token)
+        last = len(self._pieces) + 1 == self._most
+        piece = self._piece(token, logits, last=last)
+        self.ended = self._has_ended(token) or last
+        return piece
 
     def pieces(self, logits: npt.NDArray[np.float32]) -> Iterator[Piece]:
         """The new tokens behind ``logits``, as they are chosen.
@@ -80,32 +118,23 @@ class SequenceRun:
         Where tokens are guessed, several are computed in one call, and each is chosen as if it had come alone: a guess
         that is what is chosen saves a call, any other one is cut off again.
         """
-        context, settings = self._context, self._settings
-        self._prompt = len(context)
-        own = self._own
-        if self._constraint is not None:
-            own = (self._constraint.processor(self._prompt), *own)
-        chooser = Chooser(processors(settings, self._prompt, own), self._seed)
+        context = self._context
+        self.begin()
         lookup = PromptLookup(context.tokens, self._guesses) if self._guesses else None
-        most, tokens = settings.new_tokens(self._prompt), list(context.tokens)
         rows, guesses = [logits], list[int]()
-        while len(self._pieces) < most:
-            row = rows.pop(0)
-            token = chooser.choose(tokens, row)
-            tokens.append(token)
-            piece = self._piece(token, row, last=len(self._pieces) + 1 == most)
-            ended = self._ended(token)
+        while not self.ended:
+            piece = self.choose(rows.pop(0))
             yield piece
-            if ended or len(self._pieces) == most:
+            if self.ended:
                 break
             if lookup is not None:
-                lookup.add(token)
-            if guesses and guesses.pop(0) == token:
+                lookup.add(piece.token)
+            if guesses and guesses.pop(0) == piece.token:
                 self.right += 1
                 continue
-            if len(context) >= len(tokens):
-                context.rollback(len(tokens) - 1)
-            rows, guesses = self._advance(lookup, token)
+            if len(context) >= len(self._tokens):
+                context.rollback(len(self._tokens) - 1)
+            rows, guesses = self._advance(lookup, piece.token)
 
     def _advance(self, lookup: PromptLookup | None, token: int) -> tuple[list[npt.NDArray[np.float32]], list[int]]:
         """Computes ``token``, with guesses behind it if there are any; the logits behind each, and the guesses."""
@@ -115,6 +144,8 @@ class SequenceRun:
             if guesses := lookup.guess():
                 self.guessed += len(guesses)
                 return list(self._context.steps([token, *guesses])), guesses
+        if self._steady:
+            return list(self._context.steps([token])), []
         return [self._context.step(token)], []
 
     def close(self, *, kept: bool) -> None:
@@ -137,7 +168,7 @@ class SequenceRun:
         self._pieces.append(piece)
         return piece
 
-    def _ended(self, token: int) -> bool:
+    def _has_ended(self, token: int) -> bool:
         limit = self._settings.max_time
         if token in self._settings.eos_token_id:
             self._reason = "eos"

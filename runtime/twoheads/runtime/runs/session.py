@@ -29,6 +29,7 @@ from twoheads.runtime.runs.groups import Group
 from twoheads.runtime.runs.host_executor import HostExecutor
 
 if TYPE_CHECKING:
+    from twoheads.runtime.generation.batch.batch import Batch
     from twoheads.runtime.generation.context import Context
     from twoheads.runtime.generation.generator import Generator, Pieces, Prompt
     from twoheads.runtime.generation.results import Generated
@@ -124,6 +125,20 @@ class LoadedBundle(RunContext):
             InputError: As :meth:`generate`.
         """
         return self.generation.stream(prompt, **options)
+
+    def open_batch(self, most: int = 32) -> Batch:
+        """Continues many prompts at the same time; each gets the tokens that it would get alone.
+
+        Args:
+            most: Prompts that are computed at once; others wait for their turn.
+
+        Raises:
+            InputError: As :attr:`generation`; or ``most`` is not 1 or more.
+            BundleError: The bundle was compiled without the engines for it.
+        """
+        from twoheads.runtime.generation.batch.batch import Batch  # most runs need none of it
+
+        return Batch(self.generation, most=most)
 
     @overload
     def run(

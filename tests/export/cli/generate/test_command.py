@@ -99,3 +99,60 @@ def test_a_plan_foretells_the_calls(cli, bundle, tmp_path):
     assert cli(*words).json["engine_calls"] == plan["prompt_calls"] + plan["step_calls"]
     assert "keys and values" in cli("plan", bundle, "--length", 11, "--generate", 9).out
     assert "--length" in cli("plan", bundle, "--generate", 9).refused()
+
+
+def _lines(path, *lines):
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+def test_many_prompts_get_what_they_would_get_alone(cli, bundle, tmp_path):
+    file = _lines(
+        tmp_path / "p.jsonl",
+        '"the cat sat on a mat"',
+        "",
+        {"prompt": "a red dog", "id": "dog", "max_new_tokens": 3},
+        {"tokens": [3, 4, 5], "do_sample": True, "temperature": 2.0, "seed": 4},
+    )
+    words = ("--max-new-tokens", 7, "--ignore-eos")
+    ran = cli("generate", bundle, "--prompts", file, *words)
+    assert ran.code == 0, ran.err
+    told = {line["index"]: line for line in map(json.loads, ran.out.splitlines())}
+    assert sorted(told) == [0, 1, 2]
+    assert told[1]["id"] == "dog"
+    assert [len(told[at]["tokens"]) for at in range(3)] == [7, 3, 7]
+    alone = cli("generate", bundle, "--prompt", "the cat sat on a mat", *words, "--steady", "--json").json
+    for name in ("tokens", "text", "logprobs", "finish_reason", "prompt_tokens"):
+        assert told[0][name] == alone[name]
+    np.save(tmp_path / "t.npy", np.array([3, 4, 5]))
+    sampled = ("--tokens", tmp_path / "t.npy", "--do-sample", "--temperature", 2, "--seed", 4)
+    assert told[2]["tokens"] == cli("generate", bundle, *sampled, *words, "--steady", "--json").json["tokens"]
+    one = cli("generate", bundle, "--prompts", file, *words, "--at-once", 1)
+    assert [json.loads(line)["index"] for line in one.out.splitlines()] == [0, 1, 2]
+
+
+def test_a_prompt_that_fails_has_an_error_on_its_line(cli, bundle, tmp_path):
+    file = _lines(tmp_path / "p.jsonl", '"the cat"', {"prompt": "the cat", "suppress_tokens": list(range(20))})
+    ran = cli("generate", bundle, "--prompts", file, "--max-new-tokens", 3, "--ignore-eos")
+    assert ran.code == 1
+    told = {line["index"]: line for line in map(json.loads, ran.out.splitlines())}
+    assert len(told[0]["tokens"]) == 3
+    assert "leave no token" in told[1]["error"]
+    assert "1 of 2 prompts failed" in ran.err
+
+
+def test_lines_that_are_no_prompts_are_named(cli, bundle, tmp_path):
+    def refused(*lines, words=()):
+        return cli("generate", bundle, "--prompts", _lines(tmp_path / "p.jsonl", *lines), *words).refused()
+
+    assert "is empty" in refused("", "")
+    assert "p.jsonl:2: is not JSON" in refused('"the"', "cat")
+    assert "p.jsonl:1: is no prompt" in refused({"text": "the"})
+    assert "p.jsonl:1: is no prompt" in refused({"prompt": "the", "tokens": [1]})
+    assert "has no tokens" in refused({"tokens": ["the"]})
+    assert 'has seed = "x"' in refused({"prompt": "the", "seed": "x"})
+    assert "has streamer = 1" in refused({"prompt": "the", "streamer": 1})
+    assert "p.jsonl:2: generate: has temperature -1" in refused('"the"', {"prompt": "the", "temperature": -1})
+    assert "needs one prompt" in refused('"the"', words=("--prompt", "the"))
+    assert "--prompts" in refused('"the"', words=("--speculate",))
+    assert "--at-once" in cli("generate", bundle, "--prompt", "the", "--at-once", 2).refused()

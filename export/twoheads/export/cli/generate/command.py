@@ -21,6 +21,7 @@ from twoheads.export.cli.generate.choice import (
     keep_prefixes,
 )
 from twoheads.export.cli.generate.engines import EngineOptions
+from twoheads.export.cli.generate.many import continue_lines, read_lines
 from twoheads.export.cli.shared import arguments, options
 from twoheads.export.cli.shared.console import print_json, print_note, print_warning, seconds_text, size_text
 from twoheads.export.cli.shared.options_object import takes_options
@@ -36,22 +37,31 @@ __all__ = ["GenerateOptions", "command"]
 
 @dataclass(frozen=True, slots=True)
 class PromptOptions:
-    """What is continued: one of three."""
+    """What is continued: one of these."""
 
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="What to continue.")] = None
     file: Annotated[
         Path | None, typer.Option("--file", "-f", metavar="FILE", help="Or a text file; of .json, messages.")
     ] = None
     tokens: options.Tokens = None
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts", metavar="FILE", help="Or many, a line of JSON each, at the same time; see the guide."
+        ),
+    ] = None
 
     def read(self) -> Any:
-        """A text, tokens, or messages.
+        """A text, tokens, messages, or many of these.
 
         Raises:
             InputError: Not one of them is given, or a file can't be read, or is not what its option takes.
         """
-        if sum(given is not None for given in (self.prompt, self.file, self.tokens)) != 1:
-            raise InputError("twoheads generate", "needs one prompt", "give --prompt TEXT, --file F or --tokens F.npy")
+        if sum(given is not None for given in (self.prompt, self.file, self.tokens, self.prompts)) != 1:
+            fix = "give --prompt TEXT, --file F, --tokens F.npy or --prompts F.jsonl"
+            raise InputError("twoheads generate", "needs one prompt", fix)
+        if self.prompts is not None:
+            return read_lines(self.prompts)
         if self.tokens is not None:
             return arguments.read_tokens(self.tokens)
         if self.file is None:
@@ -102,6 +112,13 @@ class GenerateOptions:
     seed: Seed = None
     fields: Fields = None
     cache: Cache = None
+    at_once: Annotated[
+        int, typer.Option("--at-once", min=1, metavar="N", help="Of --prompts so many are computed at the same time.")
+    ] = 32
+    steady: Annotated[
+        bool,
+        typer.Option("--steady", help="Compute a single prompt's tokens as --prompts does: same bits, slower."),
+    ] = False
     speculate: Annotated[
         bool,
         typer.Option("--speculate", help="Guess tokens that came before: copies come faster."),
@@ -126,7 +143,9 @@ def command(bundle: options.Bundle, asked: GenerateOptions) -> None:
     """Continue a prompt, and print the text as it comes.
 
     How tokens are chosen is what the model's generation_config.json says, unless an option says otherwise; the fields
-    and their meanings are those of transformers. A .json file holds the messages of a conversation.
+    and their meanings are those of transformers. A .json file holds the messages of a conversation. Of --prompts every
+    line is a JSON text, or an object with "prompt", "messages" or "tokens" and options of its own; a line of JSON comes
+    out for each, with its "index", as it is done. A prompt gets the tokens that it would get alone.
 
     Example: twoheads generate smollm2.bundle --prompt "Once upon a time" --max-new-tokens 100 --do-sample --seed 1
     """
@@ -135,14 +154,15 @@ def command(bundle: options.Bundle, asked: GenerateOptions) -> None:
     loaded = asked.engines.load(bundle)
     keep_prefixes(loaded, asked.cache)
     _default_length(loaded, settings)
+    settings |= {"stop": asked.stop, "seed": asked.seed, "ignore_eos": asked.ignore_eos, **asked.form.read()}
+    if asked.given.prompts is not None:
+        continue_lines(loaded, prompt, asked.at_once, settings)
+        return
     made = loaded.generate(
         prompt,
-        stop=asked.stop,
-        seed=asked.seed,
-        ignore_eos=asked.ignore_eos,
         speculate=asked.speculate,
+        steady=asked.steady,
         streamer=None if asked.as_json else _print,
-        **asked.form.read(),
         **settings,
     )
     results = made if isinstance(made, list) else [made]

@@ -45,6 +45,8 @@ CONFLICTS = (
     Conflict(
         "--for", "--dtype", "what is built for an accelerator begins with float32: choose by twoheads build --precision"
     ),
+    Conflict("--speculate", "--prompts", "guesses take the rows that other prompts need"),
+    Conflict("--steady", "--prompts", "prompts of a file are computed so anyhow"),
     Conflict("--against", "--polygraphy", "two things to compare with are given"),
     *(
         Conflict(option, "--polygraphy", FIXED)
@@ -53,6 +55,7 @@ CONFLICTS = (
 )
 
 NEEDS = (
+    Need("--at-once", "--prompts", "it is about many prompts"),
     Need("--compare", "--workers", "it compares rows of a table by workers"),
     Need("--plot", "--workers", "it draws the table by workers"),
     Need(

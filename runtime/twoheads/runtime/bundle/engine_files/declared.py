@@ -20,6 +20,7 @@ from twoheads.graphs.program.program import (
     TokenwiseEngine,
 )
 from twoheads.graphs.serialization.bundle_format import ENGINES, Manifest, WeightEntry, tiles_folder
+from twoheads.graphs.variants.batch_steps import BATCH_ROWS, BatchSteps
 from twoheads.graphs.variants.choose import fused_steps
 from twoheads.graphs.variants.key_tiles import with_key_tile
 from twoheads.graphs.variants.steps import CAPACITIES, step_steps
@@ -71,13 +72,19 @@ def declared_steps(program: Program, manifest: Manifest) -> dict[str, DeclaredEn
             engine = steps.engine(rows, capacity)
             factors = _factors_of(steps.body.inside, program)
             found[_file(engine)] = _bound(engine, tuple(steps.body.weights), manifest, factors)
+        for tile, variants in steps.tiles(rows).items():
+            found.update(_variants(tile, variants, ENGINES))
+    for rows in {*steps.rows, *BATCH_ROWS}:
         for stage, head in steps.heads(rows):
             found[_file(head)] = _bound(head, stage.weights, manifest)
         for stage, _ in steps.body.regions if rows != program.block_size else ():
             region = steps.region(stage, rows)
             found.setdefault(_file(region), _bound(region, stage.weights, manifest))
-        for tile, variants in steps.tiles(rows).items():
-            found.update(_variants(tile, variants, ENGINES))
+    for attention in BatchSteps(steps).attentions:
+        factors = _factors(attention.geometry)
+        found[f"{ENGINES}/{attention.name}.onnx"] = DeclaredEngine(
+            attention.inputs, attention.outputs, {}, factors, True
+        )
     return found
 
 

@@ -1,0 +1,170 @@
+"""Many prompts at once: requests join between steps, each gets a token a step, and those that are done leave."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+from twoheads.graphs.errors import InputError
+from twoheads.graphs.variants.batch_steps import BATCH_ROWS
+from twoheads.runtime.generation.batch.request import Request, Work
+from twoheads.runtime.generation.batch.slots import Slabs
+from twoheads.runtime.generation.batch.step import BatchStep, NextToken
+from twoheads.runtime.generation.generator import Generator, Prompt
+from twoheads.runtime.generation.results import Piece
+
+__all__ = ["Batch"]
+
+MOST = 32
+"""Requests that are computed at the same time, where nobody says how many."""
+
+PROMPT_BLOCKS = 4
+"""Of rows of prompts that one step computes at most: a step of few requests costs what a full one does."""
+
+
+class Batch:
+    """Continues prompts, many at the same time. One thread uses it at a time.
+
+    What a request gets does not depend, to the bit, on what else is there: it is what ``generate(..., steady=True)``
+    gives. Its rows are computed by the same engines, of the same shapes, in the same order of sums, whoever its
+    neighbours are.
+
+    Args:
+        generator: Of the bundle.
+        most: Requests that are computed at the same time; others wait for their turn.
+
+    Raises:
+        InputError: ``most`` is not 1 or more.
+        BundleError: The bundle was compiled without the engines for it.
+    """
+
+    def __init__(self, generator: Generator, *, most: int = MOST) -> None:
+        if most < 1:
+            raise InputError("open_batch", f"has room for {most} requests", "give 1 or more")
+        self._generator = generator
+        self._engines = generator.engines
+        self._most = most
+        self._slabs = Slabs(generator.steps)
+        rows = next((rows for rows in BATCH_ROWS if rows >= most), BATCH_ROWS[-1])
+        self._step = BatchStep(self._engines, rows)
+        self._waiting: deque[Work] = deque()
+        self._active: list[Work] = []
+        self._submitted = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether every request is finished."""
+        return not self._waiting and not self._active
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all keys and values that lie in slots."""
+        return self._slabs.nbytes
+
+    def submit(self, prompt: Prompt, **options: Any) -> Request:
+        """Puts a prompt in the queue.
+
+        Args:
+            prompt: A text, tokens, or messages.
+            **options: As of :meth:`Generator.generate`, but of those that one sequence alone can have: a context,
+                speculation, several sequences, a streamer.
+
+        Raises:
+            InputError: As there, at once: a request that can't be is never in the queue.
+        """
+        for name in ("context", "speculate", "streamer"):
+            if options.get(name) not in (None, False):
+                raise InputError(name, "is not for requests of a batch", "leave it out, or call generate")
+        options = {name: value for name, value in options.items() if name not in ("context", "speculate", "streamer")}
+        call = self._generator.open_call(prompt, **options)
+        if len(call.seeds) != 1:
+            raise InputError("num_return_sequences", "is more than 1", "submit the prompt as often, each with a seed")
+        call.context.check(call.prompt)
+        request = Request(self._submitted)
+        self._submitted += 1
+        self._waiting.append(Work(request, call, self._generator.notes(call)))
+        return request
+
+    def cancel(self, request: Request) -> None:
+        """Ends a request as it is; one that is finished stays so.
+
+        Raises:
+            InputError: It is of another batch.
+        """
+        for group in (self._waiting, self._active):
+            for work in group:
+                if work.request is request:
+                    group.remove(work)
+                    work.end(self._engines.calls, "cancelled")
+                    return
+        if not request.finished:
+            raise InputError("request", "is of another batch", "cancel it there")
+
+    def step(self) -> list[tuple[Request, Piece]]:
+        """Computes a few blocks of rows of new prompts, and one token of every request that is running.
+
+        Returns:
+            The new tokens, with whose they are.
+
+        Raises:
+            TwoheadsError: An engine fails. (What a request itself does wrong is its own error; see
+                :meth:`Request.result`.)
+        """
+        self._join()
+        self._prompts()
+        new: list[tuple[Request, Piece]] = []
+        next_tokens: list[tuple[Work, int]] = []
+        for work in [work for work in self._active if work.request.state == "running"]:
+            piece = work.choose()
+            if piece is not None:
+                new.append((work.request, piece))
+            if piece is None or work.run.ended:
+                self._active.remove(work)
+                work.end(self._engines.calls)
+            else:
+                next_tokens.append((work, piece.token))
+        self._compute(next_tokens)
+        return new
+
+    def __iter__(self) -> Iterator[tuple[Request, Piece]]:
+        """All new tokens, as they come, until every request is finished; more may be submitted meanwhile."""
+        while not self.idle:
+            yield from self.step()
+
+    def close(self) -> None:
+        """Cancels what is not finished."""
+        for work in (*self._waiting, *self._active):
+            work.end(self._engines.calls, "cancelled")
+        self._waiting.clear()
+        self._active.clear()
+
+    def __enter__(self) -> Batch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _join(self) -> None:
+        while self._waiting and len(self._active) < self._most:
+            work = self._waiting.popleft()
+            work.begin(self._generator, self._slabs)
+            self._active.append(work)
+
+    def _prompts(self) -> None:
+        """Computes prompts in the order in which they came, in parts, so that nobody waits long for the next token."""
+        left = PROMPT_BLOCKS * self._generator.steps.program.block_size
+        for work in self._active:
+            while left > 0 and work.request.state == "prompt":
+                left -= work.compute()
+
+    def _compute(self, next_tokens: list[tuple[Work, int]]) -> None:
+        """Computes a token of each of these; of contexts that are too long for slots, one by one."""
+        slotted = [(work, token) for work, token in next_tokens if work.kept.place is not None]
+        for work, token in next_tokens:
+            if work.kept.place is None:
+                work.logits = work.context.steps([token])[0]
+        if slotted:
+            given = [NextToken(work.context, work.kept, token) for work, token in slotted]
+            for (work, _), logits in zip(slotted, self._step.run(given), strict=True):
+                work.logits = logits

@@ -1,0 +1,142 @@
+"""One of many prompts that are continued at once: where it stands, and what has come so far."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from twoheads.graphs.errors import InputError, InternalError
+from twoheads.runtime.generation.batch.slots import Slabs, SlottedBlocks
+from twoheads.runtime.generation.context import Context
+from twoheads.runtime.generation.generator import Generator as Generating
+from twoheads.runtime.generation.results import Generated, Piece
+from twoheads.runtime.generation.sequence_run import Call, SequenceRun
+
+__all__ = ["Request", "Work"]
+
+
+class Request:
+    """A prompt that was submitted, and its continuation.
+
+    Attributes:
+        number: Its place among all that were submitted, from 0.
+        state: ``waiting``, ``prompt`` (being computed), ``running``, ``done``, ``cancelled`` or ``failed``.
+        pieces: The new tokens so far.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.state = "waiting"
+        self.pieces: list[Piece] = []
+        self.found: Generated | None = None
+        self.error: InputError | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more comes."""
+        return self.state in ("done", "cancelled", "failed")
+
+    def result(self) -> Generated:
+        """The whole continuation; of one that was cancelled what there was.
+
+        Raises:
+            InputError: It is not finished, was cancelled before its first token, or failed: no token was left to come.
+        """
+        if self.error is not None:
+            raise self.error
+        if self.found is None:
+            problem = "was cancelled before its first token" if self.finished else f"is {self.state}"
+            raise InputError(f"request {self.number}", f"{problem}: it has no result", "take steps until it is done")
+        return self.found
+
+
+class Work:
+    """What a batch knows of a request that is not finished.
+
+    Args:
+        request: Which.
+        call: What it continues and how; the call's own context stays empty.
+        notes: What its caller should know.
+
+    Attributes:
+        request: Which.
+        logits: Behind what is computed; ``None`` while there are none to choose by.
+    """
+
+    def __init__(self, request: Request, call: Call, notes: tuple[str, ...]) -> None:
+        self.request = request
+        self.logits: npt.NDArray[np.float32] | None = None
+        self._call, self._notes, self._calls = call, notes, 0
+        self._begun: tuple[SlottedBlocks, Context, SequenceRun] | None = None
+        self._prompt: Generator[int, None, npt.NDArray[np.float32]] | None = None
+
+    @property
+    def kept(self) -> SlottedBlocks:
+        """Its keys and values."""
+        return self._parts[0]
+
+    @property
+    def context(self) -> Context:
+        """Its tokens."""
+        return self._parts[1]
+
+    @property
+    def run(self) -> SequenceRun:
+        """What chooses its tokens."""
+        return self._parts[2]
+
+    @property
+    def _parts(self) -> tuple[SlottedBlocks, Context, SequenceRun]:
+        if self._begun is None:
+            raise InternalError("a request that waits has no context")
+        return self._begun
+
+    def begin(self, generator: Generating, slabs: Slabs) -> None:
+        """Its turn has come."""
+        kept = SlottedBlocks(slabs)
+        context = generator.open_context(kept)
+        run = SequenceRun(self._call, context, self._call.seeds[0], generator.text_stream)
+        self._begun = kept, context, run
+        self.request.state, self._calls = "prompt", generator.calls
+        self._prompt = context.appending(self._call.prompt)
+
+    def compute(self) -> int:
+        """Computes a part of the prompt; gives the rows that this took, 0 where the prompt is done."""
+        if self._prompt is None:
+            return 0
+        try:
+            return next(self._prompt)
+        except StopIteration as ended:
+            self.logits, self._prompt = ended.value, None
+        self.run.begin()
+        self.request.state = "running"
+        return 0
+
+    def choose(self) -> Piece | None:
+        """The next token; ``None`` where none may come, or none is asked for."""
+        if self.logits is None or self.run.ended:
+            return None
+        try:
+            piece = self.run.choose(self.logits)
+        except InputError as error:
+            self.request.error = error
+            return None
+        self.logits = None
+        self.request.pieces.append(piece)
+        return piece
+
+    def end(self, calls: int, state: str = "done") -> None:
+        """Lets go of all but the result."""
+        request = self.request
+        request.state = "failed" if request.error is not None else state
+        if self._begun is None:
+            return
+        if self._prompt is not None:
+            self._prompt.close()
+        if request.pieces or request.state == "done":
+            made = replace(self.run.result(), engine_calls=calls - self._calls, warnings=self._notes)
+            request.found = replace(made, finish_reason="cancelled") if state == "cancelled" else made
+        self.context.close()

@@ -1,0 +1,156 @@
+"""Where the keys and values of many sequences lie: each has a slot of arrays that one attention engine reads whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from twoheads.graphs.errors import InternalError
+from twoheads.graphs.variants.batch_steps import SLOTS
+from twoheads.graphs.variants.steps import Steps
+from twoheads.runtime.generation.kept_rows import KeptBlocks
+
+__all__ = ["Slab", "Slabs", "SlottedBlocks"]
+
+Array = npt.NDArray[Any]
+
+
+class Slab:
+    """The kept keys and values of :data:`SLOTS` sequences of one capacity.
+
+    A slot's part of an array is contiguous and has the shape that a sequence's own array would have, so engines of one
+    sequence are bound to it as they are.
+
+    Args:
+        steps: Whose.
+        capacity: Whole blocks of each slot, as engines count them.
+
+    Attributes:
+        capacity: As given.
+        past: Of every kept value ``[slots, heads, whole blocks, head_dim]``; none where the capacity is 0.
+        opened: Of every kept value ``[slots, heads, block, head_dim]``.
+    """
+
+    def __init__(self, steps: Steps, capacity: int) -> None:
+        block = steps.program.block_size
+        self.capacity = capacity
+        self.opened = [_zeros(entry.value.block_shape(block), entry.value.dtype) for entry in steps.kept]
+        self.past: list[Array] = []
+        if capacity:
+            self.past = [
+                _zeros(entry.value.block_shape(entry.blocks(capacity) * block), entry.value.dtype)
+                for entry in steps.kept
+            ]
+        self._free = list(range(SLOTS))
+        self._clean = set(self._free)
+
+    @property
+    def used(self) -> int:
+        """Slots that are taken."""
+        return SLOTS - len(self._free)
+
+    def take(self) -> int:
+        """A free slot, all of whose numbers are 0: what another sequence left may be NaN, and a weight of 0 keeps that.
+
+        Raises:
+            InternalError: There is none.
+        """
+        if not self._free:
+            raise InternalError("a slab has no free slot")
+        slot = self._free.pop(0)
+        if slot not in self._clean:
+            for array in (*self.past, *self.opened):
+                array[slot] = 0
+        self._clean.discard(slot)
+        return slot
+
+    def give_back(self, slot: int) -> None:
+        """The slot is free again."""
+        self._free.append(slot)
+        self._free.sort()
+
+
+def _zeros(shape: tuple[int, ...], dtype: str) -> Array:
+    return np.zeros((SLOTS, *shape[1:]), dtype)
+
+
+class Slabs:
+    """All slabs of a batch; one is made when no other of its capacity has a free slot, and let go when it is empty.
+
+    Args:
+        steps: Whose keys and values they hold.
+    """
+
+    def __init__(self, steps: Steps) -> None:
+        self.steps = steps
+        self._slabs: list[Slab] = []
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays; of large ones the system provides what was written."""
+        return sum(array.nbytes for slab in self._slabs for array in (*slab.past, *slab.opened))
+
+    def take(self, capacity: int) -> tuple[Slab, int]:
+        """A slab of this capacity, and a slot of it that is the caller's now."""
+        free = (slab for slab in self._slabs if slab.capacity == capacity and slab.used < SLOTS)
+        slab = next(free, None)
+        if slab is None:
+            slab = Slab(self.steps, capacity)
+            self._slabs.append(slab)
+        return slab, slab.take()
+
+    def give_back(self, slab: Slab, slot: int) -> None:
+        """The slot is free again."""
+        slab.give_back(slot)
+        if not slab.used:
+            self._slabs.remove(slab)
+
+
+class SlottedBlocks(KeptBlocks):
+    """Keys and values in a slot. Behind the widest capacity they move into arrays of their own.
+
+    Args:
+        slabs: Where slots are.
+
+    Attributes:
+        place: The slab and the slot; ``None`` once they have moved.
+    """
+
+    def __init__(self, slabs: Slabs) -> None:
+        super().__init__(slabs.steps)
+        self._slabs = slabs
+        self.place: tuple[Slab, int] | None = None
+        self._move(0)
+
+    def reserve(self, blocks: int) -> bool:
+        capacity = self._steps.capacity(blocks)
+        if self.place is None or capacity is None or capacity <= self.capacity:
+            return False
+        self._move(capacity)
+        return True
+
+    def complete(self, block: int) -> bool:
+        moved = self.place is not None and self.fills_segment(block)
+        if moved:
+            past, opened = [array.copy() for array in self.past], [array.copy() for array in self.opened]
+            self.release()
+            self.past, self.opened = past, opened
+        return super().complete(block) or moved
+
+    def release(self) -> None:
+        if self.place is not None:
+            self._slabs.give_back(*self.place)
+            self.place = None
+
+    def _move(self, capacity: int) -> None:
+        """Takes a slot of this capacity, with what the old one holds."""
+        slab, slot = self._slabs.take(capacity)
+        past, opened = ([array[slot : slot + 1] for array in arrays] for arrays in (slab.past, slab.opened))
+        if self.place is not None:
+            for new, old in zip((*past, *opened), (*(self.past or past), *self.opened), strict=True):
+                if new is not old:
+                    new[:, :, : old.shape[2]] = old
+        self.release()
+        self.place, self.past, self.opened, self.capacity = (slab, slot), past, opened, capacity

@@ -1,0 +1,204 @@
+"""A token of each of many sequences: token-wise engines for all rows, attention for the slots of a slab at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from twoheads.graphs.errors import InternalError
+from twoheads.graphs.program.program import AttentionStage, ScanStage, TokenwiseStage
+from twoheads.graphs.variants.batch_steps import SLOTS, BatchAttention, BatchSteps
+from twoheads.runtime.generation.batch.slots import Slab, SlottedBlocks
+from twoheads.runtime.generation.context import Context
+from twoheads.runtime.generation.engines import StepEngines
+from twoheads.runtime.generation.step import Heads
+
+__all__ = ["BatchStep", "NextToken"]
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class NextToken:
+    """A token to be computed.
+
+    Attributes:
+        context: Behind whose tokens.
+        kept: The context's keys and values, which have a slot.
+        token: Which.
+    """
+
+    context: Context
+    kept: SlottedBlocks
+    token: int
+
+    @property
+    def place(self) -> tuple[Slab, int]:
+        """Its slab and slot."""
+        if self.kept.place is None:
+            raise InternalError("a sequence without a slot is in a batch")
+        return self.kept.place
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """The rows of a call whose sequences have slots of one slab.
+
+    Attributes:
+        slab: Which.
+        rows: Their numbers in the call.
+        slots: Their slots.
+        places: Where in their open blocks the new rows go.
+    """
+
+    slab: Slab
+    rows: npt.NDArray[np.int64]
+    slots: npt.NDArray[np.int64]
+    places: npt.NDArray[np.int64]
+
+
+class BatchStep:
+    """Computes the next tokens of sequences, in calls of ``rows`` rows.
+
+    A row's bits depend on its own sequence alone: all calls have the same shape, and rows that nobody needs repeat
+    another one.
+
+    Args:
+        engines: Where the engines are open.
+        rows: One of ``BATCH_ROWS``.
+
+    Raises:
+        BundleError: The bundle has no such engines.
+    """
+
+    def __init__(self, engines: StepEngines, rows: int) -> None:
+        self.rows = rows
+        self._engines = engines
+        steps = self._steps = engines.steps
+        self._block = steps.program.block_size
+        self._batch = BatchSteps(steps)
+        self._values: dict[str, Array] = {
+            value.name: np.zeros(value.block_shape(rows), value.dtype) for value in steps.program.values()
+        }
+        self._kept = {entry.value.name: at for at, entry in enumerate(steps.kept)}
+        self._added = dict(steps.layers)
+        self._calls = [self._region(stage) for stage in steps.body.inside]
+        self._attends: dict[BatchAttention, _Attend] = {}
+        self._masks: dict[tuple[int, int], Array] = {}
+        self._heads = Heads(engines, rows)
+        for stage in steps.body.attentions:
+            self._attention(self._batch.attention(stage, 0))
+
+    def run(self, given: Sequence[NextToken]) -> npt.NDArray[np.float32]:
+        """Computes the tokens, and counts them in their contexts; returns the logits ``[tokens, classes]``, float32."""
+        order = sorted(range(len(given)), key=lambda at: (given[at].place[0].capacity, id(given[at].place[0])))
+        found: list[npt.NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(given)
+        for start in range(0, len(order), self.rows):
+            part = order[start : start + self.rows]
+            for at, logits in zip(part, self._call([given[at] for at in part]), strict=True):
+                found[at] = logits
+        return np.stack(found)
+
+    def _call(self, part: list[NextToken]) -> npt.NDArray[np.float32]:
+        """One call of every engine."""
+        at = np.minimum(np.arange(self.rows), len(part) - 1)
+        tokens = np.array([row.token for row in part], np.int64)[at]
+        positions = np.array([len(row.context) for row in part], np.int64)
+        for entry in self._steps.program.inputs:
+            if entry.source != "zeros":
+                self._values[entry.value.name][...] = tokens if entry.source == "argument" else positions[at]
+        groups = self._groups(part, positions)
+        masks = [self._filled(group, part, number) for number, group in enumerate(groups)]
+        for stage, call in zip(self._steps.body.inside, self._calls, strict=True):
+            if isinstance(stage, AttentionStage):
+                for group, mask in zip(groups, masks, strict=True):
+                    self._attend(stage, group, mask)
+            else:
+                call.run()
+                self._engines.calls += 1
+        hidden = self._values[self._steps.program.hidden]
+        for row in part:
+            row.context.accept(row.token)
+        return self._heads.logits(hidden[0, : len(part)])
+
+    def _groups(self, part: list[NextToken], positions: npt.NDArray[np.int64]) -> list[_Group]:
+        slabs: dict[int, list[int]] = {}
+        for at, row in enumerate(part):
+            slabs.setdefault(id(row.place[0]), []).append(at)
+        made: list[_Group] = []
+        for rows in slabs.values():
+            slots = np.array([part[at].place[1] for at in rows], np.int64)
+            made.append(_Group(part[rows[0]].place[0], np.array(rows), slots, positions[rows] % self._block))
+        return made
+
+    def _filled(self, group: _Group, part: list[NextToken], number: int) -> list[Array]:
+        """What is added to the scores of a slab's slots, an array for each of ``Steps.added``."""
+        capacity = group.slab.capacity
+        made: list[Array] = []
+        for at, added in enumerate(self._steps.added):
+            key, shape = (number, at), (SLOTS, added.heads, 1, added.keys(capacity, self._block))
+            if key not in self._masks or self._masks[key].shape != shape:
+                self._masks[key] = np.zeros(shape, np.float32)
+            made.append(self._masks[key])
+        for row, slot in zip(group.rows, group.slots, strict=True):
+            context = part[row].context
+            position = np.array([len(context)], np.int64)
+            context.added.fill([array[slot] for array in made], position, capacity)
+        return made
+
+    def _region(self, stage: TokenwiseStage | AttentionStage | ScanStage) -> Any:
+        """A call of a token-wise stage, bound to the values; ``None`` for attention."""
+        if isinstance(stage, AttentionStage):
+            return None
+        if isinstance(stage, ScanStage):
+            raise InternalError(f"stage {stage.name}: no step holds a scan")
+        call, wrap = self._engines.region(stage, self.rows).new_call(), self._engines.backend.tensor
+        for number, name in enumerate(stage.inputs):
+            call.bind_input(number, wrap(self._values[name]))
+        for number, value in enumerate(stage.outputs):
+            call.bind_output(number, wrap(self._values[value.name]))
+        return call
+
+    def _attention(self, engine: BatchAttention) -> _Attend:
+        if engine not in self._attends:
+            self._attends[engine] = _Attend(self._engines, engine)
+        return self._attends[engine]
+
+    def _attend(self, stage: AttentionStage, group: _Group, masks: list[Array]) -> None:
+        """One attention of a slab's slots: the new keys and values are written into their open blocks first."""
+        engine = self._batch.attention(stage, group.slab.capacity)
+        slab, values, kept = group.slab, self._values, (self._kept[stage.key], self._kept[stage.value])
+        for name, at in zip((stage.key, stage.value), kept, strict=True):
+            slab.opened[at][group.slots, :, group.places] = values[name][0].swapaxes(0, 1)[group.rows]
+        arrays = [slab.past[at] for at in kept] if engine.past else []
+        arrays += [*(slab.opened[at] for at in kept), masks[self._added[stage.name]]]
+        if stage.sinks is not None:
+            arrays.append(np.ascontiguousarray(self._engines.weight(stage.sinks), np.float32))
+        attend = self._attention(engine)
+        attend.query[group.slots, :, 0] = values[stage.query][0].swapaxes(0, 1)[group.rows]
+        attend.run(arrays)
+        values[stage.output.name][0].swapaxes(0, 1)[group.rows] = attend.out[group.slots, :, 0]
+
+
+class _Attend:
+    """A call of an attention engine."""
+
+    def __init__(self, engines: StepEngines, engine: BatchAttention) -> None:
+        self._engines, wrap = engines, engines.backend.tensor
+        (out,) = engine.outputs
+        self.query = np.zeros(engine.inputs[0].shape, engine.inputs[0].dtype)
+        self.out = np.zeros(out.shape, out.dtype)
+        self._call = engines.batch_attention(engine).new_call()
+        self._call.bind_input(0, wrap(self.query))
+        self._call.bind_output(0, wrap(self.out))
+
+    def run(self, arrays: Sequence[Array]) -> None:
+        """Attends; ``arrays`` are all inputs but the queries."""
+        for number, array in enumerate(arrays, start=1):
+            self._call.bind_input(number, self._engines.backend.tensor(array))
+        self._call.run()
+        self._engines.calls += 1
