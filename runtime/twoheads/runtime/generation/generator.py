@@ -116,7 +116,24 @@ class Generator:
         Args:
             prompt: A text, tokens ``[N]``, or messages, which the model's chat template turns into text.
             streamer: Called with every token.
-            **options: How: see :meth:`open_call`.
+            **options: Those below, and fields of :class:`Settings`, which replace the model's own.
+
+        Options:
+            context: What it continues, and is continued with it; by default nothing. Of messages, which hold the whole
+                conversation, only what differs from the context is computed.
+            stop: Texts that end it (the field ``stop_strings``).
+            seed: Of samples; without one they differ from call to call.
+            ignore_eos: Go on behind tokens that end it.
+            logits_processor: Called with the tokens and the logits ``[classes]``; returns others.
+            return_logits: Keep the model's logits.
+            speculate: Guess tokens from what stood behind the same ones before, and compute several in one call. What
+                is chosen is what would be chosen without; texts that copy come faster.
+            steady: Compute every token by the engine of 8 rows, which is slower: logits then have the bits that a
+                prompt's have, and those of a batch (:meth:`twoheads.runtime.LoadedBundle.open_batch`).
+            json_schema: Let the text be JSON of this schema (needs the package llguidance).
+            regex: Let the whole text match this regular expression (likewise).
+            grammar: Let it follow this grammar, in the form of Lark (likewise).
+            chat: What else the chat template reads: see :func:`~twoheads.runtime.generation.text.chat.render_chat`.
 
         Returns:
             The continuation; a list of them where ``num_return_sequences`` is given and more than one.
@@ -199,30 +216,7 @@ class Generator:
         chat: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> Call:
-        """What a call continues and how, after all checks.
-
-        Args:
-            prompt: As of :meth:`generate`.
-            context: What it continues, and is continued with it; by default nothing. Of messages, which hold the whole
-                conversation, only what differs from the context is computed.
-            stop: Texts that end it (the field ``stop_strings``).
-            seed: Of samples; without one they differ from call to call.
-            ignore_eos: Go on behind tokens that end it.
-            logits_processor: Called with the tokens and the logits ``[classes]``; returns others.
-            return_logits: Keep the model's logits.
-            speculate: Guess tokens from what stood behind the same ones before, and compute several in one call. What
-                is chosen is what would be chosen without; texts that copy come faster.
-            steady: Compute every token by the engine of 8 rows, which is slower: logits then have the bits that a
-                prompt's have, and those of a batch (:meth:`twoheads.runtime.LoadedBundle.open_batch`).
-            json_schema: Let the text be JSON of this schema (needs the package llguidance).
-            regex: Let the whole text match this regular expression (likewise).
-            grammar: Let it follow this grammar, in the form of Lark (likewise).
-            chat: What else the chat template reads: see :func:`~twoheads.runtime.generation.text.chat.render_chat`.
-            **settings: Fields of :class:`Settings`, which replace the model's own.
-
-        Raises:
-            InputError: As of :meth:`generate`.
-        """
+        """What a call continues and how, after all checks; see :meth:`generate`."""
         began, calls = time.perf_counter(), self._engines.calls
         check_asked(
             seed=seed,
