@@ -13,6 +13,7 @@ from tests.runtime.tiny_model import Tiny, random_tokens, reference
 from twoheads.graphs.errors import BundleError, InputError
 from twoheads.graphs.program.program import Pooling, TokenwiseEngine
 from twoheads.runtime import Job, load
+from twoheads.runtime.backends.protocol import EngineFile
 from twoheads.runtime.bundle.weights import Weights
 
 TOLERANCE = 5e-5
@@ -135,4 +136,4 @@ def test_an_engine_of_other_ports_is_refused(tmp_path):
     engines = bundle._engines
     engine = engines.declared(TokenwiseEngine, "last")
     with pytest.raises(BundleError, match="the program expects"):
-        engines.backend.load_engine(bundle.path / "engines/last.onnx", engine.inputs, engine.inputs, {})
+        engines.backend.load_engine(EngineFile(bundle.path / "engines/last.onnx", engine.inputs, engine.inputs, {}))

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from tests.runtime.device.simulated_device import SimulatedDevice, SimulationError
 from twoheads.graphs.program.program import Port
 from twoheads.runtime.backends.device_protocol import DeviceArray
 from twoheads.runtime.backends.onnxruntime_cpu import OnnxRuntimeBackend
-from twoheads.runtime.backends.protocol import EngineHandle
+from twoheads.runtime.backends.protocol import EngineFile, EngineHandle
 
 
 class SimulatedBackend:
@@ -27,18 +26,10 @@ class SimulatedBackend:
     def tensor(self, array: Any) -> Any:
         raise SimulationError("host arrays are not for this device")
 
-    def load_engine(
-        self,
-        path: Path,
-        inputs: Sequence[Port],
-        outputs: Sequence[Port],
-        weights: Mapping[str, npt.NDArray[Any]],
-        threads: int = 1,
-        own_weights: bool = False,
-    ) -> SimulatedEngine:
-        handle = self.host.load_engine(path, inputs, outputs, weights)
+    def load_engine(self, file: EngineFile) -> SimulatedEngine:
+        handle = self.host.load_engine(replace(file, threads=1, own_weights=False))
         # Weights are held once, on the first lane.
-        return SimulatedEngine(self, handle, (inputs, outputs), 1 if weights else len(self.lanes))
+        return SimulatedEngine(self, handle, (file.inputs, file.outputs), 1 if file.weights else len(self.lanes))
 
 
 class SimulatedEngine:

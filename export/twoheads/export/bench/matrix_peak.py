@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, save
 
 from twoheads.graphs.program.program import Port
 from twoheads.graphs.scratch import scratch_folder
-from twoheads.runtime.backends.protocol import Backend, Call
+from twoheads.runtime.backends.protocol import Backend, Call, EngineFile
 
 __all__ = ["MatrixPeak"]
 
@@ -41,7 +41,7 @@ class MatrixPeak:
         self._weights = rng.standard_normal((SIZE, SIZE)).astype(np.float32)
         with scratch_folder() as folder:
             path = _write_product(folder, left.name, right, product.name)
-            engine = backend.load_engine(path, (left,), (product,), {right: self._weights})
+            engine = backend.load_engine(EngineFile(path, (left,), (product,), {right: self._weights}))
         self._calls: list[Call] = []
         for _ in range(threads):
             call = engine.new_call()

@@ -13,7 +13,7 @@ import onnx
 from twoheads.export.debug.graph_cuts import graph_ports
 from twoheads.graphs.errors import BundleError, InputError, TwoheadsError
 from twoheads.graphs.scratch import scratch_folder
-from twoheads.runtime.backends.protocol import Backend
+from twoheads.runtime.backends.protocol import Backend, EngineFile
 from twoheads.runtime.backends.registry import open_backend
 
 __all__ = ["EVALUATORS", "Arrays", "Evaluator", "backend_evaluator", "find_evaluator"]
@@ -57,7 +57,7 @@ def backend_evaluator(backend: Backend) -> Evaluator:
             path = Path(folder) / "model.onnx"
             path.write_bytes(model.SerializeToString())
             try:
-                call = backend.load_engine(path, given, made, {}).new_call()
+                call = backend.load_engine(EngineFile(path, given, made, {})).new_call()
             except BundleError as error:  # which names the file that is ours here
                 raise TwoheadsError(f"engine {model.graph.name}", error.problem, error.fix) from error
             for number, port in enumerate(given):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,9 +14,9 @@ import numpy.typing as npt
 from twoheads.export.engines.jobs import WIDE_VARIANTS, engine_jobs
 from twoheads.export.engines.run_inputs import verify_inputs, verify_lengths
 from twoheads.graphs.program.lengths import input_axes, value_rows
-from twoheads.graphs.program.program import Port, Program
+from twoheads.graphs.program.program import Program
 from twoheads.runtime import LoadedBundle
-from twoheads.runtime.backends.protocol import Backend, Call, EngineHandle
+from twoheads.runtime.backends.protocol import Backend, Call, EngineFile, EngineHandle
 from twoheads.runtime.backends.registry import open_backend
 from twoheads.runtime.bundle.reader import Bundle
 
@@ -69,18 +68,10 @@ class RecordingBackend:
         """The backend's tensor together with its array, which a call copies."""
         return _Tensor(self._backend.tensor(array), array)
 
-    def load_engine(
-        self,
-        path: Path,
-        inputs: Sequence[Port],
-        outputs: Sequence[Port],
-        weights: Mapping[str, npt.NDArray[Any]],
-        threads: int = 1,
-        own_weights: bool = False,
-    ) -> EngineHandle:
+    def load_engine(self, file: EngineFile) -> EngineHandle:
         """As the backend's own."""
-        handle = self._backend.load_engine(path, inputs, outputs, weights, threads=threads, own_weights=own_weights)
-        return _RecordingEngine(handle, tuple(port.name for port in inputs), _Kept(self._calls, self._draw))
+        handle = self._backend.load_engine(file)
+        return _RecordingEngine(handle, tuple(port.name for port in file.inputs), _Kept(self._calls, self._draw))
 
 
 @dataclass(frozen=True, slots=True)

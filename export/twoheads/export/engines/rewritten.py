@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy.typing as npt
 import onnx
 
-from twoheads.graphs.program.engines.port import Port
 from twoheads.runtime.backends.onnxruntime_cpu import OnnxRuntimeBackend, OnnxRuntimeEngine
+from twoheads.runtime.backends.protocol import EngineFile
 
 __all__ = ["RewrittenEngines"]
 
@@ -28,17 +27,9 @@ class RewrittenEngines(OnnxRuntimeBackend):
         self._folder = folder
         self._rewrite = rewrite
 
-    def load_engine(
-        self,
-        path: Path,
-        inputs: Sequence[Port],
-        outputs: Sequence[Port],
-        weights: Mapping[str, npt.NDArray[Any]],
-        threads: int = 1,
-        own_weights: bool = False,
-    ) -> OnnxRuntimeEngine:
-        copy = self._folder / path.name
+    def load_engine(self, file: EngineFile) -> OnnxRuntimeEngine:
+        copy = self._folder / file.path.name
         if not copy.exists():
-            model = self._rewrite(onnx.load(path, load_external_data=False))
+            model = self._rewrite(onnx.load(file.path, load_external_data=False))
             copy.write_bytes(model.SerializeToString(deterministic=True))
-        return super().load_engine(copy, inputs, outputs, weights, threads)
+        return super().load_engine(replace(file, path=copy, own_weights=False))

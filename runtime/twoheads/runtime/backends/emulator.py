@@ -19,6 +19,7 @@ from twoheads.graphs.program.program import Port
 from twoheads.runtime.backends.emulators.in_process import InProcess
 from twoheads.runtime.backends.emulators.process import EmulatorError, EmulatorProcess
 from twoheads.runtime.backends.onnxruntime_cpu import OnnxRuntimeEngine, open_session
+from twoheads.runtime.backends.protocol import EngineFile
 from twoheads.runtime.bundle.artifacts import ArtifactFiles
 
 __all__ = ["EMULATORS", "Emulator", "EmulatorBackend", "emulator_of", "environment_of"]
@@ -134,17 +135,9 @@ class EmulatorBackend:
     def tensor(self, array: npt.NDArray[Any]) -> Any:
         return array
 
-    def load_engine(
-        self,
-        path: Path,
-        inputs: Sequence[Port],
-        outputs: Sequence[Port],
-        weights: Mapping[str, npt.NDArray[Any]],
-        threads: int = 1,
-        own_weights: bool = False,
-    ) -> EmulatorEngine:
+    def load_engine(self, file: EngineFile) -> EmulatorEngine:
         """Refuses: there is nothing to run an engine's own file with."""
-        raise InternalError(f"{self.name} runs artifacts, not {path}")
+        raise InternalError(f"{self.name} runs artifacts, not {file.path}")
 
     def load_artifact(
         self, files: ArtifactFiles, inputs: Sequence[Port], outputs: Sequence[Port], weights: Mapping[str, Any]

@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import BundleError, InputError
-from twoheads.graphs.program.program import Port
-from twoheads.runtime.backends.protocol import check_ports, engine_failure
+from twoheads.runtime.backends.protocol import EngineFile, Ports, check_ports, engine_failure
 
 __all__ = ["OnnxRuntimeBackend", "open_session", "session_ports"]
 
@@ -52,39 +51,21 @@ class OnnxRuntimeBackend:
     def tensor(self, array: npt.NDArray[Any]) -> Any:
         return self._wrap(array)
 
-    def load_engine(
-        self,
-        path: Path,
-        inputs: Sequence[Port],
-        outputs: Sequence[Port],
-        weights: Mapping[str, npt.NDArray[Any]],
-        threads: int = 1,
-        own_weights: bool = False,
-    ) -> OnnxRuntimeEngine:
-        tensors = {name: self._wrap(array) for name, array in weights.items()}
-        session = _open(self.module, path, tensors, threads, own_weights=own_weights)
-        check_ports(path, session_ports(session.get_inputs()), inputs)
-        check_ports(path, session_ports(session.get_outputs()), outputs)
-        return OnnxRuntimeEngine(path, session, tuple(tensors.values()))
+    def load_engine(self, file: EngineFile) -> OnnxRuntimeEngine:
+        return self._opened(file, own_weights=file.own_weights)
 
-    def load_unpacked(
-        self,
-        path: Path,
-        inputs: Sequence[Port],
-        outputs: Sequence[Port],
-        weights: Mapping[str, npt.NDArray[Any]],
-        threads: int = 1,
-        own_weights: bool = False,
-    ) -> OnnxRuntimeEngine:
-        tensors = {name: self._wrap(array) for name, array in weights.items()}
+    def load_unpacked(self, file: EngineFile) -> OnnxRuntimeEngine:
         # Constants are folded from the file, and so are casts of what is not float32: where it refers to other weights,
         # the former must not happen, and the latter are copied.
-        where_they_lie = own_weights or all(array.dtype == np.float32 for array in weights.values())
-        kept = ["ConstantFolding"] if where_they_lie and not own_weights else []
-        session = _open(self.module, path, tensors, threads, own_weights=where_they_lie, packed=False, without=kept)
-        check_ports(path, session_ports(session.get_inputs()), inputs)
-        check_ports(path, session_ports(session.get_outputs()), outputs)
-        return OnnxRuntimeEngine(path, session, tuple(tensors.values()))
+        where_they_lie = file.own_weights or all(array.dtype == np.float32 for array in file.weights.values())
+        kept = ["ConstantFolding"] if where_they_lie and not file.own_weights else []
+        return self._opened(file, own_weights=where_they_lie, packed=False, without=kept)
+
+    def _opened(self, file: EngineFile, **how: Any) -> OnnxRuntimeEngine:
+        tensors = {name: self._wrap(array) for name, array in file.weights.items()}
+        session = _open(self.module, file.path, tensors, file.threads, **how)
+        check_ports(file, session_ports(session.get_inputs()), session_ports(session.get_outputs()))
+        return OnnxRuntimeEngine(file.path, session, tuple(tensors.values()))
 
 
 def open_session(path: Path, weights: Mapping[str, npt.NDArray[Any]]) -> OnnxRuntimeEngine:
@@ -191,6 +172,6 @@ class OnnxRuntimeCall:
             raise engine_failure(self._path, error) from error
 
 
-def session_ports(found: Sequence[Any]) -> list[tuple[str, str, tuple[int, ...]]]:
+def session_ports(found: Sequence[Any]) -> Ports:
     """The inputs or outputs of a session as (name, NumPy dtype, shape)."""
     return [(port.name, NUMPY_DTYPES.get(port.type, str(port.type)), tuple(port.shape)) for port in found]

@@ -12,11 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import BundleError, InputError, InternalError
-from twoheads.graphs.program.program import Port
 from twoheads.runtime.backends.cuda_driver import CudaDevice, DeviceError
 from twoheads.runtime.backends.device_protocol import Device, DeviceArray, Stream
 from twoheads.runtime.backends.onnxruntime_cpu import session_ports
-from twoheads.runtime.backends.protocol import check_ports
+from twoheads.runtime.backends.protocol import EngineFile, check_ports
 
 __all__ = ["CudaBackend"]
 
@@ -70,21 +69,12 @@ class CudaBackend:
             raise InternalError(f"backend {self.name} takes no {type(array).__name__}")
         return array
 
-    def load_engine(
-        self,
-        path: Path,
-        inputs: Sequence[Port],
-        outputs: Sequence[Port],
-        weights: Mapping[str, npt.NDArray[Any]],
-        threads: int = 1,
-        own_weights: bool = False,
-    ) -> CudaEngine:
-        lanes = self.lanes[:1] if weights else self.lanes
-        sessions = [self._session(path, weights, lane) for lane in lanes]
+    def load_engine(self, file: EngineFile) -> CudaEngine:
+        lanes = self.lanes[:1] if file.weights else self.lanes
+        sessions = [self._session(file.path, file.weights, lane) for lane in lanes]
         for session in sessions:
-            check_ports(path, session_ports(session.get_inputs()), inputs)
-            check_ports(path, session_ports(session.get_outputs()), outputs)
-        return CudaEngine(sessions, self._run_options(), weights)
+            check_ports(file, session_ports(session.get_inputs()), session_ports(session.get_outputs()))
+        return CudaEngine(sessions, self._run_options(), file.weights)
 
     def _session(self, path: Path, weights: Mapping[str, npt.NDArray[Any]], lane: Stream) -> Any:
         options = self._ort.SessionOptions()

@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import BundleError, InputError, InternalError
-from twoheads.graphs.program.program import Port
-from twoheads.runtime.backends.protocol import check_ports, engine_failure
+from twoheads.runtime.backends.protocol import EngineFile, Ports, check_ports, engine_failure
 
 __all__ = ["OpenVinoBackend"]
 
@@ -54,26 +53,18 @@ class OpenVinoBackend:
     def tensor(self, array: npt.NDArray[Any]) -> Any:
         return self._openvino.Tensor(_shareable(array), shared_memory=True)
 
-    def load_engine(
-        self,
-        path: Path,
-        inputs: Sequence[Port],
-        outputs: Sequence[Port],
-        weights: Mapping[str, npt.NDArray[Any]],
-        threads: int = 1,
-        own_weights: bool = False,
-    ) -> OpenVinoEngine:
+    def load_engine(self, file: EngineFile) -> OpenVinoEngine:
         # A stream a caller, of one thread; or one stream whose kernels use several.
-        several = {"NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": str(threads)} if threads > 1 else {}
+        several = {"NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": str(file.threads)} if file.threads > 1 else {}
         try:
-            model = self._read(path)
-            check_ports(path, _ports(model.inputs), inputs)
-            check_ports(path, _ports(model.outputs), outputs)
-            self._bind(path, model, weights)
+            model = self._read(file.path)
+            check_ports(file, _ports(model.inputs), _ports(model.outputs))
+            self._bind(file.path, model, file.weights)
             compiled = self._core.compile_model(model, "CPU", self._config | several)
         except RuntimeError as error:  # what OpenVINO raises, for a file or an operator that it can't take
-            raise BundleError(str(path), f"OpenVINO can't open it: {error}", "use --backend onnxruntime") from error
-        return OpenVinoEngine(path, compiled, tuple(weights.values()))
+            problem = f"OpenVINO can't open it: {error}"
+            raise BundleError(str(file.path), problem, "use --backend onnxruntime") from error
+        return OpenVinoEngine(file.path, compiled, tuple(file.weights.values()))
 
     def _read(self, path: Path) -> Any:
         """The engine's graph, a copy of its own to bind weights in: the file is read once for all its stages."""
@@ -137,5 +128,5 @@ def _shareable(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.asarray(_Memory(array, interface | {"data": (interface["data"][0], False)}))
 
 
-def _ports(found: Sequence[Any]) -> list[tuple[str, str, tuple[int, ...]]]:
+def _ports(found: Sequence[Any]) -> Ports:
     return [(p.get_any_name(), p.get_element_type().to_dtype().name, tuple(p.get_shape())) for p in found]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy.typing as npt
 
@@ -19,11 +20,33 @@ __all__ = [
     "Call",
     "DeviceBackend",
     "DeviceEngine",
+    "EngineFile",
     "EngineHandle",
+    "Ports",
     "UnpackedBackend",
     "check_ports",
     "engine_failure",
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFile:
+    """A file of a bundle, and what it is opened with.
+
+    Attributes:
+        path: The file.
+        inputs, outputs: The ports that the program says it has, weights not among them.
+        weights: The arrays that take the place of its own weights, by port name.
+        threads: Of the kernels of one call; with several, calls come one at a time.
+        own_weights: Whether the arrays are what the file itself refers to.
+    """
+
+    path: Path
+    inputs: Sequence[Port]
+    outputs: Sequence[Port]
+    weights: Mapping[str, npt.NDArray[Any]]
+    threads: int = 1
+    own_weights: bool = False
 
 
 class Call(Protocol):
@@ -55,22 +78,11 @@ class Backend(Protocol):
 
     name: str
 
-    def load_engine(
-        self,
-        path: Path,
-        inputs: Sequence[Port],
-        outputs: Sequence[Port],
-        weights: Mapping[str, npt.NDArray[Any]],
-        threads: int = 1,
-        own_weights: bool = False,
-    ) -> EngineHandle:
-        """Opens the engine file ``path``, its weights replaced by the arrays ``weights`` (by port name), not copied.
-
-        With several ``threads`` the kernels of one call share them, and calls come one at a time. ``own_weights`` says
-        that the arrays are what the file itself refers to.
+    def load_engine(self, file: EngineFile) -> EngineHandle:
+        """Opens ``file``; its weights are not copied.
 
         Raises:
-            BundleError: The file can't be opened or its ports are not ``inputs`` and ``outputs``.
+            BundleError: The file can't be opened, or has other ports.
         """
         ...
 
@@ -86,15 +98,7 @@ class UnpackedBackend(Backend, Protocol):
     Engines of different sizes with the same weights then share them.
     """
 
-    def load_unpacked(
-        self,
-        path: Path,
-        inputs: Sequence[Port],
-        outputs: Sequence[Port],
-        weights: Mapping[str, npt.NDArray[Any]],
-        threads: int = 1,
-        own_weights: bool = False,
-    ) -> EngineHandle:
+    def load_unpacked(self, file: EngineFile) -> EngineHandle:
         """As :meth:`Backend.load_engine`."""
         ...
 
@@ -156,16 +160,18 @@ def engine_failure(path: Path, error: Exception) -> TwoheadsError:
     )
 
 
-def check_ports(path: Path, found: Sequence[tuple[str, str, tuple[int, ...]]], expected: Sequence[Port]) -> None:
-    """Raises unless an engine's ports, as (name, NumPy dtype, shape), are the program's, in order.
+Ports: TypeAlias = list[tuple[str, str, tuple[int, ...]]]
+"""Ports as a backend finds them: name, NumPy dtype, shape."""
+
+
+def check_ports(file: EngineFile, inputs: Ports, outputs: Ports) -> None:
+    """Raises unless an open engine's ports are the program's, in order.
 
     Raises:
         BundleError: Names both.
     """
-    want = [(port.name, port.dtype, tuple(port.shape)) for port in expected]
-    if list(found) != want:
-        raise BundleError(
-            str(path),
-            f"has the ports {list(found)}, the program expects {want}",
-            "compile the model again with this twoheads",
-        )
+    for found, expected in ((inputs, file.inputs), (outputs, file.outputs)):
+        want = [(port.name, port.dtype, tuple(port.shape)) for port in expected]
+        if found != want:
+            problem = f"has the ports {found}, the program expects {want}"
+            raise BundleError(str(file.path), problem, "compile the model again with this twoheads")

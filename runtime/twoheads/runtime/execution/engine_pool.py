@@ -17,7 +17,7 @@ from twoheads.graphs.program.program import (
     TokenwiseEngine,
     TokenwiseStage,
 )
-from twoheads.runtime.backends.protocol import ArtifactBackend, Backend, EngineHandle
+from twoheads.runtime.backends.protocol import ArtifactBackend, Backend, EngineFile, EngineHandle
 from twoheads.runtime.bundle.artifacts import Artifacts
 from twoheads.runtime.bundle.reader import Bundle
 from twoheads.runtime.bundle.weights import Weights
@@ -174,13 +174,10 @@ class EnginePool:
                 "is needed for this length, and the bundle does not hold it",
                 "compile the model again",
             )
+        chained = isinstance(self._declared.get(name), ScanEngine)
+        threads, own = self._chain_threads if chained else self._kernel_threads, name in self._single
         return self.backend.load_engine(
-            self._bundle.file(file),
-            inputs,
-            outputs,
-            weights,
-            threads=self._chain_threads if isinstance(self._declared.get(name), ScanEngine) else self._kernel_threads,
-            own_weights=name in self._single,
+            EngineFile(self._bundle.file(file), inputs, outputs, weights, threads=threads, own_weights=own)
         )
 
     def holds(self, name: str, variant: str) -> bool:

@@ -15,7 +15,7 @@ from twoheads.graphs.program.program import AttentionEngine, TokenwiseEngine, To
 from twoheads.graphs.serialization.bundle_format import ENGINES
 from twoheads.graphs.variants.batch_steps import BatchAttention
 from twoheads.graphs.variants.steps import StepEngine, Steps, step_obstacle, step_steps
-from twoheads.runtime.backends.protocol import Backend, DeviceBackend, EngineHandle, UnpackedBackend
+from twoheads.runtime.backends.protocol import Backend, DeviceBackend, EngineFile, EngineHandle, UnpackedBackend
 from twoheads.runtime.bundle.engine_files.check import engine_problem
 from twoheads.runtime.bundle.engine_files.declared import declared_steps
 from twoheads.runtime.bundle.inside import UNTRUSTED
@@ -104,7 +104,7 @@ class StepEngines:
         if key not in self._open:
             inputs, outputs = engine.ports(variant)
             path = self._file(f"{ENGINES}/{engine.name}.{variant}.onnx")
-            self._open[key] = self.backend.load_engine(path, inputs, outputs, {}, threads=self._threads)
+            self._open[key] = self.backend.load_engine(EngineFile(path, inputs, outputs, {}, self._threads))
         return self._open[key]
 
     def batch_attention(self, engine: BatchAttention) -> EngineHandle:
@@ -146,12 +146,11 @@ class StepEngines:
 
     def _load(self, engine: TokenwiseEngine, weights: Mapping[str, Port], *, own: bool = True) -> EngineHandle:
         named: dict[str, npt.NDArray[Any]] = {port.name: self._weights.view(name) for name, port in weights.items()}
-        path, backend = self._file(self._bundle.engine_file(engine.name)), self.backend
-        if not self._packed and isinstance(backend, UnpackedBackend):
-            return backend.load_unpacked(
-                path, engine.inputs, engine.outputs, named, threads=self._threads, own_weights=own
-            )
-        handle = backend.load_engine(path, engine.inputs, engine.outputs, named, threads=self._threads, own_weights=own)
+        path = self._file(self._bundle.engine_file(engine.name))
+        file = EngineFile(path, engine.inputs, engine.outputs, named, self._threads, own)
+        if not self._packed and isinstance(self.backend, UnpackedBackend):
+            return self.backend.load_unpacked(file)
+        handle = self.backend.load_engine(file)
         self._weights.let_go(weights)
         return handle
 

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
-
-from twoheads.graphs.program.program import Port, Program
+from twoheads.graphs.program.program import Program
 from twoheads.graphs.variants.one_block import ONE_BLOCK
-from twoheads.runtime.backends.protocol import Backend, Call, EngineHandle
+from twoheads.runtime.backends.protocol import Backend, Call, EngineFile, EngineHandle
 from twoheads.runtime.reports.report import Report
 from twoheads.runtime.runs.session import LoadedBundle
 
@@ -92,18 +89,10 @@ class TimedBackend:
         self._times: list[CallTime] = []
         self._clock = _ThreadClock()
 
-    def load_engine(
-        self,
-        path: Path,
-        inputs: Sequence[Port],
-        outputs: Sequence[Port],
-        weights: Mapping[str, npt.NDArray[Any]],
-        threads: int = 1,
-        own_weights: bool = False,
-    ) -> EngineHandle:
+    def load_engine(self, file: EngineFile) -> EngineHandle:
         """As the backend's own; engines are told apart by the first part of their file's name."""
-        handle = self._backend.load_engine(path, inputs, outputs, weights, threads=threads, own_weights=own_weights)
-        return _TimedEngine(handle, path.name.partition(".")[0], self._times, self._clock)
+        handle = self._backend.load_engine(file)
+        return _TimedEngine(handle, file.path.name.partition(".")[0], self._times, self._clock)
 
     def start(self) -> None:
         """Forgets what was timed so far; what this thread does from now on until its first call is the host's time."""
