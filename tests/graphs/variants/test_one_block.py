@@ -34,10 +34,10 @@ def test_the_body_becomes_one_stage_with_the_same_work_and_weights() -> None:
     program = decoder(Causal(), Causal() & Window(20, 0))
     block = one_block(program)
     assert block is not None
-    assert [stage.name for stage in block.program.body] == [ONE_BLOCK]
-    assert block.program.head == program.head
-    assert block.program.body[0].inputs[-1] == LENGTH
-    whole, tiled = (make_schedule(one, 16, output="hidden") for one in (block.program, program))
+    assert [stage.name for stage in block.body] == [ONE_BLOCK]
+    assert block.head == program.head
+    assert block.body[0].inputs[-1] == LENGTH
+    whole, tiled = (make_schedule(one, 16, output="hidden") for one in (block, program))
     assert (whole.engine_calls, whole.formula_calls, whole.rounds) == (1, 1, 1)
     assert whole.flops == tiled.flops
     assert whole.bytes_moved < tiled.bytes_moved
@@ -52,8 +52,8 @@ def test_pooling_and_classifiers_stay_behind_the_block() -> None:
     program = replace(first, body=(*first.body, *pooler), engines=(*first.engines, *tail), logits="logits", head=())
     block = one_block(program)
     assert block is not None
-    assert [stage.name for stage in block.program.body] == [ONE_BLOCK, "pool", "pooler"]
-    schedule = make_schedule(block.program, 5, output="logits")
+    assert [stage.name for stage in block.body] == [ONE_BLOCK, "pool", "pooler"]
+    schedule = make_schedule(block, 5, output="logits")
     assert [plan.calls for plan in schedule.stages] == [1, 0, 1]
 
 
@@ -92,7 +92,7 @@ def test_the_time_of_one_call_is_that_with_all_threads_in_its_kernels() -> None:
     profile = profile_of(program)
     alone = tuple(EngineTimes(name, ALONE, 2.0, {"1": 100.0, "2": 60.0}) for name in (ONE_BLOCK, "head"))
     known = replace(profile, engines=(*profile.engines, *alone))
-    schedule = make_schedule(block.program, 9, output="hidden")
+    schedule = make_schedule(block, 9, output="hidden")
     assert [predict_run(schedule, known, threads).seconds for threads in (1, 2)] == pytest.approx([100.0, 60.0])
     assert predict_run(schedule, known, 2).open_seconds == pytest.approx(2.0)
     assert SLOWER > 1

@@ -17,7 +17,7 @@ from twoheads.graphs.errors import InputError
 from twoheads.graphs.program.program import Stage
 from twoheads.graphs.schedule.schedule import MemoryPlan, Schedule, needed_stages
 
-__all__ = ["NOTHING_SPILLED", "WINDOW_BYTES", "SpillPlan", "plan_spill", "size_text"]
+__all__ = ["NOTHING_SPILLED", "WINDOW_BYTES", "SpillPlan", "enough_text", "plan_spill"]
 
 WINDOW_BYTES = 8 << 20
 """Bytes of a spilled value that may be touched before its pages are let go: an unmapping costs microseconds, and the
@@ -137,23 +137,23 @@ def _total(plan: SpillPlan) -> int:
 
 
 def _refusal(schedule: Schedule, fullest: SpillPlan, limit: int, *, disk: bool) -> InputError:
-    needs = f"the run of {schedule.length} tokens needs {size_text(schedule.memory.total)} of memory"
-    least = size_text(_total(fullest))
-    spilling = f"{least} with {size_text(fullest.disk_bytes)} of values on disk"
+    needs = f"the run of {schedule.length} tokens needs {enough_text(schedule.memory.total)} of memory"
+    least = enough_text(_total(fullest))
+    spilling = f"{least} with {enough_text(fullest.disk_bytes)} of values on disk"
     if not disk and _total(fullest) <= limit:
-        return InputError(f"memory limit {size_text(limit)}", needs, f"give --spill DIR: then it needs {spilling}")
+        return InputError(f"memory limit {enough_text(limit)}", needs, f"give --spill DIR: then it needs {spilling}")
     memory = fullest.memory or schedule.memory
     parts = (
-        f"values {size_text(memory.values)}, weights {size_text(memory.weights)}, workspace "
-        f"{size_text(memory.workspace)}, process {size_text(memory.process)}"
+        f"values {enough_text(memory.values)}, weights {enough_text(memory.weights)}, workspace "
+        f"{enough_text(memory.workspace)}, process {enough_text(memory.process)}"
     )
     problem = (
         f"{needs}, and {spilling} ({parts})" if fullest.values else f"{needs} ({parts}), and nothing can be spilled"
     )
-    return InputError(f"memory limit {size_text(limit)}", problem, f"allow {least}, or use fewer --threads")
+    return InputError(f"memory limit {enough_text(limit)}", problem, f"allow {least}, or use fewer --threads")
 
 
-def size_text(size: float) -> str:
+def enough_text(size: float) -> str:
     """Bytes with a decimal prefix: ``4.1 GB``; rounded up, so that a limit of that size is enough."""
     for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size >= scale:

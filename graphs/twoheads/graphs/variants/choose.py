@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from twoheads.graphs.program.engines.fused import FusedEngine
-from twoheads.graphs.program.program import Program
+from twoheads.graphs.program.program import TOKENS, Program
 from twoheads.graphs.variants.model_steps import MODEL, model_steps
-from twoheads.graphs.variants.one_block import OneBlock, one_block
+from twoheads.graphs.variants.one_block import one_block
 from twoheads.graphs.variants.window_steps import WINDOW, window_steps
 
 __all__ = ["FusedPrograms", "fused_programs", "fused_steps"]
@@ -26,7 +26,7 @@ class FusedPrograms:
     """
 
     program: Program
-    block: OneBlock | None = None
+    block: Program | None = None
     steps: Program | None = None
     model: Program | None = None
 
@@ -34,14 +34,14 @@ class FusedPrograms:
         """The program that an input of these lengths, by axis, runs."""
         if self.model is not None:
             return self.model
-        if self.block is not None and self.block.takes(lengths):
-            return self.block.program
+        if self.block is not None and lengths.get(TOKENS, 0) <= self.program.block_size:
+            return self.block
         return self.program if self.steps is None else self.steps
 
     @property
     def whole(self) -> Program | None:
         """The one of them whose calls compute a whole block, by all threads, if there is one."""
-        return self.model or (None if self.block is None else self.block.program)
+        return self.model or self.block
 
 
 def fused_programs(program: Program, lowering: str, *, short: bool) -> FusedPrograms:
@@ -61,8 +61,6 @@ def fused_steps(program: Program, lowering: str, *, short: bool = False) -> Iter
     That of short inputs, which bundles of most lowerings hold, is among them if ``short`` says so.
     """
     fused = fused_programs(program, lowering, short=short)
-    block = None if fused.block is None else fused.block.program
-    for steps in (block, fused.steps, fused.model):
-        for engine in () if steps is None else steps.engines:
-            if steps is not None and isinstance(engine, FusedEngine):
-                yield steps, engine
+    for steps in (fused.block, fused.steps, fused.model):
+        if steps is not None:
+            yield from ((steps, engine) for engine in steps.engines if isinstance(engine, FusedEngine))

@@ -18,13 +18,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 
-from twoheads.graphs.errors import CompileError, InternalError
-from twoheads.graphs.masks.bands import Band, band_of
-from twoheads.graphs.masks.expressions import Mask
+from twoheads.graphs.errors import CompileError
+from twoheads.graphs.masks.bands import band_of
 from twoheads.graphs.masks.terms import INFINITE
 from twoheads.graphs.program.fused import Kept, TileWindow
 from twoheads.graphs.program.program import AttentionEngine, AttentionStage, Program
-from twoheads.graphs.variants.stage_run import FLOAT, StageRun, is_exact, whole_body
+from twoheads.graphs.variants.stage_run import FLOAT, StageRun, is_exact, tile_window, whole_body
 from twoheads.graphs.variants.window_steps import MOST_TILES, WINDOW
 
 __all__ = ["MODEL", "MODEL_STEP", "model_obstacle", "model_steps"]
@@ -48,16 +47,13 @@ def model_steps(program: Program) -> Program | None:
     if body is None or model_obstacle(program) is not None:
         return None
     windows = _windows(body)
-    values = {value.name: value for value in program.values()}
-    stage, engine = body.fused(
+    return body.in_one(
         MODEL_STEP,
-        [(name, values[name]) for name in body.inputs],
-        tuple(dict.fromkeys(windows.values())),
-        _kept(body, windows),
+        windows=tuple(dict.fromkeys(windows.values())),
+        kept=_kept(body, windows),
         tiles={name: window.tiles for name, window in windows.items()},
         workspace=_workspace(body, windows),
     )
-    return body.in_one(stage, engine)
 
 
 def model_obstacle(program: Program) -> CompileError | None:
@@ -93,7 +89,8 @@ def _obstacle(program: Program, stage: AttentionStage) -> tuple[str, str] | None
         return f"attends to tokens behind its own ({stage.mask})", fix
     if band.sinks > program.block_size:
         return f"attends to {band.sinks} sink tokens, more than a block", f"choose --block-size {_eight(band.sinks)}"
-    tiles = 1 + _before(band, program.block_size)
+    window = tile_window(stage.mask, program.block_size)
+    tiles = 0 if window is None else window.before + 1
     if tiles > MOST_TILES:
         size = _eight(-(-band.left // (MOST_TILES - 1)))
         return (
@@ -108,21 +105,12 @@ def _eight(tokens: int) -> int:
     return -(-tokens // 8) * 8
 
 
-def _before(band: Band, block_size: int) -> int:
-    return -(-band.left // block_size)
-
-
 def _windows(body: StageRun) -> dict[str, TileWindow]:
     """The window of every attention, by its stage's name."""
-    masks = {stage.name: stage.mask for stage in body.attentions}
-    made: dict[Mask, TileWindow] = {}
-    for mask, layers in Counter(masks.values()).items():
-        band = band_of(mask)
-        if band is None:
-            raise InternalError(f"{mask} is no window")
-        before = _before(band, body.program.block_size)
-        made[mask] = TileWindow(mask, before, first=band.sinks > 0, layers=layers)
-    return {name: made[mask] for name, mask in masks.items()}
+    layers = Counter(stage.mask for stage in body.attentions)
+    found = {mask: tile_window(mask, body.program.block_size) for mask in layers}
+    made = {mask: replace(window, layers=layers[mask]) for mask, window in found.items() if window is not None}
+    return {stage.name: made[stage.mask] for stage in body.attentions}
 
 
 def _kept(body: StageRun, windows: Mapping[str, TileWindow]) -> tuple[Kept, ...]:

@@ -8,19 +8,15 @@ and report are the same code. The program is derived, never stored: a bundle hol
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from twoheads.graphs.masks.expressions import Mask
 from twoheads.graphs.program.program import TOKENS, AttentionEngine, Input, Program, Value
 from twoheads.graphs.variants.stage_run import FLOAT, StageRun, whole_body
 
-__all__ = ["LENGTH", "ONE_BLOCK", "OneBlock", "looks_ahead", "one_block"]
+__all__ = ["LENGTH", "ONE_BLOCK", "looks_ahead", "one_block"]
 
 ONE_BLOCK = "one_block"
 """The name of the engine and of its stage."""
@@ -29,32 +25,19 @@ LENGTH = "one_block.length"
 """The input that tells the engine how many of the block's tokens are no padding."""
 
 
-@dataclass(frozen=True, slots=True)
-class OneBlock:
-    """A program for inputs of one block."""
-
-    program: Program
-
-    def arrays(
-        self, given: Mapping[str, npt.NDArray[Any]], lengths: Mapping[str, int]
-    ) -> Mapping[str, npt.NDArray[Any]]:
-        """What a run reads: ``given``, the arrays of the original program's inputs, and the number of tokens."""
-        return {**given, LENGTH: np.array([lengths[TOKENS]], np.int64)}
-
-    def takes(self, lengths: Mapping[str, int]) -> bool:
-        """Whether an input of these lengths, by axis, is no longer than a block."""
-        return lengths.get(TOKENS, 0) <= self.program.block_size
-
-
 @lru_cache(maxsize=16)
-def one_block(program: Program) -> OneBlock | None:
+def one_block(program: Program) -> Program | None:
     """The program that computes an input of one block of ``program`` in one call (and its head).
 
     Returns:
         ``None`` where no engine can hold all attentions; see :func:`~twoheads.graphs.variants.stage_run.whole_body`.
     """
     body = None if program.scans else whole_body(program)
-    return None if body is None else OneBlock(_fused(body))
+    if body is None:
+        return None
+    length = Input(Value(LENGTH, "int64", (1,)), "length", None, TOKENS)
+    tiles = {attention.name: 1 for attention in body.attentions}
+    return body.in_one(ONE_BLOCK, (length,), tiles=tiles, workspace=_workspace(body))
 
 
 @lru_cache(maxsize=64)
@@ -63,19 +46,6 @@ def looks_ahead(mask: Mask, block_size: int) -> bool:
     at = np.arange(block_size, dtype=np.int64)
     visible = np.broadcast_to(mask.dense(at[:, None], at[None, :]), (block_size, block_size))
     return bool(np.triu(visible, 1).any())
-
-
-def _fused(body: StageRun) -> Program:
-    """The program with one stage in place of those of ``body``."""
-    length = Input(Value(LENGTH, "int64", (1,)), "length", None, TOKENS)
-    values = {value.name: value for value in (*body.program.values(), length.value)}
-    stage, engine = body.fused(
-        ONE_BLOCK,
-        [(name, values[name]) for name in (*body.inputs, LENGTH)],
-        tiles={attention.name: 1 for attention in body.attentions},
-        workspace=_workspace(body),
-    )
-    return body.in_one(stage, engine, (length,))
 
 
 def _workspace(body: StageRun) -> int:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 
+from twoheads.graphs.masks.bands import band_of
 from twoheads.graphs.masks.expressions import Mask
+from twoheads.graphs.masks.terms import INFINITE
 from twoheads.graphs.program.engines.fused import FusedEngine
 from twoheads.graphs.program.engines.port import Port
 from twoheads.graphs.program.fused import FusedStage, Kept, PortRead, TileWindow
@@ -26,7 +28,7 @@ from twoheads.graphs.program.program import (
     Value,
 )
 
-__all__ = ["FLOAT", "MASK", "StageRun", "is_exact", "whole_body"]
+__all__ = ["FLOAT", "MASK", "StageRun", "is_exact", "tile_window", "whole_body"]
 
 MASK = "attention.mask"
 """What the ports of masks begin with, ``[1, block, tiles * block]``, which are added to scores."""
@@ -119,28 +121,30 @@ class StageRun:
         """What the largest token-wise region reads and writes in a block."""
         return max((sum(port.nbytes for port in (*e.inputs, *e.outputs)) for _, e in self.regions), default=0)
 
-    def fused(
+    def in_one(
         self,
         name: str,
-        inputs: Iterable[tuple[str, Value]],
+        more: tuple[Input, ...] = (),
         windows: tuple[TileWindow, ...] = (),
         kept: tuple[Kept, ...] = (),
         *,
         tiles: Mapping[str, int],
         workspace: int,
-    ) -> tuple[FusedStage, FusedEngine]:
-        """All layers of a block in one call: the stage in place of these, and its engine.
+    ) -> Program:
+        """The program with all layers of a block in one call, in place of these stages.
 
         Args:
-            name: Of both.
-            inputs: What it reads a block of, a port each; then come the masks and what is kept.
+            name: Of the stage and of its engine.
+            more: Inputs that the program has not; then come the masks and what is kept.
             windows: As of a :class:`FusedStage`.
             kept: Likewise.
             tiles: As for :meth:`flops`.
             workspace: As of a :class:`FusedEngine`.
         """
-        ports = {self.port(f"input_{at}", value): PortRead(read) for at, (read, value) in enumerate(inputs)}
-        names = tuple(read.value for read in ports.values())
+        program, added = self.program, [entry.value for entry in more]
+        names = (*self.inputs, *(value.name for value in added))
+        values = {value.name: value for value in (*program.values(), *added)}
+        ports = {self.port(f"input_{at}", values[read]): PortRead(read) for at, read in enumerate(names)}
         ports |= {self.mask_port(f"{MASK}_{at}", window): PortRead("", window=at) for at, window in enumerate(windows)}
         for at, entry in enumerate(kept):
             for offset in entry.offsets:
@@ -151,27 +155,28 @@ class StageRun:
         outputs = [self.port(f"output_{at}", value) for at, value in enumerate(self.outputs)]
         outputs += [self.port(f"kept_{at}", entry.value) for at, entry in enumerate(kept)]
         outputs += [replace(port, name=f"next_{port.name}") for port in states]
-        weights = self.weights
-        engine = FusedEngine(
-            name, tuple(ports), tuple(outputs), tuple(weights.values()), self.flops(tiles), workspace, True
-        )
-        reads = tuple(ports.values())
+        weights, reads, flops = self.weights, tuple(ports.values()), self.flops(tiles)
+        engine = FusedEngine(name, tuple(ports), tuple(outputs), tuple(weights.values()), flops, workspace, True)
         stage = FusedStage(
             name, name, names, self.outputs, tuple(weights), self.inside, reads, windows, kept, True, states
         )
-        return stage, engine
-
-    def in_one(self, stage: FusedStage, engine: FusedEngine, inputs: tuple[Input, ...] = ()) -> Program:
-        """The program with ``stage`` of ``engine`` in place of these stages, and ``inputs`` beside its own."""
-        program = self.program
         before, after = program.body[: self.first], program.body[self.end :]
         used = {other.engine for other in (*before, *after, *program.head)}
         return replace(
             program,
-            inputs=(*program.inputs, *inputs),
+            inputs=(*program.inputs, *more),
             engines=(engine, *(other for other in program.engines if other.name in used)),
             body=(*before, stage, *after),
         )
+
+
+def tile_window(mask: Mask, block_size: int) -> TileWindow | None:
+    """The tiles, as large as blocks, that a block sees under ``mask``; ``None`` unless they are as many for all."""
+    band = band_of(mask)
+    if band is None or not (0 <= band.left < INFINITE and 0 <= band.right < INFINITE):
+        return None
+    before, after = (-(-reach // block_size) for reach in (band.left, band.right))
+    return TileWindow(mask, before, after, first=band.sinks > 0)
 
 
 @lru_cache(maxsize=16)

@@ -31,7 +31,6 @@ from twoheads.graphs.program.program import (
     Input,
     Program,
     RelativeBias,
-    Stage,
     TokenwiseEngine,
     TokenwiseStage,
     Value,
@@ -222,16 +221,13 @@ class Steps:
 
     def region(self, stage: TokenwiseStage, rows: int) -> TokenwiseEngine:
         """The engine of a token-wise stage for ``rows`` tokens, of steps over more keys than any capacity."""
-        engine = with_rows(self.program, rows).engine(stage.engine)
-        if not isinstance(engine, TokenwiseEngine):
-            raise InternalError(f"stage {stage.name} is not token-wise")
+        engine = with_rows(self.program, rows).engine_of(TokenwiseEngine, stage.engine)
         return engine if rows == self.program.block_size else replace(engine, name=f"{STEP}{rows}_{engine.name}")
 
     def tile(self, stage: AttentionStage, rows: int, blocks: int) -> AttentionEngine:
         """The engine of an attention for ``rows`` queries and a tile of ``blocks`` whole blocks of keys."""
-        engine, keys = with_rows(self.program, rows).engine(stage.engine), blocks * self.program.block_size
-        if not isinstance(engine, AttentionEngine):
-            raise InternalError(f"stage {stage.name} has no tiles")
+        engine = with_rows(self.program, rows).engine_of(AttentionEngine, stage.engine)
+        keys = blocks * self.program.block_size
         return replace(engine, name=f"{STEP}{rows}_{engine.name}_{keys}", key_tile=keys)
 
     def tiles(self, rows: int) -> dict[AttentionEngine, tuple[str, ...]]:
@@ -250,9 +246,7 @@ class Steps:
         resized = with_rows(self.program, rows)
         made: list[tuple[TokenwiseStage, TokenwiseEngine]] = []
         for stage in self.program.head:
-            engine = resized.engine(stage.engine)
-            if not isinstance(engine, TokenwiseEngine):
-                raise InternalError(f"the head's stage {stage.name} is not token-wise")
+            engine = resized.engine_of(TokenwiseEngine, stage.engine)
             name = f"{STEP}{rows}_{engine.name}"
             made.append((replace(stage, engine=name), replace(engine, name=name)))
         return tuple(made)
@@ -269,18 +263,16 @@ def step_steps(program: Program) -> Steps | None:
     if body is None or step_obstacle(program) is not None:
         return None
     rings: dict[str, list[Ring | None]] = {}
-    attentions = [stage for stage in body.inside if isinstance(stage, AttentionStage)]
-    for stage in attentions:
+    for stage in body.attentions:
         for name in (stage.key, stage.value):
             rings.setdefault(name, []).append(_ring(stage.mask, program.block_size))
     shared = {name: _widest(found) for name, found in rings.items()}
     added: dict[Added, int] = {}
     layers: list[tuple[str, int]] = []
-    for stage in attentions:
+    for stage in body.attentions:
         if shared[stage.key] != shared[stage.value]:
             raise InternalError(f"stage {stage.name}: its keys and values are kept differently")
-        engine = program.engine(stage.engine)
-        heads = engine.mask_heads if isinstance(engine, AttentionEngine) else 1
+        heads = program.engine_of(AttentionEngine, stage.engine).mask_heads
         entry = Added(stage.mask, stage.bias, shared[stage.key], heads)
         layers.append((stage.name, added.setdefault(entry, len(added))))
     kept = tuple(KeptRows(program.value(name), ring) for name, ring in shared.items())
@@ -314,15 +306,15 @@ def step_obstacle(program: Program) -> CompileError | None:
             return CompileError(f"input {entry.value.name}", problem, "generate with the original")
     for scan in program.scans:
         return CompileError(scan.name, "keeps a state, which no step engine extends yet", "generate with the original")
-    for stage in program.body:
-        if isinstance(stage, AttentionStage) and (problem := _attention_problem(program, stage)):
+    for stage in program.attentions:
+        if problem := _attention_problem(program, stage):
             return CompileError(stage.name, problem, "generate with the original, or compile with --lowering tile")
     body = whole_body(program)
     if body is None or (body.first, body.end) != (0, len(program.body)):
         problem = "moves rows between its layers, or attends along several axes"
         return CompileError(program.name, problem, "generate with the original")
     outside = {*body.inputs, *(value.name for value in body.outputs)}
-    kept = {name for stage in body.inside if isinstance(stage, AttentionStage) for name in (stage.key, stage.value)}
+    kept = {name for stage in body.attentions for name in (stage.key, stage.value)}
     if {value.name for value in body.outputs} != {program.hidden} or outside & kept:
         return CompileError(program.name, "has a head that reads more than hidden states", "generate with the original")
     return None
@@ -340,30 +332,19 @@ def _attention_problem(program: Program, stage: AttentionStage) -> str:
 
 @lru_cache(maxsize=16)
 def with_rows(program: Program, rows: int) -> Program:
-    """``program`` with engines whose blocks are of ``rows`` tokens."""
+    """``program``, whose attentions are tiled, with engines whose blocks are of ``rows`` tokens."""
     values = {value.name: value for value in program.values()}
-    users: dict[str, Stage] = {}
-    for stage in (*program.body, *program.head):
-        if isinstance(stage, TokenwiseStage | AttentionStage):
-            users.setdefault(stage.engine, stage)
-    engines = tuple(
-        _with_rows(engine, users[engine.name], values, rows, program.block_size) for engine in program.engines
-    )
+    sized: dict[str, Engine] = {
+        engine.name: replace(engine, block_size=rows, key_tile=rows) for engine in program.tile_engines
+    }
+    for stage, engine in reversed(program.bindings):  # the first stage that an engine has decides
+        read = zip(engine.inputs, stage.inputs, strict=True)
+        made = zip(engine.outputs, stage.outputs, strict=True)
+        sized[engine.name] = replace(
+            engine,
+            inputs=tuple(replace(port, shape=values[name].block_shape(rows)) for port, name in read),
+            outputs=tuple(replace(port, shape=value.block_shape(rows)) for port, value in made),
+            flops=engine.flops * rows // program.block_size,
+        )
+    engines = tuple(sized[engine.name] for engine in program.engines)
     return replace(program, block_size=rows, key_tile=rows, engines=engines)
-
-
-def _with_rows(engine: Engine, stage: Stage, values: dict[str, Value], rows: int, block: int) -> Engine:
-    if isinstance(engine, AttentionEngine):
-        return replace(engine, block_size=rows, key_tile=rows)
-    if not isinstance(engine, TokenwiseEngine) or not isinstance(stage, TokenwiseStage):
-        raise InternalError(f"engine {engine.name} has no form of {rows} rows")
-    read = zip(engine.inputs, stage.inputs, strict=True)
-    return replace(
-        engine,
-        inputs=tuple(replace(port, shape=values[name].block_shape(rows)) for port, name in read),
-        outputs=tuple(
-            replace(port, shape=value.block_shape(rows))
-            for port, value in zip(engine.outputs, stage.outputs, strict=True)
-        ),
-        flops=engine.flops * rows // block,
-    )

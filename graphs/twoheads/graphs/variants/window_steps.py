@@ -15,9 +15,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import lru_cache
 
-from twoheads.graphs.masks.bands import Band, band_of
 from twoheads.graphs.masks.expressions import Full
-from twoheads.graphs.masks.terms import INFINITE
 from twoheads.graphs.program.engines.fused import FusedEngine
 from twoheads.graphs.program.fused import FusedStage, PortRead, TileWindow
 from twoheads.graphs.program.program import (
@@ -26,10 +24,9 @@ from twoheads.graphs.program.program import (
     AttentionStage,
     Program,
     Stage,
-    TokenwiseEngine,
     TokenwiseStage,
 )
-from twoheads.graphs.variants.stage_run import FLOAT, MASK, StageRun
+from twoheads.graphs.variants.stage_run import FLOAT, MASK, StageRun, tile_window
 
 __all__ = ["MOST_TILES", "WINDOW", "window_steps"]
 
@@ -57,12 +54,9 @@ def window_steps(program: Program) -> Program | None:
     for at, stage in enumerate(program.body):
         if body and isinstance(body[-1], FusedStage) and stage in body[-1].inside:
             continue
-        following = program.body[at + 1] if at + 1 < len(program.body) else None
-        band = _band(program, stage, following)
-        if band is None or not isinstance(stage, AttentionStage) or not isinstance(following, TokenwiseStage):
-            body.append(stage)
-        else:
-            body.append(_step(StageRun(program, at, (stage, following)), stage, following, band, engines))
+        pair = program.body[at : at + 2]
+        window = _window(program, pair)
+        body.append(stage if window is None else _step(program, at, window, engines))
     if not engines:
         return None
     used = {stage.engine for stage in (*body, *program.head)}
@@ -70,10 +64,13 @@ def window_steps(program: Program) -> Program | None:
     return replace(program, body=tuple(body), engines=(*kept, *engines.values()))
 
 
-def _band(program: Program, stage: Stage, following: Stage | None) -> Band | None:
-    """The window of ``stage``, where it and ``following`` can be one."""
-    if not isinstance(stage, AttentionStage) or not isinstance(following, TokenwiseStage):
-        return None
+def _window(program: Program, pair: tuple[Stage, ...]) -> TileWindow | None:
+    """What the first of ``pair`` sees, where the two can be one."""
+    match pair:
+        case (AttentionStage() as stage, TokenwiseStage() as following):
+            pass
+        case _:
+            return None
     engine = program.engine(stage.engine)
     plain = stage.bias is None and stage.sinks is None and stage.average is None
     if not plain or not isinstance(engine, AttentionEngine) or engine.dtype != "float32":
@@ -83,68 +80,45 @@ def _band(program: Program, stage: Stage, following: Stage | None) -> Band | Non
     once = following.inputs.count(stage.output.name) == 1
     if readers != [following] or not once or axes != {TOKENS} or engine.key_tile != engine.block_size:
         return None
-    band = band_of(stage.mask)
-    if band is None or band.sinks or not (0 <= band.left < INFINITE and 0 <= band.right < INFINITE):
-        return None
-    return band if sum(_reach(band, program.block_size)) < MOST_TILES else None
-
-
-def _reach(band: Band, block_size: int) -> tuple[int, int]:
-    """Key tiles before and behind a block's own that its queries may see."""
-    return -(-band.left // block_size), -(-band.right // block_size)
+    window = tile_window(stage.mask, program.block_size)
+    return window if window is not None and not window.first and window.tiles <= MOST_TILES else None
 
 
 def _step(
-    run: StageRun,
-    attention: AttentionStage,
-    region: TokenwiseStage,
-    band: Band,
-    engines: dict[tuple[str, str, int, TileWindow], FusedEngine],
+    program: Program, at: int, window: TileWindow, engines: dict[tuple[str, str, int, TileWindow], FusedEngine]
 ) -> FusedStage:
-    before, after = _reach(band, run.program.block_size)
-    window = TileWindow(attention.mask, before, after)
-    others = tuple(name for name in region.inputs if name != attention.output.name)
-    reads = (
-        PortRead(attention.query),
-        *(PortRead(name, offset) for name in (attention.key, attention.value) for offset in window.offsets),
-        PortRead(""),
-        *map(PortRead, others),
-    )
+    """The stage in place of two, from ``at`` on; its engine is among ``engines`` then."""
+    inside = (stage for stage in program.body[at : at + 2] if isinstance(stage, TokenwiseStage | AttentionStage))
+    run = StageRun(program, at, tuple(inside))
+    (attention,), ((region, declared),) = run.attentions, run.regions
+    tile, block = run.program.engine_of(AttentionEngine, attention.engine), run.program.block_size
+    (q, k, v), _ = tile.ports("full")
+    ports = {replace(q, name="attention.q"): PortRead(attention.query)}
+    for port, name in ((k, attention.key), (v, attention.value)):
+        for at, offset in enumerate(window.offsets):
+            ports[replace(port, name=f"attention.{port.name}_{at}")] = PortRead(name, offset)
+    ports[run.mask_port(MASK, window)] = PortRead("")
     attended = region.inputs.index(attention.output.name)
+    others = dict(zip(declared.inputs, region.inputs, strict=True))
+    del others[declared.inputs[attended]]
+    ports |= {port: PortRead(name) for port, name in others.items()}
     # Masks are inputs: engines of equal reach are the same.
     key = (attention.engine, region.engine, attended, replace(window, mask=Full()))
     if key not in engines:
-        engines[key] = _engine(run, f"window_{len(engines)}", attention, region, window)
-    inputs = (attention.query, attention.key, attention.value, *others)
+        workspace = 3 * tile.q_num_heads * block * window.tiles * block * FLOAT + 2 * run.region_bytes
+        flops = run.flops({attention.name: window.tiles})
+        engines[key] = FusedEngine(
+            f"window_{len(engines)}", tuple(ports), declared.outputs, declared.weights, flops, workspace, whole=False
+        )
     return FusedStage(
         attention.name,
         engines[key].name,
-        inputs,
+        (attention.query, attention.key, attention.value, *others.values()),
         region.outputs,
         region.weights,
         run.inside,
-        reads,
+        tuple(ports.values()),
         (window,),
         (),
         whole=False,
     )
-
-
-def _engine(
-    run: StageRun, name: str, attention: AttentionStage, region: TokenwiseStage, window: TileWindow
-) -> FusedEngine:
-    tile = run.program.engine_of(AttentionEngine, attention.engine)
-    declared = run.program.engine_of(TokenwiseEngine, region.engine)
-    (q, k, v), _ = tile.ports("full")
-    tiles, block = range(window.tiles), run.program.block_size
-    inputs = (
-        replace(q, name="attention.q"),
-        *(replace(k, name=f"attention.k_{at}") for at in tiles),
-        *(replace(v, name=f"attention.v_{at}") for at in tiles),
-        run.mask_port(MASK, window),
-        *(port for port, name in zip(declared.inputs, region.inputs, strict=True) if name != attention.output.name),
-    )
-    scores = 3 * tile.q_num_heads * block * window.tiles * block * FLOAT
-    flops = run.flops({attention.name: window.tiles})
-    workspace = scores + 2 * run.region_bytes
-    return FusedEngine(name, inputs, declared.outputs, declared.weights, flops, workspace, whole=False)

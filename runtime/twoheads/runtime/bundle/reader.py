@@ -39,7 +39,7 @@ from twoheads.runtime.bundle.inside import RECOMPILE, UNTRUSTED, inside
 from twoheads.runtime.bundle.program_check import check_program
 from twoheads.runtime.bundle.signature import check_signature, required_key
 
-__all__ = ["Bundle", "read_bundle"]
+__all__ = ["Bundle", "read_bundle", "require_bundle"]
 
 T = TypeVar("T")
 
@@ -139,7 +139,8 @@ def read_bundle(
     if check not in ("full", "size"):
         raise InputError("check", f"is {check!r}", "say full (sizes and sha256) or size")
     folder = Path(path)
-    content = _manifest_content(folder)
+    require_bundle(folder)
+    content = _content(folder, MANIFEST)
     key = require_signature or required_key()
     if key is not None:
         check_signature(folder, content, key)
@@ -159,20 +160,23 @@ def read_bundle(
     return Bundle(folder, manifest, program, hashlib.sha256(content).hexdigest())
 
 
-def _manifest_content(folder: Path) -> bytes:
-    path = folder / MANIFEST
+def require_bundle(folder: Path) -> None:
+    """Refuses what does not look like a bundle, for who has other things to check before one is read.
+
+    Raises:
+        BundleError: There is no such folder, or no manifest in it.
+    """
     if not folder.exists():
         raise BundleError(str(folder), "does not exist", "name the folder that `twoheads compile` wrote")
     if not folder.is_dir():
         raise BundleError(str(folder), "is a file, and a bundle is a folder", "name the folder it lies in")
     if folder.name.startswith(".") and f".{PARTIAL}-" in folder.name:
         raise BundleError(str(folder), "is what an interrupted compile left", RECOMPILE)
-    if not os.path.lexists(path):
+    if not os.path.lexists(folder / MANIFEST):
         fix = "name the folder that `twoheads compile` wrote"
         if (folder / "config.json").exists():
             fix = f"this is a model; compile it first: twoheads compile {folder} -o BUNDLE"
         raise BundleError(str(folder), f"is not a bundle: it has no {MANIFEST}", fix)
-    return _content(folder, MANIFEST)
 
 
 def _parse_manifest(path: Path, content: bytes) -> Manifest:

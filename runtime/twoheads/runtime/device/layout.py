@@ -9,7 +9,7 @@ from twoheads.graphs.costs.stage_costs import StageCosts
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.program.program import Value
 from twoheads.graphs.schedule.schedule import Schedule, needed_stages
-from twoheads.graphs.schedule.spill import size_text
+from twoheads.graphs.schedule.spill import enough_text
 
 __all__ = ["ALIGNMENT", "LayoutPlan", "Region", "align", "is_direct", "lay_out", "plan_layout"]
 
@@ -89,11 +89,11 @@ def plan_layout(schedule: Schedule, *, lanes: int, limit: int, fixed: int) -> La
         return tried
     least = tried.device_bytes(lanes) + fixed
     raise InputError(
-        f"device memory limit {size_text(limit)}",
-        f"the run of {schedule.length} tokens needs {size_text(needed + fixed)} of device memory, and "
-        f"{size_text(least)} with all values that can be in {size_text(tried.host_bytes)} of host memory (weights, "
-        f"workspace, partial results and masks {size_text(fixed)})",
-        f"allow {size_text(least)}, or use fewer lanes",
+        f"device memory limit {enough_text(limit)}",
+        f"the run of {schedule.length} tokens needs {enough_text(needed + fixed)} of device memory, and "
+        f"{enough_text(least)} with all values that can be in {enough_text(tried.host_bytes)} of host memory (weights, "
+        f"workspace, partial results and masks {enough_text(fixed)})",
+        f"allow {enough_text(least)}, or use fewer lanes",
     )
 
 

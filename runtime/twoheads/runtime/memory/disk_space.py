@@ -10,7 +10,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 from twoheads.graphs.errors import TwoheadsError
-from twoheads.graphs.schedule.spill import size_text
+from twoheads.graphs.schedule.spill import enough_text
 
 __all__ = ["RESUME", "check_room", "disk_errors", "sync_folder"]
 
@@ -41,7 +41,7 @@ def check_room(folder: Path, nbytes: int, what: str) -> None:
     """
     free = shutil.disk_usage(folder).free
     if free < nbytes:
-        problem = f"has {size_text(free)} free, and {what} {size_text(nbytes)}"
+        problem = f"has {enough_text(free)} free, and {what} {enough_text(nbytes)}"
         raise TwoheadsError(str(folder), problem, "free disk space, or name another folder")
 
 
@@ -62,7 +62,7 @@ def disk_errors(path: Path, problem: str, fix: str) -> Generator[None]:
 
 def _free(path: Path) -> str:
     try:
-        return f" ({size_text(shutil.disk_usage(path if path.is_dir() else path.parent).free)} free on its disk)"
+        return f" ({enough_text(shutil.disk_usage(path if path.is_dir() else path.parent).free)} free on its disk)"
     except OSError:
         return ""
 

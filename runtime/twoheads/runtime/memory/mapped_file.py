@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import TwoheadsError
-from twoheads.graphs.schedule.spill import WINDOW_BYTES, size_text
+from twoheads.graphs.schedule.spill import WINDOW_BYTES, enough_text
 from twoheads.runtime.memory.disk_space import RESUME, disk_errors
 
 __all__ = ["MappedFile", "value_file"]
@@ -50,7 +50,7 @@ class MappedFile:
         self.window = window
         self._touched = 0
         self._lock = threading.Lock()
-        problem = f"can't take {size_text(nbytes)} of a run's values"
+        problem = f"can't take {enough_text(nbytes)} of a run's values"
         self._errors = partial(disk_errors, path.parent, problem, RESUME if keep else OTHER_FOLDER)
         with self._errors():
             descriptor = os.open(path, os.O_RDWR if reopen else os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)

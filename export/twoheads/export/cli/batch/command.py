@@ -14,7 +14,7 @@ from twoheads.export.cli.shared import arguments, options
 from twoheads.export.cli.shared.load_options import LoadOptions, Pack, PackOption
 from twoheads.export.cli.shared.options_object import takes_options
 from twoheads.graphs.errors import InputError
-from twoheads.runtime.bundle.reader import read_bundle
+from twoheads.runtime.bundle.reader import require_bundle
 
 __all__ = ["BatchOptions", "command"]
 
@@ -59,7 +59,7 @@ def command(bundle: options.Bundle, asked: BatchOptions) -> None:
 
     Example: twoheads batch smollm2.bundle --lines questions.txt -o out.npz --output last
     """
-    read_bundle(bundle, check="size", engines=False)  # a wrong path is told before anything else
+    require_bundle(bundle)  # a wrong path is told before anything else
     given = {"--documents": asked.documents, "--lines": asked.lines}
     asked = replace(asked, **arguments.check_outputs(asked.out, asked.report, given, folder=asked.lines is None))
     if asked.documents is None and asked.lines is None:

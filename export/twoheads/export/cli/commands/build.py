@@ -22,7 +22,7 @@ from twoheads.export.cli.shared.options_object import takes_options
 from twoheads.export.cli.shared.progress import PhaseProgress
 from twoheads.graphs.serialization.bundle_format import SIGNATURE
 from twoheads.graphs.serialization.json_codec import to_json
-from twoheads.runtime.bundle.reader import read_bundle
+from twoheads.runtime.bundle.reader import require_bundle
 
 if TYPE_CHECKING:
     from twoheads.export.accelerators.build import Built
@@ -70,7 +70,7 @@ def command(bundle: options.Bundle, asked: BuildOptions) -> None:
     In 8 bits: twoheads build minilm.bundle --target ethos-u --calibrate FILE.txt --check
     """
     load_target(asked.target)
-    read_bundle(bundle, check="size", engines=False)
+    require_bundle(bundle)  # a wrong path is told before anything else
     text = None if asked.calibrate is None else arguments.read_text(asked.calibrate)
 
     from twoheads.export.accelerators.build import build_target

@@ -8,7 +8,7 @@ import typer
 from twoheads.export.cli.shared import arguments, options
 from twoheads.export.cli.shared.console import print_facts, print_json, size_text
 from twoheads.export.cli.shared.progress import PhaseProgress
-from twoheads.runtime.bundle.reader import read_bundle
+from twoheads.runtime.bundle.reader import require_bundle
 
 if TYPE_CHECKING:
     from twoheads.export.one_file.export import Exported
@@ -39,7 +39,7 @@ def command(
     Example: twoheads export minilm.bundle -o minilm.onnx
     A decoder's next token: twoheads export smollm2.bundle -o smollm2.onnx --output last
     """
-    read_bundle(bundle, check="size", engines=False)
+    require_bundle(bundle)  # a wrong path is told before anything else
     out = arguments.check_output_path(out)
 
     from twoheads.export.one_file.export import export_one_file

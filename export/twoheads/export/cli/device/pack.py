@@ -10,7 +10,7 @@ from twoheads.export.cli.shared import arguments, options
 from twoheads.export.cli.shared.console import print_facts, print_json, size_text
 from twoheads.export.cli.shared.progress import PhaseProgress
 from twoheads.graphs.serialization.json_codec import to_json
-from twoheads.runtime.bundle.reader import read_bundle
+from twoheads.runtime.bundle.reader import require_bundle
 
 if TYPE_CHECKING:
     from twoheads.export.pack.pack import Packed
@@ -35,7 +35,7 @@ def command(
     Example: twoheads pack smollm2.bundle --target qnn -o smollm2-qnn.tar.gz
     """
     load_target(target)
-    read_bundle(bundle, check="size")
+    require_bundle(bundle)  # a wrong path is told before anything else
     arguments.check_output_path(out, folder=not out.name.endswith(".tar.gz"))
 
     from twoheads.export.pack.pack import pack_bundle

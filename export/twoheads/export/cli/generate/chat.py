@@ -22,7 +22,7 @@ from twoheads.export.cli.shared import options
 from twoheads.export.cli.shared.console import print_note, print_warning, seconds_text
 from twoheads.export.cli.shared.options_object import takes_options
 from twoheads.graphs.errors import InputError
-from twoheads.runtime.bundle.reader import read_bundle
+from twoheads.runtime.bundle.reader import require_bundle
 
 if TYPE_CHECKING:
     from twoheads.runtime.generation.results import Generated
@@ -55,7 +55,7 @@ def command(bundle: options.Bundle, asked: ChatOptions) -> None:
 
     Example: twoheads chat smollm2.bundle --system "Answer briefly."
     """
-    read_bundle(bundle, check="size")
+    require_bundle(bundle)  # a wrong path is told before anything else
     given = asked.choice.settings(asked.fields, max_new_tokens=asked.max_new_tokens or ANSWER)
     loaded = asked.engines.load(bundle)
     if not loaded.generation.facts.chat_templates:

@@ -26,7 +26,7 @@ from twoheads.export.cli.shared import arguments, options
 from twoheads.export.cli.shared.console import print_json, print_note, print_warning, seconds_text, size_text
 from twoheads.export.cli.shared.options_object import takes_options
 from twoheads.graphs.errors import InputError
-from twoheads.runtime.bundle.reader import read_bundle
+from twoheads.runtime.bundle.reader import require_bundle
 
 if TYPE_CHECKING:
     from twoheads.runtime import LoadedBundle
@@ -149,7 +149,7 @@ def command(bundle: options.Bundle, asked: GenerateOptions) -> None:
 
     Example: twoheads generate smollm2.bundle --prompt "Once upon a time" --max-new-tokens 100 --do-sample --seed 1
     """
-    read_bundle(bundle, check="size")
+    require_bundle(bundle)  # a wrong path is told before anything else
     settings, prompt = asked.settings(), asked.given.read()
     loaded = asked.engines.load(bundle)
     keep_prefixes(loaded, asked.cache)

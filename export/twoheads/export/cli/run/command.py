@@ -24,7 +24,7 @@ from twoheads.export.cli.shared.spill_line import spill_line
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.program.lengths import resolve_lengths, value_rows
 from twoheads.graphs.program.program import Program
-from twoheads.runtime.bundle.reader import read_bundle
+from twoheads.runtime.bundle.reader import require_bundle
 
 if TYPE_CHECKING:
     from twoheads.runtime import LoadedBundle, Report
@@ -94,7 +94,7 @@ def command(bundle: options.Bundle, asked: RunOptions) -> None:
 
     Example: twoheads run smollm2.bundle --text book.txt -o out.npz --output last --report report.json
     """
-    read_bundle(bundle, check="size", engines=False)  # a wrong path is told before anything else
+    require_bundle(bundle)  # a wrong path is told before anything else
     asked = replace(asked, **arguments.check_outputs(asked.out, asked.report, asked.inputs))
     source = asked.source
     loaded = asked.load.load(bundle, spill=asked.spill if isinstance(source, Path) else None)

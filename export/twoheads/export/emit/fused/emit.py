@@ -13,8 +13,8 @@ from dataclasses import replace
 
 import onnx
 
-from twoheads.export.emit.fused.one_block import BlockScores, ReadWeight
-from twoheads.export.emit.fused.regions import JoinedRegions
+from twoheads.export.emit.fused.one_block import BlockScores
+from twoheads.export.emit.fused.regions import JoinedRegions, ReadWeight, with_sinks
 from twoheads.export.emit.scans.scan import scan_model
 from twoheads.export.emit.tile_attention import product, scores_of
 from twoheads.graphs.program.engines.fused import FusedEngine
@@ -66,7 +66,7 @@ class _Joined(JoinedRegions):
         names |= dict(zip(outputs, (port.name for port in engine.outputs[: len(outputs)]), strict=True))
         weights = dict(zip(stage.weights, (port.name for port in engine.weights), strict=True))
         super().__init__(stage.inside, engines, names, weights)
-        self._program, self._stage = program, stage
+        self._program, self._stage, self._weight = program, stage, weight
         self._block = BlockScores(self.graph, program.block_size, names.get(LENGTH, ""), weight)
 
     def attention(self, stage: AttentionStage) -> None:
@@ -80,7 +80,8 @@ class _Joined(JoinedRegions):
         scores = scores_of(graph, engine, self.name(stage.query), k, mask=mask)
         values = graph.reshape(v, engine.kv_num_heads, engine.key_tile, engine.v_head_dim)
         if stage.sinks is not None:
-            scores, values = self._block.with_sinks(stage.sinks, engine, scores, values)
+            scores = with_sinks(graph, engine, scores, stage.sinks, self._weight)
+            values = self._block.with_sink_rows(values, engine)
         out = product(graph, engine, graph.node("Softmax", scores, axis=-1), values)
         shape = (1, engine.q_num_heads, engine.block_size, engine.v_head_dim)
         graph.reshape(out, *shape, output=self.name(stage.output.name))

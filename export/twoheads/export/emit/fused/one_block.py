@@ -7,12 +7,11 @@ padding, infinite or no number at all, reaches no real token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 
+from twoheads.export.emit.fused.regions import ReadWeight
 from twoheads.export.emit.graph_builder import GraphBuilder
 from twoheads.export.emit.tile_attention import DEAD
 from twoheads.graphs.masks.expressions import Mask
@@ -20,10 +19,7 @@ from twoheads.graphs.program.program import AttentionEngine, AttentionStage, Rel
 from twoheads.graphs.variants.one_block import looks_ahead
 from twoheads.runtime.stages.attention.bias_tiles import BiasTiles
 
-__all__ = ["BlockScores", "ReadWeight"]
-
-ReadWeight: TypeAlias = Callable[[str], npt.NDArray[Any]]
-"""Gives the weight of a name."""
+__all__ = ["BlockScores"]
 
 
 class BlockScores:
@@ -33,7 +29,7 @@ class BlockScores:
         graph: Where they go.
         block_size: Tokens of the block.
         length: The value that says how many of them are no padding.
-        weight: Reads the learned sinks and biases, which become constants: a few numbers a head.
+        weight: Reads biases, which become constants: a few numbers a head.
     """
 
     def __init__(self, graph: GraphBuilder, block_size: int, length: str, weight: ReadWeight) -> None:
@@ -64,14 +60,11 @@ class BlockScores:
             self._added[key] = terms[0] if terms else ""
         return self._added[key]
 
-    def with_sinks(self, sinks: str, engine: AttentionEngine, scores: str, values: str) -> tuple[str, str]:
-        """Scores with one more column, the learned sinks', and values with a row of zeros for it."""
-        logits = np.asarray(self._weight(sinks), np.float32)
-        column = np.repeat(logits, self._size).reshape(engine.kv_num_heads, -1, 1)
+    def with_sink_rows(self, values: str, engine: AttentionEngine) -> str:
+        """Values with a row of zeros for the learned sinks."""
         zeros = np.zeros((engine.kv_num_heads, 1, engine.v_head_dim), engine.dtype)
-        zero_name = f"zeros/{engine.kv_num_heads}/{engine.v_head_dim}/{engine.dtype}"
-        scores = self.graph.node("Concat", scores, self.graph.array(f"sinks/{sinks}", column), axis=-1)
-        return scores, self.graph.node("Concat", values, self.graph.array(zero_name, zeros), axis=1)
+        name = f"zeros/{engine.kv_num_heads}/{engine.v_head_dim}/{engine.dtype}"
+        return self.graph.node("Concat", values, self.graph.array(name, zeros), axis=1)
 
     def _real_keys(self) -> str:
         """Whether a token is no padding, ``[M]``."""

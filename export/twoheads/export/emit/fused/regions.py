@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 
 from twoheads.export.emit.graph_builder import GraphBuilder, common_opsets
 from twoheads.export.emit.tile_attention import IR_VERSION, OPSET
 from twoheads.graphs.program.engines.tokenwise import TokenwiseEngine
-from twoheads.graphs.program.program import AttentionStage, ScanStage, TokenwiseStage
+from twoheads.graphs.program.program import AttentionEngine, AttentionStage, ScanStage, TokenwiseStage
 
-__all__ = ["JoinedRegions"]
+__all__ = ["JoinedRegions", "ReadWeight", "with_sinks"]
+
+ReadWeight: TypeAlias = Callable[[str], npt.NDArray[Any]]
+"""Gives the weight of a name."""
+
+
+def with_sinks(graph: GraphBuilder, engine: AttentionEngine, scores: str, sinks: str, weight: ReadWeight) -> str:
+    """Scores with one more column, that of the learned sinks ``sinks``, which has no value."""
+    logits = np.asarray(weight(sinks), np.float32)
+    column = np.repeat(logits, engine.block_size).reshape(engine.kv_num_heads, -1, 1)
+    return graph.node("Concat", scores, graph.array(f"sinks/{sinks}", column), axis=-1)
 
 
 class JoinedRegions(ABC):

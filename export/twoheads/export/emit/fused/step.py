@@ -10,11 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-import numpy as np
 import onnx
 
-from twoheads.export.emit.fused.one_block import ReadWeight
-from twoheads.export.emit.fused.regions import JoinedRegions
+from twoheads.export.emit.fused.regions import JoinedRegions, ReadWeight, with_sinks
 from twoheads.export.emit.tile_attention import product, scores_of
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.program.program import AttentionEngine, AttentionStage, ScanStage
@@ -68,7 +66,7 @@ class _Joined(JoinedRegions):
         scores = graph.node("Concat", *parts, axis=-1) if len(parts) > 1 else parts[0]
         scores = self._masked(scores, engine, sum(widths), self._added[stage.name])
         if stage.sinks is not None:
-            scores, widths = self._with_sinks(stage.sinks, engine, scores), [*widths, 1]
+            scores, widths = with_sinks(graph, engine, scores, stage.sinks, self._weight), [*widths, 1]
         shares = self._split(graph.node("Softmax", scores, axis=-1), widths)
         out = ""
         for share, (name, width) in zip(shares, values, strict=False):
@@ -106,12 +104,6 @@ class _Joined(JoinedRegions):
         added = graph.reshape(f"{MASK}_{at}", *shape, self._rows, keys)
         folded = graph.reshape(scores, heads, group, self._rows, keys)
         return graph.reshape(graph.node("Add", folded, added), heads, group * self._rows, keys)
-
-    def _with_sinks(self, sinks: str, engine: AttentionEngine, scores: str) -> str:
-        """Scores with one more column, the learned sinks', which has no value."""
-        logits = np.asarray(self._weight(sinks), np.float32)
-        column = np.repeat(logits, self._rows).reshape(engine.kv_num_heads, -1, 1)
-        return self.graph.node("Concat", scores, self.graph.array(f"sinks/{sinks}", column), axis=-1)
 
     def _split(self, shares: str, widths: list[int]) -> list[str]:
         if len(widths) == 1:
