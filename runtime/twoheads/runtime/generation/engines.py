@@ -115,8 +115,8 @@ class StepEngines:
         """
         if engine.name not in self._open:
             path = self._file(f"{ENGINES}/{engine.name}.onnx")
-            inputs, outputs = engine.inputs, engine.outputs
-            self._open[engine.name] = self.backend.load_engine(path, inputs, outputs, {}, threads=self._threads)
+            file = EngineFile(path, engine.inputs, engine.outputs, {}, self._threads)
+            self._open[engine.name] = self.backend.load_engine(file)
         return self._open[engine.name]
 
     def heads(self, rows: int) -> list[EngineHandle]:
