@@ -13,8 +13,9 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from twoheads.compiler.ir.size_formula import lengths_for
 from twoheads.compiler.ir.source_graph import SourceGraph
-from twoheads.graphs.program.axes import axis_inputs, axis_length
+from twoheads.graphs.program.axes import axis_inputs, axis_length, parse_axis
 from twoheads.graphs.program.program import COUNTING, Input, Pooling, TokenwiseEngine
 from twoheads.graphs.serialization.bundle_format import SourceIdentity
 
@@ -27,6 +28,7 @@ __all__ = [
     "all_lengths",
     "example_inputs",
     "input_lengths",
+    "trial_lengths",
 ]
 
 OTHER_LENGTH = 9
@@ -139,6 +141,18 @@ def input_lengths(inputs: Iterable[Input], tokens: int, *, step: int = 0) -> dic
     names = sorted({name for entry in inputs for axis in (entry.value.axis, entry.axis) for name in _names(axis)})
     names.sort(key=lambda name: name != "n")
     return {name: tokens + step * at for at, name in enumerate(names)}
+
+
+def trial_lengths(graph: SourceGraph, tokens: int, *, step: int = 0) -> dict[str, int]:
+    """:func:`input_lengths` at which the last hidden states have ``tokens`` rows where strides make fewer of an input.
+
+    Of a waveform of so few samples nothing would be left.
+    """
+    lengths = input_lengths(graph.inputs, tokens, step=step)
+    axis = graph.types()[graph.hidden].axis
+    if axis is None or not axis_inputs(axis) or parse_axis(axis).div == 1:
+        return lengths
+    return lengths | lengths_for(axis, tokens)
 
 
 def all_lengths(inputs: Iterable[Input], lengths: Mapping[str, int]) -> dict[str, int]:

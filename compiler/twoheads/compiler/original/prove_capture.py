@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from twoheads.compiler.frontend.torch.load_source import LoadedSource
-from twoheads.compiler.ir.source_program import Captured, example_inputs, input_lengths
+from twoheads.compiler.ir.source_program import Captured, example_inputs, trial_lengths
 from twoheads.compiler.original.torch_original import TorchOriginal
 from twoheads.graphs.errors import CompileError
 
@@ -75,7 +75,7 @@ def _own_results(
     """Tokens, all inputs of the graph, and what the model itself makes of its own."""
     inputs = captured.program.inputs
     for length in LENGTHS:
-        given = example_inputs(inputs, input_lengths(inputs, length, step=STEP), seed)
+        given = example_inputs(inputs, trial_lengths(captured.graph, length, step=STEP), seed)
         own = {name: torch.from_numpy(given[name]) for name in source.inputs if name in given}
         try:
             hidden, logits = TorchOriginal(source).hidden_and_logits(own, None, "plain")

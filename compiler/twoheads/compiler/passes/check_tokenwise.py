@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.compiler.ir.source_graph import SourceGraph, TensorType, TokenwiseNode
-from twoheads.compiler.ir.source_program import SourceProgram, example_inputs, input_lengths
+from twoheads.compiler.ir.source_program import SourceProgram, example_inputs, trial_lengths
 from twoheads.compiler.passes.partition import Region
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.program.axes import axis_inputs, axis_length, parse_axis
@@ -48,7 +48,7 @@ def check_tokenwise(graph: SourceGraph, program: SourceProgram, regions: Sequenc
     outputs = [graph.hidden, *([graph.logits] if graph.logits else [])]
     # A recognised attention reads views that the model itself does not compute.
     outputs += [name for node in graph.cuts for name in node.inputs]
-    lengths = input_lengths(program.inputs, LENGTH, step=STEP)
+    lengths = trial_lengths(graph, LENGTH, step=STEP)
     run, other = (program.evaluate(outputs, example_inputs(program.inputs, lengths, seed)) for seed in (1, 2))
     _check_constants(graph, program, {node.name for region in regions for node in region.nodes})
     for region in regions:
@@ -63,7 +63,7 @@ def _check_constants(graph: SourceGraph, program: SourceProgram, members: set[st
     """What depends on no input must be the same for every token and every length: a block does not know where it is."""
     names = [name for name in _spread_constants(graph) if name in members]
     shorter, longer = (
-        program.evaluate(names, example_inputs(program.inputs, input_lengths(program.inputs, tokens, step=STEP), 3))
+        program.evaluate(names, example_inputs(program.inputs, trial_lengths(graph, tokens, step=STEP), 3))
         for tokens in (LENGTH, LENGTH + 7)
     )
     for node in graph.nodes:

@@ -17,6 +17,9 @@ __all__ = ["SourceInput", "attention_layers", "hugging_face_inputs"]
 EXAMPLE_LENGTH = 29
 """Tokens of the example input: a prime, so that no other dimension of a model is equal to it by accident."""
 
+EXAMPLE_SAMPLES = 16001
+"""Samples of an example waveform, a prime: one second, of which strided convolutions make some 50 tokens."""
+
 DECODER_LENGTH = 37
 """Tokens of a decoder's example input, another prime."""
 
@@ -87,19 +90,46 @@ def _ids(_config: Any) -> SourceInput:
 def _image(config: Any) -> SourceInput:
     """``[1, channels, height, width]`` of the configured size; a model of one size is not cut along its input."""
     vision = getattr(config, "vision_config", config)
-    size = vision.image_size
+    size = _said(vision, "image_size")
     height, width = (size, size) if isinstance(size, int) else tuple(size)
     return SourceInput(torch.zeros((1, int(getattr(vision, "num_channels", 3)), height, width)), None, "argument")
 
 
 def _spectrogram(config: Any) -> SourceInput:
     """Log-mel features ``[1, bins, frames]`` of Whisper's fixed window."""
-    return SourceInput(torch.zeros((1, config.num_mel_bins, 2 * config.max_source_positions)), None, "argument")
+    bins, positions = (_said(config, name) for name in ("num_mel_bins", "max_source_positions"))
+    return SourceInput(torch.zeros((1, bins, 2 * positions)), None, "argument")
+
+
+def _said(config: Any, name: str) -> Any:
+    """An entry of the configuration that an example can't be made without.
+
+    Raises:
+        CompileError: There is none.
+    """
+    value = getattr(config, name, None)
+    if not value:
+        problem = f"does not say {name}, so the shape of the model's input is not known"
+        raise CompileError(type(config).__name__, problem, "compile the torch module with example inputs of your own")
+    return value
+
+
+def _sound(config: Any) -> SourceInput:
+    """A waveform ``[1, samples]``, or a spectrogram ``[1, frames, bins]`` of a fixed size."""
+    if hasattr(config, "num_mel_bins") and hasattr(config, "max_length"):
+        frames, bins = (_said(config, name) for name in ("max_length", "num_mel_bins"))
+        return SourceInput(torch.zeros((1, frames, bins)), None, "argument")
+    if not hasattr(config, "conv_stride"):
+        raise CompileError(
+            type(config).__name__, "takes input_values that are no waveform [1, samples]", "compile the encoder below"
+        )
+    return SourceInput(torch.zeros((1, EXAMPLE_SAMPLES)), 1, "argument")
 
 
 _MAIN: Mapping[str, Callable[[Any], SourceInput]] = {
     "input_ids": _ids,
     "pixel_values": _image,
     "input_features": _spectrogram,
+    "input_values": _sound,
 }
 """The example of a main argument, made from the model's configuration, by the argument's name."""

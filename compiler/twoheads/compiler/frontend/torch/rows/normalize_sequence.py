@@ -238,6 +238,36 @@ def _softmax(build: SequenceBuilder, node: fx.Node) -> fx.Node | None:
     return build.call(aten.div.Tensor, powers, build.rows(ops.reduce_sum, powers, axis=axis, value=one))
 
 
+def _group_norm(build: SequenceBuilder, node: fx.Node) -> fx.Node | None:
+    """A norm over all tokens (and the channels of a group): mean and variance are row values."""
+    given = all_arguments(node)
+    x, groups = cast("fx.Node", given["input"]), cast("int", given["num_groups"])
+    axis = along_tokens(x, -1)
+    if axis is None or x.meta["val"].ndim != 3:
+        return None
+    source = x.meta["val"]
+    channels, tokens = int(source.shape[1]), source.shape[2]
+    grouped = source.new_empty((1, groups, channels // groups, tokens))
+    one = source.new_empty((1, groups, 1, 1))
+
+    def mean(rows: fx.Node) -> fx.Node:
+        each = source.new_empty((1, groups, channels // groups, 1))
+        return build.call(aten.mean.dim, build.rows(ops.reduce_mean, rows, axis=3, value=each), [2], True, value=one)
+
+    rows = build.call(aten.reshape.default, x, [1, groups, channels // groups, -1], value=grouped)
+    centred = build.call(aten.sub.Tensor, rows, mean(rows), value=grouped)
+    variance = mean(build.call(aten.mul.Tensor, centred, centred, value=grouped))
+    raised = build.call(aten.add.Tensor, variance, given["eps"], value=one)
+    unit = build.call(aten.rsqrt.default, raised, value=one)
+    made = build.call(aten.mul.Tensor, centred, unit, value=grouped)
+    made = build.call(aten.reshape.default, made, [1, channels, -1], value=source.new_empty((1, channels, tokens)))
+    for target, name in ((aten.mul.Tensor, "weight"), (aten.add.Tensor, "bias")):
+        if given[name] is not None:
+            column = cast("fx.Node", given[name]).meta["val"].reshape(-1, 1)
+            made = build.call(target, made, build.call(aten.reshape.default, given[name], [-1, 1], value=column))
+    return made
+
+
 def _convolution(build: SequenceBuilder, node: fx.Node) -> fx.Node | None:
     """A convolution along tokens: the rows under each of its taps, then a token-wise product."""
     given = all_arguments(node)
@@ -309,6 +339,7 @@ _RULES: Mapping[Any, Rule] = {
     aten.argmax.default: _argmax,
     aten.softmax.int: _softmax,
     aten._softmax.default: _softmax,
+    aten.group_norm.default: _group_norm,
     aten.conv1d.default: _convolution,
     aten.conv1d.padding: _convolution,
     aten.convolution.default: _convolution,
