@@ -31,3 +31,31 @@ def test_the_command_line_loads_the_command_that_is_asked_for() -> None:
     commands = "twoheads.export.cli."
     assert f"{commands}run.command" in loaded
     assert not [name for name in loaded if name.startswith((f"{commands}plan.", f"{commands}generate."))]
+
+
+ENDS = """
+import atexit, sys
+from twoheads.export.cli.app import main
+
+class Told:
+    def __del__(self):
+        print("freed at the end")
+
+{loads}
+told = Told()
+sys.argv = ["twoheads", "{argument}"]
+code = main()
+atexit.register(print, "said when it leaves")
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize("loads", ["sys.modules['torch'] = None", ""])
+@pytest.mark.parametrize(("argument", "code"), [("--version", 0), ("--unknown", 1)])
+def test_a_process_with_torch_ends_without_freeing_it_and_with_all_that_was_written(loads, argument, code):
+    command = [sys.executable, "-c", ENDS.format(loads=loads, argument=argument)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert ("twoheads " in done.stdout) == (code == 0)
+    assert "said when it leaves" in done.stdout
+    assert ("freed at the end" in done.stdout) == (not loads)

@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 the user can do something about it (or ``verify`` did not 
 traceback; 130 interrupted; 143 terminated.
 """
 
+import atexit
 import contextlib
 import importlib.metadata
 import logging
@@ -164,6 +165,29 @@ def _heed_signals() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line (default: the process's) and returns its exit code."""
+    if arguments is None:
+        atexit.register(_end)  # before a command loads what registers more: it is called last
+    code = _run(arguments)
+    _codes.append(code)
+    return code
+
+
+_codes: list[int] = []
+"""The exit code, once the command line has run."""
+
+
+def _end() -> None:
+    """Ends the process at once: to free what torch has loaded, object by object, takes half a second and more."""
+    if not _codes or "torch" not in sys.modules:
+        return
+    logging.shutdown()
+    with contextlib.suppress(OSError, ValueError):  # closed by whoever read them
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(_codes[-1])
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     _heed_signals()
     with contextlib.ExitStack() as stack:
         try:

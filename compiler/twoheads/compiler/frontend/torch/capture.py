@@ -158,8 +158,8 @@ def _with_token_axes(
 
     A constant number of tokens (a vision transformer's) becomes an axis of its own.
     """
-    graph = exported.graph_module.graph
-    hidden = next(node for node in graph.nodes if node.name == _outputs(exported, graph)["hidden"])
+    graph, name = exported.graph_module.graph, _outputs(exported, exported.graph_module.graph)["hidden"]
+    hidden = next(node for node in graph.nodes if node.name == name)
     symbols = dict.fromkeys(_symbols(hidden.meta["val"].shape))
     dims: dict[str, tuple[int, str]] = {}
     for node in graph.nodes:

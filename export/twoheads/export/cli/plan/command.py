@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gc
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -140,9 +142,9 @@ def _programs(subject: Path, asked: SourceOptions, device: Path | None) -> Fused
         return (bundle if device is None else measured_tiles(device, bundle)).fused
     if required_key() is not None:
         raise InputError("--require-signature", f"is for bundles, and {subject} is none", "leave it out")
-    from twoheads.compiler import plan_model
+    with _without_collecting(), PhaseProgress() as progress:
+        from twoheads.compiler import plan_model
 
-    with PhaseProgress() as progress:
         program = plan_model(
             subject,
             block_size=options.BLOCK_SIZE if asked.block_size is None else asked.block_size,
@@ -154,3 +156,15 @@ def _programs(subject: Path, asked: SourceOptions, device: Path | None) -> Fused
             progress=progress,
         )
     return fused_programs(program, asked.lowering.value, short=True)
+
+
+@contextmanager
+def _without_collecting() -> Generator[None]:
+    """Within it no garbage is looked for: among what torch loads there is none, and looking takes a second."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
