@@ -56,6 +56,6 @@ def test_a_spectrogram_of_one_size(tmp_path: Path) -> None:
 
 def test_a_configuration_that_says_too_little_is_refused() -> None:
     model = hf.ASTModel(hf.ASTConfig(**SIZES, max_length=64, num_mel_bins=32)).eval()
-    model.config.max_length = None
+    model.config.max_length = 0
     with pytest.raises(CompileError, match="does not say max_length"):
         compile_model(model, block_size=16)
