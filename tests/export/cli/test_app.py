@@ -365,14 +365,14 @@ def test_an_interrupted_import_is_no_bug(number, code, message):
 
 def test_verbose_tells_our_phases_and_no_one_else_s_lines(cli, bundle, text, tmp_path, monkeypatch):
     from twoheads.export.cli.run import command as run_command
-    from twoheads.runtime.bundle.reader import read_bundle as read
+    from twoheads.runtime.bundle.reader import require_bundle as look
 
     def chatty(*arguments, **options):
         logging.getLogger("somebody").info("a line of somebody")
         logging.getLogger("twoheads.somewhere").info("a line of ours")
-        return read(*arguments, **options)
+        return look(*arguments, **options)
 
-    monkeypatch.setattr(run_command, "read_bundle", chatty)
+    monkeypatch.setattr(run_command, "require_bundle", chatty)
     words = ("run", bundle, "--text", text, "-o", tmp_path / "o.npz", "--json")
     for flag, ours, others in (((), 0, 0), (("-v",), 1, 0), (("-vv",), 1, 1)):
         ran = cli(*flag, *words)
