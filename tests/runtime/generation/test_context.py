@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tempfile import TemporaryDirectory
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -73,6 +75,7 @@ ACTIONS = st.lists(
         st.tuples(st.just("step"), st.integers(1, BLOCK + 3)),
         st.tuples(st.just("rollback"), st.integers(0, 100)),
         st.tuples(st.just("fork"), st.just(0)),
+        st.tuples(st.just("reload"), st.just(0)),
     ),
     min_size=1,
     max_size=8,
@@ -97,9 +100,23 @@ def test_any_interleaving_ends_as_a_fresh_run(name, actions, seed):
             if len(other):
                 other.step(next(told))  # what the other one does is its own business
             other.close()
+        elif action == "reload":
+            with TemporaryDirectory() as folder:
+                bundle(name).save_context(context, f"{folder}/c")
+                context = bundle(name).load_context(f"{folder}/c")
     logits = context.append([7])
     fresh = bundle(name).open_context()
     assert np.array_equal(fresh.append(context.tokens), logits)
+
+
+def test_a_window_is_whole_behind_several_rollbacks():
+    sequence = tokens(120)
+    context, fresh = bundle("gemma").open_context(), bundle("gemma").open_context()
+    context.append(sequence[: 6 * BLOCK + 5])
+    for length in (5 * BLOCK + 5, 4 * BLOCK + 1):  # each by about a block; what the window reaches then is gone
+        context.rollback(length)
+    expected = fresh.append(sequence[: 4 * BLOCK + 3])
+    assert np.array_equal(context.append(sequence[4 * BLOCK + 1 : 4 * BLOCK + 3]), expected)
 
 
 @pytest.mark.parametrize("start", [0, 3, BLOCK - 1, BLOCK, 3 * BLOCK + 9])

@@ -115,3 +115,15 @@ def test_threads_that_write_the_same_pages(tmp_path):
     assert len(found) == 4
     assert all(np.array_equal(one, found[0]) for one in found)
     assert {path.suffix for path in tmp_path.iterdir()} == {".page"}
+
+
+def test_a_block_that_the_cache_was_not_given_hides_those_behind_it():
+    folder = bundle_folder("llama")
+    loaded = load(folder, threads=1)
+    loaded.generation.keep_prefixes(1 << 20)
+    first, middle, last = (tokens(BLOCK, seed) for seed in (1, 2, 3))
+    loaded.open_context().append([*first, *last, 5])
+    context = loaded.open_context()
+    context.append(first)
+    context.steps(middle)  # fills a block, and gives the cache nothing
+    assert np.array_equal(context.append([*last, 5]), load(folder, threads=1).open_context().append(context.tokens))

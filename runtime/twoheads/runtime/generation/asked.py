@@ -17,6 +17,7 @@ KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "ignore_eos": ((bool,), "give true or false"),
     "return_logits": ((bool,), "give true or false"),
     "speculate": ((bool,), "give true or false"),
+    "steady": ((bool,), "give true or false"),
     "json_schema": ((Mapping, str), "give a schema as JSON"),
     "regex": ((str,), TEXT),
     "grammar": ((str,), TEXT),

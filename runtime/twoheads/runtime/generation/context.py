@@ -63,6 +63,8 @@ class Context:
         self._heads: dict[int, Heads] = {}
         self._steady = 0
         """Tokens from the start whose keys ``append`` computed."""
+        self._reached = 0
+        """The most whole blocks that it has had: rings have forgotten what these replaced."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -148,7 +150,8 @@ class Context:
     def rollback(self, length: int) -> None:
         """Forgets all tokens but the first ``length``.
 
-        Layers under a window keep the last blocks only: further back than a block, what is left is computed again.
+        Layers under a window keep the last blocks only: further back than a block from where the context once was, what
+        is left is computed again.
 
         Raises:
             InputError: The context is not as long.
@@ -157,8 +160,8 @@ class Context:
         if not 0 <= length <= len(self.tokens):
             raise InputError("rollback", f"to {length} tokens of {len(self.tokens)}", "give a length it has had")
         block = self.engines.steps.program.block_size
-        if self.engines.steps.has_rings and len(self.tokens) // block - length // block > 1:
-            left, self.tokens, self._steady = self.tokens[:length], [], 0
+        if self.engines.steps.has_rings and self._reached - length // block > 1:
+            left, self.tokens, self._steady, self._reached = self.tokens[:length], [], 0, 0
             self._kept = KeptBlocks(self.engines.steps)
             self._steps.clear()
             self._names.clear()
@@ -173,8 +176,29 @@ class Context:
         made._names = list(self._names)
         made.tokens = list(self.tokens)
         made._kept = self._arrays().copy()
-        made._steady = self._steady
+        made._steady, made._reached = self._steady, self._reached
         return made
+
+    def facts(self) -> dict[str, Any]:
+        """What :meth:`restore` needs beside the contents of the arrays, which :attr:`kept` has."""
+        return {"tokens": list(self.tokens), "steady": self._steady, "reached": self._reached}
+
+    @property
+    def kept(self) -> KeptBlocks:
+        """Its keys and values.
+
+        Raises:
+            InputError: It is closed.
+        """
+        return self._arrays()
+
+    def restore(self, tokens: list[int], steady: int, reached: int) -> None:
+        """Makes an empty context one of these tokens, whose keys and values are in :attr:`kept` already."""
+        self.tokens, self._steady, self._reached = tokens, steady, reached
+        block = self.engines.steps.program.block_size
+        for start in range(0, steady - steady % block if self._cache is not None else 0, block):
+            if self._cache is not None:
+                self._names.append(self._name(self._cache, tokens[start : start + block]))
 
     def close(self) -> None:
         """Lets the memory go; the context can't be used any more."""
@@ -261,8 +285,10 @@ class Context:
     def _from_cache(self, tokens: npt.NDArray[np.int64]) -> int:
         """Takes whole blocks over, all but the last token; returns how many tokens there are then."""
         cache, kept, block = self._cache, self._arrays(), self.engines.steps.program.block_size
-        while cache is not None and len(self.tokens) % block == 0 and len(self.tokens) + block < len(tokens):
+        while cache is not None and len(self.tokens) + block < len(tokens):
             start = len(self.tokens)
+            if start != len(self._names) * block:
+                break  # in a block, or behind one that the cache was not given
             new = [int(token) for token in tokens[start : start + block]]
             page = cache.find(self._name(cache, new))
             if page is None:
@@ -287,6 +313,7 @@ class Context:
     def _complete(self) -> None:
         """The open block is full."""
         kept, blocks = self._arrays(), len(self.tokens) // self.engines.steps.program.block_size
+        self._reached = max(self._reached, blocks)
         grown = kept.reserve(blocks)
         if kept.complete(blocks - 1) or grown:
             self._steps.clear()

@@ -28,6 +28,7 @@ from twoheads.runtime.generation.engines import StepEngines
 from twoheads.runtime.generation.kept_rows import KeptBlocks
 from twoheads.runtime.generation.prefix_cache import PrefixCache
 from twoheads.runtime.generation.results import Generated, Piece
+from twoheads.runtime.generation.saved import read_context, write_context
 from twoheads.runtime.generation.sequence_run import Call, SequenceRun
 from twoheads.runtime.generation.text.chat import Message, render_chat
 from twoheads.runtime.generation.text.model_facts import ModelFacts, read_facts
@@ -93,6 +94,23 @@ class Generator:
         """
         return Context(self._engines, self._weights, self._bundle, self.cache, kept)
 
+    def save_context(self, context: Context, path: str | os.PathLike[str]) -> None:
+        """Writes a context to a file, which :meth:`load_context` reads.
+
+        Raises:
+            InputError: It is closed or another bundle's, or the file can't be written.
+        """
+        self._check_owner(context)
+        write_context(context, Path(path), self._identity)
+
+    def load_context(self, path: str | os.PathLike[str]) -> Context:
+        """The context that was saved to ``path``: it goes on, is cut back and forked as if it had stayed open.
+
+        Raises:
+            InputError: The file is none, is damaged, or was saved with another bundle, backend or processor.
+        """
+        return read_context(self.open_context(), Path(path), self._identity)
+
     def keep_prefixes(self, memory: int, folder: str | os.PathLike[str] | None = None) -> PrefixCache:
         """From now on contexts take over whole blocks of beginnings that were computed before, to the bit.
 
@@ -103,7 +121,7 @@ class Generator:
         Raises:
             InputError: ``memory`` is negative, or ``folder`` can't be made.
         """
-        identity = "\n".join((self._bundle.identity, *self._engines.identity))
+        identity = "\n".join(self._identity)
         path = None if folder is None else Path(folder)
         self.cache = PrefixCache(self._engines.steps, identity, memory=memory, folder=path)
         return self.cache
@@ -223,6 +241,7 @@ class Generator:
             ignore_eos=ignore_eos,
             return_logits=return_logits,
             speculate=speculate,
+            steady=steady,
             json_schema=json_schema,
             regex=regex,
             grammar=grammar,
@@ -270,8 +289,8 @@ class Generator:
 
     def _begin(self, prompt: Prompt, context: Context | None, chat: Mapping[str, Any]) -> tuple[Context, list[int]]:
         """The context, cut back to what the prompt continues, and the tokens to append."""
-        if context is not None and context.owner is not self._bundle:
-            raise InputError("context", "is of another bundle", "open one of this bundle")
+        if context is not None:
+            self._check_owner(context)
         used = self.open_context() if context is None else context
         tokens, whole = self.encode(prompt, chat, first=not len(used))
         if not tokens:
@@ -283,6 +302,15 @@ class Generator:
             used.rollback(same)
             tokens = tokens[same:]
         return used, tokens
+
+    @property
+    def _identity(self) -> tuple[str, str]:
+        """Of the bundle, and of what computes."""
+        return self._bundle.identity, "\n".join(self._engines.identity)
+
+    def _check_owner(self, context: Context) -> None:
+        if context.owner is not self._bundle:
+            raise InputError("context", "is of another bundle", "open one of this bundle")
 
     def _settings(self, given: Mapping[str, Any], stop: Any, *, ignore_eos: bool) -> Settings:
         if stop is not None and given.get("stop_strings") is not None:

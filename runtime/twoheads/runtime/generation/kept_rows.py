@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -129,6 +130,25 @@ class KeptBlocks:
         """Forgets the rows of the open block from ``first``."""
         for array in self.opened:
             array[:, :, first:] = 0
+
+    def prepare(self, blocks: int) -> None:
+        """Empty arrays become such as hold so many whole blocks."""
+        self.reserve(blocks if self._steps.capacity(blocks) is not None else self._widest)
+        while self.fills_segment(blocks - 1):
+            self.segments.append([np.zeros_like(self.past[at]) for at in self._plain])
+
+    def written(self, blocks: int) -> Iterator[Array]:
+        """Every part of the arrays that holds something of so many whole blocks and the open one, in a fixed order."""
+        size = self._block
+        for segment in self.segments:
+            yield from segment
+        for array, entry in zip(self.past, self._steps.kept, strict=False):
+            if entry.ring is None:
+                yield array[:, :, : (blocks - self._widest * len(self.segments)) * size]
+            else:
+                for slot in sorted(entry.ring.held(blocks)):
+                    yield array[:, :, slot * size : (slot + 1) * size]
+        yield from self.opened
 
     def copy(self) -> KeptBlocks:
         """The same contents in arrays of their own."""

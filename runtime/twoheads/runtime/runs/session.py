@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -125,6 +126,22 @@ class LoadedBundle(RunContext):
             InputError: As :meth:`generate`.
         """
         return self.generation.stream(prompt, **options)
+
+    def save_context(self, context: Context, path: str | os.PathLike[str]) -> None:
+        """Writes a context to a file, which :meth:`load_context` reads.
+
+        Raises:
+            InputError: It is closed or another bundle's, or the file can't be written.
+        """
+        self.generation.save_context(context, path)
+
+    def load_context(self, path: str | os.PathLike[str]) -> Context:
+        """The context that was saved to ``path``, as if it had stayed open.
+
+        Raises:
+            InputError: The file is none, is damaged, or was saved with another bundle, backend or processor.
+        """
+        return self.generation.load_context(path)
 
     def open_batch(self, most: int = 32) -> Batch:
         """Continues many prompts at the same time; each gets the tokens that it would get alone.

@@ -156,3 +156,20 @@ def test_lines_that_are_no_prompts_are_named(cli, bundle, tmp_path):
     assert "needs one prompt" in refused('"the"', words=("--prompt", "the"))
     assert "--prompts" in refused('"the"', words=("--speculate",))
     assert "--at-once" in cli("generate", bundle, "--prompt", "the", "--at-once", 2).refused()
+
+
+def test_a_sequence_goes_on_in_another_process(cli, bundle, tmp_path):
+    def told(tokens, *more):
+        np.save(tmp_path / "t.npy", np.array(tokens))
+        words = ("--tokens", tmp_path / "t.npy", "--max-new-tokens", 6, "--ignore-eos", "--json")
+        return cli("generate", bundle, *words, *more)
+
+    file = tmp_path / "context"
+    first = told([3, 4, 5, 6], "--save-context", file).json["tokens"]
+    second = told([7, 8], "--load-context", file).json
+    assert second["prompt_tokens"] == 4 + 6 + 2
+    assert second["tokens"] == told([3, 4, 5, 6, *first, 7, 8]).json["tokens"]
+    file.write_bytes(file.read_bytes()[:-1])
+    assert "is damaged" in told([7], "--load-context", file).refused()
+    assert "can't be read" in told([7], "--load-context", tmp_path / "none").refused()
+    assert "no such folder" in told([7], "--save-context", tmp_path / "none" / "c").refused()

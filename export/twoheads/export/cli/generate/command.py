@@ -30,6 +30,7 @@ from twoheads.runtime.bundle.reader import require_bundle
 
 if TYPE_CHECKING:
     from twoheads.runtime import LoadedBundle
+    from twoheads.runtime.generation.context import Context
     from twoheads.runtime.generation.results import Generated, Piece
 
 __all__ = ["GenerateOptions", "command"]
@@ -123,6 +124,13 @@ class GenerateOptions:
         bool,
         typer.Option("--speculate", help="Guess tokens that came before: copies come faster."),
     ] = False
+    load_context: Annotated[
+        Path | None, typer.Option("--load-context", metavar="FILE", help="Continue what --save-context left there.")
+    ] = None
+    save_context: Annotated[
+        Path | None,
+        typer.Option("--save-context", metavar="FILE", help="Leave the whole sequence there, to go on later."),
+    ] = None
     form: FormOptions = field(default_factory=FormOptions)
     engines: EngineOptions = field(default_factory=EngineOptions)
     as_json: options.Json = False
@@ -158,13 +166,17 @@ def command(bundle: options.Bundle, asked: GenerateOptions) -> None:
     if asked.given.prompts is not None:
         continue_lines(loaded, prompt, asked.at_once, settings)
         return
+    context = _context(loaded, asked)
     made = loaded.generate(
         prompt,
+        context=context,
         speculate=asked.speculate,
         steady=asked.steady,
         streamer=None if asked.as_json else _print,
         **settings,
     )
+    if context is not None and asked.save_context is not None:
+        loaded.save_context(context, asked.save_context)
     results = made if isinstance(made, list) else [made]
     for warning in results[0].warnings:
         print_warning(warning)
@@ -174,6 +186,15 @@ def command(bundle: options.Bundle, asked: GenerateOptions) -> None:
     sys.stdout.write("\n")
     for result in results:
         print_note(summary(result))
+
+
+def _context(loaded: LoadedBundle, asked: GenerateOptions) -> Context | None:
+    """What is continued, where it comes from a file or goes to one."""
+    if asked.save_context is not None:
+        arguments.check_output_path(asked.save_context)
+    if asked.load_context is not None:
+        return loaded.load_context(asked.load_context)
+    return None if asked.save_context is None else loaded.open_context()
 
 
 def _messages(file: Path, text: str) -> list[dict[str, Any]]:

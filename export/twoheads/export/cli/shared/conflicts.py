@@ -46,6 +46,8 @@ CONFLICTS = (
         "--for", "--dtype", "what is built for an accelerator begins with float32: choose by twoheads build --precision"
     ),
     Conflict("--speculate", "--prompts", "guesses take the rows that other prompts need"),
+    Conflict("--load-context", "--prompts", "a context is of one sequence"),
+    Conflict("--save-context", "--prompts", "a context is of one sequence"),
     Conflict("--steady", "--prompts", "prompts of a file are computed so anyhow"),
     Conflict("--against", "--polygraphy", "two things to compare with are given"),
     *(

@@ -1,0 +1,79 @@
+"""A context that was saved goes on as if it had stayed open; files that are damaged or another bundle's are refused."""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+
+import numpy as np
+import pytest
+
+from tests.runtime.generation.decoders import BLOCK, bundle, tokens
+from twoheads.graphs.errors import InputError
+from twoheads.runtime.generation.saved import DIGEST, MAGIC
+
+LENGTHS = [1, BLOCK, 5 * BLOCK + 3, 33 * BLOCK + 5, 70 * BLOCK + 2]
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma"])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_it_goes_on_as_if_it_had_stayed_open(name, length, tmp_path):
+    sequence = tokens(length + 40)
+    context = bundle(name).open_context()
+    context.append(sequence[:length])
+    for token in sequence[length : length + 3]:
+        context.step(token)
+    bundle(name).save_context(context, tmp_path / "c")
+    loaded = bundle(name).load_context(tmp_path / "c")
+    assert loaded.tokens == context.tokens
+    assert np.array_equal(loaded.step(5), context.step(5))
+    fork = loaded.fork()
+    assert np.array_equal(fork.append(sequence[length:]), context.fork().append(sequence[length:]))
+    for back in (length + 1, length // 2, 0):
+        loaded.rollback(back)
+        context.rollback(back)
+        assert np.array_equal(loaded.append(sequence[:BLOCK]), context.append(sequence[:BLOCK]))
+
+
+def test_an_empty_context_can_be_saved(tmp_path):
+    bundle("llama").save_context(bundle("llama").open_context(), tmp_path / "c")
+    loaded = bundle("llama").load_context(tmp_path / "c")
+    assert np.array_equal(loaded.append([5, 6]), bundle("llama").open_context().append([5, 6]))
+
+
+def test_what_is_not_what_was_written_is_refused(tmp_path):
+    path, context = tmp_path / "c", bundle("llama").open_context()
+    context.append(tokens(20))
+    bundle("llama").save_context(context, path)
+    written = path.read_bytes()
+
+    def refused(data: bytes) -> str:
+        path.write_bytes(data)
+        with pytest.raises(InputError) as caught:
+            bundle("llama").load_context(path)
+        return str(caught.value)
+
+    start = len(MAGIC) + DIGEST
+    assert "damaged" in refused(written[:-1])
+    assert "damaged" in refused(written[:-9] + b"x" + written[-8:])
+    assert "is no saved context" in refused(b"PK" + written)
+    size = int.from_bytes(written[start : start + 8], "little")
+    header = json.loads(written[start + 8 : start + 8 + size])
+
+    def signed(**changes: object) -> bytes:
+        text = json.dumps({**header, **changes}).encode()
+        rest = len(text).to_bytes(8, "little") + text + written[start + 8 + size :]
+        return MAGIC + sha256(rest).digest() + rest
+
+    assert "another backend" in refused(signed(engines="else"))
+    assert "damaged" in refused(signed(tokens=1 << 20))
+    assert "damaged" in refused(signed(tokens="many"))
+    path.write_bytes(signed())
+    with pytest.raises(InputError, match="another bundle"):
+        bundle("gemma").load_context(path)
+    with pytest.raises(InputError, match="another bundle"):
+        bundle("gemma").save_context(context, path)
+    with pytest.raises(InputError, match="can't be written"):
+        bundle("llama").save_context(context, tmp_path / "none" / "c")
+    with pytest.raises(InputError, match="can't be read"):
+        bundle("llama").load_context(tmp_path / "none")
