@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -12,6 +14,26 @@ from tools.fetch_models import model_path
 ROOT = Path(__file__).parent.parent
 
 WORDS = ("[UNK]", "the", "cat", "sat", "on", "a", "mat", "and", "saw", "dog", "run", "to", "red", "house", "by", "sea")
+
+
+class _HasFileno(Protocol):
+    def fileno(self) -> int: ...
+
+
+def _checked(file: int | _HasFileno) -> None:
+    """``os.fsync`` but for the disk's part: what is no open file is still an error."""
+    os.fstat(file if isinstance(file, int) else file.fileno())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nobody_waits_for_the_disk() -> Generator[None]:
+    """A bundle has fifty files that are forced to disk, which nothing can see short of a machine that loses its power.
+
+    Tests of a full disk put their own ``os.fsync`` in its place; processes that tests start and kill keep the real one.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", _checked)
+        yield
 
 
 def _real_model(name: str) -> Path:
