@@ -36,7 +36,14 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("prediction",),
     ),
     "compiler": (
-        ("ir", "frontend", "frontend.torch.repeats", "frontend.torch.rewrites", "frontend.torch.rows"),
+        (
+            "ir",
+            "frontend",
+            "frontend.torch.repeats",
+            "frontend.torch.rewrites",
+            "frontend.torch.rows",
+            "frontend.torch.weights",
+        ),
         ("recognition", "frontend.onnx.model", "frontend.torch.operators", "passes"),
         ("frontend.onnx.passes", "frontend.torch.fx", "frontend.torch.hugging_face", "lowering"),
         ("frontend.onnx", "frontend.torch"),

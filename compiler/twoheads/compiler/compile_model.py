@@ -194,7 +194,9 @@ def _front(
     from twoheads.compiler.frontend.torch.load_source import load_source
     from twoheads.compiler.original.prove_capture import prove_capture
 
-    loaded = load_source(source, example_inputs=example_inputs, weights=weights, trust_remote_code=trust)
+    loaded = load_source(
+        source, example_inputs=example_inputs, weights=weights, trust_remote_code=trust, deferred=weights
+    )
 
     def proven() -> Captured:
         found = capture(loaded)

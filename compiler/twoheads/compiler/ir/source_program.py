@@ -38,7 +38,8 @@ SPECIAL = 4
 """Token numbers below this are mostly special ones (padding, begin, end)."""
 
 Weight: TypeAlias = Any
-"""A weight where the source has it, referenced, never copied: a torch tensor or a NumPy array."""
+"""A weight where the source has it, referenced, never copied: a torch tensor, which may be one that reads its numbers
+when an operator needs them, or a NumPy array."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ class SourceProgram(Protocol):
         ...
 
     def evaluate(self, names: Iterable[str], inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
-        """Runs what the named values need on ``inputs``; returns every value on the way (tuple results as lists)."""
+        """Runs what the named values need on ``inputs``; returns these at least (tuple results as lists)."""
         ...
 
     def evaluate_nodes(

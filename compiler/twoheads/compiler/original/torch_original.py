@@ -33,6 +33,7 @@ from twoheads.compiler.frontend.torch.operators.impose_attention import (
     imposed_band,
     with_band,
 )
+from twoheads.compiler.frontend.torch.weights.stored_tensor import keeping_last_weight, parameters_as
 from twoheads.compiler.original.cut_products import CutProducts
 
 __all__ = ["TorchOriginal"]
@@ -93,7 +94,7 @@ def _run_original(
     """See :meth:`TorchOriginal.hidden_and_logits`."""
     forward = type(source.module).forward.__code__.co_varnames
     keep = {"logits_to_keep": positions} if positions is not None and "logits_to_keep" in forward else {}
-    with impose(imposition), CutProducts(cut) if cut else nullcontext():
+    with impose(imposition), CutProducts(cut) if cut else nullcontext(), keeping_last_weight():
         outputs = _run(source, given, keep, implementation, imposed=imposition is not None)
     hidden, logits = outputs["hidden"][0], outputs.get("logits")
     if logits is None:
@@ -143,11 +144,8 @@ def _double(module: torch.nn.Module, given: Mapping[str, Tensor], *, enabled: bo
     if not enabled or not has_own_attention(module):
         yield dict(given)
         return
-    module.double()
-    try:
+    with parameters_as(module, torch.float64):
         yield {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in given.items()}
-    finally:
-        module.float()
 
 
 @contextmanager

@@ -10,7 +10,7 @@ is found and named.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,11 +45,9 @@ def check_tokenwise(graph: SourceGraph, program: SourceProgram, regions: Sequenc
         CompileError: Names the node that mixes positions.
     """
     types = graph.types()
-    outputs = [graph.hidden, *([graph.logits] if graph.logits else [])]
-    # A recognised attention reads views that the model itself does not compute.
-    outputs += [name for node in graph.cuts for name in node.inputs]
     lengths = trial_lengths(graph, LENGTH, step=STEP)
-    run, other = (program.evaluate(outputs, example_inputs(program.inputs, lengths, seed)) for seed in (1, 2))
+    compared = dict.fromkeys(name for region in regions for name in _compared(region))
+    run, other = (program.evaluate(compared, example_inputs(program.inputs, lengths, seed)) for seed in (1, 2))
     _check_constants(graph, program, {node.name for region in regions for node in region.nodes})
     for region in regions:
         if region.axis is not None:
@@ -57,6 +55,13 @@ def check_tokenwise(graph: SourceGraph, program: SourceProgram, regions: Sequenc
             trial.replace_tokens()
             trial.flip_conditions()
             trial.run_last_tokens()
+
+
+def _compared(region: Region) -> Iterator[str]:
+    """The values that a trial of the region looks at."""
+    if region.axis is not None:
+        yield from region.inputs
+        yield from (node.name for node in region.nodes if node.type is not None and node.type.axis is not None)
 
 
 def _check_constants(graph: SourceGraph, program: SourceProgram, members: set[str]) -> None:

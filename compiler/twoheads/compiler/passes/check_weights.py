@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from twoheads.compiler.ir.source_program import Weight
+from twoheads.compiler.ir.weights import in_memory
 from twoheads.graphs.errors import CompileError
 
 __all__ = ["check_weights"]
@@ -24,8 +25,8 @@ def check_weights(weights: Mapping[str, Weight], used: Iterable[str]) -> None:
         CompileError: One holds NaN or infinity; names it and the place of the first.
     """
     for name in sorted(set(used) & weights.keys()):
-        weight = weights[name]
-        if not _has_fractions(weight) or np.isfinite(_sum(weight)):
+        weight = in_memory(weights[name])
+        if not _has_fractions(weight) or np.isfinite(_extremes(weight)).all():
             continue
         array = weight if isinstance(weight, np.ndarray) else weight.detach().float().numpy()
         odd = ~np.isfinite(array.astype(np.float64, copy=False))
@@ -43,11 +44,11 @@ def _has_fractions(weight: Any) -> bool:
     return bool(weight.dtype.is_floating_point)
 
 
-def _sum(weight: Any) -> float:
-    """The sum in double precision: it can't overflow, and is no number where a summand is none."""
+def _extremes(weight: Any) -> tuple[float, float]:
+    """The least number and the largest; one that is none is both. Nothing is copied."""
+    if not weight.size if isinstance(weight, np.ndarray) else not weight.numel():
+        return 0.0, 0.0
     if isinstance(weight, np.ndarray):
-        with np.errstate(all="ignore"):
-            return float(weight.sum(dtype=np.float64))
-    import torch
-
-    return float(weight.detach().sum(dtype=torch.float64))
+        return float(weight.min()), float(weight.max())
+    least, largest = weight.detach().aminmax()
+    return float(least), float(largest)

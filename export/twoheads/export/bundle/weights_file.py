@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from twoheads.compiler.ir.weights import Deferred, in_memory
 from twoheads.graphs.errors import CompileError, InternalError
 from twoheads.graphs.serialization.bundle_format import ALIGNMENT, FileEntry, WeightEntry
 
@@ -27,10 +28,10 @@ CHUNK = 16 << 20
 WeightsFile: TypeAlias = tuple[dict[str, WeightEntry], FileEntry]
 """Where every weight lies, and the size and hash of the file."""
 
-NamedWeight: TypeAlias = "tuple[str, Tensor | npt.NDArray[Any], str]"
-"""A weight's name, its tensor or array, and the dtype in which it is stored."""
+NamedWeight: TypeAlias = "tuple[str, Tensor | npt.NDArray[Any] | Deferred, str]"
+"""A weight's name, its tensor or array, there or read when it is its turn, and the dtype in which it is stored."""
 
-_Memory: TypeAlias = tuple[int, int, tuple[int, ...], tuple[int, ...], str, str]
+_Memory: TypeAlias = tuple[Hashable, ...]
 
 
 def write_weights(path: Path, weights: Iterable[NamedWeight], *, progress: Callable[[int], None]) -> WeightsFile:
@@ -38,8 +39,8 @@ def write_weights(path: Path, weights: Iterable[NamedWeight], *, progress: Calla
 
     Args:
         path: The file to create.
-        weights: What to write, in the order of the file. At most one tensor is copied at a time: one that is not
-            contiguous, or that is stored in another floating-point type than it has.
+        weights: What to write, in the order of the file. At most one tensor is in memory on our account: one that is
+            read now, that is not contiguous, or that is stored in another floating-point type than it has.
         progress: Called with the bytes written so far.
 
     Raises:
@@ -50,23 +51,34 @@ def write_weights(path: Path, weights: Iterable[NamedWeight], *, progress: Calla
         raise CompileError(str(path), "this machine is big-endian, and bundles are little-endian", "compile elsewhere")
     entries: dict[str, WeightEntry] = {}
     places: dict[_Memory, int] = {}
-    digest = hashlib.sha256()
-    size = 0
-    with path.open("xb") as file:
+    with path.open("xb") as opened:
+        file = _Hashed(opened)
         for name, tensor, dtype in weights:
             if name in entries:
                 raise InternalError(f"weight {name} is written twice")
             memory = _memory(tensor, dtype)
             if memory not in places:
-                chunks = _chunks(_array(name, tensor, dtype), padding=-size % ALIGNMENT)
-                places[memory] = size + len(chunks[0])
-                for chunk in chunks:
-                    digest.update(chunk)
-                    file.write(chunk)
-                    size += len(chunk)
-                    progress(size)
+                places[memory] = file.append(_array(name, in_memory(tensor), dtype), progress)
             entries[name] = WeightEntry(places[memory], dtype, tuple(tensor.shape))
-    return entries, FileEntry(size, digest.hexdigest())
+    return entries, FileEntry(file.size, file.digest.hexdigest())
+
+
+class _Hashed:
+    """A file that is hashed while it is written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.size, self.digest = file, 0, hashlib.sha256()
+
+    def append(self, array: npt.NDArray[Any], progress: Callable[[int], None]) -> int:
+        """Writes an array; where it begins. Nothing of it is held afterwards: the next one is to have the memory."""
+        padding = -self.size % ALIGNMENT
+        start = self.size + padding
+        for chunk in _chunks(array, padding=padding):
+            self.digest.update(chunk)
+            self._file.write(chunk)
+            self.size += len(chunk)
+            progress(self.size)
+        return start
 
 
 def total_bytes(weights: Iterable[NamedWeight]) -> int:
@@ -91,13 +103,17 @@ def _array(name: str, tensor: Tensor | npt.NDArray[Any], dtype: str) -> npt.NDAr
     return (plain if found == dtype else plain.to(getattr(_torch(), dtype))).contiguous().numpy()
 
 
-def _chunks(array: npt.NDArray[Any], *, padding: int) -> list[memoryview]:
+def _chunks(array: npt.NDArray[Any], *, padding: int) -> Iterator[memoryview]:
     """The alignment's zeros, then the array's bytes in pieces that share its memory where it is contiguous."""
     view = memoryview(cast("Buffer", np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
-    return [memoryview(bytes(padding)), *(view[at : at + CHUNK] for at in range(0, len(view), CHUNK))]
+    yield memoryview(bytes(padding))
+    for at in range(0, len(view), CHUNK):
+        yield view[at : at + CHUNK]
 
 
-def _memory(tensor: Tensor | npt.NDArray[Any], dtype: str) -> _Memory:
+def _memory(tensor: Tensor | npt.NDArray[Any] | Deferred, dtype: str) -> _Memory:
+    if isinstance(tensor, Deferred):
+        return tensor.key, tuple(tensor.shape), str(tensor.dtype), dtype
     if isinstance(tensor, np.ndarray):
         start = tensor.__array_interface__["data"][0]
         return start, 0, tuple(tensor.shape), tensor.strides, str(tensor.dtype), dtype

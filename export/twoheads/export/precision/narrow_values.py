@@ -15,6 +15,7 @@ from typing import Any
 import onnx
 
 from twoheads.compiler.compiled_model import CompiledModel
+from twoheads.compiler.ir.weights import in_memory
 from twoheads.export.emit.tokenwise import EmittedRegion, emit_tokenwise
 from twoheads.export.precision.half_range import LARGEST
 from twoheads.export.precision.narrow_engine import narrow_engine
@@ -79,7 +80,7 @@ def narrow_values(compiled: CompiledModel) -> CompiledModel:
     models = {engine.name: emit_tokenwise(compiled.regions[engine.name], engine) for engine in engines}
     narrow = _narrow(program, models)
     for name in sorted(narrow.weights):
-        _check_range(name, compiled.weights[name])
+        _check_range(name, in_memory(compiled.weights[name]))
     changes = {
         engine.name: partial(
             narrow_engine, ports=narrow.of(engine.name), weights=[port.name for port in engine.weights]

@@ -7,13 +7,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 
 from twoheads.compiler.compiled_model import CompiledModel
 from twoheads.export.emit.tokenwise import EmittedRegion, emit_tokenwise
-from twoheads.export.precision.quantised_arrays import quantise
+from twoheads.export.precision.deferred_quantised import deferred_quantised
 from twoheads.export.precision.quantised_engine import Use, quantised_engine, quantised_ports, weight_uses
 from twoheads.export.precision.weight_bindings import (
     attention_weights,
@@ -46,15 +44,15 @@ class _Plan:
 def quantise_weights(compiled: CompiledModel, weight_dtype: str) -> CompiledModel:
     """The same model with the weights of its products, and of tables that tokens look up, as ``weight_dtype``.
 
-    A weight stays as it is where anything else reads it too, or where its inner dimension is no multiple of 32. With
-    ``int4``, tables and the head have 8 bits.
+    Each weight is read and quantised when the result is written, one at a time. It stays as it is where anything else
+    reads it too, or where its inner dimension is no multiple of 32. With ``int4``, tables and the head have 8 bits.
 
     Args:
         compiled: Of the dtype float32.
         weight_dtype: ``int8`` or ``int4``.
 
     Raises:
-        CompileError: No weight can be quantised, or one is not finite.
+        CompileError: No weight can be quantised. One that is not finite is refused when it is read.
     """
     bits = WEIGHT_BITS[weight_dtype]
     program = compiled.program
@@ -121,9 +119,6 @@ def _quantised(
             kept[name] = weight
             continue
         plan = plans[name]
-        array = _float32(weight)
-        if not np.isfinite(array).all():
-            raise CompileError(f"weight {name}", "is not finite, so it has no scale", "repair the model")
         entry = QuantisedWeight(
             bits=plan.bits,
             transposed=plan.transposed,
@@ -131,14 +126,10 @@ def _quantised(
             scales=f"{name}:scales",
             zeros=f"{name}:zeros" if plan.bits == 4 else None,
         )
-        kept.update(zip(entry.stored, quantise(array.T if plan.transposed else array, plan.bits), strict=True))
+        parts = deferred_quantised(name, weight, plan.bits, transposed=plan.transposed)
+        kept.update(zip(entry.stored, parts, strict=True))
         entries[name] = entry
     return kept, entries
-
-
-def _float32(weight: Any) -> npt.NDArray[np.float32]:
-    array = weight if isinstance(weight, np.ndarray) else weight.detach().float().numpy()
-    return np.asarray(array, np.float32)
 
 
 def _changed(

@@ -18,6 +18,7 @@ from twoheads.compiler.frontend.torch.hugging_face.hooks import hooked
 from twoheads.compiler.frontend.torch.load_source import LoadedSource
 from twoheads.compiler.frontend.torch.model_outputs import hugging_face_outputs, named_outputs
 from twoheads.compiler.frontend.torch.repeats.copy_layers import EqualLayers
+from twoheads.compiler.frontend.torch.weights.stored_tensor import unset_parameters
 from twoheads.graphs.errors import CompileError
 
 __all__ = ["ROOT", "export_source"]
@@ -66,14 +67,14 @@ def export_source(source: LoadedSource) -> ExportedProgram:
             return torch.export.export(wrapper, (examples,), dynamic_shapes=(dynamic,), strict=False)
 
     try:
-        with torch.no_grad(), _capturing(source):
+        with torch.no_grad(), unset_parameters(source.module) as stored, _capturing(source):
             try:
-                return _functional(traced(EqualLayers(source.module)))
+                found = _functional(traced(EqualLayers(source.module)))
             except CompileError:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever it is, tracing every layer is what torch.export promises
                 logger.info("every layer is traced, for copying failed: %s: %s", type(error).__name__, error)
-                return _functional(traced(None))
+                found = _functional(traced(None))
     except CompileError:
         raise
     except Exception as error:
@@ -83,6 +84,9 @@ def export_source(source: LoadedSource) -> ExportedProgram:
             f"torch.export can't trace {source.identity.architecture}: {type(error).__name__}: {message}",
             "rewrite the data-dependent or length-dependent code it names",
         ) from error
+    named = {f"{ROOT}.{name}": tensor for name, tensor in stored.items()}
+    found.state_dict.update((name, tensor) for name, tensor in named.items() if name in found.state_dict)
+    return found
 
 
 @contextmanager

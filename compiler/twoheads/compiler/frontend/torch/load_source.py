@@ -7,7 +7,7 @@ import inspect
 import json
 import logging
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from twoheads.compiler.frontend.generation_facts import generation_facts
-from twoheads.compiler.frontend.torch.gguf_header import gguf_config
 from twoheads.compiler.frontend.torch.model_folder import model_class_of, never_asking, read_model_config
 from twoheads.compiler.frontend.torch.source_inputs import SourceInput, attention_layers, hugging_face_inputs
 from twoheads.compiler.frontend.torch.source_pooling import default_pooling, embedder_of, stage_pooling
 from twoheads.compiler.frontend.torch.unused_weights import refuse_unused_weights
+from twoheads.compiler.frontend.torch.weights.deferred_loading import SMALL, deferred_loading
+from twoheads.compiler.frontend.torch.weights.gguf_header import gguf_config
 from twoheads.graphs.errors import CompileError, InternalError
 from twoheads.graphs.program.program import Pooling
 from twoheads.graphs.serialization.bundle_format import SourceIdentity
@@ -28,9 +29,6 @@ from twoheads.graphs.serialization.bundle_format import SourceIdentity
 __all__ = ["LoadedSource", "load_source"]
 
 logger = logging.getLogger(__name__)
-
-SMALL = 1 << 16
-"""Entries of a tensor that a plan may fill with random numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +67,7 @@ def load_source(
     example_inputs: Mapping[str, Tensor] | tuple[Tensor, ...] | None = None,
     weights: bool = True,
     trust_remote_code: bool = False,
+    deferred: bool = False,
 ) -> LoadedSource:
     """Loads a model. Code that a folder brings never runs, unless the caller says that it is trusted.
 
@@ -79,6 +78,9 @@ def load_source(
         weights: Load the weights; without them the module has shapes only (``plan``).
         trust_remote_code: Run the Python code of a model folder, with all rights of this process, where transformers
             has none for its architecture.
+        deferred: Leave large weights in their files: the module's parameters are
+            :class:`~twoheads.compiler.frontend.torch.weights.stored_tensor.StoredTensor`, each of which is read
+            whenever an operator computes with it.
 
     Raises:
         CompileError: It is no model, not supported, or incomplete.
@@ -91,10 +93,10 @@ def load_source(
             str(path), "there is no such file or folder", "give a model folder, a .gguf file or an .onnx file"
         )
     if path.is_dir():
-        with _reading(str(path)):
+        with _reading(str(path)), deferred_loading() if deferred else nullcontext():
             return _from_folder(path, weights=weights, trust=trust_remote_code)
     if path.suffix == ".gguf":
-        with _reading(str(path)):
+        with _reading(str(path)), deferred_loading() if deferred else nullcontext():
             return _from_gguf(path, weights=weights)
     raise CompileError(
         str(path),
@@ -136,7 +138,8 @@ def _from_gguf(path: Path, *, weights: bool) -> LoadedSource:
     if not weights:
         module = _without_weights(AutoModelForCausalLM, gguf_config(path), trust=False)
         return _hugging_face(path.stem, "gguf", module, frozenset(), None, None, None)
-    module, missing = _load_weights(AutoModelForCausalLM, path.parent, options)
+    # The library's own way to the configuration reads every token of the vocabulary, for seconds.
+    module, missing = _load_weights(AutoModelForCausalLM, path.parent, {**options, "config": gguf_config(path)})
     tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, **options)
     facts = generation_facts(module, tokenizer=tokenizer)
     return _hugging_face(path.stem, "gguf", module, missing, None, _tokenizer_bytes(tokenizer), facts)

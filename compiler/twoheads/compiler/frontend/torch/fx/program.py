@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from twoheads.compiler.frontend.torch.fx.axes import AxisNames
+from twoheads.compiler.frontend.torch.weights.stored_tensor import StoredTensor, keeping_last_weight, read_tensor
 from twoheads.compiler.ir.size_formula import lengths_for
 from twoheads.compiler.ir.source_program import LookUp
 from twoheads.graphs.errors import InternalError
@@ -52,6 +53,12 @@ class FxProgram:
         """The source graph's name of a node."""
         return self.placeholders.get(node.name, node.name)
 
+    def _node_name(self, name: str) -> str:
+        """The node of a value, which inputs and weights have under another name."""
+        if name in self.nodes:
+            return name
+        return next(node for node, source in self.placeholders.items() if source == name)
+
     def with_weights(self, weights: Mapping[str, Tensor]) -> FxProgram:
         """The same program with further weights."""
         return replace(self, weights={**self.weights, **weights})
@@ -70,18 +77,28 @@ class FxProgram:
     @torch.no_grad()
     def evaluate(self, names: Iterable[str], inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
         """See :meth:`twoheads.compiler.ir.source_program.SourceProgram.evaluate`."""
-        needed = self.ancestors(names)
+        wanted = set(names)
+        needed = self.ancestors(self._node_name(name) for name in wanted)
+        order = [node for name, node in self.nodes.items() if name in needed]
+        last = {operand.name: node.name for node in order for operand in node.all_input_nodes}
         results: dict[str, Any] = {}
-        for name, node in self.nodes.items():
-            if name not in needed:
-                continue
-            if node.op == "placeholder":
-                source = self.placeholders[name]
-                results[name] = torch.from_numpy(inputs[source]) if source in inputs else self.weights[source]
-            else:
-                args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: results[n.name])
-                results[name] = cast("Any", node.target)(*args, **kwargs)
-        return {self.placeholders.get(name, name): _to_numpy(value) for name, value in results.items()}
+        found: dict[str, Any] = {}
+        with keeping_last_weight():
+            for node in order:
+                results[node.name] = self._value(node, inputs, results)
+                if (name := self.source_name(node)) in wanted:
+                    found[name] = _to_numpy(results[node.name])
+                for operand in node.all_input_nodes:
+                    if last[operand.name] == node.name:
+                        results.pop(operand.name, None)
+        return found
+
+    def _value(self, node: fx.Node, inputs: Mapping[str, npt.NDArray[Any]], results: Mapping[str, Any]) -> Any:
+        if node.op == "placeholder":
+            source = self.placeholders[node.name]
+            return torch.from_numpy(inputs[source]) if source in inputs else self.weights[source]
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: results[n.name])
+        return cast("Any", node.target)(*args, **kwargs)
 
     @torch.no_grad()
     def evaluate_nodes(
@@ -136,8 +153,13 @@ class FxProgram:
 
 def _to_numpy(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return value.detach().numpy()
+        return read_tensor(value.detach()).numpy()
     return [_to_numpy(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _like(weight: Tensor) -> Tensor:
+    """The weight; of one that is stored in a file the shape and dtype, for whoever looks at no numbers."""
+    return torch.empty(weight.shape, dtype=weight.dtype) if isinstance(weight, StoredTensor) else weight
 
 
 def _to_torch(value: Any) -> Any:
@@ -185,9 +207,9 @@ class FxRegion:
         return fx.GraphModule(torch.nn.Module(), graph)
 
     def port_arguments(self, engine: TokenwiseEngine) -> list[Tensor]:
-        """Zero blocks for the engine's inputs, then the weights: arguments to trace the module with."""
+        """Zero blocks for the engine's inputs, then weights, some without numbers: arguments to trace it with."""
         blocks = [torch.zeros(port.shape, dtype=getattr(torch, port.dtype)) for port in engine.inputs]
-        return [*blocks, *(self.program.weights[name] for name in self.weights)]
+        return [*blocks, *(_like(self.program.weights[name]) for name in self.weights)]
 
     def block_size(self, engine: TokenwiseEngine) -> int:
         """Tokens of a block of ``engine``, read off its ports; 1 where it has none."""

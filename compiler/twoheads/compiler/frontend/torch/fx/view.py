@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from twoheads.compiler.frontend.torch.fx.program import FxProgram, is_scalar
+from twoheads.compiler.frontend.torch.weights.stored_tensor import read_tensor
 from twoheads.compiler.ir.op_view import Array, Kind, OpNode
 from twoheads.compiler.ir.source_graph import TensorType
 from twoheads.compiler.ir.source_program import all_lengths, example_inputs
@@ -142,7 +143,7 @@ class FxView:
                     where = f'{layer_of(node) or "model"} (node "{name}")'
                     problem = f"can't be computed at {lengths}: {str(error).splitlines()[0]}"
                     raise CompileError(where, problem, "rewrite the length-dependent code") from error
-        return {name: values[name].numpy() for name in wanted}
+        return {name: read_tensor(values[name]).numpy() for name in wanted}
 
     def _needed(self, names: Iterable[str], given: Iterable[str]) -> list[fx.Node]:
         """Nodes that compute ``names`` from ``given`` values, in order."""

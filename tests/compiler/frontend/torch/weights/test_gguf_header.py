@@ -12,8 +12,8 @@ import pytest
 from transformers import AutoConfig
 
 from twoheads.compiler import plan_model
-from twoheads.compiler.frontend.torch import gguf_header
-from twoheads.compiler.frontend.torch.gguf_header import gguf_config
+from twoheads.compiler.frontend.torch.weights import gguf_header
+from twoheads.compiler.frontend.torch.weights.gguf_header import gguf_config
 from twoheads.graphs.errors import CompileError
 
 WORDS = 37
@@ -66,9 +66,10 @@ def test_it_is_the_configuration_of_the_whole_file(tmp_path: Path, vocabulary: i
 
 def test_the_lists_are_not_read_by_the_library(tmp_path: Path) -> None:
     path = write(tmp_path / "model.gguf", vocabulary=None, head=True)
-    with gguf_header._lean(path) as (lean, tokens):
+    with gguf_header.lean_gguf(path) as found:
+        lean = found.path
         fields = gguf.GGUFReader(lean).fields
-        assert tokens == WORDS
+        assert found.tokens == WORDS
         lists = [field for name, field in fields.items() if name in ("tokenizer.ggml.tokens", "tokenizer.ggml.scores")]
         assert [len(field.data) for field in lists] == [gguf_header.CUT] * 2
         assert len(fields["general.tags"].data) == 3

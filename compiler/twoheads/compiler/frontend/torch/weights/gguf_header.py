@@ -16,7 +16,7 @@ from typing import Any
 
 from twoheads.graphs.scratch import scratch_folder
 
-__all__ = ["gguf_config"]
+__all__ = ["LeanGguf", "gguf_config", "lean_gguf"]
 
 TOKENIZER, TOKENS = b"tokenizer.", b"tokenizer.ggml.tokens"
 CUT = 2
@@ -35,22 +35,41 @@ def gguf_config(path: Path) -> Any:
     """
     from transformers import AutoConfig
 
-    with _lean(path) as (file, tokens):
+    with lean_gguf(path) as lean:
+        file = lean.path
         options = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
         config: Any = AutoConfig.from_pretrained(file.parent, **options)
         # Where the header has no size of the vocabulary, the library counts the tokens.
-        return AutoConfig.from_pretrained(file.parent, vocab_size=tokens, **options) if _counted(config) else config
+        return (
+            AutoConfig.from_pretrained(file.parent, vocab_size=lean.tokens, **options) if _counted(config) else config
+        )
 
 
 def _counted(config: Any) -> bool:
     return getattr(config.get_text_config(), "vocab_size", None) == CUT
 
 
-@contextmanager
-def _lean(path: Path) -> Generator[tuple[Path, int]]:
-    """A file with the header of ``path``, its lists of strings cut; and how many tokens the whole list has.
+@dataclass(frozen=True, slots=True)
+class LeanGguf:
+    """A GGUF file without the tokenizer's long lists.
 
-    Tensors keep their places: what they hold is a hole in the file.
+    Attributes:
+        path: The file; what its tensors hold is a hole in it.
+        tokens: How many tokens the whole list has.
+        header_bytes: Of the original's header: its tensors begin at the next multiple of its alignment.
+    """
+
+    path: Path
+    tokens: int
+    header_bytes: int
+
+
+@contextmanager
+def lean_gguf(path: Path) -> Generator[LeanGguf]:
+    """The header of ``path`` as a file of its own, of the same size, its lists of strings cut.
+
+    Raises:
+        ValueError, KeyError, struct.error: The header is damaged, or of a kind that is not read here.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         header = _Header(data)
@@ -60,7 +79,7 @@ def _lean(path: Path) -> Generator[tuple[Path, int]]:
             with lean.open("wb") as out:
                 out.writelines(parts)
                 out.truncate(len(data))
-            yield lean, tokens
+            yield LeanGguf(lean, tokens, header.at)
 
 
 @dataclass

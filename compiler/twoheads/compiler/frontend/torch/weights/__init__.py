@@ -1,0 +1,1 @@
+"""Weights that stay in their files until something computes with them."""

@@ -1,0 +1,109 @@
+"""The tensors of a GGUF file by the names that a transformers model gives them, each expanded when it is read.
+
+The library's own loop expands all of them at once. Its parts are used here: the names, the rearrangements of each
+architecture, the expansion of blocks. A rearrangement may make one tensor of several (experts' gates and ups), or
+several of one; so a tensor is made by whatever of the file had a part in it, in the file's order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from twoheads.compiler.frontend.torch.weights.gguf_header import LeanGguf, lean_gguf
+from twoheads.compiler.frontend.torch.weights.stored_tensor import StoredTensor
+
+__all__ = ["stored_gguf_tensors"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A tensor in the file: its bytes (or numbers) and how they are blocked."""
+
+    name: str
+    kind: Any
+    offset: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+
+def stored_gguf_tensors(path: Path, model: Any, load: Callable[..., Any], small: int) -> dict[str, Tensor]:
+    """Float32 tensors by the names of ``model``; those of more than ``small`` numbers are stored ones.
+
+    Args:
+        path: The file.
+        model: The transformers model that it is for.
+        load: The library's ``load_gguf_checkpoint``.
+        small: Entries of a tensor that is kept.
+
+    Raises:
+        ValueError, KeyError, NotImplementedError: The file is damaged, or of a kind that the library does not know.
+    """
+    from transformers import modeling_gguf_pytorch_utils
+
+    library: Any = modeling_gguf_pytorch_utils
+    with lean_gguf(path) as lean:
+        config = load(str(lean.path), return_tensors=False).get("config", {})
+        architecture, parts = _contents(lean)
+    processor = library.TENSOR_PROCESSORS.get(architecture, library.TensorProcessor)(config=config)
+    names = library.get_gguf_hf_weights_map(model, processor)
+    file = _File(path, processor, names)
+    made: dict[str, Tensor] = {}
+    sources: dict[str, list[_Part]] = {}
+    for part in parts:  # once, for the shapes and for the small ones
+        for name, tensor in file.tensors([part]).items():
+            sources.setdefault(name, []).append(part)
+            made[name] = tensor if tensor.numel() <= small else _stored(file, name, sources[name], tensor)
+    return made
+
+
+def _contents(lean: LeanGguf) -> tuple[str, list[_Part]]:
+    """The architecture's name, and every tensor with its place in the original file."""
+    from gguf import GGUFReader
+
+    reader: Any = GGUFReader(lean.path)
+    field: Any = reader.fields["general.architecture"]
+    architecture = bytes(field.parts[field.data[0]]).decode()
+    start = -(-lean.header_bytes // int(reader.alignment)) * int(reader.alignment)
+    parts = [
+        _Part(t.name, t.tensor_type, start + t.data_offset - reader.data_offset, t.data.dtype, t.data.shape)
+        for t in reader.tensors
+    ]
+    return architecture, parts
+
+
+def _stored(file: _File, name: str, parts: Sequence[_Part], like: Tensor) -> StoredTensor:
+    return StoredTensor(like.shape, like.dtype, lambda: file.tensors(parts)[name])
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A GGUF file, the library's rearrangement for its architecture, and the model's names."""
+
+    path: Path
+    processor: Any
+    names: dict[str, str]
+
+    def tensors(self, parts: Sequence[_Part]) -> dict[str, Tensor]:
+        """What the library makes of these parts alone."""
+        from gguf import dequantize
+
+        parsed: dict[str, dict[str, Tensor]] = {"tensors": {}}
+        for part in parts:
+            data = np.memmap(self.path, part.dtype, "r", offset=part.offset, shape=part.shape)
+            found = self.processor.process(
+                weights=dequantize(data, part.kind),
+                name=part.name,
+                tensor_key_mapping=self.names,
+                parsed_parameters=parsed,
+            )
+            if found.name in self.names:
+                numbers = np.array(found.weights, np.float32, order="C")
+                parsed["tensors"][self.names[found.name]] = torch.from_numpy(numbers)
+        return parsed["tensors"]
