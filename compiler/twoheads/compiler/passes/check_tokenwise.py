@@ -131,7 +131,7 @@ class _Trial:
             kept = self.kept.reshape([-1 if dim == at else 1 for dim in range(value.ndim)])
             return np.where(kept, value, generator.random(value.shape) < 0.5)
 
-        if not any(self._is_condition(node.name) for node in self.region.nodes):
+        if not any(map(_is_condition, self.region.nodes)):
             return  # nothing to flip: it is what was compared before
         mixed = {name: self._mixed(name) for name in self.region.inputs}
         rows = np.flatnonzero(self.kept)
@@ -173,7 +173,7 @@ class _Trial:
         waiting = [node.name for node in self.region.nodes]
         for node in self.region.nodes:
             if node.name not in results:  # what is changed is changed before others read it
-                conditions = (at for at, name in enumerate(waiting, 1) if change and self._is_condition(name))
+                conditions = (at for at, name in enumerate(waiting, 1) if change and _is_condition(by_name[name]))
                 stop = next(conditions, len(waiting))
                 results |= self.program.evaluate_nodes(waiting[:stop], results, lengths)
                 waiting = waiting[stop:]
@@ -190,10 +190,6 @@ class _Trial:
             if change is not None:
                 results[node.name] = change(results[node.name], at)
 
-    def _is_condition(self, name: str) -> bool:
-        value = self.run[name]
-        return isinstance(value, np.ndarray) and value.dtype == np.bool_
-
     def _mixed(self, name: str) -> Array:
         """An input with every other token replaced; a row value, which all tokens share, as it is."""
         shape = self.types[name].shape
@@ -203,6 +199,11 @@ class _Trial:
         at = shape.index(self.axis)
         mask = self.kept.reshape([-1 if dim == at else 1 for dim in range(len(shape))])
         return np.where(mask, value, np.take(self.other[name], self.shuffled, at))
+
+
+def _is_condition(node: TokenwiseNode) -> bool:
+    """Whether a node gives each token a yes or no."""
+    return node.type is not None and node.type.axis is not None and node.type.dtype == "bool"
 
 
 def _same(expected: Array, got: Array) -> bool:
