@@ -12,7 +12,13 @@ from onnx import helper, numpy_helper
 
 from twoheads.graphs.program.engines.port import Port
 
-__all__ = ["GraphBuilder", "common_opsets"]
+__all__ = ["IR_VERSION", "OPSET", "GraphBuilder", "common_opsets", "declared_port"]
+
+OPSET = 20
+"""Version of the standard ONNX operators; every operator used here is in ONNX Runtime since 1.17."""
+
+IR_VERSION = 9
+"""The ONNX file format that belongs to opset 20."""
 
 OLDEST_OPSET = 13
 """Since when the operators that we add between foreign ones have the form in which we use them."""
@@ -87,19 +93,19 @@ class GraphBuilder:
         name: str,
         inputs: Iterable[Port],
         outputs: Iterable[Port],
-        opsets: Mapping[str, int],
-        ir_version: int,
+        opsets: Mapping[str, int] | None = None,
+        ir_version: int = IR_VERSION,
     ) -> onnx.ModelProto:
-        """The finished model with these ports, in order."""
+        """The finished model with these ports, in order; of our own operator set if no others are given."""
         graph = helper.make_graph(
             self.nodes,
             name,
-            list(map(_declared, inputs)),
-            list(map(_declared, outputs)),
+            list(map(declared_port, inputs)),
+            list(map(declared_port, outputs)),
             list(self.constants.values()),
             value_info=self.value_info,
         )
-        imports = [helper.make_opsetid(domain, version) for domain, version in sorted(opsets.items())]
+        imports = [helper.make_opsetid(domain, version) for domain, version in sorted((opsets or {"": OPSET}).items())]
         return helper.make_model(graph, opset_imports=imports, ir_version=ir_version, producer_name="twoheads")
 
 
@@ -123,5 +129,6 @@ def _has_graph(node: onnx.NodeProto) -> bool:
     return any(attribute.HasField("g") or len(attribute.graphs) for attribute in node.attribute)
 
 
-def _declared(port: Port) -> onnx.ValueInfoProto:
+def declared_port(port: Port) -> onnx.ValueInfoProto:
+    """The port as a graph declares it."""
     return helper.make_tensor_value_info(port.name, helper.np_dtype_to_tensor_dtype(np.dtype(port.dtype)), port.shape)

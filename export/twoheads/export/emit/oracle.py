@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
-from twoheads.export.emit.tile_attention import IR_VERSION, OPSET
+from twoheads.export.emit.graph_builder import GraphBuilder
 from twoheads.graphs.errors import InternalError
-from twoheads.graphs.program.program import OracleEngine, Port
+from twoheads.graphs.program.program import OracleEngine
 
 __all__ = ["oracle_model"]
 
@@ -36,16 +36,10 @@ def oracle_model(engine: OracleEngine, variant: str) -> onnx.ModelProto:
         last = layer == engine.layers - 1
         nodes += _layer(layer, x, "y" if last else f"x.{layer + 1}", causal=variant == "causal")
         x = f"x.{layer + 1}"
-    proto = helper.make_graph(
-        nodes,
-        f"oracle.{variant}",
-        [_value_info(port) for port in inputs],
-        [_value_info(port) for port in outputs],
-        [numpy_helper.from_array(array, name) for name, array in constants.items()],
-    )
-    return helper.make_model(
-        proto, producer_name="twoheads", opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
-    )
+    graph = GraphBuilder()
+    graph.nodes = nodes
+    graph.constants = {name: numpy_helper.from_array(array, name) for name, array in constants.items()}
+    return graph.model(f"oracle.{variant}", inputs, outputs)
 
 
 def _layer(at: int, x: str, y: str, *, causal: bool) -> list[onnx.NodeProto]:
@@ -76,7 +70,3 @@ def _layer(at: int, x: str, y: str, *, causal: bool) -> list[onnx.NodeProto]:
         node("Add", f"back.{at}", f"b_2.{at}", to="change"),
         node("Add", f"middle.{at}", f"change.{at}", to=y),
     ]
-
-
-def _value_info(port: Port) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(port.name, TensorProto.FLOAT, port.shape)

@@ -13,9 +13,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from twoheads.export.emit.tile_attention import IR_VERSION, OPSET
+from twoheads.export.emit.graph_builder import GraphBuilder
 from twoheads.graphs.errors import InternalError
-from twoheads.graphs.program.program import Port, StockEngine
+from twoheads.graphs.program.program import StockEngine
 
 __all__ = ["stock_model"]
 
@@ -32,16 +32,10 @@ def stock_model(engine: StockEngine, variant: str) -> onnx.ModelProto:
         raise InternalError(f"engine {engine.name}: no variant {variant!r}")
     inputs, outputs = engine.ports(variant)
     nodes, constants = _graph(engine, variant)
-    proto = helper.make_graph(
-        nodes,
-        f"{engine.name}.{variant}",
-        [_value_info(port) for port in inputs],
-        [_value_info(port) for port in outputs],
-        [numpy_helper.from_array(array, name) for name, array in constants.items()],
-    )
-    return helper.make_model(
-        proto, producer_name="twoheads", opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
-    )
+    graph = GraphBuilder()
+    graph.nodes = nodes
+    graph.constants = {name: numpy_helper.from_array(array, name) for name, array in constants.items()}
+    return graph.model(f"{engine.name}.{variant}", inputs, outputs)
 
 
 def _graph(engine: StockEngine, variant: str) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray[Any, Any]]]:
@@ -105,7 +99,3 @@ def _node(operator: str, *inputs: str, to: str, **attributes: Any) -> onnx.NodeP
     if "cast" in attributes:
         attributes = {"to": attributes["cast"]}
     return helper.make_node(operator, list(inputs), [to], name=to, **attributes)
-
-
-def _value_info(port: Port) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(port.name, _DTYPES[port.dtype], port.shape)

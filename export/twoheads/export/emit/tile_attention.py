@@ -24,20 +24,14 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from twoheads.export.emit.graph_builder import GraphBuilder
 from twoheads.graphs.errors import CompileError, InternalError
 from twoheads.graphs.program.engines.request_codes import code_length
-from twoheads.graphs.program.program import AttentionEngine, Port
+from twoheads.graphs.program.program import AttentionEngine
 
-__all__ = ["DEAD", "IR_VERSION", "OPSET", "attention_model", "product", "scores_of"]
-
-OPSET = 20
-"""Version of the standard ONNX operators; every operator used here is in ONNX Runtime since 1.17."""
-
-IR_VERSION = 9
-"""The ONNX file format that belongs to opset 20."""
+__all__ = ["DEAD", "attention_model", "product", "scores_of"]
 
 DEAD = -1e30
 """Scores at or below this are "no key seen"; finite, so that differences never are ``inf - inf``."""
@@ -70,14 +64,14 @@ def attention_model(engine: AttentionEngine, variant: str) -> onnx.ModelProto:
         InternalError: There is no such variant, or query heads do not divide into key/value heads.
     """
     _check(engine, variant)
-    graph = GraphBuilder()
+    graph, name = GraphBuilder(), f"{engine.name}.{variant}"
     if variant in AttentionEngine.PACKED_VARIANTS:
         _rename(graph, {_packed(graph, engine, causal=variant == "packed_causal"): "out"})
-        return _model(graph, engine, variant)
+        return graph.model(name, *engine.ports(variant))
     if variant in AttentionEngine.ADD_VARIANTS:
         acc, weight = _add(graph, engine, masked=variant.startswith("masked"))
         _rename(graph, {acc: "acc", weight: "weight"})
-        return _model(graph, engine, variant)
+        return graph.model(name, *engine.ports(variant))
     scores = scores_of(graph, engine, "q", "k", mask="mask" if variant.startswith("masked") else "")
     if variant.startswith("masked"):
         out, lse = _softmax_masked(graph, engine, scores)
@@ -87,21 +81,7 @@ def attention_model(engine: AttentionEngine, variant: str) -> onnx.ModelProto:
         out, lse = _merge(graph, engine, out, lse)
     # Results are named by renaming the last node: an extra Identity would be an extra copy.
     _rename(graph, {out: "out", lse: "lse"})
-    return _model(graph, engine, variant)
-
-
-def _model(graph: GraphBuilder, engine: AttentionEngine, variant: str) -> onnx.ModelProto:
-    inputs, outputs = engine.ports(variant)
-    proto = helper.make_graph(
-        graph.nodes,
-        f"{engine.name}.{variant}",
-        [_value_info(port) for port in inputs],
-        [_value_info(port) for port in outputs],
-        list(graph.constants.values()),
-    )
-    return helper.make_model(
-        proto, producer_name="twoheads", opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
-    )
+    return graph.model(name, *engine.ports(variant))
 
 
 def _check(engine: AttentionEngine, variant: str) -> None:
@@ -119,10 +99,6 @@ def _check(engine: AttentionEngine, variant: str) -> None:
             f"computes in {engine.dtype}, which has no engine",
             f"compile with one of {', '.join(_DTYPES)}",
         )
-
-
-def _value_info(port: Port) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(port.name, _DTYPES[port.dtype], port.shape)
 
 
 def _rename(graph: GraphBuilder, names: dict[str, str]) -> None:

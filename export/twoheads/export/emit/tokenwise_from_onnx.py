@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 
 from twoheads.compiler.frontend.onnx.program import OnnxRegion
 from twoheads.compiler.ir.source_graph import TensorType
-from twoheads.graphs.program.engines.port import Port
+from twoheads.export.emit.graph_builder import declared_port
 from twoheads.graphs.program.program import TokenwiseEngine
 
 __all__ = ["tokenwise_from_onnx"]
@@ -41,15 +41,11 @@ def tokenwise_from_onnx(region: OnnxRegion, engine: TokenwiseEngine) -> onnx.Mod
     graph = helper.make_graph(
         list(_renamed(protos, names)),
         engine.name,
-        [_declared(port) for port in (*engine.inputs, *engine.weights)],
-        [_declared(port) for port in engine.outputs],
+        [declared_port(port) for port in (*engine.inputs, *engine.weights)],
+        [declared_port(port) for port in engine.outputs],
     )
     opsets = [helper.make_opsetid(domain, version) for domain, version in _used_opsets(region, protos).items()]
     return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="twoheads")
-
-
-def _declared(port: Port) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(port.name, helper.np_dtype_to_tensor_dtype(np.dtype(port.dtype)), port.shape)
 
 
 def _used_opsets(region: OnnxRegion, protos: list[onnx.NodeProto]) -> dict[str, int]:

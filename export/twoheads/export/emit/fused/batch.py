@@ -11,7 +11,7 @@ from dataclasses import replace
 import onnx
 
 from twoheads.export.emit.graph_builder import GraphBuilder
-from twoheads.export.emit.tile_attention import IR_VERSION, OPSET, product, scores_of
+from twoheads.export.emit.tile_attention import product, scores_of
 from twoheads.graphs.variants.batch_steps import SLOTS, BatchAttention
 
 __all__ = ["batch_attention_model"]
@@ -47,7 +47,7 @@ def batch_attention_model(engine: BatchAttention) -> onnx.ModelProto:
     if group == 1:
         out = _columns(graph, out, 0, 1, axis=1)
     graph.reshape(out, SLOTS, geometry.q_num_heads, 1, geometry.v_head_dim, output="out")
-    return graph.model(engine.name, engine.inputs, engine.outputs, {"": OPSET}, IR_VERSION)
+    return graph.model(engine.name, engine.inputs, engine.outputs)
 
 
 def _masked(graph: GraphBuilder, engine: BatchAttention, scores: str, rows: int) -> str:

@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from twoheads.export.emit.graph_builder import GraphBuilder, common_opsets
-from twoheads.export.emit.tile_attention import IR_VERSION, OPSET
+from twoheads.export.emit.graph_builder import IR_VERSION, OPSET, GraphBuilder, common_opsets
 from twoheads.graphs.program.engines.tokenwise import TokenwiseEngine
 from twoheads.graphs.program.program import AttentionEngine, AttentionStage, ScanStage, TokenwiseStage
 

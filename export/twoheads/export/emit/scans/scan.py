@@ -9,7 +9,6 @@ import onnx
 from twoheads.export.emit.scans.channels import causal_conv, diagonal_scan, selective_scan
 from twoheads.export.emit.scans.graph import ScanGraph
 from twoheads.export.emit.scans.heads import decayed_attention, gated_delta_rule
-from twoheads.export.emit.tile_attention import IR_VERSION, OPSET
 from twoheads.graphs.program.engines.scan import ScanEngine
 
 __all__ = ["scan_model"]
@@ -30,4 +29,4 @@ def scan_model(engine: ScanEngine, variant: str = "block") -> onnx.ModelProto:
     inputs, outputs = engine.ports(variant)
     for made, port in zip(FORMS[engine.operator](graph), outputs, strict=True):
         graph.reshape(made, *port.shape, output=port.name)
-    return graph.model(f"{engine.name}.{variant}", inputs, outputs, {"": OPSET}, IR_VERSION)
+    return graph.model(f"{engine.name}.{variant}", inputs, outputs)
