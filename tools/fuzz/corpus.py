@@ -76,6 +76,18 @@ def _sealed(file: str, *path: Any, to: Any) -> Change:
     return change
 
 
+def _counted_less(file: str, *path: Any) -> Change:
+    """A number of a file of a job that is one less."""
+
+    def change(folder: Path) -> None:
+        found = unseal((folder / "work" / file).read_bytes())
+        for key in path:
+            found = found[key]
+        _sealed(file, *path, to=found - 1)(folder)
+
+    return change
+
+
 def _write(file: str, data: bytes) -> Change:
     """All bytes of a file."""
 
@@ -184,6 +196,29 @@ def _counted(field: int, value: int) -> Callable[[bytes], bytes]:
     return lambda data: data[: 8 + 8 * field] + struct.pack("<Q", value) + data[16 + 8 * field :]
 
 
+def _long_list(kind: int) -> Callable[[bytes], bytes]:
+    """A GGUF file with one more entry, a list that says that it is long, in front of the others."""
+
+    def edit(data: bytes) -> bytes:
+        entries = struct.unpack_from("<Q", data, 16)[0]
+        name = b"x.y"
+        entry = struct.pack("<Q", len(name)) + name + struct.pack("<IIQ", 9, kind, 2**40)
+        return data[:16] + struct.pack("<Q", entries + 1) + entry + data[24:]
+
+    return edit
+
+
+def _encrypted(data: bytes) -> bytes:
+    """An archive whose members say that they are encrypted: a bit behind the marks of their entries."""
+    made = bytearray(data)
+    for mark, distance in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = data.find(mark)
+        while at >= 0:
+            made[at + distance] |= 1
+            at = data.find(mark, at + 1)
+    return bytes(made)
+
+
 DEEP = b"[" * 100_000
 
 BUNDLES = (
@@ -232,6 +267,8 @@ SOURCES = (
     ),
     Case("embedder", "a pooling that is a list", _write("1_Pooling/config.json", b"[]")),
     *(Case("gguf, planned", f"{2**62} of field {at}", _bytes("model.gguf", _counted(at, 2**62))) for at in (0, 1)),
+    *(Case("gguf", f"a list of {2**40}, type {kind}", _bytes("model.gguf", _long_list(kind))) for kind in (4, 6, 8)),
+    Case("config", "a pipe for a tokenizer's file", _instead("tokenizer_config.json", os.mkfifo)),
     Case("onnx", "a large constant", _onnx(_first("ConstantOfShape"))),
     Case("onnx", "a large range", _onnx(_first("Range"))),
     Case("onnx", "functions within functions", _onnx(_functions)),
@@ -271,17 +308,56 @@ WORK = (
     Case("job", "progress of no seconds", _sealed("progress.json", "seconds", to=10**400), SAME),
     Case("job", "a stage that is none", _sealed("journal.json", "finished_stages", to=["x"])),
     Case("job", "calls of another stage", _sealed("journal.json", "counters", to={"x": [1, 0, 0.1]})),
-    Case("job", "a part with fewer items", _sealed("journal.json", "part", "pieces", to=[])),
+    Case("job", "a part without items", _sealed("journal.json", "part", "pieces", to=[]), SAME),
     Case("job", "a part as a text", _sealed("journal.json", "part", to="x")),
     Case("job", "an input whose name has a NUL", _sealed("job.json", "request", "input", "path", to="/a\0b")),
     Case("job", "an input without a path", _sealed("job.json", "request", "input", to={})),
     Case("job", "a result whose name has a NUL", _sealed("job.json", "request", "out", to="/a\0b")),
     Case("job", "positions that no input has", _sealed("job.json", "request", "positions", to=[10**30])),
+    Case("results", "an index with a byte less", _counted_less(".job/journal.json", "totals", "index_bytes")),
+    Case("results", "a document less", _counted_less(".job/journal.json", "totals", "documents")),
+    Case("results", "a part less", _counted_less(".job/journal.json", "totals", "parts")),
+    Case("results", "an index of another text", _bytes("work/index.jsonl", lambda data: data.replace(b"d0", b"d9"))),
     Case("results", "documents below none", _sealed(".job/journal.json", "totals", "documents", to=-1)),
     Case("results", "more parts than any", _sealed(".job/journal.json", "totals", "parts", to=10**30)),
     Case("results", "a backend as a number", _sealed(".job/job.json", "identity", "backend", to=5)),
     Case("results", "documents whose name has a NUL", _sealed(".job/job.json", "request", "source", to="/a\0b")),
 )
+
+
+def _link(file: str) -> Change:
+    """A link to a file elsewhere in the place of one that is written."""
+
+    def change(folder: Path) -> None:
+        (folder / file).unlink(missing_ok=True)
+        (folder / file).symlink_to("../../outside/weights.bin")
+
+    return change
+
+
+LINKS = (
+    *(
+        Case("job", f"a link for {name}", _link(f"work/{name}"))
+        for name in ("progress.json", "lock", "job.partial", "x")
+    ),
+    Case("job", "a link for a value", lambda folder: _link(f"work/values/{_value(folder)}")(folder)),
+    Case("job", "a link for the result so far", lambda folder: _link(next(folder.glob(".*.partial")).name)(folder)),
+    *(
+        Case("results", f"a link for {name}", _link(f"work/{name}"))
+        for name in ("index.jsonl", "run.json", "part-00000.npy")
+    ),
+    Case("pages", "a pipe for a page", lambda folder: _instead(_page(folder), os.mkfifo)(folder)),
+    Case("pages", "a page of a terabyte", lambda folder: os.truncate(folder / _page(folder), 1 << 40)),
+)
+
+
+def _value(folder: Path) -> str:
+    return min((folder / "work" / "values").iterdir()).name
+
+
+def _page(folder: Path) -> str:
+    return min(folder.glob("*.page")).name
+
 
 INPUTS = (
     *(
@@ -294,16 +370,9 @@ INPUTS = (
     Case("arrays", "an array of a number of numbers", _write("tokens.npy", _npy("(" + "9" * 30 + ",)"))),
     Case("arrays", "a header without an end", _write("tokens.npy", _npy("'x"))),
     Case("arrays", "half an archive", _bytes("arrays.npz", lambda data: data[: len(data) // 2])),
-    Case(
-        "arrays",
-        "an encrypted member",
-        _bytes(
-            "arrays.npz",
-            lambda data: data.replace(b"PK\x01\x02\x2d\x03\x14\x00\x00\x00", b"PK\x01\x02\x2d\x03\x14\x00\x01\x00"),
-        ),
-    ),
+    Case("arrays", "an encrypted member", _bytes("arrays.npz", _encrypted)),
     Case("lines", "lines that are deep", _write("lines.jsonl", DEEP), DIFFERENT),
     Case("lines", "a text that is no text", _write("lines.jsonl", b'{"text": "\\ud800"}\n'), DIFFERENT),
 )
 
-CORPUS: tuple[Case, ...] = (*BUNDLES, *SOURCES, *WORK, *INPUTS)
+CORPUS: tuple[Case, ...] = (*BUNDLES, *SOURCES, *WORK, *LINKS, *INPUTS)

@@ -15,7 +15,7 @@ from typing import Any, cast
 from tools.fuzz.judge import Verdict
 from tools.fuzz.mutate.sealed import unseal
 
-__all__ = ["changed_places", "explained"]
+__all__ = ["changed_places", "explained", "places_of"]
 
 _STAGE = r"(body|head)\.\*"
 
@@ -61,14 +61,19 @@ SOURCE = "another model"
 """Of the kinds without an entry: what is compiled is what the source says."""
 
 
-def explained(kind: str, base: Path, mutant: Path, file: str, verdict: Verdict) -> Verdict:
-    """The verdict; of a difference with the rule that explains it, or as one that none explains."""
+def explained(kind: str, places: set[str] | None, verdict: Verdict) -> Verdict:
+    """The verdict; of a difference with the rule that explains it, or as one that none explains.
+
+    Args:
+        kind: The mutant's.
+        places: What :func:`places_of` said before anything was done with it.
+        verdict: What became of it.
+    """
     if verdict.outcome != "different":
         return verdict
     rules = RULES.get(kind, SOURCE)
     if isinstance(rules, str):
         return replace(verdict, detail=rules)
-    places = _places(base / file, mutant / file)
     if places is None:
         return replace(verdict, outcome="unexplained", detail="its bytes changed")
     found = {place: next((rule for pattern, rule in rules if re.fullmatch(pattern, place)), None) for place in places}
@@ -77,8 +82,10 @@ def explained(kind: str, base: Path, mutant: Path, file: str, verdict: Verdict) 
     return replace(verdict, detail="; ".join(sorted(set(map(str, found.values())))))
 
 
-def _places(before: Path, after: Path) -> set[str] | None:
-    """Where two files of JSON differ; ``None`` where one is none."""
+def places_of(kind: str, before: Path, after: Path) -> set[str] | None:
+    """Where two files of JSON differ, if the rules of the kind ask for it; ``None`` where one is no JSON."""
+    if isinstance(RULES.get(kind, SOURCE), str):
+        return set()
     try:
         trees = [json.loads(path.read_bytes()) for path in (before, after)]
         if all("content" in tree for tree in trees):

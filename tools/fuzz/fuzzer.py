@@ -15,7 +15,7 @@ from random import Random
 from tools.fuzz.bases import make_bases
 from tools.fuzz.calls import quiet
 from tools.fuzz.corpus import Case
-from tools.fuzz.differences import explained
+from tools.fuzz.differences import explained, places_of
 from tools.fuzz.judge import MODULES, Answer, Verdict, judge, measure
 from tools.fuzz.kinds import KINDS, Kind
 from tools.fuzz.watch import TRAP, Watch, set_trap
@@ -89,8 +89,8 @@ class Fuzzer:
         with tempfile.TemporaryDirectory(dir=self._folder) as scratch:
             mutant = self._place(Path(scratch)) / "mutant"
             name, file = self.make(number, mutant)
-            verdict = self.verdict(name, mutant)
-            return name, file, explained(name, self.bases / KINDS[name].base, mutant, file, verdict)
+            places = places_of(name, self.bases / KINDS[name].base / file, mutant / file)
+            return name, file, explained(name, places, self.verdict(name, mutant))
 
     def replay(self, case: Case) -> Verdict:
         """What became of a case of the corpus."""

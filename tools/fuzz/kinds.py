@@ -15,6 +15,7 @@ from tools.fuzz.judge import Answer
 from tools.fuzz.mutate.gguf import mutated_gguf
 from tools.fuzz.mutate.onnx import mutated_onnx
 from tools.fuzz.mutate.plain import mutated_bytes, mutated_json, mutated_values
+from tools.fuzz.mutate.program import mutated_program
 from tools.fuzz.mutate.sealed import mutated_page, mutated_sealed, page_again, seal, sealed_again, unseal
 from tools.fuzz.mutate.tensors import mutated_safetensors
 
@@ -104,6 +105,10 @@ def _mend_page(_folder: Path, file: Path, draw: Random) -> None:
         page_again(file)
 
 
+_ENGINES = ("engines/attention_*.onnx", "engines/tokenwise_*.onnx", "head.onnx", "one_block.onnx")
+_STEPS = ("step_16_0.onnx", "step_16_4.onnx", "step_1_4.onnx", "step_1_head.onnx")
+"""Those that a generation opens."""
+
 _FOLDER = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 _EMBEDDER = ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json", "config.json")
 _JOB = ("job.json", "journal.json", "journal.json", "progress.json")
@@ -111,10 +116,10 @@ _JOB = ("job.json", "journal.json", "journal.json", "progress.json")
 KINDS: dict[str, Kind] = {
     # What a bundle holds, run and generated from
     "manifest": Kind("bundle", ("manifest.json",), mutated_json, calls.run),
-    "program": Kind("bundle", ("program.json",), mutated_json, calls.run, mend_manifest),
-    "program, generating": Kind("bundle", ("program.json",), mutated_json, calls.generate, mend_manifest, weight=2),
-    "engines": Kind("bundle", ("*.onnx",), mutated_onnx, calls.run, mend_manifest),
-    "engines, generating": Kind("bundle", ("step_*.onnx",), mutated_onnx, calls.generate, mend_manifest, weight=2),
+    "program": Kind("bundle", ("program.json",), mutated_program, calls.run, mend_manifest),
+    "program, generating": Kind("bundle", ("program.json",), mutated_program, calls.generate, mend_manifest, weight=2),
+    "engines": Kind("bundle", _ENGINES, mutated_onnx, calls.run, mend_manifest),
+    "engines, generating": Kind("bundle", _STEPS, mutated_onnx, calls.generate, mend_manifest, weight=2),
     "weights": Kind("bundle", ("weights.bin",), mutated_bytes, calls.run, mend_manifest, weight=1),
     "tokenizer": Kind("bundle", ("tokenizer.json",), mutated_json, calls.run, mend_manifest, weight=2),
     "facts": Kind("bundle", ("generation.json",), mutated_json, calls.generate, mend_manifest, weight=2),

@@ -8,6 +8,7 @@ import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from twoheads.graphs.errors import InputError
+from twoheads.runtime.generation.text import bounded_templates
 from twoheads.runtime.generation.text.chat import render_chat
 
 CHATML = """{% for message in messages %}
@@ -70,3 +71,38 @@ def test_templates_have_names_and_messages_roles():
         render_chat({}, {}, TALK)
     with pytest.raises(InputError, match="are no conversation"):
         render_chat(templates, {}, [{"content": "x"}])
+
+
+ENDLESS = {
+    "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "macros": "{% macro f(n) %}{{ f(n + 1) if n < 40 }}{{ f(n + 1) if n < 40 }}{% endmacro %}{{ f(0) }}",
+    "times": "{{ 'x' * 10 ** 10 }}",
+    "a list": "{{ [[1] * 10 ** 9] }}",
+    "a power": "{{ 10 ** (10 ** 10) }}",
+    "a product": "{{ (2 ** 60000) * (2 ** 60000) }}",
+    "doubling": "{% set x = namespace(t='12345678') %}{% for a in range(60) %}{% set x.t = x.t ~ x.t %}{% endfor %}",
+    "a sum": "{% set x = namespace(t='12345678') %}{% for a in range(60) %}{% set x.t = x.t + x.t %}{% endfor %}",
+    "replacing": "{% set x = namespace(t='x') %}{% for a in range(9) %}"
+    "{% set x.t = x.t|replace('x', 'xxxxxxxxx' * 99) %}{% endfor %}",
+    "a filter's width": "{{ 'x'|center(10 ** 10) }}",
+    "a method's width": "{{ 'x'.ljust(10 ** 10) }}",
+    "a format's width": "{{ '%9999999999d' % 1 }}",
+    "a width given": "{{ '%*d' % (9999999999, 1) }}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_a_template_ends_and_fills_no_memory(name, monkeypatch):
+    monkeypatch.setattr(bounded_templates, "MOST_STEPS", 5000)
+    monkeypatch.setattr(bounded_templates, "LONGEST", 1 << 20)
+    with pytest.raises(InputError, match="chat template"):
+        render_chat({"default": ENDLESS[name]}, {}, [{"role": "user", "content": "x"}])
+
+
+def test_what_is_bounded_gives_what_it_gave():
+    template = """{% macro f(n) %}{{ n ~ '-' ~ n * 2 }}{% endmacro %}{% for m in messages -%}
+        {{ m.role ~ ':' + m.content|indent(2) }} {{ f(loop.index) }} {{ '%3d' % 7 }} {{ 'x' * 3 }} {{ [1] + [2] }}
+        {{- ['a', 'b']|join('-') }} {{ 2 ** 10 }}{% endfor %}"""
+    messages = [{"role": "user", "content": "one"}, {"role": "dog", "content": "two"}]
+    found = render_chat({"default": template}, {}, messages)
+    assert found == "user:one 1-2   7 xxx [1, 2]a-b 1024dog:two 2-4   7 xxx [1, 2]a-b 1024"

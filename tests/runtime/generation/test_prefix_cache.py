@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -127,3 +128,22 @@ def test_a_block_that_the_cache_was_not_given_hides_those_behind_it():
     context.append(first)
     context.steps(middle)  # fills a block, and gives the cache nothing
     assert np.array_equal(context.append([*last, 5]), load(folder, threads=1).open_context().append(context.tokens))
+
+
+def test_a_page_that_is_none_is_not_waited_for_or_read(tmp_path):
+    """A pipe would wait for ever, and a file of any size fill the memory."""
+    bundle = load(bundle_folder("llama"), threads=1)
+    bundle.generation.keep_prefixes(1 << 30, tmp_path)
+    _logits(bundle, PROMPT)
+    pages = sorted(tmp_path.iterdir())
+    for pipe in (True, False):
+        for page in pages:
+            page.unlink()
+            if pipe:
+                os.mkfifo(page)
+            else:
+                page.touch()
+                os.truncate(page, 1 << 40)
+        bundle.generation.keep_prefixes(1 << 30, tmp_path)
+        with pytest.raises(InputError, match="is damaged"):
+            _logits(bundle, PROMPT)

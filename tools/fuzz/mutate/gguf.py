@@ -28,6 +28,14 @@ class _File:
     data: bytes
 
 
+@dataclass
+class _Counted:
+    """A list that says how many it has, and has none."""
+
+    kind: int
+    count: int
+
+
 class _Reader:
     def __init__(self, data: bytes) -> None:
         self.data, self.at = data, 4
@@ -70,6 +78,8 @@ def _text(text: bytes) -> bytes:
 def _value(kind: int, value: Any) -> bytes:
     if kind == STRING:
         return _text(value)
+    if isinstance(value, _Counted):
+        return struct.pack("<IQ", value.kind, value.count)
     if kind == ARRAY:
         inner, items = value
         return struct.pack("<IQ", inner, len(items)) + b"".join(_value(inner, item) for item in items)
@@ -114,6 +124,8 @@ def _change_entry(file: _File, draw: Random) -> None:
             file.entries.insert(at, list(entry))
         case 2:
             entry[0] = draw.choice((b"", b"x", key[:-1], b"general.architecture", b"tokenizer.ggml.model", b"\xff\xfe"))
+        case 3 if kind == ARRAY and draw.random() < 0.5:  # many more than there are
+            entry[2] = _Counted(value[0], draw.choice(COUNTS))
         case 3:
             entry[1:] = draw.choice(
                 ([STRING, b"x"], [4, 3], [6, float("nan")], [7, True], [ARRAY, [4, []]], [10, 2**63])
@@ -127,6 +139,8 @@ def _change_entry(file: _File, draw: Random) -> None:
             entry[2] = draw.choice((float("nan"), float("inf"), -1.0, 0.0, 1e30, value * 2))
         case _ if kind in (4, 5):
             entry[2] = draw.choice([number for number in NUMBERS if kind == 4 or number < 2**31])
+        case _:
+            pass
 
 
 def _change_tensor(file: _File, draw: Random) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -16,7 +18,7 @@ import numpy.typing as npt
 from twoheads.graphs.errors import InputError, TwoheadsError
 from twoheads.graphs.serialization.json_codec import to_json
 from twoheads.runtime.jobs.contents import read_as
-from twoheads.runtime.jobs.job import JOB, JOURNAL, Job
+from twoheads.runtime.jobs.job import JOB, JOURNAL, Job, refuse_links
 from twoheads.runtime.memory.disk_space import disk_errors, sync_folder
 
 __all__ = ["JOB_FOLDER", "ResultFolder", "Totals", "part_name"]
@@ -78,12 +80,14 @@ class ResultFolder:
         self.folder = folder
         self.totals = Totals()
         self.finished = False
+        self._digest = hashlib.sha256()
         self._identity = dict(identity)
         self._request = dict(request)
         if folder.exists() and not (folder / JOB_FOLDER).is_dir() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(str(folder), "holds other files", "name a new folder for the results")
         with disk_errors(folder, PROBLEM, FIX):
             folder.mkdir(exist_ok=True)
+        refuse_links(folder)
         self.job = Job(folder / JOB_FOLDER, resume=(folder / JOB_FOLDER / JOB).is_file())
 
     def __enter__(self) -> Self:
@@ -106,8 +110,12 @@ class ResultFolder:
         self.job.identify(self._identity, again=True)
         journal = self.job.journal()
         if journal is not None:
-            self.totals = _read_totals(journal, self.job.folder / JOURNAL)
+            held = _read_journal(journal, self.job.folder / JOURNAL)
+            self.totals = held.totals
             self.finished = self.job.finished
+            if not self.finished:
+                self._check_files()
+                self._check_index(held.index_sha256)
         if not self.finished:
             self._forget_what_the_journal_does_not_name()
         with disk_errors(self.folder, PROBLEM, FIX):
@@ -115,7 +123,8 @@ class ResultFolder:
                 left.unlink(missing_ok=True)
         self._summarize()  # of a finished one too: a kill may have come before it said so
 
-    def _forget_what_the_journal_does_not_name(self) -> None:
+    def _check_files(self) -> None:
+        """Everything that the journal names is there."""
         parts = range(self.totals.parts)
         missing = next((at for at in parts if not (self.folder / part_name(at)).is_file()), None)
         index = self.folder / INDEX
@@ -123,10 +132,28 @@ class ResultFolder:
         if missing is not None or size < self.totals.index_bytes:
             lost = INDEX if missing is None else part_name(missing)
             raise TwoheadsError(str(self.folder / lost), "is missing or was cut", "delete the folder, and run again")
+
+    def _forget_what_the_journal_does_not_name(self) -> None:
+        index = self.folder / INDEX
         with disk_errors(self.folder, PROBLEM, FIX):
             (self.folder / part_name(self.totals.parts)).unlink(missing_ok=True)
             with index.open("ab") as file:
                 file.truncate(self.totals.index_bytes)
+
+    def _check_index(self, expected: str) -> None:
+        """What is there of the index is what was written, of as many documents and parts as the journal says."""
+        path, last, lines = self.folder / INDEX, -1, 0
+        with disk_errors(path, PROBLEM, FIX), path.open("rb") if path.exists() else io.BytesIO() as file:
+            left = self.totals.index_bytes
+            while left > 0 and (line := file.readline(left)):
+                left -= len(line)
+                lines += 1
+                self._digest.update(line)
+                last = _part_of(line, last)
+        counted = (lines, last + 1)
+        if self._digest.hexdigest() != expected or counted != (self.totals.documents, self.totals.parts):
+            problem = f"is not what was written: {lines} documents in {last + 1} parts"
+            raise TwoheadsError(str(path), problem, "delete the folder, and run again")
 
     def add(self, entries: Sequence[Mapping[str, Any]], rows: npt.NDArray[np.float32] | None, done: Totals) -> None:
         """Puts a part on the disk, then its documents into the index, then both into the journal.
@@ -149,15 +176,20 @@ class ResultFolder:
             with (self.folder / INDEX).open("ab") as file:
                 file.write(lines)
                 _flush(file)
+            self._digest.update(lines)
             sync_folder(self.folder)
         self.totals = _sum(self.totals, replace(done, parts=int(rows is not None), index_bytes=len(lines)))
-        self.job.write_journal({"totals": to_json(self.totals)})
+        self.job.write_journal(self._journal())
 
     def finish(self) -> None:
         """Says that all documents are done."""
-        self.job.finish({"totals": to_json(self.totals)})
+        self.job.finish(self._journal())
         self.finished = True
         self._summarize()
+
+    def _journal(self) -> dict[str, Any]:
+        content: dict[str, Any] = to_json(_Journal(self.totals, self._digest.hexdigest()))
+        return content
 
     def _summarize(self) -> None:
         """Writes what the results are of, and how far they reach, for whoever finds them."""
@@ -172,22 +204,33 @@ class ResultFolder:
 
 @dataclass(frozen=True, slots=True)
 class _Journal:
-    """What the job's last checkpoint says."""
+    """What the job's last checkpoint says: what was done, and the sha256 of the index so far."""
 
     totals: Totals
+    index_sha256: str
 
 
-def _read_totals(journal: Mapping[str, Any], path: Path) -> Totals:
-    """The totals of a journal.
+def _read_journal(journal: Mapping[str, Any], path: Path) -> _Journal:
+    """A journal's content.
 
     Raises:
         TwoheadsError: It is none that :meth:`ResultFolder.add` writes.
     """
     content = {name: held for name, held in journal.items() if name != "finished"}
-    totals = read_as(_Journal, content, path).totals
+    held = read_as(_Journal, content, path)
+    totals = held.totals
     if any(not 0 <= getattr(totals, name) < MOST for name in _NUMBERS) or totals.failed > totals.documents:
         raise TwoheadsError(str(path), f"is damaged: it counts {to_json(totals)}", "delete the folder, and run again")
-    return totals
+    return held
+
+
+def _part_of(line: bytes, before: int) -> int:
+    """The number of the part that a line of the index names; ``before`` where it names none."""
+    try:
+        found = json.loads(line).get("part")
+        return before if found is None else int(str(found).removeprefix("part-").removesuffix(".npy"))
+    except (ValueError, AttributeError, RecursionError):
+        return before
 
 
 def part_name(part: int) -> str:

@@ -121,8 +121,11 @@ class PrefixCache:
         path = self._path(name)
         if path is None or not path.exists():
             return None
-        data = path.read_bytes()
         start = len(MAGIC) + DIGEST
+        data = b""
+        if path.is_file():  # a pipe would wait for whoever writes to it
+            with path.open("rb") as file:
+                data = file.read(start + self._page_bytes + 1)
         payload = data[start:]
         whole = data.startswith(MAGIC) and len(payload) == self._page_bytes
         if not whole or sha256(name + payload).digest() != data[len(MAGIC) : start]:

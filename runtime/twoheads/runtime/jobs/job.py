@@ -34,6 +34,7 @@ __all__ = [
     "Job",
     "lock",
     "read_checked",
+    "refuse_links",
 ]
 
 FORMAT = 2
@@ -84,6 +85,7 @@ class Job:
     def __enter__(self) -> Self:
         with disk_errors(self.folder, UNWRITTEN, RESUME):
             self.folder.mkdir(exist_ok=True)
+            refuse_links(self.folder)
             self._lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             self._take()
@@ -95,6 +97,7 @@ class Job:
     def _take(self) -> None:
         if self._lock is None or not lock(self._lock):
             raise InputError(str(self.folder), "another process runs this job", "wait for it, or name another folder")
+        refuse_links(self.folder, self.values)
         with disk_errors(self.folder, UNWRITTEN, RESUME):
             for name in (JOB, JOURNAL, PROGRESS):  # what a kill left half written
                 (self.folder / name).with_suffix(".partial").unlink(missing_ok=True)
@@ -255,6 +258,21 @@ def read_checked(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise TwoheadsError(str(path), "is damaged: it holds no object", FIX)
     return cast("dict[str, Any]", content)
+
+
+def refuse_links(*folders: Path) -> None:
+    """Refuses folders with links in them: what writes there would write somewhere else.
+
+    Raises:
+        TwoheadsError: Names the link.
+    """
+    for folder in folders:
+        if not folder.is_dir():
+            continue
+        with os.scandir(folder) as entries:
+            link = next((entry.path for entry in entries if entry.is_symlink()), None)
+        if link is not None:
+            raise TwoheadsError(link, "is a link, and would be written through", "remove it, or name another folder")
 
 
 def lock(descriptor: int) -> bool:

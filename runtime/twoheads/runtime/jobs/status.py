@@ -9,7 +9,7 @@ from typing import Any
 
 from twoheads.graphs.errors import TwoheadsError
 from twoheads.runtime.jobs.contents import FIX, JobContent, RunJournal, read_as
-from twoheads.runtime.jobs.job import JOB, JOURNAL, LOCK, PROGRESS, VALUES, Job, lock, read_checked
+from twoheads.runtime.jobs.job import JOB, JOURNAL, LOCK, PROGRESS, VALUES, Job, lock, read_checked, refuse_links
 from twoheads.runtime.memory.mapped_file import value_file
 
 __all__ = ["JobStatus", "read_status"]
@@ -53,9 +53,10 @@ def read_status(folder: Path) -> JobStatus:
         InputError: There is no job.
     """
     job = Job(folder, resume=True)
-    running = _is_running(folder)
     content = JobContent({}, {})
     try:
+        refuse_links(folder, job.values)
+        running = _is_running(folder)
         content = read_as(JobContent, read_checked(folder / JOB), folder / JOB)
         journal = job.journal() or {}
         run = read_as(RunJournal, journal, folder / JOURNAL) if "counters" in journal else None

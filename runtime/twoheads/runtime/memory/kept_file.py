@@ -26,11 +26,16 @@ class KeptFile:
         path: Created if it is missing.
         fresh: Throw away what it holds.
 
+    Raises:
+        TwoheadsError: It is a link.
+
     Attributes:
         found: Whether there was such a file.
     """
 
     def __init__(self, path: Path, *, fresh: bool) -> None:
+        if path.is_symlink():
+            raise TwoheadsError(str(path), "is a link, and would be written through", DELETE)
         self.path = path
         self.found = path.exists() and not fresh
         # What is thrown away is gone already (see sweep): a link in its place would be somebody else's.

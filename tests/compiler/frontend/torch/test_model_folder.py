@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -222,3 +223,11 @@ def test_sentence_embedding_stages_from_anybody(tmp_path: Path, listing: bytes, 
         load_source(tmp_path, weights=False)
     assert str(tmp_path) in caught.value.where
     assert "transformers can't read it" not in caught.value.problem
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes with names")
+def test_a_pipe_in_a_folder_is_refused_before_anybody_waits_at_it(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    os.mkfifo(tmp_path / "tokenizer_config.json")
+    with pytest.raises(CompileError, match=r"tokenizer_config\.json: is neither a file nor a folder"):
+        load_source(tmp_path, weights=False)

@@ -21,7 +21,7 @@ from twoheads.compiler.frontend.torch.source_inputs import SourceInput, attentio
 from twoheads.compiler.frontend.torch.source_pooling import default_pooling, embedder_of, stage_pooling
 from twoheads.compiler.frontend.torch.unused_weights import refuse_unused_weights
 from twoheads.compiler.frontend.torch.weights.deferred_loading import SMALL, deferred_loading
-from twoheads.compiler.frontend.torch.weights.gguf_header import gguf_config
+from twoheads.compiler.frontend.torch.weights.gguf_header import check_gguf, gguf_config
 from twoheads.graphs.errors import CompileError, InternalError
 from twoheads.graphs.program.program import Pooling
 from twoheads.graphs.serialization.bundle_format import SourceIdentity
@@ -134,6 +134,7 @@ def _from_gguf(path: Path, *, weights: bool) -> LoadedSource:
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise CompileError(str(path), "is not a GGUF file: its first bytes are not 'GGUF'", "download it again")
+    check_gguf(path)
     options = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
     if not weights:
         module = _without_weights(AutoModelForCausalLM, gguf_config(path), trust=False)

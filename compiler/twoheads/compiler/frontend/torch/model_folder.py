@@ -40,6 +40,7 @@ def read_model_config(folder: Path, *, trust_remote_code: bool) -> dict[str, Any
         CompileError: It is none, or asks for code, kernels or weights from elsewhere; names the entry.
     """
     path = folder / CONFIG
+    _refuse_odd_files(folder)
     if not path.is_file():
         problem = f"is not a model folder: it has no {CONFIG}"
         raise CompileError(str(folder), problem, "give a Hugging Face model folder")
@@ -53,6 +54,13 @@ def read_model_config(folder: Path, *, trust_remote_code: bool) -> dict[str, Any
         _refuse_code(path, entries)
     _refuse_weights_elsewhere(folder)
     return entries
+
+
+def _refuse_odd_files(folder: Path) -> None:
+    """Refuses pipes and devices, at which a library would wait for ever."""
+    odd = [path for path in sorted(folder.iterdir()) if path.exists() and not (path.is_file() or path.is_dir())]
+    if odd:
+        raise CompileError(str(odd[0]), "is neither a file nor a folder", DOWNLOAD)
 
 
 def read_folder_json(path: Path, largest: int = LARGEST) -> Any:

@@ -1,7 +1,8 @@
 """Conversations as the text that a model was trained on: its own Jinja template, rendered in a sandbox.
 
-A template comes with the model, so it is foreign code: it runs in Jinja's immutable sandbox, sees plain data only, and
-reaches nothing else. What it may call beside Jinja's own is what transformers gives to chat templates.
+A template comes with the model, so it is foreign code: it runs in Jinja's immutable sandbox, with an end to loops and
+to the size of texts, sees plain data only, and reaches nothing else. What it may call beside Jinja's own is what
+transformers gives to chat templates.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ def render_chat(
         "add_generation_prompt": add_generation_prompt,
     }
     try:
-        return str(_compiled(text).render(**given))
+        compiled = _compiled(text)
+        compiled.environment.begin()
+        return str(compiled.render(**given))
     except InputError:
         raise
     except Exception as error:  # a template may raise anything, and so may what it is given
@@ -93,7 +96,8 @@ def _compiled(text: str) -> Any:
         from jinja2 import TemplateError, TemplateSyntaxError
         from jinja2.ext import Extension, loopcontrols
         from jinja2.nodes import Node
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        from twoheads.runtime.generation.text.bounded_templates import BoundedEnvironment
     except ImportError as error:
         raise InputError("messages", "need the package jinja2, which is not installed", PACKAGE) from error
 
@@ -110,9 +114,7 @@ def _compiled(text: str) -> Any:
     def refuse(message: str) -> NoReturn:
         raise TemplateError(message)
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
+    environment = BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     environment.filters["tojson"] = _json
     known: Any = environment.globals
     known.update(raise_exception=refuse, strftime_now=_now)

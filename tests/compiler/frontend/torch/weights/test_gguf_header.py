@@ -13,7 +13,7 @@ from transformers import AutoConfig
 
 from twoheads.compiler import plan_model
 from twoheads.compiler.frontend.torch.weights import gguf_header
-from twoheads.compiler.frontend.torch.weights.gguf_header import gguf_config
+from twoheads.compiler.frontend.torch.weights.gguf_header import check_gguf, gguf_config
 from twoheads.graphs.errors import CompileError
 
 WORDS = 37
@@ -86,3 +86,27 @@ def test_a_damaged_header_is_refused(tmp_path: Path, at: int) -> None:
     path.write_bytes(content)
     with pytest.raises(CompileError):
         plan_model(path, block_size=16)
+
+
+@pytest.mark.parametrize("kind", [4, 6, 8])
+@pytest.mark.parametrize("count", [2**31, 2**40, 2**63])
+def test_a_list_that_is_longer_than_the_file(tmp_path: Path, kind: int, count: int) -> None:
+    """The library would read a number that is not there for each of its entries."""
+    path = write(tmp_path / "model.gguf", vocabulary=WORDS, head=True)
+    data = path.read_bytes()
+    entries = struct.unpack_from("<Q", data, 16)[0]
+    entry = struct.pack("<Q", 3) + b"x.y" + struct.pack("<IIQ", 9, kind, count)
+    path.write_bytes(data[:16] + struct.pack("<Q", entries + 1) + entry + data[24:])
+    with pytest.raises(CompileError, match="header that is damaged"):
+        check_gguf(path)
+
+
+def test_tensors_of_endless_dimensions(tmp_path: Path) -> None:
+    path = write(tmp_path / "model.gguf", vocabulary=WORDS, head=False)
+    data = path.read_bytes()
+    name = b"token_embd.weight"
+    at = data.index(name) + len(name)
+    for dimensions in (9, 2**31):
+        path.write_bytes(data[:at] + struct.pack("<I", dimensions) + data[at + 4 :])
+        with pytest.raises(CompileError, match=f"a tensor of {dimensions} dimensions"):
+            check_gguf(path)

@@ -14,13 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from twoheads.graphs.errors import CompileError
 from twoheads.graphs.scratch import scratch_folder
 
-__all__ = ["LeanGguf", "gguf_config", "lean_gguf"]
+__all__ = ["LeanGguf", "check_gguf", "gguf_config", "lean_gguf"]
 
 TOKENIZER, TOKENS = b"tokenizer.", b"tokenizer.ggml.tokens"
 CUT = 2
 """Entries that are left of a list; the library takes a list of one for no list."""
+
+MOST_DIMENSIONS = 8
+"""Of a tensor; the library has 4."""
 
 STRING, ARRAY = 8, 9
 SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
@@ -43,6 +47,20 @@ def gguf_config(path: Path) -> Any:
         return (
             AutoConfig.from_pretrained(file.parent, vocab_size=lean.tokens, **options) if _counted(config) else config
         )
+
+
+def check_gguf(path: Path) -> None:
+    """Refuses a file whose header says more than the file holds: the library would read it entry by entry for ever.
+
+    Raises:
+        CompileError: It is cut or damaged, or of a kind that is not read here.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            _Header(data).cut()
+        except (ValueError, KeyError, struct.error) as error:
+            problem = f"has a header that is damaged: {error!s:.100}"
+            raise CompileError(str(path), problem, "download it again") from None
 
 
 def _counted(config: Any) -> bool:
@@ -111,7 +129,9 @@ class _Header:
         for _ in range(tensors):
             self._string()
             (dimensions,) = self._take("<I")
-            self.at += 8 * dimensions + 12  # sizes, type and offset
+            if dimensions > MOST_DIMENSIONS:
+                raise ValueError(f"a tensor of {dimensions} dimensions")
+            self._move(8 * dimensions + 12)  # sizes, type and offset
         return [*parts, self.data[start : self.at]], tokens
 
     def _cut_list(self) -> tuple[int, bytes]:
@@ -128,17 +148,22 @@ class _Header:
 
     def _skip_items(self, kind: int, count: int) -> None:
         if kind != STRING:
-            self.at += SIZES[kind] * count
+            self._move(SIZES[kind] * count)
             return
         unpack, data, at = struct.Struct("<Q").unpack_from, self.data, self.at
         for _ in range(count):  # of a large vocabulary, half a million times
             at += 8 + unpack(data, at)[0]
-        self.at = at
+        self._move(at - self.at)
 
     def _string(self) -> bytes:
         (size,) = self._take("<Q")
-        self.at += size
+        self._move(size)
         return self.data[self.at - size : self.at]
+
+    def _move(self, nbytes: int) -> None:
+        self.at += nbytes
+        if self.at > len(self.data):
+            raise ValueError("it ends behind the file")
 
     def _take(self, layout: str) -> tuple[Any, ...]:
         found = struct.unpack_from(layout, self.data, self.at)
