@@ -8,6 +8,7 @@ import torch
 
 from tests.runtime.generation.decoders import BLOCK, bundle, gemma, llama, original_logits, tokens
 from twoheads.graphs.errors import InputError
+from twoheads.runtime.generation.choosing.draft import DraftGuesses
 from twoheads.runtime.generation.choosing.lookup import PromptLookup
 from twoheads.runtime.generation.results import Generated, Piece
 
@@ -150,6 +151,47 @@ def test_guesses_change_no_token(name, options):
     assert made.logprobs == pytest.approx(plain.logprobs, abs=1e-4)
     assert 0 < made.right_guesses <= made.guessed_tokens
     assert made.engine_calls < plain.engine_calls
+
+
+@pytest.mark.parametrize("draft", ["llama", "gemma"])
+@pytest.mark.parametrize("options", [{}, {"do_sample": True, "seed": 5, "temperature": 0.8}], ids=["greedy", "sampled"])
+def test_a_draft_changes_no_bit(draft, options):
+    given = {"max_new_tokens": 70, "ignore_eos": True, "steady": True, "return_logits": True, **options}
+    plain = _one(bundle("llama").generate(tokens(20), **given))
+    with bundle("llama").open_context() as context:
+        made = _one(bundle("llama").generate(tokens(20), speculate=bundle(draft), context=context, **given))
+        assert context.tokens == [*tokens(20), *made.tokens]
+    assert made.tokens == plain.tokens
+    assert made.logits is not None
+    assert plain.logits is not None
+    assert np.array_equal(made.logits, plain.logits)
+    assert made.right_guesses <= made.guessed_tokens
+    if draft == "llama" and not options:  # it guesses what it would choose
+        assert made.right_guesses == made.guessed_tokens > 40
+    if draft == "gemma":  # another random model: guesses that do not come true are given up
+        assert made.guessed_tokens < 70
+
+
+def test_a_draft_follows_the_sequence_through_wrong_guesses():
+    context = bundle("gemma").open_context()
+    draft = DraftGuesses(context, tokens(30), 7)
+    fresh = bundle("gemma").open_context()
+    logits, expected = fresh.append(tokens(30)), list[int]()
+    for _ in range(4):
+        expected.append(int(logits.argmax()))
+        logits = fresh.step(expected[-1])
+    assert draft.guess() == expected
+    for token in (7, 8):
+        draft.add(token)
+    draft.learn(4, 0)
+    again = bundle("gemma").open_context()
+    assert draft.guess() == [int(again.append([*tokens(30), 7, 8]).argmax())]
+    assert context.tokens == [*tokens(30), 7, 8]
+
+
+def test_what_drafts_nothing_is_refused():
+    with pytest.raises(InputError, match="speculate"):
+        bundle("llama").generate([5], speculate="gemma")
 
 
 def test_wrong_guesses_are_left_alone():

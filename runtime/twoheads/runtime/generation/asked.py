@@ -16,7 +16,6 @@ KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "seed": ((int, np.integer), "give a whole number, 0 or more"),
     "ignore_eos": ((bool,), "give true or false"),
     "return_logits": ((bool,), "give true or false"),
-    "speculate": ((bool,), "give true or false"),
     "steady": ((bool,), "give true or false"),
     "json_schema": ((Mapping, str), "give a schema as JSON"),
     "regex": ((str,), TEXT),

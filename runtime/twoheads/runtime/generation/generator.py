@@ -21,6 +21,8 @@ from twoheads.runtime.bundle.tokenizer import Tokenizer
 from twoheads.runtime.bundle.weights import Weights
 from twoheads.runtime.generation.asked import check_asked, check_prompt
 from twoheads.runtime.generation.choosing.constraint import read_constraint
+from twoheads.runtime.generation.choosing.draft import DraftGuesses, Guesser
+from twoheads.runtime.generation.choosing.lookup import PromptLookup
 from twoheads.runtime.generation.choosing.processors import LogitsProcessor
 from twoheads.runtime.generation.choosing.settings import Settings
 from twoheads.runtime.generation.context import Context
@@ -33,6 +35,7 @@ from twoheads.runtime.generation.sequence_run import Call, SequenceRun
 from twoheads.runtime.generation.text.chat import Message, render_chat
 from twoheads.runtime.generation.text.model_facts import ModelFacts, read_facts
 from twoheads.runtime.generation.text.text_stream import TextStream
+from twoheads.runtime.generation.text.vocabulary import vocabulary
 from twoheads.runtime.reports.notices import notices
 
 __all__ = ["Generator", "Pieces", "Prompt"]
@@ -144,8 +147,8 @@ class Generator:
             ignore_eos: Go on behind tokens that end it.
             logits_processor: Called with the tokens and the logits ``[classes]``; returns others.
             return_logits: Keep the model's logits.
-            speculate: Guess tokens from what stood behind the same ones before, and compute several in one call. What
-                is chosen is what would be chosen without; texts that copy come faster.
+            speculate: Guess tokens from what stood behind the same ones before, or by a smaller bundle of the same
+                vocabulary, the draft, and compute several in one call. What is chosen is what would be chosen without.
             steady: Compute every token by the engine of 8 rows, which is slower: logits then have the bits that a
                 prompt's have, and those of a batch (:meth:`twoheads.runtime.LoadedBundle.open_batch`).
             json_schema: Let the text be JSON of this schema (needs the package llguidance).
@@ -226,7 +229,7 @@ class Generator:
         ignore_eos: bool = False,
         logits_processor: LogitsProcessor | Sequence[LogitsProcessor] = (),
         return_logits: bool = False,
-        speculate: bool = False,
+        speculate: bool | Generator = False,
         steady: bool = False,
         json_schema: Mapping[str, Any] | str | None = None,
         regex: str | None = None,
@@ -240,7 +243,6 @@ class Generator:
             seed=seed,
             ignore_eos=ignore_eos,
             return_logits=return_logits,
-            speculate=speculate,
             steady=steady,
             json_schema=json_schema,
             regex=regex,
@@ -261,9 +263,33 @@ class Generator:
         seeds: tuple[np.random.SeedSequence | None, ...] = (None,)
         if wanted.do_sample:
             seeds = tuple(np.random.SeedSequence(seed).spawn(wanted.num_return_sequences))
-        guesses = self._engines.steps.rows[1] - 1 if speculate else 0
-        kept = context is not None
-        return Call(used, kept, tokens, wanted, own, seeds, return_logits, guesses, steady, constraint, began, calls)
+        kept, guesser = context is not None, self._guesser(speculate)
+        return Call(used, kept, tokens, wanted, own, seeds, return_logits, guesser, steady, constraint, began, calls)
+
+    def _guesser(self, speculate: bool | Generator) -> Callable[[Sequence[int]], Guesser] | None:
+        """What guesses the tokens of a sequence, by ``speculate`` of a call.
+
+        Raises:
+            InputError: It is neither true nor false nor a draft; or the draft has other tokens.
+        """
+        most = self._engines.steps.rows[1] - 1
+        if isinstance(speculate, Generator):
+            draft = speculate
+            self._check_draft(draft)
+            return lambda tokens: DraftGuesses(draft.open_context(), tokens, most)
+        if not isinstance(speculate, bool):
+            raise InputError("speculate", f"is {speculate!r:.60}", "give true, false, or the bundle of a draft")
+        return (lambda tokens: PromptLookup(tokens, most)) if speculate else None
+
+    def _check_draft(self, draft: Generator) -> None:
+        """A draft's tokens are this model's."""
+        own, other = self._engines.steps.tokens.limit, draft.steps.tokens.limit
+        if own != other:
+            problem = f"has a vocabulary of {other} tokens, and the model one of {own}"
+            raise InputError("draft", problem, "draft with a model of the same vocabulary")
+        files = self._bundle.tokenizer_file, draft._bundle.tokenizer_file
+        if vocabulary(files[0]) != vocabulary(files[1]):
+            raise InputError("draft", "has other tokens than the model", "draft with a model of the same tokenizer")
 
     def notes(self, call: Call) -> tuple[str, ...]:
         """What the caller should know about what comes out: of a context without the call's prompt yet."""

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from twoheads.runtime.generation.choosing.chooser import Chooser
 from twoheads.runtime.generation.choosing.constraint import Constraint
-from twoheads.runtime.generation.choosing.lookup import PromptLookup
+from twoheads.runtime.generation.choosing.draft import Guesser
 from twoheads.runtime.generation.choosing.processors import LogitsProcessor, processors
 from twoheads.runtime.generation.choosing.settings import Settings
 from twoheads.runtime.generation.choosing.warpers import log_softmax
@@ -35,7 +35,7 @@ class Call:
         own: The caller's processors.
         seeds: Of every sequence; ``None`` for the most likely tokens.
         logits: Whether they are kept.
-        guesses: How many tokens may be guessed at a time; 0 for none.
+        guesser: Makes what guesses the tokens behind a sequence, if they are guessed.
         steady: Whether all tokens are computed by kernels of several rows.
         constraint: What the text keeps to, if anything.
         began: When the call began.
@@ -49,7 +49,7 @@ class Call:
     own: tuple[LogitsProcessor, ...]
     seeds: tuple[np.random.SeedSequence | None, ...]
     logits: bool
-    guesses: int
+    guesser: Callable[[Sequence[int]], Guesser] | None
     steady: bool
     constraint: Constraint | None
     began: float
@@ -80,7 +80,8 @@ class SequenceRun:
     ) -> None:
         self._context, self._settings, self._keep = context, call.settings, call.logits
         self._prompt = len(context)
-        self._own, self._seed, self._guesses = call.own, seed, call.guesses
+        self._own, self._seed, self._new_guesser = call.own, seed, call.guesser
+        self._guesser: Guesser | None = None
         self._constraint, self._steady = call.constraint, call.steady
         self.ended = False
         self.guessed = self.right = 0
@@ -120,28 +121,29 @@ class SequenceRun:
         """
         context = self._context
         self.begin()
-        lookup = PromptLookup(context.tokens, self._guesses) if self._guesses else None
+        guesser = self._guesser = None if self._new_guesser is None else self._new_guesser(context.tokens)
         rows, guesses = [logits], list[int]()
         while not self.ended:
             piece = self.choose(rows.pop(0))
             yield piece
             if self.ended:
                 break
-            if lookup is not None:
-                lookup.add(piece.token)
+            if guesser is not None:
+                guesser.add(piece.token)
             if guesses and guesses.pop(0) == piece.token:
                 self.right += 1
                 continue
             if len(context) >= len(self._tokens):
                 context.rollback(len(self._tokens) - 1)
-            rows, guesses = self._advance(lookup, piece.token)
+            rows, guesses = self._advance(guesser, piece.token)
 
-    def _advance(self, lookup: PromptLookup | None, token: int) -> tuple[list[npt.NDArray[np.float32]], list[int]]:
+    def _advance(self, guesser: Guesser | None, token: int) -> tuple[list[npt.NDArray[np.float32]], list[int]]:
         """Computes ``token``, with guesses behind it if there are any; the logits behind each, and the guesses."""
-        if lookup is not None:
-            if self.guessed > lookup.guessed:
-                lookup.learn(self.guessed - lookup.guessed, self.right - lookup.right)
-            if guesses := lookup.guess():
+        if guesser is not None:
+            if self.guessed > guesser.guessed:
+                guesser.learn(self.guessed - guesser.guessed, self.right - guesser.right)
+            left = self._most - len(self._pieces) - 1  # the last token needs no guess behind it
+            if left and (guesses := guesser.guess()[:left]):
                 self.guessed += len(guesses)
                 return list(self._context.steps([token, *guesses])), guesses
         if self._steady:
@@ -151,6 +153,8 @@ class SequenceRun:
     def close(self, *, kept: bool) -> None:
         """Ends it: a context that is kept gets the last token as well, any other one is closed."""
         total = self._prompt + len(self._pieces)
+        if self._guesser is not None:
+            self._guesser.close()
         if not kept:
             self._context.close()
         elif len(self._context) > total:

@@ -114,10 +114,12 @@ class LoadedBundle(RunContext):
     def generate(self, prompt: Prompt, **options: Any) -> Generated | list[Generated]:
         """Continues a text, tokens or a conversation; see :meth:`Generator.generate` for the options.
 
+        ``speculate`` may be another loaded bundle, which drafts.
+
         Raises:
             InputError: As :attr:`generation`, and as there.
         """
-        return self.generation.generate(prompt, **options)
+        return self.generation.generate(prompt, **_with_draft(options))
 
     def stream(self, prompt: Prompt, **options: Any) -> Pieces:
         """The same, token by token; see :meth:`Generator.stream`.
@@ -125,7 +127,7 @@ class LoadedBundle(RunContext):
         Raises:
             InputError: As :meth:`generate`.
         """
-        return self.generation.stream(prompt, **options)
+        return self.generation.stream(prompt, **_with_draft(options))
 
     def save_context(self, context: Context, path: str | os.PathLike[str]) -> None:
         """Writes a context to a file, which :meth:`load_context` reads.
@@ -279,3 +281,9 @@ class LoadedBundle(RunContext):
         (result,) = execute(self, self.executor, group, sink=sink, progress=progress, job=job)
         give_notices(result.report.warnings)
         return result
+
+
+def _with_draft(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a call, a bundle that drafts among them as what generates with it."""
+    draft = options.get("speculate")
+    return {**options, "speculate": draft.generation} if isinstance(draft, LoadedBundle) else options

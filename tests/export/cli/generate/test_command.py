@@ -8,6 +8,9 @@ import re
 
 import numpy as np
 
+from tests.runtime.generation.decoders import bundle_folder
+from tests.runtime.tiny_bundle import rehash
+
 
 def test_json_tells_the_continuation_and_what_it_took(cli, bundle, tmp_path):
     np.save(tmp_path / "t.npy", np.arange(1, 12))
@@ -173,3 +176,19 @@ def test_a_sequence_goes_on_in_another_process(cli, bundle, tmp_path):
     assert "is damaged" in told([7], "--load-context", file).refused()
     assert "can't be read" in told([7], "--load-context", tmp_path / "none").refused()
     assert "no such folder" in told([7], "--save-context", tmp_path / "none" / "c").refused()
+
+
+def test_a_draft_has_the_same_vocabulary(cli, bundle, copied):
+    words = ("generate", bundle, "--prompt", "the cat sat on a mat", "--max-new-tokens", 12, "--ignore-eos", "--json")
+    plain = cli(*words).json
+    drafted = cli(*words, "--draft", bundle).json
+    assert drafted["tokens"] == plain["tokens"]
+    assert drafted["right_guesses"] == drafted["guessed_tokens"] > 0
+    assert drafted["engine_calls"] < plain["engine_calls"] + drafted["guessed_tokens"]
+    tokenizer = copied / "tokenizer" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace('"cat"', '"cow"'))
+    rehash(copied, "tokenizer/tokenizer.json")
+    assert "other tokens than the model" in cli(*words, "--draft", copied).refused()
+    other = bundle_folder("llama")
+    assert "a vocabulary of 64 tokens" in cli(*words, "--draft", other).refused()
+    assert "--draft" in cli(*words, "--draft", bundle, "--speculate").refused()

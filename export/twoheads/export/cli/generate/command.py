@@ -124,6 +124,10 @@ class GenerateOptions:
         bool,
         typer.Option("--speculate", help="Guess tokens that came before: copies come faster."),
     ] = False
+    draft: Annotated[
+        Path | None,
+        typer.Option("--draft", metavar="BUNDLE", help="Guess by this smaller bundle of the same vocabulary instead."),
+    ] = None
     load_context: Annotated[
         Path | None, typer.Option("--load-context", metavar="FILE", help="Continue what --save-context left there.")
     ] = None
@@ -170,7 +174,7 @@ def command(bundle: options.Bundle, asked: GenerateOptions) -> None:
     made = loaded.generate(
         prompt,
         context=context,
-        speculate=asked.speculate,
+        speculate=asked.speculate if asked.draft is None else asked.engines.load(asked.draft),
         steady=asked.steady,
         streamer=None if asked.as_json else _print,
         **settings,

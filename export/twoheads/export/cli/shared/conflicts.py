@@ -46,6 +46,8 @@ CONFLICTS = (
         "--for", "--dtype", "what is built for an accelerator begins with float32: choose by twoheads build --precision"
     ),
     Conflict("--speculate", "--prompts", "guesses take the rows that other prompts need"),
+    Conflict("--draft", "--prompts", "guesses take the rows that other prompts need"),
+    Conflict("--draft", "--speculate", "guesses are a draft's, or those of the text so far"),
     Conflict("--load-context", "--prompts", "a context is of one sequence"),
     Conflict("--save-context", "--prompts", "a context is of one sequence"),
     Conflict("--steady", "--prompts", "prompts of a file are computed so anyhow"),

@@ -70,3 +70,6 @@ class PromptLookup:
         self._credit = min(MOST_CREDIT, self._credit + right - NEEDED)
         if self._credit < 0:
             self._credit, self._pause = 0.0, PAUSE
+
+    def close(self) -> None:
+        """Nothing is held."""
