@@ -91,6 +91,6 @@ with NpzWriter({str(tmp_path / "out.npz")!r}) as file:
         assert process.stdout.readline() == "running\n"
         time.sleep(0.7)  # in the middle of the first attention's 39 million tiles
         process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=30)
+        _, error = process.communicate(timeout=300)
     assert "KeyboardInterrupt" in error.splitlines()[-1]
     assert [file.name for file in tmp_path.iterdir()] == ["bundle"]
