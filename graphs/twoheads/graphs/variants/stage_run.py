@@ -199,8 +199,8 @@ def whole_body(program: Program) -> StageRun | None:
     while end < len(program.body) and _fits(program, program.body[end], values):
         end += 1
     stages = program.body[first:end]
-    kinds = TokenwiseStage | AttentionStage | ScanStage
-    inside = tuple(stage for stage in stages if isinstance(stage, kinds) and _fits(program, stage, values))
+    held = (stage for stage in stages if isinstance(stage, TokenwiseStage | AttentionStage | ScanStage))
+    inside = tuple(stage for stage in held if _fits(program, stage, values))
     return StageRun(program, first, inside) if len(inside) == end - first else None
 
 
