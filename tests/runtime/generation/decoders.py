@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 
+from tests.compiler.hybrids import hybrid
 from twoheads.compiler import compile_model
 from twoheads.export import write_bundle
 from twoheads.runtime import LoadedBundle, load
@@ -56,6 +57,12 @@ def gemma() -> Any:
 
 
 @cache
+def qwen() -> Any:
+    """Gated delta rules with short convolutions, and full attention in the last layer."""
+    return hybrid("qwen3_next")
+
+
+@cache
 def _folder() -> TemporaryDirectory[str]:
     """Where the bundles lie; removed when the process ends."""
     return TemporaryDirectory(prefix="decoders-")
@@ -63,8 +70,8 @@ def _folder() -> TemporaryDirectory[str]:
 
 @cache
 def bundle_folder(name: str) -> Path:
-    """The bundle of the model ``llama`` or ``gemma``."""
-    model = {"llama": llama, "gemma": gemma}[name]()
+    """The bundle of the model ``llama``, ``gemma`` or ``qwen``."""
+    model = {"llama": llama, "gemma": gemma, "qwen": qwen}[name]()
     return write_bundle(compile_model(model, block_size=BLOCK), Path(_folder().name) / name)
 
 

@@ -9,13 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.runtime.generation.decoders import BLOCK, bundle, bundle_folder, gemma, llama, original_logits, tokens
+from tests.runtime.generation.decoders import BLOCK, bundle, bundle_folder, gemma, llama, original_logits, qwen, tokens
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.variants.step_calls import Pieces, generation_plan
 from twoheads.runtime import load
 from twoheads.runtime.generation.context import Context
 
-MODELS = {"llama": llama, "gemma": gemma}
+MODELS = {"llama": llama, "gemma": gemma, "qwen": qwen}
+BOUNDS = {"llama": 1e-5, "gemma": 1e-5, "qwen": 1e-4}
+"""Of errors, as shares of the largest logit; the library's own float32 states are off by 2e-5."""
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -27,7 +29,7 @@ def test_every_step_is_that_of_the_original(name, prompt):
         logits = [context.append(sequence[:prompt])]
         logits += [context.step(token) for token in sequence[prompt:]]
     error = np.abs(np.stack(logits) - expected[prompt - 1 :]).max()
-    assert error < 1e-5 * np.abs(expected).max()
+    assert error < BOUNDS[name] * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -35,7 +37,7 @@ def test_contexts_longer_than_the_widest_engine_are_exact(name):
     widest = 33 * BLOCK
     sequence = tokens(2 * widest + 100)
     expected = original_logits(MODELS[name](), sequence)
-    floor = 1e-5 * np.abs(expected).max()
+    floor = BOUNDS[name] * np.abs(expected).max()
     with bundle(name).open_context() as context:
         for stop in (widest - 2, 2 * widest - 40, 2 * widest + 3):
             assert np.abs(context.append(sequence[len(context) : stop]) - expected[stop - 1]).max() < floor
@@ -134,6 +136,22 @@ def test_pieces_cover_what_is_new_in_calls_of_one_block(start, count):
 def test_a_short_prompt_costs_small_calls():
     assert [rows for _, _, rows in Pieces(0, 16, 256, 8)] == [8, 8]
     assert [rows for _, _, rows in Pieces(0, 200, 256, 8)] == [256]
+
+
+def test_states_are_kept_in_no_cache():
+    with pytest.raises(InputError, match="has a state"):
+        load(bundle_folder("qwen"), threads=1).generation.keep_prefixes(1 << 20)
+
+
+def test_states_are_kept_in_no_file(tmp_path):
+    loaded = load(bundle_folder("qwen"), threads=1)
+    with loaded.open_context() as context, pytest.raises(InputError, match="has a state, which no file keeps"):
+        loaded.save_context(context, tmp_path / "context")
+
+
+def test_states_join_no_batch():
+    with pytest.raises(InputError, match="has a state"):
+        load(bundle_folder("qwen"), threads=1).open_batch()
 
 
 def test_what_can_not_be_is_refused():

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 from twoheads.export.bundle.engine_files import save_engine
 from twoheads.export.emit.fused.batch import batch_attention_model
 from twoheads.export.emit.fused.step import step_model
+from twoheads.export.emit.scans.scan import scan_model
 from twoheads.export.emit.tile_attention import attention_model
 from twoheads.export.emit.tokenwise import emit_tokenwise
+from twoheads.graphs.program.engines.scan import STEP as SCAN_STEP
 from twoheads.graphs.serialization.bundle_format import ENGINES, WEIGHTS, WeightEntry
 from twoheads.graphs.variants.batch_steps import BATCH_ROWS, BatchSteps
-from twoheads.graphs.variants.steps import CAPACITIES, Steps, step_steps, with_rows
+from twoheads.graphs.variants.steps import Steps, step_steps, with_rows
 from twoheads.runtime.bundle.weights import Weights
 
 if TYPE_CHECKING:
@@ -43,11 +45,11 @@ def write_steps(
     steps = step_steps(compiled.program)
     if steps is None:
         return
-    total = len(steps.rows) * (len(CAPACITIES) + 1) - 1
+    total = len(steps.rows) * (len(steps.capacities) + 1) - 1
     done = 0
     for rows in steps.rows:
         used = models if rows == compiled.program.block_size else _resized(compiled, rows)
-        for capacity in CAPACITIES:
+        for capacity in steps.capacities:
             tell(done, total)
             if not _write_step(steps, rows, capacity, used, folder, entries):
                 return
@@ -58,7 +60,8 @@ def write_steps(
         _write_tiles(steps, rows, folder)
         if rows != compiled.program.block_size:
             _write_regions(steps, rows, used, folder, entries)
-    _write_batch(compiled, steps, models, folder, entries)
+    if not steps.states:
+        _write_batch(compiled, steps, models, folder, entries)
 
 
 def _write_batch(
@@ -115,7 +118,10 @@ def _write_heads(
 
 
 def _write_tiles(steps: Steps, rows: int, folder: Path) -> None:
-    """Attention tile by tile, of a step over more keys than any capacity."""
+    """Scans, and attention tile by tile, of a step over more keys than any capacity."""
+    for scan in {steps.scan(scanned, rows) for scanned, _ in steps.body.scans} if steps.kept else ():
+        file = folder / ENGINES / f"{scan.name}.{SCAN_STEP}.onnx"
+        save_engine(scan_model(scan, SCAN_STEP), file, *scan.ports(SCAN_STEP), {})
     for tile, variants in steps.tiles(rows).items():
         for variant in variants:
             file = folder / ENGINES / f"{tile.name}.{variant}.onnx"

@@ -49,7 +49,7 @@ class GenerationPlan:
         prompt_calls: Engine calls until the first of them.
         step_calls: Those of all others together, without speculation.
         last_step_calls: Those of the last step alone.
-        kept_bytes: Keys and values at the end; of what is reserved and not written the system provides nothing.
+        kept_bytes: Keys, values and states at the end; of what is reserved and not written the system provides nothing.
     """
 
     prompt_tokens: int
@@ -81,8 +81,8 @@ def generation_plan(program: Program, prompt: int, new: int) -> GenerationPlan:
     later, last, steady = 0, 0, prompt
     for at in range(prompt, prompt + new - 1):
         last = _calls(steps, at // block) + heads
-        if steps.has_rings and (at + 1) % block == 0:
-            last += _append_calls(steps, steady, at + 1)
+        if (steps.has_rings or steps.states) and (at + 1) % block == 0:
+            last += _append_calls(steps, steady - steady % block if steps.states else steady, at + 1)
             steady = at + 1
         later += last
     return GenerationPlan(prompt, new, begin, later, last, _kept_bytes(steps, prompt + new - 1))
@@ -108,7 +108,7 @@ def _kept_bytes(steps: Steps, tokens: int) -> int:
     block = steps.program.block_size
     blocks = tokens // block
     capacity = steps.capacity(blocks)
-    total = 0
+    total = 4 * sum(port.nbytes for port in steps.states)
     for entry in steps.kept:
         held = entry.blocks(CAPACITIES[-1] if capacity is None else capacity)
         if capacity is None and entry.ring is None:

@@ -22,6 +22,7 @@ from twoheads.graphs.masks.bands import band_of
 from twoheads.graphs.masks.expressions import Mask
 from twoheads.graphs.program.engines.fused import FusedEngine
 from twoheads.graphs.program.engines.port import Port
+from twoheads.graphs.program.engines.scan import COUNT, resized_scan
 from twoheads.graphs.program.program import (
     COUNTING,
     TOKENS,
@@ -31,6 +32,8 @@ from twoheads.graphs.program.program import (
     Input,
     Program,
     RelativeBias,
+    ScanEngine,
+    ScanStage,
     TokenwiseEngine,
     TokenwiseStage,
     Value,
@@ -146,7 +149,8 @@ class StepEngine(FusedEngine):
 
     Its input ports are the program's inputs, :data:`INDEX` unless it computes whole blocks, what is added to scores,
     and of every kept value the whole blocks (unless the capacity is 0) and the open block (as :data:`INDEX`). Its
-    output ports are the hidden states and the new rows of every kept value.
+    output ports are the hidden states and the new rows of every kept value. Scans have their states beside, and a
+    ``count`` says how many rows are there, so that the others leave the states as they are.
 
     Attributes:
         rows: Tokens of a call.
@@ -176,6 +180,16 @@ class Steps:
     layers: tuple[tuple[str, int], ...]
 
     @property
+    def states(self) -> tuple[Port, ...]:
+        """The states of all scans, in order, as input ports."""
+        return tuple(replace(engine.state, name=f"state_{at}") for at, (_, engine) in enumerate(self.body.scans))
+
+    @property
+    def capacities(self) -> tuple[int, ...]:
+        """Those of the engines that there are, ascending; of a program that keeps no keys, 0."""
+        return CAPACITIES if self.kept else CAPACITIES[:1]
+
+    @property
     def tokens(self) -> Input:
         """The input that holds the tokens."""
         return next(entry for entry in self.program.inputs if entry.source == "argument")
@@ -192,6 +206,8 @@ class Steps:
 
     def capacity(self, blocks: int) -> int | None:
         """The least capacity that holds as many whole blocks; ``None`` where none does."""
+        if not self.kept:
+            return 0
         if all(entry.ring is not None for entry in self.kept):
             blocks = min(blocks, max(entry.ring.blocks for entry in self.kept if entry.ring is not None))
         return next((capacity for capacity in CAPACITIES if capacity >= blocks), None)
@@ -203,6 +219,8 @@ class Steps:
         inputs = [_port(f"input_{at}", values[name], rows) for at, name in enumerate(self.body.inputs)]
         if rows < block:
             inputs.append(Port(INDEX, "int64", (block,)))
+        if self.states:
+            inputs.append(Port(COUNT, "int64", (1,)))
         inputs += [
             Port(f"{MASK}_{at}", "float32", (added.heads, rows, added.keys(capacity, block)))
             for at, added in enumerate(self.added)
@@ -214,6 +232,8 @@ class Steps:
             if rows < block:
                 inputs.append(_port(f"open_{at}", entry.value, block))
             outputs.append(_port(f"new_{at}", entry.value, rows))
+        inputs += self.states
+        outputs += [replace(port, name=f"next_{port.name}") for port in self.states]
         weights = tuple(self.body.weights.values())
         return StepEngine(
             f"{STEP}{rows}_{capacity}", tuple(inputs), tuple(outputs), weights, 0, 0, True, rows=rows, capacity=capacity
@@ -240,6 +260,11 @@ class Steps:
             found.setdefault(wide, AttentionEngine.VARIANTS if ring is None else AttentionEngine.VARIANTS[1::2])
             found.setdefault(self.tile(stage, rows, 1), AttentionEngine.VARIANTS[1::2])
         return found
+
+    def scan(self, stage: ScanStage, rows: int) -> ScanEngine:
+        """The engine of a scan for ``rows`` tokens, likewise."""
+        engine = with_rows(self.program, rows).engine_of(ScanEngine, stage.engine)
+        return replace(engine, name=f"{STEP}{rows}_{engine.name}")
 
     def heads(self, rows: int) -> tuple[tuple[TokenwiseStage, TokenwiseEngine], ...]:
         """The stages from hidden states to logits with engines of ``rows`` tokens, in order."""
@@ -304,8 +329,6 @@ def step_obstacle(program: Program) -> CompileError | None:
         if entry.source not in ("argument", "zeros", *COUNTING):
             problem = f"reads {entry.source}, which changes with every token that is added"
             return CompileError(f"input {entry.value.name}", problem, "generate with the original")
-    for scan in program.scans:
-        return CompileError(scan.name, "keeps a state, which no step engine extends yet", "generate with the original")
     for stage in program.attentions:
         if problem := _attention_problem(program, stage):
             return CompileError(stage.name, problem, "generate with the original, or compile with --lowering tile")
@@ -337,6 +360,8 @@ def with_rows(program: Program, rows: int) -> Program:
     sized: dict[str, Engine] = {
         engine.name: replace(engine, block_size=rows, key_tile=rows) for engine in program.tile_engines
     }
+    scans = (engine for engine in program.engines if isinstance(engine, ScanEngine))
+    sized |= {engine.name: resized_scan(engine, rows) for engine in scans}
     for stage, engine in reversed(program.bindings):  # the first stage that an engine has decides
         read = zip(engine.inputs, stage.inputs, strict=True)
         made = zip(engine.outputs, stage.outputs, strict=True)

@@ -14,6 +14,7 @@ from twoheads.runtime.bundle.weights import Weights
 from twoheads.runtime.generation.added import AddedScores
 from twoheads.runtime.generation.engines import StepEngines
 from twoheads.runtime.generation.kept_rows import KeptBlocks
+from twoheads.runtime.generation.kept_states import KeptStates
 from twoheads.runtime.generation.long_step import LongStep
 from twoheads.runtime.generation.prefix_cache import PrefixCache, following
 from twoheads.runtime.generation.step import BoundStep, Heads
@@ -26,7 +27,7 @@ class Context:
 
     What :meth:`append` computes depends, to the bit, on the tokens alone: not on how they were split. Tokens that
     :meth:`step` adds one by one are computed by other kernels (the last bits may differ), so ``append`` computes them
-    again first, with its own.
+    again first, with its own. Where layers have states, both begin with the open block: its first state is kept.
 
     Args:
         engines: What computes.
@@ -59,6 +60,7 @@ class Context:
         self._names: list[bytes] = []
         """Of the whole blocks that ``append`` computed, as the cache calls them."""
         self._kept: KeptBlocks | None = KeptBlocks(engines.steps) if kept is None else kept
+        self._states = KeptStates(engines.steps)
         self._steps: dict[tuple[int, bool], BoundStep | LongStep] = {}
         self._heads: dict[int, Heads] = {}
         self._steady = 0
@@ -71,8 +73,8 @@ class Context:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its keys and values."""
-        return self._arrays().nbytes
+        """Bytes of its keys, values and states."""
+        return self._arrays().nbytes + self._states.nbytes
 
     def append(self, tokens: Sequence[int] | npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Adds tokens; returns the logits ``[classes]`` of the token behind them, in float32.
@@ -95,8 +97,9 @@ class Context:
             InputError: As there.
         """
         new = self.check(tokens)
-        again = self.tokens[self._steady :]
-        self._cut(self._steady)
+        steady = self._steady_start
+        again = self.tokens[steady:]
+        self._cut(steady)
         hidden = yield from self._extending([*again, *new])
         self._steady = len(self.tokens)
         return self._logits(hidden)
@@ -127,7 +130,7 @@ class Context:
             first = len(self.tokens)
             part, steady = new[: min(rows, block - first % block)], self._steady == first
             hidden = self._run(np.array(part, np.int64), first, len(part), rows)
-            if steady:
+            if steady and not self.engines.steps.states:
                 self._steady = len(self.tokens)
             self._after_steps()
             found.append(self._heads[rows].logits(hidden))
@@ -137,13 +140,15 @@ class Context:
     def _after_steps(self) -> None:
         """Before rings forget what it needs, a block that steps have filled is computed again."""
         steps = self.engines.steps
-        if steps.has_rings and len(self.tokens) % steps.program.block_size == 0 and self._steady < len(self.tokens):
+        forgets = steps.has_rings or steps.states
+        if forgets and len(self.tokens) % steps.program.block_size == 0 and self._steady < len(self.tokens):
             self._steady_again()
 
     def _steady_again(self) -> None:
         """Computes what ``step`` added again, as ``append`` does."""
-        again = self.tokens[self._steady :]
-        self._cut(self._steady)
+        steady = self._steady_start
+        again = self.tokens[steady:]
+        self._cut(steady)
         self._extend(again)
         self._steady = len(self.tokens)
 
@@ -152,6 +157,8 @@ class Context:
 
         Layers under a window keep the last blocks only: further back than a block from where the context once was, what
         is left is computed again.
+        Of states that at the beginning of the open block alone is kept: what is left of the block is computed again,
+        and further back all that is left.
 
         Raises:
             InputError: The context is not as long.
@@ -159,14 +166,22 @@ class Context:
         self._arrays()
         if not 0 <= length <= len(self.tokens):
             raise InputError("rollback", f"to {length} tokens of {len(self.tokens)}", "give a length it has had")
-        block = self.engines.steps.program.block_size
-        if self.engines.steps.has_rings and self._reached - length // block > 1:
+        steps, block = self.engines.steps, self.engines.steps.program.block_size
+        back = len(self.tokens) // block - length // block
+        if (steps.has_rings and self._reached - length // block > 1) or (steps.states and back > 0):
             left, self.tokens, self._steady, self._reached = self.tokens[:length], [], 0, 0
-            self._kept = KeptBlocks(self.engines.steps)
+            self._kept, self._states = KeptBlocks(steps), KeptStates(steps)
             self._steps.clear()
             self._names.clear()
             if left:
                 self.append(left)
+            return
+        if steps.states and length < len(self.tokens):
+            left = self.tokens[length - length % block : length]
+            self._cut(length - length % block)
+            if left:
+                self._extend(left)
+            self._steady = length
             return
         self._cut(length)
 
@@ -175,7 +190,7 @@ class Context:
         made = Context(self.engines, self._weights, self.owner, self._cache)
         made._names = list(self._names)
         made.tokens = list(self.tokens)
-        made._kept = self._arrays().copy()
+        made._kept, made._states = self._arrays().copy(), self._states.copy()
         made._steady, made._reached = self._steady, self._reached
         return made
 
@@ -234,6 +249,7 @@ class Context:
         if length // block < len(self.tokens) // block and kept.reopen(length // block):
             self._steps.clear()
         kept.clear(length % block)
+        self._states.cut(length)
         del self.tokens[length:]
         self._steady = min(self._steady, length)
         del self._names[length // block :]
@@ -310,8 +326,15 @@ class Context:
     def _name(self, cache: PrefixCache, tokens: list[int]) -> bytes:
         return following(self._names[-1] if self._names else cache.first, tokens)
 
+    @property
+    def _steady_start(self) -> int:
+        """Where ``append`` begins: at the first token that it did not compute; with states, at its block."""
+        back = self._steady % self.engines.steps.program.block_size if self.engines.steps.states else 0
+        return self._steady - back
+
     def _complete(self) -> None:
         """The open block is full."""
+        self._states.complete()
         kept, blocks = self._arrays(), len(self.tokens) // self.engines.steps.program.block_size
         self._reached = max(self._reached, blocks)
         grown = kept.reserve(blocks)
@@ -328,7 +351,8 @@ class Context:
         if key not in self._steps:
             self._steps[key] = (LongStep if long else BoundStep)(self.engines, rows, kept)
         step = self._steps[key]
-        step.run(tokens, first, self.added)
+        step.run(tokens, first, self.added, self._states)
+        self._states.move(first + count)
         skip = len(self.tokens) - first
         kept.write(len(self.tokens) % block, step.new, count - skip, skip)
         self.tokens.extend(int(token) for token in tokens[skip:])

@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from twoheads.graphs.errors import BundleError, InputError
 from twoheads.graphs.program.engines.port import Port
-from twoheads.graphs.program.program import AttentionEngine, TokenwiseEngine, TokenwiseStage
+from twoheads.graphs.program.engines.scan import STEP as SCAN_STEP
+from twoheads.graphs.program.program import AttentionEngine, ScanStage, TokenwiseEngine, TokenwiseStage
 from twoheads.graphs.serialization.bundle_format import ENGINES
 from twoheads.graphs.variants.batch_steps import BatchAttention
 from twoheads.graphs.variants.steps import StepEngine, Steps, step_obstacle, step_steps
@@ -116,6 +117,15 @@ class StepEngines:
         if engine.name not in self._open:
             path = self._file(f"{ENGINES}/{engine.name}.onnx")
             file = EngineFile(path, engine.inputs, engine.outputs, {}, self._threads)
+            self._open[engine.name] = self.backend.load_engine(file)
+        return self._open[engine.name]
+
+    def scan(self, stage: ScanStage, rows: int) -> EngineHandle:
+        """The engine of a scan for ``rows`` tokens, or fewer."""
+        engine = self.steps.scan(stage, rows)
+        if engine.name not in self._open:
+            path = self._file(f"{ENGINES}/{engine.name}.{SCAN_STEP}.onnx")
+            file = EngineFile(path, *engine.ports(SCAN_STEP), {}, self._threads)
             self._open[engine.name] = self.backend.load_engine(file)
         return self._open[engine.name]
 

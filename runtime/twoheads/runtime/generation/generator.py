@@ -28,6 +28,7 @@ from twoheads.runtime.generation.choosing.settings import Settings
 from twoheads.runtime.generation.context import Context
 from twoheads.runtime.generation.engines import StepEngines
 from twoheads.runtime.generation.kept_rows import KeptBlocks
+from twoheads.runtime.generation.kept_states import refuse_states
 from twoheads.runtime.generation.prefix_cache import PrefixCache
 from twoheads.runtime.generation.results import Generated, Piece
 from twoheads.runtime.generation.saved import read_context, write_context
@@ -101,8 +102,9 @@ class Generator:
         """Writes a context to a file, which :meth:`load_context` reads.
 
         Raises:
-            InputError: It is closed or another bundle's, or the file can't be written.
+            InputError: It is closed or another bundle's, layers have states, or the file can't be written.
         """
+        refuse_states(self.steps, "no file keeps", "keep the context open, or append its tokens again")
         self._check_owner(context)
         write_context(context, Path(path), self._identity)
 
@@ -122,8 +124,9 @@ class Generator:
             folder: Where they are kept for other processes as well.
 
         Raises:
-            InputError: ``memory`` is negative, or ``folder`` can't be made.
+            InputError: ``memory`` is negative, or ``folder`` can't be made, or layers have states, which are not kept.
         """
+        refuse_states(self.steps, "no cache of beginnings keeps", "generate without a cache")
         identity = "\n".join(self._identity)
         path = None if folder is None else Path(folder)
         self.cache = PrefixCache(self._engines.steps, identity, memory=memory, folder=path)

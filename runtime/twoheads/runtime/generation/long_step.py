@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from twoheads.graphs.errors import InternalError
 from twoheads.graphs.program.program import AttentionEngine, AttentionStage, ScanStage, TokenwiseStage
 from twoheads.graphs.variants.steps import CAPACITIES
 from twoheads.runtime.generation.added import NOWHERE, AddedScores
 from twoheads.runtime.generation.engines import StepEngines
 from twoheads.runtime.generation.kept_rows import KeptBlocks
+from twoheads.runtime.generation.kept_states import KeptStates
 
 __all__ = ["LongStep"]
 
@@ -45,6 +45,7 @@ class LongStep:
         self._places = {entry.value.name: at for at, entry in enumerate(steps.kept)}
         self._added = dict(steps.layers)
         self._masks: dict[tuple[int, int], Array] = {}
+        self._count = np.zeros(1, np.int64)
         self._calls = [self._call(stage) for stage in steps.body.inside]
         self._tile_calls: dict[tuple[str, str], Any] = {}
         self._partial: dict[tuple[int, ...], list[tuple[Array, Array]]] = {}
@@ -52,21 +53,30 @@ class LongStep:
         self.new: list[Array] = [self._values[entry.value.name] for entry in steps.kept]
 
     def _call(self, stage: TokenwiseStage | AttentionStage | ScanStage) -> Any:
-        """A call of a token-wise stage, bound to the values; ``None`` for attention."""
-        if isinstance(stage, ScanStage):
-            raise InternalError(f"stage {stage.name}: no step holds a scan")
+        """A call of a token-wise stage or a scan, bound to the values; ``None`` for attention."""
         if isinstance(stage, AttentionStage):
             return None
-        call, wrap = self._engines.region(stage, self._rows).new_call(), self._engines.backend.tensor
+        wrap = self._engines.backend.tensor
+        if isinstance(stage, TokenwiseStage):
+            call = self._engines.region(stage, self._rows).new_call()
+        else:
+            call = self._engines.scan(stage, self._rows).new_call()
+            for number, name in enumerate(stage.weights, len(stage.inputs)):
+                call.bind_input(number, wrap(np.ascontiguousarray(self._engines.weight(name))))
+            call.bind_input(len(stage.inputs) + len(stage.weights) + 1, wrap(self._count))
         for number, name in enumerate(stage.inputs):
             call.bind_input(number, wrap(self._values[name]))
         for number, value in enumerate(stage.outputs):
             call.bind_output(number, wrap(self._values[value.name]))
         return call
 
-    def run(self, tokens: npt.NDArray[np.int64], first: int, added: AddedScores) -> None:
-        """Computes ``tokens``, 1 to ``rows`` of them, at positions from ``first``, all in one block."""
-        count = len(tokens)
+    def run(self, tokens: npt.NDArray[np.int64], first: int, added: AddedScores, states: KeptStates) -> None:
+        """Computes ``tokens``, 1 to ``rows`` of them, at positions from ``first``, all in one block.
+
+        The states behind them are the spare ones then.
+        """
+        count = self._count[0] = len(tokens)
+        pairs, wrap = zip(states.before(first), states.spare, strict=True), self._engines.backend.tensor
         at = np.minimum(np.arange(self._rows, dtype=np.int64), count - 1)
         for entry in self._steps.program.inputs:
             if entry.source != "zeros":
@@ -76,6 +86,10 @@ class LongStep:
             if isinstance(stage, AttentionStage):
                 self._attend(stage, first, count, added, filled)
             else:
+                if isinstance(stage, ScanStage):
+                    before, spare = next(pairs)
+                    call.bind_input(len(stage.inputs) + len(stage.weights), wrap(before))
+                    call.bind_output(1, wrap(spare))
                 call.run()
                 self._engines.calls += 1
 

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from twoheads.graphs.program.engines.scan import COUNT
 from twoheads.graphs.variants.steps import INDEX, MASK
 from twoheads.runtime.generation.added import AddedScores
 from twoheads.runtime.generation.engines import StepEngines
 from twoheads.runtime.generation.kept_rows import KeptBlocks
+from twoheads.runtime.generation.kept_states import KeptStates
 
 __all__ = ["BoundStep", "Heads"]
 
@@ -39,11 +41,12 @@ class BoundStep:
         self._arrays = {
             port.name: np.zeros(port.shape, port.dtype)
             for port in engine.inputs
-            if not port.name.startswith(("past_", "open_"))
+            if not port.name.startswith(("past_", "open_", "state_"))
         }
         self._feeds = [(entry.source, self._arrays[f"input_{at}"]) for at, entry in enumerate(_inputs(engines))]
         self._added = [self._arrays[f"{MASK}_{at}"] for at in range(len(steps.added))]
-        outputs = {port.name: np.zeros(port.shape, port.dtype) for port in engine.outputs}
+        self._ports = len(engine.inputs) - len(steps.states), len(engine.outputs) - len(steps.states)
+        outputs = {port.name: np.zeros(port.shape, port.dtype) for port in engine.outputs[: self._ports[1]]}
         self.hidden = outputs["hidden"]
         self.new: list[Array] = [outputs[f"new_{at}"] for at in range(len(steps.kept))]
         given = dict(self._arrays)
@@ -51,13 +54,15 @@ class BoundStep:
         given |= {f"open_{at}": array for at, array in enumerate(kept.opened)}
         self._call = handle.new_call()
         wrap = engines.backend.tensor
-        for number, port in enumerate(engine.inputs):
+        for number, port in enumerate(engine.inputs[: self._ports[0]]):
             self._call.bind_input(number, wrap(given[port.name]))
-        for number, port in enumerate(engine.outputs):
-            self._call.bind_output(number, wrap(outputs[port.name]))
+        for number, array in enumerate(outputs.values()):
+            self._call.bind_output(number, wrap(array))
 
-    def run(self, tokens: npt.NDArray[np.int64], first: int, added: AddedScores) -> None:
+    def run(self, tokens: npt.NDArray[np.int64], first: int, added: AddedScores, states: KeptStates) -> None:
         """Computes ``tokens``, 1 to ``rows`` of them, at positions from ``first``, all in one block.
+
+        The states behind them are the spare ones then.
 
         Rows beyond them repeat the last one: whatever a model makes of other numbers might be none.
         """
@@ -75,6 +80,12 @@ class BoundStep:
             place = first % self._block
             index[place : place + count] = self._block + np.arange(count)
         added.fill(self._added, positions, self._capacity)
+        if COUNT in self._arrays:
+            self._arrays[COUNT][0] = count
+        wrap = self._engines.backend.tensor
+        for number, (before, spare) in enumerate(zip(states.before(first), states.spare, strict=True)):
+            self._call.bind_input(self._ports[0] + number, wrap(before))
+            self._call.bind_output(self._ports[1] + number, wrap(spare))
         self._call.run()
         self._engines.calls += 1
 

@@ -90,7 +90,7 @@ class _Joined(JoinedRegions):
         """Appends a scan of the block, from the state that the call is given to the one that it returns."""
         state = self._states[stage.name]
         model = scan_model(self._program.engine_of(ScanEngine, stage.engine))
-        self.add_scan(stage, model, (state, f"next_{state}"))
+        self.add_scan(stage, model, state, state=f"next_{state}")
 
     def _keys(self, value: str, window: TileWindow | None, dtype: str) -> str:
         """Keys or values ``[1, kv_heads, tiles * block, head_dim]``, in the order of the window's tiles."""

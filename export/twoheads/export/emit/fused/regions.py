@@ -75,11 +75,11 @@ class JoinedRegions(ABC):
     def scan(self, stage: ScanStage) -> None:
         """Appends the operators of a scan, which end in the value that it defines and in its next state."""
 
-    def add_scan(self, stage: ScanStage, model: onnx.ModelProto, state: tuple[str, str]) -> None:
-        """Appends those of the scan's engine ``model``; ``state`` are the names of its state before and after."""
-        given = (*map(self.name, stage.inputs), *(self._weights[name] for name in stage.weights), state[0])
-        names = dict(zip((value.name for value in model.graph.input), given, strict=True))
-        made = (self.name(stage.output.name), state[1])
+    def add_scan(self, stage: ScanStage, model: onnx.ModelProto, *given: str, state: str) -> None:
+        """Appends those of the scan's engine; ``given`` are its ports behind the weights, ``state`` is the next one."""
+        ports = (*map(self.name, stage.inputs), *(self._weights[name] for name in stage.weights), *given)
+        names = dict(zip((value.name for value in model.graph.input), ports, strict=True))
+        made = (self.name(stage.output.name), state)
         names |= dict(zip((value.name for value in model.graph.output), made, strict=True))
         self.graph.join(model.graph, stage.name, names)
 

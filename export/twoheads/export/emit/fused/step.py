@@ -13,9 +13,11 @@ from dataclasses import replace
 import onnx
 
 from twoheads.export.emit.fused.regions import JoinedRegions, ReadWeight, with_sinks
+from twoheads.export.emit.scans.scan import scan_model
 from twoheads.export.emit.tile_attention import product, scores_of
-from twoheads.graphs.errors import InternalError
-from twoheads.graphs.program.program import AttentionEngine, AttentionStage, ScanStage
+from twoheads.graphs.program.engines.scan import COUNT
+from twoheads.graphs.program.engines.scan import STEP as SCAN_STEP
+from twoheads.graphs.program.program import AttentionEngine, AttentionStage, ScanEngine, ScanStage
 from twoheads.graphs.variants.steps import INDEX, MASK, KeptRows, StepEngine, Steps, with_rows
 
 __all__ = ["step_model"]
@@ -54,6 +56,7 @@ class _Joined(JoinedRegions):
         self._rows, self._capacity, self._block = engine.rows, engine.capacity, steps.program.block_size
         self._kept = {entry.value.name: (at, entry) for at, entry in enumerate(steps.kept)}
         self._added = dict(steps.layers)
+        self._states = {stage.name: port.name for (stage, _), port in zip(steps.body.scans, steps.states, strict=True)}
         self._whole: dict[str, str] = {}
 
     def attention(self, stage: AttentionStage) -> None:
@@ -77,7 +80,10 @@ class _Joined(JoinedRegions):
         graph.reshape(out, *shape, output=self.name(stage.output.name))
 
     def scan(self, stage: ScanStage) -> None:
-        raise InternalError(f"stage {stage.name}: no step holds a scan")
+        """Appends a scan of the rows, from the state before them to the one behind those that are there."""
+        state = self._states[stage.name]
+        model = scan_model(self._program.engine_of(ScanEngine, stage.engine), SCAN_STEP)
+        self.add_scan(stage, model, state, COUNT, state=f"next_{state}")
 
     def _parts(self, value: str) -> list[tuple[str, int]]:
         """Keys or values of whole blocks, if any are read, and of the open block, each with how many there are."""

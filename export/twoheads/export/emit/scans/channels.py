@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from twoheads.export.emit.scans.graph import LOWEST, ScanGraph
 
 __all__ = ["causal_conv", "diagonal_scan", "selective_scan"]
@@ -22,7 +24,12 @@ def causal_conv(graph: ScanGraph) -> tuple[str, str]:
     for at, column in enumerate(graph.parts(graph.turned("weight", 2), 0, kernel)):
         product = graph.node("Mul", graph.part(halo, 1, at, at + rows), column)
         y = graph.node("Add", y, product) if y else product
-    return graph.node("Add", y, "bias") if graph.sizes["bias"] else y, graph.part(halo, 1, rows, rows + kernel - 1)
+    if graph.count:
+        last = graph.node("Add", graph.array("last", np.arange(kernel - 1, dtype=np.int64)), graph.count)
+        state = graph.node("Gather", halo, last, axis=1)
+    else:
+        state = graph.part(halo, 1, rows, rows + kernel - 1)
+    return graph.node("Add", y, "bias") if graph.sizes["bias"] else y, state
 
 
 def diagonal_scan(graph: ScanGraph) -> tuple[str, str]:

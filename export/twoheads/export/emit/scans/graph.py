@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from onnx import helper
+from onnx import TensorProto, helper
 
 from twoheads.export.emit.graph_builder import GraphBuilder
 from twoheads.graphs.program.engines.scan import ScanEngine
@@ -24,6 +24,7 @@ class ScanGraph(GraphBuilder):
     Attributes:
         sizes: Of its operator.
         rows: Tokens of a block; they are ``chunks`` times ``chunk``.
+        count: The port that says how many of them are there; empty where all are.
     """
 
     def __init__(self, engine: ScanEngine) -> None:
@@ -32,6 +33,25 @@ class ScanGraph(GraphBuilder):
         self.rows = engine.block_size
         self.chunk = engine.chunk
         self.chunks = engine.block_size // engine.chunk
+        self.count = ""
+
+    def hide(self, tokens: Iterable[tuple[str, int]]) -> None:
+        """Puts zeros in the place of tokens that are not there, before all else.
+
+        Args:
+            tokens: The ports of token values, each with the dimensions behind that of its tokens.
+        """
+        read = {port: f"{port}/there" for port, _ in tokens}
+        for node in self.nodes:
+            node.input[:] = [read.get(name, name) for name in node.input]
+        before, self.nodes = self.nodes, []
+        places = self.array("places", np.arange(self.rows, dtype=np.int64))
+        less = self.node("Less", places, self.count, output="there/less")
+        there = self.node("Cast", less, output="there", to=TensorProto.FLOAT)
+        for port, behind in tokens:
+            factor = self.reshape(there, self.rows, *[1] * behind, output=f"{port}/factor")
+            self.node("Mul", port, factor, output=read[port])
+        self.nodes += before
 
     def upto(self, size: int) -> str:
         """``[size, size]``: ones where a column is not after its row."""

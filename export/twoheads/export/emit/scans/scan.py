@@ -9,7 +9,8 @@ import onnx
 from twoheads.export.emit.scans.channels import causal_conv, diagonal_scan, selective_scan
 from twoheads.export.emit.scans.graph import ScanGraph
 from twoheads.export.emit.scans.heads import decayed_attention, gated_delta_rule
-from twoheads.graphs.program.engines.scan import ScanEngine
+from twoheads.graphs.program.engines.scan import COUNT, STEP, ScanEngine
+from twoheads.graphs.program.engines.scan_operators import OPERATORS, ROWS
 
 __all__ = ["scan_model"]
 
@@ -26,7 +27,11 @@ FORMS: Mapping[str, Callable[[ScanGraph], tuple[str, str]]] = {
 def scan_model(engine: ScanEngine, variant: str = "block") -> onnx.ModelProto:
     """The ONNX model of ``engine``, with the ports that ``engine.ports()`` declares; standard operators only."""
     graph = ScanGraph(engine)
+    graph.count = COUNT if variant == STEP else ""
     inputs, outputs = engine.ports(variant)
     for made, port in zip(FORMS[engine.operator](graph), outputs, strict=True):
         graph.reshape(made, *port.shape, output=port.name)
+    if graph.count:
+        shapes = OPERATORS[engine.operator].tokens(graph.sizes)
+        graph.hide([(port, len(shape) - shape.index(ROWS) - 1) for port, shape in shapes.items()])
     return graph.model(f"{engine.name}.{variant}", inputs, outputs)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd
 
 from twoheads.graphs.program.engines.port import Port
 from twoheads.graphs.program.engines.scan_operators import OPERATORS, ROWS, Shape, scan_problem
 
-__all__ = ["ScanEngine", "engine_problem", "scan_chunk"]
+__all__ = ["COUNT", "STEP", "ScanEngine", "engine_problem", "resized_scan", "scan_chunk"]
+
+COUNT = "count"
+"""The input port that says how many tokens of a block are there."""
+
+STEP = "step"
+"""The variant that extends a sequence, perhaps by less than a block; no run of whole inputs calls it."""
 
 FLOAT = 4
 """Bytes of a number."""
@@ -62,9 +68,13 @@ class ScanEngine:
         return self._port("y", OPERATORS[self.operator].output(self._sizes))
 
     def ports(self, variant: str = "block") -> tuple[tuple[Port, ...], tuple[Port, ...]]:
-        """The inputs (token values, weights, ``state``) and outputs (``y``, ``next_state``) of its ONNX file."""
+        """The inputs (token values, weights, ``state``) and outputs (``y``, ``next_state``) of its ONNX file.
+
+        The variant :data:`STEP` takes a ``count [1]`` behind them: tokens beyond it leave the state as it is.
+        """
         state = self.state
-        inputs = (*self.tokens, *self.weight_ports, state)
+        count = (Port(COUNT, "int64", (1,)),) if variant == STEP else ()
+        inputs = (*self.tokens, *self.weight_ports, state, *count)
         return inputs, (self.output, Port("next_state", state.dtype, state.shape))
 
     def call_flops(self, variant: str = "block") -> int:
@@ -91,6 +101,11 @@ class ScanEngine:
 def scan_chunk(operator: str, block_size: int) -> int:
     """The chunk that suits an operator in blocks of ``block_size`` tokens."""
     return gcd(block_size, OPERATORS[operator].chunk)
+
+
+def resized_scan(engine: ScanEngine, rows: int) -> ScanEngine:
+    """``engine`` for blocks of ``rows`` tokens."""
+    return replace(engine, block_size=rows, chunk=scan_chunk(engine.operator, rows))
 
 
 def engine_problem(engine: ScanEngine, block_size: int) -> str | None:

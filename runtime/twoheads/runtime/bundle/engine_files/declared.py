@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from twoheads.graphs.program.engines.scan import STEP as SCAN_STEP
 from twoheads.graphs.program.fused import FusedStage
 from twoheads.graphs.program.program import (
     AnyAttention,
@@ -23,7 +24,7 @@ from twoheads.graphs.serialization.bundle_format import ENGINES, Manifest, Weigh
 from twoheads.graphs.variants.batch_steps import BATCH_ROWS, BatchSteps
 from twoheads.graphs.variants.choose import fused_steps
 from twoheads.graphs.variants.key_tiles import with_key_tile
-from twoheads.graphs.variants.steps import CAPACITIES, step_steps
+from twoheads.graphs.variants.steps import step_steps
 
 __all__ = ["DeclaredEngine", "declared_engines", "declared_steps"]
 
@@ -68,7 +69,7 @@ def declared_steps(program: Program, manifest: Manifest) -> dict[str, DeclaredEn
     if steps is None:
         return found
     for rows in steps.rows:
-        for capacity in CAPACITIES:
+        for capacity in steps.capacities:
             engine = steps.engine(rows, capacity)
             factors = _factors_of(steps.body.inside, program)
             found[_file(engine)] = _bound(engine, tuple(steps.body.weights), manifest, factors)
@@ -80,6 +81,8 @@ def declared_steps(program: Program, manifest: Manifest) -> dict[str, DeclaredEn
         for stage, _ in steps.body.regions if rows != program.block_size else ():
             region = steps.region(stage, rows)
             found.setdefault(_file(region), _bound(region, stage.weights, manifest))
+        for scan in {steps.scan(stage, rows) for stage, _ in steps.body.scans}:
+            found[f"{ENGINES}/{scan.name}.{SCAN_STEP}.onnx"] = _scan(scan, SCAN_STEP)
     for attention in BatchSteps(steps).attentions:
         factors = _factors(attention.geometry)
         found[f"{ENGINES}/{attention.name}.onnx"] = DeclaredEngine(
@@ -116,10 +119,13 @@ def _bound(
 def _attention(engine: Engine, folder: str) -> Iterator[tuple[str, DeclaredEngine]]:
     if isinstance(engine, ScanEngine) and folder == ENGINES:
         for variant in engine.VARIANTS:
-            declared = DeclaredEngine(*engine.ports(variant), {}, frozenset(), False)
-            yield f"{folder}/{engine.name}.{variant}.onnx", declared
+            yield f"{folder}/{engine.name}.{variant}.onnx", _scan(engine, variant)
     elif isinstance(engine, AnyAttention):
         yield from _variants(engine, engine.variants, folder)
+
+
+def _scan(engine: ScanEngine, variant: str) -> DeclaredEngine:
+    return DeclaredEngine(*engine.ports(variant), {}, frozenset(), False)
 
 
 def _variants(engine: AnyAttention, variants: Iterable[str], folder: str) -> Iterator[tuple[str, DeclaredEngine]]:

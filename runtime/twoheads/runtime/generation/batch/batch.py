@@ -12,6 +12,7 @@ from twoheads.runtime.generation.batch.request import Request, Work
 from twoheads.runtime.generation.batch.slots import Slabs
 from twoheads.runtime.generation.batch.step import BatchStep, NextToken
 from twoheads.runtime.generation.generator import Generator, Prompt
+from twoheads.runtime.generation.kept_states import refuse_states
 from twoheads.runtime.generation.results import Piece
 
 __all__ = ["Batch"]
@@ -35,13 +36,14 @@ class Batch:
         most: Requests that are computed at the same time; others wait for their turn.
 
     Raises:
-        InputError: ``most`` is not 1 or more.
+        InputError: ``most`` is not 1 or more, or layers have states.
         BundleError: The bundle was compiled without the engines for it.
     """
 
     def __init__(self, generator: Generator, *, most: int = MOST) -> None:
         if most < 1:
             raise InputError("open_batch", f"has room for {most} requests", "give 1 or more")
+        refuse_states(generator.steps, "no batch of requests keeps", "generate one prompt after the other")
         self._generator = generator
         self._engines = generator.engines
         self._most = most
