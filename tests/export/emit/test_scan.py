@@ -11,8 +11,8 @@ import pytest
 
 from twoheads.export.emit.scans import graph as scan_graph
 from twoheads.export.emit.scans.scan import FORMS, scan_model
-from twoheads.graphs.program.engines.scan import ScanEngine, engine_problem, scan_chunk
-from twoheads.graphs.program.engines.scan_operators import OPERATORS
+from twoheads.graphs.program.engines.scan import STEP, ScanEngine, engine_problem, scan_chunk
+from twoheads.graphs.program.engines.scan_operators import OPERATORS, ROWS
 
 HEADS = {"groups": 2, "heads": 4, "key_dim": 8, "value_dim": 6}
 CASES = {
@@ -142,6 +142,24 @@ def test_every_operator_has_a_form_and_a_case() -> None:
     assert FORMS.keys() == OPERATORS.keys() == {operator for operator, _ in CASES.values()}
     assert all(scan_chunk(operator, 256) in (1, 16, 64) for operator in OPERATORS)
     assert scan_chunk("gated_delta_rule", 24) == 8
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+@pytest.mark.parametrize("case", CASES)
+def test_tokens_that_are_not_there_leave_the_state(case: str, count: int) -> None:
+    engine = _engine(case, 8, 8)
+    feeds = _feeds(engine, np.random.default_rng(0), 1e-2, 1)
+    state = np.random.default_rng(1).standard_normal(engine.state.shape).astype(np.float32)
+    model = scan_model(engine, STEP)
+    onnx.checker.check_model(model, full_check=True)
+    y, after = _session(model).run(None, {**feeds, "state": state, "count": np.array([count])})
+    operator, sizes = OPERATORS[engine.operator], dict(engine.sizes)
+    axes = [shape.index(ROWS) for shape in operator.tokens(sizes).values()]
+    tokens = [feeds[port.name].take(range(count), axis) for port, axis in zip(engine.tokens, axes, strict=True)]
+    wanted, left = operator.apply(sizes, tokens, [feeds[port.name] for port in engine.weight_ports], state)
+    found = y.take(range(count), operator.output(sizes).index(ROWS))
+    np.testing.assert_allclose(found, wanted, atol=1e-6 * np.abs(wanted).max())
+    np.testing.assert_allclose(after, left, atol=1e-6 * np.abs(left).max())
 
 
 @pytest.mark.parametrize(("case", "port"), [("delta", "decay"), ("channels", "decay"), ("attention", "decay")])
