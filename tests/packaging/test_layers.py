@@ -54,7 +54,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("backends.emulators", "bundle.engine_files", "memory", "reports"),
         ("bundle",),
         ("backends", "inputs", "jobs"),
-        ("execution", "generation.choosing", "generation.text"),
+        ("execution", "generation.choosing", "generation.kept", "generation.text"),
         ("generation",),
         ("generation.batch",),
         ("stages.attention",),

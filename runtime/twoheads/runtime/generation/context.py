@@ -13,8 +13,8 @@ from twoheads.graphs.variants.step_calls import Pieces
 from twoheads.runtime.bundle.weights import Weights
 from twoheads.runtime.generation.added import AddedScores
 from twoheads.runtime.generation.engines import StepEngines
-from twoheads.runtime.generation.kept_rows import KeptBlocks
-from twoheads.runtime.generation.kept_states import KeptStates
+from twoheads.runtime.generation.kept.rows import KeptBlocks
+from twoheads.runtime.generation.kept.states import KeptStates
 from twoheads.runtime.generation.long_step import LongStep
 from twoheads.runtime.generation.prefix_cache import PrefixCache, following
 from twoheads.runtime.generation.step import BoundStep, Heads

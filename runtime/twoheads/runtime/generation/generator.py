@@ -27,8 +27,8 @@ from twoheads.runtime.generation.choosing.processors import LogitsProcessor
 from twoheads.runtime.generation.choosing.settings import Settings
 from twoheads.runtime.generation.context import Context
 from twoheads.runtime.generation.engines import StepEngines
-from twoheads.runtime.generation.kept_rows import KeptBlocks
-from twoheads.runtime.generation.kept_states import refuse_states
+from twoheads.runtime.generation.kept.rows import KeptBlocks
+from twoheads.runtime.generation.kept.states import refuse_states
 from twoheads.runtime.generation.prefix_cache import PrefixCache
 from twoheads.runtime.generation.results import Generated, Piece
 from twoheads.runtime.generation.saved import read_context, write_context

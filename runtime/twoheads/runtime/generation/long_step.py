@@ -12,8 +12,8 @@ from twoheads.graphs.program.program import AttentionEngine, AttentionStage, Sca
 from twoheads.graphs.variants.steps import CAPACITIES
 from twoheads.runtime.generation.added import NOWHERE, AddedScores
 from twoheads.runtime.generation.engines import StepEngines
-from twoheads.runtime.generation.kept_rows import KeptBlocks
-from twoheads.runtime.generation.kept_states import KeptStates
+from twoheads.runtime.generation.kept.rows import KeptBlocks
+from twoheads.runtime.generation.kept.states import KeptStates
 
 __all__ = ["LongStep"]
 

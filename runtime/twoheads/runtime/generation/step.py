@@ -11,8 +11,8 @@ from twoheads.graphs.program.engines.scan import COUNT
 from twoheads.graphs.variants.steps import INDEX, MASK
 from twoheads.runtime.generation.added import AddedScores
 from twoheads.runtime.generation.engines import StepEngines
-from twoheads.runtime.generation.kept_rows import KeptBlocks
-from twoheads.runtime.generation.kept_states import KeptStates
+from twoheads.runtime.generation.kept.rows import KeptBlocks
+from twoheads.runtime.generation.kept.states import KeptStates
 
 __all__ = ["BoundStep", "Heads"]
 

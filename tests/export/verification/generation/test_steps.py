@@ -13,7 +13,7 @@ from twoheads.compiler import compile_model
 from twoheads.export import write_bundle
 from twoheads.export.verification.generation.steps import verify_generation
 from twoheads.graphs.errors import InputError
-from twoheads.runtime.generation.kept_rows import KeptBlocks
+from twoheads.runtime.generation.kept.rows import KeptBlocks
 
 MODELS = {"llama": llama, "gemma": gemma}
 

@@ -12,7 +12,7 @@ from twoheads.runtime.generation.batch.request import Request, Work
 from twoheads.runtime.generation.batch.slots import Slabs
 from twoheads.runtime.generation.batch.step import BatchStep, NextToken
 from twoheads.runtime.generation.generator import Generator, Prompt
-from twoheads.runtime.generation.kept_states import refuse_states
+from twoheads.runtime.generation.kept.states import refuse_states
 from twoheads.runtime.generation.results import Piece
 
 __all__ = ["Batch"]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.variants.batch_steps import SLOTS
 from twoheads.graphs.variants.steps import Steps
-from twoheads.runtime.generation.kept_rows import KeptBlocks
+from twoheads.runtime.generation.kept.rows import KeptBlocks
 
 __all__ = ["Slab", "Slabs", "SlottedBlocks"]
 
