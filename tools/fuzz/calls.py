@@ -113,13 +113,14 @@ def plan_gguf(folder: Path) -> Answer:
 def compile_folder(path: Path) -> Answer:
     """A model: its program and its weights."""
     from twoheads.compiler import compile_model
+    from twoheads.compiler.ir.weights import in_memory
 
     compiled = compile_model(path, block_size=BLOCK)
     digest = hashlib.sha256(str(compiled.program).encode())
     for data in (compiled.tokenizer_json, compiled.generation_json):
         digest.update(data or b"")
     for name in sorted(compiled.weights):
-        weight: Any = compiled.weights[name]
+        weight: Any = in_memory(compiled.weights[name])
         array = weight if isinstance(weight, np.ndarray) else weight.detach().numpy()
         digest.update(np.ascontiguousarray(array).tobytes())
     return Answer(digest.digest())

@@ -18,6 +18,7 @@ from tools.fuzz.mutate.plain import mutated_bytes, mutated_json, mutated_values
 from tools.fuzz.mutate.program import mutated_program
 from tools.fuzz.mutate.sealed import mutated_page, mutated_sealed, page_again, seal, sealed_again, unseal
 from tools.fuzz.mutate.tensors import mutated_safetensors
+from twoheads.graphs.serialization.bundle_format import WEIGHT_HASHES, WEIGHTS
 
 __all__ = ["KINDS", "Kind", "mend_manifest"]
 
@@ -78,6 +79,9 @@ def mend_manifest(folder: Path, file: Path, _draw: Random | None = None) -> None
     name = file.relative_to(folder).as_posix()
     entry = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     manifest["files"][name] = manifest["files"][name] | entry
+    if name == WEIGHTS and WEIGHT_HASHES in manifest["files"]:  # each weight has a hash of its own there
+        del manifest["files"][WEIGHT_HASHES]
+        (folder / WEIGHT_HASHES).unlink()
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 

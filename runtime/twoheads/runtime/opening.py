@@ -21,7 +21,7 @@ def load(
     backend: str | Backend = "onnxruntime",
     precision: str = "f32",
     threads: int | None = None,
-    check: str = "full",
+    check: str = "read",
     memory_limit: int | None = None,
     spill: str | os.PathLike[str] | None = None,
     tune: str = "off",
@@ -41,7 +41,7 @@ def load(
             ``tensorrt`` also ``f16``.
         threads: Blocks computed at the same time; ``None`` for every processor that the process may use, and for
             :data:`~twoheads.runtime.backends.protocol.LANES` streams on a device.
-        check: ``full`` (sizes and sha256 of all files) or ``size``.
+        check: ``read`` (sizes and sha256 of files; a weight's when a run reads it first), ``full`` (now) or ``size``.
         memory_limit: Bytes of memory that a run may take by its plan; one that does not fit is refused. What this
             process holds beside runs, results included, does not count.
         spill: A folder for files of token values: of as many, the largest first, as the limit takes, or, without a
@@ -100,7 +100,7 @@ def _check_arguments(
         raise InputError("memory_limit", problem, "leave it out, or use onnxruntime")
     if spill is not None and not spill.is_dir():
         raise InputError("spill", f"{spill} is not a folder", "create it, or name another")
-    if signed and check != "full":
+    if signed and check == "size":
         raise InputError("check", f"is {check!r}, and a signature is one of the sha256 of files", "leave it out")
 
 

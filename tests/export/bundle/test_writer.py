@@ -99,13 +99,15 @@ def test_views_of_one_storage_are_told_apart_and_other_types_converted(tmp_path:
     weights["half"] = torch.tensor([0.5, -2.0], dtype=torch.bfloat16)
     named = [(name, tensor, "float32") for name, tensor in weights.items()]
     seen: list[int] = []
-    entries, file = write_weights(tmp_path / "weights.bin", named, progress=seen.append)
+    hashes: dict[str, str] = {}
+    entries, file = write_weights(tmp_path / "weights.bin", named, progress=seen.append, hashes=hashes)
     content = (tmp_path / "weights.bin").read_bytes()
     assert (file.size, file.sha256) == (len(content), hashlib.sha256(content).hexdigest())
     assert seen[-1] == file.size
     for name, entry in entries.items():
         array = np.frombuffer(content, np.float32, weights[name].numel(), entry.offset).reshape(entry.shape)
         np.testing.assert_array_equal(array, weights[name].float().numpy())
+        assert hashes[name] == hashlib.sha256(array.tobytes()).hexdigest()
     assert entries["same"] == entries["head"]
     offsets = [entries[name].offset for name in ("head", "tail", "matrix", "turned")]
     assert len(set(offsets)) == 4

@@ -26,7 +26,7 @@ from twoheads.export.verification.noise_floor import Floor, noise_floor
 from twoheads.graphs.errors import BundleError, InputError
 from twoheads.graphs.masks.expressions import Causal
 from twoheads.graphs.program.program import AttentionStage, Program
-from twoheads.graphs.serialization.bundle_format import MANIFEST, PROGRAM, WEIGHTS
+from twoheads.graphs.serialization.bundle_format import MANIFEST, PROGRAM, WEIGHT_HASHES, WEIGHTS
 from twoheads.graphs.serialization.json_codec import from_json, to_json
 from twoheads.runtime import LoadedBundle
 
@@ -98,6 +98,9 @@ def edited(bundle: Path, to: Path, file: str, edit: Callable[[bytes], bytes]) ->
     (to / file).write_bytes(content)
     manifest = json.loads((to / MANIFEST).read_text())
     manifest["files"][file].update(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+    if file == WEIGHTS:
+        del manifest["files"][WEIGHT_HASHES]
+        (to / WEIGHT_HASHES).unlink()
     (to / MANIFEST).write_text(json.dumps(manifest))
     return to
 

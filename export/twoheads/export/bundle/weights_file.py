@@ -34,7 +34,13 @@ NamedWeight: TypeAlias = "tuple[str, Tensor | npt.NDArray[Any] | Deferred, str]"
 _Memory: TypeAlias = tuple[Hashable, ...]
 
 
-def write_weights(path: Path, weights: Iterable[NamedWeight], *, progress: Callable[[int], None]) -> WeightsFile:
+def write_weights(
+    path: Path,
+    weights: Iterable[NamedWeight],
+    *,
+    progress: Callable[[int], None],
+    hashes: dict[str, str] | None = None,
+) -> WeightsFile:
     """Writes tensors one after the other; tensors that are the same memory, seen alike, are written once.
 
     Args:
@@ -42,6 +48,7 @@ def write_weights(path: Path, weights: Iterable[NamedWeight], *, progress: Calla
         weights: What to write, in the order of the file. At most one tensor is in memory on our account: one that is
             read now, that is not contiguous, or that is stored in another floating-point type than it has.
         progress: Called with the bytes written so far.
+        hashes: Takes the hex sha256 of each weight, by name.
 
     Raises:
         CompileError: The machine is big-endian.
@@ -50,7 +57,7 @@ def write_weights(path: Path, weights: Iterable[NamedWeight], *, progress: Calla
     if sys.byteorder != "little":
         raise CompileError(str(path), "this machine is big-endian, and bundles are little-endian", "compile elsewhere")
     entries: dict[str, WeightEntry] = {}
-    places: dict[_Memory, int] = {}
+    places: dict[_Memory, tuple[int, str]] = {}
     with path.open("xb") as opened:
         file = _Hashed(opened)
         for name, tensor, dtype in weights:
@@ -59,7 +66,10 @@ def write_weights(path: Path, weights: Iterable[NamedWeight], *, progress: Calla
             memory = _memory(tensor, dtype)
             if memory not in places:
                 places[memory] = file.append(_array(name, in_memory(tensor), dtype), progress)
-            entries[name] = WeightEntry(places[memory], dtype, tuple(tensor.shape))
+            place, digest = places[memory]
+            entries[name] = WeightEntry(place, dtype, tuple(tensor.shape))
+            if hashes is not None:
+                hashes[name] = digest
     return entries, FileEntry(file.size, file.digest.hexdigest())
 
 
@@ -69,16 +79,23 @@ class _Hashed:
     def __init__(self, file: BinaryIO) -> None:
         self._file, self.size, self.digest = file, 0, hashlib.sha256()
 
-    def append(self, array: npt.NDArray[Any], progress: Callable[[int], None]) -> int:
-        """Writes an array; where it begins. Nothing of it is held afterwards: the next one is to have the memory."""
-        padding = -self.size % ALIGNMENT
-        start = self.size + padding
-        for chunk in _chunks(array, padding=padding):
-            self.digest.update(chunk)
-            self._file.write(chunk)
-            self.size += len(chunk)
+    def append(self, array: npt.NDArray[Any], progress: Callable[[int], None]) -> tuple[int, str]:
+        """Writes an array; where it begins, and its own hash.
+
+        Nothing of it is held afterwards: the next one is to have the memory.
+        """
+        self._write(memoryview(bytes(-self.size % ALIGNMENT)))
+        start, own = self.size, hashlib.sha256()
+        for chunk in _chunks(array):
+            self._write(chunk)
+            own.update(chunk)
             progress(self.size)
-        return start
+        return start, own.hexdigest()
+
+    def _write(self, chunk: memoryview) -> None:
+        self.digest.update(chunk)
+        self._file.write(chunk)
+        self.size += len(chunk)
 
 
 def total_bytes(weights: Iterable[NamedWeight]) -> int:
@@ -103,10 +120,9 @@ def _array(name: str, tensor: Tensor | npt.NDArray[Any], dtype: str) -> npt.NDAr
     return (plain if found == dtype else plain.to(getattr(_torch(), dtype))).contiguous().numpy()
 
 
-def _chunks(array: npt.NDArray[Any], *, padding: int) -> Iterator[memoryview]:
-    """The alignment's zeros, then the array's bytes in pieces that share its memory where it is contiguous."""
+def _chunks(array: npt.NDArray[Any]) -> Iterator[memoryview]:
+    """The array's bytes in pieces that share its memory where it is contiguous."""
     view = memoryview(cast("Buffer", np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
-    yield memoryview(bytes(padding))
     for at in range(0, len(view), CHUNK):
         yield view[at : at + CHUNK]
 

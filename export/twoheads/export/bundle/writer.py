@@ -33,6 +33,7 @@ from twoheads.graphs.serialization.bundle_format import (
     SIGNATURE,
     TARGETS,
     TOKENIZER,
+    WEIGHT_HASHES,
     WEIGHTS,
     FileEntry,
     Manifest,
@@ -101,9 +102,11 @@ def _write_content(
     stored = _stored_weights(compiled)
     total = total_bytes(stored)
     _check_space(folder, target, total)
+    hashes: dict[str, str] = {}
     entries, weights = write_weights(
-        folder / WEIGHTS, stored, progress=lambda done: progress("write weights", done, total)
+        folder / WEIGHTS, stored, progress=lambda done: progress("write weights", done, total), hashes=hashes
     )
+    write_json(folder / WEIGHT_HASHES, hashes)
     progress("write weights", total, total)
     models = _write_engines(compiled, folder, entries, progress)
     if generation:

@@ -18,7 +18,6 @@ from twoheads.graphs.serialization.bundle_format import ENGINES, FULL_PRECISION
 from twoheads.graphs.variants.choose import fused_steps
 from twoheads.graphs.variants.stage_run import MASK
 from twoheads.runtime.bundle.reader import Bundle
-from twoheads.runtime.bundle.weights import Weights
 from twoheads.runtime.execution.engine_pool import EngineKey
 
 __all__ = ["WIDE_VARIANTS", "EngineJob", "engine_file_model", "engine_jobs", "engine_model", "random_inputs"]
@@ -150,7 +149,7 @@ def engine_model(bundle: Bundle, job: EngineJob) -> onnx.ModelProto:
         InternalError: The file has no initializer for a weight.
     """
     model = engine_file_model(bundle, job)
-    weights = Weights(bundle.weights_file, bundle.manifest.weights)
+    weights = bundle.open_weights()
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
     for port, name in job.weights.items():
         if port not in initializers:

@@ -13,7 +13,6 @@ from onnx import TensorProto, numpy_helper
 from twoheads.export.one_file.emit.graph import element_type
 from twoheads.graphs.serialization.bundle_format import ALIGNMENT, WeightEntry
 from twoheads.runtime.bundle.reader import Bundle
-from twoheads.runtime.bundle.weights import Weights
 
 __all__ = ["LARGEST_INSIDE", "total_bytes", "weights_beside", "weights_inside"]
 
@@ -30,7 +29,7 @@ def total_bytes(bundle: Bundle, names: Iterable[str]) -> int:
 
 def weights_inside(bundle: Bundle, names: Iterable[str]) -> list[TensorProto]:
     """Initializers that hold the weights ``names``."""
-    weights = Weights(bundle.weights_file, bundle.manifest.weights)
+    weights = bundle.open_weights()
     return [numpy_helper.from_array(np.ascontiguousarray(weights.view(name)), name) for name in names]
 
 
@@ -46,7 +45,7 @@ def weights_beside(bundle: Bundle, names: Iterable[str], file: Path, location: s
     Raises:
         OSError: The disk refuses.
     """
-    weights = Weights(bundle.weights_file, bundle.manifest.weights)
+    weights = bundle.open_weights()
     tensors: list[TensorProto] = []
     places: dict[int, int] = {}
     with file.open("xb") as written:

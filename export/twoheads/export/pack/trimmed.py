@@ -22,7 +22,6 @@ from twoheads.graphs.serialization.json_codec import to_json
 from twoheads.graphs.serialization.relative_path import RelativePath
 from twoheads.graphs.variants.choose import fused_steps
 from twoheads.runtime.bundle.reader import Bundle
-from twoheads.runtime.bundle.weights import Weights
 
 __all__ = ["write_trimmed"]
 
@@ -63,7 +62,7 @@ def _write_weights(
     if not names:
         return {}
     (folder / WEIGHTS).parent.mkdir(parents=True, exist_ok=True)
-    weights = Weights(source.weights_file, manifest.weights)
+    weights = source.open_weights()
     named = [(name, weights.view(name), manifest.weights[name].dtype) for name in names]
     entries, _ = write_weights(folder / WEIGHTS, named, progress=lambda _: None)
     files[RelativePath(WEIGHTS)] = file_entry(folder / WEIGHTS)

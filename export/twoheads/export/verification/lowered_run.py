@@ -26,7 +26,6 @@ from twoheads.graphs.errors import InputError
 from twoheads.graphs.scratch import scratch_folder
 from twoheads.graphs.serialization.bundle_format import FULL_PRECISION
 from twoheads.runtime import LoadedBundle, load
-from twoheads.runtime.bundle.weights import Weights
 
 if TYPE_CHECKING:
     from twoheads.compiler.frontend.onnx.model.graph import OnnxGraph
@@ -44,7 +43,7 @@ def with_bundle_weights(original: AnyOriginal, bundle: LoadedBundle) -> AnyOrigi
     Raises:
         InputError: A rounded weight is none of the original's.
     """
-    weights = Weights(bundle.weights_file, bundle.manifest.weights)
+    weights = bundle.open_weights()
     found: dict[str, npt.NDArray[np.float32]] = {}
     for name, entry in bundle.manifest.quantised.items():
         array = dequantise(

@@ -38,6 +38,7 @@ __all__ = [
     "TARGETS",
     "TOKENIZER",
     "WEIGHTS",
+    "WEIGHT_HASHES",
     "Artifact",
     "FileEntry",
     "HostPart",
@@ -57,6 +58,8 @@ SIGNATURE = RelativePath("manifest.sig")
 PROGRAM = RelativePath("program.json")
 ENGINES = "engines"
 WEIGHTS = RelativePath("engines/weights.bin")
+WEIGHT_HASHES = RelativePath(f"{ENGINES}/weights.sha256.json")
+"""The hex sha256 of each weight's own bytes, by name; a bundle without this file is checked as a whole."""
 TOKENIZER = RelativePath("tokenizer/tokenizer.json")
 GENERATION = RelativePath("tokenizer/generation.json")
 TARGETS = "targets"

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from twoheads.graphs.errors import BundleError, CompileError, InputError
 from twoheads.graphs.program.program import Program
@@ -23,6 +23,7 @@ from twoheads.graphs.serialization.bundle_format import (
     SIGNATURE,
     TARGETS,
     TOKENIZER,
+    WEIGHT_HASHES,
     WEIGHTS,
     Manifest,
     tiles_folder,
@@ -38,8 +39,12 @@ from twoheads.runtime.bundle.engine_files.declared import declared_engines
 from twoheads.runtime.bundle.inside import RECOMPILE, UNTRUSTED, inside
 from twoheads.runtime.bundle.program_check import check_program
 from twoheads.runtime.bundle.signature import check_signature, required_key
+from twoheads.runtime.bundle.weights import Weights
 
-__all__ = ["Bundle", "read_bundle", "require_bundle"]
+__all__ = ["CHECKS", "Bundle", "read_bundle", "require_bundle"]
+
+CHECKS = ("read", "full", "size")
+"""How thoroughly a bundle may be checked."""
 
 T = TypeVar("T")
 
@@ -53,12 +58,14 @@ class Bundle:
         manifest: Its table of contents.
         program: What is run.
         identity: The hex sha256 of the manifest, and with it of everything.
+        weight_hashes: By name, of the weights that are to be checked when they are read; ``None`` for none of them.
     """
 
     path: Path
     manifest: Manifest
     program: Program
     identity: str
+    weight_hashes: Mapping[str, str] | None = None
 
     def file(self, name: str) -> Path:
         """The path of the file that the manifest calls ``name``, to be opened.
@@ -84,6 +91,10 @@ class Bundle:
     def weights_file(self) -> Path:
         """The file that holds every weight; not there where the program has none."""
         return self.file(WEIGHTS) if self.has(WEIGHTS) else self.path / WEIGHTS
+
+    def open_weights(self) -> Weights:
+        """Every weight, mapped; what was not checked yet is checked when it is read first."""
+        return Weights(self.weights_file, self.manifest.weights, self.weight_hashes)
 
     @property
     def tokenizer_file(self) -> Path | None:
@@ -126,7 +137,9 @@ def read_bundle(
 
     Args:
         path: The folder.
-        check: ``full`` compares size and sha256 of every file with the manifest; ``size`` only the sizes.
+        check: ``full`` compares size and sha256 of every file with the manifest. ``read`` does so with all files but
+            the weights', of which each is compared when :meth:`Bundle.open_weights` gives it out first; so opening a
+            large bundle does not read it. ``size`` compares sizes only.
         engines: Whether engine files are checked against the program, too; whoever opens none saves the time.
         require_signature: An ed25519 public key that must have signed the bundle, which is then checked in full;
             within :func:`~twoheads.runtime.bundle.signature.signature_required`, that one if not given.
@@ -136,8 +149,8 @@ def read_bundle(
             outside the folder, or an engine is none of ours; names the file and what to do.
         InputError: ``check`` is neither, or there is no such key.
     """
-    if check not in ("full", "size"):
-        raise InputError("check", f"is {check!r}", "say full (sizes and sha256) or size")
+    if check not in CHECKS:
+        raise InputError("check", f"is {check!r}", f"say one of {', '.join(CHECKS)}")
     folder = Path(path)
     require_bundle(folder)
     content = _content(folder, MANIFEST)
@@ -147,9 +160,14 @@ def read_bundle(
         check = "full"
     manifest = _parse_manifest(folder / MANIFEST, content)
     files = _check_files(folder, manifest)
+    hashes: Mapping[str, str] | None = None
+    if check == "read" and WEIGHT_HASHES in files:
+        _check_contents(files, manifest, (WEIGHT_HASHES,))
+        hashes = _weight_hashes(files[WEIGHT_HASHES], manifest)
     with ThreadPoolExecutor(1) as beside:  # hashing the weights takes longer than all the rest, and no Python
-        weights = beside.submit(_check_contents, files, manifest, (WEIGHTS,)) if check == "full" else None
-        if check == "full":
+        whole = check != "size" and hashes is None
+        weights = beside.submit(_check_contents, files, manifest, (WEIGHTS,)) if whole else None
+        if check != "size":
             _check_contents(files, manifest, files.keys() - {WEIGHTS})
         program = _read_json(Program, folder / PROGRAM, _parse(folder / PROGRAM, _content(folder, PROGRAM)))
         check_program(program, manifest, str(folder / PROGRAM))
@@ -157,7 +175,7 @@ def read_bundle(
             _check_engines(files, program, manifest)
         if weights is not None:
             weights.result()
-    return Bundle(folder, manifest, program, hashlib.sha256(content).hexdigest())
+    return Bundle(folder, manifest, program, hashlib.sha256(content).hexdigest(), hashes)
 
 
 def require_bundle(folder: Path) -> None:
@@ -236,6 +254,19 @@ def _check_contents(paths: Mapping[RelativePath, Path], manifest: Manifest, name
     for name in sorted(paths.keys() & set(names)):
         if _sha256(paths[name]) != manifest.files[name].sha256:
             raise BundleError(str(paths[name]), "is altered: its sha256 is not the manifest's", RECOMPILE)
+
+
+def _weight_hashes(path: Path, manifest: Manifest) -> dict[str, str]:
+    """The sha256 of every weight that the bundle holds.
+
+    Raises:
+        BundleError: The file says something else.
+    """
+    found = _parse(path, _read(path))
+    entries = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+    if entries.keys() != manifest.weights.keys() or not all(isinstance(value, str) for value in entries.values()):
+        raise BundleError(str(path), "does not list the sha256 of each weight", UNTRUSTED)
+    return entries
 
 
 def _check_engines(paths: Mapping[RelativePath, Path], program: Program, manifest: Manifest) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import mmap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from twoheads.graphs.errors import BundleError
 from twoheads.graphs.serialization.bundle_format import WeightEntry
+from twoheads.runtime.bundle.inside import RECOMPILE
 
 __all__ = ["Weights"]
 
@@ -26,10 +29,14 @@ class Weights:
     Args:
         path: The file.
         entries: Where each weight lies; checked against the file's size by the bundle reader.
+        hashes: The hex sha256 of each weight, to be compared when it is asked for first; ``None`` where the file is
+            known to be what was written.
     """
 
-    def __init__(self, path: Path, entries: dict[str, WeightEntry]) -> None:
+    def __init__(self, path: Path, entries: dict[str, WeightEntry], hashes: Mapping[str, str] | None = None) -> None:
+        self._path = path
         self._entries = entries
+        self._unchecked = dict(hashes or {})
         self._map: mmap.mmap | None = None
         self._data: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
         if path.exists() and path.stat().st_size:
@@ -38,11 +45,20 @@ class Weights:
                 self._data = np.frombuffer(self._map, np.uint8)
 
     def view(self, name: str) -> npt.NDArray[Any]:
-        """The weight called ``name``, read-only."""
+        """The weight called ``name``, read-only.
+
+        Raises:
+            BundleError: Its sha256 is not the one that was written.
+        """
         entry = self._entries[name]
         dtype = np.dtype(entry.dtype)
         size = prod(entry.shape) * dtype.itemsize
-        return self._data[entry.offset : entry.offset + size].view(dtype).reshape(entry.shape)
+        found = self._data[entry.offset : entry.offset + size]
+        if (expected := self._unchecked.get(name)) is not None:
+            if hashlib.sha256(found.data).hexdigest() != expected:
+                raise BundleError(str(self._path), f"is altered: its weight {name} has another sha256", RECOMPILE)
+            self._unchecked.pop(name, None)  # another thread may have been as quick
+        return found.view(dtype).reshape(entry.shape)
 
     def views(self, names: Iterable[str]) -> tuple[npt.NDArray[Any], ...]:
         """The weights ``names``, in that order."""

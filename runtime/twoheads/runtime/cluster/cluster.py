@@ -41,14 +41,14 @@ class Cluster:
             address of a running one, ``HOST:PORT`` or ``auto``, which gets a worker on every node. The bundle must lie
             in the same folder on every node.
         threads: Blocks that each worker computes at the same time; ``None`` for its share of the processors.
-        check: How thoroughly workers check the bundle's files, ``full`` or ``size``.
+        check: How thoroughly workers check the bundle's files, ``read``, ``full`` or ``size``.
 
     Raises:
         InputError: Ray is not installed, or this process is connected to a cluster already.
         TwoheadsError: The cluster can't be started or reached.
     """
 
-    def __init__(self, address: str, *, threads: int | None = None, check: str = "full") -> None:
+    def __init__(self, address: str, *, threads: int | None = None, check: str = "read") -> None:
         self._workers = RayWorkers(address, threads)
         self._check = check
 

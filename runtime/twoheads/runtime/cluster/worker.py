@@ -14,7 +14,6 @@ from twoheads.graphs.program.program import Stage
 from twoheads.graphs.schedule.schedule import Schedule, make_schedule
 from twoheads.runtime.backends.registry import open_backend
 from twoheads.runtime.bundle.reader import read_bundle
-from twoheads.runtime.bundle.weights import Weights
 from twoheads.runtime.cluster.transport import (
     Blocks,
     Objects,
@@ -53,7 +52,7 @@ class Worker:
             raise BundleError(opening.path, "is another bundle than the one to run", "copy that one there")
         bundle = bundle.with_key_tile(opening.key_tile)
         self._program = bundle.program
-        weights = Weights(bundle.weights_file, bundle.manifest.weights)
+        weights = bundle.open_weights()
         backend = open_backend(opening.backend, precision=opening.precision, threads=threads)
         self._engines = EnginePool(bundle, weights, backend)
         self._threads = threads

@@ -19,7 +19,6 @@ from twoheads.graphs.program.program import AttentionEngine, Program, ScanEngine
 from twoheads.graphs.variants.choose import fused_steps
 from twoheads.runtime.backends.protocol import Backend, Call, EngineHandle
 from twoheads.runtime.bundle.reader import Bundle
-from twoheads.runtime.bundle.weights import Weights
 from twoheads.runtime.execution.engine_pool import EnginePool
 from twoheads.runtime.measurement.sampling_profiler import measure_sampling
 
@@ -64,7 +63,7 @@ class EngineMeter:
         tiles: int = TILES,
     ) -> None:
         self._bundle = bundle
-        self._pool = EnginePool(bundle, Weights(bundle.weights_file, bundle.manifest.weights), backend)
+        self._pool = EnginePool(bundle, bundle.open_weights(), backend)
         self._backend = backend
         self._callers = callers
         self._progress = progress

@@ -14,6 +14,7 @@ from twoheads.graphs.serialization.bundle_format import Manifest
 from twoheads.graphs.variants.choose import FusedPrograms
 from twoheads.runtime.backends.protocol import EngineHandle
 from twoheads.runtime.bundle.reader import Bundle
+from twoheads.runtime.bundle.weights import Weights
 from twoheads.runtime.execution.engine_pool import EngineKey, EnginePool
 from twoheads.runtime.jobs.job import Job
 from twoheads.runtime.memory.disk_space import check_room
@@ -47,10 +48,9 @@ class RunContext:
         """The hex sha256 of the bundle's manifest."""
         return self._bundle.identity
 
-    @property
-    def weights_file(self) -> Path:
-        """The file that holds every weight."""
-        return self._bundle.weights_file
+    def open_weights(self) -> Weights:
+        """Every weight, mapped; what was not checked yet is checked when it is read first."""
+        return self._bundle.open_weights()
 
     @property
     def program(self) -> Program:

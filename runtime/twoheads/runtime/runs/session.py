@@ -15,7 +15,6 @@ from twoheads.graphs.errors import InputError
 from twoheads.runtime.backends.protocol import ArtifactBackend, Backend, DeviceBackend
 from twoheads.runtime.bundle.reader import Bundle
 from twoheads.runtime.bundle.tokenizer import Tokenizer
-from twoheads.runtime.bundle.weights import Weights
 from twoheads.runtime.execution.engine_pool import EnginePool
 from twoheads.runtime.execution.executor import Executor
 from twoheads.runtime.inputs.requests import read_inputs
@@ -64,7 +63,7 @@ class LoadedBundle(RunContext):
         device_memory_limit: int | None = None,
     ) -> None:
         self._bundle = bundle
-        weights = Weights(bundle.weights_file, bundle.manifest.weights)
+        weights = bundle.open_weights()
         self._weights = weights
         # Accelerators are built for the engines of blocks.
         self._fused = replace(bundle.fused, block=None) if isinstance(backend, ArtifactBackend) else bundle.fused

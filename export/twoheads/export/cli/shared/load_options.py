@@ -21,6 +21,7 @@ __all__ = ["Check", "CheckOption", "LoadOptions", "Pack", "PackOption", "Threads
 class Check(StrEnum):
     """How thoroughly a bundle's files are checked before they are used."""
 
+    READ = "read"
     FULL = "full"
     SIZE = "size"
 
@@ -33,7 +34,13 @@ class Pack(StrEnum):
 
 
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Blocks in parallel; all cores if not given.")]
-CheckOption = Annotated[Check, typer.Option("--check", help="full: the sha256 of every file; size: sizes only.")]
+CheckOption = Annotated[
+    Check,
+    typer.Option(
+        "--check",
+        help="read: the sha256 of every file, of weights when they are read; full: all at once; size: sizes only.",
+    ),
+]
 PackOption = Annotated[Pack, typer.Option("--pack", help="auto: inputs share the calls of common runs; off: none do.")]
 
 
@@ -47,7 +54,7 @@ class LoadOptions:
     tune: options.TuneOption = options.Tune.OFF
     memory_limit: options.MemoryLimit = None
     device_memory_limit: options.DeviceMemoryLimit = None
-    check: CheckOption = Check.FULL
+    check: CheckOption = Check.READ
 
     def load(self, bundle: Path, *, spill: Path | None = None) -> LoadedBundle:
         """The bundle, ready to run; values that do not fit go to files in ``spill``.

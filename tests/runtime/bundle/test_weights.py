@@ -1,0 +1,128 @@
+"""A weight is compared with its sha256 when it is read first: bundles open unread, damaged numbers never count."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.runtime.tiny_bundle import read_manifest, write_manifest, write_tiny
+from tests.runtime.tiny_model import Tiny, random_tokens
+from twoheads.graphs.errors import BundleError, InputError
+from twoheads.graphs.serialization.bundle_format import WEIGHT_HASHES, WEIGHTS, WeightEntry
+from twoheads.runtime import load
+from twoheads.runtime.bundle.reader import read_bundle
+
+TINY = Tiny(layers=2)
+
+
+def nbytes(entry: dict[str, Any]) -> int:
+    return int(np.prod(entry["shape"])) * np.dtype(entry["dtype"]).itemsize
+
+
+def list_hashes(bundle: Path, hashes: Mapping[str, Any]) -> None:
+    """Writes the file of hashes, and says so in the manifest."""
+    content = json.dumps(hashes).encode()
+    (bundle / WEIGHT_HASHES).write_bytes(content)
+    manifest = read_manifest(bundle)
+    entry = {"kind": "FileEntry", "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    manifest["files"][WEIGHT_HASHES] = entry
+    write_manifest(bundle, manifest)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that lists the sha256 of each weight."""
+    bundle = write_tiny(tmp_path_factory.mktemp("weights") / "bundle", TINY)
+    data, entries = (bundle / WEIGHTS).read_bytes(), read_manifest(bundle)["weights"]
+    parts = {name: data[entry["offset"] : entry["offset"] + nbytes(entry)] for name, entry in entries.items()}
+    list_hashes(bundle, {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()})
+    return bundle
+
+
+@pytest.fixture
+def bundle(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "bundle"))
+
+
+def damage(bundle: Path, name: str) -> None:
+    entry = read_manifest(bundle)["weights"][name]
+    with (bundle / WEIGHTS).open("r+b") as file:
+        file.seek(entry["offset"] + nbytes(entry) - 1)
+        last = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([last[0] ^ 1]))
+
+
+def test_a_whole_bundle_runs_as_without_checks(bundle: Path) -> None:
+    tokens = random_tokens(TINY, 40)
+    found, expected = (load(bundle, check=check).run(tokens, output="logits").array for check in ("read", "size"))
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+
+
+def test_no_damaged_weight_gives_a_number(whole: Path, tmp_path: Path) -> None:
+    names = list(read_manifest(whole)["weights"])
+    assert len(names) >= 6
+    for at, name in enumerate(names):
+        bundle = Path(shutil.copytree(whole, tmp_path / str(at)))
+        damage(bundle, name)
+        opened = load(bundle)
+        for _ in range(2):  # it is not taken for checked
+            with pytest.raises(BundleError, match=f"weight {name} has another sha256"):
+                opened.run(random_tokens(TINY, 40), output="logits")
+        with pytest.raises(BundleError, match=r"weights\.bin: is altered"):
+            load(bundle, check="full")
+
+
+def test_opening_reads_no_weight(bundle: Path) -> None:
+    for name in read_manifest(bundle)["weights"]:
+        damage(bundle, name)
+    assert read_bundle(bundle, check="read").weight_hashes is not None
+    load(bundle)
+
+
+def test_without_hashes_the_file_is_checked_before(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+    del manifest["files"][WEIGHT_HASHES]
+    (bundle / WEIGHT_HASHES).unlink()
+    write_manifest(bundle, manifest)
+    assert read_bundle(bundle, check="read").weight_hashes is None
+    damage(bundle, next(iter(manifest["weights"])))
+    with pytest.raises(BundleError, match=r"weights\.bin: is altered"):
+        load(bundle)
+
+
+def test_hashes_that_are_damaged_or_of_other_weights(bundle: Path) -> None:
+    hashes: dict[str, Any] = json.loads((bundle / WEIGHT_HASHES).read_text())
+    (first, *_) = hashes
+    missing = {name: value for name, value in hashes.items() if name != first}
+    for wrong in (missing, hashes | {"another": "0" * 64}, hashes | {first: 7}):
+        list_hashes(bundle, wrong)
+        with pytest.raises(BundleError, match="does not list the sha256 of each weight"):
+            load(bundle)
+    list_hashes(bundle, hashes)
+    (bundle / WEIGHT_HASHES).write_bytes((bundle / WEIGHT_HASHES).read_bytes()[:-1] + b" ")
+    with pytest.raises(BundleError, match="sha256"):
+        load(bundle)
+
+
+def test_a_weight_is_hashed_once(bundle: Path) -> None:
+    weights = read_bundle(bundle, check="read").open_weights()
+    name, entry = next(iter(read_bundle(bundle, check="size").manifest.weights.items()))
+    assert isinstance(entry, WeightEntry)
+    expected = weights.view(name)
+    damage(bundle, name)
+    assert weights.view(name).shape == expected.shape
+    with pytest.raises(BundleError, match="has another sha256"):
+        read_bundle(bundle, check="read").open_weights().view(name)
+
+
+def test_an_unknown_check_is_refused(bundle: Path) -> None:
+    with pytest.raises(InputError, match="say one of read, full, size"):
+        load(bundle, check="most")
