@@ -7,18 +7,19 @@ kinds are few and carry no attributes: how a product is transposed or a shape ch
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from twoheads.compiler.ir.source_graph import TensorType
+from twoheads.compiler.ir.source_graph import AttentionNode, TensorType, place_of
 from twoheads.graphs.masks.expressions import Mask
+from twoheads.graphs.program.program import Dim
 
-__all__ = ["Arrangement", "Array", "Kind", "OpNode", "OpView", "RecognisedAttention"]
+__all__ = ["Arrangement", "Array", "Kind", "Move", "OpNode", "OpView", "RecognisedAttention"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -78,7 +79,7 @@ class OpNode:
     @property
     def where(self) -> str:
         """The node and its layer, for error messages."""
-        return f'{self.layer or "model"} (node "{self.name}")'
+        return place_of(self.layer, self.name)
 
 
 class OpView(Protocol):
@@ -125,6 +126,11 @@ class OpView(Protocol):
         ...
 
 
+MoveKind: TypeAlias = Literal["transposed", "reshaped"]
+Move: TypeAlias = tuple[MoveKind, tuple[int, ...]]
+"""A transpose with its permutation, or a reshape with its sizes, -1 for the token axis."""
+
+
 @dataclass(frozen=True, slots=True)
 class Arrangement:
     """How a tensor of one layout becomes one of another: transposed, then reshaped; nothing is computed.
@@ -136,6 +142,21 @@ class Arrangement:
 
     permutation: tuple[int, ...] | None = None
     shape: tuple[int, ...] | None = None
+
+    @property
+    def moves(self) -> tuple[Move, ...]:
+        """Its steps."""
+        steps: tuple[tuple[MoveKind, tuple[int, ...] | None], ...] = (
+            ("transposed", self.permutation),
+            ("reshaped", self.shape),
+        )
+        return tuple((kind, numbers) for kind, numbers in steps if numbers is not None)
+
+    def undone(self, shape: Sequence[Dim]) -> tuple[Move, ...]:
+        """Steps that make a value of ``shape`` of what this arrangement has made of it."""
+        order = self.permutation or tuple(range(len(shape)))
+        sizes = tuple(-1 if isinstance(dim, str) else dim for dim in (shape[at] for at in order))
+        return ("reshaped", sizes), ("transposed", tuple(order.index(at) for at in range(len(order))))
 
     def apply(self, array: Array) -> Array:
         """The rearranged array."""
@@ -182,3 +203,35 @@ class RecognisedAttention:
     max_length: int | None
     node: str
     layer: str
+
+    def as_node(
+        self, name: str, operands: tuple[str, str, str], type_: TensorType, weights: dict[str, Array]
+    ) -> AttentionNode:
+        """The attention in a source graph.
+
+        Args:
+            name: Of its result.
+            operands: Its queries, keys and values.
+            type_: Of its result.
+            weights: Gets what was read of its sinks and bias, one row a head.
+        """
+
+        def kept(name: str, array: Array | None) -> str | None:
+            if array is None:
+                return None
+            rows = np.broadcast_to(array, (int(type_.shape[1]), *array.shape[1:]))
+            weights[name] = np.array(rows, np.float32)
+            return name
+
+        return AttentionNode(
+            name,
+            *operands,
+            type=type_,
+            mask=self.mask,
+            scale=self.scale,
+            softcap=self.softcap,
+            sinks=kept(f"{self.output}.sinks", self.sinks),
+            bias_table=kept(f"{self.bias_source}.table", self.bias_table),
+            bias_slope=kept(f"{self.bias_source}.slope", self.bias_slope),
+            layer=self.layer,
+        )

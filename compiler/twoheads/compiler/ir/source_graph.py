@@ -7,7 +7,7 @@ computations.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -24,6 +24,8 @@ __all__ = [
     "SourceGraph",
     "TensorType",
     "TokenwiseNode",
+    "needed_nodes",
+    "place_of",
 ]
 
 
@@ -145,6 +147,22 @@ Cut: TypeAlias = AttentionNode | ScanNode | SequenceNode
 """What one token's result is made of other tokens by; all else is token-wise."""
 
 Node: TypeAlias = TokenwiseNode | Cut
+
+
+def place_of(layer: str, name: str) -> str:
+    """A node and its layer, for error messages."""
+    return f'{layer or "model"} (node "{name}")'
+
+
+def needed_nodes(nodes: Iterable[Node], outputs: Iterable[str]) -> tuple[Node, ...]:
+    """Those of ``nodes`` that ``outputs`` need, in their order."""
+    wanted = set(outputs)
+    kept: list[Node] = []
+    for node in reversed(tuple(nodes)):
+        if node.name in wanted:
+            kept.append(node)
+            wanted.update(node.inputs)
+    return tuple(reversed(kept))
 
 
 @dataclass(frozen=True, slots=True)

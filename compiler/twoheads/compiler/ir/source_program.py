@@ -110,6 +110,7 @@ class SourceProgram(Protocol):
         weights: tuple[str, ...],
         outputs: tuple[str, ...],
         axis: str | None,
+        /,
     ) -> TokenwiseRegion:
         """The named nodes as a region."""
         ...

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from twoheads.compiler.ir.source_graph import SourceGraph, TensorType, TokenwiseNode
+from twoheads.compiler.ir.source_graph import SourceGraph, TensorType, TokenwiseNode, place_of
 from twoheads.compiler.ir.source_program import SourceProgram, example_inputs, trial_lengths
 from twoheads.compiler.passes.partition import Region
 from twoheads.graphs.errors import CompileError
@@ -78,7 +78,7 @@ def _check_constants(graph: SourceGraph, program: SourceProgram, members: set[st
         first = np.take(longer[node.name], [0], axis)
         if not all(_same(np.broadcast_to(first, run[node.name].shape), run[node.name]) for run in (shorter, longer)):
             raise CompileError(
-                f'{node.layer or "model"} (node "{node.name}")',
+                place_of(node.layer, node.name),
                 f"makes numbers that depend on position or length from constants: {node.op}",
                 "compute them from torch.arange(length), which blocks receive as their positions",
             )
@@ -183,7 +183,7 @@ class _Trial:
             if not _same(np.take(self.run[node.name], expected, at), np.take(results[node.name], got, at)):
                 culprit = by_name.get(node.inputs[0], node) if node.op.startswith("getitem") else node
                 raise CompileError(
-                    f'{culprit.layer or "model"} (node "{culprit.name}")',
+                    place_of(culprit.layer, culprit.name),
                     f"mixes tokens: {culprit.op.split('(')[0]} makes one token's value depend on others",
                     "only attention may mix tokens; move it out of the compiled part",
                 )

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from twoheads.compiler.ir.source_graph import AttentionNode, Cut, Node, SourceGraph, TensorType, TokenwiseNode
+from twoheads.compiler.ir.source_graph import AttentionNode, Cut, Node, SourceGraph, TensorType, TokenwiseNode, place_of
 from twoheads.graphs.errors import CompileError, InternalError
 from twoheads.graphs.program.axes import parse_axis
 from twoheads.graphs.program.program import Dim
@@ -111,7 +111,7 @@ def _head_nodes(graph: SourceGraph, types: Mapping[str, TensorType]) -> frozense
         if not isinstance(node, TokenwiseNode) and types[node.name].axis is not None:
             what = "attention" if isinstance(node, AttentionNode) else node.operator
             raise CompileError(
-                f'{node.layer or "model"} (node "{node.name}")',
+                place_of(node.layer, node.name),
                 f"is {what} after the model's last hidden states",
                 "compile the base model",
             )
@@ -211,7 +211,7 @@ def _region(
     for node in nodes:
         if node.uses_length:
             raise CompileError(
-                f'{node.layer or "model"} (node "{node.name}")',
+                place_of(node.layer, node.name),
                 f"computes with the number of tokens, {node.op}: a block of a longer input does not know it",
                 "compute from positions, or from constants of the model",
             )
@@ -221,7 +221,7 @@ def _region(
             other = types[name].axis if name in types else None
             if other not in (None, axis):
                 raise CompileError(
-                    f'{node.layer or "model"} (node "{node.name}")',
+                    place_of(node.layer, node.name),
                     f"combines tokens along {other} with tokens along {axis or 'none'} by {node.op.split('(')[0]}",
                     "move rows by slices, concatenations and attention only",
                 )
@@ -255,7 +255,7 @@ def _require_token_type(shape: tuple[Dim, ...], axis: str | None, name: str, lay
     symbolic = [dim for dim in shape if isinstance(dim, str)]
     if symbolic == ([] if axis is None else [axis]) and all(map(_is_axis, symbolic)):
         return
-    where = f'{layer or "model"} (node "{name}")'
+    where = place_of(layer, name)
     if len(symbolic) > 1 and all(map(_is_axis, symbolic)):
         raise CompileError(
             where,

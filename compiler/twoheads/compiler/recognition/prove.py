@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.compiler.ir.op_view import Array, OpView, RecognisedAttention
+from twoheads.compiler.ir.source_graph import place_of
 from twoheads.compiler.recognition.experiments import experiment_lengths, random_like, repeat_heads
 from twoheads.graphs.errors import CompileError
 
@@ -33,7 +34,7 @@ def prove_attention(view: OpView, found: RecognisedAttention, axes: tuple[str, s
             error = _difference(view, found, lengths, spread)
             if not error <= TOLERANCE:
                 raise CompileError(
-                    f'{found.layer or "model"} (node "{found.node}")',
+                    place_of(found.layer, found.node),
                     f"was read as attention with scale {found.scale:.6g}, softcap {found.softcap:g} and mask "
                     f"{found.mask}, but computes something else (it differs by {error:.1e} of the largest value)",
                     "write attention as softmax(scale * q k^T + mask) v, or call scaled_dot_product_attention",

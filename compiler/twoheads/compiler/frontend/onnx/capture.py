@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 from twoheads.compiler.frontend.generation_facts import folder_facts
 from twoheads.compiler.frontend.onnx.attach_attention import attach_attention
 from twoheads.compiler.frontend.onnx.bind_inputs import bind_inputs, fixed_tokens
-from twoheads.compiler.frontend.onnx.choose_outputs import Outputs, choose_outputs, model_outputs
+from twoheads.compiler.frontend.onnx.choose_outputs import choose_outputs, model_outputs
 from twoheads.compiler.frontend.onnx.model.graph import OnnxGraph, OnnxNode
 from twoheads.compiler.frontend.onnx.model.read_file import OnnxFile, read_onnx
 from twoheads.compiler.frontend.onnx.passes.dequantise import dequantise
@@ -28,7 +28,7 @@ from twoheads.compiler.frontend.onnx.program import OnnxProgram
 from twoheads.compiler.frontend.onnx.sequence_node import sequence_from_onnx
 from twoheads.compiler.frontend.onnx.view import OnnxView
 from twoheads.compiler.ir.size_formula import SizeFormula
-from twoheads.compiler.ir.source_graph import AttentionNode, Node, SourceGraph, TensorType, TokenwiseNode
+from twoheads.compiler.ir.source_graph import AttentionNode, Node, SourceGraph, TensorType, TokenwiseNode, needed_nodes
 from twoheads.compiler.ir.source_program import Captured, example_inputs
 from twoheads.compiler.recognition.recognise import recognise_attention
 from twoheads.graphs.errors import CompileError
@@ -69,7 +69,7 @@ def capture_onnx(path: str | Path, outputs: Sequence[str] = ()) -> Captured:
         name=file.identity.name,
         inputs=program.inputs,
         weights={name: program.types[name] for name in program.weights},
-        nodes=_needed(nodes, chosen),
+        nodes=needed_nodes(nodes, [chosen.hidden, *([chosen.logits] if chosen.logits else [])]),
         hidden=chosen.hidden,
         logits=chosen.logits,
         max_length=min(limits, default=None),
@@ -162,8 +162,7 @@ def _limit(graph: OnnxGraph, name: str) -> int | None:
         if operator in (*VIEWS, "Cast") and inputs[0] in views:
             views.update(node.outputs)
         elif operator == "Gather" and inputs[1] in views and inputs[0] in graph.weights:
-            axis = next((attribute.i for attribute in node.proto.attribute if attribute.name == "axis"), 0)
-            limits.append(graph.weights[inputs[0]].shape[axis])
+            limits.append(graph.weights[inputs[0]].shape[node.attributes.get("axis", 0)])
     return min(limits, default=None)
 
 
@@ -177,16 +176,11 @@ def _with_named_weights(program: OnnxProgram) -> OnnxProgram:
         if not plain:
             nodes.append(node)
             continue
-        proto = onnx.NodeProto()
-        proto.CopyFrom(node.proto)
-        for name in dict.fromkeys(plain):
-            value = f"{node.outputs[0]}.{name}"
+        values = {name: f"{node.outputs[0]}.{name}" for name in plain}
+        for name, value in values.items():
             nodes.append(OnnxNode(helper.make_node("Identity", [name], [value]), node.layer))
             types[value] = types[name]
-            for at, operand in enumerate(proto.input):
-                if operand == name:
-                    proto.input[at] = value
-        nodes.append(replace(node, proto=proto))
+        nodes.append(node.renamed(values, {}))
     return replace(program, graph=replace(program.graph, nodes=tuple(nodes)), types=types)
 
 
@@ -204,17 +198,6 @@ def _source_nodes(program: OnnxProgram, attentions: Mapping[str, AttentionNode])
     return tuple(nodes)
 
 
-def _needed(nodes: Iterable[Node], outputs: Outputs) -> tuple[Node, ...]:
-    """What the outputs need, once attentions stand for the operators that they replace."""
-    wanted = {outputs.hidden, *([outputs.logits] if outputs.logits else [])}
-    kept: list[Node] = []
-    for node in reversed(tuple(nodes)):
-        if node.name in wanted:
-            kept.append(node)
-            wanted.update(node.inputs)
-    return tuple(reversed(kept))
-
-
 def _tokenwise_node(program: OnnxProgram, node: OnnxNode, at: int) -> TokenwiseNode:
     name = node.outputs[at]
     inputs = node.inputs
@@ -227,7 +210,7 @@ def _tokenwise_node(program: OnnxProgram, node: OnnxNode, at: int) -> TokenwiseN
             words.append(_text(node.constants[place].tolist()))
         else:
             words.append(f"%{inputs.index(operand)}" if operand else "none")
-    words += sorted(f"{a.name}={_text(helper.get_attribute_value(a))}" for a in node.proto.attribute)
+    words += sorted(f"{name}={_text(value)}" for name, value in node.attributes.items())
     domain = f"{node.proto.domain}." if node.proto.domain else ""
     suffix = f"#{at}" if len(node.outputs) > 1 else ""
     sized = set(node.sizes) - set(SIZE_OPERANDS.get(node.proto.op_type, ()))

@@ -76,19 +76,13 @@ class OnnxProgram:
         node = self.nodes[name]
         if node.proto.op_type != "Gather" or len(node.inputs) != 2 or node.inputs[0] not in self.types:
             return None
-        axis = next((attribute.i for attribute in node.proto.attribute if attribute.name == "axis"), 0)
-        return LookUp(node.inputs[0], node.inputs[1], axis % len(self.types[node.inputs[0]].shape))
+        return LookUp(
+            node.inputs[0], node.inputs[1], node.attributes.get("axis", 0) % len(self.types[node.inputs[0]].shape)
+        )
 
-    def region(
-        self,
-        nodes: tuple[str, ...],
-        inputs: tuple[str, ...],
-        weights: tuple[str, ...],
-        outputs: tuple[str, ...],
-        axis: str | None,
-    ) -> OnnxRegion:
-        """The named results as a region."""
-        return OnnxRegion(self, nodes, inputs, weights, outputs, axis)
+    def region(self, *parts: Any) -> OnnxRegion:
+        """See :meth:`twoheads.compiler.ir.source_program.SourceProgram.region`."""
+        return OnnxRegion(self, *parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,5 +127,4 @@ def _flops(node: OnnxNode, types: Mapping[str, TensorType], rows: int) -> int:
     result, first = shape(node.outputs[0]), shape(node.proto.input[0])
     if operator == "Conv":
         return 2 * prod(result) * prod(shape(node.proto.input[1])[1:])
-    transposed = any(a.name == "transA" and a.i for a in node.proto.attribute)
-    return 2 * prod(result) * first[-2 if transposed else -1]
+    return 2 * prod(result) * first[-2 if node.attributes.get("transA") else -1]

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
-
-import onnx
-from onnx import helper
+from typing import TypeAlias
 
 from twoheads.compiler.frontend.onnx.model.graph import OnnxNode
 from twoheads.compiler.ir.size_formula import SizeFormula
@@ -78,7 +75,7 @@ def _concat(node: OnnxNode, types: Types) -> Found:
 def _reduce(node: OnnxNode, types: Types) -> Found:
     data = node.proto.input[0]
     at = _token_dimension(data, types)
-    attributes = _attributes(node.proto)
+    attributes = node.attributes
     axes = node.constants[1].reshape(-1).tolist() if 1 in node.constants else list(attributes.get("axes", ()))
     if at is None or [axis % len(types[data].shape) for axis in axes] != [at]:
         return None
@@ -88,7 +85,7 @@ def _reduce(node: OnnxNode, types: Types) -> Found:
 def _cumsum(node: OnnxNode, types: Types) -> Found:
     data = node.proto.input[0]
     at = _token_dimension(data, types)
-    plain = not any(_attributes(node.proto).values()) and 1 in node.constants
+    plain = not any(node.attributes.values()) and 1 in node.constants
     if at is None or not plain or int(node.constants[1]) % len(types[data].shape) != at:
         return None
     return ("cumsum", {"axis": at}, (data,)) if types[data].dtype.startswith("int") else None
@@ -97,7 +94,7 @@ def _cumsum(node: OnnxNode, types: Types) -> Found:
 def _argmax(node: OnnxNode, types: Types) -> Found:
     data = node.proto.input[0]
     at = _token_dimension(data, types)
-    if at is None or _axis(node, types) != at or _attributes(node.proto).get("select_last_index"):
+    if at is None or _axis(node, types) != at or node.attributes.get("select_last_index"):
         return None
     return "argmax", {"axis": at}, (data,)
 
@@ -137,8 +134,4 @@ def _number(node: OnnxNode, at: int, axis: str | None, place: int = 0) -> tuple[
 
 def _axis(node: OnnxNode, types: Types) -> int:
     rank = len(types[node.proto.input[0]].shape)
-    return int(_attributes(node.proto).get("axis", 0)) % max(rank, 1)
-
-
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    return int(node.attributes.get("axis", 0)) % max(rank, 1)

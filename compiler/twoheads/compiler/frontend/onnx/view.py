@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper
 
 from twoheads.compiler.frontend.onnx.model.graph import OnnxNode
 from twoheads.compiler.frontend.onnx.model.read_file import Array
@@ -117,7 +115,7 @@ class OnnxView:
         return tuple(operands)
 
     def _kind(self, node: OnnxNode) -> Kind:
-        operator, attributes = node.proto.op_type, _attributes(node.proto)
+        operator, attributes = node.proto.op_type, node.attributes
         rank = self._rank(node.proto.input[0]) if node.proto.input else 0
         if operator == "Softmax":
             return Kind.SOFTMAX if attributes.get("axis", -1) in (-1, rank - 1) else Kind.OTHER
@@ -142,7 +140,3 @@ class OnnxView:
     def _rank(self, name: str) -> int:
         type_ = self.program.types.get(name)
         return 0 if type_ is None else len(type_.shape)
-
-
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}

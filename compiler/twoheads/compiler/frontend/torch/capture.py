@@ -33,7 +33,16 @@ from twoheads.compiler.frontend.torch.rewrites.filled_buffers import concatenate
 from twoheads.compiler.frontend.torch.rewrites.masked_writes import select_masked_writes
 from twoheads.compiler.frontend.torch.rows.normalize_sequence import normalize_sequence
 from twoheads.compiler.ir.op_view import RecognisedAttention
-from twoheads.compiler.ir.source_graph import AttentionNode, Node, SequenceNode, SourceGraph, TensorType, TokenwiseNode
+from twoheads.compiler.ir.source_graph import (
+    AttentionNode,
+    Node,
+    SequenceNode,
+    SourceGraph,
+    TensorType,
+    TokenwiseNode,
+    needed_nodes,
+    place_of,
+)
 from twoheads.compiler.ir.source_program import Captured
 from twoheads.compiler.recognition.recognise import recognise_attention
 from twoheads.graphs.errors import CompileError
@@ -273,14 +282,7 @@ def _source_nodes(
             nodes[name] = sequence_from_fx(program, node, layer_of(node))
         else:
             nodes[name] = _tokenwise_node(program, node)
-    needed: set[str] = set()
-    stack = list(outputs.values())
-    while stack:
-        name = stack.pop()
-        if name in nodes and name not in needed:
-            needed.add(name)
-            stack.extend(nodes[name].inputs)
-    return tuple(node for name, node in nodes.items() if name in needed), extra_weights
+    return needed_nodes(nodes.values(), outputs.values()), extra_weights
 
 
 def _tokenwise_node(program: FxProgram, node: fx.Node) -> TokenwiseNode:
@@ -320,7 +322,7 @@ def _require_no_chance(graph: SourceGraph) -> None:
     for node in graph.nodes:
         if isinstance(node, TokenwiseNode) and node.op.startswith(_RANDOM):
             raise CompileError(
-                f'{node.layer or "model"} (node "{node.name}")',
+                place_of(node.layer, node.name),
                 f"draws random numbers, {node.op.split('(')[0]}: two runs of the model differ",
                 "compile a model whose result depends on its input only",
             )

@@ -7,7 +7,7 @@ from the inputs' lengths, the node holds the formula instead: a part is built fo
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -17,6 +17,7 @@ from onnx import helper, numpy_helper
 from twoheads.compiler.frontend.onnx.model.growth import deciding, largest_made, parts
 from twoheads.compiler.frontend.onnx.model.read_file import Array
 from twoheads.compiler.ir.size_formula import SizeFormula
+from twoheads.compiler.ir.source_graph import place_of
 from twoheads.graphs.errors import CompileError, InternalError
 
 __all__ = ["OnnxGraph", "OnnxNode", "Sizes", "run_model"]
@@ -56,6 +57,25 @@ class OnnxNode:
     def outputs(self) -> tuple[str, ...]:
         """Results that have a name."""
         return tuple(name for name in self.proto.output if name)
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Its attributes by name."""
+        return {attribute.name: helper.get_attribute_value(attribute) for attribute in self.proto.attribute}
+
+    @property
+    def place(self) -> str:
+        """The node and its layer, for error messages."""
+        return place_of(self.layer, self.outputs[0])
+
+    def renamed(self, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> OnnxNode:
+        """The same with other names for some operands and results."""
+        proto = onnx.NodeProto()
+        proto.CopyFrom(self.proto)
+        for names, others in ((proto.input, inputs), (proto.output, outputs)):
+            for at, name in enumerate(names):
+                names[at] = others.get(name, name)
+        return replace(self, proto=proto)
 
     def operand(self, at: int, lengths: Mapping[str, int]) -> Array | None:
         """What it holds of the operand at a place, at ``lengths``; ``None`` where that is a value or a weight."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import onnx
@@ -52,7 +51,7 @@ def exact_activations(node: onnx.NodeProto) -> onnx.NodeProto:
 
 def _product(node: OnnxNode, weights: dict[str, Array]) -> list[OnnxNode]:
     """``A @ W^T`` of ``W [N, K]`` in blocks along ``K``, and a bias."""
-    given, operands = _attributes(node), list(node.proto.input)
+    given, operands = node.attributes, list(node.proto.input)
     rows, width, block = int(given["N"]), int(given["K"]), int(given["block_size"])
     if len(operands) > 4 and operands[4]:
         raise _unknown(node, "takes the rows of its weight in an order of its own (g_idx)")
@@ -76,7 +75,7 @@ def _product(node: OnnxNode, weights: dict[str, Array]) -> list[OnnxNode]:
 
 def _look_up(node: OnnxNode, weights: dict[str, Array]) -> list[OnnxNode]:
     """Rows of a table ``[rows, width]`` in blocks along its width."""
-    given, operands = _attributes(node), list(node.proto.input)
+    given, operands = node.attributes, list(node.proto.input)
     bits, block = int(given.get("bits", 4)), int(given.get("block_size", 128))
     packed = _weight(node, weights, 0)
     along = int(given.get("quantize_axis", 1)) % packed.ndim
@@ -123,13 +122,8 @@ def _weight(node: OnnxNode, weights: Mapping[str, Array], at: int) -> Array:
     return weights[name]
 
 
-def _attributes(node: OnnxNode) -> dict[str, Any]:
-    return {entry.name: helper.get_attribute_value(entry) for entry in node.proto.attribute}
-
-
 def _unknown(node: OnnxNode, problem: str) -> CompileError:
-    where = f'{node.layer or "model"} (node "{node.outputs[0]}")'
-    return CompileError(where, f"{node.proto.op_type} {problem}", "use the file's float version")
+    return CompileError(node.place, f"{node.proto.op_type} {problem}", "use the file's float version")
 
 
 _WRITERS: Mapping[str, Callable[[OnnxNode, dict[str, Array]], list[OnnxNode]]] = {

@@ -8,11 +8,10 @@ empty: a block program has the whole input before it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from onnx import helper
 
 from twoheads.compiler.frontend.onnx.model.graph import OnnxGraph, OnnxNode
 from twoheads.compiler.frontend.onnx.passes.spell_attention import AttentionCall, Spelling
@@ -46,14 +45,10 @@ def expand_attention(graph: OnnxGraph, types: Mapping[str, TensorType]) -> OnnxG
             nodes.extend(call.spelling.nodes)
             weights |= call.spelling.weights
         elif "Attention" in key[1]:
-            raise CompileError(_where(node), f"{key[1]} is an attention that is not read", FLOAT_MODEL)
+            raise CompileError(node.place, f"{key[1]} is an attention that is not read", FLOAT_MODEL)
         else:
             nodes.append(node)
     return graph if len(weights) == len(graph.weights) else replace(graph, nodes=tuple(nodes), weights=weights)
-
-
-def _where(node: OnnxNode) -> str:
-    return f'{node.layer or "model"} (node "{node.outputs[0]}")'
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +58,10 @@ class Call:
     node: OnnxNode
     types: Mapping[str, TensorType]
     spelling: Spelling
-    attributes: Mapping[str, Any] = field(init=False)
 
-    def __post_init__(self) -> None:
-        values = {entry.name: helper.get_attribute_value(entry) for entry in self.node.proto.attribute}
-        object.__setattr__(self, "attributes", values)
+    @property
+    def attributes(self) -> Mapping[str, Any]:
+        return self.node.attributes
 
     def operand(self, at: int) -> str | None:
         """Name of an operand, ``None`` if it is left out."""
@@ -94,7 +88,7 @@ class Call:
 
     def refused(self, problem: str, remedy: str = FLOAT_MODEL) -> CompileError:
         """The error that names this operator."""
-        return CompileError(_where(self.node), f"{self.node.proto.op_type} {problem}", remedy)
+        return CompileError(self.node.place, f"{self.node.proto.op_type} {problem}", remedy)
 
     def refuse(self, *places: int, remedy: str = FLOAT_MODEL) -> None:
         """Refuses operands that nothing is made of."""

@@ -53,7 +53,7 @@ def expand_contrib(graph: OnnxGraph, types: Mapping[str, TensorType]) -> OnnxGra
             nodes.extend(call.nodes)
         elif own and node.proto.op_type not in ATTENTIONS:
             raise CompileError(
-                f'{node.layer or "model"} (node "{node.outputs[0]}")',
+                node.place,
                 f"{node.proto.op_type} is an operator of ONNX Runtime that is not known",
                 "export the model before it is optimised for one runtime",
             )
@@ -74,7 +74,7 @@ class _Call:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        return {entry.name: helper.get_attribute_value(entry) for entry in self.node.proto.attribute}
+        return self.node.attributes
 
     def operand(self, at: int) -> str | None:
         """Name of an operand; ``None`` if it is left out."""

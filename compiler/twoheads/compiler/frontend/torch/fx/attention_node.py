@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from twoheads.compiler.frontend.torch.fx.program import FxProgram, is_scalar
-from twoheads.compiler.ir.source_graph import AttentionNode, TensorType
+from twoheads.compiler.ir.source_graph import AttentionNode, TensorType, place_of
 from twoheads.compiler.ir.source_program import example_inputs, input_lengths
 from twoheads.compiler.recognition.classify_mask import BiasPattern, classify
 from twoheads.graphs.errors import CompileError
@@ -42,7 +42,7 @@ def attention_from_fx(program: FxProgram, node: fx.Node, layer: str) -> tuple[At
         CompileError: The mask or bias is no function of positions that tiles can express.
     """
     arguments = _arguments(node)
-    where = f'{layer or "model"} (node "{node.name}")'
+    where = place_of(layer, node.name)
     query, key, value = (cast("fx.Node", arguments[name]) for name in ("query", "key", "value"))
     _require_shapes(program, where, query, key, value)
     terms: list[Mask] = [Causal()] if arguments["is_causal"] else []

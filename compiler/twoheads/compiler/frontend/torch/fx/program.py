@@ -139,16 +139,9 @@ class FxProgram:
             return None
         return LookUp(self.source_name(table), self.source_name(index), axis % len(table.meta["val"].shape))
 
-    def region(
-        self,
-        nodes: tuple[str, ...],
-        inputs: tuple[str, ...],
-        weights: tuple[str, ...],
-        outputs: tuple[str, ...],
-        axis: str | None,
-    ) -> FxRegion:
+    def region(self, *parts: Any) -> FxRegion:
         """See :meth:`twoheads.compiler.ir.source_program.SourceProgram.region`."""
-        return FxRegion(self, nodes, inputs, weights, outputs, axis)
+        return FxRegion(self, *parts)
 
 
 def _to_numpy(value: Any) -> Any:

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from twoheads.compiler.frontend.torch.fx.program import FxProgram
 from twoheads.compiler.frontend.torch.operators.scan_ops import SCANS
-from twoheads.compiler.ir.source_graph import ScanNode, TensorType
+from twoheads.compiler.ir.source_graph import ScanNode, TensorType, place_of
 from twoheads.graphs.errors import CompileError
 
 __all__ = ["is_scan", "scan_from_fx"]
@@ -42,7 +42,7 @@ def scan_from_fx(program: FxProgram, node: fx.Node, layer: str) -> tuple[ScanNod
 def _value(program: FxProgram, operand: fx.Node, layer: str, operator: str) -> str:
     name = program.source_name(operand)
     if name in program.weights:
-        raise CompileError(f'{layer or "model"} (node "{name}")', f"is a weight where {operator} reads tokens")
+        raise CompileError(place_of(layer, name), f"is a weight where {operator} reads tokens")
     return name
 
 
@@ -56,6 +56,6 @@ def _weight(program: FxProgram, operand: fx.Node, layer: str, operator: str, mad
     leaves = [each for each in sources if each in program.weights]
     if {entry.value.name for entry in program.inputs} & set(sources) or not leaves:
         problem = f"is computed from the input, where {operator} reads a learned weight"
-        raise CompileError(f'{layer or "model"} (node "{name}")', problem, "use a model with learned constants there")
+        raise CompileError(place_of(layer, name), problem, "use a model with learned constants there")
     made[f"{leaves[0]}.{operator}"] = torch.from_numpy(program.evaluate((name,), {})[name]).contiguous()
     return f"{leaves[0]}.{operator}"

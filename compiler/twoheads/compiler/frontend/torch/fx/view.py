@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from twoheads.compiler.frontend.torch.fx.program import FxProgram, is_scalar
 from twoheads.compiler.frontend.torch.weights.stored_tensor import read_tensor
 from twoheads.compiler.ir.op_view import Array, Kind, OpNode
-from twoheads.compiler.ir.source_graph import TensorType
+from twoheads.compiler.ir.source_graph import TensorType, place_of
 from twoheads.compiler.ir.source_program import all_lengths, example_inputs
 from twoheads.graphs.errors import CompileError
 
@@ -140,7 +140,7 @@ class FxView:
                 try:
                     values[name] = cast("Any", node.target)(*args, **kwargs)
                 except (IndexError, RuntimeError) as error:  # a look-up beyond a table's end, sizes that don't fit
-                    where = f'{layer_of(node) or "model"} (node "{name}")'
+                    where = place_of(layer_of(node), name)
                     problem = f"can't be computed at {lengths}: {str(error).splitlines()[0]}"
                     raise CompileError(where, problem, "rewrite the length-dependent code") from error
         return {name: read_tensor(values[name]).numpy() for name in wanted}

@@ -21,7 +21,7 @@ from torch._ops import OpOverload
 from torch.fx.experimental import proxy_tensor
 from torch.utils import _pytree as pytree
 
-from twoheads.compiler.frontend.torch.repeats.equal_modules import Setting, Watch, differing_settings
+from twoheads.compiler.frontend.torch.repeats.equal_modules import Setting, Watch, differing_settings, same_setting
 
 __all__ = ["EqualLayers", "LayersLeakError"]
 
@@ -45,17 +45,20 @@ class EqualLayers:
 
     def __init__(self, model: nn.Module) -> None:
         lists = [part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) >= FEWEST]
-        # By the dictionary of a layer, which stand-ins that a tracer makes of it share: the layer and its list.
-        self._layers = {id(vars(layer)): (layer, number) for number, part in enumerate(lists) for layer in part}
-        self._watch = Watch(name for part in lists for name in _names_that_differ(list(part)))
-        self._traced: dict[int, list[_Traced]] = {}
+        found = [layer for number, part in enumerate(lists) for layer in _kinds(number, list(part))]
+        # By the dictionary of a layer, which stand-ins that a tracer makes of it share.
+        self._layers = {id(vars(layer.module)): layer for layer in found}
+        self._watch = Watch(
+            (type(layer.module.get_submodule(path)), name) for layer in found for path, name in layer.settings
+        )
+        self._traced: dict[tuple[int, int], list[_Traced]] = {}
 
     @contextmanager
     def installed(self) -> Generator[None]:
         """Within it, the model's layers are copied where they can be."""
         with ExitStack() as stack:
             stack.enter_context(self._watch.installed())
-            for owner in {type(layer) for layer, _ in self._layers.values()}:
+            for owner in {type(layer.module) for layer in self._layers.values()}:
                 stack.callback(setattr, owner, "forward", owner.forward)
                 owner.forward = self._intercepting(owner.forward)
             yield
@@ -83,18 +86,18 @@ class EqualLayers:
     def _intercepting(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(forward)
         def intercepted(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            mode, known = proxy_tensor.get_proxy_mode(), self._layers.get(id(vars(module)))
-            call = None if mode is None or known is None else _Call.of(known[0], args, kwargs, mode.tracer)
-            if call is None or known is None:
+            mode, layer = proxy_tensor.get_proxy_mode(), self._layers.get(id(vars(module)))
+            call = None if mode is None or layer is None else _Call.of(layer, args, kwargs, mode.tracer)
+            if call is None:
                 return forward(module, *args, **kwargs)
-            traced = self._traced.setdefault(known[1], [])
+            traced = self._traced.setdefault(call.layer.kind, [])
             twin = next((earlier for earlier in traced if earlier.serves(call)), None)
             if twin is not None and twin.confirmed:
                 return twin.copied(call)
             before = call.last_node()
-            with self._watch.reading(known[0]) as read:
+            with self._watch.reading(call.layer.module) as read:
                 result = forward(module, *args, **kwargs)
-            after = _Call.of(known[0], args, kwargs, call.tracer)
+            after = _Call.of(call.layer, args, kwargs, call.tracer)
             new = _Traced.of(call, after, before, result, read) if after is not None else None
             if twin is not None:
                 traced.remove(twin)
@@ -106,15 +109,34 @@ class EqualLayers:
         return intercepted
 
 
-def _names_that_differ(layers: Sequence[nn.Module]) -> Iterator[tuple[type[nn.Module], str]]:
-    """The attributes in which layers of one kind differ, each with the class of its module."""
+@dataclass(frozen=True)
+class _Layer:
+    """A layer of a list.
+
+    Attributes:
+        module: The layer.
+        kind: Its list, and equal for layers of equal structure.
+        settings: Those in which it differs from the first of its kind.
+    """
+
+    module: nn.Module
+    kind: tuple[int, int]
+    settings: frozenset[Setting]
+
+    def equals(self, other: _Layer, read: set[Setting]) -> bool:
+        """Whether the layers compute the same where ``read`` is what one of them reads of its settings."""
+        differing = read & (self.settings | other.settings)
+        return self.kind == other.kind and all(same_setting(self.module, other.module, each) for each in differing)
+
+
+def _kinds(number: int, modules: Sequence[nn.Module]) -> Iterator[_Layer]:
     firsts: list[nn.Module] = []
-    for layer in layers:
-        found = (differing_settings(first, layer) for first in firsts)
-        settings = next((each for each in found if each is not None), None)
-        if settings is None:
-            firsts.append(layer)
-        yield from ((type(layer.get_submodule(path)), name) for path, name in settings or ())
+    for module in modules:
+        found = ((at, differing_settings(first, module)) for at, first in enumerate(firsts))
+        kind, settings = next(((at, each) for at, each in found if each is not None), (len(firsts), set[Setting]()))
+        if kind == len(firsts):
+            firsts.append(module)
+        yield _Layer(module, (number, kind), frozenset(settings))
 
 
 @dataclass(frozen=True)
@@ -129,19 +151,20 @@ class _Call:
         tensors: These.
     """
 
-    layer: nn.Module
+    layer: _Layer
     tracer: Any
     structure: tuple[Any, ...]
     operands: tuple[fx.Node, ...]
     tensors: tuple[Tensor, ...] = field(compare=False)
 
     @staticmethod
-    def of(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], tracer: Any) -> _Call | None:
+    def of(layer: _Layer, args: tuple[Any, ...], kwargs: dict[str, Any], tracer: Any) -> _Call | None:
         """``None`` where something is passed that a layer could do more with than read its value."""
         leaves, spec = pytree.tree_flatten((args, kwargs))
         if not all(isinstance(leaf, (Tensor, *_PLAIN)) for leaf in leaves):
             return None
-        held = (layer.named_parameters(remove_duplicate=False), layer.named_buffers(remove_duplicate=False))
+        module = layer.module
+        held = (module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
         own: list[Tensor] = [tensor for named in held for _, tensor in named]
         tensors = tuple(leaf for leaf in (*leaves, *own) if isinstance(leaf, Tensor))
         operands = tuple(node for node in (_node(tensor, tracer) for tensor in tensors) if node is not None)
@@ -217,10 +240,8 @@ class _Traced:
 
     def serves(self, call: _Call) -> bool:
         """Whether another call is that of an equal layer with equal arguments."""
-        if call.tracer is not self.call.tracer or call.structure != self.call.structure:
-            return False
-        differing = differing_settings(self.call.layer, call.layer)
-        return differing is not None and differing.isdisjoint(self.read)
+        same = call.tracer is self.call.tracer and call.structure == self.call.structure
+        return same and self.call.layer.equals(call.layer, self.read)
 
     def agrees(self, other: _Traced) -> bool:
         """Whether a copy of this layer would be what was traced for the other one."""

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Setting", "Watch", "differing_settings"]
+__all__ = ["Setting", "Watch", "differing_settings", "same_setting"]
 
 Setting: TypeAlias = tuple[str, str]
 """A part of a module by its path, and an attribute of it that is neither weight nor part."""
@@ -47,6 +47,13 @@ def differing_settings(first: nn.Module, second: nn.Module) -> set[Setting] | No
             return None
         found |= {(path, name) for name in names}
     return found
+
+
+def same_setting(first: nn.Module, second: nn.Module, setting: Setting) -> bool:
+    """Whether ``setting`` is the same in two modules of equal structure."""
+    path, name = setting
+    mine, theirs = (vars(module.get_submodule(path)).get(name) for module in (first, second))
+    return _same(mine, theirs, {})
 
 
 def _tensors(settings: Mapping[str, Any]) -> dict[str, Any]:
