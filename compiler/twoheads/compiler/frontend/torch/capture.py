@@ -38,7 +38,6 @@ from twoheads.compiler.ir.source_graph import (
     Node,
     SequenceNode,
     SourceGraph,
-    TensorType,
     TokenwiseNode,
     needed_nodes,
     place_of,
@@ -114,7 +113,7 @@ def capture(source: LoadedSource) -> Captured:
     source_graph = SourceGraph(
         name=source.identity.name,
         inputs=program.inputs,
-        weights={name: _type(tensor, axes) for name, tensor in program.weights.items()},
+        weights={name: axes.type(tensor) for name, tensor in program.weights.items()},
         nodes=nodes,
         hidden=outputs["hidden"],
         logits=outputs.get("logits"),
@@ -223,7 +222,7 @@ def _inputs(graph: fx.Graph, source: LoadedSource, arguments: Mapping[str, str],
     for node in graph.nodes:
         if node.op != "placeholder":
             continue
-        type_ = _type(node.meta["val"], axes)
+        type_ = axes.type(node.meta["val"])
         generated = generated_source(node)
         if generated is not None:
             kind, axis = generated
@@ -255,10 +254,6 @@ def _outputs(exported: ExportedProgram, graph: fx.Graph) -> dict[str, str]:
                 "keep what a pass computes out of the model's weights and buffers",
             )
     return {key: node.name for key, node in zip(cast("list[str]", keys), results, strict=True)}
-
-
-def _type(value: Tensor, axes: AxisNames) -> TensorType:
-    return TensorType(str(value.dtype).removeprefix("torch."), axes.shape(value))
 
 
 def _source_nodes(
@@ -298,7 +293,7 @@ def _tokenwise_node(program: FxProgram, node: fx.Node) -> TokenwiseNode:
     words = [repr(argument) for argument in args] + [f"{key}={value!r}" for key, value in sorted(kwargs.items())]
     target = str(node.target) if isinstance(node.target, OpOverload) else cast("Any", node.target).__name__
     value = node.meta.get("val")
-    type_ = _type(value, program.axes) if isinstance(value, Tensor) else None
+    type_ = program.axes.type(value) if isinstance(value, Tensor) else None
     text = f"{target}({', '.join(words)})"
     is_view = target.startswith("aten.") and target.split(".")[1] in _VIEWS
     return TokenwiseNode(node.name, text, tuple(inputs), type_, layer_of(node), uses_length(node), is_view)

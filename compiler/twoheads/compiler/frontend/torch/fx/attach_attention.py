@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from twoheads.compiler.frontend.torch.fx.program import FxProgram
 from twoheads.compiler.ir.op_view import Arrangement, Array, Move, RecognisedAttention
-from twoheads.compiler.ir.source_graph import AttentionNode, TensorType
+from twoheads.compiler.ir.source_graph import AttentionNode
 from twoheads.graphs.program.program import Dim
 
 __all__ = ["attach_attention_fx"]
@@ -44,7 +44,7 @@ def _attach(
     shape = (*program.axes.shape(query.meta["val"])[:3], int(value.meta["val"].shape[3]))
     result = _result(graph, output, found.output_arrangement, shape)
     made = result.meta["val"]
-    type_ = TensorType(str(made.dtype).removeprefix("torch."), program.axes.shape(made))
+    type_ = program.axes.type(made)
     operands = program.source_name(query), program.source_name(key), program.source_name(value)
     return found.as_node(result.name, operands, type_, weights)
 

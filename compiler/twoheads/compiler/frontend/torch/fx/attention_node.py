@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from twoheads.compiler.frontend.torch.fx.program import FxProgram, is_scalar
-from twoheads.compiler.ir.source_graph import AttentionNode, TensorType, place_of
+from twoheads.compiler.ir.source_graph import AttentionNode, place_of
 from twoheads.compiler.ir.source_program import example_inputs, input_lengths
 from twoheads.compiler.recognition.classify_mask import BiasPattern, classify
 from twoheads.graphs.errors import CompileError
@@ -72,7 +72,7 @@ def attention_from_fx(program: FxProgram, node: fx.Node, layer: str) -> tuple[At
             query=program.source_name(query),
             key=program.source_name(key),
             value=program.source_name(value),
-            type=TensorType(str(node.meta["val"].dtype).removeprefix("torch."), program.axes.shape(node.meta["val"])),
+            type=program.axes.type(node.meta["val"]),
             mask=conjunction(terms),
             scale=float(arguments["scale"]) if arguments["scale"] is not None else head_dim**-0.5,
             softcap=float(arguments["softcap"]),
@@ -143,7 +143,7 @@ def _mask_and_bias(program: FxProgram, node: fx.Node, where: str) -> tuple[Mask,
         heads = dense.shape[-3] if dense.ndim >= 3 else 1
         return np.broadcast_to(dense, (1, heads, length, length))  # a row of keys counts for every query
 
-    mask, bias = classify(evaluate, _constants(program, node), where)
+    mask, bias = classify(evaluate, program.constants(node.name), where)
     return (Full() if mask is None else mask), bias
 
 
@@ -177,13 +177,3 @@ def _require_positional(program: FxProgram, node: fx.Node, where: str) -> None:
                 "leave padding out (run inputs at their own length), or compute the mask from positions alone",
             )
         stack.extend(current.all_input_nodes)
-
-
-def _constants(program: FxProgram, node: fx.Node) -> set[int]:
-    """Whole-number constants in the mask's computation: candidates for window and chunk sizes."""
-    found: set[int] = set()
-    for name in program.ancestors((node.name,)):
-        for argument in program.nodes[name].args:
-            if isinstance(argument, int) and not isinstance(argument, bool):
-                found.add(abs(argument))
-    return {value for value in found if value < 1 << 40}

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from twoheads.compiler.ir.source_graph import TensorType
 from twoheads.graphs.program.axes import make_axis, parse_axis
 from twoheads.graphs.program.program import Dim
 
@@ -39,6 +40,10 @@ class AxisNames:
     def shape(self, value: Tensor) -> tuple[Dim, ...]:
         """The shape with token axes by name; sizes computed from lengths otherwise keep their expression."""
         return tuple(self.dim(size) for size in value.shape)
+
+    def type(self, value: Tensor) -> TensorType:
+        """NumPy's name of the dtype, and the shape."""
+        return TensorType(str(value.dtype).removeprefix("torch."), self.shape(value))
 
     def dim(self, size: int | torch.SymInt) -> Dim:
         """A size as a number, an axis such as ``n`` or ``(n+1)//2``, or an expression's text."""

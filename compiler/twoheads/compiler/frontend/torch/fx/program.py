@@ -74,6 +74,12 @@ class FxProgram:
                 stack.extend(node.all_input_nodes)
         return needed
 
+    def constants(self, name: str) -> frozenset[int]:
+        """Magnitudes of the whole numbers in the computation of a node."""
+        arguments = [argument for each in self.ancestors((name,)) for argument in self.nodes[each].args]
+        whole = [abs(entry) for entry in arguments if isinstance(entry, int) and not isinstance(entry, bool)]
+        return frozenset(number for number in whole if number < 1 << 31)
+
     @torch.no_grad()
     def evaluate(self, names: Iterable[str], inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
         """See :meth:`twoheads.compiler.ir.source_program.SourceProgram.evaluate`."""

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from twoheads.compiler.frontend.torch.fx.program import FxProgram
 from twoheads.compiler.frontend.torch.operators.scan_ops import SCANS
-from twoheads.compiler.ir.source_graph import ScanNode, TensorType, place_of
+from twoheads.compiler.ir.source_graph import ScanNode, place_of
 from twoheads.graphs.errors import CompileError
 
 __all__ = ["is_scan", "scan_from_fx"]
@@ -34,7 +34,7 @@ def scan_from_fx(program: FxProgram, node: fx.Node, layer: str) -> tuple[ScanNod
         operator=operator,
         inputs=tuple(_value(program, operand, layer, operator) for operand in operands[:count]),
         weights=tuple(_weight(program, operand, layer, operator, made) for operand in operands[count:]),
-        type=TensorType(str(node.meta["val"].dtype).removeprefix("torch."), program.axes.shape(node.meta["val"])),
+        type=program.axes.type(node.meta["val"]),
         layer=layer,
     ), made
 

@@ -8,7 +8,7 @@ from torch import fx
 
 from twoheads.compiler.frontend.torch.fx.program import FxProgram
 from twoheads.compiler.frontend.torch.rows.sequence_ops import SEQUENCE_OPERATORS
-from twoheads.compiler.ir.source_graph import SequenceNode, TensorType
+from twoheads.compiler.ir.source_graph import SequenceNode
 from twoheads.graphs.program.sequence_operators import OPERATORS
 
 __all__ = ["is_sequence", "sequence_from_fx"]
@@ -29,7 +29,7 @@ def sequence_from_fx(program: FxProgram, node: fx.Node, layer: str) -> SequenceN
         name=node.name,
         operator=operator,
         inputs=tuple(program.source_name(operand) for operand in operands),
-        type=TensorType(str(value.dtype).removeprefix("torch."), program.axes.shape(value)),
+        type=program.axes.type(value),
         attributes=tuple((name, cast("int", node.kwargs[name])) for name in names),
         layer=layer,
     )

@@ -102,7 +102,7 @@ class FxView:
         value = self._fx_nodes[name].meta.get("val") if name in self._fx_nodes else None
         if not isinstance(value, Tensor):
             return None
-        return TensorType(str(value.dtype).removeprefix("torch."), self.program.axes.shape(value))
+        return self.program.axes.type(value)
 
     def depends_on_content(self, name: str) -> bool:
         """Whether its numbers depend on an argument."""
@@ -110,11 +110,7 @@ class FxView:
 
     def constants(self, name: str) -> frozenset[int]:
         """Magnitudes of the whole numbers in its computation."""
-        found: set[int] = set()
-        for ancestor in self.program.ancestors([self._fx_nodes[name].name]):
-            arguments: Any = self.program.nodes[ancestor].args
-            found |= {abs(a) for a in arguments if isinstance(a, int) and not isinstance(a, bool)}
-        return frozenset(number for number in found if number < 1 << 31)
+        return self.program.constants(self._fx_nodes[name].name)
 
     @torch.no_grad()
     def evaluate(
