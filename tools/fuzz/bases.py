@@ -160,7 +160,8 @@ def _job(folder: Path) -> None:
 
     folder.mkdir()
     np.save(folder / "tokens.npy", TOKENS)
-    write, checkpoints.CHECKPOINT_SECONDS = checkpoints.Checkpoints._write, 0.0
+    patched: Any = checkpoints.Checkpoints
+    write, checkpoints.CHECKPOINT_SECONDS = patched._write, 0.0
     written = 0
 
     def counted(self: Any) -> None:
@@ -170,7 +171,7 @@ def _job(folder: Path) -> None:
         if written == 4:
             raise _StoppedError
 
-    checkpoints.Checkpoints._write = counted  # type: ignore[method-assign]
+    patched._write = counted
     words = [
         "run",
         folder.with_name("bundle"),

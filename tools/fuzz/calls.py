@@ -35,7 +35,7 @@ __all__ = [
 ]  # fmt: skip
 
 SHORT, LONG = 7, len(TOKENS)
-CLOSE = 1e-4
+CLOSE = 1e-3
 """How far two ways to compute one input may differ, beside its largest number."""
 
 

@@ -221,6 +221,8 @@ def _encrypted(data: bytes) -> bytes:
 
 DEEP = b"[" * 100_000
 
+QUERY = "model.layers.0.self_attn.query"
+
 BUNDLES = (
     *(
         Case("program", f"a {name} of {value}", _set("program.json", "engines", 3, name, to=value, mend=True))
@@ -228,6 +230,12 @@ BUNDLES = (
         for value in (-1.0, float("nan"), float("inf"), 0.5)
     ),
     Case("program", "a scale of 0", _set("program.json", "engines", 3, "scale", to=0.0, mend=True)),
+    *(
+        Case("program", f"the mask {mask}", _set("program.json", "body", 1, "mask", to=mask, mend=True))
+        for mask in ("full", "causal & window(3, 0)")
+    ),
+    Case("program", "keys that are queries", _set("program.json", "body", 1, "key", to=QUERY, mend=True)),
+    Case("program, generating", "keys that are queries", _set("program.json", "body", 1, "key", to=QUERY, mend=True)),
     Case("manifest", "a manifest that is deep", _write("manifest.json", DEEP)),
     Case("manifest", "a weight off its alignment", _set("manifest.json", "weights", "lm_head.weight", "offset", to=1)),
     Case("manifest", "a weight over another", _set("manifest.json", "weights", "lm_head.weight", "offset", to=0)),

@@ -57,6 +57,10 @@ RULES: dict[str, str | tuple[tuple[str, str], ...]] = {
 }
 """By kind: one rule for any change, or patterns of the places that were changed, each with its rule."""
 
+ENGINES = ("engines", "engines, generating")
+TWO = "one engine's own operators and numbers, which others do not have"
+"""Nothing but the engine itself says what it computes: files that were changed each for itself may differ."""
+
 SOURCE = "another model"
 """Of the kinds without an entry: what is compiled is what the source says."""
 
@@ -69,6 +73,8 @@ def explained(kind: str, places: set[str] | None, verdict: Verdict) -> Verdict:
         places: What :func:`places_of` said before anything was done with it.
         verdict: What became of it.
     """
+    if verdict.outcome == "two answers" and kind in ENGINES:
+        return replace(verdict, outcome="different", detail=TWO)
     if verdict.outcome != "different":
         return verdict
     rules = RULES.get(kind, SOURCE)

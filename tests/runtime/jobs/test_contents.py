@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.runtime.jobs.test_job import StoppedError, bundle, run  # noqa: F401 - a fixture
+from tests.runtime.jobs.test_job import TINY, StoppedError, run
+from tests.runtime.tiny_bundle import write_tiny
 from twoheads.graphs.errors import TwoheadsError
 from twoheads.runtime.jobs.job import Job, read_checked
 from twoheads.runtime.jobs.status import read_status
@@ -22,8 +23,13 @@ def write(path: Path, content: Any) -> None:
     path.write_text(json.dumps({"format": 2, "sha256": digest, "content": text}))
 
 
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("job") / "bundle", TINY)
+
+
 @pytest.fixture
-def job(bundle: Any, tmp_path: Path) -> Path:  # noqa: F811
+def job(bundle: Any, tmp_path: Path) -> Path:
     with pytest.raises(StoppedError):
         run(bundle, tmp_path / "job", stop_after=3)
     return tmp_path / "job"
@@ -32,7 +38,7 @@ def job(bundle: Any, tmp_path: Path) -> Path:  # noqa: F811
 @pytest.mark.parametrize(
     "text", ["[]", "null", "1", '"x"', "{}", "[" * 100_000, "{", "", '{"identity": [], "request": {}}']
 )
-def test_a_job_of_something_else(bundle: Any, job: Path, text: str) -> None:  # noqa: F811
+def test_a_job_of_something_else(bundle: Any, job: Path, text: str) -> None:
     write(job / "job.json", text)
     with pytest.raises(TwoheadsError, match=r"job\.json|journal of another job"):
         run(bundle, job, resume=True)
@@ -56,7 +62,7 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-def test_a_journal_of_something_else(bundle: Any, job: Path, change: Callable[[dict[str, Any]], object]) -> None:  # noqa: F811
+def test_a_journal_of_something_else(bundle: Any, job: Path, change: Callable[[dict[str, Any]], object]) -> None:
     journal = read_checked(job / "journal.json")
     change(journal)
     write(job / "journal.json", journal)

@@ -47,8 +47,6 @@ def _check(given: Mapping[str, Any], kinds: Mapping[str, tuple[tuple[type, ...],
     for name, (types, fix) in kinds.items():
         if given.get(name) is not None and not isinstance(given[name], types):
             raise InputError(f"{prefix}{name}", f"is {given[name]!r:.60}", fix)
-    if odd := next((name for name in given if not isinstance(name, str)), None):
-        raise InputError(f"{prefix}{odd!r:.60}", "is no name", "give names as texts")
 
 
 def check_prompt(prompt: Any) -> None:

@@ -13,6 +13,7 @@ import onnx
 from twoheads.export.emit.graph_builder import IR_VERSION, OPSET, GraphBuilder, common_opsets
 from twoheads.graphs.program.engines.tokenwise import TokenwiseEngine
 from twoheads.graphs.program.program import AttentionEngine, AttentionStage, ScanStage, TokenwiseStage
+from twoheads.graphs.program.wiring import WIRING, wiring
 
 __all__ = ["JoinedRegions", "ReadWeight", "with_sinks"]
 
@@ -65,7 +66,10 @@ class JoinedRegions(ABC):
             else:
                 self._region(stage)
         ir_version = max([IR_VERSION, *(model.ir_version for model in self._engines.values())])
-        return self.graph.model(engine.name, (*engine.inputs, *engine.weights), engine.outputs, opsets, ir_version)
+        ports = (*engine.inputs, *engine.weights)
+        model = self.graph.model(engine.name, ports, engine.outputs, opsets, ir_version)
+        onnx.helper.set_model_props(model, {WIRING: wiring(self._inside)})
+        return model
 
     @abstractmethod
     def attention(self, stage: AttentionStage) -> None:

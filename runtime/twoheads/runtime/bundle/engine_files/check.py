@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from twoheads.graphs.program.program import Port
+from twoheads.graphs.program.wiring import WIRING
 from twoheads.graphs.serialization.bundle_format import WEIGHTS, WeightEntry
 from twoheads.runtime.bundle.engine_files.declared import DeclaredEngine
 from twoheads.runtime.bundle.engine_files.made_constants import made_elements
@@ -122,6 +123,9 @@ def _tensor_problem(tensor: OnnxTensor) -> str | None:
 
 def _disagreement(found: OnnxFile, declared: DeclaredEngine) -> str | None:
     """Where the file says something else than the program, if anywhere."""
+    held = found.metadata.get(WIRING)
+    if declared.wiring is not None and held is not None and held != declared.wiring:
+        return "joins its stages as another program does: other values or masks"
     outside = {name: tensor for name, tensor in found.constants.items() if tensor.external is not None}
     given = [value for value in found.inputs if value.name not in found.constants]
     for side, values, ports in (("inputs", given, declared.inputs), ("outputs", found.outputs, declared.outputs)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from twoheads.graphs.program.engines.scan import STEP as SCAN_STEP
 from twoheads.graphs.program.fused import FusedStage
@@ -20,6 +20,7 @@ from twoheads.graphs.program.program import (
     StockEngine,
     TokenwiseEngine,
 )
+from twoheads.graphs.program.wiring import wiring
 from twoheads.graphs.serialization.bundle_format import ENGINES, Manifest, WeightEntry, tiles_folder
 from twoheads.graphs.variants.batch_steps import BATCH_ROWS, BatchSteps
 from twoheads.graphs.variants.choose import fused_steps
@@ -38,6 +39,7 @@ class DeclaredEngine:
         weights: For every weight port where the file's own weight lies: that of the first stage that uses it.
         factors: What the program multiplies scores with: scales and softcaps, which the file says again.
         alone: Whether the file multiplies with no other single number.
+        wiring: Of the stages that it holds; ``None`` where it holds one.
     """
 
     inputs: tuple[Port, ...]
@@ -45,6 +47,7 @@ class DeclaredEngine:
     weights: Mapping[str, WeightEntry]
     factors: frozenset[float]
     alone: bool
+    wiring: str | None = None
 
 
 def declared_engines(program: Program, manifest: Manifest) -> dict[str, DeclaredEngine]:
@@ -72,7 +75,8 @@ def declared_steps(program: Program, manifest: Manifest) -> dict[str, DeclaredEn
         for capacity in steps.capacities:
             engine = steps.engine(rows, capacity)
             factors = _factors_of(steps.body.inside, program)
-            found[_file(engine)] = _bound(engine, tuple(steps.body.weights), manifest, factors)
+            bound = _bound(engine, tuple(steps.body.weights), manifest, factors)
+            found[_file(engine)] = replace(bound, wiring=wiring(steps.body.inside))
         for tile, variants in steps.tiles(rows).items():
             found.update(_variants(tile, variants, ENGINES))
     for rows in {*steps.rows, *BATCH_ROWS}:
@@ -100,7 +104,8 @@ def _tokenwise(
         if (engine := left.pop(used.name, None)) is None:
             continue
         inside = stage.inside if isinstance(stage, FusedStage) else ()
-        yield _file(engine), _bound(engine, stage.weights, manifest, _factors_of(inside, program))
+        bound = _bound(engine, stage.weights, manifest, _factors_of(inside, program))
+        yield _file(engine), replace(bound, wiring=wiring(inside) if inside else None)
 
 
 def _file(engine: TokenwiseEngine) -> str:

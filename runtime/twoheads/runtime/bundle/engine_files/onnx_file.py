@@ -16,6 +16,8 @@ __all__ = ["DTYPES", "OnnxFile", "OnnxNode", "OnnxTensor", "OnnxValue", "read_on
 
 T = TypeVar("T")
 
+NOTHING = memoryview(b"")
+
 DTYPES = {
     1: "float32",
     2: "uint8",
@@ -117,6 +119,7 @@ class OnnxFile:
         functions: Whether it declares functions.
         sparse: Whether it has sparse constants.
         nodes, constants, inputs, outputs: Of its graph.
+        metadata: Texts by name.
     """
 
     functions: bool = False
@@ -125,6 +128,7 @@ class OnnxFile:
     constants: dict[str, OnnxTensor] = field(default_factory=dict[str, OnnxTensor])
     inputs: list[OnnxValue] = field(default_factory=list[OnnxValue])
     outputs: list[OnnxValue] = field(default_factory=list[OnnxValue])
+    metadata: dict[str, str] = field(default_factory=dict[str, str])
 
 
 def read_onnx(data: bytes) -> OnnxFile:
@@ -139,6 +143,9 @@ def read_onnx(data: bytes) -> OnnxFile:
         if number == 7:
             graphs += 1
             _read_graph(_message(value), found)
+        elif number == 14:
+            entry = dict(fields(_message(value)))
+            found.metadata[_text(entry.get(1, NOTHING))] = _text(entry.get(2, NOTHING))
         found.functions |= number == 25
     if graphs != 1:
         raise ProtobufError(f"{graphs} graphs")
