@@ -22,7 +22,6 @@ import numpy as np
 
 from tools.machine import machine
 from twoheads.runtime import LoadedBundle, load
-from twoheads.runtime.reports.peak_memory import process_memory
 
 __all__ = ["main", "stream"]
 
@@ -47,11 +46,18 @@ def stream(bundle: LoadedBundle, tokens: int) -> list[dict[str, Any]]:
                 {
                     "tokens": len(context),
                     "context_bytes": context.nbytes,
-                    "process_bytes": process_memory(),
+                    "process_bytes": _resident(),
                     "tokens_per_second": (len(context) - before) / spent,
                 }
             )
     return found
+
+
+def _resident() -> int | None:
+    """Bytes of this process in memory now; ``None`` where the system does not tell."""
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="ascii").splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:")), None)
 
 
 def _small(folder: Path) -> Path:
