@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from twoheads.compiler.compile_model import compile_model
+from twoheads.compiler.frontend.torch.weights.stored_tensor import StoredTensor
 from twoheads.compiler.passes.check_weights import check_weights
 from twoheads.graphs.errors import CompileError
 
@@ -38,3 +40,20 @@ def test_every_kind_of_array() -> None:
         check_weights({"odd": odd}, [])
         with pytest.raises(CompileError, match=r"weight odd: .* first at \[1\]"):
             check_weights({"odd": odd}, ["odd"])
+
+
+def test_one_weight_is_in_memory_at_a_time() -> None:
+    alive: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+
+    def read() -> torch.Tensor:
+        nonlocal most
+        made = torch.ones(8)
+        alive.append(weakref.ref(made))
+        most = max(most, sum(ref() is not None for ref in alive))
+        return made
+
+    stored = {name: StoredTensor((8,), torch.float32, read, name) for name in "abc"}
+    check_weights(stored, stored)
+    assert len(alive) == 3
+    assert most == 1

@@ -25,17 +25,20 @@ def check_weights(weights: Mapping[str, Weight], used: Iterable[str]) -> None:
         CompileError: One holds NaN or infinity; names it and the place of the first.
     """
     for name in sorted(set(used) & weights.keys()):
-        weight = in_memory(weights[name])
-        if not _has_fractions(weight) or np.isfinite(_extremes(weight)).all():
-            continue
-        array = weight if isinstance(weight, np.ndarray) else weight.detach().float().numpy()
-        odd = ~np.isfinite(array.astype(np.float64, copy=False))
-        place = [int(at) for at in np.unravel_index(int(np.argmax(odd)), odd.shape)]
-        raise CompileError(
-            f"weight {name}",
-            f"holds {int(odd.sum())} numbers of {odd.size} that are NaN or infinite, first at {place}",
-            "download the model again; --allow-non-finite (allow_non_finite=True) compiles it as it is",
-        )
+        _check(name, in_memory(weights[name]))  # which nobody holds while the next one is read
+
+
+def _check(name: str, weight: Any) -> None:
+    if not _has_fractions(weight) or np.isfinite(_extremes(weight)).all():
+        return
+    array = weight if isinstance(weight, np.ndarray) else weight.detach().float().numpy()
+    odd = ~np.isfinite(array.astype(np.float64, copy=False))
+    place = [int(at) for at in np.unravel_index(int(np.argmax(odd)), odd.shape)]
+    raise CompileError(
+        f"weight {name}",
+        f"holds {int(odd.sum())} numbers of {odd.size} that are NaN or infinite, first at {place}",
+        "download the model again; --allow-non-finite (allow_non_finite=True) compiles it as it is",
+    )
 
 
 def _has_fractions(weight: Any) -> bool:
