@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.utils._sympy.functions import FloorDiv
 
 from twoheads.compiler.ir.source_graph import TensorType
 from twoheads.graphs.program.axes import make_axis, parse_axis
@@ -81,6 +82,8 @@ class AxisNames:
         names = [name for name in names if not name.isdigit()]
         if not names:
             return str(self.evaluate(size, {}))
+        if (strided := _strided(expression)) is not None and len(names) == 1:
+            return make_axis((names[0],), *strided)
         probes = [{name: probe + 101 * at for at, name in enumerate(names)} for probe in PROBES]
         values = [self.evaluate(size, probe) for probe in probes]
         for count in range(len(names), 0, -1):
@@ -92,6 +95,20 @@ class AxisNames:
                     if least <= most:
                         return make_axis(of, least, div)
         return None
+
+
+def _strided(expression: Any) -> tuple[int, int] | None:
+    """``(add, div)`` of nested strides, ``((n + a) // b + c) // d``, which are ``(n + a + b c) // (b d)``."""
+    if expression.is_Symbol:
+        return 0, 1
+    if isinstance(expression, FloorDiv):
+        base, divisor = cast("tuple[Any, Any]", expression.args)
+        inner = _strided(base) if divisor.is_Integer else None
+        return None if inner is None else (inner[0], inner[1] * int(divisor))
+    if expression.is_Add and len(expression.args) == 2 and expression.args[0].is_Integer:
+        inner = _strided(expression.args[1])
+        return None if inner is None else (inner[0] + int(expression.args[0]) * inner[1], inner[1])
+    return None
 
 
 def _parses(axis: str) -> bool:
