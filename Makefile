@@ -84,6 +84,9 @@ scale: $(VENV)/.installed ## Long inputs, kills and full disks (an hour, 30 GB o
 	$(BIN)/python -m tools.scale full 32768 65536 131072
 	$(BIN)/python -m tools.scale kills 6
 	$(BIN)/python -m tools.scale disk
+	$(BIN)/python -m tools.endurance kills 16
+	$(BIN)/python -m tools.endurance places
+	$(BIN)/python -m tools.endurance soak 20000
 
 clean: ## Remove what builds, tests and the demo leave behind
 	rm -rf build dist demo site .pytest_cache .mypy_cache .ruff_cache .hypothesis

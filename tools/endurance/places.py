@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,9 @@ DISK = 64_000_000
 PR_SET_KEEPCAPS, PR_CAP_AMBIENT, AMBIENT_RAISE = 8, 47, 2
 CAPABILITIES_VERSION, DAC_READ_SEARCH = 0x20080522, 2
 """Linux: the right to read what others own, without which the interpreter itself may be out of reach."""
+
+IGNORED = re.compile(r"warning: |Loading weights|W\d{4} ")
+"""Lines that are no errors: ours, and those of torch."""
 
 SHARES = {"no room": 0.0, "room for 10 %": 0.1, "for 50 %": 0.5, "for 90 %": 0.9}
 PLACES = ("somebody else's folder", "read-only disk", *SHARES, "full temporary folder", "home of somebody else")
@@ -101,7 +105,7 @@ class _Attempt:
 def _error_lines(ended: Ended) -> list[str]:
     """What was said but for warnings and bars of progress."""
     lines = [line.rpartition("\r")[2] for line in ended.err.splitlines()]
-    return [line for line in lines if line.strip() and not line.startswith(("warning: ", "Loading weights"))]
+    return [line for line in lines if line.strip() and not IGNORED.match(line)]
 
 
 def _faults_of(ended: Ended) -> list[str]:

@@ -131,6 +131,8 @@ def run_command(
         kill: What ends it early.
         before: Called in the new process before the command.
     """
+    for name in ("out", "err"):
+        (work.root / name).write_text("")
     began = time.monotonic()
     pid = os.fork()
     if pid == 0:

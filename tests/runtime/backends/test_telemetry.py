@@ -1,4 +1,4 @@
-"""What runs here is told to nobody: ONNX Runtime's builds report to their maker unless they are told not to."""
+"""What runs here is told to nobody: ONNX Runtime and OpenVINO report to their makers unless they are told not to."""
 
 from __future__ import annotations
 
@@ -26,6 +26,26 @@ def test_importing_onnxruntime_starts_no_reports(tmp_path, package):
     words = [sys.executable, "-c", PROGRAM.format(package=package)]
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
     assert done.stdout.strip() == "1 [] []", done.stderr
+
+
+OPENVINO = """
+import os
+from twoheads.runtime.backends.{module}
+print(os.listdir(os.environ["HOME"]))
+"""
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["openvino_cpu import OpenVinoBackend as B; B(precision='f32', threads=1)", "emulators import run_openvino"],
+)
+def test_openvino_reports_nothing(tmp_path, module):
+    pytest.importorskip("openvino")
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    environment.pop("CI", None)
+    words = [sys.executable, "-c", OPENVINO.format(module=module)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout.strip() == "[]", done.stderr
 
 
 def test_who_wants_them_says_so():

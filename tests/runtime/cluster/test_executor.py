@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.runtime.axes_models import BLOCK, WIDTH, classifier, convolution, counted_positions, encoder_decoder, image
 from tests.runtime.cluster.in_process import InProcess
+from tests.runtime.runs.test_first_fault import poke
 from tests.runtime.tiny_bundle import write_tiny
 from tests.runtime.tiny_model import Tiny, random_tokens
 from twoheads.graphs.errors import InputError, TwoheadsError
@@ -181,3 +182,10 @@ def test_what_has_no_rows_is_refused(tmp_path: Path):
     bundle = convolution(BLOCK).load(tmp_path / "b", lower=lambda program: lower("stock", program))
     with pytest.raises(InputError, match="stage layer: StockEngine does not run on a cluster"):
         check_program(bundle.program)
+
+
+def test_a_result_that_is_not_finite_names_its_stage(tmp_path: Path) -> None:
+    """The driver runs it once more, as workers keep no values."""
+    bundle = poke(tmp_path, Tiny(), "1.v", 0)
+    _, _, report, _ = run(bundle, InProcess(bundle.path, 2), np.array([3, 4, 5] * 12), "hidden")
+    assert "that begins in stage mid1, in its value 'v1' at token 0" in report.warnings[0]

@@ -16,6 +16,7 @@ from twoheads.graphs.program.program import Pooling, Value
 from twoheads.runtime import LoadedBundle, load
 from twoheads.runtime.jobs.job import Job
 from twoheads.runtime.memory.finite_rows import FiniteRows, all_finite, first_odd_row, watched
+from twoheads.runtime.runs import first_fault
 
 TOKENS = np.array([3, 4, 5] * 12)
 """A hidden key that is no number makes no numbers of its whole block: nothing times NaN is NaN."""
@@ -101,10 +102,32 @@ def test_an_input_that_shares_blocks_spoils_no_other(tmp_path: Path) -> None:
     assert [len(result.report.warnings) for result in results] == [0, 1, 0, 1]
 
 
-def test_a_job_says_what_it_can(tmp_path: Path) -> None:
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_job_names_them_too(tmp_path: Path, resumed: bool) -> None:
     bundle = poke(tmp_path, Tiny(), "1.v", 0)
-    with Job(tmp_path / "job") as job, pytest.warns(UserWarning, match="without a job"):
+    if resumed:
+        stop = iter([False] * 8 + [True] * 100)
+
+        def progress(_done: int, _total: int) -> None:
+            if next(stop):
+                raise KeyboardInterrupt
+
+        with Job(tmp_path / "job") as job, pytest.raises(KeyboardInterrupt):
+            bundle.run_job(job, TOKENS, progress=progress)
+    with Job(tmp_path / "job", resume=resumed) as job, pytest.warns(UserWarning, match="begins in stage mid1, .*'v1'"):
         bundle.run_job(job, TOKENS)
+
+
+def test_a_run_that_does_not_fit_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = poke(tmp_path, Tiny(), "1.v", 0)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise InputError("here", "takes more than the memory limit", "")
+
+    monkeypatch.setattr(first_fault, "_first_fault", refuse)
+    (note,) = said(bundle)
+    assert "from row 0 on; it can't be run once more" in note
+    assert "takes more than the memory limit" in note
 
 
 def test_features_that_are_no_numbers_are_refused(tmp_path: Path) -> None:

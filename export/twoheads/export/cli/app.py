@@ -189,11 +189,14 @@ def _end() -> None:
 
 def _run(arguments: Sequence[str] | None) -> int:
     _heed_signals()
-    with contextlib.ExitStack() as stack:
-        try:
-            app(args=None if arguments is None else list(arguments), prog_name="twoheads", obj=stack)
-        except BaseException as error:  # noqa: BLE001 - the last resort is to say that it is our bug
-            return _exit_code(error)
+    try:
+        with contextlib.ExitStack() as stack:
+            try:
+                app(args=None if arguments is None else list(arguments), prog_name="twoheads", obj=stack)
+            except BaseException as error:  # noqa: BLE001 - the last resort is to say that it is our bug
+                return _exit_code(error)
+    except (KeyboardInterrupt, SystemExit) as error:  # a signal that came when all was done
+        return _exit_code(error)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ class OpenVinoBackend:
     name = "openvino"
 
     def __init__(self, *, precision: str, threads: int) -> None:
+        # OpenVINO's tools, which come with it, tell Google Analytics of every import; without this package they don't.
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
         try:
             import openvino  # type: ignore[import-untyped]
         except ImportError as error:

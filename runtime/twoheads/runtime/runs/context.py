@@ -16,6 +16,7 @@ from twoheads.runtime.backends.protocol import EngineHandle
 from twoheads.runtime.bundle.reader import Bundle
 from twoheads.runtime.bundle.weights import Weights
 from twoheads.runtime.execution.engine_pool import EngineKey, EnginePool
+from twoheads.runtime.execution.executor import Executor
 from twoheads.runtime.jobs.job import Job
 from twoheads.runtime.memory.disk_space import check_room
 
@@ -32,6 +33,7 @@ class RunContext:
     memory_limit: int | None
     spill: Path | None
     process_bytes: int
+    executor: Executor
     fused: bool
     _bundle: Bundle
     _engines: EnginePool

@@ -126,7 +126,7 @@ def execute(
     if finite.first is not None:
         if not alone:
             raise _NotFiniteError
-        fault = (fault_warning(finite.first, context, None if job else executor, group.requests[0], group.output),)
+        fault = (fault_warning(finite.first, context, group.requests[0], group.output),)
     done, times = run.counted(), (prepared, seconds)
     report = _report(context, group, schedule, done, times, fault, executor.threads)
     arrays = [taken] if alone else split_output(schedule.program, taken, own, group.output)

@@ -1,10 +1,15 @@
-"""Which stage first gives what is no number: the run once more, every value looked at. Only after such a result."""
+"""Which stage first gives what is no number: the run once more, every value looked at. Only after such a result.
+
+It is the host that runs once more, whether the first time it was a run in memory, a job or a cluster: values, jobs and
+workers of that run are not touched.
+"""
 
 from __future__ import annotations
 
+from twoheads.graphs.errors import TwoheadsError
 from twoheads.graphs.program.program import Stage, Value
 from twoheads.graphs.schedule.schedule import needed_stages
-from twoheads.runtime.execution.executor import Executor, RunPlan
+from twoheads.runtime.execution.executor import RunPlan
 from twoheads.runtime.execution.run_state import RunState
 from twoheads.runtime.inputs.requests import Request
 from twoheads.runtime.memory.finite_rows import first_odd_row
@@ -15,21 +20,23 @@ from twoheads.runtime.runs.host_executor import HostExecutor
 __all__ = ["fault_warning"]
 
 
-def fault_warning(row: int, context: RunContext, executor: Executor | None, request: Request, output: str) -> str:
+def fault_warning(row: int, context: RunContext, request: Request, output: str) -> str:
     """What to tell of a result with NaN or infinities, with the stage and the token where they begin.
 
     Args:
         row: The first such row of the result.
         context: What ran.
-        executor: What carried it out; ``None`` where that can't be done once more.
         request: The input.
         output: What was computed.
     """
     rows = "" if context.program.row_value(output) is None else f", from row {row} on"
     told = f"the result is not finite (NaN or infinity){rows}"
-    if not isinstance(executor, HostExecutor):
-        return f"{told}; a run in memory without a job, device or cluster says in which stage that begins"
-    found = _first_fault(context, executor, request, output)
+    if not isinstance(context.executor, HostExecutor):
+        return f"{told}; the same run on the CPU says in which stage that begins"
+    try:
+        found = _first_fault(context, context.executor, request, output)
+    except TwoheadsError as error:
+        return f"{told}; it can't be run once more to find the stage in which that begins ({error.problem})"
     if found is not None:
         stage, value, at = found
         return f"{told}: that begins in stage {stage}, in its value {value!r} at token {at}"

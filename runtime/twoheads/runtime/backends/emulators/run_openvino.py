@@ -5,11 +5,14 @@ Ports are numbered: an output that was optimised away has the names of all value
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
+
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as of the package: nothing is told
+import openvino  # noqa: E402
 
 CORE = openvino.Core()
 
