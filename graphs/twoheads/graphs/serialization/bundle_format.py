@@ -50,7 +50,8 @@ __all__ = [
     "tiles_folder",
 ]
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
+"""Another number for every field or file that a reader of the version before refuses or misreads."""
 FULL_PRECISION = "float32"
 """A manifest's ``precision`` where nothing is rounded further than the original's numbers."""
 MANIFEST = RelativePath("manifest.json")
