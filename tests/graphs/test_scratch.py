@@ -134,6 +134,7 @@ def test_folders_of_others_stay(temporary):
 
 def test_no_moment_of_a_kill_leaves_what_is_not_swept(temporary):
     """Killed before each operation on files, from the first to the last."""
+    moment = 0
     for moment in range(1, 30):
         ended = _start(DEADLY, moment)
         ended.communicate()

@@ -25,7 +25,6 @@ from twoheads.graphs.program.program import (
     AttentionEngine,
     AttentionStage,
     Input,
-    OracleEngine,
     Port,
     Program,
     RelativeBias,
@@ -326,7 +325,7 @@ def write_bundle(
                 files[f"engines/{engine.name}.{variant}.onnx"] = stock_model(engine, variant).SerializeToString()
         elif isinstance(engine, ScanEngine):
             files[f"engines/{engine.name}.block.onnx"] = scan_model(engine).SerializeToString()
-        elif isinstance(engine, OracleEngine):
+        else:
             files[f"engines/{engine.name}.{engine.mask}.onnx"] = oracle_model(engine, engine.mask).SerializeToString()
     for width in other_key_tiles:
         for engine in with_key_tile(program, width).engines:

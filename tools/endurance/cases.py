@@ -121,7 +121,7 @@ def _of_onnx(path: Path) -> bytes:
 
     session = onnxruntime.InferenceSession(str(path))
     (result,) = session.run(None, {session.get_inputs()[0].name: np.arange(1, 30)[None] % 15})
-    return bytes(result.tobytes())
+    return np.asarray(result).tobytes()
 
 
 def _of_job(work: Work) -> bytes:

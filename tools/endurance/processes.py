@@ -175,7 +175,7 @@ def _command(words: list[str], work: Work, kill: Kill | None, before: Callable[[
 
         sys.addaudithook(counter)
         code = main(words)
-        atexit._run_exitfuncs()
+        atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage]
         counter.operation = 0
         os.write(counted, str(counter.count).encode())
         for stream in (sys.stdout, sys.stderr):

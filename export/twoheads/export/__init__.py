@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import twoheads.graphs  # noqa: F401 - says what libraries are not to do when they are imported
+import twoheads.graphs  # noqa: F401 # pyright: ignore[reportUnusedImport] - tells libraries what not to do
 
 if TYPE_CHECKING:
     from twoheads.export.bundle.writer import write_bundle

@@ -82,13 +82,14 @@ def hold(descriptor: int) -> bool:
 
 def _locked_file(temporary: Path) -> tuple[int, Path]:
     """A new file of this process's own, locked where the system can."""
-    for left in reversed(range(TRIES)):
+    left = TRIES
+    while True:
+        left -= 1
         descriptor, name = tempfile.mkstemp(prefix=PREFIX, suffix=LOCK, dir=temporary)
         if (hold(descriptor) and os.fstat(descriptor).st_nlink) or not left:
-            break
+            return descriptor, Path(name)
         Path(name).unlink(missing_ok=True)
         os.close(descriptor)
-    return descriptor, Path(name)
 
 
 def _sweep(temporary: Path) -> None:

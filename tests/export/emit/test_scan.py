@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -34,6 +35,10 @@ def _engine(case: str, block: int, chunk: int) -> ScanEngine:
     engine = ScanEngine("scan", operator, tuple(sorted(sizes.items())), block, chunk)
     assert engine_problem(engine, block) is None
     return engine
+
+
+def _run(model: onnx.ModelProto, feeds: dict[str, Any]) -> list[np.ndarray[Any, Any]]:
+    return [np.asarray(result) for result in _session(model).run(None, feeds)]
 
 
 def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
@@ -108,7 +113,7 @@ def test_equal_keys_are_exact(case: str) -> None:
     feeds["k"] = np.broadcast_to(feeds["k"][:, :, :1], feeds["k"].shape).copy()
     feeds["beta"] = np.ones_like(feeds["beta"])
     state = np.zeros(engine.state.shape, np.float32)
-    y, _ = _session(scan_model(engine)).run(None, {**feeds, "state": state})
+    y, _ = _run(scan_model(engine), {**feeds, "state": state})
     tokens = [feeds[port.name] for port in engine.tokens]
     wanted, _ = OPERATORS[engine.operator].apply(dict(engine.sizes), tokens, (), state)
     assert np.abs(y - wanted).max() / np.abs(wanted).max() < 2e-6
@@ -152,7 +157,7 @@ def test_tokens_that_are_not_there_leave_the_state(case: str, count: int) -> Non
     state = np.random.default_rng(1).standard_normal(engine.state.shape).astype(np.float32)
     model = scan_model(engine, STEP)
     onnx.checker.check_model(model, full_check=True)
-    y, after = _session(model).run(None, {**feeds, "state": state, "count": np.array([count])})
+    y, after = _run(model, {**feeds, "state": state, "count": np.array([count])})
     operator, sizes = OPERATORS[engine.operator], dict(engine.sizes)
     axes = [shape.index(ROWS) for shape in operator.tokens(sizes).values()]
     tokens = [feeds[port.name].take(range(count), axis) for port, axis in zip(engine.tokens, axes, strict=True)]
@@ -189,7 +194,7 @@ def test_a_kernel_that_is_a_row_short_is_seen() -> None:
     engine = _engine("conv", 16, 1)
     feeds = _feeds(engine, np.random.default_rng(0), 1e-3, 1)
     short = replace(engine, sizes=(("bias", 1), ("channels", 5), ("kernel", 3)))
-    y, _ = _session(scan_model(engine)).run(None, {**feeds, "state": np.zeros(engine.state.shape, np.float32)})
+    y, _ = _run(scan_model(engine), {**feeds, "state": np.zeros(engine.state.shape, np.float32)})
     feeds["weight"] = feeds["weight"][:, 1:]
-    other, _ = _session(scan_model(short)).run(None, {**feeds, "state": np.zeros(short.state.shape, np.float32)})
+    other, _ = _run(scan_model(short), {**feeds, "state": np.zeros(short.state.shape, np.float32)})
     assert np.abs(y - other).max() > 1e-2

@@ -52,8 +52,10 @@ def test_a_hybrid(tmp_path: Path, key_tile: int) -> None:
     """Values that scans read may lie in tiles wider than a block."""
     model = ScanModel(HYBRID, key_tile)
     bundle = model.load(tmp_path / "b", threads=2)
+    result = None
     for length in LENGTHS:
         result = check(model, bundle, "hidden", features=features(length))
+    assert result is not None
     blocks = 200 // BLOCK
     assert result.report.rounds == 4 * blocks + len(bundle.program.body) - 4
     scans = {report.calls for report in result.report.stages if report.kind == "scan"}

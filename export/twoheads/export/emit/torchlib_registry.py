@@ -6,7 +6,7 @@ import copy
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch._ops import OpOverload
@@ -64,17 +64,22 @@ def translated(opset: int) -> frozenset[Any]:
     if registry is None:
         return frozenset()
     try:
-        from torch._export.utils import _is_preservable_cia_op
+        from torch._export import utils
         from torch.onnx._internal.exporter._decomp import get_onnx_implemented_overloads
-        from torch.onnx._internal.exporter._fx_passes import decompose_with_registry  # noqa: F401 - is it there?
-    except ImportError:
+        from torch.onnx._internal.exporter._fx_passes import decompose_with_registry
+
+        private: Any = torch
+        has_kernel, keys = private._C._dispatch_has_kernel, private._C.DispatchKey
+        is_preserved = cast("Any", utils)._is_preservable_cia_op
+        assert callable(decompose_with_registry)
+    except (ImportError, AttributeError):
         return frozenset()
-    composed, known = torch._C.DispatchKey.CompositeImplicitAutograd, set[Any]()
+    composed, known = keys.CompositeImplicitAutograd, set[Any]()
     for target in get_onnx_implemented_overloads(registry):
         operator: Any = target
-        if not isinstance(target, OpOverload) or not torch._C._dispatch_has_kernel(operator.name()):
+        if not isinstance(target, OpOverload) or not has_kernel(operator.name()):
             continue
-        kept = _is_preservable_cia_op(operator) or not operator.has_kernel_for_dispatch_key(composed)
+        kept = is_preserved(operator) or not operator.has_kernel_for_dispatch_key(composed)
         if kept and not operator._schema.is_mutable:
             known.add(operator)
     return frozenset(known)

@@ -269,7 +269,7 @@ class Generator:
         kept, guesser = context is not None, self._guesser(speculate)
         return Call(used, kept, tokens, wanted, own, seeds, return_logits, guesser, steady, constraint, began, calls)
 
-    def _guesser(self, speculate: bool | Generator) -> Callable[[Sequence[int]], Guesser] | None:
+    def _guesser(self, speculate: object) -> Callable[[Sequence[int]], Guesser] | None:
         """What guesses the tokens of a sequence, by ``speculate`` of a call.
 
         Raises:

@@ -182,7 +182,7 @@ def break_down(program: Program, times: Sequence[CallTime], seconds: float, own:
     head = {stage.engine for stage in program.head} - body
     kinds = {engine.name: engine.kind for engine in program.engines}
     names = {"tokenwise": "tokenwise", "scan": "scan"}
-    inside = dict.fromkeys(("tokenwise", "attention", "scan", "head"), 0.0)
+    inside: dict[str, float] = dict.fromkeys(("tokenwise", "attention", "scan", "head"), 0.0)
     for entry in times:
         kind = kinds.get(entry.engine, "tokenwise")
         inside["head" if entry.engine in head else names.get(kind, "attention")] += entry.seconds

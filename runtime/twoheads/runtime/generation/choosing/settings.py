@@ -169,7 +169,7 @@ def _converted(name: str, value: Any, where: str) -> Any:
     """``value`` in the type of the field ``name``."""
     try:
         return _CONVERTERS[name](value)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, OverflowError, KeyError, AttributeError) as error:
         raise InputError(where, f"has {name} {value!r}", f"give {_expected(name)}") from error
 
 
