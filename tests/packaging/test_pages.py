@@ -61,6 +61,8 @@ def make_folder(folder: Path, bundle: Path, page: Page) -> None:
     for line in page.other:
         if line.startswith("openssl "):
             subprocess.run(shlex.split(line), cwd=folder, check=True, capture_output=True)
+        elif line.startswith("printf "):  # a page's own input, written to a file
+            subprocess.run(line, cwd=folder, check=True, shell=True)
     if not any(words[0] == "compile" for words in page.commands):
         (folder / "model.bundle").symlink_to(bundle)
 
