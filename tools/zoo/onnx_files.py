@@ -22,6 +22,10 @@ MAKERS = {
     "dynamo by runtime": "ONNX Runtime, extended optimisations",
     "dynamo for runtime": "onnxscript optimize_for_ort",
     "legacy half": "onnxruntime float16 converter",
+    "native-half": "torch.onnx.export, TorchScript, model in float16",
+    "legacy four bits": "onnxruntime MatMulNBits quantizer",
+    "legacy static int8": "onnxruntime static quantizer, QDQ",
+    "legacy merged": "two branches of an If, as merged decoders",
     "legacy external": "onnx.save, external data",
     "dynamo external": "onnx.save, external data",
 }

@@ -164,5 +164,17 @@ _ENCODERS = (
     family("BigBird, full attention", hf.BigBirdModel, hf.BigBirdConfig, LEARNED, attention_type="original_full"),
 )
 
-BACKBONES = (*_DECODERS, *_ROPE, *_ENCODERS)
+_RECURRENT = (
+    family(
+        "Mamba",
+        hf.MambaForCausalLM,
+        hf.MambaConfig,
+        {},
+        vocab_size=67,
+        hidden_size=32,
+        num_hidden_layers=2,
+    ),
+)
+
+BACKBONES = (*_DECODERS, *_ROPE, *_ENCODERS, *_RECURRENT)
 """Base models and language models."""

@@ -101,16 +101,6 @@ REFUSED = (
         refusal="bias that depends on content",
     ),
     family(
-        "Mamba",
-        hf.MambaForCausalLM,
-        hf.MambaConfig,
-        {},
-        vocab_size=67,
-        hidden_size=32,
-        num_hidden_layers=2,
-        refusal="recurrence",
-    ),
-    family(
         "RWKV",
         hf.RwkvForCausalLM,
         hf.RwkvConfig,

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
@@ -26,6 +27,7 @@ from twoheads.export.verification.noise_floor import Floor, noise_floor
 from twoheads.graphs.errors import BundleError, InputError
 from twoheads.graphs.masks.expressions import Causal
 from twoheads.graphs.program.program import AttentionStage, Program
+from twoheads.graphs.program.wiring import WIRING
 from twoheads.graphs.serialization.bundle_format import MANIFEST, PROGRAM, WEIGHT_HASHES, WEIGHTS
 from twoheads.graphs.serialization.json_codec import from_json, to_json
 from twoheads.runtime import LoadedBundle
@@ -109,7 +111,23 @@ def edited_program(bundle: Path, to: Path, edit: Callable[[Program], Program]) -
     def rewrite(content: bytes) -> bytes:
         return json.dumps(to_json(edit(from_json(Program, json.loads(content))))).encode()
 
-    return edited(bundle, to, PROGRAM, rewrite)
+    return without_wiring(edited(bundle, to, PROGRAM, rewrite))
+
+
+def without_wiring(bundle: Path) -> Path:
+    """The bundle, whose engines of several stages no longer say how they join them: it would be refused otherwise."""
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    for file in (bundle / "engines").glob("*.onnx"):
+        model = onnx.load(str(file), load_external_data=False)
+        kept = [entry for entry in model.metadata_props if entry.key != WIRING]
+        del model.metadata_props[:]
+        model.metadata_props.extend(kept)
+        content = model.SerializeToString()
+        file.write_bytes(content)
+        name = file.relative_to(bundle).as_posix()
+        manifest["files"][name].update(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+    return bundle
 
 
 def edited_weight(bundle: Path, to: Path, name: str, factor: float) -> Path:

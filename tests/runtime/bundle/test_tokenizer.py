@@ -60,3 +60,12 @@ def test_a_file_that_is_not_one(tmp_path):
     _, tokenizer = open_bundle(tmp_path, json.dumps({"model": 3}))
     with pytest.raises(BundleError, match=r"tokenizer\.json: can't be read"):
         tokenizer.encode("the")
+
+
+def test_a_text_that_its_table_has_no_token_for(tmp_path, text):
+    table = json.loads(text)
+    del table["model"]["vocab"]["[UNK]"]
+    _, tokenizer = open_bundle(tmp_path, json.dumps(table))
+    for encode in (tokenizer.encode, lambda words: tokenizer.encode_batch([words])):
+        with pytest.raises(BundleError, match=r"tokenizer\.json: has no tokens for the text: .*UNK"):
+            encode("the dog")

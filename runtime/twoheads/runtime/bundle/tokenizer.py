@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,11 @@ class Tokenizer:
 
         Raises:
             InputError: The package ``tokenizers`` is not installed.
-            BundleError: The file can't be read.
+            BundleError: The file can't be read, or has no token for a part of the text.
         """
-        return list(self._load().encode(text, add_special_tokens=special).ids)
+        loaded = self._load()
+        with self._reading():
+            return list(loaded.encode(text, add_special_tokens=special).ids)
 
     def encode_batch(self, texts: Sequence[str], limit: int | None = None) -> list[list[int]]:
         """The tokens of each text, on all processors, cut to ``limit`` if it is given; special tokens are kept.
@@ -46,7 +49,8 @@ class Tokenizer:
         if limit is not None:
             loaded.enable_truncation(limit)
         try:
-            return [list(found.ids) for found in loaded.encode_batch_fast(list(texts))]
+            with self._reading():
+                return [list(found.ids) for found in loaded.encode_batch_fast(list(texts))]
         finally:
             loaded.no_truncation()
 
@@ -58,6 +62,15 @@ class Tokenizer:
             BundleError: The file can't be read.
         """
         return str(self._load().decode([int(token) for token in tokens]))
+
+    @contextmanager
+    def _reading(self) -> Generator[None]:
+        """Turns the package's plain exceptions into one that names the file."""
+        try:
+            yield
+        except Exception as error:  # it raises nothing more special
+            problem = f"has no tokens for the text: {' '.join(str(error).split())[:200]}"
+            raise BundleError(str(self._path), problem, "compile the model again") from error
 
     def _load(self) -> Any:
         if self._loaded is not None:

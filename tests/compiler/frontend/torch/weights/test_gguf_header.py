@@ -110,3 +110,14 @@ def test_tensors_of_endless_dimensions(tmp_path: Path) -> None:
         path.write_bytes(data[:at] + struct.pack("<I", dimensions) + data[at + 4 :])
         with pytest.raises(CompileError, match=f"a tensor of {dimensions} dimensions"):
             check_gguf(path)
+
+
+def test_more_layers_than_tensors(tmp_path: Path) -> None:
+    """The library would build each of them."""
+    path = write(tmp_path / "model.gguf", vocabulary=WORDS, head=False)
+    data = path.read_bytes()
+    name = b".block_count"
+    at = data.index(name) + len(name) + 4
+    path.write_bytes(data[:at] + struct.pack("<I", 10**6) + data[at + 4 :])
+    with pytest.raises(CompileError, match="1000000 layers, made of"):
+        check_gguf(path)

@@ -20,6 +20,9 @@ from twoheads.graphs.scratch import scratch_folder
 __all__ = ["LeanGguf", "check_gguf", "gguf_config", "lean_gguf"]
 
 TOKENIZER, TOKENS = b"tokenizer.", b"tokenizer.ggml.tokens"
+LAYERS, FEW_LAYERS = b".block_count", 256
+"""The entry that says how many layers there are, and a number that is no burden, whatever the file holds."""
+
 CUT = 2
 """Entries that are left of a list; the library takes a list of one for no list."""
 
@@ -125,6 +128,8 @@ class _Header:
             else:
                 self._skip(kind)
                 parts.append(self.data[start : self.at])
+                if key.endswith(LAYERS) and kind in SIZES:
+                    self._check_layers(SIZES[kind], tensors)
         start = self.at
         for _ in range(tensors):
             self._string()
@@ -133,6 +138,12 @@ class _Header:
                 raise ValueError(f"a tensor of {dimensions} dimensions")
             self._move(8 * dimensions + 12)  # sizes, type and offset
         return [*parts, self.data[start : self.at]], tokens
+
+    def _check_layers(self, nbytes: int, tensors: int) -> None:
+        """The number that was read last is of layers, each of which has tensors."""
+        layers = int.from_bytes(self.data[self.at - nbytes : self.at], "little")
+        if layers > max(tensors, FEW_LAYERS):
+            raise ValueError(f"{layers} layers, made of {tensors} tensors")
 
     def _cut_list(self) -> tuple[int, bytes]:
         """The length of the list that comes here, and its bytes cut."""
