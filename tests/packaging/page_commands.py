@@ -56,5 +56,5 @@ def _lines(text: str) -> Iterator[str]:
     for block in re.findall(r"^```(?:sh|bash|console)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             plain = re.sub(r"\s#.*", "", line).strip()
-            if re.match(r"(twoheads|pip|make|python|openssl|[A-Z]+=)", plain):
+            if re.match(r"(twoheads|pip|make|python|openssl|printf|[A-Z]+=)", plain):
                 yield plain

@@ -142,8 +142,10 @@ def _outputs(model: Any, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _roundings(own: Mapping[str, Any], given: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     """The library's own results with its fused attention, and with every product cut in two: rounded otherwise."""
-    with CutProducts(2):
-        found = [_outputs(own["eager"], given)]
+    found: list[dict[str, Tensor]] = []
+    for share in (2, 3):
+        with CutProducts(share):
+            found.append(_outputs(own["eager"], given))
     return found if own["sdpa"] is None else [*found, _outputs(own["sdpa"], given)]
 
 

@@ -31,8 +31,8 @@ def render(found: Mapping[str, Mapping[str, Any]]) -> str:
         "windows of 8 tokens, 211 tokens of vocabulary), its weights are random, and it is compiled for blocks of 16 "
         "tokens. *Exact*: hidden states and logits of inputs of 1, 15, 17, 53 and 200 tokens are those of the "
         "library's own eager code, in a model made apart and without any hook, within 4 times the largest of its "
-        "distances from its fused code and from itself with every product cut in two, and 1e-6 of the largest "
-        "magnitude. *Verified*: `verify` passes at all of these "
+        "distances from its fused code and from itself with every product cut in two (at a half, at a third), and "
+        "1e-6 of the largest magnitude. *Verified*: `verify` passes at all of these "
         "lengths. *Unmade*: the tool made no small model; it says nothing about the compiler. "
         "Types that have not been measured are missing here.",
         "",
