@@ -110,7 +110,8 @@ def test_the_bits_of_a_local_run_whatever_is_lost(bundles, name, length, workers
     lost = workers - len(cluster.alive)
     assert told.lost_workers <= lost  # one that has nothing more to do is not missed
     if not lost:
-        assert report.engine_calls - report.repeated_calls == report.formula_calls
+        # Where scores lie too far from their anchor, tiles are computed again, here as there.
+        assert report.engine_calls == report.formula_calls + expected.report.repeated_calls
         assert {stage.name: stage.calls for stage in report.stages} == {
             stage.name: stage.calls for stage in expected.report.stages
         }
