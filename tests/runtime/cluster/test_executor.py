@@ -110,11 +110,22 @@ def test_the_bits_of_a_local_run_whatever_is_lost(bundles, name, length, workers
     lost = workers - len(cluster.alive)
     assert told.lost_workers <= lost  # one that has nothing more to do is not missed
     if not lost:
-        # Where scores lie too far from their anchor, tiles are computed again, here as there.
-        assert report.engine_calls == report.formula_calls + expected.report.repeated_calls
+        assert report.engine_calls - report.repeated_calls == report.formula_calls
+        assert report.repeated_calls == expected.report.repeated_calls
+        assert told.recomputed_calls == 0
         assert {stage.name: stage.calls for stage in report.stages} == {
             stage.name: stage.calls for stage in expected.report.stages
         }
+
+
+def test_calls_that_are_repeated_are_told_as_such(bundles):
+    """At this length one tile's scores lie too far from their anchor."""
+    tokens = inputs_of("causal", 83)
+    expected = bundles["causal"].run(tokens, output="hidden").report
+    _, _, report, told = run(bundles["causal"], InProcess(bundles["causal"].path, 2), tokens, "hidden")
+    assert report.repeated_calls == expected.repeated_calls > 0
+    assert report.engine_calls - report.repeated_calls == report.formula_calls
+    assert told.recomputed_calls == 0
 
 
 @pytest.mark.parametrize("name", ["causal", "windows", "wide tiles", "cross", "pooled"])

@@ -33,7 +33,8 @@ class Sent:
 class Dispatch:
     """Calls of one run.
 
-    ``calls`` are engine calls by stage, ``read_bytes`` what workers read that others hold, by method.
+    ``calls`` are engine calls by stage, ``repeats`` how many of them repeat another, ``read_bytes`` what workers read that
+    others hold, by method.
 
     Args:
         workers: The cluster.
@@ -54,6 +55,7 @@ class Dispatch:
         self.alive = alive
         self.ledger = Ledger()
         self.calls: Counter[str] = Counter()
+        self.repeats = 0
         self.read_bytes: Counter[str] = Counter()
         self.lost_workers = 0
         self.peak_bytes = 0
@@ -110,6 +112,7 @@ class Dispatch:
             self._forget(sent, error)
             return sent, None
         self.calls.update(result.calls)
+        self.repeats += result.repeats
         self.peak_bytes = max(self.peak_bytes, result.peak_bytes)
         self._tell()
         return sent, result

@@ -151,10 +151,11 @@ class ClusterRun:
                 StageReport(plan.name, plan.kind, dispatch.calls[plan.name], times.get(plan.name, 0.0))
                 for plan in schedule.stages
             ),
+            repeats=dispatch.repeats,
             cluster=ClusterReport(
                 workers=self._count,
                 lost_workers=dispatch.lost_workers,
-                recomputed_calls=self.calls - schedule.engine_calls,
+                recomputed_calls=self.calls - dispatch.repeats - schedule.engine_calls,
                 read_bytes=read.total() - read["copy"],
                 copied_bytes=read["copy"],
                 worker_peak_bytes=dispatch.peak_bytes,

@@ -180,9 +180,11 @@ class StageResult:
         blocks: Where the blocks lie that it computed or copied.
         array: Rows of the result, where those were asked for.
         peak_bytes: The memory high-water mark of the worker's process.
+        repeats: Those of the calls that repeat another, as its scores were too far from their anchor.
     """
 
     calls: Mapping[str, int]
     blocks: Blocks
     array: npt.NDArray[Any] | None = None
     peak_bytes: int = 0
+    repeats: int = 0

@@ -82,7 +82,7 @@ class Worker:
                 for number in range(-(-store.length // store.block_size)) if held is None else held:
                     arrays[value.name, number] = np.ascontiguousarray(store.block(number))
         blocks = self._keep(arrays, whole=task.rows is not None)
-        return StageResult({stage.name: run.calls}, blocks, peak_bytes=peak_memory())
+        return StageResult({stage.name: run.calls}, blocks, peak_bytes=peak_memory(), repeats=run.repeats)
 
     def copy(self, reads: Blocks) -> StageResult:
         """Keeps copies of blocks that another worker holds, for when it is lost."""
