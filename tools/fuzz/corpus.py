@@ -23,6 +23,8 @@ __all__ = ["CORPUS", "Case"]
 Change = Callable[[Path], None]
 REFUSED, SAME, DIFFERENT = "refused", "same", "different"
 MANY = 10**9
+LAYERS = b".block_count"
+TOKENIZER = "tokenizer/tokenizer.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +198,16 @@ def _counted(field: int, value: int) -> Callable[[bytes], bytes]:
     return lambda data: data[: 8 + 8 * field] + struct.pack("<Q", value) + data[16 + 8 * field :]
 
 
+def _layers(count: int) -> Callable[[bytes], bytes]:
+    """A GGUF file that says that it has so many layers."""
+
+    def edit(data: bytes) -> bytes:
+        at = data.index(LAYERS) + len(LAYERS) + 4
+        return data[:at] + struct.pack("<I", count) + data[at + 4 :]
+
+    return edit
+
+
 def _long_list(kind: int) -> Callable[[bytes], bytes]:
     """A GGUF file with one more entry, a list that says that it is long, in front of the others."""
 
@@ -236,6 +248,7 @@ BUNDLES = (
     ),
     Case("program", "keys that are queries", _set("program.json", "body", 1, "key", to=QUERY, mend=True)),
     Case("program, generating", "keys that are queries", _set("program.json", "body", 1, "key", to=QUERY, mend=True)),
+    Case("tokenizer", "no token for other words", _set(TOKENIZER, "model", "vocab", to={"the": 0}, mend=True)),
     Case("manifest", "a manifest that is deep", _write("manifest.json", DEEP)),
     Case("manifest", "a weight off its alignment", _set("manifest.json", "weights", "lm_head.weight", "offset", to=1)),
     Case("manifest", "a weight over another", _set("manifest.json", "weights", "lm_head.weight", "offset", to=0)),
@@ -276,6 +289,7 @@ SOURCES = (
     Case("embedder", "a pooling that is a list", _write("1_Pooling/config.json", b"[]")),
     *(Case("gguf, planned", f"{2**62} of field {at}", _bytes("model.gguf", _counted(at, 2**62))) for at in (0, 1)),
     *(Case("gguf", f"a list of {2**40}, type {kind}", _bytes("model.gguf", _long_list(kind))) for kind in (4, 6, 8)),
+    *(Case(kind, "a million layers", _bytes("model.gguf", _layers(10**6))) for kind in ("gguf", "gguf, planned")),
     Case("config", "a pipe for a tokenizer's file", _instead("tokenizer_config.json", os.mkfifo)),
     Case("onnx", "a large constant", _onnx(_first("ConstantOfShape"))),
     Case("onnx", "a large range", _onnx(_first("Range"))),
@@ -373,6 +387,7 @@ INPUTS = (
         for value in (1.5, 7, None, {"role": "user"}, [1, [2]], [10**30])
     ),
     *(Case("requests", f"seed {value!r}", _set("sampled.json", "seed", to=value)) for value in (-1, "x", [1])),
+    Case("requests", "endless tokens", _set("greedy.json", "max_new_tokens", to=float("inf"))),
     Case("requests", "a chat that is a list", _set("chat.json", "chat", to=[1])),
     Case("arrays", "an array of 10^12", _write("tokens.npy", _npy("(1000000000000,)"))),
     Case("arrays", "an array of a number of numbers", _write("tokens.npy", _npy("(" + "9" * 30 + ",)"))),

@@ -33,8 +33,8 @@ class Sent:
 class Dispatch:
     """Calls of one run.
 
-    ``calls`` are engine calls by stage, ``repeats`` how many of them repeat another, ``read_bytes`` what workers read that
-    others hold, by method.
+    ``calls`` are engine calls by stage, ``repeats`` how many of them repeat another, ``read_bytes`` what workers read
+    that others hold, by method.
 
     Args:
         workers: The cluster.
