@@ -36,8 +36,6 @@ def normalize_fx(graph: fx.Graph, axes: AxisNames) -> None:
             _rewrite_arange(graph, node, axes)
         elif node.target is aten.slice.Tensor:
             _rewrite_table_slice(graph, node, axes)
-        elif node.target is aten.cat.default:
-            _drop_empty_parts(node)
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
 
 
@@ -122,14 +120,6 @@ def _rewrite_arange(graph: fx.Graph, node: fx.Node, axes: AxisNames) -> None:
             result.meta = dict(node.meta)
     node.replace_all_uses_with(result)
     graph.erase_node(node)
-
-
-def _drop_empty_parts(node: fx.Node) -> None:
-    """A concatenation without parts of no width: what partial rotary positions leave where they cover a whole head."""
-    parts = cast("list[fx.Node]", node.args[0])
-    kept = [part for part in parts if not any(isinstance(size, int) and size == 0 for size in part.meta["val"].shape)]
-    if kept and len(kept) < len(parts):
-        node.args = (kept, *node.args[1:])
 
 
 def _rewrite_table_slice(graph: fx.Graph, node: fx.Node, axes: AxisNames) -> None:
