@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
-from twoheads.export.bundle.engine_files import save_engine
-from twoheads.graphs.errors import CompileError
+from twoheads.export.bundle.engine_files import assert_static, save_engine
+from twoheads.graphs.errors import CompileError, InternalError
 from twoheads.graphs.program.engines.port import Port
 
 
@@ -17,3 +18,17 @@ def test_what_the_reader_refuses_is_not_written(tmp_path):
     with pytest.raises(CompileError, match="draws random numbers"):
         save_engine(model, tmp_path / "e.onnx", (), (Port("y", "float32", (4,)),), {})
     assert not (tmp_path / "e.onnx").exists()
+
+
+def test_a_slice_of_no_width_is_static_and_a_port_of_none_is_not():
+    """Rotary positions that cover a whole head leave a rest of no width."""
+    ends = {"from": [4], "to": [4], "along": [1]}
+    held = [numpy_helper.from_array(np.array(value), name) for name, value in ends.items()]
+    widths = {"x": 4, "y": 4, "r": 0}
+    x, y, rest = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, n]) for name, n in widths.items())
+    cut, join = helper.make_node("Slice", ["x", *ends], ["r"]), helper.make_node("Concat", ["x", "r"], ["y"], axis=1)
+    graphs = [helper.make_graph(nodes, "g", [x], [out], held) for nodes, out in (([cut, join], y), ([cut], rest))]
+    inside, port = (helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]) for graph in graphs)
+    assert_static(inside, "inside")
+    with pytest.raises(InternalError, match=r"r has the shape \[2, 0\]"):
+        assert_static(port, "port")
