@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import onnx
 from onnx import helper, numpy_helper
 
-__all__ = ["take_branches"]
+__all__ = ["renamed", "take_branches"]
 
 SWITCH = "branch"
 """What the name of an input says that switches to a past."""
@@ -42,23 +42,23 @@ def _without_branch(node: onnx.NodeProto, graph: onnx.GraphProto, switches: set[
         copy = graph.initializer.add()
         copy.CopyFrom(tensor)
         copy.name = names[tensor.name]
-    yield from (_renamed(inner, names) for inner in branch.node)
+    yield from (renamed(inner, names) for inner in branch.node)
     for result, value in zip(node.output, branch.output, strict=True):
         yield helper.make_node("Identity", [names.get(value.name, value.name)], [result])
 
 
-def _renamed(node: onnx.NodeProto, names: Mapping[str, str]) -> onnx.NodeProto:
+def renamed(node: onnx.NodeProto, names: Mapping[str, str]) -> onnx.NodeProto:
     """A copy whose values have their new names, in its own branches too."""
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
     for values in (copy.input, copy.output):
-        renamed = [names.get(name, name) for name in values]
+        new = [names.get(name, name) for name in values]
         del values[:]
-        values.extend(renamed)
+        values.extend(new)
     for attribute in copy.attribute:
         if attribute.type == onnx.AttributeProto.GRAPH:
             outer = {name: new for name, new in names.items() if name not in _own(attribute.g)}
-            inner = [_renamed(each, outer) for each in attribute.g.node]
+            inner = [renamed(each, outer) for each in attribute.g.node]
             del attribute.g.node[:]
             attribute.g.node.extend(inner)
             for value in attribute.g.output:

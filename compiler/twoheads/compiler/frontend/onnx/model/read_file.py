@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError, Message  # type: ignore[import-
 from onnx import TensorProto, numpy_helper
 from onnx.external_data_helper import uses_external_data
 
-from twoheads.compiler.frontend.onnx.model.branches import take_branches
+from twoheads.compiler.frontend.onnx.model.branches import renamed, take_branches
 from twoheads.compiler.frontend.onnx.model.node_count import check_node_count
 from twoheads.compiler.frontend.onnx.model.tensors import Array, array_of, constant_of, dtype_name, external_file
 from twoheads.graphs.errors import CompileError
@@ -231,13 +231,8 @@ def _safe_names(graph: onnx.GraphProto) -> dict[str, str]:
 
 
 def _renamed(node: onnx.NodeProto, names: Mapping[str, str]) -> onnx.NodeProto:
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
+    copy = renamed(node, names)
     copy.domain = "" if node.domain == "ai.onnx" else node.domain
-    for values in (copy.input, copy.output):
-        renamed = [names[name] for name in values]
-        del values[:]
-        values.extend(renamed)
     return copy
 
 
