@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from hashlib import sha256
 
 import numpy as np
@@ -39,6 +40,17 @@ def test_an_empty_context_can_be_saved(tmp_path):
     bundle("llama").save_context(bundle("llama").open_context(), tmp_path / "c")
     loaded = bundle("llama").load_context(tmp_path / "c")
     assert np.array_equal(loaded.append([5, 6]), bundle("llama").open_context().append([5, 6]))
+
+
+def test_it_is_written_as_every_output_is(tmp_path):
+    """No pipe is replaced, and what a killed process left of the same file goes."""
+    context, left = bundle("llama").open_context(), tmp_path / ".c.999999999.partial"
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="is a pipe"):
+        bundle("llama").save_context(context, tmp_path / "pipe")
+    left.write_bytes(b"half")
+    bundle("llama").save_context(context, tmp_path / "c")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "pipe"]
 
 
 def test_what_is_not_what_was_written_is_refused(tmp_path):

@@ -25,7 +25,8 @@ __all__ = ["Context"]
 class Context:
     """Tokens with their keys and values. Tokens are appended, and cut off again; other contexts branch off.
 
-    What :meth:`append` computes depends, to the bit, on the tokens alone: not on how they were split. Tokens that
+    With one or two threads what :meth:`append` computes depends, to the bit, on the tokens alone, not on how they were
+    split (with more threads some kernels cut small products otherwise than large ones). Tokens that
     :meth:`step` adds one by one are computed by other kernels (the last bits may differ), so ``append`` computes them
     again first, with its own. Where layers have states, both begin with the open block: its first state is kept.
 

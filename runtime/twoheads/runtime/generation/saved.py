@@ -7,16 +7,15 @@ bits behind it would be those of no run.
 from __future__ import annotations
 
 import json
-import os
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO
-from uuid import uuid4
 
 import numpy as np
 
 from twoheads.graphs.errors import InputError
 from twoheads.runtime.generation.context import Context
+from twoheads.runtime.memory.new_file import replacing
 
 __all__ = ["read_context", "write_context"]
 
@@ -33,7 +32,7 @@ def write_context(context: Context, path: Path, identity: tuple[str, str]) -> No
 
     Args:
         context: Which.
-        path: The file, which is replaced.
+        path: The file, which is replaced; a device, a pipe or a link to one is refused.
         identity: Of its bundle, and of what computes.
 
     Raises:
@@ -42,9 +41,8 @@ def write_context(context: Context, path: Path, identity: tuple[str, str]) -> No
     facts, blocks = context.facts(), _blocks(context, len(context))
     tokens = np.array(facts.pop("tokens"), "<i8")
     header = json.dumps({"bundle": identity[0], "engines": identity[1], "tokens": len(tokens), **facts}).encode()
-    part = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
-        with part.open("wb") as file:
+        with replacing(path) as file:
             file.write(MAGIC + bytes(DIGEST))
             digest = sha256()
             for data in (len(header).to_bytes(8, "little"), header, tokens.tobytes()):
@@ -56,11 +54,8 @@ def write_context(context: Context, path: Path, identity: tuple[str, str]) -> No
                 file.write(data)
             file.seek(len(MAGIC))
             file.write(digest.digest())
-        os.replace(part, path)
     except OSError as error:
         raise InputError(str(path), f"can't be written: {error.strerror}", "name a file in a folder") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read_context(context: Context, path: Path, identity: tuple[str, str]) -> Context:
