@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from twoheads.compiler.ir.source_graph import AttentionNode, Cut, ScanNode, SequenceNode, TensorType
+from twoheads.compiler.ir.source_graph import AttentionNode, ScanNode, SequenceNode, TensorType
 from twoheads.compiler.ir.source_program import Captured, TokenwiseRegion
 from twoheads.compiler.lowering.scans import scan_engine
 from twoheads.compiler.passes.partition import Partition, Region
@@ -111,15 +111,20 @@ class _Builder:
                 self.names[step.name] = f"{layer}.out"
                 for role, name in zip(("query", "key", "value"), step.inputs, strict=True):
                     self.names.setdefault(name, f"{layer}.{role}")
-            elif not isinstance(step, Region):
+            elif isinstance(step, ScanNode):
+                self.names.setdefault(step.name, self._numbered(f"{step.layer or 'scan'}.{step.operator}"))
+            elif isinstance(step, SequenceNode):
                 self.names.setdefault(step.name, f"{self._layer_name(step)}.{step.operator}")
         self.names.setdefault(self.graph.hidden, "hidden")
         if self.graph.logits:
             self.names.setdefault(self.graph.logits, "logits")
 
-    def _layer_name(self, node: Cut) -> str:
-        """The layer's path; a module called again (ALBERT's shared layer) gets a number."""
-        path = node.layer or ("attention" if isinstance(node, AttentionNode) else "sequence")
+    def _layer_name(self, node: AttentionNode | SequenceNode) -> str:
+        """The layer's path."""
+        return self._numbered(node.layer or ("attention" if isinstance(node, AttentionNode) else "sequence"))
+
+    def _numbered(self, path: str) -> str:
+        """The path; that of a module called again (ALBERT's shared layer) with a number."""
         count = self._layers[path] = self._layers.get(path, 0) + 1
         return path if count == 1 else f"{path}.call_{count}"
 
