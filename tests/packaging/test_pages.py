@@ -137,7 +137,7 @@ def test_other_lines_name_what_there_is() -> None:
                 module = rest.split()[1]
                 assert (ROOT / module.replace(".", "/")).with_suffix(".py").is_file(), line
             else:
-                assert program in ("pip", "openssl") or program.startswith("MODEL="), line
+                assert program in ("pip", "openssl", "printf") or program.startswith("MODEL="), line
 
 
 def test_every_page_has_commands() -> None:
