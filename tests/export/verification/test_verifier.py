@@ -28,9 +28,11 @@ from twoheads.graphs.errors import BundleError, InputError
 from twoheads.graphs.masks.expressions import Causal
 from twoheads.graphs.program.program import AttentionStage, Program
 from twoheads.graphs.program.wiring import WIRING
-from twoheads.graphs.serialization.bundle_format import MANIFEST, PROGRAM, WEIGHT_HASHES, WEIGHTS
+from twoheads.graphs.serialization.bundle_format import MANIFEST, PROGRAM, WEIGHT_HASHES, WEIGHTS, Manifest
 from twoheads.graphs.serialization.json_codec import from_json, to_json
 from twoheads.runtime import LoadedBundle
+from twoheads.runtime.bundle.engine_files.declared import declared_engines, declared_steps
+from twoheads.runtime.bundle.weights import Weights
 
 BLOCK, LENGTH = 32, 71
 
@@ -111,22 +113,23 @@ def edited_program(bundle: Path, to: Path, edit: Callable[[Program], Program]) -
     def rewrite(content: bytes) -> bytes:
         return json.dumps(to_json(edit(from_json(Program, json.loads(content))))).encode()
 
-    return without_wiring(edited(bundle, to, PROGRAM, rewrite))
+    return rewired(edited(bundle, to, PROGRAM, rewrite))
 
 
-def without_wiring(bundle: Path) -> Path:
-    """The bundle, whose engines of several stages no longer say how they join them: it would be refused otherwise."""
-    manifest = json.loads((bundle / MANIFEST).read_text())
-    for file in (bundle / "engines").glob("*.onnx"):
-        model = onnx.load(str(file), load_external_data=False)
-        kept = [entry for entry in model.metadata_props if entry.key != WIRING]
-        del model.metadata_props[:]
-        model.metadata_props.extend(kept)
+def rewired(bundle: Path) -> Path:
+    """The bundle, whose engines of several stages say that they were made from its program: it is refused otherwise."""
+    manifest = from_json(Manifest, json.loads((bundle / MANIFEST).read_text()))
+    program = from_json(Program, json.loads((bundle / PROGRAM).read_text()))
+    weights = Weights(bundle / WEIGHTS, manifest.weights).view
+    declared = declared_engines(program, manifest, weights) | declared_steps(program, manifest, weights)
+    files = json.loads((bundle / MANIFEST).read_text())
+    for name in manifest.files.keys() & {name for name, engine in declared.items() if engine.wiring is not None}:
+        model = onnx.load(str(bundle / name), load_external_data=False)
+        onnx.helper.set_model_props(model, {WIRING: str(declared[name].wiring)})
         content = model.SerializeToString()
-        file.write_bytes(content)
-        name = file.relative_to(bundle).as_posix()
-        manifest["files"][name].update(size=len(content), sha256=hashlib.sha256(content).hexdigest())
-    (bundle / MANIFEST).write_text(json.dumps(manifest))
+        (bundle / name).write_bytes(content)
+        files["files"][name].update(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+    (bundle / MANIFEST).write_text(json.dumps(files))
     return bundle
 
 

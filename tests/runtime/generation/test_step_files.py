@@ -54,7 +54,7 @@ def test_a_step_engine_that_is_none_of_ours(tmp_path, change, words):
 @pytest.mark.parametrize("name", ["llama", "gemma"])
 def test_every_step_engine_is_declared_and_agrees(name):
     bundle = read_bundle(bundle_folder(name))
-    declared = declared_steps(bundle.program, bundle.manifest)
+    declared = declared_steps(bundle.program, bundle.manifest, bundle.open_weights().view)
     held = [file for file in bundle.manifest.files if file.startswith("engines/step_")]
     assert held
     assert set(held) <= declared.keys()

@@ -172,7 +172,7 @@ def read_bundle(
         program = _read_json(Program, folder / PROGRAM, _parse(folder / PROGRAM, _content(folder, PROGRAM)))
         check_program(program, manifest, str(folder / PROGRAM))
         if engines:
-            _check_engines(files, program, manifest)
+            _check_engines(files, program, manifest, hashes)
         if weights is not None:
             weights.result()
     return Bundle(folder, manifest, program, hashlib.sha256(content).hexdigest(), hashes)
@@ -269,12 +269,14 @@ def _weight_hashes(path: Path, manifest: Manifest) -> dict[str, str]:
     return entries
 
 
-def _check_engines(paths: Mapping[RelativePath, Path], program: Program, manifest: Manifest) -> None:
+def _check_engines(
+    paths: Mapping[RelativePath, Path], program: Program, manifest: Manifest, hashes: Mapping[str, str] | None
+) -> None:
     """Every ONNX file below ``engines/`` is such as our emitters write, and says what the program says.
 
     Those that extend a sequence are checked when they are opened: they take longer than all others.
     """
-    declared = declared_engines(program, manifest)
+    declared = declared_engines(program, manifest, Weights(paths[WEIGHTS], manifest.weights, hashes).view)
     for name, path in paths.items():
         if not name.startswith(f"{ENGINES}/") or not name.endswith(".onnx"):
             continue

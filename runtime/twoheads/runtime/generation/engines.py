@@ -60,7 +60,7 @@ class StepEngines:
         self._threads = threads
         self._precision = precision
         self._packed = bool(bundle.manifest.quantised) or not isinstance(backend, UnpackedBackend)
-        self._declared = declared_steps(bundle.program, bundle.manifest)
+        self._declared = declared_steps(bundle.program, bundle.manifest, weights.view)
         self._open: dict[str, EngineHandle] = {}
         self._capacity: dict[int, str] = {}
 

@@ -220,6 +220,32 @@ def test_engines_agree_with_each_other_on_the_scores(bundle, name):
     refused(bundle, name, "multiplies with")
 
 
+@pytest.mark.parametrize(
+    ("weight", "options"),
+    [
+        ("0.sinks", {"sinks": True}),
+        ("0.table", {"table_reach": 3}),
+        ("0.slope", {"slope": True}),
+    ],
+)
+def test_an_engine_that_holds_sinks_and_biases_has_those_of_the_weights(tmp_path, weight, options):
+    """Short inputs see what is in the engine, long ones what is among the weights."""
+    bundle = write_tiny(tmp_path / "b", Tiny(layers=2, **options), with_one_block=True)
+    load(bundle)
+    place = read_manifest(bundle)["weights"][weight]["offset"]
+    weights = bundle / "engines" / "weights.bin"
+    data = bytearray(weights.read_bytes())
+    data[place : place + 4] = np.float32(0.5).tobytes()
+    weights.write_bytes(data)
+    rehash(bundle, "engines/weights.bin")
+    refused(bundle, "one_block.onnx", "other values, masks, sinks or biases")
+
+
+def test_an_engine_of_several_stages_says_what_it_was_made_of(bundle):
+    alter(bundle, "one_block.onnx", lambda model: model.ClearField("metadata_props"))
+    refused(bundle, "one_block.onnx", "joins its stages as another program does")
+
+
 def test_whoever_opens_no_engine_need_not_check_them(bundle):
     alter(bundle, "attention.full.onnx", add("Loop", "q", "k", body=BODY))
     assert read_bundle(bundle, engines=False).program == make_program(TINY)

@@ -14,12 +14,13 @@ from dataclasses import replace
 import onnx
 
 from twoheads.export.emit.fused.one_block import BlockScores
-from twoheads.export.emit.fused.regions import JoinedRegions, ReadWeight, with_sinks
+from twoheads.export.emit.fused.regions import JoinedRegions, with_sinks
 from twoheads.export.emit.scans.scan import scan_model
 from twoheads.export.emit.tile_attention import product, scores_of
 from twoheads.graphs.program.engines.fused import FusedEngine
 from twoheads.graphs.program.fused import FusedStage, TileWindow
 from twoheads.graphs.program.program import AttentionEngine, AttentionStage, Program, ScanEngine, ScanStage
+from twoheads.graphs.program.wiring import ReadWeight
 from twoheads.graphs.variants.one_block import LENGTH
 
 __all__ = ["fused_model"]
@@ -65,8 +66,8 @@ class _Joined(JoinedRegions):
         outputs = (*(value.name for value in stage.outputs), *(entry.value.name for entry in stage.kept))
         names |= dict(zip(outputs, (port.name for port in engine.outputs[: len(outputs)]), strict=True))
         weights = dict(zip(stage.weights, (port.name for port in engine.weights), strict=True))
-        super().__init__(stage.inside, engines, names, weights)
-        self._program, self._stage, self._weight = program, stage, weight
+        super().__init__(stage.inside, engines, names, weights, weight)
+        self._program, self._stage = program, stage
         self._block = BlockScores(self.graph, program.block_size, names.get(LENGTH, ""), weight)
 
     def attention(self, stage: AttentionStage) -> None:

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from twoheads.export.emit.fused.regions import ReadWeight
 from twoheads.export.emit.graph_builder import GraphBuilder
 from twoheads.export.emit.tile_attention import DEAD
 from twoheads.graphs.masks.expressions import Mask
 from twoheads.graphs.program.program import AttentionEngine, AttentionStage, RelativeBias
+from twoheads.graphs.program.wiring import ReadWeight
 from twoheads.graphs.variants.one_block import looks_ahead
 from twoheads.runtime.stages.attention.bias_tiles import BiasTiles
 

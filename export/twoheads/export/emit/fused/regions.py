@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
 from twoheads.export.emit.graph_builder import IR_VERSION, OPSET, GraphBuilder, common_opsets
 from twoheads.graphs.program.engines.tokenwise import TokenwiseEngine
 from twoheads.graphs.program.program import AttentionEngine, AttentionStage, ScanStage, TokenwiseStage
-from twoheads.graphs.program.wiring import WIRING, wiring
+from twoheads.graphs.program.wiring import WIRING, ReadWeight, wiring
 
-__all__ = ["JoinedRegions", "ReadWeight", "with_sinks"]
-
-ReadWeight: TypeAlias = Callable[[str], npt.NDArray[Any]]
-"""Gives the weight of a name."""
+__all__ = ["JoinedRegions", "with_sinks"]
 
 
 def with_sinks(graph: GraphBuilder, engine: AttentionEngine, scores: str, sinks: str, weight: ReadWeight) -> str:
@@ -36,6 +31,7 @@ class JoinedRegions(ABC):
         engines: The models of the token-wise engines by name, their weights being inputs.
         names: Of the values that are ports, here.
         weights: The names of the weights' ports.
+        weight: Reads learned sinks and biases, which become constants.
     """
 
     def __init__(
@@ -44,9 +40,10 @@ class JoinedRegions(ABC):
         engines: Mapping[str, onnx.ModelProto],
         names: Mapping[str, str],
         weights: Mapping[str, str],
+        weight: ReadWeight,
     ) -> None:
         self.graph = GraphBuilder()
-        self._inside, self._names, self._weights = inside, names, weights
+        self._inside, self._names, self._weights, self._weight = inside, names, weights, weight
         self._engines = {s.engine: engines[s.engine] for s in inside if isinstance(s, TokenwiseStage)}
 
     def model(self, engine: TokenwiseEngine) -> onnx.ModelProto | None:
@@ -68,7 +65,7 @@ class JoinedRegions(ABC):
         ir_version = max([IR_VERSION, *(model.ir_version for model in self._engines.values())])
         ports = (*engine.inputs, *engine.weights)
         model = self.graph.model(engine.name, ports, engine.outputs, opsets, ir_version)
-        onnx.helper.set_model_props(model, {WIRING: wiring(self._inside)})
+        onnx.helper.set_model_props(model, {WIRING: wiring(self._inside, self._weight)})
         return model
 
     @abstractmethod

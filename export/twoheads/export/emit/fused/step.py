@@ -12,12 +12,13 @@ from dataclasses import replace
 
 import onnx
 
-from twoheads.export.emit.fused.regions import JoinedRegions, ReadWeight, with_sinks
+from twoheads.export.emit.fused.regions import JoinedRegions, with_sinks
 from twoheads.export.emit.scans.scan import scan_model
 from twoheads.export.emit.tile_attention import product, scores_of
 from twoheads.graphs.program.engines.scan import COUNT
 from twoheads.graphs.program.engines.scan import STEP as SCAN_STEP
 from twoheads.graphs.program.program import AttentionEngine, AttentionStage, ScanEngine, ScanStage
+from twoheads.graphs.program.wiring import ReadWeight
 from twoheads.graphs.variants.steps import INDEX, MASK, KeptRows, StepEngine, Steps, with_rows
 
 __all__ = ["step_model"]
@@ -51,8 +52,8 @@ class _Joined(JoinedRegions):
         names[steps.program.hidden] = "hidden"
         names |= {entry.value.name: f"new_{at}" for at, entry in enumerate(steps.kept)}
         weights = {name: port.name for name, port in steps.body.weights.items()}
-        super().__init__(steps.body.inside, engines, names, weights)
-        self._program, self._weight = with_rows(steps.program, engine.rows), weight
+        super().__init__(steps.body.inside, engines, names, weights, weight)
+        self._program = with_rows(steps.program, engine.rows)
         self._rows, self._capacity, self._block = engine.rows, engine.capacity, steps.program.block_size
         self._kept = {entry.value.name: (at, entry) for at, entry in enumerate(steps.kept)}
         self._added = dict(steps.layers)

@@ -123,9 +123,8 @@ def _tensor_problem(tensor: OnnxTensor) -> str | None:
 
 def _disagreement(found: OnnxFile, declared: DeclaredEngine) -> str | None:
     """Where the file says something else than the program, if anywhere."""
-    held = found.metadata.get(WIRING)
-    if declared.wiring is not None and held is not None and held != declared.wiring:
-        return "joins its stages as another program does: other values or masks"
+    if declared.wiring is not None and found.metadata.get(WIRING) != declared.wiring:
+        return "joins its stages as another program does: other values, masks, sinks or biases"
     outside = {name: tensor for name, tensor in found.constants.items() if tensor.external is not None}
     given = [value for value in found.inputs if value.name not in found.constants]
     for side, values, ports in (("inputs", given, declared.inputs), ("outputs", found.outputs, declared.outputs)):

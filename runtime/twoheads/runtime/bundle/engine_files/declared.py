@@ -20,7 +20,7 @@ from twoheads.graphs.program.program import (
     StockEngine,
     TokenwiseEngine,
 )
-from twoheads.graphs.program.wiring import wiring
+from twoheads.graphs.program.wiring import ReadWeight, wiring
 from twoheads.graphs.serialization.bundle_format import ENGINES, Manifest, WeightEntry, tiles_folder
 from twoheads.graphs.variants.batch_steps import BATCH_ROWS, BatchSteps
 from twoheads.graphs.variants.choose import fused_steps
@@ -50,14 +50,15 @@ class DeclaredEngine:
     wiring: str | None = None
 
 
-def declared_engines(program: Program, manifest: Manifest) -> dict[str, DeclaredEngine]:
+def declared_engines(program: Program, manifest: Manifest, weight: ReadWeight) -> dict[str, DeclaredEngine]:
     """Every engine file that a run may open, by its name in the manifest; the bundle need not hold all of them.
 
-    Those that extend a sequence are apart, as there are many: :func:`declared_steps`.
+    Those that extend a sequence are apart, as there are many: :func:`declared_steps`. What reads a weight is asked for
+    sinks and biases.
     """
-    found = dict(_tokenwise(program, program.tokenwise_engines, program, manifest))
+    found = dict(_tokenwise(program, program.tokenwise_engines, program, manifest, weight))
     for steps, fused in fused_steps(program, manifest.lowering, short=True):
-        found.update(_tokenwise(steps, [fused], program, manifest))
+        found.update(_tokenwise(steps, [fused], program, manifest, weight))
     for width in manifest.key_tiles:
         folder = ENGINES if width == program.key_tile else tiles_folder(width)
         for engine in with_key_tile(program, width).engines:
@@ -65,18 +66,19 @@ def declared_engines(program: Program, manifest: Manifest) -> dict[str, Declared
     return found
 
 
-def declared_steps(program: Program, manifest: Manifest) -> dict[str, DeclaredEngine]:
+def declared_steps(program: Program, manifest: Manifest, weight: ReadWeight) -> dict[str, DeclaredEngine]:
     """Every engine file that extends a sequence, as :func:`declared_engines`; checked when generating opens it."""
     found: dict[str, DeclaredEngine] = {}
     steps = step_steps(program)
     if steps is None:
         return found
+    joined = wiring(steps.body.inside, weight)
     for rows in steps.rows:
         for capacity in steps.capacities:
             engine = steps.engine(rows, capacity)
             factors = _factors_of(steps.body.inside, program)
             bound = _bound(engine, tuple(steps.body.weights), manifest, factors)
-            found[_file(engine)] = replace(bound, wiring=wiring(steps.body.inside))
+            found[_file(engine)] = replace(bound, wiring=joined)
         for tile, variants in steps.tiles(rows).items():
             found.update(_variants(tile, variants, ENGINES))
     for rows in {*steps.rows, *BATCH_ROWS}:
@@ -96,7 +98,7 @@ def declared_steps(program: Program, manifest: Manifest) -> dict[str, DeclaredEn
 
 
 def _tokenwise(
-    steps: Program, engines: Iterable[TokenwiseEngine], program: Program, manifest: Manifest
+    steps: Program, engines: Iterable[TokenwiseEngine], program: Program, manifest: Manifest, weight: ReadWeight
 ) -> Iterator[tuple[str, DeclaredEngine]]:
     """Of ``engines`` of ``steps``, which is ``program`` or derived from it."""
     left = {engine.name: engine for engine in engines}
@@ -105,7 +107,7 @@ def _tokenwise(
             continue
         inside = stage.inside if isinstance(stage, FusedStage) else ()
         bound = _bound(engine, stage.weights, manifest, _factors_of(inside, program))
-        yield _file(engine), replace(bound, wiring=wiring(inside) if inside else None)
+        yield _file(engine), replace(bound, wiring=wiring(inside, weight) if inside else None)
 
 
 def _file(engine: TokenwiseEngine) -> str:
