@@ -158,6 +158,16 @@ def test_a_pipe_in_place_of_a_file(bundle):
     refused(bundle, "last.onnx", "no regular file", check="size")
 
 
+def test_engines_without_weights(bundle):
+    """A pack lists neither; a bundle that lists engines lists their weights, even if it has none."""
+    manifest = read_manifest(bundle)
+    (bundle / "engines/weights.bin").unlink()
+    del manifest["files"]["engines/weights.bin"]
+    manifest["built_in"], manifest["weights"] = manifest["weights"], {}
+    write_manifest(bundle, manifest)
+    refused(bundle, "weights.bin: is not listed")
+
+
 def test_a_link_to_another_file_of_the_bundle(bundle):
     (bundle / "program.json").rename(bundle / "engines" / "program.json")
     (bundle / "program.json").symlink_to("engines/program.json")

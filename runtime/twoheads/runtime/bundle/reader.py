@@ -276,10 +276,13 @@ def _check_engines(
 
     Those that extend a sequence are checked when they are opened: they take longer than all others.
     """
+    engines = {name: path for name, path in paths.items() if name.startswith(f"{ENGINES}/") and name.endswith(".onnx")}
+    if not engines:  # a pack: its artifacts take their place, and it may hold no weights
+        return
+    if WEIGHTS not in paths:
+        raise BundleError(WEIGHTS, "is not listed in the manifest, and engines are", RECOMPILE)
     declared = declared_engines(program, manifest, Weights(paths[WEIGHTS], manifest.weights, hashes).view)
-    for name, path in paths.items():
-        if not name.startswith(f"{ENGINES}/") or not name.endswith(".onnx"):
-            continue
+    for name, path in engines.items():
         if name.startswith(f"{ENGINES}/{STEP}") and name not in declared:
             continue
         problem = engine_problem(_read(path), declared.get(name))
