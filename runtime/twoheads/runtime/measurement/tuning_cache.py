@@ -15,6 +15,7 @@ from typing import Any
 
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.serialization.json_codec import FormatError, from_json, to_json
+from twoheads.graphs.user_cache import user_cache
 from twoheads.runtime.bundle.reader import Bundle
 from twoheads.runtime.memory.new_file import replacing
 
@@ -92,11 +93,9 @@ def keep_tuning(bundle: Bundle, tuning: Tuning) -> None:
 def _places(bundle: Bundle, key: TuningKey) -> Iterator[Path]:
     folder = bundle.path.resolve()
     yield folder.with_name(f"{folder.name}.tune.json")
-    try:
-        home = Path.home()
-    except RuntimeError:  # no user, no home
-        return
-    yield home / ".cache" / "twoheads" / f"{folder.name}-{key.manifest[:16]}.tune.json"
+    cache = user_cache()
+    if cache is not None:
+        yield cache / f"{folder.name}-{key.manifest[:16]}.tune.json"
 
 
 def _read(path: Path) -> tuple[Tuning, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -142,20 +142,29 @@ def _programs(subject: Path, asked: SourceOptions, device: Path | None) -> Fused
         return (bundle if device is None else measured_tiles(device, bundle)).fused
     if required_key() is not None:
         raise InputError("--require-signature", f"is for bundles, and {subject} is none", "leave it out")
-    with _without_collecting(), PhaseProgress() as progress:
-        from twoheads.compiler import plan_model
+    return fused_programs(_program_of(subject, asked), asked.lowering.value, short=True)
 
-        program = plan_model(
-            subject,
-            block_size=options.BLOCK_SIZE if asked.block_size is None else asked.block_size,
-            key_tile=asked.key_tile,
-            attention=asked.attention,
-            lowering=asked.lowering.value,
-            results=tuple(asked.results or ()),
-            trust_remote_code=asked.trust_remote_code,
-            progress=progress,
-        )
-    return fused_programs(program, asked.lowering.value, short=True)
+
+def _program_of(source: Path, asked: SourceOptions) -> Program:
+    """The program of a source, which may have been planned before."""
+    from twoheads.compiler import plan_model
+    from twoheads.export.cli.plan.kept_plans import keep_plan, kept_plan, plan_file
+
+    wanted: dict[str, Any] = {
+        "block_size": options.BLOCK_SIZE if asked.block_size is None else asked.block_size,
+        "key_tile": asked.key_tile,
+        "attention": asked.attention,
+        "lowering": asked.lowering.value,
+        "results": tuple(asked.results or ()),
+        "trust_remote_code": asked.trust_remote_code,
+    }
+    place = plan_file(source, wanted)
+    program = kept_plan(place)
+    if program is None:
+        with _without_collecting(), PhaseProgress() as progress:
+            program = plan_model(source, **wanted, progress=progress)
+        keep_plan(place, program)
+    return program
 
 
 @contextmanager

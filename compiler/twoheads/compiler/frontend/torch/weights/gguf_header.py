@@ -6,6 +6,7 @@ with the same entries and the same tensors, whose lists of the tokenizer are cut
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import struct
 from collections.abc import Generator
@@ -17,7 +18,7 @@ from typing import Any
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.scratch import scratch_folder
 
-__all__ = ["LeanGguf", "check_gguf", "gguf_config", "lean_gguf"]
+__all__ = ["LeanGguf", "check_gguf", "gguf_config", "gguf_config_digest", "lean_gguf"]
 
 TOKENIZER, TOKENS = b"tokenizer.", b"tokenizer.ggml.tokens"
 LAYERS, FEW_LAYERS = b".block_count", 256
@@ -50,6 +51,20 @@ def gguf_config(path: Path) -> Any:
         return (
             AutoConfig.from_pretrained(file.parent, vocab_size=lean.tokens, **options) if _counted(config) else config
         )
+
+
+def gguf_config_digest(path: Path) -> str:
+    """The sha256 of all that :func:`gguf_config` may read; needs none of the libraries.
+
+    Raises:
+        OSError, ValueError, KeyError, struct.error: It can't be read, or its header is damaged or of another kind.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        parts, tokens = _Header(data).cut()
+        found = hashlib.sha256(f"{tokens} {len(data)} ".encode())
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()
 
 
 def check_gguf(path: Path) -> None:
