@@ -106,8 +106,8 @@ def ask(folder: Path) -> Answer:
     for file in sorted(folder.iterdir()):
         request = json.loads(file.read_bytes())
         for name in ("max_new_tokens", "max_length"):  # who asks for many tokens waits for many
-            if type(request.get(name)) is int:
-                request[name] = min(request[name], MOST_TOKENS)
+            if type(request.get(name)) in (int, float) and MOST_TOKENS < request[name] < float("inf"):
+                request[name] = MOST_TOKENS
         made = bundle.generate(request.pop("prompt", None), **request)
         found += [(one.tokens, one.text) for one in (made if isinstance(made, list) else [made])]
     return Answer(repr(found).encode())

@@ -25,6 +25,7 @@ REFUSED, SAME, DIFFERENT = "refused", "same", "different"
 MANY = 10**9
 LAYERS = b".block_count"
 TOKENIZER = "tokenizer/tokenizer.json"
+FACTS = "tokenizer/generation.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +91,13 @@ def _counted_less(file: str, *path: Any) -> Change:
     return change
 
 
-def _write(file: str, data: bytes) -> Change:
+def _write(file: str, data: bytes, *, mend: bool = False) -> Change:
     """All bytes of a file."""
 
     def change(folder: Path) -> None:
         (folder / file).write_bytes(data)
+        if mend:
+            mend_manifest(folder, folder / file)
 
     return change
 
@@ -248,6 +251,7 @@ BUNDLES = (
     ),
     Case("program", "keys that are queries", _set("program.json", "body", 1, "key", to=QUERY, mend=True)),
     Case("program, generating", "keys that are queries", _set("program.json", "body", 1, "key", to=QUERY, mend=True)),
+    Case("facts", "settings that are deep", _write(FACTS, DEEP, mend=True)),
     Case("tokenizer", "no token for other words", _set(TOKENIZER, "model", "vocab", to={"the": 0}, mend=True)),
     Case("manifest", "a manifest that is deep", _write("manifest.json", DEEP)),
     Case("manifest", "a weight off its alignment", _set("manifest.json", "weights", "lm_head.weight", "offset", to=1)),
@@ -276,6 +280,7 @@ SOURCES = (
         "code of its own",
         _bytes("config.json", lambda _: b'{"model_type": "x", "auto_map": {"AutoConfig": "a.B"}}'),
     ),
+    *(Case(k, "10^9 layers", _set("config.json", "num_hidden_layers", to=10**9)) for k in ("config", "folder")),
     Case("config", "a configuration that is deep", _write("config.json", DEEP)),
     Case(
         "index",
@@ -290,6 +295,7 @@ SOURCES = (
     *(Case("gguf, planned", f"{2**62} of field {at}", _bytes("model.gguf", _counted(at, 2**62))) for at in (0, 1)),
     *(Case("gguf", f"a list of {2**40}, type {kind}", _bytes("model.gguf", _long_list(kind))) for kind in (4, 6, 8)),
     *(Case(kind, "a million layers", _bytes("model.gguf", _layers(10**6))) for kind in ("gguf", "gguf, planned")),
+    Case("gguf", "more layers than tensors", _bytes("model.gguf", _layers(204))),
     Case("config", "a pipe for a tokenizer's file", _instead("tokenizer_config.json", os.mkfifo)),
     Case("onnx", "a large constant", _onnx(_first("ConstantOfShape"))),
     Case("onnx", "a large range", _onnx(_first("Range"))),
@@ -388,6 +394,8 @@ INPUTS = (
     ),
     *(Case("requests", f"seed {value!r}", _set("sampled.json", "seed", to=value)) for value in (-1, "x", [1])),
     Case("requests", "endless tokens", _set("greedy.json", "max_new_tokens", to=float("inf"))),
+    Case("requests", "a token of 10^30", _set("sampled.json", "bad_words_ids", to=[[10**30]])),
+    Case("requests", "10^308 tokens", _set("greedy.json", "max_new_tokens", to=1e308), DIFFERENT),
     Case("requests", "a chat that is a list", _set("chat.json", "chat", to=[1])),
     Case("arrays", "an array of 10^12", _write("tokens.npy", _npy("(1000000000000,)"))),
     Case("arrays", "an array of a number of numbers", _write("tokens.npy", _npy("(" + "9" * 30 + ",)"))),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from twoheads.graphs.errors import CompileError
+from twoheads.graphs.serialization.read_json import read_json
 
 __all__ = ["folder_facts", "generation_facts"]
 
@@ -76,10 +77,7 @@ def _of_folder(folder: Path) -> tuple[Any, dict[str, str]]:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CompileError(str(path), f"is not JSON ({error})", "download the model again") from error
+    found = read_json(path, fix="download the model again", error=CompileError)
     return found if isinstance(found, dict) else {}
 
 

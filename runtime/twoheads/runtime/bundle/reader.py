@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +28,7 @@ from twoheads.graphs.serialization.bundle_format import (
     tiles_folder,
 )
 from twoheads.graphs.serialization.json_codec import FormatError, from_json
+from twoheads.graphs.serialization.read_json import parse_json
 from twoheads.graphs.serialization.relative_path import RelativePath
 from twoheads.graphs.variants.choose import FusedPrograms, fused_programs
 from twoheads.graphs.variants.key_tiles import with_key_tile
@@ -221,10 +221,7 @@ def _read(path: Path) -> bytes:
 
 
 def _parse(path: Path, content: bytes) -> Any:
-    try:
-        return json.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise BundleError(str(path), f"is not JSON ({error})", RECOMPILE) from error
+    return parse_json(content, str(path), fix=RECOMPILE, error=BundleError)
 
 
 def _read_json(cls: type[T], path: Path, data: Any) -> T:

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from twoheads.graphs.errors import InputError
+from twoheads.graphs.serialization.read_json import parse_json
 from twoheads.runtime.generation.context import Context
 from twoheads.runtime.memory.new_file import replacing
 
@@ -108,7 +109,7 @@ def _header(path: Path, file: BinaryIO) -> dict[str, Any]:
     size = int.from_bytes(file.read(8), "little")
     if size > LONGEST_HEADER:
         raise InputError(str(path), DAMAGED, AGAIN)
-    header = json.loads(file.read(size))
+    header = parse_json(file.read(size), str(path), fix=AGAIN)
     if not isinstance(header, dict):
         raise InputError(str(path), DAMAGED, AGAIN)
     return header

@@ -25,6 +25,12 @@ LARGEST_INDEX = 4 * LARGEST
 
 ADAPTER = "adapter_config.json"
 
+LAYERS = ("layer", "layers")
+"""How fields end that count layers: ``num_hidden_layers``, ``encoder_layers``, ``n_layer``."""
+
+MOST_LAYERS = 2000
+"""Of one kind; the library makes a module of each before it looks whether there are weights for it."""
+
 OWN_KERNELS = ("eager", "sdpa", "flex_attention", "grouped_mm", "batched_mm")
 """Ways to compute attention and experts that are part of the library; others are fetched by name, or not there."""
 
@@ -133,6 +139,18 @@ def _check_fields(path: Path, config: Mapping[str, Any]) -> None:
     kind = config.get("model_type")
     if kind is not None and not isinstance(kind, str):
         raise CompileError(str(path), f"model_type is {kind!r:.80}, not a name", DOWNLOAD)
+    for name, count in _counts(config):
+        if name.endswith(LAYERS) and count > MOST_LAYERS:
+            raise CompileError(str(path), f"{name} is {count:.12g}, and no model has over {MOST_LAYERS}", DOWNLOAD)
+
+
+def _counts(config: Mapping[str, Any]) -> Iterator[tuple[str, int | float]]:
+    """The numbers of a configuration and of those within it, by name."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _counts(cast("dict[str, Any]", value))
+        elif type(value) in (int, float):
+            yield name, value
 
 
 def _is_list_of_names(found: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from twoheads.graphs.errors import InputError
+from twoheads.graphs.serialization.read_json import parse_json
 
 if TYPE_CHECKING:
     from twoheads.runtime import LoadedBundle
@@ -96,10 +96,9 @@ def _settings(others: list[str] | None, named: Mapping[str, Any]) -> dict[str, A
         if not equals or name in made:
             problem = "is set twice" if equals else "has no value"
             raise InputError(f"--set {entry}", problem, "give FIELD=JSON once")
-        try:
-            made[name] = json.loads(text)
-        except ValueError:
-            raise InputError(f"--set {entry}", f"{text!r} is not JSON", 'texts need quotes: name="text"') from None
+        made[name] = parse_json(
+            text.encode(errors="surrogateescape"), f"--set {name}", fix='texts need quotes: name="text"'
+        )
     return made
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from twoheads.export.cli.shared import arguments, options
 from twoheads.export.cli.shared.console import print_json, print_note, print_warning, seconds_text, size_text
 from twoheads.export.cli.shared.options_object import takes_options
 from twoheads.graphs.errors import InputError
+from twoheads.graphs.serialization.read_json import parse_json
 from twoheads.runtime.bundle.reader import require_bundle
 
 if TYPE_CHECKING:
@@ -203,10 +203,7 @@ def _context(loaded: LoadedBundle, asked: GenerateOptions) -> Context | None:
 
 def _messages(file: Path, text: str) -> list[dict[str, Any]]:
     """The conversation that ``file`` holds."""
-    try:
-        messages = json.loads(text)
-    except ValueError as error:
-        raise InputError(str(file), f"is not JSON ({error})", "give a list of messages") from None
+    messages = parse_json(text.encode(), str(file), fix="give a list of messages")
     if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):
         raise InputError(str(file), "is no conversation", 'give a list of {"role": ..., "content": ...}')
     return messages

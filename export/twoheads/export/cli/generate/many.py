@@ -16,6 +16,7 @@ from twoheads.export.cli.shared import arguments
 from twoheads.export.cli.shared.console import print_note, print_warning, seconds_text
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.serialization.json_codec import finite_numbers
+from twoheads.graphs.serialization.read_json import parse_json
 from twoheads.runtime.generation.choosing.settings import Settings
 
 if TYPE_CHECKING:
@@ -72,10 +73,7 @@ def read_lines(path: Path) -> list[Line]:
 
 
 def _line(where: str, text: str) -> Line:
-    try:
-        given = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(where, f"is not JSON ({error})", 'quote texts: "Once", or {"prompt": "Once"}') from None
+    given = parse_json(text.encode(), where, fix='quote texts: "Once", or {"prompt": "Once"}')
     if isinstance(given, str):
         return Line(where, given, {})
     named = [name for name in PROMPTS if isinstance(given, dict) and name in given]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from twoheads.graphs.errors import InputError
 
-__all__ = ["Settings", "read_settings"]
+__all__ = ["Settings"]
 
 SILENT = frozenset(
     {
@@ -148,23 +147,6 @@ class Settings:
         return made
 
 
-def read_settings(text: bytes | None, where: str) -> Settings:
-    """The settings of a ``generation_config.json``; the defaults for ``None``.
-
-    Raises:
-        InputError: It is no JSON, or as :meth:`Settings.changed`.
-    """
-    if text is None:
-        return Settings()
-    try:
-        data = json.loads(text)
-    except ValueError as error:
-        raise InputError(where, f"is not JSON ({error})", "compile the model again") from error
-    if not isinstance(data, dict):
-        raise InputError(where, "is no mapping", "compile the model again")
-    return Settings().changed(data, where)
-
-
 def _converted(name: str, value: Any, where: str) -> Any:
     """``value`` in the type of the field ``name``."""
     try:
@@ -177,6 +159,14 @@ def _whole(value: Any) -> int:
     if isinstance(value, bool) or int(value) != value:
         raise ValueError(value)
     return int(value)
+
+
+def _id(value: Any) -> int:
+    """The number of a token; where a vocabulary ends is not known here, and some files say -1 for none."""
+    number = _whole(value)
+    if abs(number) >= 1 << 31:
+        raise OverflowError(value)
+    return number
 
 
 def _real(value: Any) -> float:
@@ -192,7 +182,7 @@ def _truth(value: Any) -> bool:
 
 
 def _ids(value: Any) -> Ids:
-    return tuple(map(_whole, value)) if isinstance(value, Sequence | set | frozenset) else (_whole(value),)
+    return tuple(map(_id, value)) if isinstance(value, Sequence | set | frozenset) else (_id(value),)
 
 
 def _strings(value: Any) -> tuple[str, ...]:
@@ -203,12 +193,12 @@ def _strings(value: Any) -> tuple[str, ...]:
 
 
 def _words(value: Any) -> tuple[Ids, ...]:
-    return tuple(tuple(map(_whole, word)) for word in value)
+    return tuple(tuple(map(_id, word)) for word in value)
 
 
 def _biases(value: Any) -> tuple[tuple[Ids, float], ...]:
     pairs = value.items() if isinstance(value, Mapping) else value
-    return tuple((tuple(map(_whole, ids)), _real(bias)) for ids, bias in pairs)
+    return tuple((tuple(map(_id, ids)), _real(bias)) for ids, bias in pairs)
 
 
 def _decay(value: Any) -> tuple[int, float]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from twoheads.graphs.errors import BundleError
+from twoheads.graphs.serialization.read_json import read_json
 
 __all__ = ["ModelFacts", "read_facts"]
 
@@ -38,10 +38,7 @@ def read_facts(path: Path | None) -> ModelFacts:
     """
     if path is None:
         return ModelFacts()
-    try:
-        data = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise BundleError(str(path), f"is not JSON: {error}", "compile the model again") from error
+    data = read_json(path, fix="compile the model again", error=BundleError)
     names = {"settings", "chat_templates", "special_tokens"}
     if not isinstance(data, dict) or data.keys() != names or not all(isinstance(part, dict) for part in data.values()):
         raise BundleError(str(path), f"has other parts than {', '.join(sorted(names))}", "compile the model again")

@@ -21,7 +21,7 @@ from twoheads.graphs.scratch import scratch_folder
 __all__ = ["LeanGguf", "check_gguf", "gguf_config", "gguf_config_digest", "lean_gguf"]
 
 TOKENIZER, TOKENS = b"tokenizer.", b"tokenizer.ggml.tokens"
-LAYERS, FEW_LAYERS = b".block_count", 256
+LAYERS, FEW_LAYERS = b".block_count", 32
 """The entry that says how many layers there are, and a number that is no burden, whatever the file holds."""
 
 CUT = 2

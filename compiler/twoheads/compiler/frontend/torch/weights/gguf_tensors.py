@@ -7,8 +7,10 @@ several of one; so a tensor is made by whatever of the file had a part in it, in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,8 @@ def stored_gguf_tensors(path: Path, model: Any, load: Callable[..., Any], small:
         config = load(str(lean.path), return_tensors=False).get("config", {})
         architecture, parts = _contents(lean)
     processor = library.TENSOR_PROCESSORS.get(architecture, library.TensorProcessor)(config=config)
-    names = library.get_gguf_hf_weights_map(model, processor)
+    with _one_map_of_names():
+        names = library.get_gguf_hf_weights_map(model, processor)
     file = _File(path, processor, names)
     made: dict[str, Tensor] = {}
     sources: dict[str, list[_Part]] = {}
@@ -61,6 +64,19 @@ def stored_gguf_tensors(path: Path, model: Any, load: Callable[..., Any], small:
             sources.setdefault(name, []).append(part)
             made[name] = tensor if tensor.numel() <= small else _stored(file, name, sources[name], tensor)
     return made
+
+
+@contextmanager
+def _one_map_of_names() -> Iterator[None]:
+    """The library asks for the map of a file's names once a module, and each time it is made for all layers."""
+    import gguf
+
+    made = gguf.get_tensor_name_map
+    gguf.get_tensor_name_map = cache(made)
+    try:
+        yield
+    finally:
+        gguf.get_tensor_name_map = made
 
 
 def _contents(lean: LeanGguf) -> tuple[str, list[_Part]]:
