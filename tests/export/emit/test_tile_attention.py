@@ -137,6 +137,23 @@ def test_a_chain_of_merges_equals_attention_over_all_keys(
     assert_close(state[1], expected_lse, 2 * TOLERANCE["float32"])
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+def test_scores_by_distance_are_those_that_the_mask_names(scale: float) -> None:
+    engine = AttentionEngine("attention", 3, 3, 8 + 5, 6, 16, 32, scale, 0.0, 1, "float32", distances=5)
+    arrays = random_arrays(engine, 0)
+    random = np.random.default_rng(1)
+    index = random.integers(0, 5, arrays["mask"].shape)
+    arrays["mask"] = np.where(random.random(index.shape) < 0.3, -np.inf, index).astype(np.float32)
+    q, k, v = (arrays[name][0].astype(np.float64) for name in "qkv")
+    heads, rows, keys = np.arange(3)[:, None, None], np.arange(16)[None, :, None], np.arange(32)[None, None, :]
+    s = q[..., :8] @ k[..., :8].swapaxes(-1, -2) + q[heads, rows, 8 + index] + k[heads, keys, 8 + index]
+    s = np.where(np.isneginf(arrays["mask"]), -np.inf, s * scale)
+    out, lse = call(engine, "masked", arrays)
+    weights = np.exp(s - s.max(-1, keepdims=True))
+    assert_close(out[0], weights / weights.sum(-1, keepdims=True) @ v, TOLERANCE["float32"])
+    assert_close(lse[0], s.max(-1) + np.log(weights.sum(-1)), TOLERANCE["float32"])
+
+
 def added(engine: AttentionEngine, tiles: list[Arrays], masked: list[bool]) -> tuple[Arrays, npt.NDArray[Any]]:
     """The first tile's ``out`` and ``lse`` with the others added: ``acc``, ``weight``, and the anchor."""
     out, lse = call(engine, "full", tiles[0])

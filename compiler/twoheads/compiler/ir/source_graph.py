@@ -78,7 +78,7 @@ class AttentionNode:
     ``query [1, q_num_heads, n, head_dim]``, ``key [1, kv_num_heads, n, head_dim]``,
     ``value [1, kv_num_heads, n, v_head_dim]`` give ``name [1, q_num_heads, n, v_head_dim]``. Keys and values may lie on
     another axis than queries (cross attention). ``sinks``, ``bias_table`` and ``bias_slope`` name weights or are
-    ``None``.
+    ``None``. ``distances`` is that of :class:`~twoheads.graphs.program.program.AttentionEngine`.
     """
 
     name: str
@@ -94,6 +94,7 @@ class AttentionNode:
     bias_slope: str | None
     layer: str
     average: Average | None = None
+    distances: int = 0
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -231,6 +232,7 @@ class SourceGraph:
                         ("bias_table", node.bias_table),
                         ("bias_slope", node.bias_slope),
                         ("average", node.average),
+                        ("distances", node.distances or None),
                     )
                     if value is not None
                 )

@@ -34,6 +34,12 @@ def _stock_engine(program: Program, engine: Engine) -> Engine:
     if not isinstance(engine, AttentionEngine):
         return engine
     stages = [s for s in program.body if isinstance(s, AttentionStage) and s.engine == engine.name]
+    if engine.distances:
+        raise CompileError(
+            f"{stages[0].name} (attention)",
+            "adds scores by distance that depend on content, and softmax attention as accelerators have it does not",
+            "compile with --lowering tile",
+        )
     if engine.softcap:
         raise CompileError(
             f"{stages[0].name} (attention)",

@@ -183,8 +183,9 @@ class _Builder:
             key_tile=self.key_tile,
             scale=node.scale,
             softcap=node.softcap,
-            mask_heads=int(query[1]) if biased else 1,
+            mask_heads=int(query[1]) if biased and not node.distances else 1,
             dtype=node.type.dtype,
+            distances=node.distances,
         )
         return AttentionStage(
             name=self.names[node.name].removesuffix(".out"),

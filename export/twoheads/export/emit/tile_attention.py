@@ -127,6 +127,8 @@ def scores_of(
     """
     group = engine.q_num_heads // engine.kv_num_heads
     rows = (engine.kv_num_heads, group * engine.block_size)
+    if engine.distances:
+        return _scores_by_distance(graph, engine, q, k, mask)
     if engine.dtype != "float32":
         q = graph.node("Cast", q, to=TensorProto.FLOAT)
     queries = graph.reshape(q, *rows, engine.head_dim + anchored)
@@ -147,6 +149,41 @@ def scores_of(
         scores = graph.reshape(scores, engine.kv_num_heads, group, engine.block_size, engine.key_tile)
         scores = graph.reshape(graph.node("Add", scores, added), *rows, engine.key_tile)
     return scores
+
+
+def _scores_by_distance(graph: GraphBuilder, engine: AttentionEngine, q: str, k: str, mask: str) -> str:
+    """Scores ``[heads, block, key_tile]`` of columns that are multiplied and columns that ``mask`` chooses from.
+
+    What a query has for the distance to a key is one of its last columns; a key's is found in the same way, transposed.
+    """
+    heads, block, tile = engine.q_num_heads, engine.block_size, engine.key_tile
+    width = engine.head_dim - engine.distances
+    parts: list[list[str]] = []
+    for operand, size in ((q, block), (k, tile)):
+        rows = graph.reshape(operand, heads, size, engine.head_dim)
+        bounds = ((0, width), (width, engine.head_dim))
+        parts.append([graph.node("Slice", rows, *(graph.constant([at]) for at in (*cut, 2))) for cut in bounds])
+    (queries, by_query), (keys, by_key) = parts
+    if engine.dtype != "float32":
+        queries, by_query, by_key = (
+            graph.node("Cast", part, to=TensorProto.FLOAT) for part in (queries, by_query, by_key)
+        )
+    if engine.scale != 1.0:
+        queries = graph.node("Mul", queries, graph.constant(engine.scale))
+    scores = product(graph, engine, queries, graph.node("Transpose", keys, perm=[0, 2, 1]))
+    if not mask:
+        return scores  # no call is without a mask; the file is there as every engine's is
+    largest = graph.constant(float(engine.distances - 1))
+    index = graph.node("Cast", graph.node("Clip", mask, graph.constant(0.0), largest), to=TensorProto.INT64)
+    index = graph.node("Expand", index, graph.constant([heads, block, tile]))
+    from_keys = graph.node("GatherElements", by_key, graph.node("Transpose", index, perm=[0, 2, 1]), axis=2)
+    chosen = graph.node(
+        "Add", graph.node("GatherElements", by_query, index, axis=2), graph.node("Transpose", from_keys, perm=[0, 2, 1])
+    )
+    if engine.scale != 1.0:
+        chosen = graph.node("Mul", chosen, graph.constant(engine.scale))
+    hidden = graph.node("Min", mask, graph.constant(0.0))
+    return graph.node("Add", graph.node("Add", scores, chosen), hidden)
 
 
 def _softmax(graph: GraphBuilder, engine: AttentionEngine, scores: str) -> tuple[str, str]:

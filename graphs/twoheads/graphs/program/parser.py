@@ -30,7 +30,7 @@ from twoheads.graphs.program.program import (
     TokenwiseStage,
     Value,
 )
-from twoheads.graphs.program.text_form import ENGINE_FORMS, WHOLE, engine_fields
+from twoheads.graphs.program.text_form import ENGINE_FORMS, WHOLE, engine_defaults, engine_fields
 
 __all__ = ["parse_program"]
 
@@ -232,8 +232,12 @@ class _Statement:
                     str: self.name,
                     tuple[tuple[str, int], ...]: lambda: self.bracketed(lambda: (self.name(), self.entry_value())),
                 }
-                fields = engine_fields(form).items()
-                return form(name, **{key: self.entry(key, readers[kind]) for key, kind in fields})
+                usual = engine_defaults(form)
+                fields = [item for item in engine_fields(form).items() if item[0] not in usual]
+                values = {key: self.entry(key, readers[kind]) for key, kind in fields}
+                more = [item for item in engine_fields(form).items() if item[0] in usual]
+                values |= {key: self.entry(key, readers[kind]) for key, kind in more if self.token.text == key}
+                return form(name, **values)
         inputs = self.bracketed(self.port)
         self.expect("->")
         outputs = self.bracketed(self.port)

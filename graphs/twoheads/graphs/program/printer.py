@@ -46,7 +46,7 @@ from twoheads.graphs.program.program import (
     TokenwiseStage,
     Value,
 )
-from twoheads.graphs.program.text_form import ENGINE_FORMS, WHOLE, engine_fields
+from twoheads.graphs.program.text_form import ENGINE_FORMS, WHOLE, engine_defaults, engine_fields
 
 __all__ = ["print_program"]
 
@@ -105,7 +105,9 @@ def _ports(ports: tuple[Port, ...]) -> str:
 def _engine_lines(engine: Engine) -> list[str]:
     start = f"engine @{_name(engine.name)}:"
     if (form := ENGINE_FORMS.get(engine.kind)) is not None:
-        fields = ((name, getattr(engine, name)) for name in engine_fields(form))
+        usual = engine_defaults(form)
+        fields = [(name, getattr(engine, name)) for name in engine_fields(form)]
+        fields = [(name, value) for name, value in fields if name not in usual or usual[name] != value]
         return [f"{start} {engine.kind} " + " ".join(f"{name}={_scalar(value)}" for name, value in fields)]
     inputs, outputs = engine.ports("")
     lines = [f"{start} ({_ports(inputs)}) -> ({_ports(outputs)}) flops={engine.call_flops()}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import MISSING, fields
 from typing import Any, get_type_hints
 
 from twoheads.graphs.program.engines.oracle import OracleEngine
@@ -10,7 +11,7 @@ from twoheads.graphs.program.engines.scan import ScanEngine
 from twoheads.graphs.program.engines.stock_attention import StockEngine
 from twoheads.graphs.program.engines.tile_attention import AttentionEngine
 
-__all__ = ["ENGINE_FORMS", "WHOLE", "engine_fields"]
+__all__ = ["ENGINE_FORMS", "WHOLE", "engine_defaults", "engine_fields"]
 
 WHOLE = re.compile(r"[+-]?[0-9]+")
 """A whole number: a dimension of this form is a number, not a symbol."""
@@ -24,3 +25,8 @@ ENGINE_FORMS: dict[str, type[AttentionEngine] | type[StockEngine] | type[OracleE
 def engine_fields(form: type[Any]) -> dict[str, type]:
     """The fields of such an engine and their types, in the order of its text."""
     return {name: kind for name, kind in get_type_hints(form).items() if name != "name"}
+
+
+def engine_defaults(form: type[Any]) -> dict[str, Any]:
+    """Fields that such an engine's text leaves out where they have this value."""
+    return {field.name: field.default for field in fields(form) if field.default is not MISSING}

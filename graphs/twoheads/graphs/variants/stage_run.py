@@ -205,8 +205,9 @@ def whole_body(program: Program) -> StageRun | None:
 
 
 def is_exact(program: Program, stage: AttentionStage) -> bool:
-    """Whether ``stage`` attends to all that its mask shows, on an engine of the tile lowering."""
-    return isinstance(program.engine(stage.engine), AttentionEngine) and stage.average is None
+    """Whether ``stage`` attends to all that its mask shows, by products alone, on an engine of the tile lowering."""
+    engine = program.engine(stage.engine)
+    return isinstance(engine, AttentionEngine) and not engine.distances and stage.average is None
 
 
 def _fits(program: Program, stage: Stage, values: Mapping[str, Value]) -> bool:

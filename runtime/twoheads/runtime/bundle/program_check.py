@@ -194,7 +194,8 @@ class _Check:
                 (engine.block_size, engine.key_tile) == (self.program.block_size, self.program.key_tile)
                 and engine.kv_num_heads > 0
                 and engine.q_num_heads % engine.kv_num_heads == 0
-                and (engine.kind == "oracle" or engine.mask_heads in (1, engine.q_num_heads)),
+                and (engine.kind == "oracle" or engine.mask_heads in (1, engine.q_num_heads))
+                and (not isinstance(engine, AttentionEngine) or _distances_fit(engine)),
                 f"engine {engine.name}: its heads or tiles do not fit the program",
             )
         there = self.manifest.packed_for is not None or any(name in self.manifest.files for name in files)
@@ -301,13 +302,15 @@ class _Check:
         if stage.sinks is not None:
             self.weight(stage.name, stage.sinks, None, (engine.q_num_heads,))
         if stage.bias is not None:
-            takes = engine.mask_heads == engine.q_num_heads
-            self.require(takes, f"stage {stage.name}: its engine takes no bias")
+            distances = engine.distances if isinstance(engine, AttentionEngine) else 0
+            rows = 1 if distances else engine.q_num_heads
+            takes = engine.mask_heads == rows and not (distances and stage.bias.slope)
+            self.require(takes, f"stage {stage.name}: its engine takes no such bias")
             if stage.bias.table is not None:
                 entry = self.manifest.weights.get(stage.bias.table)
                 width = entry.shape[-1] if entry is not None and entry.shape else 0
                 self.require(width % 2 == 1, f"stage {stage.name}: bias table {stage.bias.table!r} has no middle")
-                self.weight(stage.name, stage.bias.table, None, (engine.q_num_heads, width))
+                self.weight(stage.name, stage.bias.table, None, (rows, width))
             if stage.bias.slope is not None:
                 self.weight(stage.name, stage.bias.slope, None, (engine.q_num_heads,))
 
@@ -347,6 +350,12 @@ class _Check:
             entry.shape == shape and entry.dtype == (dtype or entry.dtype),
             f"stage {stage}: weight {name!r} is {entry.dtype}{list(entry.shape)}, expected {dtype or ''}{list(shape)}",
         )
+
+
+def _distances_fit(engine: AttentionEngine) -> bool:
+    """Whether columns of scores by distance leave others, and every head has keys of its own."""
+    alike = engine.q_num_heads == engine.kv_num_heads and engine.mask_heads == 1 and not engine.softcap
+    return engine.distances == 0 or (alike and 0 < engine.distances < engine.head_dim)
 
 
 def _is_file_name(text: str) -> bool:

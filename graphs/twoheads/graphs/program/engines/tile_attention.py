@@ -34,6 +34,11 @@ class AttentionEngine:
     ``packed_causal``: attention of a block over itself that takes no mask and gives ``out`` only, its queries and keys
     ``code_length(block_size)`` columns wider.
 
+    Where :attr:`distances` is not 0, the last so many columns of queries and keys are no coordinates but scores by
+    distance (DeBERTa, WavLM): the score of a query and a key is ``q k^T`` of the columns before them, plus entry ``d``
+    of the query's and of the key's, where ``d`` is what ``mask`` holds for the two (-inf where hidden). Such a stage's
+    bias is its table of ``d`` by ``j - i``, so that every call is a masked one.
+
     Attributes:
         name: Unique in the program.
         q_num_heads, kv_num_heads: Query heads and key/value heads; the latter divide the former.
@@ -43,6 +48,8 @@ class AttentionEngine:
         softcap: Scores become ``softcap * tanh(scores / softcap)`` before the mask; 0 for none.
         mask_heads: 1, or ``q_num_heads`` where an additive bias differs by head.
         dtype: Of queries, keys and values; the two products are in it, everything between them is in float32.
+        distances: Columns of queries and keys that are scores by distance; then heads are equal in number and share a
+            mask.
     """
 
     name: str
@@ -56,6 +63,7 @@ class AttentionEngine:
     softcap: float
     mask_heads: int
     dtype: str
+    distances: int = 0
 
     kind = "attention"
     weights = ()
@@ -96,7 +104,7 @@ class AttentionEngine:
     @property
     def adds(self) -> bool:
         """Whether an anchor can be a column of the queries: nothing bends the scores, and float32 holds the sums."""
-        return self.dtype == "float32" and self.scale != 0 and not self.softcap
+        return self.dtype == "float32" and self.scale != 0 and not self.softcap and not self.distances
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -106,8 +114,10 @@ class AttentionEngine:
     @property
     def packs(self) -> bool:
         """Whether codes can keep requests apart: nothing flattens the scores or is added to them by head."""
-        return self.dtype == "float32" and self.scale > 0 and not self.softcap and self.mask_heads == 1
+        plain = self.dtype == "float32" and self.scale > 0 and not self.softcap and not self.distances
+        return plain and self.mask_heads == 1
 
     def call_flops(self, variant: str = "") -> int:
         """Floating-point operations of the two matrix products of one call."""
-        return 2 * self.q_num_heads * self.block_size * self.key_tile * (self.head_dim + self.v_head_dim)
+        width = self.head_dim - self.distances + self.v_head_dim
+        return 2 * self.q_num_heads * self.block_size * self.key_tile * width

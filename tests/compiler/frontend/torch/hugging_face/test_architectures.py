@@ -91,10 +91,6 @@ REFUSED: dict[str, tuple[Any, str]] = {
         "global attention",
     ),
     "BigBird, sparse": (lambda: hf.BigBirdModel(hf.BigBirdConfig(**SIZES)), "original_full"),
-    "DeBERTa": (
-        lambda: hf.DebertaV2Model(hf.DebertaV2Config(**SIZES, relative_attention=True, pos_att_type=["p2c", "c2p"])),
-        r"encoder\.layer\.0\.attention\.self .*depends on content",
-    ),
     "RWKV": (
         lambda: hf.RwkvModel(hf.RwkvConfig(vocab_size=61, hidden_size=32, num_hidden_layers=2)),
         r"blocks\.0\.attention .*recurrence",

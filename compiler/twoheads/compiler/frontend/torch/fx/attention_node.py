@@ -24,6 +24,7 @@ __all__ = ["attention_from_fx", "is_attention"]
 
 _OURS = "twoheads.attention.default"
 _SDPA = "aten.scaled_dot_product_attention.default"
+_BY_DISTANCE = "twoheads.distance_attention.default"
 _MASKS = ("twoheads.mask.default", "twoheads.additive_mask.default")
 
 CROSS_LENGTHS = (16, 23)
@@ -32,7 +33,7 @@ CROSS_LENGTHS = (16, 23)
 
 def is_attention(node: fx.Node) -> bool:
     """Whether the node is an attention operator that we read."""
-    return node.op == "call_function" and str(node.target) in (_OURS, _SDPA)
+    return node.op == "call_function" and str(node.target) in (_OURS, _SDPA, _BY_DISTANCE)
 
 
 def attention_from_fx(program: FxProgram, node: fx.Node, layer: str) -> tuple[AttentionNode, dict[str, Tensor]]:
@@ -41,6 +42,8 @@ def attention_from_fx(program: FxProgram, node: fx.Node, layer: str) -> tuple[At
     Raises:
         CompileError: The mask or bias is no function of positions that tiles can express.
     """
+    if str(node.target) == _BY_DISTANCE:
+        return _by_distance(program, node, layer)
     arguments = _arguments(node)
     where = place_of(layer, node.name)
     query, key, value = (cast("fx.Node", arguments[name]) for name in ("query", "key", "value"))
@@ -83,6 +86,33 @@ def attention_from_fx(program: FxProgram, node: fx.Node, layer: str) -> tuple[At
         ),
         weights,
     )
+
+
+def _by_distance(program: FxProgram, node: fx.Node, layer: str) -> tuple[AttentionNode, dict[str, Tensor]]:
+    """Attention with scores by distance; its table of distances is a constant of the graph."""
+    query, key, value, table = cast("list[fx.Node]", node.args[:4])
+    width, scale = cast("tuple[int, float]", node.args[4:6])
+    where = place_of(layer, node.name)
+    _require_shapes(program, where, query, key, value)
+    inputs = example_inputs(program.inputs, input_lengths(program.inputs, CROSS_LENGTHS[0]), 0)
+    numbers = cast("np.ndarray[Any, Any]", program.evaluate((table.name,), inputs)[table.name])
+    name = f"{program.source_name(table)}.table"
+    made = AttentionNode(
+        name=node.name,
+        query=program.source_name(query),
+        key=program.source_name(key),
+        value=program.source_name(value),
+        type=program.axes.type(node.meta["val"]),
+        mask=Full(),
+        scale=scale,
+        softcap=0.0,
+        sinks=None,
+        bias_table=name,
+        bias_slope=None,
+        layer=layer,
+        distances=width,
+    )
+    return made, {name: torch.from_numpy(numbers[None].astype(np.float32))}
 
 
 def _arguments(node: fx.Node) -> dict[str, Any]:

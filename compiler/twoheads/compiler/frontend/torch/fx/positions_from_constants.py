@@ -64,6 +64,8 @@ def _is_index(program: FxProgram, node: fx.Node) -> bool:
 
 def _affine(program: FxProgram, names: list[str]) -> Iterator[tuple[str, tuple[int, int]]]:
     """``(start, step)`` of every named node whose value is ``start + step * position`` with a step other than 0."""
+    if not names:
+        return
     runs: list[Mapping[str, Any]] = [
         program.evaluate(names, example_inputs(program.inputs, input_lengths(program.inputs, length, step=2), 0))
         for length in LENGTHS

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from twoheads.compiler.frontend.torch.hugging_face.expert_layers import EXPERT_LAYERS
 from twoheads.compiler.frontend.torch.hugging_face.recurrent_layers import RECURRENT_LAYERS
+from twoheads.compiler.frontend.torch.hugging_face.relative_positions import RELATIVE_POSITIONS
 from twoheads.compiler.frontend.torch.operators.attention_op import attention
 from twoheads.graphs.errors import CompileError
 
@@ -80,13 +81,13 @@ _REFUSED: Mapping[str, tuple[str, str]] = {
         "positions alone",
         "compile a model whose tokens see all keys, a window or a chunk",
     ),
-    r"Disentangled\w*Attention": (
-        "adds products of queries and keys with embeddings of distances to the scores: a bias that depends on content",
-        _RELATIVE,
-    ),
     r"RelMultiheadAttention|XLNetRelativeAttention|RelPositionalMultiHeadAttention": (
         "has scores of content with embeddings of distances, shifted row by row: a bias that depends on content",
         _RELATIVE,
+    ),
+    r"SEWD?Upsampling": (
+        "makes several tokens of each one behind its encoder: blocks of the two do not lie on each other",
+        "compile wav2vec 2, HuBERT or WavLM",
     ),
     r"LSHSelfAttention": ("sorts tokens into buckets by their content before it attends", _TRANSFORMER),
     r"FNetFourierTransform": ("mixes all tokens by a Fourier transform", _TRANSFORMER),
@@ -215,6 +216,7 @@ def _gaussian_topk(part: Any, inputs: Tensor) -> Tensor:
 _REPLACEMENTS: Mapping[str, Mapping[str, _Method]] = {
     **EXPERT_LAYERS,
     **RECURRENT_LAYERS,
+    **RELATIVE_POSITIONS,
     "Gemma3nTextMLP": {"_gaussian_topk": _gaussian_topk},
     "LongformerModel": {"forward": _longformer_model},
     "LongformerSelfAttention": {"forward": _longformer_attention},

@@ -1,0 +1,80 @@
+"""Scores of content and distance at once: models run as the library runs them, near and beyond the last bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+
+from twoheads.compiler import compile_model
+from twoheads.export import verify, write_bundle
+from twoheads.graphs.errors import CompileError
+from twoheads.graphs.program.program import AttentionEngine
+from twoheads.runtime import load
+
+SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+HF: Any = hf
+"""Configurations take fields that their types do not name."""
+
+DEBERTA: dict[str, Any] = SIZES | {
+    "vocab_size": 61, "max_position_embeddings": 24, "relative_attention": True, "position_biased_input": False,
+    "type_vocab_size": 0,
+}  # fmt: skip
+WAVES: dict[str, Any] = SIZES | {
+    "conv_dim": (16, 16), "conv_stride": (5, 2), "conv_kernel": (10, 3), "num_feat_extract_layers": 2,
+    "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4, "num_buckets": 16, "max_bucket_distance": 20,
+}  # fmt: skip
+
+MODELS: dict[str, Callable[[], Any]] = {
+    "DeBERTa, distances as they are": lambda: hf.DebertaModel(HF.DebertaConfig(**DEBERTA, pos_att_type=["c2p"])),
+    "DeBERTa v3, buckets of distances": lambda: hf.DebertaV2Model(
+        HF.DebertaV2Config(
+            **DEBERTA, pos_att_type=["p2c", "c2p"], position_buckets=8, norm_rel_ebd="layer_norm", share_att_key=True
+        )
+    ),
+    "WavLM, a gate on buckets": lambda: hf.WavLMModel(hf.WavLMConfig(**WAVES)),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_scores_by_distance_are_the_librarys(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = MODELS[name]().eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.2)  # so that distances matter
+    path = write_bundle(compile_model(model, block_size=16), tmp_path / "bundle", generation=False)
+    bundle = load(path)
+    wave = "WavLM" in name
+    for tokens in (1, 33, 70):
+        random = np.random.default_rng(tokens)
+        given: Any = random.integers(0, 61, (1, tokens))
+        if wave:
+            given = random.standard_normal((1, 10 * tokens + 15)).astype(np.float32)
+        with torch.no_grad():
+            want = model(torch.from_numpy(given))[0][0].numpy()
+        result = bundle.run({"input_values" if wave else "input_ids": given}, output="hidden")
+        assert result.array is not None
+        np.testing.assert_allclose(result.array, want, rtol=0, atol=5e-6 * np.abs(want).max())
+        assert result.report.engine_calls == result.report.formula_calls
+    assert verify(path, model, length=70 * 10 if wave else 70).passed
+    engines = [engine for engine in bundle.program.engines if isinstance(engine, AttentionEngine)]
+    assert [engine.distances > 0 and engine.variants == engine.VARIANTS for engine in engines] == [True]
+
+
+def test_lowerings_without_such_scores_say_so() -> None:
+    model = MODELS["DeBERTa, distances as they are"]().eval()
+    for lowering in ("stock", "oracle"):
+        with pytest.raises(CompileError, match="scores"):
+            compile_model(model, block_size=16, lowering=lowering)
+
+
+def test_talking_heads_are_refused() -> None:
+    model = hf.DebertaModel(HF.DebertaConfig(**DEBERTA, pos_att_type=["c2p"], talking_head=True)).eval()
+    with pytest.raises(CompileError, match="talking heads"):
+        compile_model(model, block_size=16)
