@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.runtime.axes_models import WIDTH, Model, classifier, convolution, counted_positions, encoder_decoder, image
+from tests.runtime.scan_models import SCANS, ScanModel
 from tests.runtime.tiny_bundle import make_program, read_manifest, rehash, write_manifest, write_tiny
 from tests.runtime.tiny_model import Tiny, random_tokens, reference
 from twoheads.compiler.lowering.stock import lower_stock
@@ -107,6 +108,16 @@ def run_axes(model: Model, file: tuple[Any, tuple[str, ...]], **inputs: Any) -> 
     expected: Mapping[str, Any] = model.expected(inputs)
     for output, array in zip(outputs, found, strict=True):
         compare(array, expected[output])
+
+
+@pytest.mark.parametrize("key_tile", [8, 16])
+def test_scans_hand_their_states_on(tmp_path: Path, key_tile: int) -> None:
+    """Of every operator, beside attention; the models' norms make NaN of padding."""
+    model = ScanModel(("gated_delta_rule", "attention", *SCANS), key_tile)
+    file = axes_file(tmp_path, model, ("hidden",))
+    for length in (1, 7, 8, 9, 40):
+        features = np.random.default_rng(length).standard_normal((length, WIDTH)).astype(np.float32)
+        run_axes(model, file, features=features)
 
 
 @pytest.mark.parametrize("key_tile", [8, 16])

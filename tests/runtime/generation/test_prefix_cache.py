@@ -29,7 +29,7 @@ def _logits(bundle: LoadedBundle, sequence: list[int]) -> tuple[np.ndarray, int]
     return np.stack(rows), calls
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma"])
+@pytest.mark.parametrize("name", ["llama", "gemma", "qwen"])
 def test_warm_is_cold_to_the_bit(name, tmp_path):
     cold, cold_calls = _logits(load(bundle_folder(name), threads=1), PROMPT)
     bundle = load(bundle_folder(name), threads=1)

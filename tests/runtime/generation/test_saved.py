@@ -13,10 +13,10 @@ from tests.runtime.generation.decoders import BLOCK, bundle, tokens
 from twoheads.graphs.errors import InputError
 from twoheads.runtime.generation.saved import DIGEST, MAGIC
 
-LENGTHS = [1, BLOCK, 5 * BLOCK + 3, 33 * BLOCK + 5, 70 * BLOCK + 2]
+LENGTHS = [1, BLOCK - 2, BLOCK, 5 * BLOCK + 3, 33 * BLOCK + 5, 70 * BLOCK + 2]
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma"])
+@pytest.mark.parametrize("name", ["llama", "gemma", "qwen"])
 @pytest.mark.parametrize("length", LENGTHS)
 def test_it_goes_on_as_if_it_had_stayed_open(name, length, tmp_path):
     sequence = tokens(length + 40)
@@ -89,3 +89,19 @@ def test_what_is_not_what_was_written_is_refused(tmp_path):
         bundle("llama").save_context(context, tmp_path / "none" / "c")
     with pytest.raises(InputError, match="can't be read"):
         bundle("llama").load_context(tmp_path / "none")
+
+
+def test_a_state_is_before_a_place_that_there_is(tmp_path):
+    path, context = tmp_path / "c", bundle("qwen").open_context()
+    context.append(tokens(2 * BLOCK + 3))
+    bundle("qwen").save_context(context, path)
+    written, start = path.read_bytes(), len(MAGIC) + DIGEST
+    size = int.from_bytes(written[start : start + 8], "little")
+    header = json.loads(written[start + 8 : start + 8 + size])
+    assert header["earlier"] == BLOCK
+    for wrong in (-1, 3 * BLOCK, "none"):
+        text = json.dumps({**header, "earlier": wrong}).encode()
+        rest = len(text).to_bytes(8, "little") + text + written[start + 8 + size :]
+        path.write_bytes(MAGIC + sha256(rest).digest() + rest)
+        with pytest.raises(InputError, match="is damaged"):
+            bundle("qwen").load_context(path)

@@ -14,6 +14,7 @@ from twoheads.export.one_file.emit.graph import DOMAIN, IR_VERSION, OPSET, Graph
 from twoheads.export.one_file.emit.inputs import add_inputs
 from twoheads.export.one_file.emit.lengths import Lengths
 from twoheads.export.one_file.emit.outputs import add_output, output_shape
+from twoheads.export.one_file.emit.scan import add_scan
 from twoheads.export.one_file.emit.sequence import add_sequence
 from twoheads.export.one_file.emit.tokenwise import add_tokenwise
 from twoheads.export.one_file.emit.values import Values
@@ -22,6 +23,8 @@ from twoheads.graphs.by_kind import ByKind
 from twoheads.graphs.program.program import (
     AttentionEngine,
     AttentionStage,
+    ScanEngine,
+    ScanStage,
     SequenceStage,
     TokenwiseEngine,
     TokenwiseStage,
@@ -109,6 +112,11 @@ class OneFile:
         engine = self._program.engine_of(AttentionEngine, stage.engine)
         add_attention(self._graph, stage, engine, self._values, self._lengths, self._engines)
 
+    def add_scan(self, stage: ScanStage) -> None:
+        """Appends a scan."""
+        engine = self._program.engine_of(ScanEngine, stage.engine)
+        add_scan(self._graph, stage, engine, self._values, self._engines)
+
     def add_tokenwise(self, stage: TokenwiseStage) -> None:
         """Appends a region."""
         engine = self._program.engine_of(TokenwiseEngine, stage.engine)
@@ -120,6 +128,7 @@ _STAGES: ByKind[Callable[[OneFile, Any], None]] = ByKind(
     {
         TokenwiseStage: OneFile.add_tokenwise,
         AttentionStage: OneFile.add_attention,
+        ScanStage: OneFile.add_scan,
         SequenceStage: OneFile.add_sequence,
     },
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -197,7 +197,17 @@ class Context:
 
     def facts(self) -> dict[str, Any]:
         """What :meth:`restore` needs beside the contents of the arrays, which :attr:`kept` has."""
-        return {"tokens": list(self.tokens), "steady": self._steady, "reached": self._reached}
+        kept = {"tokens": list(self.tokens), "steady": self._steady, "reached": self._reached}
+        return kept | ({"earlier": self._states.earlier} if self.engines.steps.states else {})
+
+    def written(self, blocks: int) -> Iterator[npt.NDArray[Any]]:
+        """Every part of its keys, values and states that holds something of so many whole blocks and the open one.
+
+        Raises:
+            InputError: It is closed.
+        """
+        yield from self._arrays().written(blocks)
+        yield from self._states.written()
 
     @property
     def kept(self) -> KeptBlocks:
@@ -208,13 +218,21 @@ class Context:
         """
         return self._arrays()
 
-    def restore(self, tokens: list[int], steady: int, reached: int) -> None:
-        """Makes an empty context one of these tokens, whose keys and values are in :attr:`kept` already."""
+    def restore(self, tokens: list[int], steady: int, reached: int, earlier: int) -> bool:
+        """Makes an empty context one of these tokens, whose arrays hold what :meth:`written` gave already.
+
+        Returns:
+            ``False`` where there is no state before token ``earlier``.
+        """
+        start = len(tokens) - len(tokens) % self.engines.steps.program.block_size
+        if not self._states.restore(earlier, start, len(tokens)):
+            return False
         self.tokens, self._steady, self._reached = tokens, steady, reached
         block = self.engines.steps.program.block_size
         for start in range(0, steady - steady % block if self._cache is not None else 0, block):
             if self._cache is not None:
                 self._names.append(self._name(self._cache, tokens[start : start + block]))
+        return True
 
     def close(self) -> None:
         """Lets the memory go; the context can't be used any more."""
@@ -310,7 +328,8 @@ class Context:
             page = cache.find(self._name(cache, new))
             if page is None:
                 break
-            kept.open_page(page)
+            kept.open_page(page[: len(kept.opened)])
+            self._states.open_page(page[len(kept.opened) :], start + block)
             self.tokens.extend(new)
             self._complete()
             self._names.append(self._name(cache, new))
@@ -322,7 +341,7 @@ class Context:
         number, rest = divmod(len(self.tokens), block)
         if self._cache is not None and not rest and number == len(self._names) + 1:
             self._names.append(self._name(self._cache, self.tokens[-block:]))
-            self._cache.put(self._names[-1], self._arrays().page(number - 1))
+            self._cache.put(self._names[-1], [*self._arrays().page(number - 1), *self._states.page()])
 
     def _name(self, cache: PrefixCache, tokens: list[int]) -> bytes:
         return following(self._names[-1] if self._names else cache.first, tokens)

@@ -28,7 +28,6 @@ from twoheads.runtime.generation.choosing.settings import Settings
 from twoheads.runtime.generation.context import Context
 from twoheads.runtime.generation.engines import StepEngines
 from twoheads.runtime.generation.kept.rows import KeptBlocks
-from twoheads.runtime.generation.kept.states import refuse_states
 from twoheads.runtime.generation.prefix_cache import PrefixCache
 from twoheads.runtime.generation.results import Generated, Piece
 from twoheads.runtime.generation.saved import read_context, write_context
@@ -102,9 +101,8 @@ class Generator:
         """Writes a context to a file, which :meth:`load_context` reads.
 
         Raises:
-            InputError: It is closed or another bundle's, layers have states, or the file can't be written.
+            InputError: It is closed or another bundle's, or the file can't be written.
         """
-        refuse_states(self.steps, "no file keeps", "keep the context open, or append its tokens again")
         self._check_owner(context)
         write_context(context, Path(path), self._identity)
 
@@ -120,13 +118,12 @@ class Generator:
         """From now on contexts take over whole blocks of beginnings that were computed before, to the bit.
 
         Args:
-            memory: Bytes of keys and values that are kept in memory.
+            memory: Bytes of keys, values and states that are kept in memory.
             folder: Where they are kept for other processes as well.
 
         Raises:
-            InputError: ``memory`` is negative, or ``folder`` can't be made, or layers have states, which are not kept.
+            InputError: ``memory`` is negative, or ``folder`` can't be made.
         """
-        refuse_states(self.steps, "no cache of beginnings keeps", "generate without a cache")
         identity = "\n".join(self._identity)
         path = None if folder is None else Path(folder)
         self.cache = PrefixCache(self._engines.steps, identity, memory=memory, folder=path)

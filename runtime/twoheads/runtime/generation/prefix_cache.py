@@ -1,4 +1,4 @@
-"""Keys and values of beginnings that were computed before: whole blocks, found by the tokens up to their end.
+"""Keys, values and states of beginnings that were computed before: whole blocks, found by the tokens up to their end.
 
 A block's name is a hash of the bundle, of what computes, and of all tokens from the first to its last. Only blocks that
 ``Context.append`` computed are kept, whose bits depend on nothing else: so a prefix that is found gives the very bits
@@ -25,7 +25,7 @@ from twoheads.runtime.memory.new_file import replacing, sweep_folder
 __all__ = ["PrefixCache", "following"]
 
 Page = list[npt.NDArray[Any]]
-"""The keys and values of all layers in one block, in the order of ``Steps.kept``."""
+"""The keys and values of all layers in one block, in the order of ``Steps.kept``, and the states behind it."""
 
 MAGIC = b"twoheads page 1\n"
 DIGEST = 32
@@ -56,7 +56,8 @@ class PrefixCache:
         if memory < 0:
             raise InputError("prefix cache", f"has {memory} bytes", "give 0 or more")
         self.hits = self.misses = 0
-        self._shapes = [(e.value.block_shape(steps.program.block_size), np.dtype(e.value.dtype)) for e in steps.kept]
+        rows = [(e.value.block_shape(steps.program.block_size), np.dtype(e.value.dtype)) for e in steps.kept]
+        self._shapes = [*rows, *((port.shape, np.dtype(port.dtype)) for port in steps.states)]
         self._page_bytes = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in self._shapes)
         self._first = sha256(identity.encode()).digest()
         self._memory, self._folder = memory, folder

@@ -1,4 +1,4 @@
-"""A context in a file: its tokens with their keys and values, to go on later or in another process.
+"""A context in a file: its tokens with their keys, values and states, to go on later or in another process.
 
 The file carries the hash of its contents, the identity of the bundle, and that of what computed: with other kernels the
 bits behind it would be those of no run.
@@ -49,7 +49,7 @@ def write_context(context: Context, path: Path, identity: tuple[str, str]) -> No
             for data in (len(header).to_bytes(8, "little"), header, tokens.tobytes()):
                 digest.update(data)
                 file.write(data)
-            for array in context.kept.written(blocks):
+            for array in context.written(blocks):
                 data = np.ascontiguousarray(array).tobytes()
                 digest.update(data)
                 file.write(data)
@@ -74,10 +74,11 @@ def read_context(context: Context, path: Path, identity: tuple[str, str]) -> Con
             count = int(header["tokens"])
             tokens = np.frombuffer(file.read(8 * count), "<i8").tolist()
             steady, reached, blocks = int(header["steady"]), int(header["reached"]), _blocks(context, count)
+            earlier = int(header["earlier"]) if context.engines.steps.states else 0
             if len(tokens) != count or not 0 <= steady <= count or reached < blocks:
                 raise InputError(str(path), DAMAGED, AGAIN)
             context.kept.prepare(blocks)
-            for array in context.kept.written(blocks):
+            for array in context.written(blocks):
                 array[...] = np.frombuffer(file.read(array.nbytes), array.dtype).reshape(array.shape)
     except OSError as error:
         raise InputError(
@@ -85,7 +86,8 @@ def read_context(context: Context, path: Path, identity: tuple[str, str]) -> Con
         ) from error
     except (ValueError, KeyError, TypeError) as error:  # right by its hash, and yet of another form
         raise InputError(str(path), DAMAGED, AGAIN) from error
-    context.restore(tokens, steady, reached)
+    if not context.restore(tokens, steady, reached, earlier):
+        raise InputError(str(path), DAMAGED, AGAIN)
     return context
 
 

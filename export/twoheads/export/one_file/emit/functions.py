@@ -6,10 +6,11 @@ import onnx
 from onnx import helper
 
 from twoheads.export.accelerators.rewrites.opset import opset, prepare_model
+from twoheads.export.emit.scans.scan import scan_model
 from twoheads.export.emit.tile_attention import attention_model
 from twoheads.export.one_file.emit.graph import DOMAIN, OPSET, Function, Shared
 from twoheads.graphs.errors import CompileError
-from twoheads.graphs.program.program import AttentionEngine, TokenwiseEngine
+from twoheads.graphs.program.program import AttentionEngine, ScanEngine, TokenwiseEngine
 from twoheads.graphs.serialization.bundle_format import ENGINES
 from twoheads.runtime.bundle.reader import Bundle
 
@@ -52,6 +53,13 @@ class Engines:
             inputs, _ = engine.ports(variant)
             self._functions[name] = self._make(name, attention_model(engine, variant), [port.name for port in inputs])
         return self._functions[name]
+
+    def scan(self, engine: ScanEngine) -> Function:
+        """The function of a scan's engine: its token values, weights and state, by port."""
+        if engine.name not in self._functions:
+            inputs, _ = engine.ports()
+            self._functions[engine.name] = self._make(engine.name, scan_model(engine), [port.name for port in inputs])
+        return self._functions[engine.name]
 
     def _make(self, name: str, model: onnx.ModelProto, ports: list[str]) -> Function:
         _unbind(model, ports)

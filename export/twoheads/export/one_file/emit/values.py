@@ -46,6 +46,10 @@ class Values:
             self._blocked[name] = self._split(self._declared[name], self._whole[name])
         return self._blocked[name]
 
+    def padded_blocks(self, name: str) -> str:
+        """A value on an axis as blocks with zeros in the rows of padding."""
+        return self._split(self._declared[name], self.whole(name))
+
     def whole(self, name: str) -> str:
         """A value without padding, shaped as declared."""
         if name not in self._whole:

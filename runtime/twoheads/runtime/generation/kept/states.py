@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,32 @@ class KeptStates:
             self._before, self._first = self._first, self._before
             self._start = self._earlier
         self.position = position
+
+    @property
+    def earlier(self) -> int:
+        """Where the block before the open one begins."""
+        return self._earlier
+
+    def restore(self, earlier: int, start: int, position: int) -> bool:
+        """The arrays of :meth:`written` hold the states before these positions; ``False`` where these are none."""
+        if not 0 <= earlier <= start <= position:
+            return False
+        self._earlier, self._start, self.position = earlier, start, position
+        return True
+
+    def written(self) -> Iterator[Array]:
+        """All arrays that hold a state, in a fixed order."""
+        yield from (*self._before, *self._first, *self._now)
+
+    def page(self) -> list[Array]:
+        """A copy of the states before the open block."""
+        return [array.copy() for array in self._first]
+
+    def open_page(self, page: list[Array], position: int) -> None:
+        """The states before ``position``, where the open block ends, are those of ``page``, to be completed."""
+        for array, state in zip(self.spare, page, strict=True):
+            array[...] = state
+        self.move(position)
 
     def copy(self) -> KeptStates:
         """The same states in arrays of their own."""
