@@ -19,16 +19,15 @@ Array = npt.NDArray[Any]
 def agreement(name: str, scratch: Path, lengths: tuple[int, ...]) -> list[dict[str, Any]]:
     """A row for every length: distances from float64 by the largest magnitude, ours and the library's."""
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     from twoheads.runtime import load
 
     torch.set_grad_enabled(False)
+    library: Any = transformers.AutoModelForCausalLM
     source = folder_of(scratch, name)
     bundle = load(scratch / f"{name}.bundle")
-    float32, float64 = (
-        AutoModelForCausalLM.from_pretrained(source, dtype=dtype).eval() for dtype in (torch.float32, torch.float64)
-    )
+    float32, float64 = (library.from_pretrained(source, dtype=dtype).eval() for dtype in (torch.float32, torch.float64))
     rows: list[dict[str, Any]] = []
     for length in lengths:
         ids = token_input(length, MODELS[name].entries()["vocab_size"])

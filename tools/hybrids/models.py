@@ -108,13 +108,14 @@ MODELS: Mapping[str, Shape] = {
 def make(shape: Shape, layers: tuple[str, ...] = ()) -> Any:
     """The model, of seeded random weights; with ``layers`` in place of its own."""
     import torch
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+    import transformers
 
     entries = shape.entries()
     if layers:
         entries |= {"layer_types": list(layers), "num_hidden_layers": len(layers)}
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(CONFIG_MAPPING[shape.kind](**entries)).eval()
+    library: Any = transformers
+    return library.AutoModelForCausalLM.from_config(library.CONFIG_MAPPING[shape.kind](**entries)).eval()
 
 
 def folder_of(scratch: Path, name: str) -> Path:
