@@ -80,7 +80,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
             "one_file.emit",
         ),
         ("bundle", "verification"),
-        ("accelerators", "one_file", "verification.generation"),
+        ("accelerators", "one_file", "verification.generation", "verification.streamed"),
         ("debug", "pack"),
         ("cli.commands", "cli.device", "cli.verify"),
         ("cli",),

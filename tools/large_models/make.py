@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -94,6 +95,7 @@ def _parts(shape: Shape) -> Iterator[dict[str, tuple[int, ...]]]:
 
 
 def _random(name: str, sizes: tuple[int, ...]) -> Tensor:
-    generator = torch.Generator().manual_seed(int.from_bytes(name.encode()[-24:], "big") % (1 << 62))
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")  # another one for every layer
+    generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(sizes, generator=generator, dtype=torch.float32)
     return ((1 + noise * SPREAD) if len(sizes) == 1 else noise * SPREAD).to(torch.bfloat16)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from twoheads.compiler.frontend.torch.load_source import LoadedSource
     from twoheads.compiler.original.onnx_original import OnnxOriginal
 
-__all__ = ["float32_products", "with_bundle_weights"]
+__all__ = ["float32_products", "require_known", "with_bundle_weights"]
 
 
 def with_bundle_weights(original: AnyOriginal, bundle: LoadedBundle) -> AnyOriginal:
@@ -65,7 +65,7 @@ def _with_torch_weights(
 
     module = copy.deepcopy(original.module) if original.identity.form == "module" else original.module
     tensors = module.state_dict(keep_vars=True)
-    _check_known((*found, *half), tensors)
+    require_known((*found, *half), tensors)
     with torch.no_grad():
         for name in half:
             tensors[name].copy_(tensors[name].to(torch.float16))
@@ -87,12 +87,17 @@ def _with_constants(
 ) -> OnnxGraph:
     own = {name: graph.weights.get(name, array) for name, array in half.items()}
     found = {**found, **{name: array.astype(np.float16).astype(np.float32) for name, array in own.items()}}
-    _check_known(found, {*graph.weights, *(name for node in graph.nodes for name in node.outputs)})
+    require_known(found, {*graph.weights, *(name for node in graph.nodes for name in node.outputs)})
     nodes = tuple(node for node in graph.nodes if found.keys().isdisjoint(node.outputs))
     return replace(graph, nodes=nodes, weights={**graph.weights, **found})
 
 
-def _check_known(found: Collection[str], known: Collection[str]) -> None:
+def require_known(found: Collection[str], known: Collection[str]) -> None:
+    """Refuses rounded weights of which the original knows nothing.
+
+    Raises:
+        InputError: There is such a one.
+    """
     if missing := [name for name in found if name not in known]:
         raise InputError(
             f"weight {missing[0]}",

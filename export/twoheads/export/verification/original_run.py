@@ -127,25 +127,26 @@ def load_original(
     results: Sequence[str],
     *,
     trust_remote_code: bool = False,
+    deferred: bool = False,
 ) -> AnyOriginal:
-    """The source that ``bundle`` was compiled from, loaded as ``load_source`` does.
+    """The source that ``bundle`` was compiled from, loaded as ``load_source`` does, which says what ``deferred`` means.
 
     Raises:
         CompileError: It can't be loaded.
         InputError: The bundle was compiled from something else, or it is an ONNX file and the bundle approximate.
     """
-    found = _load(bundle, source, example_inputs, results, trust=trust_remote_code)
+    found = _load(bundle, source, example_inputs, results, trust=trust_remote_code, deferred=deferred)
     _check_same_source(bundle.manifest.source, found.identity, str(bundle.path))
     return found
 
 
 def _load(
-    bundle: LoadedBundle, source: Source, example_inputs: Any, results: Sequence[str], *, trust: bool
+    bundle: LoadedBundle, source: Source, example_inputs: Any, results: Sequence[str], *, trust: bool, deferred: bool
 ) -> AnyOriginal:
     if not isinstance(source, str | Path) or Path(source).suffix != ".onnx":
         from twoheads.compiler.frontend.torch.load_source import load_source
 
-        return load_source(source, example_inputs=example_inputs, trust_remote_code=trust)
+        return load_source(source, example_inputs=example_inputs, trust_remote_code=trust, deferred=deferred)
     if bundle.manifest.approximations:
         raise InputError(
             str(source),

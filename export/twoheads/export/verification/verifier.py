@@ -31,7 +31,7 @@ from twoheads.graphs.program.lengths import value_rows
 from twoheads.graphs.serialization.bundle_format import FULL_PRECISION
 from twoheads.runtime import LoadedBundle, load
 
-__all__ = ["VerifyReport", "verify"]
+__all__ = ["VerifyReport", "make_question", "verify"]
 
 
 def verify(
@@ -81,7 +81,7 @@ def verify(
     loaded = load(bundle, backend=backend, precision=precision)
     built = None if target is None else open_built(loaded.path, target)
     # Fails on a length that the model can't take before the original, which may take minutes, is touched.
-    question = _question(loaded, length, text, tokens)
+    question = make_question(loaded, length, text, tokens)
     report("load the original")
     original = load_original(loaded, source, example_inputs, results, trust_remote_code=trust_remote_code)
     found, full = _run_original(loaded, original, question, report)
@@ -92,12 +92,17 @@ def verify(
     return _report(loaded, built, target, found, outcomes)
 
 
-def _question(
+def make_question(
     loaded: LoadedBundle,
     length: int | Mapping[str, int] | None,
     text: str | None,
     tokens: npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]] | None,
 ) -> Question:
+    """What both sides are to run; arguments as for :func:`verify`.
+
+    Raises:
+        InputError: The input does not fit.
+    """
     program = loaded.program
     lengths = verify_lengths(program, whole_length(loaded, text, tokens) if length is None else length)
     rows = value_rows(program.value(program.hidden), lengths)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from twoheads.export.cli.shared import arguments, options
@@ -12,8 +14,12 @@ from twoheads.export.cli.verify.generation import verify_steps
 from twoheads.export.cli.verify.layers import verify_layers
 from twoheads.export.cli.verify.options import VerifyOptions
 from twoheads.export.cli.verify.report import print_report
+from twoheads.export.cli.verify.streamed import verify_layer_by_layer
 from twoheads.graphs.errors import InputError
 from twoheads.runtime.bundle.reader import read_bundle
+
+if TYPE_CHECKING:
+    from twoheads.export import VerifyReport
 
 __all__ = ["command"]
 
@@ -32,14 +38,21 @@ def command(bundle: options.Bundle, asked: VerifyOptions) -> None:
     With --target, what `twoheads build` made for that accelerator runs wholly in its emulator (qnn, rknn, onnxruntime:
     the very engines that its compiler got, not the device), and its distance from the original is told.
 
+    With --streamed neither side is held in memory. Every layer of the original reads what the bundle gave for the layer
+    before it, and is a check of its own.
+
     With --polygraphy no original is needed: every value inside of the engines, from the inputs of a run, as two
     backends compute it: onnxruntime, onnxruntime-plain (no optimisation), openvino, reference (ONNX's own), tensorrt.
 
     Example: twoheads verify smollm2.bundle --against SmolLM2-135M.gguf --length 4096
     twoheads verify minilm.bundle --against minilm --text FILE --length 500 --target onnxruntime
+    twoheads verify smollm2.bundle --against SmolLM2-135M.gguf --length 300 --streamed
     twoheads verify smollm2.bundle --polygraphy --backends onnxruntime,openvino
     """
     loaded = read_bundle(bundle, check="size", engines=False)
+    if asked.streamed:
+        verify_layer_by_layer(bundle, asked, asked.given.read(loaded.program))
+        return
     if asked.against is None and not asked.layers.polygraphy:
         fix = "give either --against SOURCE or --polygraphy"
         raise InputError("twoheads verify", "nothing to compare with is given", fix)
@@ -69,11 +82,15 @@ def command(bundle: options.Bundle, asked: VerifyOptions) -> None:
             target=asked.target,
             trust_remote_code=asked.trust_remote_code,
         )
+    _tell(report, as_json=asked.as_json)
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+def _tell(report: VerifyReport, *, as_json: bool) -> None:
     for warning in report.warnings:
         print_warning(warning)
-    if asked.as_json:
+    if as_json:
         print_json(report.to_json())
     else:
         print_report(report)
-    if not report.passed:
-        raise typer.Exit(1)

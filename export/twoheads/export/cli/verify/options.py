@@ -95,5 +95,9 @@ class VerifyOptions:
         int | None,
         typer.Option("--generate", min=2, metavar="N", help="Continue the input by N tokens, and compare every step."),
     ] = None
+    streamed: Annotated[
+        bool,
+        typer.Option("--streamed", help="Layer by layer, with neither side held in memory."),
+    ] = False
     layers: LayerOptions = field(default_factory=LayerOptions)
     as_json: options.Json = False
