@@ -12,6 +12,7 @@ from onnxscript import opset20
 
 from twoheads.compiler.frontend.torch.fx.program import FxRegion
 from twoheads.export.emit.decomposed import decomposed_program, undecomposed
+from twoheads.export.emit.rewrites_by_operator import rewrites_by_operator
 from twoheads.export.emit.torchlib_registry import kept_registry
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.program.program import TokenwiseEngine
@@ -40,7 +41,13 @@ def tokenwise_model(region: FxRegion, engine: TokenwiseEngine) -> onnx.ModelProt
     names = [port.name for port in (*engine.inputs, *engine.weights)]
     program = decomposed_program(region, engine, OPSET)
     try:
-        with warnings.catch_warnings(), _quiet_exporter(), kept_registry(OPSET), undecomposed(program is not None):
+        with (
+            warnings.catch_warnings(),
+            _quiet_exporter(),
+            kept_registry(OPSET),
+            undecomposed(program is not None),
+            rewrites_by_operator(),
+        ):
             warnings.simplefilter("ignore")
             exported: Any = torch.onnx.export(
                 region.module(region.block_size(engine)) if program is None else program,
