@@ -105,7 +105,7 @@ def ask(folder: Path) -> Answer:
     found: list[Any] = []
     for file in sorted(folder.iterdir()):
         request = json.loads(file.read_bytes())
-        for name in ("max_new_tokens", "max_length"):  # who asks for many tokens waits for many
+        for name in ("max_new_tokens", "max_length", "num_return_sequences"):  # who asks for many waits for many
             if type(request.get(name)) in (int, float) and MOST_TOKENS < request[name] < float("inf"):
                 request[name] = MOST_TOKENS
         made = bundle.generate(request.pop("prompt", None), **request)
