@@ -395,6 +395,7 @@ INPUTS = (
     *(Case("requests", f"seed {value!r}", _set("sampled.json", "seed", to=value)) for value in (-1, "x", [1])),
     Case("requests", "endless tokens", _set("greedy.json", "max_new_tokens", to=float("inf"))),
     Case("requests", "a token of 10^30", _set("sampled.json", "bad_words_ids", to=[[10**30]])),
+    Case("requests", "a token of -2^63", _set("sampled.json", "sequence_bias", to=[[[-(2**63)], 1.5]])),
     Case("requests", "10^308 tokens", _set("greedy.json", "max_new_tokens", to=1e308), DIFFERENT),
     Case("requests", "a chat that is a list", _set("chat.json", "chat", to=[1])),
     Case("arrays", "an array of 10^12", _write("tokens.npy", _npy("(1000000000000,)"))),

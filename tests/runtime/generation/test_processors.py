@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
+from twoheads.graphs.errors import InputError
 from twoheads.runtime.generation.choosing.processors import processors
 from twoheads.runtime.generation.choosing.settings import Settings
 
@@ -60,3 +61,17 @@ def test_scores_are_those_of_the_library(model, case):
         assert np.array_equal(np.isinf(made), np.isinf(expected))
         assert np.allclose(made, expected, rtol=1e-5, atol=1e-5)
         assert made.dtype == np.float32
+
+
+@pytest.mark.parametrize("ends", [[-1], [9, -1, CLASSES]])
+def test_a_token_without_a_logit_is_no_other_token(ends):
+    """Some files say -1 for no token, which is not the last of the vocabulary."""
+    (process,) = processors(Settings().changed({"min_new_tokens": 4, "eos_token_id": ends, "top_k": 0}, "test"), 2)
+    made = process([1, 2], np.zeros(CLASSES, np.float32))
+    assert np.flatnonzero(np.isinf(made)).tolist() == [end for end in ends if end == 9]
+
+
+@pytest.mark.parametrize("given", [{"bad_words_ids": [[-1]]}, {"sequence_bias": [[[2, -3], 1.0]]}])
+def test_words_of_negative_tokens(given):
+    with pytest.raises(InputError, match="token numbers"):
+        Settings().changed(given, "test")

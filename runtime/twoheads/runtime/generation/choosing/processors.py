@@ -165,4 +165,4 @@ def _finite(scores: Scores) -> Scores:
 def _within(tokens: Any, scores: Scores) -> npt.NDArray[np.int64]:
     """Those of ``tokens`` that have a logit."""
     found = np.asarray(tokens, np.int64).reshape(-1)
-    return found[found < len(scores)]
+    return found[(found >= 0) & (found < len(scores))]

@@ -255,10 +255,14 @@ def _check(made: Settings, where: str) -> None:
         ("repetition_penalty", made.repetition_penalty > 0, "give more than 0; 1 changes nothing"),
         ("max_time", made.max_time is None or made.max_time > 0, "give more than 0 seconds"),
         ("stop_strings", all(made.stop_strings), "give texts that are not empty"),
-        ("bad_words_ids", all(made.bad_words_ids), "give lists that are not empty"),
-        ("sequence_bias", all(ids for ids, _ in made.sequence_bias), "give sequences that are not empty"),
+        ("bad_words_ids", all(map(_is_word, made.bad_words_ids)), "give lists of token numbers that are not empty"),
+        ("sequence_bias", all(_is_word(ids) for ids, _ in made.sequence_bias), "give token numbers, one or more"),
         ("num_return_sequences", made.do_sample or made.num_return_sequences == 1, "give do_sample as well"),
     )
     for name, holds, fix in rules:
         if not holds:
             raise InputError(where, f"has {name} {getattr(made, name)!r}", fix)
+
+
+def _is_word(ids: Ids) -> bool:
+    return bool(ids) and min(ids) >= 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 from twoheads.compiler.frontend.onnx.model.graph import OnnxGraph
 from twoheads.compiler.frontend.onnx.model.read_file import Array
@@ -21,6 +22,9 @@ __all__ = ["Measured", "content_values", "measure_onnx"]
 
 LENGTHS = ((13, 17), (18, 11), (29, 23), (22, 14))
 """Lengths of the first axis and of a second: no two differ alike, and short enough for any table of positions."""
+
+LARGEST_ROW = 1 << 23
+"""Numbers that a token of an input may have: an array of them for the longest example takes 2 GB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +46,11 @@ def measure_onnx(graph: OnnxGraph, inputs: Sequence[Input], outputs: Iterable[st
     """Measures ``graph``.
 
     Raises:
-        CompileError: It does not run at some length: the exporter wrote the length of its example into it.
+        CompileError: It does not run at some length: the exporter wrote the length of its example into it. Or an input
+            is too large for an experiment.
     """
+    for entry in inputs:
+        _check_size(entry)
     axes = input_lengths(inputs, 0)
     runs = tuple(dict(zip(axes, lengths, strict=False)) for lengths in LENGTHS)
     arguments = [entry.value.name for entry in inputs if entry.source == "argument"]
@@ -60,6 +67,17 @@ def measure_onnx(graph: OnnxGraph, inputs: Sequence[Input], outputs: Iterable[st
                 values.setdefault(name, []).append(array)
     types = {name: TensorType(dtypes[name], _shape(seen, runs)) for name, seen in shapes.items()}
     return Measured(runs, types, {name: tuple(arrays) for name, arrays in values.items()})
+
+
+def _check_size(entry: Input) -> None:
+    """Refuses an input of which an example would not fit."""
+    count = prod(entry.value.block_shape(1))
+    if count > LARGEST_ROW:
+        raise CompileError(
+            f'input "{entry.value.name}"',
+            f"has {count} numbers a token, at most {LARGEST_ROW} are computed with",
+            "export the model with the sizes that it is used with",
+        )
 
 
 def content_values(graph: OnnxGraph, arguments: Iterable[str]) -> set[str]:
