@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-com
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint format pytest fuzz hosts wheel docs models evaluate documents theorems planning precision quality zoo accelerators scale bench clean distclean
+.PHONY: help demo test check lint format pytest fuzz hosts wheel docs models evaluate documents theorems planning precision quality zoo accelerators devices scale bench clean distclean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ precision: $(VENV)/.installed models ## Measure what half precision and 8 and 4 
 
 accelerators: $(VENV)/.installed-dev models ## Build real models for every accelerator whose compiler is installed (half an hour); writes docs/results/accelerators.md
 	$(BIN)/python -m tools.accelerators
+
+devices: $(VENV)/.installed-dev models ## Take real models to every target that runs on this processor (an hour); writes docs/results/devices.md
+	$(BIN)/python -m tools.devices
 
 zoo: $(VENV)/.installed ## Compile a small model of every family and maker (ten minutes); writes docs/results/models.md
 	$(BIN)/python -m tools.zoo

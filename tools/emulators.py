@@ -39,7 +39,7 @@ __all__ = ["Row", "main", "page"]
 logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parent.parent
-HALF = [name for name, emulator in EMULATORS.items() if "fp16" in emulator.precisions]
+HALF = [name for name, emulator in EMULATORS.items() if emulator.emulates]
 TEXT = ROOT / "docs" / "design" / "runtime.md"
 LOWERINGS = ("tile", "stock")
 PROCESSORS: Mapping[str, str] = {"openvino": "f32", "openvino-bf16": "bf16"}

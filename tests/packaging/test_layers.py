@@ -91,7 +91,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
 MOST_MODULES = 12
 """In one room: what a reader can hold in mind."""
 
-LISTS = {"export.accelerators.vendors"}
+LISTS = {"export.accelerators.vendors", "runtime.backends.emulators"}
 """Rooms that are lists of one kind of thing, which may be long."""
 
 HEAVY = {"accelerate", "gguf", "onnx", "onnx_ir", "onnxscript", "rich", "safetensors", "torch", "transformers", "typer"}

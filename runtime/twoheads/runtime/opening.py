@@ -7,7 +7,7 @@ from pathlib import Path
 
 from twoheads.graphs.errors import InputError
 from twoheads.runtime.backends.protocol import ArtifactBackend, Backend, DeviceBackend
-from twoheads.runtime.backends.registry import ARTIFACT_BACKENDS, DEVICE_BACKENDS, LANES, open_backend
+from twoheads.runtime.backends.registry import ARTIFACT_BACKENDS, DEVICE_BACKENDS, DEVICES, LANES, open_backend
 from twoheads.runtime.bundle.reader import Bundle, read_bundle
 from twoheads.runtime.execution.crew import available_threads
 from twoheads.runtime.runs.session import LoadedBundle
@@ -34,11 +34,11 @@ def load(
 
     Args:
         path: The folder that ``twoheads compile`` wrote.
-        backend: What runs the engines: ``onnxruntime`` or ``openvino``, which is a package of its own, on the CPU;
-            ``cuda`` or ``tensorrt`` of the package onnxruntime-gpu on an NVIDIA GPU; what ``twoheads build`` made, on
-            an emulator: ``qnn-emulator``, ``rknn-simulator`` or ``onnxruntime-int8``; or a backend of one's own.
+        backend: What runs the engines: ``onnxruntime`` or ``openvino`` on the CPU or on one of their
+            :data:`~twoheads.runtime.backends.registry.DEVICES` (``openvino:NPU``); ``cuda`` or ``tensorrt`` on a GPU of
+            NVIDIA; one of :data:`~twoheads.runtime.backends.registry.ARTIFACT_BACKENDS`; or a backend of one's own.
         precision: In what a backend of that name multiplies: ``f32``, with ``openvino`` also ``bf16``, with
-            ``tensorrt`` also ``f16``.
+            ``tensorrt``, ``openvino:GPU`` and ``openvino:NPU`` also ``f16``.
         threads: Blocks computed at the same time; ``None`` for every processor that the process may use, and for
             :data:`~twoheads.runtime.backends.protocol.LANES` streams on a device.
         check: ``read`` (sizes and sha256 of files; a weight's when a run reads it first), ``full`` (now) or ``size``.
@@ -95,8 +95,8 @@ def _check_arguments(
         raise InputError("threads", f"is {threads}", "give 1 or more")
     if memory_limit is not None and memory_limit < 1:
         raise InputError("memory_limit", f"is {memory_limit}", "give bytes, 1 or more")
-    if memory_limit is not None and _name(backend) == "openvino":
-        problem = "can't be kept with openvino, which holds arrays of its own for every open engine"
+    if memory_limit is not None and _name(backend).partition(":")[0] in DEVICES and _name(backend) != "onnxruntime":
+        problem = f"can't be kept with {_name(backend)}, which holds arrays of its own for every open engine"
         raise InputError("memory_limit", problem, "leave it out, or use onnxruntime")
     if spill is not None and not spill.is_dir():
         raise InputError("spill", f"{spill} is not a folder", "create it, or name another")

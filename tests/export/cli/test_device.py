@@ -32,7 +32,8 @@ def test_targets_tell_what_is_installed(cli: Any) -> None:
     assert tuple(told) == target_names()
     assert told["openvino"]["ready"]
     assert told["openvino"]["backend"] == "openvino-ir"
-    assert told["coreml"]["backend"] is None
+    assert (told["rknn"]["backend"], told["rknn"]["emulator"]) == ("rknn", "rknn-simulator")
+    assert told["ethos-u"]["backend"] is None
     assert "OpenVINO" in cli("targets").out
     assert "names no target" in cli("targets", "install").refused()
     assert "'abacus' is unknown" in cli("targets", "install", "abacus").refused()

@@ -134,15 +134,22 @@ def test_a_pack_damaged_by_a_byte_is_refused_in_one_line(pack: Path, name: str) 
 
 
 def test_a_pack_with_a_file_too_few_or_too_many_is_refused(pack: Path) -> None:
-    (pack / "more").write_text("x")
-    with pytest.raises(BundleError, match="more: is not listed"):
+    (pack / "bundle" / "targets" / "more").write_text("x")
+    with pytest.raises(BundleError, match="bundle/targets/more: is not listed"):
         read_pack(pack)
-    (pack / "more").unlink()
+    (pack / "bundle" / "targets" / "more").unlink()
     (pack / "README.md").unlink()
     with pytest.raises(BundleError, match="is missing"):
         read_pack(pack)
     with pytest.raises(BundleError, match="is no pack"):
         read_pack(pack / "bundle")
+
+
+def test_an_environment_and_results_beside_the_bundle_are_the_users(pack: Path) -> None:
+    (pack / "env" / "bin").mkdir(parents=True)
+    (pack / "env" / "bin" / "python").write_text("x")
+    (pack / "OUT.npz").write_text("x")
+    read_pack(pack)
 
 
 def test_a_pack_of_another_machine_runtime_or_format_is_refused_in_one_line(
@@ -184,7 +191,7 @@ def test_a_canary_that_computes_something_else_fails(pack: Path) -> None:
 
 
 def test_what_can_not_be_packed_is_refused_by_name(built: Path, tmp_path: Path) -> None:
-    for target, told in (("iree", "was not built for iree"), ("coreml", "nothing here runs its artifacts")):
+    for target, told in (("iree", "was not built for iree"), ("ethos-u", "nothing here runs its artifacts")):
         with pytest.raises(InputError, match=told):
             pack_bundle(built, target, tmp_path / "p")
     (tmp_path / "mine").mkdir()

@@ -36,7 +36,9 @@ class Installed:
 
     Attributes:
         target: What is known of it.
-        backend: What runs its artifacts, by the name of ``run --backend``; ``None`` if nothing of ours does.
+        backend: What runs its artifacts on the device, by the name of ``run --backend``; ``None`` if nothing of ours
+            does.
+        emulator: What runs them in its place on another machine, if anything does.
         environment: The folder kept for it, or ``None`` where there is none and this environment counts.
         versions: Of its packages that are there, by name.
         missing: Its packages that are not.
@@ -44,6 +46,7 @@ class Installed:
 
     target: Target
     backend: str | None
+    emulator: str | None
     environment: Path | None
     versions: dict[str, str]
     missing: tuple[str, ...]
@@ -84,9 +87,12 @@ def _installed(target: Target) -> Installed:
     names = tuple(_distribution(package) for package in target.packages)
     python = kept / "bin" / "python"
     found = _versions(python, names) if python.exists() else _here(names)
-    backend = next((name for name, emulator in EMULATORS.items() if emulator.target == target.name), None)
+    backend, emulator = (
+        next((name for name, one in EMULATORS.items() if (one.target, one.emulates) == (target.name, emulates)), None)
+        for emulates in (False, True)
+    )
     missing = tuple(name for name in names if name not in found)
-    return Installed(target, backend, kept if python.exists() else None, found, missing)
+    return Installed(target, backend, emulator, kept if python.exists() else None, found, missing)
 
 
 def _distribution(package: str) -> str:

@@ -40,8 +40,13 @@ class CanaryRun:
         return self.error <= self.pack.canary.limit
 
 
-def run_canary(folder: Path, threads: int | None = None) -> CanaryRun:
+def run_canary(folder: Path, threads: int | None = None, backend: str | None = None) -> CanaryRun:
     """Checks the pack in ``folder`` and runs its canary.
+
+    Args:
+        folder: A pack.
+        threads: Calls at the same time.
+        backend: Another one than the pack's, such as the target's emulator.
 
     Raises:
         BundleError: The pack is damaged or of another device or runtime, or an artifact can't be opened or run.
@@ -51,7 +56,7 @@ def run_canary(folder: Path, threads: int | None = None) -> CanaryRun:
     with np.load(folder / CANARY, allow_pickle=False) as arrays:
         given = {name: arrays[name] for name in arrays.files if name != EXPECTED}
         expected = arrays[EXPECTED]
-    loaded = load(folder / BUNDLE, backend=pack.backend, threads=threads)
+    loaded = load(folder / BUNDLE, backend=backend or pack.backend, threads=threads)
     result = loaded.run(given, output=pack.canary.output)
     if result.array is None:
         raise InternalError(f"the canary of {folder} gave no {pack.canary.output}")

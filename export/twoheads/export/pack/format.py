@@ -10,7 +10,7 @@
         bundle/         the bundle with what was built for one target, and without what that holds
         twoheads-*.whl  this project
 
-Bytes depend on the bundle and on this project alone.
+Bytes depend on the bundle and on this project alone. What a user puts beside these (an environment, results) is theirs.
 """
 
 from __future__ import annotations
@@ -131,8 +131,9 @@ def _check_files(folder: Path, pack: Pack) -> None:
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
                 raise BundleError(str(path), "is altered: its sha256 is not the pack's", COPY_AGAIN)
-    for parent, _, names in os.walk(folder):
+    # What lies beside the bundle and was not packed is the user's: an environment, results.
+    for parent, _, names in os.walk(folder / BUNDLE):
         for file_name in names:
             relative = (Path(parent) / file_name).relative_to(folder).as_posix()
-            if relative != PACK and relative not in pack.files:
+            if relative not in pack.files:
                 raise BundleError(str(folder / relative), "is not listed in the pack", "remove it")

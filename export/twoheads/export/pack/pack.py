@@ -29,7 +29,7 @@ from twoheads.graphs.serialization.bundle_format import TargetEntry
 from twoheads.graphs.serialization.json_codec import to_json
 from twoheads.graphs.serialization.relative_path import RelativePath
 from twoheads.runtime import load
-from twoheads.runtime.backends.emulator import EMULATORS, emulator_of
+from twoheads.runtime.backends.emulator import EMULATORS, backend_on_device, emulator_of
 from twoheads.runtime.bundle.reader import Bundle, read_bundle
 
 __all__ = ["ARCHIVE", "Packed", "pack_bundle"]
@@ -72,7 +72,7 @@ def pack_bundle(
     """
     report = progress or silent
     source = read_bundle(bundle)
-    backend = emulator_of(target)
+    backend = backend_on_device(target)
     entry = source.manifest.targets.get(RelativePath(target))
     if entry is None:
         raise InputError(str(bundle), f"was not built for {target}", f"twoheads build {bundle} --target {target}")
@@ -102,7 +102,7 @@ def _write(source: Bundle, target: str, backend: str, entry: TargetEntry, folder
     write_trimmed(source, target, folder / BUNDLE)
     write_wheel(folder)
     report("running the canary")
-    canary = _write_canary(source, folder, backend, entry)
+    canary = _write_canary(source, folder, emulator_of(target), entry)
     emulator = EMULATORS[backend]
     pack = Pack(
         format_version=FORMAT_VERSION,

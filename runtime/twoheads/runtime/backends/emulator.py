@@ -1,4 +1,4 @@
-"""Engines as a vendor's compiler built them, on the vendor's emulator: what an accelerator would compute."""
+"""Engines as a vendor's compiler built them, on its runtime, or on its emulator: what an accelerator would compute."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from twoheads.runtime.backends.onnxruntime_cpu import OnnxRuntimeEngine, open_se
 from twoheads.runtime.backends.protocol import EngineFile
 from twoheads.runtime.bundle.artifacts import ArtifactFiles
 
-__all__ = ["EMULATORS", "Emulator", "EmulatorBackend", "emulator_of", "environment_of"]
+__all__ = ["EMULATORS", "Emulator", "EmulatorBackend", "backend_on_device", "emulator_of", "environment_of"]
 
 LARGEST = 65504.0
 """The largest float16 number."""
@@ -31,16 +31,21 @@ EMPTY = frozenset({"mask", "lse", "prev_lse"})
 """Ports on which ``-inf`` is a value like others: a key that is hidden, a row that sees none."""
 
 
+HALF = ("fp32", "bf16", "fp16")
+"""Precisions of backends that compute in what an artifact says."""
+
+
 @dataclass(frozen=True, slots=True)
 class Emulator:
-    """One vendor's emulator.
+    """One vendor's runtime, or its emulator.
 
     Attributes:
         target: Whose artifacts it runs.
         module: The program beside the worker's that drives it.
         packages: What its environment needs, as pip takes it.
         precisions: In what it can compute.
-        in_process: Whether it runs in this process where it can be imported: the target's own runtime, no emulator.
+        in_process: Whether it runs in this process where it can be imported.
+        emulates: Whether it stands for another device's runtime, which has a name of its own.
         anywhere: Of its devices those that every machine has; ``None``: it runs artifacts for all of them anywhere.
         machine_code: Whether artifacts are code for one kind of processor, that on which they were built.
     """
@@ -48,36 +53,55 @@ class Emulator:
     target: str
     module: str
     packages: tuple[str, ...]
-    precisions: tuple[str, ...] = ("fp32", "bf16", "fp16")
+    precisions: tuple[str, ...] = HALF
     in_process: bool = False
     machine_code: bool = False
     anywhere: tuple[str, ...] | None = None
+    emulates: bool = False
 
 
 EMULATORS: Mapping[str, Emulator] = {
-    "qnn-emulator": Emulator("qnn", "run_qnn", ("onnxruntime", "onnxruntime-qnn")),
-    "rknn-simulator": Emulator("rknn", "run_rknn", ("'setuptools<81'", "rknn-toolkit2")),
+    "qnn-emulator": Emulator("qnn", "run_qnn", ("onnxruntime", "onnxruntime-qnn"), HALF, emulates=True),
+    "qnn": Emulator("qnn", "run_qnn", ("onnxruntime", "onnxruntime-qnn"), HALF, in_process=True),
+    "rknn-simulator": Emulator("rknn", "run_rknn", ("'setuptools<81'", "rknn-toolkit2"), HALF, emulates=True),
+    "rknn": Emulator("rknn", "run_rknnlite", ("rknn-toolkit-lite2",), (*HALF, "int8"), in_process=True),
     "onnxruntime-int8": Emulator("onnxruntime", "run_onnxruntime", ("onnxruntime",), ("int8",)),
     "openvino-ir": Emulator("openvino", "run_openvino", ("openvino",), ("fp32",), True, anywhere=("CPU",)),
     "litert": Emulator("litert", "run_litert", ("ai-edge-litert",), ("fp32",), in_process=True),
     "executorch": Emulator("executorch", "run_executorch", ("executorch",), ("fp32",)),
     "iree": Emulator("iree", "run_iree", ("iree-base-runtime",), ("fp32",), in_process=True, machine_code=True),
+    "coreml": Emulator("coreml", "run_coreml", ("coremltools",), HALF, in_process=True),
+    "tensorrt-engine": Emulator("tensorrt", "run_tensorrt", ("tensorrt", "polygraphy"), HALF, in_process=True),
+    "tensorrt-rtx": Emulator(
+        "tensorrt-rtx", "run_tensorrt_rtx", ("tensorrt-rtx-cu12", "polygraphy"), HALF, in_process=True
+    ),
 }
-"""Backends that run artifacts, by name: emulators of accelerators, and runtimes that execute on the device itself.
-ExecuTorch's takes torch's tensors, and torch stays out of this process."""
+"""Backends that run artifacts, by name: runtimes that execute on the device itself, and emulators of such.
+ExecuTorch's takes torch's tensors, and torch stays out of this process. On x86 ``qnn`` is the emulator, too: the
+package's library is one there."""
 
 
 def emulator_of(target: str) -> str:
-    """The backend that runs what was built for ``target``.
+    """The backend that runs here what was built for ``target``: its emulator, where it has one.
 
     Raises:
         InputError: There is none.
     """
     found = next((name for name, emulator in EMULATORS.items() if emulator.target == target), None)
     if found is None:
-        known = ", ".join(emulator.target for emulator in EMULATORS.values())
+        known = ", ".join(dict.fromkeys(emulator.target for emulator in EMULATORS.values()))
         raise InputError(f"target {target}", "nothing here runs its artifacts", f"use one of: {known}")
     return found
+
+
+def backend_on_device(target: str) -> str:
+    """The backend that runs what was built for ``target`` on its device.
+
+    Raises:
+        InputError: There is none.
+    """
+    emulator_of(target)
+    return next(name for name, one in EMULATORS.items() if one.target == target and not one.emulates)
 
 
 def environment_of(target: str) -> Path:
@@ -87,7 +111,7 @@ def environment_of(target: str) -> Path:
 
 
 class EmulatorBackend:
-    """Runs what ``twoheads build`` made. Slow, and faithful in its numbers: of half precision, or of 8 bits.
+    """Runs what ``twoheads build`` made. Emulators are slow, and faithful in their numbers: of 16 bits, or of 8.
 
     Args:
         name: One of :data:`EMULATORS`.
@@ -152,8 +176,7 @@ class EmulatorBackend:
         host = None
         if files.host is not None:
             host = open_session(files.host, {port: weights[port] for port in files.host_weights})
-        half = "fp16" in self.precisions
-        engine = EmulatorEngine(self._idle, files, host, inputs, outputs, half=half)
+        engine = EmulatorEngine(self._idle, files, host, inputs, outputs, half=files.precision == "fp16")
         engine.check_ports()
         return engine
 

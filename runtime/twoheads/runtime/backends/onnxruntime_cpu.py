@@ -13,7 +13,7 @@ import numpy.typing as npt
 from twoheads.graphs.errors import BundleError, InputError
 from twoheads.runtime.backends.protocol import EngineFile, Ports, check_ports, engine_failure
 
-__all__ = ["OnnxRuntimeBackend", "open_session", "session_ports"]
+__all__ = ["OnnxRuntimeBackend", "OnnxRuntimeEngine", "open_session", "session_options", "session_ports"]
 
 NUMPY_DTYPES = {
     "tensor(float16)": "float16",
@@ -35,7 +35,7 @@ class OnnxRuntimeBackend:
         InputError: The package is not installed.
     """
 
-    name = "onnxruntime"
+    name: str = "onnxruntime"
 
     def __init__(self) -> None:
         try:
@@ -89,7 +89,7 @@ def _open(
     packed: bool = True,
     without: Sequence[str] = (),
 ) -> Any:
-    options = _options(ort, threads)
+    options = session_options(ort, threads)
     if not packed:
         options.add_session_config_entry("session.disable_prepacking", "1")
     if own_weights:
@@ -107,7 +107,8 @@ def _open(
         raise BundleError(str(path), f"ONNX Runtime can't open it: {error}", "compile the model again") from error
 
 
-def _options(ort: Any, threads: int) -> Any:
+def session_options(ort: Any, threads: int) -> Any:
+    """A session's options: kernels of ``threads`` threads, which do not spin between calls."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

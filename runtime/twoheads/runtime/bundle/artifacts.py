@@ -24,12 +24,14 @@ class ArtifactFiles:
         host: The ONNX file that the host runs before, if any, and the engine's weights that it reads.
         host_weights: Their ports.
         device: For which of the target's devices it was built; ``None`` where there is no choice.
+        precision: In what it computes.
     """
 
     accelerator: Path | None
     host: Path | None
     host_weights: tuple[str, ...]
     device: str | None
+    precision: str = "fp32"
 
 
 class Artifacts:
@@ -84,6 +86,7 @@ class Artifacts:
             None if host is None else self._file(host.file, runs_here=True),
             () if host is None else host.weights,
             self._device,
+            self.precision,
         )
 
     def _file(self, name: RelativePath, *, runs_here: bool) -> Path:

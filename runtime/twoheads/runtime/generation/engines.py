@@ -17,6 +17,7 @@ from twoheads.graphs.serialization.bundle_format import ENGINES
 from twoheads.graphs.variants.batch_steps import BatchAttention
 from twoheads.graphs.variants.steps import StepEngine, Steps, step_obstacle, step_steps
 from twoheads.runtime.backends.protocol import Backend, DeviceBackend, EngineFile, EngineHandle, UnpackedBackend
+from twoheads.runtime.backends.registry import DEVICES
 from twoheads.runtime.bundle.engine_files.check import engine_problem
 from twoheads.runtime.bundle.engine_files.declared import declared_steps
 from twoheads.runtime.bundle.inside import UNTRUSTED
@@ -171,6 +172,6 @@ def _checked(bundle: Bundle, backend: Backend) -> Steps:
     steps = step_steps(bundle.program)
     if steps is None or not bundle.has(bundle.engine_file(steps.engine(steps.rows[0], 0).name)):
         raise InputError(str(bundle.path), "holds no engines that extend a sequence", "compile the model again")
-    if isinstance(backend, DeviceBackend) or backend.name not in ("onnxruntime", "openvino"):
+    if isinstance(backend, DeviceBackend) or backend.name.partition(":")[0] not in DEVICES:
         raise InputError(f"backend {backend.name}", "does not generate yet", "use onnxruntime or openvino")
     return steps

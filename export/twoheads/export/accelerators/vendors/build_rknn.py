@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import re
 import shutil
 from pathlib import Path
@@ -33,6 +34,7 @@ def build(request: dict[str, Any]) -> None:
         else:
             _checked("build", compiler.build(do_quantization=False))
         _checked("export_rknn", compiler.export_rknn(str(Path(request["folder"]) / f"{request['name']}.rknn")))
+        _declare_ports(request)
         if request["outputs"]:
             _simulate(compiler, request)
         if request["outputs"] and request["precision"] != "int8":
@@ -40,6 +42,17 @@ def build(request: dict[str, Any]) -> None:
             shutil.copy(request["onnx"], Path(request["folder"]) / f"{request['name']}.onnx")
     finally:
         compiler.release()
+
+
+def _declare_ports(request: dict[str, Any]) -> None:
+    """Writes the ports beside the model, for the board: its runtime does not tell them."""
+    graph = onnx.load(request["onnx"], load_external_data=False).graph
+    sides = {"inputs": graph.input, "outputs": graph.output}
+    told = {
+        side: [[port.name, "float32", [dim.dim_value for dim in port.type.tensor_type.shape.dim]] for port in ports]
+        for side, ports in sides.items()
+    }
+    (Path(request["folder"]) / f"{request['name']}.json").write_text(json.dumps(told), encoding="utf-8")
 
 
 def _checked(step: str, code: int) -> None:

@@ -39,7 +39,7 @@ def command(
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Blocks in parallel; all cores if not given.")
     ] = None,
-    backend: options.BackendOption = options.Backend.ONNXRUNTIME,
+    backend: options.BackendOption = options.DEFAULT_BACKEND,
     precision: options.PrecisionOption = options.Precision.F32,
     tune: options.TuneOption = options.Tune.OFF,
     as_json: options.Json = False,
@@ -61,7 +61,7 @@ def command(
             output=output.value,
             repeats=repeats,
             threads=threads,
-            backend=backend.value,
+            backend=backend,
             precision=precision.value,
             tune=tune.value,
             progress=progress,

@@ -26,7 +26,7 @@ def command(
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Most blocks in parallel; all cores if not given.")
     ] = None,
-    backend: options.BackendOption = options.Backend.ONNXRUNTIME,
+    backend: options.BackendOption = options.DEFAULT_BACKEND,
     precision: options.PrecisionOption = options.Precision.F32,
     tune: options.TuneOption = options.Tune.OFF,
     gigabits: Annotated[
@@ -56,11 +56,11 @@ def command(
         key_tile = None
         if tune != options.Tune.OFF:
             progress("choose key tiles")
-            loaded = load(bundle, backend=backend.value, precision=precision.value, threads=threads, tune=tune.value)
+            loaded = load(bundle, backend=backend, precision=precision.value, threads=threads, tune=tune.value)
             key_tile = loaded.program.key_tile
         profile = profile_bundle(
             bundle,
-            backend=backend.value,
+            backend=backend,
             precision=precision.value,
             threads=threads,
             key_tile=key_tile,

@@ -17,6 +17,10 @@ def command(
         int | None,
         typer.Option("--threads", metavar="T", min=1, help="Calls at the same time; all processors' if not given."),
     ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option("--backend", metavar="NAME", help="Another one than the pack's: the emulator in its place."),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Run a pack's small input on this device and compare with the result that it should have.
@@ -27,7 +31,7 @@ def command(
     """
     from twoheads.export.pack.canary import run_canary
 
-    run = run_canary(pack, threads)
+    run = run_canary(pack, threads, backend)
     canary = run.pack.canary
     if as_json:
         print_json(

@@ -55,6 +55,7 @@ def command(
                     "precisions": list(one.target.precisions),
                     "devices": list(one.target.devices),
                     "backend": one.backend,
+                    "emulator": one.emulator,
                     "ready": one.ready,
                     "versions": one.versions,
                     "missing": list(one.missing),
@@ -68,7 +69,7 @@ def command(
             one.target.name,
             one.target.title,
             ", ".join(one.target.precisions),
-            one.backend or "none of ours",
+            ", ".join(filter(None, (one.backend, one.emulator))) or "none of ours",
             "yes" if one.ready else f"no: {', '.join(one.missing)}",
         )
         for one in found

@@ -23,7 +23,7 @@ class EngineOptions:
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Of the kernels; all cores if not given.")] = (
         None
     )
-    backend: options.BackendOption = options.Backend.ONNXRUNTIME
+    backend: options.BackendOption = options.DEFAULT_BACKEND
     precision: options.PrecisionOption = options.Precision.F32
 
     def load(self, bundle: Path) -> LoadedBundle:
@@ -34,4 +34,4 @@ class EngineOptions:
         """
         from twoheads.runtime import load
 
-        return load(bundle, backend=self.backend.value, precision=self.precision.value, threads=self.threads)
+        return load(bundle, backend=self.backend, precision=self.precision.value, threads=self.threads)

@@ -49,7 +49,7 @@ class LoadOptions:
     """What opens a bundle's engines, and within which limits they run."""
 
     threads: Threads = None
-    backend: options.BackendOption = options.Backend.ONNXRUNTIME
+    backend: options.BackendOption = options.DEFAULT_BACKEND
     precision: options.PrecisionOption = options.Precision.F32
     tune: options.TuneOption = options.Tune.OFF
     memory_limit: options.MemoryLimit = None
@@ -68,7 +68,7 @@ class LoadOptions:
         memory, device = (None if limit is None else arguments.parse_size(limit) for limit in limits)
         loaded = load(
             bundle,
-            backend=self.backend.value,
+            backend=self.backend,
             precision=self.precision.value,
             threads=self.threads,
             check=self.check.value,

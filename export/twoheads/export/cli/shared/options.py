@@ -8,9 +8,9 @@ import typer
 
 __all__ = [
     "BLOCK_SIZE",
+    "DEFAULT_BACKEND",
     "Arrays",
     "Attention",
-    "Backend",
     "BackendOption",
     "BlockSize",
     "BuildPrecision",
@@ -87,22 +87,6 @@ class WeightsPlace(StrEnum):
     AUTO = "auto"
     INSIDE = "inside"
     BESIDE = "beside"
-
-
-class Backend(StrEnum):
-    """What runs the engines."""
-
-    ONNXRUNTIME = "onnxruntime"
-    OPENVINO = "openvino"
-    QNN = "qnn-emulator"
-    RKNN = "rknn-simulator"
-    ORT_INT8 = "onnxruntime-int8"
-    OPENVINO_IR = "openvino-ir"
-    LITERT = "litert"
-    EXECUTORCH = "executorch"
-    IREE = "iree"
-    CUDA = "cuda"
-    TENSORRT = "tensorrt"
 
 
 class Precision(StrEnum):
@@ -195,18 +179,23 @@ WeightsOption = Annotated[
         help="Of the products' weights alone: int8 or int4 with a scale for 32 of them, an approximation.",
     ),
 ]
+DEFAULT_BACKEND = "onnxruntime"
 BackendOption = Annotated[
-    Backend,
+    str,
     typer.Option(
         "--backend",
-        help="What runs the engines: onnxruntime or openvino on the CPU, cuda or tensorrt on an NVIDIA GPU; the "
-        "others run what `twoheads build` made. All but the first need a package of their own.",
+        metavar="NAME[:DEVICE]",
+        help="What runs the engines: onnxruntime or openvino on the CPU or on a device (openvino:GPU, openvino:NPU, "
+        "onnxruntime:coreml, :dml, :migraphx, :rocm, :webgpu, :xnnpack), cuda or tensorrt on an NVIDIA GPU. What "
+        "`twoheads build` made runs by openvino-ir, litert, executorch, iree, qnn, rknn, coreml, tensorrt-engine, "
+        "tensorrt-rtx, onnxruntime-int8, qnn-emulator, rknn-simulator. All but the first need a package of their own.",
     ),
 ]
 PrecisionOption = Annotated[
     Precision,
     typer.Option(
-        "--precision", help="In what it multiplies; approximations are bf16, of openvino, and f16, of tensorrt."
+        "--precision",
+        help="In what it multiplies; approximations are bf16, of openvino, and f16, of tensorrt, openvino:GPU, :NPU.",
     ),
 ]
 TuneOption = Annotated[

@@ -77,7 +77,7 @@ def command(bundle: options.Bundle, asked: VerifyOptions) -> None:
             tokens=given.tokens,
             results=asked.results or (),
             progress=progress,
-            backend=asked.backend.value,
+            backend=asked.backend,
             precision=asked.precision.value,
             target=asked.target,
             trust_remote_code=asked.trust_remote_code,

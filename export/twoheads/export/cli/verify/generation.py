@@ -40,7 +40,7 @@ def verify_steps(bundle: Path, asked: VerifyOptions, given: Given) -> None:
             length=given.length,
             text=given.text,
             tokens=None if isinstance(given.tokens, dict) else given.tokens,  # type: ignore[arg-type]
-            backend=asked.backend.value,
+            backend=asked.backend,
             precision=asked.precision.value,
             trust_remote_code=asked.trust_remote_code,
             progress=progress,

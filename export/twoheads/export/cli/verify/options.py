@@ -85,7 +85,7 @@ class VerifyOptions:
     given: InputOptions = field(default_factory=InputOptions)
     results: options.Results = None
     trust_remote_code: options.TrustRemoteCode = False
-    backend: options.BackendOption = options.Backend.ONNXRUNTIME
+    backend: options.BackendOption = options.DEFAULT_BACKEND
     precision: options.PrecisionOption = options.Precision.F32
     target: Annotated[
         str | None,

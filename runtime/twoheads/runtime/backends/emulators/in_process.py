@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,13 @@ class InProcess:
         if found is None or found.loader is None:
             raise EmulatorError(f"there is no {file}")
         loaded = importlib.util.module_from_spec(found)
+        sys.path.insert(0, str(folder))  # as in a worker: a module may build on one beside it
         try:
             found.loader.exec_module(loaded)
         except Exception as error:  # whatever an import raises is told
             raise EmulatorError(f"{type(error).__name__}: {error}"[:LONGEST_ERROR]) from error
+        finally:
+            sys.path.remove(str(folder))
         self._module: Any = loaded
         self._open: dict[Path, tuple[Ports, Ports, Any]] = {}
 

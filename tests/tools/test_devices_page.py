@@ -1,0 +1,108 @@
+"""The page about whole journeys, and how a later measurement takes the place of an earlier one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tools.devices import __main__ as command
+from tools.devices.journey import PLAIN, Row, runnable
+from tools.devices.original import Original
+from tools.devices.page import render
+from twoheads.graphs.errors import InputError
+
+ROW = Row(
+    target="qnn",
+    model="smollm2",
+    backend="qnn",
+    device="57",
+    precision="fp16",
+    compiler="onnxruntime-qnn 2.7.0",
+    packages=("onnxruntime 1.32.0", "onnxruntime-qnn 2.7.0"),
+    tokens=1024,
+    block_size=128,
+    lowering="tile",
+    pack_bytes=130_000_000,
+    canary_error=1.5e-3,
+    canary_limit=6e-3,
+    output="logits",
+    error=1.2e-3,
+    same_best=0.998,
+    calls=1600,
+    seconds=1500.0,
+    off=3,
+    host_parts=7,
+    emulated=True,
+)
+ORIGINAL = Original("smollm2", Path("nowhere"), np.arange(1024), "logits", np.eye(1024, 3, dtype=np.float32))
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """The command with journeys that are given: a row, or an error."""
+    outcomes: dict[str, Row | Exception] = {}
+
+    def travel(_original: Original, target: str, _block: int, _text: str) -> Row:
+        outcome = outcomes[target]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(command, "travel", travel)
+    monkeypatch.setattr(command, "load_original", lambda _name, _length: ORIGINAL)
+
+    def main(**given: Row | Exception) -> tuple[int, str, Any]:
+        outcomes.update(given)
+        page = tmp_path / "devices.md"
+        code = command.main(["--models", "smollm2", "--targets", *given, "--out", str(page)])
+        return code, page.read_text(encoding="utf-8"), json.loads(page.with_suffix(".json").read_text())
+
+    return main
+
+
+def test_the_page_says_what_came_of_each_journey(run: Any) -> None:
+    code, page, _ = run(qnn=ROW, none=replace(ROW, target=PLAIN, canary_error=None, canary_limit=None, emulated=False))
+    assert code == 0
+    assert "**smollm2, 1,024 tokens, blocks of 128**" in page
+    assert (
+        "| qnn | qnn | onnxruntime 1.32.0, onnxruntime-qnn 2.7.0 | fp16 | 130 MB | 1.5e-03 (6.0e-03) | 1.2e-03 | 99.8% "
+        "| 1600 | 1500.0 (emulated) | 3 nodes, 7 cut off |" in page
+    )
+    assert "| the bundle itself |" in page
+    for backend in ("rknn", "coreml", "tensorrt-engine", "tensorrt-rtx", "onnxruntime:dml", "openvino:NPU"):
+        assert f"`{backend}`" in page, "what was only faked is not named"
+
+
+def test_a_journey_that_fails_is_told_and_leaves_the_others(run: Any) -> None:
+    run(qnn=ROW)
+    code, page, figures = run(litert=InputError("target litert", "its compiler\ncan't be used", "install it"))
+    assert code == 1
+    assert "- litert, smollm2: target litert: its compiler can't be used" in page
+    assert [row["target"] for row in figures["rows"]] == ["qnn"]
+    code, page, figures = run(litert=replace(ROW, target="litert"))
+    assert code == 0
+    assert not figures["failed"]
+    assert [row["target"] for row in figures["rows"]] == ["litert", "qnn"]
+
+
+def test_results_of_another_shape_are_no_result() -> None:
+    with pytest.raises(RuntimeError, match="smollm2 gave"):
+        ORIGINAL.compare(np.zeros((1024, 2), np.float32))
+    error, same = ORIGINAL.compare(ORIGINAL.expected * np.float32(1.01))
+    assert error == pytest.approx(0.01, rel=1e-3)
+    assert same == 1.0
+
+
+def test_every_target_that_runs_here_is_measured() -> None:
+    assert {"openvino", "litert", "executorch", "iree", "onnxruntime", "qnn", "rknn"} == set(runnable())
+
+
+def test_the_page_in_the_docs_is_what_its_figures_say() -> None:
+    page = command.PAGE
+    figures = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
+    assert page.read_text(encoding="utf-8") == render(figures)

@@ -1,0 +1,93 @@
+"""The page about whole journeys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tools.machine import machine_line
+from tools.markdown import table
+from twoheads.export.accelerators.target import load_target
+from twoheads.runtime.backends.emulator import EMULATORS
+from twoheads.runtime.backends.onnxruntime_provider import PROVIDERS
+
+__all__ = ["render"]
+
+HEADER = """# From a bundle to a device
+
+Written by `python -m tools.devices`, which goes the whole way of every target whose runtime, or whose emulator, works
+on a processor like this one: `compile`, `build`, `pack`, a copy in an empty folder, what the pack's README says to
+install in an environment of its own, `twoheads canary`, `./run` on a text. Errors are the norm of the difference from
+the original in float32 with torch, as a share of its norm: of MiniLM's hidden states and SmolLM2's logits, over all
+tokens. What passes the canary is in brackets. int8 takes its ranges from the end of the text whose beginning is run.
+
+"""
+
+HOST = """
+The host schedules, hands out masks and copies; merging is inside of the engines. Beyond that, *on the host* counts the
+nodes that the compiler's own report leaves to it, and those of parts that are cut off engines because half precision
+would garble them (look-ups of tokens, angles of positions). The vendor's emulators compute every call as the chip
+would; their times say nothing about a chip.
+"""
+
+FAKED = """
+## What could only be faked
+
+Nothing here has these devices. Their runtimes run whole models in the tests on stand-ins that have the packages' own
+signatures and compute with ONNX Runtime: what is proved is the way, not a number of theirs.
+
+"""
+
+UNTRIED = {
+    "qnn": "the chip; on x86 this package's library is Qualcomm's emulator, which the table has",
+    "rknn": "a board: rknn-toolkit-lite2 is for aarch64; the table has Rockchip's simulator",
+    "coreml": "macOS",
+    "tensorrt-engine": "an NVIDIA GPU; TensorRT builds only there, too",
+    "tensorrt-rtx": "an NVIDIA RTX GPU",
+}
+"""Backends of artifacts that never met their device: what they lack here."""
+
+
+def render(figures: dict[str, Any]) -> str:
+    """The page of what :mod:`tools.devices` measured."""
+    lines = [HEADER + machine_line(figures["machine"]), ""]
+    headings = ("target", "runs by", "installed there", "precision", "pack", "canary's error", "error", "same best")
+    rows: dict[str, list[tuple[object, ...]]] = {}
+    for row in figures["rows"]:
+        rows.setdefault(_title(row), []).append(_cells(row))
+    for title, cells in rows.items():
+        lines += [f"**{title}**", "", *table((*headings, "calls", "seconds", "on the host"), cells, left=4)]
+    lines.append(HOST)
+    for failed in figures["failed"]:
+        lines.append(f"- {failed['target']}, {failed['model']}: {failed['problem']}")
+    lines.append(FAKED + "\n".join(table(("backend", "artifacts of", "lacks here"), _faked(), left=3)))
+    names = ", ".join(f"`onnxruntime:{name}` ({provider.name})" for name, provider in PROVIDERS.items())
+    lines.append(f"The same holds for the bundle's own engines by {names}, and for `openvino:GPU` and `openvino:NPU`.")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _title(row: dict[str, Any]) -> str:
+    return f"{row['model']}, {row['tokens']:,} tokens, blocks of {row['block_size']}"
+
+
+def _cells(row: dict[str, Any]) -> tuple[object, ...]:
+    target = "the bundle itself" if row["target"] == "none" else row["target"]
+    stock = f", {row['lowering']}" if row["lowering"] != "tile" else ""
+    canary = "" if row["canary_error"] is None else f"{row['canary_error']:.1e} ({row['canary_limit']:.1e})"
+    host = [f"{row['off']} nodes" if row["off"] else "", f"{row['host_parts']} cut off" if row["host_parts"] else ""]
+    return (
+        target + stock,
+        row["backend"],
+        ", ".join(row["packages"]),
+        row["precision"],
+        f"{row['pack_bytes'] / 1e6:.0f} MB",
+        canary,
+        f"{row['error']:.1e}",
+        "" if row["same_best"] is None else f"{row['same_best']:.1%}",
+        row["calls"],
+        f"{row['seconds']:.1f}" + (" (emulated)" if row["emulated"] else ""),
+        ", ".join(filter(None, host)) or "nothing",
+    )
+
+
+def _faked() -> list[tuple[object, ...]]:
+    return [(f"`{name}`", load_target(EMULATORS[name].target).title, lack) for name, lack in UNTRIED.items()]
