@@ -135,13 +135,13 @@ class ScanModel(Model):
             rows = rows + _joined(y, form.output(sizes)) @ weights[f"{at}.out"]
         return {"hidden": rows}
 
-    def load_lowered(self, path: Path, lowering: str, threads: int = 2) -> Any:
-        """A bundle that holds engines of the lowering."""
+    def load_lowered(self, path: Path, lowering: str, threads: int = 2, *, short: bool = False) -> Any:
+        """A bundle that holds engines of the lowering, and where ``short`` that of inputs of one block."""
 
         def build(engine: TokenwiseEngine) -> Nodes:
             nodes = Nodes()
             self.builders[engine.name](nodes)
             return nodes
 
-        written = write_bundle(path, self.program(), self.weights, build, lowering=lowering)
+        written = write_bundle(path, self.program(), self.weights, build, lowering=lowering, with_one_block=short)
         return load(written, threads=threads)

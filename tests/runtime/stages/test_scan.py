@@ -87,6 +87,19 @@ def test_scans_alone_are_one_call_a_block_too(tmp_path: Path) -> None:
     np.testing.assert_array_equal(first, again, "a run begins with the state of the one before")
 
 
+@pytest.mark.parametrize("names", [HYBRID, ("decayed_attention", "diagonal_scan")])
+def test_an_input_of_one_block_is_one_call(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """With attention between the scans and without; the models' norms make NaN of padding."""
+    model = ScanModel(names)
+    bundle = model.load_lowered(tmp_path / "b", "tile", short=True)
+    for length in LENGTHS:
+        check(model, bundle, "hidden", features=features(length))
+        report = bundle.run({"features": features(length)}, output="hidden").report
+        assert report.engine_calls == report.formula_calls
+        assert (report.engine_calls == 1) == (length <= BLOCK)
+        assert (report.rounds == 1) == (length <= BLOCK)
+
+
 def test_threads_make_no_difference_but_rounding(hybrid: tuple[Model, Path]) -> None:
     _, path = hybrid
     runs = [load(path, threads=threads).run(features(100), output="hidden").array for threads in (1, 3)]

@@ -1,7 +1,7 @@
 """What every worker of a placed run holds at any time, and what it copies from others so that no loss is final.
 
 The rule is that of ``runtime/cluster``: a block is held by the worker that computed it until its last reader is done;
-after every attention, and after the last stage, each block that is still needed gets a second holder.
+after every attention or scan, and after the last stage, each block that is still needed gets a second holder.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def worker_holdings(placement: Placement) -> Holdings:
         for name in schedule.release_after[stage.name]:
             held.pop(name, None)
             safe.pop(name, None)
-        if workers > 1 and (stage.tiled or stage is body[-1]):
+        if workers > 1 and (stage.mixes or stage is body[-1]):
             # The next worker takes a copy, so that shares of equal sizes stay so.
             new = {name: np.roll(share, 1) for name, share in held.items() if name not in safe}
             copied[stage.name] = sum(new.values(), none)

@@ -108,6 +108,16 @@ class _AnyStage(ABC):
         """Whether the call for a block needs that for the block before."""
         return False
 
+    @property
+    def at_once(self) -> bool:
+        """Whether its blocks are no work for several machines: it moves rows, or each block needs the one before."""
+        return self.on_host or self.chained
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a block of it needs other blocks, as attention and scans do."""
+        return bool(self.tiled) or self.chained
+
     def kept_bytes(self, block_size: int) -> int:
         """Bytes that it holds beside the run's values."""
         return 0

@@ -30,7 +30,7 @@ DRIVER = -1
 """Whoever started the run: it gives the inputs and takes the output, and computes nothing."""
 
 HOME = 0
-"""The worker that computes what is computed once: sequence stages and row values."""
+"""The worker that computes what is computed once: sequence stages, scans and row values."""
 
 CONTIGUOUS_SLACK = 1.05
 """How much longer the critical path may be for neighbours to stay together."""
@@ -190,13 +190,13 @@ class _Placing:
     def _axis(self, stage: Stage) -> str | None:
         """The axis along which the rows of ``stage`` are dealt; ``None`` where it is computed at once, by ``HOME``."""
         axis, _ = stage.axes(self._reads.values)
-        return None if stage.on_host else axis
+        return None if stage.at_once else axis
 
     def _calls(self, stage: Stage) -> Costs:
         """Engine calls of every row of ``stage``."""
         rows = self._reads.rows(stage)
-        if stage.on_host:
-            return np.zeros(rows)
+        if stage.at_once:
+            return np.full(rows, float(self._plans[stage.name].calls))
         if not isinstance(stage, AttentionStage):
             return np.ones(rows)
         key = f"{stage.engine} {stage.mask} {stage.average} {stage.axes(self._reads.values)}"
@@ -244,7 +244,7 @@ class _Placing:
             writer, value = self._writer[name], self._reads.values[name]
             if isinstance(stage, AttentionStage) and name in stage.tiled:
                 foreign = self._foreign_keys(stage, name, owner)
-            elif stage.on_host:
+            elif stage.at_once:
                 foreign = np.bincount([HOME], minlength=self._workers) * np.count_nonzero(writer != HOME)
             elif value.axis is None:
                 foreign = np.bincount(np.unique(owner[owner != writer[0]]), minlength=self._workers)

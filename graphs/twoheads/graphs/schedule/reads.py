@@ -49,10 +49,10 @@ class StageReads:
     def rows(self, stage: Stage) -> int:
         """In how many pieces ``stage`` can be computed: the blocks of its axis.
 
-        A stage of row values only is one piece, as is a sequence stage, which moves rows of whole values.
+        A stage of row values only is one piece, as is one that moves rows of whole values, or hands a state on.
         """
         axis, _ = stage.axes(self.values)
-        if axis is None or stage.on_host:
+        if axis is None or stage.at_once:
             return 1
         touched = (*(value.name for value in stage.outputs), *stage.inputs)
         return next(self.blocks(name) for name in touched if self.values[name].axis == axis)
@@ -65,7 +65,7 @@ class StageReads:
         """
         chosen = np.fromiter(rows, np.int64)
         chosen.sort()
-        if stage.on_host:
+        if stage.at_once:
             return {name: np.arange(self.blocks(name)) for name in stage.inputs}
         once = np.zeros(1, np.int64)
         reads = {name: once if self.values[name].axis is None else chosen for name in stage.inputs}

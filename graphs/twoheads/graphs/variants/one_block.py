@@ -1,9 +1,10 @@
 """A short input in one call: the body of a program as a single engine, for inputs of at most one block.
 
 Where an input is no longer than a block, attention needs no tiles: one engine holds the token-wise regions and the
-attentions between them, and its kernels use the run's threads, as there are no blocks to compute at the same time. Such
-a run is an ordinary run of another program, whose body has one stage in place of many, so that schedule, stores, head
-and report are the same code. The program is derived, never stored: a bundle holds the engine's file beside the others.
+attentions and scans between them, and its kernels use the run's threads, as there are no blocks to compute at the same
+time. Such a run is an ordinary run of another program, whose body has one stage in place of many, so that schedule,
+stores, head and report are the same code. The program is derived, never stored: a bundle holds the engine's file beside
+the others.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ def one_block(program: Program) -> Program | None:
     """The program that computes an input of one block of ``program`` in one call (and its head).
 
     Returns:
-        ``None`` where no engine can hold all attentions; see :func:`~twoheads.graphs.variants.stage_run.whole_body`.
+        ``None`` where no engine can hold all attentions and scans; see
+        :func:`~twoheads.graphs.variants.stage_run.whole_body`.
     """
-    body = None if program.scans else whole_body(program)
+    body = whole_body(program)
     if body is None:
         return None
     length = Input(Value(LENGTH, "int64", (1,)), "length", None, TOKENS)
@@ -49,9 +51,10 @@ def looks_ahead(mask: Mask, block_size: int) -> bool:
 
 
 def _workspace(body: StageRun) -> int:
-    """Scores thrice, masks and biases as the kernels add them, and twice what the largest region reads and writes."""
+    """Scores thrice, with masks and biases, or the widest scan; and twice what the largest region reads and writes."""
     block = body.program.block_size
     attentions = [(stage, body.program.engine_of(AttentionEngine, stage.engine)) for stage in body.attentions]
-    heads = max(engine.q_num_heads for _, engine in attentions)
+    heads = max((engine.q_num_heads for _, engine in attentions), default=0)
     added = {(stage.mask, stage.bias): engine.mask_heads for stage, engine in attentions}
-    return (3 * heads + 2 * sum(added.values())) * block * block * FLOAT + 2 * body.region_bytes
+    scores = (3 * heads + 2 * sum(added.values())) * block * block * FLOAT
+    return max([scores, *(engine.workspace for _, engine in body.scans)]) + 2 * body.region_bytes

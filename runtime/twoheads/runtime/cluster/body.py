@@ -1,6 +1,6 @@
 """Runs the body of a schedule on workers: stage after stage, what was lost is computed again.
 
-What is kept, and for how long, bounds what has to be computed again. After each attention (and after the last stage)
+What is kept, and for how long, bounds what has to be computed again. After each attention and scan (and after the last)
 every value that later stages read is *settled*: a second worker keeps a copy of each of its blocks. Only then are the
 values before it let go. So whichever worker is lost, its blocks since the last settling can be computed from blocks
 that others hold. If both holders of a block are lost, the run starts over with the workers that are left.
@@ -90,9 +90,9 @@ class BodyRun:
             began = time.perf_counter()
             own = tuple(value.name for value in stage.outputs if value.name not in released)
             self._ensure(stage, range(self._reads.rows(stage)), own)
-            self.rounds += not stage.on_host
+            self.rounds += self._reads.blocks(stage.outputs[0].name) if stage.chained else not stage.on_host
             self._dying.update(released)
-            if stage.tiled or stage is self._stages[-1]:
+            if stage.mixes or stage is self._stages[-1]:
                 self._settle()
             self.seconds[stage.name] = self.seconds.get(stage.name, 0.0) + time.perf_counter() - began
 
@@ -134,7 +134,7 @@ class BodyRun:
 
     def _axis(self, stage: Stage) -> str | None:
         """The axis whose blocks are the stage's rows; ``None`` where it is computed at once."""
-        return None if stage.on_host else stage.axes(self._reads.values)[0]
+        return None if stage.at_once else stage.axes(self._reads.values)[0]
 
     def _compute_rows(self, stage: Stage, rows: list[int], names: tuple[str, ...]) -> None:
         """Has the rows computed, each by its owner; some may be lost in the course of it."""
@@ -145,8 +145,7 @@ class BodyRun:
         flying: dict[Any, Sent] = {}
         for worker, own in dealt.items():
             blocks, holders = dispatch.references(worker, self._reads.of(stage, own))
-            whole = stage.on_host
-            task = RowsTask(self._task, stage.name, None if whole else tuple(own), names, blocks)
+            task = RowsTask(self._task, stage.name, None if stage.at_once else tuple(own), names, blocks)
             handle, sent = dispatch.send(worker, holders, "compute", task)
             flying[handle] = sent
         self._collect(flying)

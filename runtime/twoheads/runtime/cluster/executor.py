@@ -18,11 +18,8 @@ def check_program(program: Program) -> None:
     """Refuses stages whose rows can't be computed apart from each other.
 
     Raises:
-        InputError: A stage is a scan, samples its keys, or is lowered to stock attention or an oracle.
+        InputError: A stage samples its keys, or is lowered to stock attention or an oracle.
     """
-    for scan in program.scans:
-        problem = "hands a state from block to block, so that its blocks are no work for several machines"
-        raise InputError(f"stage {scan.name}", problem, "run it on one machine")
     for stage in program.attentions:
         engine = program.engine(stage.engine)
         if stage.average is not None or not isinstance(engine, AttentionEngine):

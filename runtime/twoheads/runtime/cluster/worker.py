@@ -54,7 +54,7 @@ class Worker:
         self._program = bundle.program
         weights = bundle.open_weights()
         backend = open_backend(opening.backend, precision=opening.precision, threads=threads)
-        self._engines = EnginePool(bundle, weights, backend)
+        self._engines = EnginePool(bundle, weights, backend, chain_threads=threads)
         self._threads = threads
         self._objects = objects
         self._keys = self._program.tiled
