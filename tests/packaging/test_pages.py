@@ -19,7 +19,7 @@ from tests.packaging.page_commands import ROOT, Page, pages
 PAGES = pages()
 
 ELSEWHERE = {
-    ("--cluster", "auto"): "needs a cluster that runs; test_ray.py starts one",
+    ("--cluster", "auto"): "needs a cluster that runs; test_ray_workers.py starts one",
     ("build", "openvino"): "needs the environment of a vendor's compiler; test_build.py has one",
     ("build", "litert"): "the same",
     ("pack", "litert"): "packs what that built",

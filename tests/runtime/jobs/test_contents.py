@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.runtime.jobs.test_job import TINY, StoppedError, run
+from tests.runtime.jobs.test_job import TINY, run
+from tests.runtime.stopped_jobs import StoppedError
 from tests.runtime.tiny_bundle import write_tiny
 from twoheads.graphs.errors import TwoheadsError
 from twoheads.runtime.jobs.job import Job, read_checked
@@ -31,7 +32,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def job(bundle: Any, tmp_path: Path) -> Path:
     with pytest.raises(StoppedError):
-        run(bundle, tmp_path / "job", stop_after=3)
+        run(bundle, tmp_path / "job", stop=3)
     return tmp_path / "job"
 
 

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tests.runtime.jobs.test_job import StoppedError
-from tests.runtime.jobs.test_stages import ToFile, stage_begun
+from tests.runtime.jobs.test_stages import ToFile
+from tests.runtime.stopped_jobs import StoppedError, stage_begun
 from twoheads.graphs.errors import TwoheadsError
 from twoheads.runtime.execution import checkpoints as checkpoint
 from twoheads.runtime.memory.disk_space import check_room

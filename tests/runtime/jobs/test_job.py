@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.runtime.stopped_jobs import StoppedError, stop_after
 from tests.runtime.tiny_bundle import write_tiny
 from tests.runtime.tiny_model import Tiny, random_tokens
 from twoheads.graphs.errors import InputError, TwoheadsError
@@ -36,24 +37,12 @@ def expected(bundle):
     return result.array, result.report.engine_calls
 
 
-class StoppedError(Exception):
-    """What ends a run in these tests."""
-
-
-def run(bundle: Path, folder: Path, *, resume: bool = False, stop_after: int | None = None, tokens=TOKENS):
-    """Runs the job; with ``stop_after`` it fails when so many journals are written, as on a disk that is full."""
+def run(bundle: Path, folder: Path, *, resume: bool = False, stop: int | None = None, tokens=TOKENS):
+    """Runs the job; with ``stop`` it fails when so many journals are written, as on a disk that is full."""
     loaded = load(bundle, threads=2)
     with Job(folder, resume=resume) as job:
-        written: list[object] = []
-        original = job.write_journal
-
-        def write(content):
-            if len(written) == stop_after:
-                raise StoppedError
-            original(content)
-            written.append(content)
-
-        job.write_journal = write  # type: ignore[method-assign]
+        if stop is not None:
+            stop_after(job, stop)
         return loaded.run_job(job, tokens, output="hidden")
 
 
@@ -64,11 +53,11 @@ def test_a_stopped_run_goes_on_to_the_same_bits(bundle, expected, tmp_path, monk
     array, calls = expected
     stops = 0
     with pytest.raises(StoppedError):
-        run(bundle, tmp_path / "job", stop_after=1)
+        run(bundle, tmp_path / "job", stop=1)
     while True:
         stops += 1
         try:
-            done = run(bundle, tmp_path / "job", resume=True, stop_after=1 + stops % 4)
+            done = run(bundle, tmp_path / "job", resume=True, stop=1 + stops % 4)
             break
         except StoppedError:
             pass
@@ -82,7 +71,7 @@ def test_a_partly_done_stage_is_not_done_again(bundle, expected, tmp_path, monke
     """After one pause in each stage, the second process computes the rest only."""
     monkeypatch.setattr(time, "monotonic", iter(np.arange(0.0, 1e6, 30.0)).__next__)
     with pytest.raises(StoppedError):
-        run(bundle, tmp_path / "job", stop_after=4)
+        run(bundle, tmp_path / "job", stop=4)
     with Job(tmp_path / "job", resume=True) as job:
         journal = job.journal()
     assert journal is not None
@@ -93,7 +82,7 @@ def test_a_partly_done_stage_is_not_done_again(bundle, expected, tmp_path, monke
 
 def test_a_damaged_value_is_refused(bundle, tmp_path):
     with pytest.raises(StoppedError):
-        run(bundle, tmp_path / "job", stop_after=2)
+        run(bundle, tmp_path / "job", stop=2)
     with Job(tmp_path / "job", resume=True) as job:
         name = next(iter((job.journal() or {})["values"]))
     path = tmp_path / "job" / "values" / f"{sha256(name.encode()).hexdigest()[:24]}.bin"
@@ -114,7 +103,7 @@ def test_a_damaged_value_is_refused(bundle, tmp_path):
 @pytest.mark.parametrize("name", ["job.json", "journal.json"])
 def test_a_damaged_or_half_written_journal_is_refused(bundle, tmp_path, name):
     with pytest.raises(StoppedError):
-        run(bundle, tmp_path / "job", stop_after=2)
+        run(bundle, tmp_path / "job", stop=2)
     path = tmp_path / "job" / name
     good = path.read_bytes()
     for bad in (good[: len(good) // 2], good.replace(b"stage", b"stave").replace(b"output", b"outsut"), b""):
@@ -128,7 +117,7 @@ def test_a_damaged_or_half_written_journal_is_refused(bundle, tmp_path, name):
 
 def test_a_foreign_job_is_refused(bundle, tmp_path):
     with pytest.raises(StoppedError):
-        run(bundle, tmp_path / "job", stop_after=2)
+        run(bundle, tmp_path / "job", stop=2)
     with pytest.raises(InputError, match="another input"):
         run(bundle, tmp_path / "job", resume=True, tokens=TOKENS[::-1].copy())
     with pytest.raises(InputError, match="another bundle"):
@@ -138,7 +127,7 @@ def test_a_foreign_job_is_refused(bundle, tmp_path):
     with pytest.raises(InputError, match="holds no job"):
         run(bundle, tmp_path / "nothing", resume=True)
     with pytest.raises(StoppedError):
-        run(bundle, tmp_path / "second", stop_after=3)
+        run(bundle, tmp_path / "second", stop=3)
     (tmp_path / "job" / "journal.json").write_bytes((tmp_path / "second" / "journal.json").read_bytes())
     assert run(bundle, tmp_path / "second", resume=True).array is not None
 
@@ -220,7 +209,7 @@ def test_killed_at_random_moments(bundle, tmp_path):
 def test_status_of_a_job(bundle, tmp_path):
     folder = tmp_path / "job"
     with pytest.raises(StoppedError):
-        run(bundle, folder, stop_after=3)
+        run(bundle, folder, stop=3)
     stopped = read_status(folder)
     assert (stopped.state, stopped.stages, stopped.part) == ("stopped", ("first", "attention0", "mid1"), None)
     assert stopped.identity["output"] == "hidden"
@@ -241,7 +230,7 @@ def test_status_of_a_job(bundle, tmp_path):
 def test_status_of_a_damaged_job(bundle, tmp_path):
     folder = tmp_path / "job"
     with pytest.raises(StoppedError):
-        run(bundle, folder, stop_after=3)
+        run(bundle, folder, stop=3)
     for path in (next((folder / "values").iterdir()), folder / "journal.json", folder / "job.json"):
         good = path.read_bytes()
         if path.suffix == ".bin":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.runtime.jobs.test_job import StoppedError
+from tests.runtime.stopped_jobs import StoppedError, again, run_stopped, stage_begun, stop_after
 from tests.runtime.tiny_bundle import make_program, write_tiny
 from tests.runtime.tiny_model import Tiny, random_tokens
 from twoheads.compiler.lowering.stock import lower_stock
@@ -54,44 +53,13 @@ def checkpoints_at_once(monkeypatch):
     monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", 0.0)
 
 
-def stop_after(job: Job, count: int) -> None:
-    """Lets the job fail when it wants to write one more checkpoint than ``count``."""
-    original, written = job.write_journal, 0
-
-    def write(content: Any) -> None:
-        nonlocal written
-        if written == count:
-            raise StoppedError
-        original(content)
-        written += 1
-
-    job.write_journal = write  # type: ignore[method-assign]
-
-
-def stage_begun(folder: Path) -> str | None:
-    """The stage that the last checkpoint is within."""
-    if not (folder / "job.json").exists():
-        return None
-    with Job(folder, resume=True) as job:
-        part = (job.journal() or {}).get("part")
-        return None if part is None else str(part["stage"])
-
-
 @pytest.mark.parametrize("name", LOWERINGS)
 def test_stages_go_on(tmp_path: Path, name: str) -> None:
     tiny, lower = LOWERINGS[name]
     bundle = load(write_tiny(tmp_path / "bundle", tiny, program=lower(make_program(tiny))), threads=2)
     tokens = random_tokens(tiny, LENGTH)
     expected = bundle.run(tokens, output="hidden")
-    within, done = set(), None
-    while done is None:
-        within.add(stage_begun(tmp_path / "job"))
-        with (
-            Job(tmp_path / "job", resume=(tmp_path / "job" / "job.json").exists()) as job,
-            contextlib.suppress(StoppedError),
-        ):
-            stop_after(job, 1)
-            done = bundle.run_job(job, tokens, output="hidden")
+    within, done = run_stopped(bundle, tmp_path / "job", tokens)
     stages = {stage.name for stage in bundle.program.body if isinstance(stage, AttentionStage)}
     assert within >= stages, "no process began within every attention stage"
     np.testing.assert_array_equal(done.array, expected.array)
@@ -110,7 +78,7 @@ class ToFile:
         self.out, self.partial, self.folder = folder / "out.npz", folder / ".kept", folder / "job"
 
     def run(self, *, stop: int | None = None, positions: Any = None) -> Any:
-        with Job(self.folder, resume=(self.folder / "job.json").exists()) as job:
+        with again(self.folder) as job:
             if stop is not None:
                 stop_after(job, stop)
             with NpzWriter(self.out, keep=self.partial.name) as file:
@@ -178,7 +146,7 @@ def test_logits_in_memory_go_on_too(tmp_path: Path) -> None:
     tokens = random_tokens(tiny, LENGTH)
 
     def run(stop: int) -> Any:
-        with Job(folder, resume=(folder / "job.json").exists()) as job:
+        with again(folder) as job:
             stop_after(job, stop)
             return bundle.run_job(job, tokens, output="logits")
 

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 
 from tests.runtime.axes_models import BLOCK, WIDTH, Model
-from tests.runtime.jobs.test_job import StoppedError
-from tests.runtime.jobs.test_stages import stage_begun, stop_after
 from tests.runtime.scan_models import SCANS, ScanModel
 from tests.runtime.stages.test_axes import check
+from tests.runtime.stopped_jobs import StoppedError, again, run_stopped, stage_begun, stop_after
 from twoheads.export.bundle.writer import file_entry
 from twoheads.graphs.errors import BundleError, InputError, InternalError
 from twoheads.graphs.schedule.theorems import SCAN, stage_claims
@@ -112,15 +111,7 @@ def test_stages_go_on_with_the_state_of_the_checkpoint(
     monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", 0.0)
     bundle, tokens = load(hybrid[1], threads=2), features(60)
     expected = bundle.run(tokens, output="hidden")
-    within, done = set(), None
-    while done is None:
-        within.add(stage_begun(tmp_path / "job"))
-        with (
-            Job(tmp_path / "job", resume=(tmp_path / "job" / "job.json").exists()) as job,
-            contextlib.suppress(StoppedError),
-        ):
-            stop_after(job, 1)
-            done = bundle.run_job(job, tokens, output="hidden")
+    within, done = run_stopped(bundle, tmp_path / "job", tokens)
     assert within >= {stage.name for stage in bundle.program.scans}, "no process began within every scan"
     np.testing.assert_array_equal(done.array, expected.array)
     assert done.report.engine_calls == expected.report.engine_calls
@@ -135,10 +126,7 @@ def test_a_checkpoint_without_its_state_begins_the_stage_anew(
     expected = bundle.run(tokens, output="hidden")
     monkeypatch.setattr(scan._Chain, "save", lambda chain: "no state")
     while stage_begun(tmp_path / "job") != "scan0":
-        with (
-            Job(tmp_path / "job", resume=(tmp_path / "job" / "job.json").exists()) as job,
-            contextlib.suppress(StoppedError),
-        ):
+        with again(tmp_path / "job") as job, contextlib.suppress(StoppedError):
             stop_after(job, 2)
             bundle.run_job(job, tokens, output="hidden")
     monkeypatch.undo()
