@@ -82,7 +82,7 @@ class Outcome:
 
 
 def _environment(checkout: Path) -> dict[str, str]:
-    """Of a command of one side. The seed is fixed: it orders the set of names by which Gemma 3 makes its RoPE tables."""
+    """Of a command of one side, whose seed is fixed: Gemma 3 makes its RoPE tables in the order of a set of names."""
     paths = os.pathsep.join(str(checkout / package) for package in PACKAGES)
     return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
 
