@@ -13,7 +13,7 @@ import torch
 from twoheads.compiler import compile_model
 from twoheads.compiler.frontend.torch.load_source import load_source
 from twoheads.export import verify, write_bundle
-from twoheads.export.one_file.check import open_file
+from twoheads.export.one_file.comparison import open_file
 from twoheads.export.one_file.export import export_one_file
 from twoheads.graphs.errors import InputError
 from twoheads.runtime import load

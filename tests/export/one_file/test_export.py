@@ -27,7 +27,7 @@ from twoheads.compiler.lowering.stock import lower_stock
 from twoheads.compiler.lowering.tile import Lowered
 from twoheads.export.engines.tensor_error import relative_error
 from twoheads.export.one_file import check as check_module
-from twoheads.export.one_file.check import open_file
+from twoheads.export.one_file.comparison import open_file
 from twoheads.export.one_file.export import export_one_file
 from twoheads.graphs.errors import BundleError, CompileError, InputError
 from twoheads.graphs.masks.sampling import Average

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from twoheads.export.cli import main
-from twoheads.export.one_file.check import open_file
+from twoheads.export.one_file.comparison import open_file
 from twoheads.runtime import load
 
 

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from twoheads.compiler import compile_model
 from twoheads.compiler.compiled_model import CompiledModel
 from twoheads.export import narrow_values, quantise_weights, write_bundle
-from twoheads.export.verification.generation.steps import verify_generation
+from twoheads.export.verification.generation.proof import verify_generation
 from twoheads.runtime import load
 
 BLOCK, WIDEST = 16, 33 * 16

@@ -2,9 +2,9 @@
 
 The anchor is a softmax over tokens. From it the way up leads to the product of queries and keys
 (:mod:`twoheads.compiler.recognition.scores`), the way down to the product with the values. Nothing is believed: layouts
-and factors are read off by evaluating the products (:mod:`twoheads.compiler.recognition.layout`), masks and biases at
-several lengths (:mod:`twoheads.compiler.recognition.terms`), and in the end the whole subgraph is run on random
-activations against the formula of what was recognised (:mod:`twoheads.compiler.recognition.prove`).
+and factors are read off by evaluating the products (:mod:`twoheads.compiler.recognition.operand_layout`), masks and
+biases at several lengths (:mod:`twoheads.compiler.recognition.score_terms`), and in the end the whole subgraph is run
+on random activations against the formula of what was recognised (:mod:`twoheads.compiler.recognition.prove`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 
 from twoheads.compiler.ir.op_view import Kind, OpNode, OpView, RecognisedAttention
 from twoheads.compiler.recognition.experiments import experiment_lengths, scalar
-from twoheads.compiler.recognition.layout import ScoreProduct, ValueProduct, arrange_scores, arrange_values
+from twoheads.compiler.recognition.operand_layout import ScoreProduct, ValueProduct, arrange_scores, arrange_values
 from twoheads.compiler.recognition.prove import prove_attention
+from twoheads.compiler.recognition.score_terms import read_terms
 from twoheads.compiler.recognition.scores import REWRITE, Scores, read_scores
-from twoheads.compiler.recognition.terms import read_terms
 from twoheads.graphs.errors import CompileError
 
 __all__ = ["recognise_attention"]

@@ -11,7 +11,7 @@ import onnx
 
 from twoheads.export.bundle.staging import partial_folder, write_error
 from twoheads.export.one_file.build import OneFile
-from twoheads.export.one_file.check import LengthCheck, check_file
+from twoheads.export.one_file.comparison import LengthCheck, check_file
 from twoheads.export.one_file.refuse import check_exportable
 from twoheads.export.one_file.weights import LARGEST_INSIDE, total_bytes, weights_beside, weights_inside
 from twoheads.export.progress import Progress, silent

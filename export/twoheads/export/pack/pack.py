@@ -17,7 +17,7 @@ import numpy.typing as npt
 from twoheads.export.bundle.staging import partial_folder, write_error, written_folder
 from twoheads.export.bundle.writer import file_entry, write_json
 from twoheads.export.engines.tensor_error import relative_error
-from twoheads.export.one_file.check import check_lengths, random_arguments
+from twoheads.export.one_file.comparison import check_lengths, random_arguments
 from twoheads.export.pack.canary import EXPECTED
 from twoheads.export.pack.format import BUNDLE, CANARY, FORMAT_VERSION, PACK, Canary, Pack
 from twoheads.export.pack.trimmed import write_trimmed

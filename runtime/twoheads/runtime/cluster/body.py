@@ -18,7 +18,7 @@ from twoheads.graphs.program.program import Stage
 from twoheads.graphs.schedule.placement import DRIVER
 from twoheads.graphs.schedule.reads import StageReads
 from twoheads.graphs.schedule.schedule import Schedule, needed_stages
-from twoheads.runtime.cluster.dispatch import Dispatch, Sent
+from twoheads.runtime.cluster.tasks import Dispatch, Sent
 from twoheads.runtime.cluster.transport import RowsTask, RunTask
 from twoheads.runtime.memory.stores import ValueStore
 

@@ -15,7 +15,7 @@ from twoheads.graphs.schedule.placement import place
 from twoheads.graphs.schedule.reads import StageReads
 from twoheads.graphs.schedule.schedule import Schedule, needed_stages
 from twoheads.runtime.cluster.body import BodyRun
-from twoheads.runtime.cluster.dispatch import Dispatch, Sent
+from twoheads.runtime.cluster.tasks import Dispatch, Sent
 from twoheads.runtime.cluster.transport import PackTask, RunTask, Workers
 from twoheads.runtime.execution.executor import Tick
 from twoheads.runtime.memory.sink import Sink

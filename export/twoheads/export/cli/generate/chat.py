@@ -17,7 +17,7 @@ from twoheads.export.cli.generate.choice import (
     Stop,
     keep_prefixes,
 )
-from twoheads.export.cli.generate.engines import EngineOptions
+from twoheads.export.cli.generate.opened import EngineOptions
 from twoheads.export.cli.shared import options
 from twoheads.export.cli.shared.console import print_note, print_warning, seconds_text
 from twoheads.export.cli.shared.options_object import takes_options

@@ -19,8 +19,8 @@ from twoheads.export.cli.generate.choice import (
     Stop,
     keep_prefixes,
 )
-from twoheads.export.cli.generate.engines import EngineOptions
 from twoheads.export.cli.generate.many import continue_lines, read_lines
+from twoheads.export.cli.generate.opened import EngineOptions
 from twoheads.export.cli.shared import arguments, options
 from twoheads.export.cli.shared.console import print_json, print_note, print_warning, seconds_text, size_text
 from twoheads.export.cli.shared.options_object import takes_options

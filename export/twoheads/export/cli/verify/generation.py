@@ -13,7 +13,7 @@ from twoheads.export.cli.verify.options import Given, VerifyOptions
 from twoheads.graphs.errors import InputError
 
 if TYPE_CHECKING:
-    from twoheads.export.verification.generation.steps import GenerationReport
+    from twoheads.export.verification.generation.proof import GenerationReport
 
 __all__ = ["verify_steps"]
 
@@ -30,7 +30,7 @@ def verify_steps(bundle: Path, asked: VerifyOptions, given: Given) -> None:
     if asked.against is None or asked.generate is None or not isinstance(given.length, int | None):
         raise InputError("--generate", "continues one sequence", "give --against SOURCE and one --length")
 
-    from twoheads.export.verification.generation.steps import verify_generation
+    from twoheads.export.verification.generation.proof import verify_generation
 
     with PhaseProgress() as progress:
         report = verify_generation(

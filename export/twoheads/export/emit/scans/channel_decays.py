@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from twoheads.export.emit.scans.graph import ScanGraph
+from twoheads.export.emit.scans.scan_graph import ScanGraph
 
 __all__ = ["channel_scores"]
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from twoheads.export.emit.scans.graph import LOWEST, ScanGraph
+from twoheads.export.emit.scans.scan_graph import LOWEST, ScanGraph
 
 __all__ = ["causal_conv", "diagonal_scan", "selective_scan"]
 

@@ -10,8 +10,8 @@ Arrays are ``[heads, chunks, chunk, width]``.
 from __future__ import annotations
 
 from twoheads.export.emit.scans.channel_decays import channel_scores
-from twoheads.export.emit.scans.graph import ScanGraph
 from twoheads.export.emit.scans.inverse import inverse
+from twoheads.export.emit.scans.scan_graph import ScanGraph
 
 __all__ = ["decayed_attention", "gated_delta_rule"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from twoheads.export.emit.scans.graph import ScanGraph
+from twoheads.export.emit.scans.scan_graph import ScanGraph
 
 __all__ = ["inverse"]
 

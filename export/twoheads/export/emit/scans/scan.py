@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 import onnx
 
 from twoheads.export.emit.scans.channels import causal_conv, diagonal_scan, selective_scan
-from twoheads.export.emit.scans.graph import ScanGraph
 from twoheads.export.emit.scans.heads import decayed_attention, gated_delta_rule
+from twoheads.export.emit.scans.scan_graph import ScanGraph
 from twoheads.graphs.program.engines.scan import COUNT, STEP, ScanEngine
 from twoheads.graphs.program.engines.scan_operators import OPERATORS, ROWS
 

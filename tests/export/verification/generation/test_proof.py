@@ -11,7 +11,7 @@ import pytest
 from tests.runtime.generation.decoders import BLOCK, bundle_folder, gemma, llama, tokens
 from twoheads.compiler import compile_model
 from twoheads.export import write_bundle
-from twoheads.export.verification.generation.steps import verify_generation
+from twoheads.export.verification.generation.proof import verify_generation
 from twoheads.graphs.errors import InputError
 from twoheads.runtime.generation.kept.rows import KeptBlocks
 
