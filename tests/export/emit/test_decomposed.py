@@ -19,7 +19,7 @@ from twoheads.export.emit import tokenwise_from_torch, torchlib_registry
 from twoheads.export.emit.decomposed import decomposed_program
 from twoheads.export.emit.tokenwise_from_torch import OPSET, tokenwise_model
 from twoheads.graphs.program.program import TokenwiseEngine
-from twoheads.graphs.variants.steps import with_rows
+from twoheads.graphs.variants.stage_run import with_rows
 
 Regions = list[tuple[FxRegion, TokenwiseEngine]]
 

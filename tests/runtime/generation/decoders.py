@@ -9,7 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+)
 
 from tests.compiler.hybrids import hybrid
 from twoheads.compiler import compile_model
@@ -62,6 +73,67 @@ def qwen() -> Any:
     return hybrid("qwen3_next")
 
 
+def spread(model: Any) -> Any:
+    """Large random weights, so that tokens are distinct."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.3)
+    return model.eval()
+
+
+@cache
+def t5() -> Any:
+    """An encoder, and a decoder with a bias by distance; any length."""
+    sizes: Any = {"decoder_start_token_id": 0, "d_model": 32, "d_ff": 48, "num_layers": 2, "num_heads": 4, "d_kv": 8}
+    return spread(T5ForConditionalGeneration(T5Config(vocab_size=CLASSES, **sizes)))
+
+
+SEQ2SEQ: dict[str, Any] = {
+    "vocab_size": CLASSES,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+}
+
+
+@cache
+def bart() -> Any:
+    """An encoder and a decoder with tables of positions; a first and a last token are forced."""
+    model = spread(BartForConditionalGeneration(BartConfig(max_position_embeddings=128, **SEQ2SEQ)))
+    model.generation_config.forced_bos_token_id = 5
+    model.generation_config.no_repeat_ngram_size = 3
+    return model
+
+
+@cache
+def whisper() -> Any:
+    """An encoder of spectrograms of one size, and a decoder that is told language and task."""
+    sizes: Any = {"num_mel_bins": 8, "max_source_positions": 50, "max_target_positions": 128}
+    tokens: Any = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 3}
+    lists: Any = {"suppress_tokens": None, "begin_suppress_tokens": None}
+    model = spread(WhisperForConditionalGeneration(WhisperConfig(**SEQ2SEQ, **sizes, **tokens, **lists)))
+    told: dict[str, Any] = {
+        "suppress_tokens": [8, 9],
+        "begin_suppress_tokens": [20, 2],
+        "max_length": 100,
+        "return_timestamps": False,
+    }
+    told |= {"lang_to_id": {"<|de|>": 4, "<|en|>": 5, "<|fr|>": 6}, "no_timestamps_token_id": 63}
+    told |= {"task_to_id": {"transcribe": 10, "translate": 11}, "is_multilingual": True}
+    for name, value in told.items():
+        setattr(model.generation_config, name, value)
+    return model
+
+
+MODELS = {"llama": llama, "gemma": gemma, "qwen": qwen, "t5": t5, "bart": bart, "whisper": whisper}
+
+
 @cache
 def _folder() -> TemporaryDirectory[str]:
     """Where the bundles lie; removed when the process ends."""
@@ -70,9 +142,8 @@ def _folder() -> TemporaryDirectory[str]:
 
 @cache
 def bundle_folder(name: str) -> Path:
-    """The bundle of the model ``llama``, ``gemma`` or ``qwen``."""
-    model = {"llama": llama, "gemma": gemma, "qwen": qwen}[name]()
-    return write_bundle(compile_model(model, block_size=BLOCK), Path(_folder().name) / name)
+    """The bundle of one of :data:`MODELS`."""
+    return write_bundle(compile_model(MODELS[name](), block_size=BLOCK), Path(_folder().name) / name)
 
 
 @cache

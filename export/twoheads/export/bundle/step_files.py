@@ -15,7 +15,8 @@ from twoheads.export.emit.tokenwise import emit_tokenwise
 from twoheads.graphs.program.engines.scan import STEP as SCAN_STEP
 from twoheads.graphs.serialization.bundle_format import ENGINES, WEIGHTS, WeightEntry
 from twoheads.graphs.variants.batch_steps import BATCH_ROWS, BatchSteps
-from twoheads.graphs.variants.steps import Steps, step_steps, with_rows
+from twoheads.graphs.variants.stage_run import with_rows
+from twoheads.graphs.variants.steps import StepEngine, Steps, step_steps
 from twoheads.runtime.bundle.weights import Weights
 
 if TYPE_CHECKING:
@@ -45,22 +46,24 @@ def write_steps(
     steps = step_steps(compiled.program)
     if steps is None:
         return
-    total = len(steps.rows) * (len(steps.capacities) + 1) - 1
+    engines = tuple(steps.engines)
+    total = len(engines) + len(steps.rows) - 1
     done = 0
     for rows in steps.rows:
-        used = models if rows == compiled.program.block_size else _resized(compiled, rows)
-        for capacity in steps.capacities:
-            tell(done, total)
-            if not _write_step(steps, rows, capacity, used, folder, entries):
-                return
-            done += 1
+        used = models if rows == compiled.program.block_size else _resized(compiled, steps, rows)
+        for engine in engines:
+            if engine.rows == rows:
+                tell(done, total)
+                if not _write_step(steps, engine, used, folder, entries):
+                    return
+                done += 1
         if rows != compiled.program.block_size:
             _write_heads(steps, rows, used, folder, entries)
             done += 1
         _write_tiles(steps, rows, folder)
         if rows != compiled.program.block_size:
             _write_regions(steps, rows, used, folder, entries)
-    if not steps.states:
+    if not (steps.states or steps.source):
         _write_batch(compiled, steps, models, folder, entries)
 
 
@@ -75,7 +78,7 @@ def _write_batch(
     for rows in BATCH_ROWS:
         block = rows == compiled.program.block_size
         if block or rows not in steps.rows:
-            used = models if block else _resized(compiled, rows)
+            used = models if block else _resized(compiled, steps, rows)
             _write_heads(steps, rows, used, folder, entries)
             if not block:
                 _write_regions(steps, rows, used, folder, entries)
@@ -84,22 +87,20 @@ def _write_batch(
         save_engine(batch_attention_model(engine), path, engine.inputs, engine.outputs, {})
 
 
-def _resized(compiled: CompiledModel, rows: int) -> dict[str, onnx.ModelProto]:
+def _resized(compiled: CompiledModel, steps: Steps, rows: int) -> dict[str, onnx.ModelProto]:
     """The token-wise engines for blocks of ``rows`` tokens."""
-    engines = with_rows(compiled.program, rows).tokenwise_engines
+    engines = with_rows(steps.program, rows).tokenwise_engines
     return {engine.name: emit_tokenwise(compiled.regions[engine.name], engine) for engine in engines}
 
 
 def _write_step(
     steps: Steps,
-    rows: int,
-    capacity: int,
+    engine: StepEngine,
     models: Mapping[str, onnx.ModelProto],
     folder: Path,
     entries: Mapping[str, WeightEntry],
 ) -> bool:
     """Writes an engine; whether it can be made at all."""
-    engine = steps.engine(rows, capacity)
     model = step_model(steps, engine, models, Weights(folder / WEIGHTS, dict(entries)).view)
     if model is None:
         return False

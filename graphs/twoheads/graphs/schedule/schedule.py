@@ -18,11 +18,15 @@ from twoheads.graphs.errors import InputError
 from twoheads.graphs.masks.tiles import Segment
 from twoheads.graphs.program.lengths import check_limit, is_cross, main_length, resolve_lengths, value_rows
 from twoheads.graphs.program.program import AttentionStage, Program, Stage, Value
+from twoheads.graphs.variants.decoder import source_values
 
 LONGEST = 1 << 23
 """Blocks that are listed one by one."""
 
-__all__ = ["PROCESS_BYTES", "MemoryPlan", "Schedule", "StagePlan", "make_schedule"]
+__all__ = ["PROCESS_BYTES", "SOURCE", "MemoryPlan", "Schedule", "StagePlan", "make_schedule"]
+
+SOURCE = "source"
+"""The output of a run that computes an encoder alone: what a decoder's cross attention reads."""
 
 PROCESS_BYTES = 72_000_000
 """Resident bytes of the command line's process before a bundle is opened, where no process tells its own (measured on
@@ -166,7 +170,7 @@ def make_schedule(
         program: The block program.
         length: Tokens of the input, 1 or more; by axis where inputs have several lengths, ``{"n": 1000, "m": 300}``.
         output: ``hidden``, ``logits`` (of ``positions``), ``last`` (the last position's logits) or ``embedding``;
-            ``None`` for the program's default.
+            ``None`` for the program's default; :data:`SOURCE` for what generation reads of an encoder.
         positions: Rows for which ``logits`` are wanted; ``None`` for all. The other outputs ignore it.
         workers: Engine calls that run at the same time, for the workspace.
         process: Resident bytes of the process that runs it, before engines are open.
@@ -175,7 +179,7 @@ def make_schedule(
         InputError: The model can't take that length or does not give that output.
     """
     output = output or program.default_output
-    if output not in program.outputs:
+    if output not in program.outputs and not (output == SOURCE and source_values(program)):
         known = " or ".join(program.outputs)
         raise InputError("output", f"{program.name} does not give {output!r}", f"ask for {known}")
     lengths = resolve_lengths(program, length)
@@ -185,7 +189,7 @@ def make_schedule(
     body, head = needed_stages(program, output)
     costs = StageCosts(program, lengths, head_rows)
     stages = (*(costs.plan(stage) for stage in body), *(costs.plan(stage, head=True) for stage in head))
-    released, values = costs.liveness(body, {_last_value(program, output)})
+    released, values = costs.liveness(body, _last_values(program, output))
     calling = 1 if any(plan.kind == "model" for plan in stages) else workers
     calling_head = min(calling, max(1, -(-head_rows // program.block_size)))
     needs = [(1 if stage.chained else calling) * costs.transient(stage) for stage in body]
@@ -217,14 +221,16 @@ def _head_rows(program: Program, output: str, rows: int, positions: int | None) 
     return rows if positions is None else positions
 
 
-def _last_value(program: Program, output: str) -> str:
-    """The body's value that ``output`` is made of."""
-    return program.logits if output == "logits" and program.logits and program.pooled_logits else program.hidden
+def _last_values(program: Program, output: str) -> set[str]:
+    """The body's values that ``output`` is made of."""
+    if output == SOURCE:
+        return {value.name for value in source_values(program)}
+    return {program.logits if output == "logits" and program.logits and program.pooled_logits else program.hidden}
 
 
 def needed_stages(program: Program, output: str) -> tuple[tuple[Stage, ...], tuple[Stage, ...]]:
     """The body and head stages that ``output`` depends on, in program order."""
-    wanted = {_last_value(program, output)}
+    wanted = _last_values(program, output)
     head: tuple[Stage, ...] = ()
     if output in ("logits", "last") and program.logits is not None and not program.pooled_logits:
         wanted.add(program.logits)

@@ -15,7 +15,8 @@ from functools import cached_property
 
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.program.program import AttentionEngine, AttentionStage, Port
-from twoheads.graphs.variants.steps import CAPACITIES, STEP, Steps, with_rows
+from twoheads.graphs.variants.stage_run import with_rows
+from twoheads.graphs.variants.steps import CAPACITIES, STEP, Steps
 
 __all__ = ["BATCH_ROWS", "SLOTS", "BatchAttention", "BatchSteps"]
 

@@ -13,11 +13,13 @@ from twoheads.graphs.masks.expressions import Mask
 from twoheads.graphs.masks.terms import INFINITE
 from twoheads.graphs.program.engines.fused import FusedEngine
 from twoheads.graphs.program.engines.port import Port
+from twoheads.graphs.program.engines.scan import resized_scan
 from twoheads.graphs.program.fused import FusedStage, Kept, PortRead, TileWindow
 from twoheads.graphs.program.program import (
     TOKENS,
     AttentionEngine,
     AttentionStage,
+    Engine,
     Input,
     Program,
     ScanEngine,
@@ -28,7 +30,7 @@ from twoheads.graphs.program.program import (
     Value,
 )
 
-__all__ = ["FLOAT", "MASK", "StageRun", "is_exact", "tile_window", "whole_body"]
+__all__ = ["FLOAT", "MASK", "StageRun", "is_exact", "tile_window", "whole_body", "with_rows"]
 
 MASK = "attention.mask"
 """What the ports of masks begin with, ``[1, block, tiles * block]``, which are added to scores."""
@@ -226,3 +228,25 @@ def _fits(program: Program, stage: Stage, values: Mapping[str, Value]) -> bool:
 def _sees_itself(mask: Mask, block_size: int) -> bool:
     at = np.arange(block_size, dtype=np.int64)
     return bool(np.broadcast_to(mask.dense(at, at), at.shape).all())
+
+
+@lru_cache(maxsize=16)
+def with_rows(program: Program, rows: int) -> Program:
+    """``program``, whose attentions are tiled, with engines whose blocks are of ``rows`` tokens."""
+    values = {value.name: value for value in program.values()}
+    sized: dict[str, Engine] = {
+        engine.name: replace(engine, block_size=rows, key_tile=rows) for engine in program.tile_engines
+    }
+    scans = (engine for engine in program.engines if isinstance(engine, ScanEngine))
+    sized |= {engine.name: resized_scan(engine, rows) for engine in scans}
+    for stage, engine in reversed(program.bindings):  # the first stage that an engine has decides
+        read = zip(engine.inputs, stage.inputs, strict=True)
+        made = zip(engine.outputs, stage.outputs, strict=True)
+        sized[engine.name] = replace(
+            engine,
+            inputs=tuple(replace(port, shape=values[name].block_shape(rows)) for port, name in read),
+            outputs=tuple(replace(port, shape=value.block_shape(rows)) for port, value in made),
+            flops=engine.flops * rows // program.block_size,
+        )
+    engines = tuple(sized[engine.name] for engine in program.engines)
+    return replace(program, block_size=rows, key_tile=rows, engines=engines)

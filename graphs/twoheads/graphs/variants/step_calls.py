@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.program.program import AttentionStage, Program
-from twoheads.graphs.variants.steps import CAPACITIES, Steps, step_obstacle, step_steps
+from twoheads.graphs.variants.decoder import step_obstacle
+from twoheads.graphs.variants.steps import CAPACITIES, Steps, step_steps
 
 __all__ = ["GenerationPlan", "Pieces", "generation_plan"]
 
@@ -49,6 +50,7 @@ class GenerationPlan:
         prompt_calls: Engine calls until the first of them.
         step_calls: Those of all others together, without speculation.
         last_step_calls: Those of the last step alone.
+        source_tokens: Rows of an encoder, whose own calls are not among these.
         kept_bytes: Keys, values and states at the end; of what is reserved and not written the system provides nothing.
     """
 
@@ -57,11 +59,18 @@ class GenerationPlan:
     prompt_calls: int
     step_calls: int
     last_step_calls: int
+    source_tokens: int
     kept_bytes: int
 
 
-def generation_plan(program: Program, prompt: int, new: int) -> GenerationPlan:
+def generation_plan(program: Program, prompt: int, new: int, source: int = 0) -> GenerationPlan:
     """The plan of a prompt of ``prompt`` tokens, 1 or more, and ``new`` tokens behind it, 1 or more.
+
+    Args:
+        program: What generates.
+        prompt: Tokens that are continued; where the model has an encoder, the decoder's own.
+        new: Tokens that come.
+        source: Rows of the encoder.
 
     Raises:
         InputError: The model generates nothing, or there are no tokens.
@@ -77,38 +86,49 @@ def generation_plan(program: Program, prompt: int, new: int) -> GenerationPlan:
     if prompt < 1 or new < 1:
         raise InputError("--generate", f"plans {prompt} and {new} tokens", "give 1 or more of both")
     block, heads = program.block_size, len(program.head)
-    begin = _append_calls(steps, 0, prompt) + heads
+    begin = _append_calls(steps, 0, prompt, source) + heads
     later, last, steady = 0, 0, prompt
     for at in range(prompt, prompt + new - 1):
-        last = _calls(steps, at // block) + heads
+        last = _calls(steps, at // block, source) + heads
         if (steps.has_rings or steps.states) and (at + 1) % block == 0:
-            last += _append_calls(steps, steady - steady % block if steps.states else steady, at + 1)
+            last += _append_calls(steps, steady - steady % block if steps.states else steady, at + 1, source)
             steady = at + 1
         later += last
-    return GenerationPlan(prompt, new, begin, later, last, _kept_bytes(steps, prompt + new - 1))
+    kept = _kept_bytes(steps, prompt + new - 1, source)
+    return GenerationPlan(prompt, new, begin, later, last, source, kept)
 
 
-def _append_calls(steps: Steps, start: int, stop: int) -> int:
+def _append_calls(steps: Steps, start: int, stop: int, source: int) -> int:
     block = steps.program.block_size
-    return sum(_calls(steps, first // block) for first, _, _ in Pieces(start, stop, block, steps.rows[1]))
+    return sum(_calls(steps, first // block, source) for first, _, _ in Pieces(start, stop, block, steps.rows[1]))
 
 
-def _calls(steps: Steps, blocks: int) -> int:
+def _calls(steps: Steps, blocks: int, source: int) -> int:
     """Of a step behind so many whole blocks, without the head."""
-    if steps.capacity(blocks) is not None:
+    if steps.capacity(blocks) is not None and steps.source_capacity(source) is not None:
         return 1
     rings = {entry.value.name for entry in steps.kept if entry.ring is not None}
-    wide = (blocks - 1) // CAPACITIES[-1] + 2
-    return sum(
-        (2 if stage.key in rings else wide) if isinstance(stage, AttentionStage) else 1 for stage in steps.body.inside
-    )
+    kept = {entry.value.name for entry in steps.kept}
+    tiles = {True: 2, False: (blocks - 1) // CAPACITIES[-1] + 2}
+    cross = _source_tiles(steps, source)[0]
+    attentions = (stage for stage in steps.body.inside if isinstance(stage, AttentionStage))
+    others = sum(not isinstance(stage, AttentionStage) for stage in steps.body.inside)
+    return others + sum(tiles[stage.key in rings] if stage.key in kept else cross for stage in attentions)
 
 
-def _kept_bytes(steps: Steps, tokens: int) -> int:
+def _source_tiles(steps: Steps, source: int) -> tuple[int, int]:
+    """In how many tiles an encoder's rows lie, and how many rows each has."""
+    capacity = steps.source_capacity(source)
+    width = (CAPACITIES[-1] if capacity is None else capacity) * steps.program.block_size
+    return -(-source // width) if width else 0, width
+
+
+def _kept_bytes(steps: Steps, tokens: int, source: int) -> int:
     block = steps.program.block_size
     blocks = tokens // block
-    capacity = steps.capacity(blocks)
-    total = 4 * sum(port.nbytes for port in steps.states)
+    capacity = steps.capacity(blocks if steps.source_capacity(source) is not None else max(blocks, CAPACITIES[-1]))
+    count, width = _source_tiles(steps, source)
+    total = 4 * sum(port.nbytes for port in steps.states) + sum(value.nbytes(count * width) for value in steps.source)
     for entry in steps.kept:
         held = entry.blocks(CAPACITIES[-1] if capacity is None else capacity)
         if capacity is None and entry.ring is None:

@@ -14,21 +14,20 @@ Like the program for short inputs (:mod:`twoheads.graphs.variants.one_block`) th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from twoheads.graphs.errors import CompileError, InternalError
+from twoheads.graphs.errors import InternalError
 from twoheads.graphs.masks.bands import band_of
 from twoheads.graphs.masks.expressions import Mask
+from twoheads.graphs.program.axes import axis_inputs, axis_length
 from twoheads.graphs.program.engines.fused import FusedEngine
 from twoheads.graphs.program.engines.port import Port
-from twoheads.graphs.program.engines.scan import COUNT, resized_scan
+from twoheads.graphs.program.engines.scan import COUNT
 from twoheads.graphs.program.program import (
-    COUNTING,
-    TOKENS,
     AttentionEngine,
     AttentionStage,
-    Engine,
     Input,
     Program,
     RelativeBias,
@@ -38,26 +37,30 @@ from twoheads.graphs.program.program import (
     TokenwiseStage,
     Value,
 )
-from twoheads.graphs.variants.stage_run import StageRun, is_exact, whole_body
+from twoheads.graphs.variants.decoder import decoder_part
+from twoheads.graphs.variants.stage_run import StageRun, with_rows
 
 __all__ = [
     "CAPACITIES",
     "HIDDEN",
     "INDEX",
     "MASK",
+    "SOURCE",
+    "SOURCE_MASK",
     "STEP",
     "Added",
     "KeptRows",
     "Ring",
     "StepEngine",
     "Steps",
-    "step_obstacle",
     "step_steps",
-    "with_rows",
 ]
 
 CAPACITIES = (0, 4, 16, 32)
 """Whole blocks of kept keys that an engine reads, ascending."""
+
+SOURCE_CAPACITIES = (2, 16)
+"""Blocks of an encoder's tokens that an engine reads, ascending."""
 
 SMALL_ROWS = (1, 8)
 """Rows of a step beside those of a whole block."""
@@ -71,11 +74,14 @@ INDEX = "index"
 MASK = "mask"
 """Name of the ports of what is added to the scores."""
 
+SOURCE = "source"
+"""What the names of ports for keys and values of cross attention begin with."""
+
+SOURCE_MASK = "source_mask"
+"""The port of what is added to their scores: it hides what lies behind the source."""
+
 HIDDEN = -1e30
 """What is added to the scores of keys that a query does not see."""
-
-FAR = (0, 1, 255, 256, 4099, 70_000)
-"""Positions at which masks are asked whether they look ahead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,17 +154,20 @@ class StepEngine(FusedEngine):
     """All layers for some rows behind kept keys; see the module's docstring.
 
     Its input ports are the program's inputs, :data:`INDEX` unless it computes whole blocks, what is added to scores,
-    and of every kept value the whole blocks (unless the capacity is 0) and the open block (as :data:`INDEX`). Its
-    output ports are the hidden states and the new rows of every kept value. Scans have their states beside, and a
+    and of every kept value the whole blocks (unless the capacity is 0) and the open block (as :data:`INDEX`). Behind an
+    encoder there are the keys and values of cross attention, and :data:`SOURCE_MASK` ``[1, 1, keys]``. Its output ports
+    are the hidden states and the new rows of every kept value. Scans have their states beside, and a
     ``count`` says how many rows are there, so that the others leave the states as they are.
 
     Attributes:
         rows: Tokens of a call.
         capacity: Whole blocks of kept keys that it reads.
+        source: Blocks of an encoder's tokens that it reads; 0 without one.
     """
 
     rows: int
     capacity: int
+    source: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,11 +175,12 @@ class Steps:
     """How a program's sequences are extended.
 
     Attributes:
-        program: The tile program.
+        program: The tile program; of an encoder-decoder its decoder alone.
         body: Its stages that a step holds: all of its body.
         kept: The keys and values of all layers.
         added: What is added to scores, each once.
-        layers: For every attention, by the stage's name, which of ``added``.
+        layers: For every attention over kept keys, by the stage's name, which of ``added``.
+        source: Keys and values of cross attention, ``[1, kv_heads, m, head_dim]``; none without an encoder.
     """
 
     program: Program
@@ -178,6 +188,29 @@ class Steps:
     kept: tuple[KeptRows, ...]
     added: tuple[Added, ...]
     layers: tuple[tuple[str, int], ...]
+    source: tuple[Value, ...] = ()
+
+    @property
+    def fed(self) -> tuple[str, ...]:
+        """The program's inputs that a step reads, in order."""
+        given = {value.name for value in self.source}
+        return tuple(name for name in self.body.inputs if name not in given)
+
+    @property
+    def source_capacities(self) -> tuple[int, ...]:
+        """Blocks of an encoder's tokens that engines read, ascending: 0 without one, one where its size is fixed."""
+        if not self.source:
+            return (0,)
+        axis, block = self.source[0].axis or "", self.program.block_size
+        if axis_inputs(axis):
+            return SOURCE_CAPACITIES
+        blocks = -(-axis_length(axis, {}) // block)
+        return (blocks,) if blocks <= CAPACITIES[-1] else ()
+
+    def source_capacity(self, tokens: int) -> int | None:
+        """The least of them that holds as many of an encoder's tokens; ``None`` where none does."""
+        blocks = -(-tokens // self.program.block_size)
+        return next((capacity for capacity in self.source_capacities if capacity >= blocks), None)
 
     @property
     def states(self) -> tuple[Port, ...]:
@@ -186,8 +219,18 @@ class Steps:
 
     @property
     def capacities(self) -> tuple[int, ...]:
-        """Those of the engines that there are, ascending; of a program that keeps no keys, 0."""
-        return CAPACITIES if self.kept else CAPACITIES[:1]
+        """Those of the engines that there are, ascending; of a program that keeps no keys, 0.
+
+        Behind an encoder none is larger than what the decoder can take: there is an engine for each size of the source.
+        """
+        limit = self.program.max_length
+        if not self.kept:
+            return CAPACITIES[:1]
+        if not self.source or limit is None:
+            return CAPACITIES
+        blocks = limit.length // self.program.block_size
+        needed = next((at for at, capacity in enumerate(CAPACITIES) if capacity >= blocks), len(CAPACITIES) - 1)
+        return CAPACITIES[: needed + 1]
 
     @property
     def tokens(self) -> Input:
@@ -212,11 +255,19 @@ class Steps:
             blocks = min(blocks, max(entry.ring.blocks for entry in self.kept if entry.ring is not None))
         return next((capacity for capacity in CAPACITIES if capacity >= blocks), None)
 
-    def engine(self, rows: int, capacity: int) -> StepEngine:
-        """The engine of a call of ``rows`` tokens over up to ``capacity`` whole blocks."""
+    @property
+    def engines(self) -> Iterator[StepEngine]:
+        """All engines that there are, those of equal rows behind one another."""
+        for rows in self.rows:
+            for source in self.source_capacities:
+                for capacity in self.capacities:
+                    yield self.engine(rows, capacity, source)
+
+    def engine(self, rows: int, capacity: int, source: int = 0) -> StepEngine:
+        """The engine of a call of ``rows`` tokens over up to ``capacity`` whole blocks, ``source`` of an encoder."""
         program, block = self.program, self.program.block_size
         values = {value.name: value for value in program.values()}
-        inputs = [_port(f"input_{at}", values[name], rows) for at, name in enumerate(self.body.inputs)]
+        inputs = [_port(f"input_{at}", values[name], rows) for at, name in enumerate(self.fed)]
         if rows < block:
             inputs.append(Port(INDEX, "int64", (block,)))
         if self.states:
@@ -232,11 +283,15 @@ class Steps:
             if rows < block:
                 inputs.append(_port(f"open_{at}", entry.value, block))
             outputs.append(_port(f"new_{at}", entry.value, rows))
+        if self.source:
+            inputs.append(Port(SOURCE_MASK, "float32", (1, 1, source * block)))
+        inputs += [_port(f"{SOURCE}_{at}", value, source * block) for at, value in enumerate(self.source)]
         inputs += self.states
         outputs += [replace(port, name=f"next_{port.name}") for port in self.states]
         weights = tuple(self.body.weights.values())
+        name = f"{STEP}{rows}_{capacity}" + (f"_{source}" if self.source else "")
         return StepEngine(
-            f"{STEP}{rows}_{capacity}", tuple(inputs), tuple(outputs), weights, 0, 0, True, rows=rows, capacity=capacity
+            name, tuple(inputs), tuple(outputs), weights, 0, 0, True, rows=rows, capacity=capacity, source=source
         )
 
     def region(self, stage: TokenwiseStage, rows: int) -> TokenwiseEngine:
@@ -252,14 +307,26 @@ class Steps:
 
     def tiles(self, rows: int) -> dict[AttentionEngine, tuple[str, ...]]:
         """All such engines with the variants that a step may call."""
-        found: dict[AttentionEngine, tuple[str, ...]] = {}
         kept = {entry.value.name: entry for entry in self.kept}
+        masked, found = AttentionEngine.VARIANTS[1::2], dict[AttentionEngine, set[str]]()
         for stage in self.body.attentions:
-            ring = kept[stage.key].ring
-            wide = self.tile(stage, rows, CAPACITIES[-1] if ring is None else min(CAPACITIES[-1], ring.blocks))
-            found.setdefault(wide, AttentionEngine.VARIANTS if ring is None else AttentionEngine.VARIANTS[1::2])
-            found.setdefault(self.tile(stage, rows, 1), AttentionEngine.VARIANTS[1::2])
-        return found
+            if stage.key in kept:
+                ring = kept[stage.key].ring
+                wide = CAPACITIES[-1] if ring is None else min(CAPACITIES[-1], ring.blocks)
+                read = [(wide, AttentionEngine.VARIANTS if ring is None else masked), (1, masked)]
+            else:
+                read = [(blocks, AttentionEngine.VARIANTS) for blocks in self.source_tiles]
+            for blocks, variants in read:
+                found.setdefault(self.tile(stage, rows, blocks), set()).update(variants)
+        return {
+            engine: tuple(variant for variant in AttentionEngine.VARIANTS if variant in variants)
+            for engine, variants in found.items()
+        }
+
+    @property
+    def source_tiles(self) -> tuple[int, ...]:
+        """Blocks of the tiles in which an encoder's tokens may lie: of each engine, and of steps over more."""
+        return (*self.source_capacities, *(() if CAPACITIES[-1] in self.source_capacities else CAPACITIES[-1:]))
 
     def scan(self, stage: ScanStage, rows: int) -> ScanEngine:
         """The engine of a scan for ``rows`` tokens, likewise."""
@@ -283,25 +350,28 @@ def _port(name: str, value: Value, rows: int) -> Port:
 
 @lru_cache(maxsize=16)
 def step_steps(program: Program) -> Steps | None:
-    """How sequences of ``program`` are extended; ``None`` where :func:`step_obstacle` says why they aren't."""
-    body = whole_body(program)
-    if body is None or step_obstacle(program) is not None:
+    """How sequences of ``program`` are extended; ``None`` where ``step_obstacle`` says why they aren't."""
+    part = decoder_part(program)
+    if part is None:
         return None
+    program, body = part.program, part.body
+    given = {value.name for value in part.source}
+    attentions = [stage for stage in body.attentions if stage.key not in given]
     rings: dict[str, list[Ring | None]] = {}
-    for stage in body.attentions:
+    for stage in attentions:
         for name in (stage.key, stage.value):
             rings.setdefault(name, []).append(_ring(stage.mask, program.block_size))
     shared = {name: _widest(found) for name, found in rings.items()}
     added: dict[Added, int] = {}
     layers: list[tuple[str, int]] = []
-    for stage in body.attentions:
+    for stage in attentions:
         if shared[stage.key] != shared[stage.value]:
             raise InternalError(f"stage {stage.name}: its keys and values are kept differently")
         heads = program.engine_of(AttentionEngine, stage.engine).mask_heads
         entry = Added(stage.mask, stage.bias, shared[stage.key], heads)
         layers.append((stage.name, added.setdefault(entry, len(added))))
     kept = tuple(KeptRows(program.value(name), ring) for name, ring in shared.items())
-    return Steps(program, body, kept, tuple(added), tuple(layers))
+    return Steps(program, body, kept, tuple(added), tuple(layers), part.source)
 
 
 def _ring(mask: Mask, block: int) -> Ring | None:
@@ -316,60 +386,3 @@ def _widest(rings: list[Ring | None]) -> Ring | None:
     if len(known) < len(rings):
         return None
     return Ring(max(ring.before for ring in known), any(ring.first for ring in known))
-
-
-def step_obstacle(program: Program) -> CompileError | None:
-    """Why sequences of ``program`` can't be extended token by token: names the place, what it does, and a remedy."""
-    if program.logits is None or program.pooled_logits or not program.head:
-        return CompileError(program.name, "has no logits of every token, so it generates nothing", "compile a decoder")
-    arguments = [entry for entry in program.inputs if entry.source == "argument"]
-    if len(arguments) != 1 or arguments[0].limit is None or arguments[0].value.axis != TOKENS:
-        return CompileError(program.name, "reads more or other things than tokens", "generate with the original")
-    for entry in program.inputs:
-        if entry.source not in ("argument", "zeros", *COUNTING):
-            problem = f"reads {entry.source}, which changes with every token that is added"
-            return CompileError(f"input {entry.value.name}", problem, "generate with the original")
-    for stage in program.attentions:
-        if problem := _attention_problem(program, stage):
-            return CompileError(stage.name, problem, "generate with the original, or compile with --lowering tile")
-    body = whole_body(program)
-    if body is None or (body.first, body.end) != (0, len(program.body)):
-        problem = "moves rows between its layers, or attends along several axes"
-        return CompileError(program.name, problem, "generate with the original")
-    outside = {*body.inputs, *(value.name for value in body.outputs)}
-    kept = {name for stage in body.attentions for name in (stage.key, stage.value)}
-    if {value.name for value in body.outputs} != {program.hidden} or outside & kept:
-        return CompileError(program.name, "has a head that reads more than hidden states", "generate with the original")
-    return None
-
-
-def _attention_problem(program: Program, stage: AttentionStage) -> str:
-    if not isinstance(program.engine(stage.engine), AttentionEngine):
-        return "is lowered to engines that give no log-sum-exp"
-    if not is_exact(program, stage):
-        return "samples keys"
-    if any(stop > at + 1 for at in FAR for _, stop in stage.mask.support((at, at + 1))):
-        return f"sees later tokens ({stage.mask}), so that every token changes all others"
-    return ""
-
-
-@lru_cache(maxsize=16)
-def with_rows(program: Program, rows: int) -> Program:
-    """``program``, whose attentions are tiled, with engines whose blocks are of ``rows`` tokens."""
-    values = {value.name: value for value in program.values()}
-    sized: dict[str, Engine] = {
-        engine.name: replace(engine, block_size=rows, key_tile=rows) for engine in program.tile_engines
-    }
-    scans = (engine for engine in program.engines if isinstance(engine, ScanEngine))
-    sized |= {engine.name: resized_scan(engine, rows) for engine in scans}
-    for stage, engine in reversed(program.bindings):  # the first stage that an engine has decides
-        read = zip(engine.inputs, stage.inputs, strict=True)
-        made = zip(engine.outputs, stage.outputs, strict=True)
-        sized[engine.name] = replace(
-            engine,
-            inputs=tuple(replace(port, shape=values[name].block_shape(rows)) for port, name in read),
-            outputs=tuple(replace(port, shape=value.block_shape(rows)) for port, value in made),
-            flops=engine.flops * rows // program.block_size,
-        )
-    engines = tuple(sized[engine.name] for engine in program.engines)
-    return replace(program, block_size=rows, key_tile=rows, engines=engines)

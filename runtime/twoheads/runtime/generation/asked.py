@@ -55,5 +55,7 @@ def check_prompt(prompt: Any) -> None:
     Raises:
         InputError: Says what it is.
     """
-    if not isinstance(prompt, str | Sequence | np.ndarray) or (isinstance(prompt, np.ndarray) and not prompt.ndim):
+    if not isinstance(prompt, str | Sequence | Mapping | np.ndarray) or (
+        isinstance(prompt, np.ndarray) and not prompt.ndim
+    ):
         raise InputError("prompt", f"is {prompt!r:.60}", "give a text, tokens [N] or messages")

@@ -10,10 +10,12 @@ import numpy.typing as npt
 
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.variants.step_calls import Pieces
+from twoheads.graphs.variants.steps import CAPACITIES
 from twoheads.runtime.bundle.weights import Weights
 from twoheads.runtime.generation.added import AddedScores
 from twoheads.runtime.generation.engines import StepEngines
 from twoheads.runtime.generation.kept.rows import KeptBlocks
+from twoheads.runtime.generation.kept.source import KeptSource
 from twoheads.runtime.generation.kept.states import KeptStates
 from twoheads.runtime.generation.long_step import LongStep
 from twoheads.runtime.generation.prefix_cache import PrefixCache, following
@@ -36,10 +38,12 @@ class Context:
         owner: What the context belongs to; contexts of other bundles are refused.
         cache: Beginnings that were computed before, if any are kept.
         kept: Where keys and values go, if not into arrays of its own.
+        source: What is read of an encoder, if there is one.
 
     Attributes:
         engines: What computes.
         owner: What the context belongs to.
+        source: What is read of an encoder; nothing without one.
         tokens: The sequence.
         added: What is added to the scores of its steps.
     """
@@ -51,6 +55,7 @@ class Context:
         owner: object,
         cache: PrefixCache | None = None,
         kept: KeptBlocks | None = None,
+        source: KeptSource | None = None,
     ) -> None:
         self.engines = engines
         self.owner = owner
@@ -62,6 +67,7 @@ class Context:
         """Of the whole blocks that ``append`` computed, as the cache calls them."""
         self._kept: KeptBlocks | None = KeptBlocks(engines.steps) if kept is None else kept
         self._states = KeptStates(engines.steps)
+        self.source = KeptSource(engines.steps, {}) if source is None else source
         self._steps: dict[tuple[int, bool], BoundStep | LongStep] = {}
         self._heads: dict[int, Heads] = {}
         self._steady = 0
@@ -74,8 +80,8 @@ class Context:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its keys, values and states."""
-        return self._arrays().nbytes + self._states.nbytes
+        """Bytes of its keys, values and states; forks share those of an encoder."""
+        return self._arrays().nbytes + self._states.nbytes + self.source.nbytes
 
     def append(self, tokens: Sequence[int] | npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Adds tokens; returns the logits ``[classes]`` of the token behind them, in float32.
@@ -188,7 +194,7 @@ class Context:
 
     def fork(self) -> Context:
         """Another context with the same tokens, which grows on its own."""
-        made = Context(self.engines, self._weights, self.owner, self._cache)
+        made = Context(self.engines, self._weights, self.owner, self._cache, source=self.source)
         made._names = list(self._names)
         made.tokens = list(self.tokens)
         made._kept, made._states = self._arrays().copy(), self._states.copy()
@@ -364,12 +370,13 @@ class Context:
     def _run(self, tokens: npt.NDArray[np.int64], first: int, count: int, rows: int) -> npt.NDArray[Any]:
         """One call: tokens that are there already are computed again, and left as they are."""
         kept, block = self._arrays(), self.engines.steps.program.block_size
-        if kept.reserve(first // block):
+        # Layer by layer, whole blocks are read in tiles of the widest capacity.
+        if kept.reserve(max(first // block, CAPACITIES[-1] if self.source.capacity is None else 0)):
             self._steps.clear()
-        long = self.engines.steps.capacity(first // block) is None
+        long = self.engines.steps.capacity(first // block) is None or self.source.capacity is None
         key = (rows, long)
         if key not in self._steps:
-            self._steps[key] = (LongStep if long else BoundStep)(self.engines, rows, kept)
+            self._steps[key] = (LongStep if long else BoundStep)(self.engines, rows, kept, self.source)
         step = self._steps[key]
         step.run(tokens, first, self.added, self._states)
         self._states.move(first + count)

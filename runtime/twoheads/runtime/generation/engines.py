@@ -15,7 +15,8 @@ from twoheads.graphs.program.engines.scan import STEP as SCAN_STEP
 from twoheads.graphs.program.program import AttentionEngine, ScanStage, TokenwiseEngine, TokenwiseStage
 from twoheads.graphs.serialization.bundle_format import ENGINES
 from twoheads.graphs.variants.batch_steps import BatchAttention
-from twoheads.graphs.variants.steps import StepEngine, Steps, step_obstacle, step_steps
+from twoheads.graphs.variants.decoder import step_obstacle
+from twoheads.graphs.variants.steps import StepEngine, Steps, step_steps
 from twoheads.runtime.backends.protocol import Backend, DeviceBackend, EngineFile, EngineHandle, UnpackedBackend
 from twoheads.runtime.backends.registry import DEVICES
 from twoheads.runtime.bundle.engine_files.check import engine_problem
@@ -65,14 +66,14 @@ class StepEngines:
         self._open: dict[str, EngineHandle] = {}
         self._capacity: dict[int, str] = {}
 
-    def body(self, rows: int, blocks: int) -> tuple[StepEngine, EngineHandle]:
-        """The engine for a call of ``rows`` tokens behind ``blocks`` whole blocks.
+    def body(self, rows: int, blocks: int, source: int = 0) -> tuple[StepEngine, EngineHandle]:
+        """The engine for a call of ``rows`` tokens behind ``blocks`` whole blocks, and ``source`` of an encoder.
 
         Raises:
             BundleError: The bundle does not hold it, or the backend can't open it.
         """
         capacity = self.steps.capacity(blocks) or 0
-        engine = self.steps.engine(rows, capacity)
+        engine = self.steps.engine(rows, capacity, source)
         if engine.name not in self._open and self._packed and rows in self._capacity:
             del self._open[self._capacity[rows]]
         self._capacity[rows] = engine.name
@@ -170,7 +171,7 @@ def _checked(bundle: Bundle, backend: Backend) -> Steps:
     if (obstacle := step_obstacle(bundle.program)) is not None:
         raise InputError(obstacle.where, obstacle.problem, obstacle.fix)
     steps = step_steps(bundle.program)
-    if steps is None or not bundle.has(bundle.engine_file(steps.engine(steps.rows[0], 0).name)):
+    if steps is None or not bundle.has(bundle.engine_file(next(steps.engines).name)):
         raise InputError(str(bundle.path), "holds no engines that extend a sequence", "compile the model again")
     if isinstance(backend, DeviceBackend) or backend.name.partition(":")[0] not in DEVICES:
         raise InputError(f"backend {backend.name}", "does not generate yet", "use onnxruntime or openvino")

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -25,9 +26,12 @@ from twoheads.runtime.generation.choosing.draft import DraftGuesses, Guesser
 from twoheads.runtime.generation.choosing.lookup import PromptLookup
 from twoheads.runtime.generation.choosing.processors import LogitsProcessor
 from twoheads.runtime.generation.choosing.settings import Settings
+from twoheads.runtime.generation.choosing.speech import split_speech
 from twoheads.runtime.generation.context import Context
+from twoheads.runtime.generation.encoder import OPTIONS, Beginning, RunSource, as_source
 from twoheads.runtime.generation.engines import StepEngines
 from twoheads.runtime.generation.kept.rows import KeptBlocks
+from twoheads.runtime.generation.kept.source import KeptSource, refuse_source
 from twoheads.runtime.generation.prefix_cache import PrefixCache
 from twoheads.runtime.generation.results import Generated, Piece
 from twoheads.runtime.generation.saved import read_context, write_context
@@ -40,8 +44,8 @@ from twoheads.runtime.reports.notices import notices
 
 __all__ = ["Generator", "Pieces", "Prompt"]
 
-Prompt: TypeAlias = "str | Sequence[int] | npt.NDArray[Any] | Sequence[Message]"
-"""A text, tokens, or a conversation."""
+Prompt: TypeAlias = "str | Sequence[int] | npt.NDArray[Any] | Sequence[Message] | Mapping[str, Any]"
+"""A text, tokens, a conversation, or the arrays that an encoder reads."""
 
 Pieces: TypeAlias = "collections.abc.Generator[Piece, None, None]"
 """New tokens, one by one; to be closed by whoever leaves early."""
@@ -55,6 +59,7 @@ class Generator:
         weights: Its weights.
         engines: Its step engines.
         tokenizer: Its tokenizer, if it has one.
+        run_source: Runs its encoder, if it has one.
 
     Attributes:
         facts: What the model says about generating.
@@ -65,9 +70,18 @@ class Generator:
         InputError: The model's settings ask for what is not supported; the field is named.
     """
 
-    def __init__(self, bundle: Bundle, weights: Weights, engines: StepEngines, tokenizer: Tokenizer | None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        weights: Weights,
+        engines: StepEngines,
+        tokenizer: Tokenizer | None,
+        run_source: RunSource,
+    ) -> None:
         self.facts: ModelFacts = read_facts(bundle.generation_file)
-        self.settings = Settings().changed(self.facts.settings, self.facts.where)
+        settings, self._speech = split_speech(self.facts.settings, self.facts.where)
+        self.settings = Settings().changed(settings, self.facts.where)
+        self._run_source = run_source
         self._bundle = bundle
         self._weights = weights
         self._engines = engines
@@ -89,13 +103,26 @@ class Generator:
         """What computes."""
         return self._engines
 
-    def open_context(self, kept: KeptBlocks | None = None) -> Context:
+    def open_context(self, kept: KeptBlocks | None = None, source: Any = None) -> Context:
         """An empty sequence, to be continued, cut back and forked; see :class:`Context`.
 
         Args:
             kept: Where its keys and values go, if not into arrays of its own.
+            source: What the encoder reads, if the model has one: a text, tokens, or arrays by name.
+
+        Raises:
+            InputError: There is no source for an encoder, or one for none, or it is not what the encoder reads.
         """
-        return Context(self._engines, self._weights, self._bundle, self.cache, kept)
+        found: KeptSource | None = None
+        if self.steps.source:
+            if source is None:
+                raise InputError("context", "has no input for the model's encoder", "give a source")
+            values, calls = self._run_source(as_source(source, partial(self._text_tokens, special=True)))
+            found = KeptSource(self.steps, values)
+            self._engines.calls += calls
+        elif source is not None:
+            raise InputError("source", "is given, and the model has no encoder", "leave it out")
+        return Context(self._engines, self._weights, self._bundle, self.cache, kept, found)
 
     def save_context(self, context: Context, path: str | os.PathLike[str]) -> None:
         """Writes a context to a file, which :meth:`load_context` reads.
@@ -103,6 +130,7 @@ class Generator:
         Raises:
             InputError: It is closed or another bundle's, or the file can't be written.
         """
+        refuse_source(self.steps, "no file keeps", "keep the context open")
         self._check_owner(context)
         write_context(context, Path(path), self._identity)
 
@@ -124,6 +152,7 @@ class Generator:
         Raises:
             InputError: ``memory`` is negative, or ``folder`` can't be made.
         """
+        refuse_source(self.steps, "no cache of beginnings keeps", "generate without a cache")
         identity = "\n".join(self._identity)
         path = None if folder is None else Path(folder)
         self.cache = PrefixCache(self._engines.steps, identity, memory=memory, folder=path)
@@ -135,7 +164,8 @@ class Generator:
         """Continues ``prompt``.
 
         Args:
-            prompt: A text, tokens ``[N]``, or messages, which the model's chat template turns into text.
+            prompt: A text, tokens ``[N]``, or messages, which the model's chat template turns into text. Where the
+                model has an encoder, what that reads: a text, tokens, features, or arrays by name.
             streamer: Called with every token.
             **options: Those below, and fields of :class:`Settings`, which replace the model's own.
 
@@ -155,6 +185,8 @@ class Generator:
             regex: Let the whole text match this regular expression (likewise).
             grammar: Let it follow this grammar, in the form of Lark (likewise).
             chat: What else the chat template reads: see :func:`~twoheads.runtime.generation.text.chat.render_chat`.
+            decoder_input_ids: Of an encoder-decoder the first tokens; by default the model's start token.
+            language, task: Of a model of speech, e.g. ``en`` and ``transcribe``; by default it finds the language.
 
         Returns:
             The continuation; a list of them where ``num_return_sequences`` is given and more than one.
@@ -193,6 +225,8 @@ class Generator:
         check_prompt(prompt)
         if isinstance(prompt, str):
             return self._text_tokens(prompt, special=first), False
+        if isinstance(prompt, Mapping):
+            raise InputError("prompt", "is a mapping, as an encoder reads it", "give a text, tokens [N] or messages")
         if len(prompt) and isinstance(prompt[0], Mapping):
             messages = [message for message in prompt if isinstance(message, Mapping)]
             if len(messages) < len(prompt):
@@ -249,6 +283,8 @@ class Generator:
             grammar=grammar,
             chat=chat,
         )
+        beginning = Beginning(**{name: settings.pop(name) for name in OPTIONS if name in settings})
+        beginning.check(encoder=bool(self.steps.source), continued=context is not None, speech=self._speech)
         wanted = self._settings(settings, stop, ignore_eos=ignore_eos)
         self.text_stream(wanted.stop_strings)
         constraint = read_constraint(
@@ -258,7 +294,11 @@ class Generator:
             tokenizer=self._bundle.tokenizer_file,
             ends=wanted.eos_token_id,
         )
-        used, tokens = self._begin(prompt, context, chat or {})
+        if self.steps.source and context is None:
+            used = self.open_context(source=prompt)
+            tokens = beginning.tokens(wanted, self._speech, used)
+        else:
+            used, tokens = self._begin(prompt, context, chat or {})
         own = (logits_processor,) if callable(logits_processor) else tuple(logits_processor)
         seeds: tuple[np.random.SeedSequence | None, ...] = (None,)
         if wanted.do_sample:

@@ -13,6 +13,7 @@ from twoheads.graphs.variants.steps import CAPACITIES
 from twoheads.runtime.generation.added import NOWHERE, AddedScores
 from twoheads.runtime.generation.engines import StepEngines
 from twoheads.runtime.generation.kept.rows import KeptBlocks
+from twoheads.runtime.generation.kept.source import KeptSource
 from twoheads.runtime.generation.kept.states import KeptStates
 
 __all__ = ["LongStep"]
@@ -29,14 +30,15 @@ class LongStep:
         engines: Where the engines are open.
         rows: Tokens of a call.
         kept: The context's keys and values, which must stay where they are.
+        source: What it reads of an encoder, likewise.
 
     Attributes:
         hidden: The hidden states of the last call, ``[1, rows, width]``.
         new: Its keys and values, in the order of ``Steps.kept``.
     """
 
-    def __init__(self, engines: StepEngines, rows: int, kept: KeptBlocks) -> None:
-        self._engines, self._rows, self._kept = engines, rows, kept
+    def __init__(self, engines: StepEngines, rows: int, kept: KeptBlocks, source: KeptSource) -> None:
+        self._engines, self._rows, self._kept, self._source = engines, rows, kept, source
         steps = self._steps = engines.steps
         self._block = steps.program.block_size
         self._values: dict[str, Array] = {
@@ -45,6 +47,7 @@ class LongStep:
         self._places = {entry.value.name: at for at, entry in enumerate(steps.kept)}
         self._added = dict(steps.layers)
         self._masks: dict[tuple[int, int], Array] = {}
+        self._hidden: dict[tuple[int, int], Array] = {}
         self._count = np.zeros(1, np.int64)
         self._calls = [self._call(stage) for stage in steps.body.inside]
         self._tile_calls: dict[tuple[str, str], Any] = {}
@@ -83,7 +86,9 @@ class LongStep:
                 self._values[entry.value.name][...] = tokens[at] if entry.source == "argument" else first + at
         filled: set[tuple[int, int]] = set()
         for stage, call in zip(self._steps.body.inside, self._calls, strict=True):
-            if isinstance(stage, AttentionStage):
+            if isinstance(stage, AttentionStage) and stage.key not in self._places:
+                self._cross(stage)
+            elif isinstance(stage, AttentionStage):
                 self._attend(stage, first, count, added, filled)
             else:
                 if isinstance(stage, ScanStage):
@@ -110,6 +115,24 @@ class LongStep:
                 mask = self._mask(self._added[stage.name], number - len(tiles), engine, positions, where, added, filled)
             out = self._values[stage.output.name] if number == len(tiles) - 1 else None
             state = self._tile(stage, engine, (keys, values), mask, state, out)
+
+    def _cross(self, stage: AttentionStage) -> None:
+        """One attention over all tiles of an encoder."""
+        source, engine = self._source, self._steps.tile(stage, self._rows, self._source.blocks)
+        k, v = source.place(stage.key), source.place(stage.value)
+        state = self._first_state(stage)
+        for number, tile in enumerate(source.tiles):
+            mask = None if source.is_whole(number) else self._source_mask(engine, number)
+            out = self._values[stage.output.name] if number == len(source.tiles) - 1 else None
+            state = self._tile(stage, engine, (tile[k], tile[v]), mask, state, out)
+
+    def _source_mask(self, engine: AttentionEngine, number: int) -> Array:
+        """What is added to the scores of a tile, for all rows."""
+        shape = (engine.mask_heads, self._rows, engine.key_tile)
+        key = (engine.mask_heads, number)
+        if key not in self._hidden:
+            self._hidden[key] = np.ascontiguousarray(np.broadcast_to(self._source.masks[number], shape))
+        return self._hidden[key]
 
     def _tiles(self, stage: AttentionStage, first: int, end: int) -> Iterator[Tile]:
         """All tiles of keys for queries ``[first, end)``, their own block last."""

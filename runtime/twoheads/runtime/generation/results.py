@@ -44,6 +44,7 @@ class Generated:
         peak_bytes: The most memory that the process has had so far.
         logprobs: For every token the logarithm of its probability, by the model's own logits.
         logits: The model's logits ``[tokens, classes]``, float32, where they are asked for.
+        source_tokens: Rows of the model's encoder, where it has one; ``prompt_tokens`` are the decoder's.
         guessed_tokens: Tokens that were guessed by speculation.
         right_guesses: Those of them that came true.
         warnings: What the caller should know.
@@ -59,6 +60,7 @@ class Generated:
     peak_bytes: int
     logprobs: list[float]
     logits: npt.NDArray[np.float32] | None = None
+    source_tokens: int = 0
     guessed_tokens: int = 0
     right_guesses: int = 0
     warnings: tuple[str, ...] = ()
@@ -66,5 +68,13 @@ class Generated:
     def as_json(self) -> dict[str, Any]:
         """All but the logits, for JSON."""
         names = ("tokens", "text", "prompt_tokens", "finish_reason", "first_token_seconds", "tokens_per_second")
-        others = ("engine_calls", "peak_bytes", "logprobs", "guessed_tokens", "right_guesses", "warnings")
+        others = (
+            "engine_calls",
+            "peak_bytes",
+            "logprobs",
+            "source_tokens",
+            "guessed_tokens",
+            "right_guesses",
+            "warnings",
+        )
         return {name: getattr(self, name) for name in (*names, *others)}

@@ -199,6 +199,7 @@ class SequenceRun:
             peak_bytes=peak_memory(),
             logprobs=[piece.logprob for piece in pieces],
             logits=np.stack(kept) if kept else None,
+            source_tokens=self._context.source.tokens,
             guessed_tokens=self.guessed,
             right_guesses=self.right,
         )

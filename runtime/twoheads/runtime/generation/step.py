@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.program.engines.scan import COUNT
-from twoheads.graphs.variants.steps import INDEX, MASK
+from twoheads.graphs.variants.steps import INDEX, MASK, SOURCE, SOURCE_MASK
 from twoheads.runtime.generation.added import AddedScores
 from twoheads.runtime.generation.engines import StepEngines
 from twoheads.runtime.generation.kept.rows import KeptBlocks
+from twoheads.runtime.generation.kept.source import KeptSource
 from twoheads.runtime.generation.kept.states import KeptStates
 
 __all__ = ["BoundStep", "Heads"]
@@ -26,22 +27,23 @@ class BoundStep:
         engines: Where the engine is open.
         rows: Tokens of a call.
         kept: The context's keys and values, which must stay where they are.
+        source: What it reads of an encoder, likewise.
 
     Attributes:
         hidden: The hidden states of the last call, ``[1, rows, width]``.
         new: Its keys and values, in the order of ``Steps.kept``.
     """
 
-    def __init__(self, engines: StepEngines, rows: int, kept: KeptBlocks) -> None:
+    def __init__(self, engines: StepEngines, rows: int, kept: KeptBlocks, source: KeptSource) -> None:
         self._engines, self._rows = engines, rows
         steps = engines.steps
         self._block = steps.program.block_size
         self._capacity = kept.capacity
-        engine, handle = engines.body(rows, kept.capacity)
+        engine, handle = engines.body(rows, kept.capacity, source.capacity or 0)
         self._arrays = {
             port.name: np.zeros(port.shape, port.dtype)
             for port in engine.inputs
-            if not port.name.startswith(("past_", "open_", "state_"))
+            if not port.name.startswith(("past_", "open_", "state_", SOURCE))
         }
         self._feeds = [(entry.source, self._arrays[f"input_{at}"]) for at, entry in enumerate(_inputs(engines))]
         self._added = [self._arrays[f"{MASK}_{at}"] for at in range(len(steps.added))]
@@ -52,6 +54,8 @@ class BoundStep:
         given = dict(self._arrays)
         given |= {f"past_{at}": array for at, array in enumerate(kept.past)}
         given |= {f"open_{at}": array for at, array in enumerate(kept.opened)}
+        for tile, mask in zip(source.tiles, source.masks, strict=True):  # one, or none
+            given |= {SOURCE_MASK: mask} | {f"{SOURCE}_{at}": array for at, array in enumerate(tile)}
         self._call = handle.new_call()
         wrap = engines.backend.tensor
         for number, port in enumerate(engine.inputs[: self._ports[0]]):
@@ -130,4 +134,4 @@ def _inputs(engines: StepEngines) -> list[Any]:
     """The program's inputs in the order in which a step reads them."""
     steps = engines.steps
     named = {entry.value.name: entry for entry in steps.program.inputs}
-    return [named[name] for name in steps.body.inputs]
+    return [named[name] for name in steps.fed]

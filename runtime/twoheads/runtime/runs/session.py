@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -97,18 +97,22 @@ class LoadedBundle(RunContext):
         """
         from twoheads.runtime.generation.engines import StepEngines
         from twoheads.runtime.generation.generator import Generator
+        from twoheads.runtime.runs.source_run import run_source
 
         bundle, weights, how = self._bundle, self._weights, self.precision
         engines = StepEngines(bundle, weights, self._backend, threads=self.threads, precision=how)
-        return Generator(bundle, weights, engines, self.tokenizer)
+        return Generator(bundle, weights, engines, self.tokenizer, partial(run_source, self, self.executor))
 
-    def open_context(self) -> Context:
+    def open_context(self, source: Any = None) -> Context:
         """An empty sequence of tokens, to be continued, cut back and forked.
 
+        Args:
+            source: What the model's encoder reads, if it has one: a text, tokens ``[m]``, or arrays by name.
+
         Raises:
-            InputError: As :attr:`generation`.
+            InputError: As :attr:`generation`; or the source is not what the model reads.
         """
-        return self.generation.open_context()
+        return self.generation.open_context(source=source)
 
     def generate(self, prompt: Prompt, **options: Any) -> Generated | list[Generated]:
         """Continues a text, tokens or a conversation; see :meth:`Generator.generate` for the options.

@@ -27,6 +27,7 @@ from twoheads.export.cli.shared.options_object import takes_options
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.serialization.read_json import parse_json
 from twoheads.runtime.bundle.reader import require_bundle
+from twoheads.runtime.inputs.array_files import read_npz
 
 if TYPE_CHECKING:
     from twoheads.runtime import LoadedBundle
@@ -38,13 +39,17 @@ __all__ = ["GenerateOptions", "command"]
 
 @dataclass(frozen=True, slots=True)
 class PromptOptions:
-    """What is continued: one of these."""
+    """What is continued, or read by the model's encoder: one of these."""
 
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="What to continue.")] = None
     file: Annotated[
         Path | None, typer.Option("--file", "-f", metavar="FILE", help="Or a text file; of .json, messages.")
     ] = None
     tokens: options.Tokens = None
+    arrays: Annotated[
+        Path | None,
+        typer.Option("--input", metavar="FILE.npz", help="Or what the model's encoder reads, as arrays by name."),
+    ] = None
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -58,17 +63,37 @@ class PromptOptions:
         Raises:
             InputError: Not one of them is given, or a file can't be read, or is not what its option takes.
         """
-        if sum(given is not None for given in (self.prompt, self.file, self.tokens, self.prompts)) != 1:
-            fix = "give --prompt TEXT, --file F, --tokens F.npy or --prompts F.jsonl"
+        others = (self.file, self.tokens, self.arrays, self.prompts)
+        if sum(given is not None for given in (self.prompt, *others)) != 1:
+            fix = "give --prompt TEXT, --file F, --tokens F.npy, --input F.npz or --prompts F.jsonl"
             raise InputError("twoheads generate", "needs one prompt", fix)
         if self.prompts is not None:
             return read_lines(self.prompts)
         if self.tokens is not None:
             return arguments.read_tokens(self.tokens)
+        if self.arrays is not None:
+            return read_npz(arguments.require_path(self.arrays, "an .npz file"))
         if self.file is None:
             return self.prompt
         text = arguments.read_text(self.file)
         return _messages(self.file, text) if self.file.suffix == ".json" else text
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechOptions:
+    """What a model of speech is told first."""
+
+    language: Annotated[
+        str | None, typer.Option("--language", metavar="CODE", help="Of speech, e.g. en; else the model finds it out.")
+    ] = None
+    task: Annotated[
+        str | None, typer.Option("--task", metavar="NAME", help="Of speech: transcribe (the default) or translate.")
+    ] = None
+
+    def read(self) -> dict[str, str]:
+        """The arguments of :meth:`twoheads.runtime.LoadedBundle.generate` for it."""
+        given = {"language": self.language, "task": self.task}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +160,7 @@ class GenerateOptions:
         Path | None,
         typer.Option("--save-context", metavar="FILE", help="Leave the whole sequence there, to go on later."),
     ] = None
+    speech: SpeechOptions = field(default_factory=SpeechOptions)
     form: FormOptions = field(default_factory=FormOptions)
     engines: EngineOptions = field(default_factory=EngineOptions)
     as_json: options.Json = False
@@ -152,7 +178,7 @@ class GenerateOptions:
 
 @takes_options
 def command(bundle: options.Bundle, asked: GenerateOptions) -> None:
-    """Continue a prompt, and print the text as it comes.
+    """Continue a prompt, or answer what a model's encoder reads, and print the text as it comes.
 
     How tokens are chosen is what the model's generation_config.json says, unless an option says otherwise; the fields
     and their meanings are those of transformers. A .json file holds the messages of a conversation. Of --prompts every
@@ -167,6 +193,7 @@ def command(bundle: options.Bundle, asked: GenerateOptions) -> None:
     keep_prefixes(loaded, asked.cache)
     _default_length(loaded, settings)
     settings |= {"stop": asked.stop, "seed": asked.seed, "ignore_eos": asked.ignore_eos, **asked.form.read()}
+    settings |= asked.speech.read()
     if asked.given.prompts is not None:
         continue_lines(loaded, prompt, asked.at_once, settings)
         return

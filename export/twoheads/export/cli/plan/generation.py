@@ -8,7 +8,11 @@ from twoheads.export.cli.plan.options import PlanOptions
 from twoheads.export.cli.shared import arguments
 from twoheads.export.cli.shared.console import print_facts, print_json, size_text
 from twoheads.graphs.errors import InputError
-from twoheads.graphs.program.program import Program
+from twoheads.graphs.program.axes import axis_length
+from twoheads.graphs.program.lengths import resolve_lengths
+from twoheads.graphs.program.program import TOKENS, Program
+from twoheads.graphs.schedule.schedule import SOURCE, make_schedule
+from twoheads.graphs.variants.decoder import source_values
 from twoheads.graphs.variants.step_calls import generation_plan
 
 __all__ = ["plan_generation"]
@@ -21,16 +25,24 @@ def plan_generation(program: Program, asked: PlanOptions) -> None:
         InputError: The model generates nothing, or other options are given that have no meaning here.
     """
     others = (asked.output, asked.positions, asked.memory_limit, asked.device, asked.scaling.workers)
-    length = None if asked.length is None else arguments.parse_lengths(asked.length)
-    if any(option is not None for option in others) or not isinstance(length, int) or asked.generate is None:
+    if any(option is not None for option in others) or asked.length is None or asked.generate is None:
         raise InputError("--generate", "plans one prompt of --length tokens", "leave out the other options")
-    plan = generation_plan(program, length, asked.generate)
+    given = arguments.parse_lengths(asked.length)
+    source, encoder_calls = source_values(program), 0
+    if not source and not isinstance(given, int):
+        raise InputError("--generate", "plans one prompt of --length tokens", "give one length")
+    lengths = resolve_lengths(program, given)
+    if source:
+        encoder_calls = make_schedule(program, lengths, output=SOURCE).engine_calls
+    rows = axis_length(source[0].axis or "", lengths) if source else 0
+    plan = generation_plan(program, lengths[TOKENS], asked.generate, rows)
     if asked.as_json:
-        print_json(asdict(plan))
+        print_json(asdict(plan) | {"encoder_calls": encoder_calls})
         return
     print_facts(
         (
             ("tokens", f"{plan.prompt_tokens} and {plan.new_tokens} new ones, in blocks of {program.block_size}"),
+            *((("encoder", f"{rows} tokens, {encoder_calls} calls"),) if source else ()),
             ("calls for the prompt", str(plan.prompt_calls)),
             ("calls behind it", f"{plan.step_calls}, of which the last token takes {plan.last_step_calls}"),
             ("keys and values", size_text(plan.kept_bytes)),

@@ -24,9 +24,9 @@ def verify_steps(bundle: Path, asked: VerifyOptions, given: Given) -> None:
     Raises:
         InputError: Options are given that have no meaning here.
     """
-    if asked.target is not None or asked.results or isinstance(given.tokens, dict):
-        fix = "leave out --target, --result and --input"
-        raise InputError("--generate", "continues one text or token sequence by the bundle's own engines", fix)
+    if asked.target is not None or asked.results:
+        fix = "leave out --target and --result"
+        raise InputError("--generate", "continues one sequence by the bundle's own engines", fix)
     if asked.against is None or asked.generate is None or not isinstance(given.length, int | None):
         raise InputError("--generate", "continues one sequence", "give --against SOURCE and one --length")
 
@@ -39,7 +39,7 @@ def verify_steps(bundle: Path, asked: VerifyOptions, given: Given) -> None:
             new_tokens=asked.generate,
             length=given.length,
             text=given.text,
-            tokens=None if isinstance(given.tokens, dict) else given.tokens,  # type: ignore[arg-type]
+            tokens=given.tokens,
             backend=asked.backend,
             precision=asked.precision.value,
             trust_remote_code=asked.trust_remote_code,

@@ -19,7 +19,8 @@ from twoheads.graphs.program.engines.scan import COUNT
 from twoheads.graphs.program.engines.scan import STEP as SCAN_STEP
 from twoheads.graphs.program.program import AttentionEngine, AttentionStage, ScanEngine, ScanStage
 from twoheads.graphs.program.wiring import ReadWeight
-from twoheads.graphs.variants.steps import INDEX, MASK, KeptRows, StepEngine, Steps, with_rows
+from twoheads.graphs.variants.stage_run import with_rows
+from twoheads.graphs.variants.steps import INDEX, MASK, SOURCE, SOURCE_MASK, KeptRows, StepEngine, Steps
 
 __all__ = ["step_model"]
 
@@ -48,9 +49,10 @@ class _Joined(JoinedRegions):
     def __init__(
         self, steps: Steps, engine: StepEngine, engines: Mapping[str, onnx.ModelProto], weight: ReadWeight
     ) -> None:
-        names = dict(zip(steps.body.inputs, (port.name for port in engine.inputs), strict=False))
+        names = dict(zip(steps.fed, (port.name for port in engine.inputs), strict=False))
         names[steps.program.hidden] = "hidden"
         names |= {entry.value.name: f"new_{at}" for at, entry in enumerate(steps.kept)}
+        names |= {value.name: f"{SOURCE}_{at}" for at, value in enumerate(steps.source)}
         weights = {name: port.name for name, port in steps.body.weights.items()}
         super().__init__(steps.body.inside, engines, names, weights, weight)
         self._program = with_rows(steps.program, engine.rows)
@@ -59,16 +61,17 @@ class _Joined(JoinedRegions):
         self._added = dict(steps.layers)
         self._states = {stage.name: port.name for (stage, _), port in zip(steps.body.scans, steps.states, strict=True)}
         self._whole: dict[str, str] = {}
+        self._source = engine.source * self._block
 
     def attention(self, stage: AttentionStage) -> None:
-        """Appends softmax attention of the rows over whole blocks and the open one."""
+        """Appends softmax attention of the rows over whole blocks and the open one, or over an encoder's tokens."""
         graph, engine = self.graph, self._program.engine_of(AttentionEngine, stage.engine)
         query, heads = self.name(stage.query), engine.kv_num_heads
         keys, values = self._parts(stage.key), self._parts(stage.value)
         parts = [scores_of(graph, replace(engine, key_tile=width), query, name) for name, width in keys]
         widths = [width for _, width in keys]
         scores = graph.node("Concat", *parts, axis=-1) if len(parts) > 1 else parts[0]
-        scores = self._masked(scores, engine, sum(widths), self._added[stage.name])
+        scores = self._masked(scores, engine, sum(widths), stage)
         if stage.sinks is not None:
             scores, widths = with_sinks(graph, engine, scores, stage.sinks, self._weight), [*widths, 1]
         shares = self._split(graph.node("Softmax", scores, axis=-1), widths)
@@ -87,7 +90,12 @@ class _Joined(JoinedRegions):
         self.add_scan(stage, model, state, COUNT, state=f"next_{state}")
 
     def _parts(self, value: str) -> list[tuple[str, int]]:
-        """Keys or values of whole blocks, if any are read, and of the open block, each with how many there are."""
+        """Keys or values of whole blocks, if any are read, and of the open block, each with how many there are.
+
+        Those of cross attention are of one port.
+        """
+        if value not in self._kept:
+            return [(self.name(value), self._source)]
         at, entry = self._kept[value]
         past = [(f"past_{at}", entry.blocks(self._capacity) * self._block)] if self._capacity else []
         return [*past, (self._open(at, entry), self._block)]
@@ -103,12 +111,14 @@ class _Joined(JoinedRegions):
             self._whole[new] = self.graph.node("Gather", both, INDEX, axis=axis)
         return self._whole[new]
 
-    def _masked(self, scores: str, engine: AttentionEngine, keys: int, at: int) -> str:
+    def _masked(self, scores: str, engine: AttentionEngine, keys: int, stage: AttentionStage) -> str:
         """The scores ``[kv_heads, group * rows, keys]`` plus what is added to them."""
         graph, heads = self.graph, engine.kv_num_heads
         group = engine.q_num_heads // heads
+        if stage.key not in self._kept:
+            return graph.node("Add", scores, SOURCE_MASK)
         shape = (1, 1) if engine.mask_heads == 1 else (heads, group)
-        added = graph.reshape(f"{MASK}_{at}", *shape, self._rows, keys)
+        added = graph.reshape(f"{MASK}_{self._added[stage.name]}", *shape, self._rows, keys)
         folded = graph.reshape(scores, heads, group, self._rows, keys)
         return graph.reshape(graph.node("Add", folded, added), heads, group * self._rows, keys)
 

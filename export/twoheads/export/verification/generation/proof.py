@@ -15,9 +15,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from twoheads.export.engines.run_inputs import verify_inputs, verify_lengths
 from twoheads.export.progress import Progress, silent
 from twoheads.export.verification.check import ALLOWED
+from twoheads.export.verification.generation.prompts import Begun, Given, begin
 from twoheads.export.verification.lowered_run import with_bundle_weights
 from twoheads.export.verification.noise_floor import largest_difference
 from twoheads.export.verification.original_run import OriginalResults, Source, load_original, run_original
@@ -90,7 +90,7 @@ def verify_generation(
     new_tokens: int,
     length: int | None = None,
     text: str | None = None,
-    tokens: npt.NDArray[Any] | None = None,
+    tokens: Given = None,
     backend: str = "onnxruntime",
     precision: str = "f32",
     trust_remote_code: bool = False,
@@ -102,9 +102,10 @@ def verify_generation(
         bundle: The bundle's folder.
         source: What it was compiled from.
         new_tokens: Steps, 2 or more.
-        length: Tokens of the prompt; all of ``text`` or ``tokens`` if not given.
+        length: Tokens of the prompt; all of ``text`` or ``tokens`` if not given. Where the model has an encoder, these
+            three are of what that reads, and the decoder begins as in ``generate``.
         text: The prompt. With neither this nor ``tokens`` a default text of ``length`` tokens.
-        tokens: The prompt's tokens ``[N]`` or ``[1, N]``.
+        tokens: The prompt's tokens ``[N]`` or ``[1, N]``; of an encoder also arrays by name.
         backend: As for ``load``.
         precision: Likewise.
         trust_remote_code: As for ``load_source``.
@@ -118,9 +119,9 @@ def verify_generation(
         raise InputError("--generate", f"is {new_tokens}", "give 2 steps or more")
     report("load the bundle")
     loaded = load(bundle, backend=backend, precision=precision)
-    prompt = _prompt(loaded, length, text, tokens)
-    began = time.perf_counter()
-    made, logits = _generate(loaded, prompt, new_tokens, report)
+    begun = begin(loaded, length, text, tokens)
+    prompt, began = begun.prompt, time.perf_counter()
+    made, logits = _generate(begun, new_tokens, report)
     seconds = {"generate": time.perf_counter() - began}
     sequence = np.array([*prompt, *made[:-1]], np.int64)
     report("load the original")
@@ -129,30 +130,19 @@ def verify_generation(
         original = with_bundle_weights(original, loaded)
     name = loaded.generation.steps.tokens.value.name
     positions = np.arange(len(prompt) - 1, len(sequence), dtype=np.int64)
-    found = run_original(loaded, original, {name: sequence[None]}, positions, report)
+    found = run_original(loaded, original, {**begun.source, name: sequence[None]}, positions, report)
     del original
     report("cut back and continue")
-    append_error, equal = _rollbacks(loaded, prompt, made, logits)
+    append_error, equal = _rollbacks(begun, loaded.program.block_size, made, logits)
     return _report(loaded, prompt, made, logits, found, append_error, equal=equal, seconds=seconds | found.seconds)
 
 
-def _prompt(loaded: LoadedBundle, length: int | None, text: str | None, tokens: npt.NDArray[Any] | None) -> list[int]:
-    if tokens is not None:
-        given = np.asarray(tokens).reshape(-1)[:length]
-        return [int(token) for token in given]
-    if text is not None:
-        return loaded.generation.encode(text, {}, first=True)[0][:length]
-    lengths = verify_lengths(loaded.program, 300 if length is None else length)
-    name = loaded.generation.steps.tokens.value.name
-    return [int(token) for token in verify_inputs(loaded, lengths, text=None, tokens=None)[name].reshape(-1)]
-
-
-def _generate(loaded: LoadedBundle, prompt: list[int], count: int, report: Progress) -> tuple[list[int], Array]:
+def _generate(begun: Begun, count: int, report: Progress) -> tuple[list[int], Array]:
     """The most likely tokens, and the logits ``[count, classes]`` that each was chosen by."""
     rows: list[Array] = []
     made: list[int] = []
-    with loaded.open_context() as context:
-        logits = context.append(prompt)
+    with begun.context.fork() as context:
+        logits = context.append(begun.prompt)
         for at in range(count):
             report("generate", at, count)
             rows.append(logits)
@@ -162,15 +152,15 @@ def _generate(loaded: LoadedBundle, prompt: list[int], count: int, report: Progr
     return made, np.stack(rows)
 
 
-def _rollbacks(loaded: LoadedBundle, prompt: list[int], made: list[int], logits: Array) -> tuple[float, bool]:
+def _rollbacks(begun: Begun, block: int, made: list[int], logits: Array) -> tuple[float, bool]:
     """How far appending is from stepping, and whether cut back contexts are as fresh ones."""
+    prompt = begun.prompt
     sequence = [*prompt, *made[:-1]]
-    with loaded.open_context() as fresh:
+    with begun.context.fork() as fresh:
         expected = fresh.append(sequence)
-    block = loaded.program.block_size
     lengths = {1, len(prompt) - 1, len(prompt), len(sequence) - 1, len(sequence) // block * block}
     equal = True
-    with loaded.open_context() as context:
+    with begun.context.fork() as context:
         context.append(prompt)
         for token in made[:-1]:
             context.step(token)

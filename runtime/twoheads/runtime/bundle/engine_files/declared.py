@@ -72,13 +72,11 @@ def declared_steps(program: Program, manifest: Manifest, weight: ReadWeight) -> 
     steps = step_steps(program)
     if steps is None:
         return found
-    joined = wiring(steps.body.inside, weight)
+    joined, factors = wiring(steps.body.inside, weight), _factors_of(steps.body.inside, program)
+    for engine in steps.engines:
+        bound = _bound(engine, tuple(steps.body.weights), manifest, factors)
+        found[_file(engine)] = replace(bound, wiring=joined)
     for rows in steps.rows:
-        for capacity in steps.capacities:
-            engine = steps.engine(rows, capacity)
-            factors = _factors_of(steps.body.inside, program)
-            bound = _bound(engine, tuple(steps.body.weights), manifest, factors)
-            found[_file(engine)] = replace(bound, wiring=joined)
         for tile, variants in steps.tiles(rows).items():
             found.update(_variants(tile, variants, ENGINES))
     for rows in {*steps.rows, *BATCH_ROWS}:
@@ -89,7 +87,7 @@ def declared_steps(program: Program, manifest: Manifest, weight: ReadWeight) -> 
             found.setdefault(_file(region), _bound(region, stage.weights, manifest))
         for scan in {steps.scan(stage, rows) for stage, _ in steps.body.scans}:
             found[f"{ENGINES}/{scan.name}.{SCAN_STEP}.onnx"] = _scan(scan, SCAN_STEP)
-    for attention in BatchSteps(steps).attentions:
+    for attention in () if steps.source else BatchSteps(steps).attentions:
         factors = _factors(attention.geometry)
         found[f"{ENGINES}/{attention.name}.onnx"] = DeclaredEngine(
             attention.inputs, attention.outputs, {}, factors, True

@@ -12,6 +12,7 @@ from twoheads.runtime.generation.batch.request import Request, Work
 from twoheads.runtime.generation.batch.slots import Slabs
 from twoheads.runtime.generation.batch.step import BatchStep, NextToken
 from twoheads.runtime.generation.generator import Generator, Prompt
+from twoheads.runtime.generation.kept.source import refuse_source
 from twoheads.runtime.generation.kept.states import refuse_states
 from twoheads.runtime.generation.results import Piece
 
@@ -43,6 +44,7 @@ class Batch:
     def __init__(self, generator: Generator, *, most: int = MOST) -> None:
         if most < 1:
             raise InputError("open_batch", f"has room for {most} requests", "give 1 or more")
+        refuse_source(generator.steps, "no batch of requests keeps", "generate one prompt after the other")
         refuse_states(generator.steps, "no batch of requests keeps", "generate one prompt after the other")
         self._generator = generator
         self._engines = generator.engines

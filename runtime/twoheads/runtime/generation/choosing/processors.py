@@ -52,6 +52,10 @@ def _rules(settings: Settings, prompt: int) -> Iterator[LogitsProcessor]:
     shortest = max(settings.min_length, prompt + settings.min_new_tokens)
     if ends and (settings.min_length or settings.min_new_tokens):
         yield _while(lambda tokens: len(tokens) < shortest, ends)
+    if settings.forced_bos_token_id:
+        yield _forced(1, settings.forced_bos_token_id)
+    if settings.forced_eos_token_id:
+        yield _forced(prompt + settings.new_tokens(prompt) - 1, settings.forced_eos_token_id)
     if settings.remove_invalid_values:
         yield _plain(_finite)
     if settings.exponential_decay_length_penalty is not None and ends:
@@ -60,7 +64,8 @@ def _rules(settings: Settings, prompt: int) -> Iterator[LogitsProcessor]:
     if settings.suppress_tokens:
         yield _while(lambda _: True, settings.suppress_tokens)
     if settings.begin_suppress_tokens:
-        yield _while(lambda tokens: len(tokens) == prompt, settings.begin_suppress_tokens)
+        begin = prompt + (prompt == 1 and bool(settings.forced_bos_token_id))
+        yield _while(lambda tokens: len(tokens) == begin, settings.begin_suppress_tokens)
 
 
 def _warpers(settings: Settings) -> Iterator[Callable[[Scores], Scores]]:
@@ -95,6 +100,19 @@ def _sequence_bias(biases: Sequence[tuple[Ids, float]]) -> LogitsProcessor:
             before = sequence[:-1]
             if len(before) <= len(tokens) and tuple(tokens[len(tokens) - len(before) :]) == before:
                 made[_within(sequence[-1:], scores)] += np.float32(bias)
+        return made
+
+    return process
+
+
+def _forced(place: int, tokens: Ids) -> LogitsProcessor:
+    """Behind as many tokens as ``place`` only one of ``tokens`` may come."""
+
+    def process(before: Sequence[int], scores: Scores) -> Scores:
+        if len(before) != place:
+            return scores
+        made = np.full_like(scores, NEVER)
+        made[_within(tokens, scores)] = 0
         return made
 
     return process

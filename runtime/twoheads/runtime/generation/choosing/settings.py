@@ -18,11 +18,9 @@ SILENT = frozenset(
         "assistant_early_exit",
         "assistant_ensemble_weight",
         "assistant_lookbehind",
-        "bos_token_id",
         "cache_config",
         "cache_implementation",
         "compile_config",
-        "decoder_start_token_id",
         "disable_compile",
         "early_stopping",
         "is_assistant",
@@ -56,8 +54,6 @@ NEUTRAL: Mapping[str, Any] = {
     "encoder_repetition_penalty": 1.0,
     "encoder_no_repeat_ngram_size": 0,
     "guidance_scale": 1.0,
-    "forced_bos_token_id": None,
-    "forced_eos_token_id": None,
     "prompt_lookup_num_tokens": None,
     "token_healing": False,
 }
@@ -82,6 +78,8 @@ class Settings:
         repetition_penalty, no_repeat_ngram_size, bad_words_ids, sequence_bias: What keeps tokens from coming, or makes
             them come.
         suppress_tokens, begin_suppress_tokens: That never come, or not as the first.
+        bos_token_id, decoder_start_token_id: With what a decoder behind an encoder begins: the latter, if there is one.
+        forced_bos_token_id: The token behind a first one. forced_eos_token_id: The last of as many as there may be.
         exponential_decay_length_penalty: (start, factor): from there on the end becomes more likely.
         remove_invalid_values: Replace what is no number in the logits.
         renormalize_logits: Give log-probabilities to whoever reads the scores.
@@ -110,6 +108,10 @@ class Settings:
     sequence_bias: tuple[tuple[Ids, float], ...] = ()
     suppress_tokens: Ids = ()
     begin_suppress_tokens: Ids = ()
+    bos_token_id: Ids = ()
+    decoder_start_token_id: Ids = ()
+    forced_bos_token_id: Ids = ()
+    forced_eos_token_id: Ids = ()
     exponential_decay_length_penalty: tuple[int, float] | None = None
     remove_invalid_values: bool = False
     renormalize_logits: bool = False
@@ -119,7 +121,7 @@ class Settings:
         """The most tokens behind a prompt of so many."""
         if self.max_new_tokens is not None:
             return self.max_new_tokens
-        return max(0, (20 if self.max_length is None else self.max_length) - prompt)
+        return 20 if self.max_length is None else max(0, self.max_length - prompt)
 
     def changed(self, given: Mapping[str, Any], where: str) -> Settings:
         """These with the fields ``given``; ``None`` leaves one as it is.
@@ -214,6 +216,7 @@ _CONVERTERS: Mapping[str, Any] = {
     **dict.fromkeys(("eta_cutoff", "repetition_penalty"), _real),
     **dict.fromkeys(("do_sample", "remove_invalid_values", "renormalize_logits"), _truth),
     **dict.fromkeys(("eos_token_id", "suppress_tokens", "begin_suppress_tokens"), _ids),
+    **dict.fromkeys(("bos_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id"), _ids),
     "num_return_sequences": _whole,
     "stop_strings": _strings,
     "bad_words_ids": _words,
@@ -257,6 +260,7 @@ def _check(made: Settings, where: str) -> None:
         ("stop_strings", all(made.stop_strings), "give texts that are not empty"),
         ("bad_words_ids", all(map(_is_word, made.bad_words_ids)), "give lists of token numbers that are not empty"),
         ("sequence_bias", all(_is_word(ids) for ids, _ in made.sequence_bias), "give token numbers, one or more"),
+        ("forced_bos_token_id", len(made.forced_bos_token_id) < 2, "give one token"),
         ("num_return_sequences", made.do_sample or made.num_return_sequences == 1, "give do_sample as well"),
     )
     for name, holds, fix in rules:
