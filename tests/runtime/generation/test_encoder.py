@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.runtime.generation.decoders import BLOCK, CLASSES, MODELS, bundle, bundle_folder, tokens
-from twoheads.export.verification.generation.steps import verify_generation
+from twoheads.export.verification.generation.proof import verify_generation
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.program.lengths import value_rows
 from twoheads.graphs.schedule.schedule import SOURCE, make_schedule
