@@ -26,7 +26,7 @@ from tests.runtime.tiny_model import Tiny, random_tokens, reference
 from twoheads.compiler.lowering.stock import lower_stock
 from twoheads.compiler.lowering.tile import Lowered
 from twoheads.export.engines.tensor_error import relative_error
-from twoheads.export.one_file import check as check_module
+from twoheads.export.one_file import comparison as check_module
 from twoheads.export.one_file.comparison import open_file
 from twoheads.export.one_file.export import export_one_file
 from twoheads.graphs.errors import BundleError, CompileError, InputError

@@ -10,7 +10,7 @@ import onnx
 import onnxruntime  # type: ignore[import-untyped]
 import pytest
 
-from twoheads.export.emit.scans import graph as scan_graph
+from twoheads.export.emit.scans import scan_graph
 from twoheads.export.emit.scans.scan import FORMS, scan_model
 from twoheads.graphs.program.engines.scan import STEP, ScanEngine, engine_problem, scan_chunk
 from twoheads.graphs.program.engines.scan_operators import OPERATORS, ROWS
