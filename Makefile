@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-com
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint format pytest fuzz hosts wheel docs models evaluate documents theorems planning precision quality zoo accelerators devices scale bench clean distclean
+.PHONY: help demo test check lint format pytest fuzz hosts wheel docs models evaluate documents theorems planning precision quality zoo accelerators devices gpu scale bench clean distclean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +75,9 @@ accelerators: $(VENV)/.installed-dev models ## Build real models for every accel
 
 devices: $(VENV)/.installed-dev models ## Take real models to every target that runs on this processor (an hour); writes docs/results/devices.md
 	$(BIN)/python -m tools.devices
+
+gpu: ## On a machine with an NVIDIA GPU: install, check, measure in eight minutes; writes docs/results/gpu.md
+	$(PYTHON) -m tools.gpu
 
 zoo: $(VENV)/.installed ## Compile a small model of every family and maker (ten minutes); writes docs/results/models.md
 	$(BIN)/python -m tools.zoo

@@ -1,9 +1,10 @@
-// Runs a file that `twoheads export` wrote on token numbers, and prints every output as one line of JSON.
+// Runs a file that `twoheads export` wrote on token numbers, and prints every output, and the time, as one line of JSON.
 //
 //   run FILE.onnx 101 7592 102        tokens as arguments
 //   run FILE.onnx - < tokens.txt      or on standard input, separated by spaces or lines
 #include <onnxruntime_cxx_api.h>
 
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -60,9 +61,11 @@ int main(int argc, char** argv) {
     const char* input_name = input.c_str();
     std::vector<const char*> output_names;
     for (const auto& name : names) output_names.push_back(name.c_str());
+    const auto began = std::chrono::steady_clock::now();
     const auto results = session.Run(Ort::RunOptions{nullptr}, &input_name, &given, 1, output_names.data(), names.size());
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - began;
     for (size_t at = 0; at < results.size(); ++at) print(names[at], results[at], at == 0);
-    std::printf("}\n");
+    std::printf(", \"seconds\": %.6f}\n", seconds.count());
   } catch (const std::exception& error) {  // the model's own limits come as Ort::Exception with the reason in them
     return std::fprintf(stderr, "run: %s\n", error.what()), 1;
   }

@@ -1,4 +1,5 @@
-// Runs a file that `twoheads export` wrote on a text, and prints every output as one line of JSON.
+// Runs a file that `twoheads export` wrote on a text, and prints every output, and the time, as one line of
+// JSON.
 //
 //   node run.mjs FILE.onnx tokenizer.json "a text"
 //   node run.mjs FILE.onnx - 101 7592 102            token numbers instead of a text
@@ -12,7 +13,7 @@ function encode(file, text) {
   return tokenizer.encode(text).ids;
 }
 
-/** All outputs of the model for these tokens, by name. */
+/** All outputs of the model for these tokens, by name, and the seconds that they took. */
 export async function run(file, ids) {
   const session = await ort.InferenceSession.create(file, {
     logSeverityLevel: 4, // what goes wrong is an error, told below
@@ -20,7 +21,9 @@ export async function run(file, ids) {
   });
   const [input] = session.inputNames;
   const tokens = BigInt64Array.from(ids, BigInt);
-  return session.run({ [input]: new ort.Tensor("int64", tokens, [1, tokens.length]) });
+  const began = performance.now();
+  const outputs = await session.run({ [input]: new ort.Tensor("int64", tokens, [1, tokens.length]) });
+  return { outputs, seconds: (performance.now() - began) / 1000 };
 }
 
 const [, , file, tokenizer, ...rest] = process.argv;
@@ -30,9 +33,9 @@ if (!rest.length) {
 }
 try {
   const ids = tokenizer === "-" ? rest.map(Number) : encode(tokenizer, rest.join(" "));
-  const outputs = await run(file, ids);
+  const { outputs, seconds } = await run(file, ids);
   const plain = Object.entries(outputs).map(([name, tensor]) => [name, { shape: tensor.dims, data: [...tensor.data] }]);
-  console.log(JSON.stringify({ tokens: ids, ...Object.fromEntries(plain) }));
+  console.log(JSON.stringify({ tokens: ids, seconds, ...Object.fromEntries(plain) }));
 } catch (error) {
   console.error(`run.mjs: ${error.message}`); // the model's own limits come with the reason in them
   process.exitCode = 1;

@@ -80,7 +80,7 @@ class SimulatedDevice:
             raise SimulationError(f"{nbytes} bytes beyond {self.held} of {self.memory}")
         self.held += nbytes
         address = self._next
-        self._next += -(-nbytes // PAGE + 1) * PAGE
+        self._next += (-(-nbytes // PAGE) + 1) * PAGE
         self._blocks[address] = np.full(nbytes, 0xFF, np.uint8)  # NaN, and -1
         return address
 

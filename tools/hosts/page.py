@@ -1,0 +1,55 @@
+"""The page about one file in other hosts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tools.machine import machine_line
+from tools.markdown import table
+
+__all__ = ["render"]
+
+HEADER = """# One file in other hosts
+
+Written by `python -m tools.hosts`: `twoheads export` writes one ONNX file, which runs at three lengths in hosts that
+have ONNX Runtime and nothing of ours. An error is the largest distance from the original with torch, as a share of the
+largest magnitude; the *floor* is the same between two ways to compute the original itself. Seconds are of the first run
+after the file is open, in a process of its own; in Chromium one page runs all three. Each host has its own build of
+ONNX Runtime (Debian's C++ library is version 1.21) and its own number of threads (WASM here one).
+
+"""
+FOOTER = """WebGPU ran on Chromium's software in the place of a GPU: its numbers count, its times do not. A file whose
+weights lie beside it runs on the web below 2 GB; beyond that, use C++, Node or Python. The runtime keeps memory limits,
+checkpoints and reports, and packs short inputs: export for hosts without Python.
+"""
+
+
+def render(figures: dict[str, Any]) -> str:
+    """The page of what :mod:`tools.hosts` measured."""
+    lines = [HEADER + machine_line(figures["machine"]), ""]
+    for model, found in figures["models"].items():
+        lines += [f"**{model}**, `{found['output']}`, blocks of {found['block_size']}: a file of {_sizes(found)}", ""]
+        lengths = [f"{length:,} tokens" for length in found["lengths"]]
+        headings = ("", *(f"error, {length}" for length in lengths), *(f"seconds, {length}" for length in lengths))
+        floor = ("floor", *map(_error, found["floor"]), *("" for _ in lengths))
+        lines += table(headings, [floor, _row("this runtime", found["runtime"]), *_rows(found)], left=1)
+        told = [(host, of["problem"]) for host, of in found["hosts"].items() if "problem" in of]
+        lines += [f"- {host}: {problem}" for host, problem in told] + ([""] if told else [])
+    return "\n".join([*lines, FOOTER])
+
+
+def _sizes(found: dict[str, Any]) -> str:
+    inside, beside = found["file_bytes"] / 1e6, found["weights_bytes"] / 1e6
+    return f"{inside:.1f} MB" + (f", {beside:.0f} MB of weights beside it" if beside else "")
+
+
+def _rows(found: dict[str, Any]) -> list[tuple[object, ...]]:
+    return [_row(host, of) for host, of in found["hosts"].items() if "problem" not in of]
+
+
+def _row(name: str, of: dict[str, Any]) -> tuple[object, ...]:
+    return (name, *map(_error, of["errors"]), *(f"{seconds:.2f}" for seconds in of["seconds"]))
+
+
+def _error(error: float) -> str:
+    return f"{error:.1e}"
