@@ -1,18 +1,18 @@
 """Sweeps the library's tables: ``python -m tools.breadth [--table causal] [--only llama] [--again off]``.
 
 Every type runs in a process of its own with a limit of time and memory. Results are kept in
-``docs/results/breadth.json`` as they come, and a second call goes on where the first one ended; the page beside it is
-written from them.
+``docs/results/breadth.json`` as they come: a second call goes on where the first one ended, and calls may run at the
+same time. The page beside it is written from them.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
-import resource
-import subprocess
+import multiprocessing
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from tools.breadth.tables import TABLES, Type, types_of
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results" / "breadth.json"
 PAGE = RESULTS.with_suffix(".md")
-SECONDS, BYTES = 300, 12 << 30
+SECONDS, BYTES = 900, 12 << 30
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,34 +32,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="*", help="types by name; measured again")
     parser.add_argument("--again", nargs="*", help="outcomes to measure again, e.g. refused crash off")
     given = parser.parse_args(arguments)
-    found: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     for kind in (kind for table in given.table or TABLES for kind in types_of(table)):
         key = f"{kind.table}/{kind.name}"
-        known = found.get(key)
+        known = _kept({}).get(key)
         if kind.name in given.only if given.only else (known is None or known["outcome"] in (given.again or ())):
-            found[key] = {"architecture": kind.architecture, **_run(kind)}
-            sys.stderr.write(f"{key}: {found[key]['outcome']} {found[key].get('message', '')[:150]}\n")
-            RESULTS.parent.mkdir(parents=True, exist_ok=True)
-            RESULTS.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n", encoding="utf-8")
+            row = {"architecture": kind.architecture, **_run(kind)}
+            _kept({key: row})
+            sys.stderr.write(f"{key}: {row['outcome']} {row.get('message', '')[:150]}\n")
+    found = _kept({})
     PAGE.write_text(render(found), encoding="utf-8")
     return 1 if any(row["outcome"] in ("off", "crash") or row.get("verified") is False for row in found.values()) else 0
 
 
+def _kept(more: Mapping[str, Any]) -> dict[str, Any]:
+    """All results, with ``more`` of them."""
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    with RESULTS.open("a+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        found: dict[str, Any] = {**json.loads(file.read() or "{}"), **more}
+        if more:
+            file.truncate(0)
+            file.write(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
+    return found
+
+
 def _run(kind: Type) -> dict[str, Any]:
-    command = [sys.executable, "-m", "tools.breadth.child", kind.name, kind.architecture]
+    """What became of the type, in a process that has the library loaded already."""
+    from tools.breadth.child import send_measure  # here, so that the tables are read without torch
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tools.breadth.warm"])
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=send_measure, args=(kind.name, kind.architecture, BYTES, theirs))
+    process.start()
+    theirs.close()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False, preexec_fn=_limit)
-    except subprocess.TimeoutExpired:
-        return {"outcome": "crash", "message": f"took more than {SECONDS} s"}
-    try:
-        row: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    except (ValueError, IndexError):
-        return {"outcome": "crash", "message": f"ended with {done.returncode}: {done.stderr[-300:]}"}
+        if not ours.poll(SECONDS):
+            return {"outcome": "crash", "message": f"took more than {SECONDS} s"}
+        row: dict[str, Any] = ours.recv()
+    except EOFError:
+        process.join()
+        return {"outcome": "crash", "message": f"ended with {process.exitcode}"}
+    finally:
+        process.kill()
+        process.join()
     return row
-
-
-def _limit() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,15 @@
-"""One type, in a process of its own: ``python -m tools.breadth.child TYPE CLASS``; prints a JSON line."""
+"""One type: its small model compiled, run and compared with the library's own code, in a process of its own."""
 
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import resource
-import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Mapping
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,15 @@ from torch import Tensor
 from tools.breadth.shrink import ORDINARY, shrunk
 from twoheads.compiler import compile_model
 from twoheads.compiler.frontend.torch.model_outputs import hugging_face_outputs
+from twoheads.compiler.ir.size_formula import lengths_for
 from twoheads.compiler.original.cut_products import CutProducts
 from twoheads.export import verify, write_bundle
 from twoheads.graphs.errors import CompileError
-from twoheads.graphs.program.axes import axis_length
+from twoheads.graphs.program.axes import axis_inputs, axis_length, parse_axis
 from twoheads.graphs.program.lengths import input_axes
 from twoheads.runtime import LoadedBundle, load
 
-__all__ = ["measure"]
+__all__ = ["measure", "send_measure"]
 
 BLOCK = 16
 
@@ -54,14 +54,16 @@ class _NotSmallError(Exception):
 
 def measure(kind: str, architecture: str) -> dict[str, Any]:
     """What became of the type: ``exact``, ``off``, ``refused``, ``crash`` or ``unmade``, with its message."""
+    torch.set_num_threads(1)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
     began = time.perf_counter()
     row: dict[str, Any] = {}
     try:
         model = _model(kind, architecture)
     except Exception as error:  # noqa: BLE001 - whatever the library raises
         return {"outcome": "unmade", "message": _words(error)}
-    own = {name: _copy(model, name) for name in ("eager", "sdpa")}
     try:
+        own = {name: _copy(model, name) for name in ("eager", "sdpa")}
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
             compiled = compile_model(model, block_size=BLOCK)
@@ -79,6 +81,12 @@ def measure(kind: str, architecture: str) -> dict[str, Any]:
     return row
 
 
+def send_measure(kind: str, architecture: str, memory: int, result: Connection) -> None:
+    """Sends what :func:`measure` returns, in a process that may take ``memory`` bytes of addresses."""
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    result.send(measure(kind, architecture))
+
+
 def _words(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
@@ -88,8 +96,8 @@ def _model(kind: str, architecture: str) -> Any:
     entries = shrunk(config_class().to_dict())
     config = config_class.from_dict({name: value for name, value in entries.items() if name != "transformers_version"})
     model_class = getattr(transformers, architecture)
-    if not isinstance(config, model_class.config_class):  # the table names a wrapper's type, and the model inside
-        config = config.get_text_config()
+    if not isinstance(config, model_class.config_class):  # the table names a wrapper's type, and a model inside
+        config = next(part for part in _parts(config) if isinstance(part, model_class.config_class))
     torch.manual_seed(0)
     with torch.device("meta"):
         count = sum(parameter.numel() for parameter in model_class(copy.deepcopy(config)).parameters())
@@ -100,6 +108,11 @@ def _model(kind: str, architecture: str) -> Any:
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=SPREAD)
     return model
+
+
+def _parts(config: Any) -> list[Any]:
+    """The configurations within one."""
+    return [getattr(config, name) for name in config.sub_configs if getattr(config, name, None) is not None]
 
 
 def _copy(model: Any, implementation: str) -> Any:
@@ -116,8 +129,11 @@ def _copy(model: Any, implementation: str) -> Any:
 
 def _compared(bundle: LoadedBundle, own: Mapping[str, Any]) -> dict[str, Any]:
     axes = input_axes(bundle.program)
-    longest = min((limit.length for limit in bundle.program.limits), default=max(LENGTHS))
-    lengths = [n for n in LENGTHS if n <= longest] if axes else [0]
+    limits = [limit.length for limit in bundle.program.limits]
+    rows = bundle.program.value(bundle.program.hidden).axis or "n"
+    lengths = [n for n in (_of_input(rows, tokens) for tokens in LENGTHS) if n <= min([n, *limits])] if axes else [0]
+    if not lengths:
+        raise _NotSmallError(f"takes at most {min(limits)} tokens")
     worst: dict[str, Any] = {"ratio": -1.0}
     for length in lengths:
         given = _inputs(bundle, length)
@@ -133,6 +149,13 @@ def _compared(bundle: LoadedBundle, own: Mapping[str, Any]) -> dict[str, Any]:
             if not error / bound <= worst["ratio"]:
                 worst = {"ratio": error / bound, "error": error, "magnitude": magnitude, "at": length, "output": output}
     return {**worst, "lengths": lengths, "outcome": "exact" if worst["ratio"] <= 1 else "off"}
+
+
+def _of_input(rows: str, tokens: int) -> int:
+    """How many rows of the input make ``tokens`` of the hidden states: samples of a waveform, or as many."""
+    if not axis_inputs(rows) or parse_axis(rows).div == 1:
+        return tokens
+    return lengths_for(rows, tokens)[axis_inputs(rows)[0]]
 
 
 @torch.no_grad()
@@ -165,9 +188,3 @@ def _inputs(bundle: LoadedBundle, length: int) -> dict[str, np.ndarray[Any, Any]
         else:
             made[value.name] = generator.integers(0, min(entry.limit or 2, ORDINARY), shape)
     return made
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    sys.stdout.write(json.dumps(measure(sys.argv[1], sys.argv[2])) + "\n")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tools.breadth.own_sizes import HEADS, own_sizes
+
 __all__ = ["ORDINARY", "VOCABULARY", "shrunk"]
 
 VOCABULARY = 211
@@ -12,7 +14,7 @@ VOCABULARY = 211
 
 ORDINARY = 190
 
-HEADS, LAYERS, INNER = 4, 2, 96
+LAYERS, INNER = 2, 96
 
 _NAMES: Mapping[Any, str] = {
     2: """
@@ -59,7 +61,8 @@ _NAMES: Mapping[Any, str] = {
         max_position_embeddings max_seq_len max_sequence_length max_target_positions n_ctx n_positions
         original_max_position_embeddings seq_length
     """,
-    32: """image_size intra_bottleneck_size mamba_d_head q_lora_rank""",
+    40: """image_size""",
+    32: """intra_bottleneck_size mamba_d_head q_lora_rank""",
     0: """moe_layer_start_index num_kv_shared_layers num_mtp_layers num_nextn_predict_layers""",
     211: """decoder_vocab_size vocab_size vocab_size_per_layer_input""",
     12: """index_topk qk_nope_head_dim""",
@@ -76,6 +79,8 @@ _SIZES: Mapping[str, Any] = {name: size for size, names in _NAMES.items() for na
 _NEEDED = ("num_experts_per_tok", "n_routed_experts", "vocab_size")
 """Entries that have no default and get a small value too."""
 
+_BY_STAGES = ("out_features", "out_indices", "stage_names")
+
 _PER_LAYER = ("layer_types", "mlp_layer_types", "layers_block_type", "block_types", "attention_types", "mixer_types")
 
 
@@ -89,10 +94,12 @@ def shrunk(config: Mapping[str, Any]) -> dict[str, Any]:
     made: dict[str, Any] = {}
     special = iter(range(ORDINARY, VOCABULARY))
     for name, value in config.items():
+        if name in _BY_STAGES:
+            continue  # they name stages, which are fewer now
         if name == "per_layer_config" and isinstance(value, Mapping):
             own = {int(at): shrunk(entry) for at, entry in value.items()}
             made[name] = {str(new): own[at] for new, at in enumerate(kept) if at in own}
-        elif isinstance(value, Mapping) and name.endswith(("config", "_config")):
+        elif isinstance(value, Mapping) and (name.endswith("config") or "model_type" in value):
             made[name] = shrunk(value)
         elif name in ("rope_parameters", "rope_scaling") and isinstance(value, Mapping):
             made[name] = _rope(value)
@@ -109,38 +116,7 @@ def shrunk(config: Mapping[str, Any]) -> dict[str, Any]:
             made[name] = value
     if "kv_lora_rank" in made:  # latent attention has as many keys as queries, and rotates a part of each
         made |= {"num_key_value_heads": HEADS} | ({"head_dim": made["qk_rope_head_dim"]} if "head_dim" in made else {})
-    return made | _recurrent(made)
-
-
-def _recurrent(made: Mapping[str, Any]) -> dict[str, Any]:
-    """Sizes of recurrent layers that follow from others: heads times their width is the inner width."""
-    inner = made.get("hidden_size", 64) * made.get("expand", made.get("mamba_expand", 2))
-    match made.get("model_type"):
-        case "mamba2":
-            return {"head_dim": inner // made["num_heads"], "n_groups": 2}
-        case "falcon_h1":
-            return {"mamba_d_ssm": made["mamba_n_heads"] * made["mamba_d_head"]}
-        case "zamba":
-            both = 2 * made["hidden_size"]
-            return {"attention_hidden_size": both, "attention_head_dim": both // HEADS, "num_key_value_heads": HEADS}
-        case "zamba2":
-            heads = {"mamba_headdim": inner // made["n_mamba_heads"], "num_query_groups": HEADS}
-            both = 2 * made["hidden_size"]
-            sizes = {"attention_hidden_size": both, "attention_head_dim": both // HEADS, "num_key_value_heads": HEADS}
-            ids = [at for at, kind in enumerate(made["layers_block_type"]) if kind == "hybrid"]
-            return {**heads, **sizes, "hybrid_layer_ids": ids}
-        case "nemotron_h":
-            return {"mamba_head_dim": 32, "n_groups": 2}
-        case "jamba":
-            return {"num_hidden_layers": 4, "attn_layer_period": 4, "attn_layer_offset": 2, "mamba_dt_rank": 8}
-        case "bamba":
-            return {"num_hidden_layers": 2, "attn_layer_indices": [1]}
-        case "granitemoehybrid":
-            return {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]}
-        case "lfm2" | "lfm2_moe":
-            return {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"], "full_attn_idxs": [1]}
-        case _:
-            return {}
+    return made | own_sizes(made)
 
 
 def _kept_layers(config: Mapping[str, Any], layers: int) -> list[int]:

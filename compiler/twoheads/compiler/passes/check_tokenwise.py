@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from twoheads.compiler.ir.source_graph import SourceGraph, TensorType, TokenwiseNode, place_of
+from twoheads.compiler.ir.source_graph import SequenceNode, SourceGraph, TensorType, TokenwiseNode, place_of
 from twoheads.compiler.ir.source_program import SourceProgram, example_inputs, trial_lengths
 from twoheads.compiler.passes.partition import Region
 from twoheads.graphs.errors import CompileError
@@ -85,11 +85,15 @@ def _check_constants(graph: SourceGraph, program: SourceProgram, members: set[st
 
 
 def _spread_constants(graph: SourceGraph) -> list[str]:
-    """Names of results that have a token axis but depend on no input and no positions."""
+    """Names of results that have a token axis but depend on no input and no positions.
+
+    Tables that are spread along a constant axis (those of an image) are rows that a run cuts, not constants of a block.
+    """
     dependent = {entry.value.name for entry in graph.inputs}
     spread: list[str] = []
     for node in graph.nodes:
-        if not dependent.isdisjoint(node.inputs):
+        table = isinstance(node, SequenceNode) and node.operator == "concat" and (node.type.axis or "").isdigit()
+        if table or not dependent.isdisjoint(node.inputs):
             dependent.add(node.name)
         elif node.type is not None and node.type.axis is not None:
             spread.append(node.name)

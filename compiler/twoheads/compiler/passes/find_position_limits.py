@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from twoheads.compiler.ir.size_formula import lengths_for
 from twoheads.compiler.ir.source_graph import SequenceNode, SourceGraph, TokenwiseNode
 from twoheads.compiler.ir.source_program import LookUp, SourceProgram, example_inputs
 from twoheads.graphs.program.axes import axis_inputs, parse_axis
@@ -66,7 +67,7 @@ def _limits(graph: SourceGraph, program: SourceProgram, look_up: LookUp, axis: s
     if isinstance(rows, str):
         return []
     # Far enough to see an index that grows by one in four positions; not beyond where an earlier table ends.
-    longest = min([*ends, 4 * rows + 64])
+    longest = min([*ends, lengths_for(axis, 4 * rows + 64)[source]])
     values = np.stack([_index(graph, program, look_up.index, longest, token) for token in TOKEN_NUMBERS])
     outside = np.flatnonzero(((values >= rows) | (values < 0)).any(0))
     reason = f"its table {look_up.table} of {rows} rows"

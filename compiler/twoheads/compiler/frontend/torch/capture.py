@@ -58,6 +58,8 @@ _INDEX_VIEWS = (
     torch.ops.aten.to.dtype,
     torch.ops.aten.contiguous.default,
     torch.ops.aten.clone.default,
+    torch.ops.aten.transpose.int,
+    torch.ops.aten.permute.default,
     torch.ops.aten.where.ScalarSelf,
     torch.ops.aten.where.self,  # a wrapper's ordinary token in the place of its image's
 )

@@ -13,7 +13,7 @@ from torch._ops import OpOverload
 from torch.export import Dim as ExportDim
 from torch.export import ExportedProgram
 
-from twoheads.compiler.frontend.torch.hugging_face.architectures import refuse_known, replaced
+from twoheads.compiler.frontend.torch.hugging_face.architectures import replaced
 from twoheads.compiler.frontend.torch.hugging_face.hooks import hooked
 from twoheads.compiler.frontend.torch.load_source import LoadedSource
 from twoheads.compiler.frontend.torch.model_outputs import hugging_face_outputs, named_outputs
@@ -95,7 +95,6 @@ def _capturing(source: LoadedSource) -> Generator[None]:
     if not source.hugging_face:
         yield
         return
-    refuse_known(source.module)
     with hooked(source.module), replaced(source.module):
         yield
 

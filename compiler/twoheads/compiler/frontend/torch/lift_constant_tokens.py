@@ -209,6 +209,10 @@ class _Run(nn.Module):
 def _export(
     trunk: fx.GraphModule, order: list[fx.Node], parts: _Parts, axes: Mapping[str, tuple[int, str]], where: str
 ) -> ExportedProgram:
+    if odd := [node.name for node in order if not isinstance(node.meta["val"], Tensor)]:
+        raise CompileError(
+            where, f"its {_counts(order, parts)} tokens can't be told from its other sizes: {odd[0]!r} is cut", REMEDY
+        )
     examples = tuple(_example(node.meta["val"]) for node in order)
     dims = [parts.spread.get(node, axes.get(node.name, (None, ""))[0]) for node in order]
     dynamic = tuple({} if dim is None else {dim: ExportDim.AUTO} for dim in dims)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from twoheads.compiler.frontend.generation_facts import generation_facts
+from twoheads.compiler.frontend.torch.hugging_face.refused_layers import refuse_known
 from twoheads.compiler.frontend.torch.model_folder import model_class_of, never_asking, read_model_config
 from twoheads.compiler.frontend.torch.source_inputs import SourceInput, attention_layers, hugging_face_inputs
 from twoheads.compiler.frontend.torch.source_pooling import default_pooling, embedder_of, stage_pooling
@@ -195,6 +196,7 @@ def _hugging_face(
     generation: bytes | None,
 ) -> LoadedSource:
     text_config = cast("Any", module).config.get_text_config()
+    refuse_known(module)
     inputs = hugging_face_inputs(name, module)
     return LoadedSource(
         identity=_identity(name, form, module, _stable_config(text_config)),

@@ -88,15 +88,22 @@ def _ids(_config: Any) -> SourceInput:
 
 
 def _image(config: Any) -> SourceInput:
-    """``[1, channels, height, width]`` of the configured size; a model of one size is not cut along its input."""
+    """``[1, channels, height, width]`` of the configured size; a model of one size is not cut along its input.
+
+    A model of videos has ``frames`` before the channels.
+    """
     vision = getattr(config, "vision_config", config)
     size = _said(vision, "image_size")
     height, width = (size, size) if isinstance(size, int) else tuple(size)
-    return SourceInput(torch.zeros((1, int(getattr(vision, "num_channels", 3)), height, width)), None, "argument")
+    frames = getattr(vision, "num_frames", None)
+    shape = (1, *([int(frames)] if frames else []), int(getattr(vision, "num_channels", 3)), height, width)
+    return SourceInput(torch.zeros(shape), None, "argument")
 
 
 def _spectrogram(config: Any) -> SourceInput:
-    """Log-mel features ``[1, bins, frames]`` of Whisper's fixed window."""
+    """Log-mel features ``[1, bins, frames]`` of Whisper's window, or rows ``[1, frames, features]``, any number."""
+    if width := getattr(config, "feature_projection_input_dim", None):
+        return SourceInput(torch.zeros((1, EXAMPLE_LENGTH, int(width))), 1, "argument")
     bins, positions = (_said(config, name) for name in ("num_mel_bins", "max_source_positions"))
     return SourceInput(torch.zeros((1, bins, 2 * positions)), None, "argument")
 
@@ -129,6 +136,7 @@ def _sound(config: Any) -> SourceInput:
 _MAIN: Mapping[str, Callable[[Any], SourceInput]] = {
     "input_ids": _ids,
     "pixel_values": _image,
+    "pixel_values_videos": _image,
     "input_features": _spectrogram,
     "input_values": _sound,
 }

@@ -16,7 +16,7 @@ from transformers.models.llama import modeling_llama
 
 from tests.compiler.small_models import SIZES, bert, captured, gemma3, llama
 from twoheads.compiler.compile_model import compile_model
-from twoheads.compiler.frontend.torch.hugging_face import architectures
+from twoheads.compiler.frontend.torch.hugging_face import refused_layers
 from twoheads.compiler.frontend.torch.hugging_face.hooks import hooked, mask_from_closure
 from twoheads.compiler.frontend.torch.hugging_face.library_attention import in_place_of_eager, require_understood
 from twoheads.graphs.errors import CompileError
@@ -66,7 +66,7 @@ def test_a_keyword_that_is_not_understood_is_refused(keywords: dict[str, Any]) -
 
 def test_a_sparse_model_is_refused_by_its_keyword_where_its_name_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its mask of chosen blocks was skipped under every name but the library's own, and the bundle said causal."""
-    monkeypatch.setattr(architectures, "_REFUSED", {})
+    monkeypatch.setattr(refused_layers, "_REFUSED", {})
     sizes: dict[str, Any] = {**SIZES, "num_hidden_layers": 1}
     config = hf.MiniMaxM3VLTextConfig(
         **sizes, num_key_value_heads=2, head_dim=8, rotary_dim=4, num_local_experts=2,

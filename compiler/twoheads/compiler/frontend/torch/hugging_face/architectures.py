@@ -1,13 +1,11 @@
 """Everything that is done for one architecture and not for all: code of the library replaced while it is captured.
 
 Each replacement computes what the original computes, in a form that a graph can hold; a bundle is verified against the
-original. :func:`replaced` is the one place where they are made, :func:`refuse_known` the one where an architecture is
-refused by name, because its graph would look right and be wrong.
+original. :func:`replaced` is the one place where they are made.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -20,10 +18,12 @@ from torch import Tensor, nn
 from twoheads.compiler.frontend.torch.hugging_face.expert_layers import EXPERT_LAYERS
 from twoheads.compiler.frontend.torch.hugging_face.recurrent_layers import RECURRENT_LAYERS
 from twoheads.compiler.frontend.torch.hugging_face.relative_positions import RELATIVE_POSITIONS
+from twoheads.compiler.frontend.torch.hugging_face.sinusoids import SINUSOIDS
+from twoheads.compiler.frontend.torch.hugging_face.vision_layers import VISION_LAYERS
 from twoheads.compiler.frontend.torch.operators.attention_op import attention
 from twoheads.graphs.errors import CompileError
 
-__all__ = ["has_own_attention", "refuse_known", "replaced", "reset_rope"]
+__all__ = ["has_own_attention", "replaced", "reset_rope"]
 
 _Method: TypeAlias = Callable[..., Any]
 
@@ -48,55 +48,6 @@ def _with_method(part: Any, name: str, method: _Method) -> Generator[None]:
         yield
     finally:
         delattr(part, name)
-
-
-def refuse_known(module: nn.Module) -> None:
-    """Refuses what is known not to work, with a better reason than its graph would give.
-
-    Raises:
-        CompileError: Names the layer.
-    """
-    for name, part in module.named_modules():
-        if getattr(part, "attention_type", None) == "block_sparse":
-            raise CompileError(
-                name or type(part).__name__,
-                "has block-sparse attention with random blocks: which keys a token sees is no function of positions",
-                'load the model with attention_type="original_full"',
-            )
-        for pattern, (reason, remedy) in _REFUSED.items():
-            if re.search(pattern, type(part).__name__):
-                raise CompileError(f"{name} ({type(part).__name__})", reason, remedy)
-
-
-_TRANSFORMER = "compile a model whose tokens meet in softmax attention only"
-_RECURRENCE = (
-    "is a recurrence: a token depends on a state that is made of all tokens before it, one after the other",
-    _TRANSFORMER,
-)
-_RELATIVE = "compile a model with rotary or absolute positions, or a bias by distance (T5, ALiBi)"
-_REFUSED: Mapping[str, tuple[str, str]] = {
-    r"RwkvSelfAttention|xLSTM": _RECURRENCE,
-    r"Indexer$": (
-        "chooses by their content which keys every token attends to (a sparse indexer), and tiles are chosen by "
-        "positions alone",
-        "compile a model whose tokens see all keys, a window or a chunk",
-    ),
-    r"RelMultiheadAttention|XLNetRelativeAttention|RelPositionalMultiHeadAttention": (
-        "has scores of content with embeddings of distances, shifted row by row: a bias that depends on content",
-        _RELATIVE,
-    ),
-    r"SEWD?Upsampling": (
-        "makes several tokens of each one behind its encoder: blocks of the two do not lie on each other",
-        "compile wav2vec 2, HuBERT or WavLM",
-    ),
-    r"LSHSelfAttention": ("sorts tokens into buckets by their content before it attends", _TRANSFORMER),
-    r"FNetFourierTransform": ("mixes all tokens by a Fourier transform", _TRANSFORMER),
-    r"NystromformerSelfAttention|YosoSelfAttention|MraSelfAttention": (
-        "approximates attention by an algorithm over the whole input, which blocks can't follow",
-        _TRANSFORMER,
-    ),
-}
-"""Reason and remedy by a pattern of class names."""
 
 
 def has_own_attention(module: nn.Module) -> bool:
@@ -217,6 +168,8 @@ _REPLACEMENTS: Mapping[str, Mapping[str, _Method]] = {
     **EXPERT_LAYERS,
     **RECURRENT_LAYERS,
     **RELATIVE_POSITIONS,
+    **SINUSOIDS,
+    **VISION_LAYERS,
     "Gemma3nTextMLP": {"_gaussian_topk": _gaussian_topk},
     "LongformerModel": {"forward": _longformer_model},
     "LongformerSelfAttention": {"forward": _longformer_attention},

@@ -147,6 +147,39 @@ def _wavlm(
     return part.out_proj(mixed.transpose(1, 2).reshape(hidden_states.shape)), None, by_bucket
 
 
+def _relative_key(
+    part: Any,
+    hidden_states: Tensor,
+    attention_mask: Any = None,
+    relative_position_embeddings: Any = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """wav2vec2-BERT: products of queries with embeddings of distances (Shaw et al., arXiv 1803.02155, equation 5)."""
+    if part.position_embeddings_type != "relative_key":
+        found: tuple[Tensor, None] = type(part).forward(
+            part, hidden_states, attention_mask, relative_position_embeddings, **others
+        )
+        return found
+    if attention_mask is not None:
+        problem = "is given a mask of its keys"
+        raise CompileError(type(part).__name__, problem, "leave padding out: run inputs at their own length")
+    query, key, value = (
+        _split(linear(hidden_states), part.num_heads) for linear in (part.linear_q, part.linear_k, part.linear_v)
+    )
+    left, right = part.left_max_position_embeddings, part.right_max_position_embeddings
+    reach = max(left, right)
+    mixed = distance_attention(
+        query,
+        key,
+        value,
+        by_query=query @ part.distance_embedding.weight.transpose(0, 1),
+        by_key=None,
+        table=torch.arange(-reach, reach + 1).clamp(-left, right) + left,
+        scale=part.scaling,
+    )
+    return part.linear_out(mixed.transpose(1, 2).reshape(hidden_states.shape)), None
+
+
 def _heads(part: Any, rows: Tensor) -> Tensor:
     return _split(rows, part.num_attention_heads)
 
@@ -159,6 +192,7 @@ RELATIVE_POSITIONS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     "DebertaEmbeddings": {"forward": _deberta_embeddings},
     "DebertaV2Embeddings": {"forward": _deberta_embeddings},
     "DisentangledSelfAttention": {"forward": _disentangled},
+    "Wav2Vec2BertSelfAttention": {"forward": _relative_key},
     "WavLMAttention": {"forward": _wavlm},
 }
 """By the name of the library's class: the methods that are replaced while it is captured."""

@@ -1,0 +1,101 @@
+"""Layers of the library that are refused by name: their graph would look right and be wrong, or would say less."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import nn
+
+from twoheads.graphs.errors import CompileError
+
+__all__ = ["refuse_known"]
+
+
+def refuse_known(module: nn.Module) -> None:
+    """Refuses what is known not to work, with a better reason than its graph would give.
+
+    Raises:
+        CompileError: Names the layer.
+    """
+    for name, part in module.named_modules():
+        if getattr(part, "attention_type", None) == "block_sparse":
+            raise CompileError(
+                name or type(part).__name__,
+                "has block-sparse attention with random blocks: which keys a token sees is no function of positions",
+                'load the model with attention_type="original_full"',
+            )
+        for pattern, (reason, remedy) in _REFUSED.items():
+            if re.search(pattern, type(part).__name__):
+                raise CompileError(f"{name} ({type(part).__name__})" if name else type(part).__name__, reason, remedy)
+
+
+_TRANSFORMER = "compile a model whose tokens meet in softmax attention only"
+_ONE_GRID = "compile a vision transformer of one grid of patches (ViT, DINOv2, SigLIP)"
+_ENCODER = "compile the model below its head"
+_REFUSED: Mapping[str, tuple[str, str]] = {
+    r"RwkvSelfAttention|xLSTM": (
+        "is a recurrence: a token depends on a state that is made of all tokens before it, one after the other",
+        _TRANSFORMER,
+    ),
+    r"Indexer$": (
+        "chooses by their content which keys every token attends to (a sparse indexer), and tiles are chosen by "
+        "positions alone",
+        "compile a model whose tokens see all keys, a window or a chunk",
+    ),
+    r"RelMultiheadAttention|RelPositionalMultiHeadAttention": (
+        "has scores of content with embeddings of distances, shifted row by row: a bias that depends on content",
+        "compile a model with rotary or absolute positions, or a bias by distance (T5, ALiBi)",
+    ),
+    r"SEWD?Upsampling": (
+        "makes several tokens of each one behind its encoder: blocks of the two do not lie on each other",
+        "compile wav2vec 2, HuBERT or WavLM",
+    ),
+    r"LSHSelfAttention": ("sorts tokens into buckets by their content before it attends", _TRANSFORMER),
+    r"FNetFourierTransform": ("mixes all tokens by a Fourier transform", _TRANSFORMER),
+    r"NystromformerSelfAttention|YosoSelfAttention|MraSelfAttention": (
+        "approximates attention by an algorithm over the whole input, which blocks can't follow",
+        _TRANSFORMER,
+    ),
+    r"SwitchTransformersTop1Router": (
+        "gives each expert a limited number of tokens in their order: what a token gets depends on all before it "
+        "(routing over tokens)",
+        "compile a model whose experts take every token that chooses them",
+    ),
+    r"NgramSelfAttention": (
+        "predicts several tokens ahead by streams that attend to each other, with a bias that depends on content",
+        _TRANSFORMER,
+    ),
+    r"^(Bart|MBart|Mvp|PLBart|BigBirdPegasus|T5|MT5|UMT5)ForSequenceClassification": (
+        "reads the row of the last end token, wherever the input has it, and fails where it has none",
+        _ENCODER,
+    ),
+    r"TapasEmbeddings": (
+        "numbers tokens within the cells of a table, which the content of its token types says",
+        "compile an encoder of plain text",
+    ),
+    r"(Flaubert|XLM)Model$": (
+        "hides the padding token wherever it stands in the input, so that its mask depends on what the input says",
+        "compile XLM-RoBERTa or another encoder whose mask is given",
+    ),
+    r"^(Swin|Swinv2|Swin2SR|DonutSwin)\w*Attention|HieraMaskUnitAttention|NeighborhoodAttention$|VitDetAttention|"
+    r"SamVisionAttention": (
+        "attends within windows of an image's grid, whose tokens lie along no one axis",
+        _ONE_GRID,
+    ),
+    r"(Pvt|PvtV2|Segformer|GLPN)(Efficient)?(Self)?Attention$|LevitAttention|MobileViTAttention|"
+    r"MobileViTV2LinearSelfAttention|SwiftFormerEfficientAdditiveAttention": (
+        "attends in a pyramid of grids, each of which has other tokens than the one before",
+        _ONE_GRID,
+    ),
+    r"TimesformerSelfAttention": (
+        "attends to places of one frame and to frames of one place in turns: its tokens lie along two axes",
+        "compile a video model with one sequence of patches (VideoMAE, ViViT)",
+    ),
+    r"FocalNetModulation|^(ResNet|RegNet|ConvNext|ConvNextV2|DINOv3ConvNext|MobileNetV1|MobileNetV2|EfficientNet|"
+    r"PoolFormer|Bit)Model$": (
+        "is a convolutional network: it has no attention, so it is one graph of a fixed shape already",
+        "export it with torch.onnx.export",
+    ),
+}  # fmt: skip
+"""Reason and remedy by a pattern of class names."""

@@ -1,0 +1,60 @@
+"""Sizes that one type has of its own: they follow from others, or have names and meanings that no table can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["HEADS", "own_sizes"]
+
+HEADS = 4
+
+_OWN: Mapping[str, Mapping[str, Any]] = {
+    "esm": {"pad_token_id": 195, "mask_token_id": 196},
+    "esmc": {"num_key_value_heads": HEADS},
+    "layoutlmv3": {"coordinate_size": 8, "shape_size": 16, "input_size": 40},
+    "lilt": {"hidden_size": 96},
+    "luke": {"entity_vocab_size": 50, "entity_emb_size": 32},
+    "mistral4": {"head_dim": 16},
+    "perceiver": {
+        "d_latents": 64, "num_latents": 12, "num_self_attends_per_block": 2, "num_self_attention_heads": HEADS,
+        "num_cross_attention_heads": HEADS,
+    },
+    "timesformer": {"num_frames": 2},
+    "videomae": {"num_frames": 4, "decoder_num_hidden_layers": 1},
+    "vivit": {"num_frames": 4, "image_size": 48},
+    "wav2vec2-bert": {"feature_projection_input_dim": 48},
+    "xmod": {"default_language": "en_XX"},
+}  # fmt: skip
+"""Entries by type."""
+
+
+def own_sizes(made: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries of one type's configuration, all of whose other sizes are small already."""
+    inner = made.get("hidden_size", 64) * made.get("expand", made.get("mamba_expand", 2))
+    match made.get("model_type"):
+        case "mamba2":
+            return {"head_dim": inner // made["num_heads"], "n_groups": 2}
+        case "falcon_h1":
+            return {"mamba_d_ssm": made["mamba_n_heads"] * made["mamba_d_head"]}
+        case "zamba":
+            both = 2 * made["hidden_size"]
+            return {"attention_hidden_size": both, "attention_head_dim": both // HEADS, "num_key_value_heads": HEADS}
+        case "zamba2":
+            heads = {"mamba_headdim": inner // made["n_mamba_heads"], "num_query_groups": HEADS}
+            both = 2 * made["hidden_size"]
+            sizes = {"attention_hidden_size": both, "attention_head_dim": both // HEADS, "num_key_value_heads": HEADS}
+            ids = [at for at, kind in enumerate(made["layers_block_type"]) if kind == "hybrid"]
+            return {**heads, **sizes, "hybrid_layer_ids": ids}
+        case "nemotron_h":
+            return {"mamba_head_dim": 32, "n_groups": 2}
+        case "jamba":
+            return {"num_hidden_layers": 4, "attn_layer_period": 4, "attn_layer_offset": 2, "mamba_dt_rank": 8}
+        case "bamba":
+            return {"num_hidden_layers": 2, "attn_layer_indices": [1]}
+        case "granitemoehybrid":
+            return {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]}
+        case "lfm2" | "lfm2_moe":
+            return {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"], "full_attn_idxs": [1]}
+        case kind:
+            return dict(_OWN.get(str(kind), {}))
