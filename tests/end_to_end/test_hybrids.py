@@ -69,34 +69,78 @@ def test_a_scan_is_a_call_for_every_block(
         )
 
 
+def _named(model: Any, ending: str) -> list[Any]:
+    """The parameters and buffers of such names; there are some."""
+    found = [tensor for name, tensor in (*model.named_parameters(), *model.named_buffers()) if name.endswith(ending)]
+    assert found, ending
+    return found
+
+
 def _other_decay(model: Any) -> None:
-    for name, parameter in model.named_parameters():
-        if name.endswith("A_log"):
-            parameter += 0.001  # exp(0.001): a tenth of a percent
+    """By a tenth of a percent, as the exponential of 0.001 is."""
+    for parameter in _named(model, "A_log"):
+        parameter += 0.001
+
+
+def _other_slope(model: Any) -> None:
+    for slope in _named(model, "slope_rate"):
+        slope *= 1.001
+
+
+def _other_gate(model: Any) -> None:
+    """RG-LRU's decay is a multiple of its softplus."""
+    for parameter in _named(model, "recurrent_param"):
+        parameter += torch.nn.functional.softplus(parameter) / torch.sigmoid(parameter) * 0.001
 
 
 def _short_of_a_row(model: Any) -> None:
-    for name, parameter in model.named_parameters():
-        if name.endswith("conv1d.weight"):
-            parameter[..., 0] = 0
+    for parameter in _named(model, "conv1d.weight"):
+        parameter[..., 0] = 0
 
 
-@pytest.mark.parametrize("mutate", [_other_decay, _short_of_a_row])
+def _short_of_a_gated_row(model: Any) -> None:
+    for parameter in _named(model, "conv.conv.weight"):
+        parameter[..., 0] = 0
+
+
+def _other_experts(model: Any) -> None:
+    """The first two change places, in all layers."""
+    for parameter in (*_named(model, "experts.gate_up_proj"), *_named(model, "experts.down_proj")):
+        parameter[:2] = parameter[[1, 0]]
+
+
+MUTATIONS = [
+    ("falcon_h1", _other_decay),
+    ("falcon_h1", _short_of_a_row),
+    ("kimi_linear", _other_decay),
+    ("jamba", _other_decay),
+    ("jamba", _other_experts),
+    ("minimax", _other_slope),
+    ("recurrent_gemma", _other_gate),
+    ("lfm2", _short_of_a_gated_row),
+]
+
+
+@pytest.mark.parametrize(("kind", "mutate"), MUTATIONS)
 def test_verify_catches_a_recurrence_that_is_a_little_different(
-    mutate: Any, bundles: dict[str, tuple[Any, Path]], tmp_path_factory: pytest.TempPathFactory
+    kind: str, mutate: Any, bundles: dict[str, tuple[Any, Path]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    model, path = built("falcon_h1", bundles, tmp_path_factory)
-    assert verify(path, model, length=53).passed
+    model, path = built(kind, bundles, tmp_path_factory)
     other = copy.deepcopy(model)
     with torch.no_grad():
         mutate(other)
     assert not verify(path, other, length=53).passed
 
 
+@pytest.mark.parametrize("kind", KINDS)
 def test_verify_catches_a_state_that_is_lost_between_blocks(
-    bundles: dict[str, tuple[Any, Path]], tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    bundles: dict[str, tuple[Any, Path]],
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model, path = built("falcon_h1", bundles, tmp_path_factory)
+    model, path = built(kind, bundles, tmp_path_factory)
+    assert verify(path, model, length=BLOCK + 1).passed
     block = _Chain.block
 
     def from_zeros(chain: Any, at: int) -> None:
@@ -104,5 +148,4 @@ def test_verify_catches_a_state_that_is_lost_between_blocks(
         block(chain, at)
 
     monkeypatch.setattr(_Chain, "block", from_zeros)
-    assert verify(path, model, length=BLOCK).passed
     assert not verify(path, model, length=BLOCK + 1).passed

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.runtime.axes_models import classifier, encoder_decoder, image
+from tests.runtime.axes_models import BLOCK, classifier, encoder_decoder, image
 from tests.runtime.device.simulated_backend import SimulatedBackend
 from tests.runtime.device.test_run import device_of, smallest_limit
 from tests.runtime.runs.test_session import assert_close
+from tests.runtime.scan_models import SCANS, ScanModel
 from tests.runtime.stages.test_axes import check, features
 from tests.runtime.tiny_bundle import write_tiny
 from tests.runtime.tiny_model import Tiny, random_tokens, reference
@@ -73,6 +74,36 @@ AXES = {
     ),
     "an image": (image(), [{"pixels": np.ones((1, 6, 6), np.float32)}] * 3),
 }
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+@pytest.mark.parametrize("key_tile", [BLOCK, 2 * BLOCK])
+def test_scans_hand_their_states_on(tmp_path, seed, key_tile):
+    """The third run of a length is a recorded graph, and begins with zeros as the first does."""
+    model = ScanModel(("gated_delta_rule", "attention", *SCANS, "causal_conv"), key_tile)
+    model.load(tmp_path / "b")
+    bundle = load(tmp_path / "b", backend=SimulatedBackend(seed))
+    for run, length in enumerate((40, 39, 35, 1, 8, 9)):
+        check(model, bundle, "hidden", features=features(length))
+        assert (device_of(bundle).replays > 0) == (run > 0)
+    report = bundle.run({"features": features(40)}, output="hidden").report
+    assert report.engine_calls == report.formula_calls
+    assert report.rounds == bundle.schedule(40, "hidden").rounds
+
+
+def test_scans_whose_values_do_not_fit_are_streamed(tmp_path):
+    model = ScanModel(("gated_delta_rule", "causal_conv", "selective_scan"))
+    model.load(tmp_path / "b")
+    given = {"features": features(400)}
+    least = smallest_limit(tmp_path / "b", 400, given=given)
+    copied: list[int] = []
+    for limit in (least, None):
+        bundle = load(tmp_path / "b", backend=SimulatedBackend(2), device_memory_limit=limit)
+        for _ in range(2):
+            device_of(bundle).copied_in = 0
+            check(model, bundle, "hidden", **given)
+        copied.append(device_of(bundle).copied_in)
+    assert copied[0] > copied[1]
 
 
 @pytest.mark.parametrize("name", sorted(AXES))

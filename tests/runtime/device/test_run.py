@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,10 +52,11 @@ def device_of(bundle: LoadedBundle) -> SimulatedDevice:
     return device
 
 
-def smallest_limit(folder: Path, length: int, output: str = "hidden") -> int:
+def smallest_limit(folder: Path, length: int, output: str = "hidden", given: Any = None) -> int:
     """The least device memory with which a run is taken: what the refusal says."""
+    inputs = np.ones(length, np.int64) if given is None else given
     with pytest.raises(InputError) as refused:
-        load(folder, backend=SimulatedBackend(), device_memory_limit=1).run(np.ones(length, np.int64), output)
+        load(folder, backend=SimulatedBackend(), device_memory_limit=1).run(inputs, output)
     number, unit = refused.value.fix.removeprefix("allow ").split(",")[0].split()
     return round(float(number) * {"kB": 1e3, "MB": 1e6}[unit])
 

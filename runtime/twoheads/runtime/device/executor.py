@@ -135,9 +135,6 @@ def open_device(
         raise InputError(
             f"backend {backend.name}", "takes no memory limit and no files", "give device_memory_limit instead"
         )
-    for scan in engines.program.scans:
-        problem = "hands a state from block to block, which only the host does"
-        raise InputError(f"stage {scan.name}", problem, "use a backend of the processor")
     for stage in engines.program.attentions:
         _check_attention(engines, stage)
     return DeviceExecutor(engines, backend, threads, limit)

@@ -10,7 +10,7 @@ from twoheads.graphs.costs.attention_costs import attention_rows
 from twoheads.graphs.costs.stage_costs import StageCosts
 from twoheads.graphs.masks.tiles import Segment
 from twoheads.graphs.program.lengths import is_cross
-from twoheads.graphs.program.program import AttentionEngine, AttentionStage, Stage, Value
+from twoheads.graphs.program.program import AttentionEngine, AttentionStage, ScanEngine, ScanStage, Stage, Value
 from twoheads.graphs.schedule.schedule import Schedule, needed_stages
 from twoheads.runtime.backends.device_protocol import DeviceArray, Graph, HostBytes
 from twoheads.runtime.device.layout import LayoutPlan, align, plan_layout
@@ -60,6 +60,8 @@ class Beside:
         sinks: For attention stages with learned sinks, their log-sum-exp.
         reals: By axis and tokens of a tile: the int32 number of real tokens in the last tile.
         head: Blocks of the head's values, by name; under the name of ``hidden`` a block of packed rows.
+        weights: Of every scan, in the order of its ports.
+        states: Addresses of two states, which all scans take turns with: one runs at a time.
         end: The address behind all of it.
     """
 
@@ -68,6 +70,8 @@ class Beside:
     sinks: dict[str, DeviceArray]
     reals: dict[tuple[str, int], int]
     head: dict[str, DeviceArray]
+    weights: dict[str, tuple[DeviceArray, ...]]
+    states: tuple[int, int]
     end: int
 
 
@@ -112,6 +116,9 @@ class Sizing:
         self.body, self.head = needed_stages(schedule.program, schedule.output)
         self.declared = {value.name: value for value in schedule.program.values()}
         self.attentions = [stage for stage in self.body if isinstance(stage, AttentionStage)]
+        self.scans = [
+            (stage, engines.declared(ScanEngine, stage.engine)) for stage in self.body if isinstance(stage, ScanStage)
+        ]
         self.tiled = schedule.program.tiled
 
     def tile(self, name: str) -> int:
@@ -243,8 +250,14 @@ def _place_beside(sizing: Sizing, masks: dict[str, MaskSlots], at: int) -> Besid
         value.name: claims.array(value.dtype, value.block_shape(program.block_size))
         for value in (buffers if sizing.head else ())
     }
+    weights = {
+        stage.name: tuple(claims.array(port.dtype, port.shape) for port in engine.weight_ports)
+        for stage, engine in sizing.scans
+    }
+    largest = max((engine.state.nbytes for _, engine in sizing.scans), default=0)
+    states = (claims.take(largest), claims.take(largest))
     at_masks = {name: places[id(slots)] for name, slots in masks.items()}
-    return Beside(partials, at_masks, sinks, reals, head, claims.end)
+    return Beside(partials, at_masks, sinks, reals, head, weights, states, claims.end)
 
 
 class _Claims:

@@ -14,6 +14,7 @@ from twoheads.graphs.errors import InternalError
 from twoheads.graphs.program.program import (
     AttentionStage,
     Pooling,
+    ScanEngine,
     ScanStage,
     SequenceStage,
     Stage,
@@ -94,6 +95,9 @@ class DeviceRun(RunState):
             elif isinstance(stage, AttentionStage):
                 for variant in ("full", "masked"):
                     self.engines.attention(stage.engine, variant)
+            elif isinstance(stage, ScanStage):
+                for variant in ScanEngine.VARIANTS:
+                    self.engines.attention(stage.engine, variant)
 
         body, head = needed_stages(self.program, self.schedule.output)
         self.crew.run((*body, *head), lambda: open_engine)
@@ -168,6 +172,10 @@ class DeviceRun(RunState):
         for name, sinks in plan.beside.sinks.items():
             logits = self.engines.weights.view(attentions[name].sinks or "").astype(np.float32)
             transfers.upload(sinks.rows, np.ascontiguousarray(np.broadcast_to(logits[:, None], sinks.shape)))
+        weights = {stage.name: stage.weights for stage in self.program.scans}
+        for name, arrays in plan.beside.weights.items():
+            for array, weight in zip(arrays, weights[name], strict=True):
+                transfers.upload(array.rows, np.ascontiguousarray(self.engines.weights.view(weight)))
         kept.plan, kept.lengths = plan, dict(schedule.lengths)
 
     def _segment(self, at: int, segment: tuple[Stage, ...]) -> None:
@@ -207,15 +215,16 @@ class DeviceRun(RunState):
         calls: dict[str, int] = {}
         for stage in segment:
             self.crew.check()
-            if isinstance(stage, SequenceStage | ScanStage):
+            if isinstance(stage, SequenceStage):
                 raise InternalError(f"stage {stage.name} is the host's")
             calls[stage.name] = self._queue.stage(stage)
         return calls
 
     def _count(self, calls: Mapping[str, int]) -> None:
+        chained = {stage.name for stage in self.program.scans}
         for name, count in calls.items():
             self.counters[name].worker().calls += count
-            self.rounds += 1
+            self.rounds += count if name in chained else 1
 
     def _sequence(self, stage: SequenceStage) -> None:
         """Computes ``stage`` on the host, from and to the device."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from twoheads.graphs.errors import InternalError
-from twoheads.graphs.program.program import AttentionEngine, AttentionStage, TokenwiseStage
+from twoheads.graphs.program.program import AttentionEngine, AttentionStage, ScanEngine, ScanStage, TokenwiseStage
 from twoheads.runtime.backends.cuda_kernels import zero_tail
 from twoheads.runtime.backends.device_protocol import DeviceArray, Rows, Stream
 from twoheads.runtime.backends.protocol import Call, DeviceBackend, DeviceEngine, EngineHandle
@@ -61,10 +61,13 @@ class StageQueue:
         """The stream that every stage begins after and ends before."""
         return self.lanes[0].compute
 
-    def stage(self, stage: TokenwiseStage | AttentionStage) -> int:
+    def stage(self, stage: TokenwiseStage | AttentionStage | ScanStage) -> int:
         """Queues ``stage``; returns its engine calls."""
         self.team.fork()
-        calls = self._attention(stage) if isinstance(stage, AttentionStage) else self._tokenwise(stage)
+        if isinstance(stage, ScanStage):
+            calls = self._scan(stage)
+        else:
+            calls = self._attention(stage) if isinstance(stage, AttentionStage) else self._tokenwise(stage)
         self.team.join()
         for value in stage.outputs:
             self._zero_padding(self._plan.values[value.name])
@@ -94,6 +97,26 @@ class StageQueue:
             call.run()
             desk.done()
         return count
+
+    def _scan(self, stage: ScanStage) -> int:
+        """One lane makes the calls; of two states each reads one and writes the other."""
+        engine, beside, lane = self._engines.declared(ScanEngine, stage.engine), self._plan.beside, self.lanes[0]
+        call = self._call(self._engines.attention(stage.engine, engine.VARIANTS[0]), lane)
+        inputs, output = [self._plan.values[name] for name in stage.inputs], self._plan.values[stage.output.name]
+        states = [DeviceArray(address, engine.state.dtype, engine.state.shape) for address in beside.states]
+        self._device.zero(states[0], lane.compute)
+        desk = Desk(lane)
+        for block in range(output.blocks):
+            desk.begin()
+            read = [desk.read(value, block) for value in inputs]
+            for port, array in enumerate((*read, *beside.weights[stage.name], states[block % 2])):
+                call.bind_input(port, array)
+            call.bind_output(0, desk.write(output, block))
+            call.bind_output(1, states[1 - block % 2])
+            desk.loaded()
+            call.run()
+            desk.done()
+        return output.blocks
 
     def _attention(self, stage: AttentionStage) -> int:
         rows = self._plan.rows[stage.name]
