@@ -82,11 +82,6 @@ def _other_decay(model: Any) -> None:
         parameter += 0.001
 
 
-def _other_slope(model: Any) -> None:
-    for slope in _named(model, "slope_rate"):
-        slope *= 1.001
-
-
 def _other_gate(model: Any) -> None:
     """RG-LRU's decay is a multiple of its softplus."""
     for parameter in _named(model, "recurrent_param"):
@@ -115,7 +110,6 @@ MUTATIONS = [
     ("kimi_linear", _other_decay),
     ("jamba", _other_decay),
     ("jamba", _other_experts),
-    ("minimax", _other_slope),
     ("recurrent_gemma", _other_gate),
     ("lfm2", _short_of_a_gated_row),
 ]

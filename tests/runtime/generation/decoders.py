@@ -131,7 +131,13 @@ def whisper() -> Any:
     return model
 
 
-MODELS = {"llama": llama, "gemma": gemma, "qwen": qwen, "t5": t5, "bart": bart, "whisper": whisper}
+@cache
+def mamba() -> Any:
+    """States alone: a selective scan and a short convolution a layer."""
+    return hybrid("mamba")
+
+
+MODELS = {"llama": llama, "gemma": gemma, "qwen": qwen, "t5": t5, "bart": bart, "whisper": whisper, "mamba": mamba}
 
 
 @cache

@@ -138,11 +138,6 @@ def test_a_short_prompt_costs_small_calls():
     assert [rows for _, _, rows in Pieces(0, 200, 256, 8)] == [256]
 
 
-def test_states_join_no_batch():
-    with pytest.raises(InputError, match="has a state"):
-        load(bundle_folder("qwen"), threads=1).open_batch()
-
-
 def test_what_can_not_be_is_refused():
     context = bundle("llama").open_context()
     for wrong, problem in (([], "are"), ([64], "hold 64"), ([-1], "hold -1"), ([0.5], "are float64")):

@@ -63,7 +63,7 @@ def write_steps(
         _write_tiles(steps, rows, folder)
         if rows != compiled.program.block_size:
             _write_regions(steps, rows, used, folder, entries)
-    if not (steps.states or steps.source):
+    if not steps.source:
         _write_batch(compiled, steps, models, folder, entries)
 
 
@@ -119,8 +119,9 @@ def _write_heads(
 
 
 def _write_tiles(steps: Steps, rows: int, folder: Path) -> None:
-    """Scans, and attention tile by tile, of a step over more keys than any capacity."""
-    for scan in {steps.scan(scanned, rows) for scanned, _ in steps.body.scans} if steps.kept else ():
+    """Scans, and attention tile by tile, of a step over more keys than any capacity; scans of a batch, too."""
+    used = steps.kept or rows == steps.rows[1]
+    for scan in {steps.scan(scanned, rows) for scanned, _ in steps.body.scans} if used else ():
         file = folder / ENGINES / f"{scan.name}.{SCAN_STEP}.onnx"
         save_engine(scan_model(scan, SCAN_STEP), file, *scan.ports(SCAN_STEP), {})
     for tile, variants in steps.tiles(rows).items():

@@ -216,6 +216,11 @@ class Context:
         yield from self._states.written()
 
     @property
+    def states(self) -> KeptStates:
+        """Its states."""
+        return self._states
+
+    @property
     def kept(self) -> KeptBlocks:
         """Its keys and values.
 
@@ -249,12 +254,19 @@ class Context:
         self._heads.clear()
 
     def accept(self, token: int) -> None:
-        """Counts a token whose row was written into the open block by others, by kernels of several rows."""
-        block = self.engines.steps.program.block_size
-        self._steady += self._steady == len(self.tokens)
+        """Counts a token whose row was written into the open block by others, by kernels of several rows.
+
+        The states behind it are the spare ones.
+        """
+        steps = self.engines.steps
+        if steps.states:
+            self._states.move(len(self.tokens) + 1)
+        else:
+            self._steady += self._steady == len(self.tokens)
         self.tokens.append(token)
-        if len(self.tokens) % block == 0:
+        if len(self.tokens) % steps.program.block_size == 0:
             self._complete()
+        self._after_steps()
 
     def __enter__(self) -> Context:
         return self

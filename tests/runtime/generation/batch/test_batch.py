@@ -53,7 +53,7 @@ REQUESTS = st.lists(
 )
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma"])
+@pytest.mark.parametrize("name", ["llama", "gemma", "qwen", "mamba"])
 @settings(max_examples=6, deadline=None)
 @given(asked=REQUESTS, most=st.sampled_from([3, 32]))
 def test_every_request_gets_the_bits_that_it_gets_alone(name, asked, most):

@@ -13,7 +13,6 @@ from twoheads.runtime.generation.batch.slots import Slabs
 from twoheads.runtime.generation.batch.step import BatchStep, NextToken
 from twoheads.runtime.generation.generator import Generator, Prompt
 from twoheads.runtime.generation.kept.source import refuse_source
-from twoheads.runtime.generation.kept.states import refuse_states
 from twoheads.runtime.generation.results import Piece
 
 __all__ = ["Batch"]
@@ -37,7 +36,7 @@ class Batch:
         most: Requests that are computed at the same time; others wait for their turn.
 
     Raises:
-        InputError: ``most`` is not 1 or more, or layers have states.
+        InputError: ``most`` is not 1 or more.
         BundleError: The bundle was compiled without the engines for it.
     """
 
@@ -45,7 +44,6 @@ class Batch:
         if most < 1:
             raise InputError("open_batch", f"has room for {most} requests", "give 1 or more")
         refuse_source(generator.steps, "no batch of requests keeps", "generate one prompt after the other")
-        refuse_states(generator.steps, "no batch of requests keeps", "generate one prompt after the other")
         self._generator = generator
         self._engines = generator.engines
         self._most = most

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +86,7 @@ class BatchStep:
         }
         self._kept = {entry.value.name: at for at, entry in enumerate(steps.kept)}
         self._added = dict(steps.layers)
+        self._scans = {stage.name: at for at, (stage, _) in enumerate(steps.body.scans)}
         self._calls = [self._region(stage) for stage in steps.body.inside]
         self._attends: dict[BatchAttention, _Attend] = {}
         self._masks: dict[tuple[int, int], Array] = {}
@@ -113,10 +114,14 @@ class BatchStep:
                 self._values[entry.value.name][...] = tokens if entry.source == "argument" else positions[at]
         groups = self._groups(part, positions)
         masks = [self._filled(group, part, number) for number, group in enumerate(groups)]
+        states = [(row.context.states.before(len(row.context)), row.context.states.spare) for row in part]
         for stage, call in zip(self._steps.body.inside, self._calls, strict=True):
             if isinstance(stage, AttentionStage):
                 for group, mask in zip(groups, masks, strict=True):
                     self._attend(stage, group, mask)
+            elif isinstance(stage, ScanStage):
+                number = self._scans[stage.name]
+                call.run([(before[number], spare[number]) for before, spare in states])
             else:
                 call.run()
                 self._engines.calls += 1
@@ -151,11 +156,11 @@ class BatchStep:
         return made
 
     def _region(self, stage: TokenwiseStage | AttentionStage | ScanStage) -> Any:
-        """A call of a token-wise stage, bound to the values; ``None`` for attention."""
+        """A call of a token-wise stage, bound to the values; of a scan all that it takes; ``None`` for attention."""
         if isinstance(stage, AttentionStage):
             return None
         if isinstance(stage, ScanStage):
-            raise InternalError(f"stage {stage.name}: no step holds a scan")
+            return _Scan(self._engines, stage, self._values)
         call, wrap = self._engines.region(stage, self.rows).new_call(), self._engines.backend.tensor
         for number, name in enumerate(stage.inputs):
             call.bind_input(number, wrap(self._values[name]))
@@ -182,6 +187,44 @@ class BatchStep:
         attend.query[group.slots, :, 0] = values[stage.query][0].swapaxes(0, 1)[group.rows]
         attend.run(arrays)
         values[stage.output.name][0].swapaxes(0, 1)[group.rows] = attend.out[group.slots, :, 0]
+
+
+class _Scan:
+    """The calls of a scan: one for every sequence, of the engine of few rows that a step of one sequence has."""
+
+    def __init__(self, engines: StepEngines, stage: ScanStage, values: Mapping[str, Array]) -> None:
+        self._engines = engines
+        steps, wrap = engines.steps, engines.backend.tensor
+        rows = steps.rows[1]
+        declared = {value.name: value for value in steps.program.values()}
+        names = (*stage.inputs, stage.output.name)
+        own = {name: np.zeros(declared[name].block_shape(rows), declared[name].dtype) for name in names}
+        # Tokens first: a row of the batch, and of the engine.
+        self._rows = [
+            tuple(np.moveaxis(array, declared[name].token_axis, 0) for array in (values[name], own[name]))
+            for name in names
+        ]
+        self._call = engines.scan(stage, rows).new_call()
+        arrays = [own[name] for name in stage.inputs]
+        arrays += [np.ascontiguousarray(engines.weight(name)) for name in stage.weights]
+        self._state = len(arrays)
+        for number, array in enumerate(arrays):
+            self._call.bind_input(number, wrap(array))
+        self._call.bind_input(self._state + 1, wrap(np.ones(1, np.int64)))
+        self._call.bind_output(0, wrap(own[stage.output.name]))
+
+    def run(self, states: Sequence[tuple[Array, Array]]) -> None:
+        """Computes the first rows of the batch, each from its sequence's state to the next one."""
+        wrap, (*read, (given, made)) = self._engines.backend.tensor, self._rows
+        for at, (before, after) in enumerate(states):
+            for batch, own in read:
+                own[0] = batch[at]
+            self._call.bind_input(self._state, wrap(before))
+            self._call.bind_output(1, wrap(after))
+            self._call.run()
+            given[at] = made[0]
+        given[len(states) :] = made[0]
+        self._engines.calls += len(states)
 
 
 class _Attend:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from twoheads.graphs.errors import InputError, InternalError
+from twoheads.graphs.errors import InternalError
 from twoheads.graphs.variants.steps import Steps
 
-__all__ = ["KeptStates", "refuse_states"]
+__all__ = ["KeptStates"]
 
 Array = npt.NDArray[Any]
 
@@ -112,13 +112,3 @@ class KeptStates:
         for new, old in (pair for mine, theirs in pairs for pair in zip(mine, theirs, strict=True)):
             new[...] = old
         return made
-
-
-def refuse_states(steps: Steps, what: str, fix: str) -> None:
-    """Refuses models with states where they are not kept.
-
-    Raises:
-        InputError: A layer has a state, which ``what``, e.g. ``no file holds``.
-    """
-    for scan, _ in steps.body.scans:
-        raise InputError(f"stage {scan.name}", f"has a state, which {what}", fix)
