@@ -1,9 +1,14 @@
-"""Runs one command in a process of its own and tells its wall time and its peak memory."""
+"""Runs one command in a process of its own and tells its wall time and its peak memory.
+
+The system counts a process's peak from what started it: a child of a tool that has loaded a model begins with the
+tool's own peak. So a small process of its own starts the command and tells what it took.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,6 +18,15 @@ from dataclasses import dataclass
 from typing import Any
 
 __all__ = ["Measured", "ProcessFailedError", "measure", "measure_json", "twoheads_command"]
+
+
+LAUNCHER = """
+import json, os, sys
+child = os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ)
+_, status, used = os.wait4(child, 0)
+told = {"status": status, "seconds": used.ru_utime + used.ru_stime, "peak": used.ru_maxrss}
+os.write(int(sys.argv[1]), json.dumps(told).encode())
+"""
 
 
 class ProcessFailedError(Exception):
@@ -50,21 +64,30 @@ def measure(command: Sequence[str], *, show_stderr: bool = False) -> Measured:
     Args:
         command: Program and arguments.
         show_stderr: Leave stderr to the terminal, for progress bars.
+
+    Raises:
+        ProcessFailedError: There is no such program.
     """
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err, tempfile.TemporaryFile("w+") as told:
+        words = [sys.executable, "-I", "-S", "-c", LAUNCHER, str(told.fileno()), *command]
         start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=out, stderr=None if show_stderr else err)
+        process = subprocess.Popen(
+            words, stdout=out, stderr=None if show_stderr else err, pass_fds=[told.fileno()], process_group=0
+        )
         try:
-            _, status, usage = os.wait4(process.pid, 0)
+            process.wait()
         except BaseException:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # the command, too
             raise
         seconds = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)  # so that Popen does not wait again
-        out.seek(0)
-        err.seek(0)
-        peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        return Measured(process.returncode, seconds, usage.ru_utime + usage.ru_stime, peak, out.read(), err.read())
+        for file in (out, err, told):
+            file.seek(0)
+        if process.returncode:
+            raise ProcessFailedError(f"{' '.join(command)}\ncan't be started\n{err.read()}")
+        facts = json.load(told)
+        peak = facts["peak"] * (1 if sys.platform == "darwin" else 1024)
+        code = os.waitstatus_to_exitcode(facts["status"])
+        return Measured(code, seconds, facts["seconds"], peak, out.read(), err.read())
 
 
 def measure_json(

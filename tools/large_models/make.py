@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-__all__ = ["SHAPES", "Shape", "make_model"]
+__all__ = ["SHAPES", "Shape", "make_config", "make_model", "random_weight", "weight_files"]
 
 SPREAD = 0.02
 """Standard deviation of the weights, that of the library's own initialisation."""
@@ -48,6 +48,21 @@ SHAPES = {
 
 def make_model(folder: Path, shape: Shape) -> Path:
     """Writes the model into the new folder ``folder``, a layer at a time; the same numbers every time."""
+    make_config(folder, shape)
+    parts = list(weight_files(shape))
+    places: dict[str, str] = {}
+    for at, part in enumerate(parts):
+        name = f"model-{at + 1:05}-of-{len(parts):05}.safetensors"
+        tensors = {key: random_weight(key, sizes) for key, sizes in part.items()}
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+        places |= dict.fromkeys(part, name)
+    index = {"metadata": {}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index) + "\n", encoding="utf-8")
+    return folder
+
+
+def make_config(folder: Path, shape: Shape) -> Path:
+    """The new folder ``folder`` with the model's configuration alone, which is all that ``plan`` reads."""
     folder.mkdir(parents=True)
     config = {
         **asdict(shape),
@@ -60,19 +75,10 @@ def make_model(folder: Path, shape: Shape) -> Path:
         "hidden_act": "silu",
     }
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    parts = list(_parts(shape))
-    places: dict[str, str] = {}
-    for at, part in enumerate(parts):
-        name = f"model-{at + 1:05}-of-{len(parts):05}.safetensors"
-        tensors = {key: _random(key, sizes) for key, sizes in part.items()}
-        save_file(tensors, folder / name, metadata={"format": "pt"})
-        places |= dict.fromkeys(part, name)
-    index = {"metadata": {}, "weight_map": places}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index) + "\n", encoding="utf-8")
     return folder
 
 
-def _parts(shape: Shape) -> Iterator[dict[str, tuple[int, ...]]]:
+def weight_files(shape: Shape) -> Iterator[dict[str, tuple[int, ...]]]:
     """The tensors of each file, by name."""
     width, inner = shape.hidden_size, shape.intermediate_size
     keys = width // shape.num_attention_heads * shape.num_key_value_heads
@@ -94,7 +100,8 @@ def _parts(shape: Shape) -> Iterator[dict[str, tuple[int, ...]]]:
     yield {"model.norm.weight": (width,), "lm_head.weight": table}
 
 
-def _random(name: str, sizes: tuple[int, ...]) -> Tensor:
+def random_weight(name: str, sizes: tuple[int, ...]) -> Tensor:
+    """The weight ``name``, in bfloat16."""
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")  # another one for every layer
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(sizes, generator=generator, dtype=torch.float32)

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from statistics import median
 from typing import Any
 
 from tools.markdown import table
 
 __all__ = ["render"]
 
+Rows = Mapping[str, Mapping[str, Any]]
+
 INTRODUCTION = """# Models larger than the memory
 
 Llama-shaped models of random bfloat16 weights, written to safetensors by `tools/large_models`. A row is
-`python -m tools.large_models SIZE WEIGHTS --layers L --tokens N --scratch DIR`: one process compiles the model into a
-bundle, one runs it with `--memory-limit`, and the hidden states are compared with those of transformers' own layers,
-each loaded alone (for quantised weights with the bundle's numbers, expanded). Peaks are resident memory with all
-libraries, mapped files included. The largest layer is that of the model in float32. Seconds on the clock grow with
-whatever else the machine does; the load is that before the row.
+`python -m tools.large_models SIZE WEIGHTS --layers L --tokens N --scratch DIR`. One process compiles the model into a
+bundle. One runs it with `--memory-limit`. The hidden states are compared with those of transformers' own layers, each
+loaded alone (for quantised weights with the bundle's numbers, expanded).
+
+Peaks are resident memory with all libraries, mapped files included. The largest layer is that of the model in float32.
+Seconds on the clock grow with whatever else the machine does; the load is that before the row.
+"""
+
+RUNS = """## Runs
+
+The bound is the time of reading the weights once from the disk, and of all products at the speed of float32 products
+of 512 x 512 on all cores, both measured just before. The job is the same run with `--spill`, killed half way and
+resumed.
 """
 
 PHASES = """## Where the peak of compiling comes from
@@ -24,35 +35,63 @@ PHASES = """## Where the peak of compiling comes from
 Peak of resident memory by phase, in MB, in the order of the work.
 """
 
+VERIFIED = """## Verified layer by layer
+
+`twoheads verify BUNDLE --against MODEL --streamed --length 64`: every layer beside the original's, neither side in
+memory.
+"""
+
+PLANS = """## Plans
+
+Of the configuration alone (`python -m tools.large_models SIZE plan`). Memory is what the run takes with its weights
+read stage by stage.
+"""
+
+REAL = """## A real model
+
+`python -m tools.large_models real MODEL --limit LIMIT`: compiled, then a text of some thousand tokens with the limit
+and without.
+"""
+
+LLAMA = """## Beside llama.cpp
+
+The same GGUF file of random float16 weights (`python -m tools.large_models llama.cpp`), the same prompt, the memory of
+either process held to a quarter of the file by a control group, file pages included; nothing of the file is in memory
+before. llama.cpp (package xllamacpp) maps the file and computes with float16 weights; ours has them in float32. Three
+runs each, in turns; seconds of the prompt are medians.
+"""
+
 
 def render(results: Mapping[str, Any]) -> str:
     """The page of all ``results`` there are."""
-    rows = list(results.values())
+    models: Rows = results.get("models", {})
     lines = [*INTRODUCTION.splitlines(), ""]
-    for machine in dict.fromkeys(f"{row['machine']}, {row['day']}" for row in rows):
+    every = [row for rows in results.values() for row in rows.values()]
+    for machine in dict.fromkeys(f"{row['machine']}, {row['day']}" for row in every):
         lines += [f"On {machine}.", ""]
-    lines += table(_COMPILE, [_compiled(name, row) for name, row in results.items()], left=1)
-    ran = [_ran(name, row) for name, row in results.items() if row.get("run_code") == 0]
+    lines += table(_COMPILE, [_compiled(name, row) for name, row in models.items()], left=1)
+    ran = [_ran(name, row) for name, row in models.items() if row.get("run_code") == 0]
     if ran:
-        lines += ["## Runs", "", *table(_RUN, ran, left=1)]
-    names = list(dict.fromkeys(phase for row in rows for phase in row["phases"]))
-    peaks = [[name, *(_megabytes(row["phases"].get(name, {}).get("peak_bytes")) for row in rows)] for name in names]
-    lines += [*PHASES.splitlines(), "", *table(["phase", *results], peaks, left=1)]
+        lines += [*RUNS.splitlines(), "", *table(_RUN, ran, left=1)]
+    verified = [_verified(name, row) for name, row in models.items() if "verify_passed" in row]
+    if verified:
+        lines += [*VERIFIED.splitlines(), "", *table(_VERIFY, verified, left=1)]
+    for text, section, make in ((PLANS, "plans", _plans), (REAL, "real", _real), (LLAMA, "llama.cpp", _llama)):
+        if section in results:
+            lines += [*text.splitlines(), "", *make(results[section])]
+    lines += _phases({**models, **results.get("real", {})})
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
 _COMPILE = (
-    "compile",
-    "weights in float32 or less, MB",
-    "source, MB",
-    "largest layer, MB",
-    "peak, MB",
-    "1.2 layers + 700 MB",
-    "seconds",
-    "processor seconds",
-    "load",
+    *("compile", "weights in float32 or less, MB", "source, MB", "largest layer, MB", "peak, MB"),
+    *("1.2 layers + 700 MB", "seconds", "processor seconds", "load"),
 )
-_RUN = ("run", "tokens", "limit", "peak, MB", "seconds", "processor seconds", "largest distance, relative")
+_RUN = (
+    *("run", "tokens", "limit", "peak, MB", "seconds", "processor seconds", "bound: reading + products, s"),
+    *("of the bound", "load", "largest distance, relative", "killed and resumed"),
+)
+_VERIFY = ("verified", "layers", "largest error in noise floors", "peak, MB", "seconds", "passed")
 
 
 def _compiled(name: str, row: Mapping[str, Any]) -> list[str]:
@@ -64,8 +103,78 @@ def _compiled(name: str, row: Mapping[str, Any]) -> list[str]:
 
 def _ran(name: str, row: Mapping[str, Any]) -> list[str]:
     seconds = [f"{row[key]:,.0f}" for key in ("run_seconds", "run_cpu_seconds")]
-    peak = _megabytes(row["run_peak_bytes"])
-    return [name, f"{row['tokens']:,}", row["limit"], peak, *seconds, f"{row['distance']:.1e}"]
+    bound = row["reading_seconds"] + row["product_seconds"]
+    parts = f"{row['reading_seconds']:,.1f} + {row['product_seconds']:,.1f}"
+    job = "the same, to the bit" if row["job_killed"] and row["job_same"] else "NOT the same"
+    job = job if row["job_killed"] else "was done before"
+    told = [parts, f"{row['run_seconds'] / bound:.2f}", f"{row['load']:.1f}", f"{row['distance']:.1e}", job]
+    return [name, f"{row['tokens']:,}", row["limit"], _megabytes(row["run_peak_bytes"]), *seconds, *told]
+
+
+def _verified(name: str, row: Mapping[str, Any]) -> list[str]:
+    numbers = [
+        f"{row['verify_worst_ratio']:.2f}",
+        _megabytes(row["verify_peak_bytes"]),
+        f"{row['verify_seconds']:,.0f}",
+    ]
+    return [name, str(row["verify_layers"]), *numbers, "yes" if row["verify_passed"] else "NO"]
+
+
+def _plans(rows: Rows) -> list[str]:
+    headings = ("plan", "tokens", "engine calls", "TFLOP", "weights, GB", "memory, GB", "limit", "seconds to plan")
+    return table(headings, [_planned(name, row) for name, row in rows.items()], left=1)
+
+
+def _planned(name: str, row: Mapping[str, Any]) -> list[str]:
+    plan = row["plan"]
+    sizes = [f"{count / 1e9:.1f}" for count in (plan["memory"]["weights"], plan["spill"]["peak_bytes"])]
+    calls = f"{plan['engine_calls']:,}"
+    return [name, f"{row['tokens']:,}", calls, f"{plan['flops'] / 1e12:,.0f}", *sizes, row["limit"], _one(row)]
+
+
+def _one(row: Mapping[str, Any]) -> str:
+    return f"{row['plan_seconds']:.1f}"
+
+
+def _real(rows: Rows) -> list[str]:
+    headings = (
+        *("model", "largest weight, MB", "compile peak, MB", "1.2 layers + 700 MB", "run, peak MB", "limit"),
+        *("limited run, peak MB", "seconds", "limited", "result"),
+    )
+    return table(headings, [_real_row(name, row) for name, row in rows.items()], left=1)
+
+
+def _real_row(name: str, row: Mapping[str, Any]) -> list[str]:
+    largest = row["largest_weight_bytes"]
+    sizes = map(_megabytes, (largest, row["compile_peak_bytes"], 1.2 * largest + 700e6, row["whole_peak_bytes"]))
+    seconds = [f"{row[f'{name}_seconds']:.1f}" for name in ("whole", "limited")]
+    same = "the same, to the bit" if row["same"] else "NOT the same"
+    return [name, *sizes, row["limit"], _megabytes(row["limited_peak_bytes"]), *seconds, same]
+
+
+def _llama(rows: Rows) -> list[str]:
+    headings = ("model", "file, MB", "memory, MB", "tokens", "runner", "prompt, s", "tokens/s", "next token")
+    return table(headings, [line for name, row in rows.items() for line in _runners(name, row)], left=1)
+
+
+def _runners(name: str, row: Mapping[str, Any]) -> Iterator[list[str]]:
+    sizes = [_megabytes(row["file_bytes"]), _megabytes(row["limit_bytes"]), f"{row['tokens']:,}"]
+    for runner, runs in row["runs"].items():
+        done = [run for run in runs if run["code"] == 0]
+        if len(done) < len(runs):
+            failed = next(run for run in runs if run["code"])
+            yield [name, *sizes, runner, "failed", f"code {failed['code']}", " ".join(failed["told"])]
+            continue
+        seconds = median(run["prompt_seconds"] for run in done)
+        token = ", ".join(dict.fromkeys(str(run["next_token"]) for run in done))
+        yield [name, *sizes, runner, f"{seconds:.1f}", f"{row['tokens'] / seconds:,.1f}", token]
+
+
+def _phases(rows: Rows) -> list[str]:
+    names = list(dict.fromkeys(phase for row in rows.values() for phase in row["phases"]))
+    found = [[row["phases"].get(name, {}).get("peak_bytes") for row in rows.values()] for name in names]
+    peaks = [[name, *map(_megabytes, counts)] for name, counts in zip(names, found, strict=True)]
+    return [*PHASES.splitlines(), "", *table(["phase", *rows], peaks, left=1)]
 
 
 def _megabytes(count: float | None) -> str:

@@ -7,7 +7,7 @@ several of one; so a tensor is made by whatever of the file had a part in it, in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -15,13 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from twoheads.compiler.frontend.torch.weights.gguf_header import LeanGguf, lean_gguf
 from twoheads.compiler.frontend.torch.weights.stored_tensor import StoredTensor
 
-__all__ = ["stored_gguf_tensors"]
+__all__ = ["expanded", "stored_gguf_tensors"]
+
+PART = 1 << 20
+"""Numbers that are expanded at a time: the library holds all parts beside the whole until it is made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,7 @@ def stored_gguf_tensors(path: Path, model: Any, load: Callable[..., Any], small:
 
 
 @contextmanager
-def _one_map_of_names() -> Iterator[None]:
+def _one_map_of_names() -> Generator[None]:
     """The library asks for the map of a file's names once a module, and each time it is made for all layers."""
     import gguf
 
@@ -108,18 +112,34 @@ class _File:
 
     def tensors(self, parts: Sequence[_Part]) -> dict[str, Tensor]:
         """What the library makes of these parts alone."""
-        from gguf import dequantize
-
         parsed: dict[str, dict[str, Tensor]] = {"tensors": {}}
         for part in parts:
             data = np.memmap(self.path, part.dtype, "r", offset=part.offset, shape=part.shape)
             found = self.processor.process(
-                weights=dequantize(data, part.kind),
+                weights=expanded(data, part.kind),
                 name=part.name,
                 tensor_key_mapping=self.names,
                 parsed_parameters=parsed,
             )
             if found.name in self.names:
-                numbers = np.array(found.weights, np.float32, order="C")
+                numbers = np.ascontiguousarray(found.weights, np.float32)
                 parsed["tensors"][self.names[found.name]] = torch.from_numpy(numbers)
         return parsed["tensors"]
+
+
+def expanded(data: npt.NDArray[Any], kind: Any) -> npt.NDArray[np.float32]:
+    """The numbers of a tensor of blocks, some rows at a time: blocks lie within rows.
+
+    Args:
+        data: ``[..., bytes of a row]``, or the numbers themselves.
+        kind: The library's type of the blocks.
+    """
+    from gguf import dequantize
+
+    rows = data.reshape(-1, data.shape[-1])
+    width = dequantize(rows[:1], kind).shape[-1]
+    found = np.empty((len(rows), width), np.float32)
+    step = max(1, PART // max(1, width))
+    for start in range(0, len(rows), step):
+        found[start : start + step] = dequantize(rows[start : start + step], kind)
+    return found.reshape(*data.shape[:-1], width)

@@ -1,0 +1,46 @@
+"""A real model: the memory of its compile, and a run under a memory limit beside the unlimited one."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from tools.large_models.job import same_arrays
+from tools.measured_process import ProcessFailedError, measure, measure_json, twoheads_command
+from twoheads.runtime.bundle.reader import read_bundle
+
+__all__ = ["measure_real"]
+
+TEXT = Path(__file__).parents[1] / "data" / "founding_documents.txt"
+
+
+def measure_real(scratch: Path, model: Path, limit: str) -> dict[str, Any]:
+    """Compiles ``model``, and runs a text of some thousand tokens with ``limit`` and without."""
+    bundle = scratch / "real"
+    shutil.rmtree(bundle, ignore_errors=True)
+    words = ["-m", "tools.large_models.compile_child", str(model), str(bundle)]
+    done, phases = measure_json([sys.executable, *words], show_stderr=True)
+    weights = read_bundle(bundle, check="size", engines=False).manifest.weights
+    found: dict[str, Any] = {
+        "largest_weight_bytes": max(4 * prod(entry.shape) for entry in weights.values()),
+        "compile_seconds": done.seconds,
+        "compile_cpu_seconds": done.cpu_seconds,
+        "compile_peak_bytes": done.peak_bytes,
+        "phases": phases,
+        "limit": limit,
+    }
+    start = ("run", bundle, "--text", TEXT, "--output", "hidden")
+    outs = {"whole": scratch / "whole.npz", "limited": scratch / "limited.npz"}
+    for name, more in (("whole", ()), ("limited", ("--memory-limit", limit))):
+        ran = measure(twoheads_command(*start, *more, "--out", outs[name]))
+        if ran.code:
+            raise ProcessFailedError(f"{name}: the run ended with {ran.code}\n{ran.err}")
+        found |= {f"{name}_seconds": ran.seconds, f"{name}_peak_bytes": ran.peak_bytes}
+    found["same"] = same_arrays(outs["whole"], outs["limited"])
+    shutil.rmtree(bundle)
+    for out in outs.values():
+        out.unlink()
+    return found
