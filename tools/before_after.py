@@ -3,6 +3,7 @@
 ``python -m tools.before_after OTHER`` compiles models with the code of the checkout ``OTHER`` and with this one, runs
 them at several lengths, and compares the program's text, the weights, engine calls and every result's bits. Both sides
 are driven through the command line, so any two versions can be compared that have ``compile``, ``inspect`` and ``run``.
+Names of values within the program's text do not count: the tracer of the model gives them.
 The other checkout needs no environment of its own: its packages are put in front of the installed ones.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -154,11 +156,21 @@ def _run(bundle: Path, folder: Path, length: int, output: str, told: dict[str, A
 
 
 def _differences(before: Outcome, after: Outcome) -> list[str]:
-    found = [name for name in ("program", "weights") if getattr(before, name) != getattr(after, name)]
+    found = ["program"] if _numbered(before.program) != _numbered(after.program) else []
+    found += ["weights"] if before.weights != after.weights else []
     for key in before.results:
         found += [f"bits of {key}"] if before.results[key] != after.results.get(key) else []
         found += [f"calls of {key}"] if before.calls[key] != after.calls.get(key) else []
     return found
+
+
+def _numbered(program: str) -> str:
+    """The text with values named by when they are first read or made: the tracer numbers its operators."""
+    names: dict[str, str] = {}
+    return _VALUE.sub(lambda found: names.setdefault(found[0], f"%{len(names)}"), program)
+
+
+_VALUE = re.compile(r"%[^\s:,()]+")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -176,7 +188,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             after = _outcome(ROOT, case, model, folder / "after")
         found = _differences(before, after)
         differ += bool(found)
-        what = ", ".join(found) or f"equal: program, weights, {len(before.results)} results and their calls"
+        same = "program" if before.program == after.program else "program but for names of values"
+        what = ", ".join(found) or f"equal: {same}, weights, {len(before.results)} results and their calls"
         print(f"{case.name:18} {what} (compiled in {before.seconds:.1f} and {after.seconds:.1f} s)", flush=True)
     print(f"{differ} cases differ" if differ else "no case differs")
     return min(differ, 1)

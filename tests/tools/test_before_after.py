@@ -1,0 +1,37 @@
+"""What the comparison of two states of the code calls a difference."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tools.before_after import Outcome, _differences
+
+PROGRAM = "stage a: %a.add_7: float32[1, n], %b: int64[n] = @engine(%ids)\nstage c: %hidden = @other(%a.add_7, %b)\n"
+RESULTS, CALLS = {"hidden at 1": "bits", "last at 1": "more"}, {"hidden at 1": 2, "last at 1": 3}
+BEFORE = Outcome(PROGRAM, "weights", RESULTS, CALLS, 1.0)
+
+
+def test_equal_sides_differ_in_nothing() -> None:
+    assert _differences(BEFORE, replace(BEFORE, seconds=9.0)) == []
+
+
+def test_names_of_values_do_not_count_but_which_value_is_read_does() -> None:
+    assert _differences(BEFORE, replace(BEFORE, program=PROGRAM.replace("add_7", "add_5"))) == []
+    swapped = PROGRAM.replace("(%a.add_7, %b)", "(%b, %a.add_7)")
+    assert _differences(BEFORE, replace(BEFORE, program=swapped)) == ["program"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"program": PROGRAM.replace("@other", "@third")}, "program"),
+        ({"weights": "others"}, "weights"),
+        ({"results": {"hidden at 1": "bits", "last at 1": "less"}}, "bits of last at 1"),
+        ({"results": {"hidden at 1": "bits"}}, "bits of last at 1"),
+        ({"calls": {"hidden at 1": 1, "last at 1": 3}}, "calls of hidden at 1"),
+    ],
+)
+def test_everything_else_counts(changed: dict[str, object], told: str) -> None:
+    assert _differences(BEFORE, replace(BEFORE, **changed)) == [told]  # type: ignore[arg-type]
