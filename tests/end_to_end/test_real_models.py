@@ -47,7 +47,7 @@ def smollm2_original(smollm2: Path) -> Any:
 
 def test_smollm2_from_one_bundle_at_many_lengths(smollm2_original: Any, smollm2_bundle: Path) -> None:
     before = digest(smollm2_bundle)
-    for length in (1, 255, 257, 700):
+    for length in (1, 255, 257, 520):  # three blocks, the last of few tokens
         report = verify(smollm2_bundle, smollm2_original, length=length)
         assert report.passed, f"{length}: {report.worst.ratio:.2f} times the noise floor"
         assert report.calls.engine_calls == report.calls.formula_calls
@@ -57,7 +57,7 @@ def test_smollm2_from_one_bundle_at_many_lengths(smollm2_original: Any, smollm2_
 
 def test_smollm2_in_one_onnx_file_is_the_original(smollm2_original: Any, smollm2_bundle: Path, tmp_path: Path) -> None:
     session = open_file(export_one_file(smollm2_bundle, tmp_path / "smollm2.onnx", outputs=("logits",)).file)
-    for length in (1, 255, 641):
+    for length in (1, 255, 520):
         ids = np.random.default_rng(length).integers(0, 49152, (1, length))
         with torch.no_grad():
             expected = smollm2_original(torch.from_numpy(ids)).logits.numpy()
