@@ -44,15 +44,18 @@ def hugging_face_inputs(name: str, module: nn.Module) -> dict[str, SourceInput]:
         CompileError: Its main argument is none that this version knows the shape of.
     """
     model = cast("Any", module)
-    main = _MAIN.get(model.main_input_name)
     parameters = inspect.signature(model.forward).parameters
-    if main is None or model.main_input_name not in parameters:
+    argument = model.main_input_name
+    if argument not in parameters:  # a part of a larger model may say that model's
+        argument = next((name for name in _MAIN if name in parameters), argument)
+    main = _MAIN.get(argument)
+    if main is None or argument not in parameters:
         raise CompileError(
             name,
-            f"{type(module).__name__} takes {model.main_input_name}, which this version can't make an example of",
+            f"{type(module).__name__} takes {argument}, which this version can't make an example of",
             f"compile a model that takes one of {', '.join(_MAIN)}",
         )
-    inputs = {model.main_input_name: main(model.config)}
+    inputs = {argument: main(model.config)}
     if "token_type_ids" in parameters and getattr(model.config.get_text_config(), "type_vocab_size", None):
         inputs["token_type_ids"] = _tokens(EXAMPLE_LENGTH, "zeros")
     if getattr(model.config, "is_encoder_decoder", False) and "decoder_input_ids" in parameters:

@@ -126,7 +126,9 @@ class FxProgram:
             return self.weights[source] if source in self.weights else _to_torch(values[source])
 
         args, kwargs = fx.map_arg((node.args, node.kwargs), look_up)
-        return _to_numpy(cast("Any", node.target)(*args, **kwargs))
+        # Values that went through NumPy may lie otherwise in memory than those that were traced.
+        target = torch.ops.aten.reshape.default if node.target is torch.ops.aten.view.default else node.target
+        return _to_numpy(cast("Any", target)(*args, **kwargs))
 
     def look_up(self, name: str) -> LookUp | None:
         """See :meth:`twoheads.compiler.ir.source_program.SourceProgram.look_up`."""
@@ -148,6 +150,15 @@ class FxProgram:
     def region(self, *parts: Any) -> FxRegion:
         """See :meth:`twoheads.compiler.ir.source_program.SourceProgram.region`."""
         return FxRegion(self, *parts)
+
+
+_TURNED = (torch.ops.aten.transpose.int, torch.ops.aten.permute.default)
+
+
+def _target(node: fx.Node) -> Any:
+    """What a region calls for ``node``: a view of turned rows was one of a kernel's result that lay turned."""
+    turned = node.target is torch.ops.aten.view.default and cast("fx.Node", node.args[0]).target in _TURNED
+    return torch.ops.aten.reshape.default if turned else node.target
 
 
 def _to_numpy(value: Any) -> Any:
@@ -201,7 +212,7 @@ class FxRegion:
         for name in self.nodes:
             node = self.program.nodes[name]
             args, kwargs = fx.map_arg((node.args, node.kwargs), look_up)
-            env[name] = graph.create_node("call_function", node.target, args, kwargs, name)
+            env[name] = graph.create_node("call_function", _target(node), args, kwargs, name)
         graph.output(tuple(env[name] for name in self.outputs))
         return fx.GraphModule(torch.nn.Module(), graph)
 

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
+from twoheads.compiler.frontend.torch.hugging_face.conv_layers import CONV_LAYERS
 from twoheads.compiler.frontend.torch.hugging_face.expert_layers import EXPERT_LAYERS
 from twoheads.compiler.frontend.torch.hugging_face.recurrent_layers import RECURRENT_LAYERS
 from twoheads.compiler.frontend.torch.hugging_face.relative_positions import RELATIVE_POSITIONS
@@ -165,6 +166,7 @@ def _gaussian_topk(part: Any, inputs: Tensor) -> Tensor:
 
 
 _REPLACEMENTS: Mapping[str, Mapping[str, _Method]] = {
+    **CONV_LAYERS,
     **EXPERT_LAYERS,
     **RECURRENT_LAYERS,
     **RELATIVE_POSITIONS,

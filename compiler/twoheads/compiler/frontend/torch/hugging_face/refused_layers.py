@@ -74,7 +74,11 @@ _REFUSED: Mapping[str, tuple[str, str]] = {
         "numbers tokens within the cells of a table, which the content of its token types says",
         "compile an encoder of plain text",
     ),
-    r"(Flaubert|XLM)Model$": (
+    r"LEDEncoderSelfAttention|LongT5(Local|TransientGlobal)Attention|PegasusXGlobalLocalAttention": (
+        "attends within blocks of an input that is padded to whole blocks, and to global tokens beside them",
+        "compile a model with one attention over all tokens (BART, T5)",
+    ),
+    r"(Flaubert|XLM|FSMT)Model$": (
         "hides the padding token wherever it stands in the input, so that its mask depends on what the input says",
         "compile XLM-RoBERTa or another encoder whose mask is given",
     ),
