@@ -94,13 +94,11 @@ def _measured(asked: argparse.Namespace, name: str) -> list[dict[str, Any]] | No
     _say(f"{asked.what}: {name}")
     if asked.what == "drift":
         tokens = (asked.lengths or [100_000])[0]
-        return drift(name, asked.scratch, tokens) if MODELS[name].drift_layers else None
+        return drift(name, asked.scratch, tokens) if MODELS[name].drift else None
     paths = _compiled(name, asked.scratch)
     if asked.what == "agree":
         return agreement(name, asked.scratch, tuple(asked.lengths or (1, 255, 256, 257, 5000)))
-    rows: list[dict[str, Any]] = _timed(name, paths, tuple(asked.lengths or (4096, 8192, 16384, 32768)), asked.repeats)[
-        "rows"
-    ]
+    rows: list[dict[str, Any]] = _timed(name, paths, tuple(asked.lengths or (2048, 8192, 32768)), asked.repeats)["rows"]
     return rows
 
 

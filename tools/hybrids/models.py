@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,14 @@ __all__ = ["BLOCK", "MODELS", "Shape", "folder_of", "make"]
 BLOCK = 256
 
 LINEAR, FULL = "linear_attention", "full_attention"
+
+DRIFT: Mapping[str, Any] = {
+    "hidden_size": 256,
+    "num_hidden_layers": 3,
+    "layer_types": [LINEAR, FULL, LINEAR],
+    "vocab_size": 8000,
+}
+"""Of every model whose drift is measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,16 +30,16 @@ class Shape:
         title: What it is, and what of it was cut.
         kind: The model's type in transformers.
         lowering: That the bundle is compiled with.
-        drift_layers: What its configuration says of layers where the drift is measured: few, so that float64 is
-            affordable; none where the library's own code is wrong in blocks.
         entries: Of its configuration.
+        drift: Entries in place of these where the drift is measured: narrow and few layers, so that float64 is
+            affordable; none where the library's own code is wrong in blocks.
     """
 
     title: str
     kind: str
     lowering: str
     entries: Callable[[], dict[str, Any]]
-    drift_layers: tuple[str, ...] = ()
+    drift: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 def _mamba2() -> dict[str, Any]:
@@ -92,27 +100,38 @@ MODELS: Mapping[str, Shape] = {
         "granitemoehybrid",
         "tile",
         _granite,
-        (LINEAR, FULL, LINEAR),
+        {
+            **DRIFT,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 1,
+            "intermediate_size": 512,
+            "shared_intermediate_size": 512,
+            "mamba_n_heads": 8,
+        },
     ),
     "qwen3_next": Shape(
         "Qwen3-Next-shaped: gated delta rule and full attention three to one, cut to width 768, 8 layers, 4 experts",
         "qwen3_next",
         "tile",
         _qwen3_next,
-        (LINEAR, FULL, LINEAR),
+        {
+            **DRIFT,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "linear_num_value_heads": 4,
+            "linear_num_key_heads": 2,
+        },
     ),
 }
 """By name."""
 
 
-def make(shape: Shape, layers: tuple[str, ...] = ()) -> Any:
-    """The model, of seeded random weights; with ``layers`` in place of its own."""
+def make(shape: Shape, changed: Mapping[str, Any] | None = None) -> Any:
+    """The model, of seeded random weights; with ``changed`` entries in place of its own."""
     import torch
     import transformers
 
-    entries = shape.entries()
-    if layers:
-        entries |= {"layer_types": list(layers), "num_hidden_layers": len(layers)}
+    entries = shape.entries() | dict(changed or {})
     torch.manual_seed(0)
     library: Any = transformers
     return library.AutoModelForCausalLM.from_config(library.CONFIG_MAPPING[shape.kind](**entries)).eval()

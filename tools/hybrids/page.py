@@ -38,10 +38,10 @@ hidden states that are the result; what stands behind that is what tokens cost b
 DRIFT = """\
 ## Along 100,000 tokens
 
-`python -m tools.hybrids drift`: three layers of the same width (a recurrence, full attention, a recurrence), so that
-float64 can be afforded. The library computes pieces of 1,000 tokens with its own cache, the bundle one run. A state
-that drifted would part from float64 more and more. (Mamba-2 has Granite's mathematics; the library's own Mamba-2 is
-wrong in pieces.)
+`python -m tools.hybrids drift`: three layers of width 256 (a recurrence, full attention, a recurrence) with states of
+the same size, so that float64 can be afforded. The library computes pieces of 1,000 tokens with its own cache, the
+bundle one run. A state that drifted would part from float64 more and more. (Mamba-2 has Granite's mathematics; the
+library's own Mamba-2 is wrong in pieces.)
 """
 
 
@@ -58,7 +58,8 @@ def render(results: Mapping[str, Any]) -> str:
             continue
         lines += [*text.splitlines(), ""]
         for name, found in measured.items():
-            lines += [f"**{MODELS[name].title}.** {machine_line(found['machine'])}", ""]
+            title = MODELS[name].title.partition(":")[0] if what == "drift" else MODELS[name].title
+            lines += [f"**{title}.** {machine_line(found['machine'])}", ""]
             lines += table(headings, cells(found["rows"]))
     return "\n".join(lines).rstrip("\n") + "\n"
 
