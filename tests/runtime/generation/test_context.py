@@ -84,11 +84,14 @@ ACTIONS = st.lists(
 )
 
 
-@pytest.mark.parametrize("name", MODELS)
+KINDS = [*((name, None) for name in MODELS), ("llama", "int8"), ("gemma", "int8")]
+
+
+@pytest.mark.parametrize(("name", "pages"), KINDS)
 @settings(max_examples=25, deadline=None)
 @given(actions=ACTIONS, seed=st.integers(0, 3))
-def test_any_interleaving_ends_as_a_fresh_run(name, actions, seed):
-    context, told = bundle(name).open_context(), iter(tokens(1000, seed))
+def test_any_interleaving_ends_as_a_fresh_run(name, pages, actions, seed):
+    context, told = bundle(name).open_context(pages=pages), iter(tokens(1000, seed))
     for action, count in actions:
         if action == "append":
             context.append([next(told) for _ in range(count)])
@@ -102,12 +105,12 @@ def test_any_interleaving_ends_as_a_fresh_run(name, actions, seed):
             if len(other):
                 other.step(next(told))  # what the other one does is its own business
             other.close()
-        elif action == "reload":
+        elif action == "reload" and pages is None:
             with TemporaryDirectory() as folder:
                 bundle(name).save_context(context, f"{folder}/c")
                 context = bundle(name).load_context(f"{folder}/c")
     logits = context.append([7])
-    fresh = bundle(name).open_context()
+    fresh = bundle(name).open_context(pages=pages)
     assert np.array_equal(fresh.append(context.tokens), logits)
 
 

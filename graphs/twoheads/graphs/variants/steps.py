@@ -311,9 +311,10 @@ class Steps:
         masked, found = AttentionEngine.VARIANTS[1::2], dict[AttentionEngine, set[str]]()
         for stage in self.body.attentions:
             if stage.key in kept:
-                ring = kept[stage.key].ring
-                wide = CAPACITIES[-1] if ring is None else min(CAPACITIES[-1], ring.blocks)
-                read = [(wide, AttentionEngine.VARIANTS if ring is None else masked), (1, masked)]
+                entry = kept[stage.key]  # narrower tiles than the widest are of blocks that are kept rounded
+                read: list[tuple[int, tuple[str, ...]]] = [(1, masked)]
+                read += [(entry.blocks(capacity), masked) for capacity in CAPACITIES[1:]]
+                read += [] if entry.ring else [(CAPACITIES[-1], AttentionEngine.VARIANTS)]
             else:
                 read = [(blocks, AttentionEngine.VARIANTS) for blocks in self.source_tiles]
             for blocks, variants in read:

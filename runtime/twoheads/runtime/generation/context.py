@@ -145,9 +145,9 @@ class Context:
         return np.concatenate(found)
 
     def _after_steps(self) -> None:
-        """Before rings forget what it needs, a block that steps have filled is computed again."""
+        """Before rings forget what it needs, or it is rounded, a block that steps have filled is computed again."""
         steps = self.engines.steps
-        forgets = steps.has_rings or steps.states
+        forgets = steps.has_rings or steps.states or self._arrays().rounds
         if forgets and len(self.tokens) % steps.program.block_size == 0 and self._steady < len(self.tokens):
             self._steady_again()
 
@@ -177,13 +177,14 @@ class Context:
         back = len(self.tokens) // block - length // block
         if (steps.has_rings and self._reached - length // block > 1) or (steps.states and back > 0):
             left, self.tokens, self._steady, self._reached = self.tokens[:length], [], 0, 0
-            self._kept, self._states = KeptBlocks(steps), KeptStates(steps)
+            self._kept, self._states = self._arrays().fresh(), KeptStates(steps)
             self._steps.clear()
             self._names.clear()
             if left:
                 self.append(left)
             return
-        if steps.states and length < len(self.tokens):
+        # A block that was kept rounded is computed again where it is open again.
+        if length < len(self.tokens) and (steps.states or (self._arrays().rounds and back > 0)):
             left = self.tokens[length - length % block : length]
             self._cut(length - length % block)
             if left:
@@ -366,9 +367,13 @@ class Context:
 
     @property
     def _steady_start(self) -> int:
-        """Where ``append`` begins: at the first token that it did not compute; with states, at its block."""
-        back = self._steady % self.engines.steps.program.block_size if self.engines.steps.states else 0
-        return self._steady - back
+        """Where ``append`` begins: at the first token that it did not compute.
+
+        With states at its block, likewise where the block is kept rounded already.
+        """
+        block = self.engines.steps.program.block_size
+        rounded = self._arrays().rounds and self._steady // block < len(self.tokens) // block
+        return self._steady - (self._steady % block if self.engines.steps.states or rounded else 0)
 
     def _complete(self) -> None:
         """The open block is full."""
@@ -385,7 +390,8 @@ class Context:
         # Layer by layer, whole blocks are read in tiles of the widest capacity.
         if kept.reserve(max(first // block, CAPACITIES[-1] if self.source.capacity is None else 0)):
             self._steps.clear()
-        long = self.engines.steps.capacity(first // block) is None or self.source.capacity is None
+        wide = self.engines.steps.capacity(first // block) is None or self.source.capacity is None
+        long = wide or kept.rounds
         key = (rows, long)
         if key not in self._steps:
             self._steps[key] = (LongStep if long else BoundStep)(self.engines, rows, kept, self.source)

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.program.program import AttentionEngine, AttentionStage, ScanStage, TokenwiseStage
-from twoheads.graphs.variants.steps import CAPACITIES
 from twoheads.runtime.generation.added import NOWHERE, AddedScores
 from twoheads.runtime.generation.engines import StepEngines
 from twoheads.runtime.generation.kept.rows import KeptBlocks
@@ -19,8 +18,11 @@ from twoheads.runtime.generation.kept.states import KeptStates
 __all__ = ["LongStep"]
 
 Array = npt.NDArray[Any]
-Tile = tuple[Array, Array, AttentionEngine, npt.NDArray[np.int64] | None]
-"""Keys, values, the engine for them, and the keys' positions; ``None`` where every query sees all of them."""
+Tile = tuple[int | None, AttentionEngine, npt.NDArray[np.int64] | None]
+"""The segment (``None``: behind all of them, -1: the open block), its engine, and the keys' positions: ``None`` where
+every query sees all of them."""
+
+OPEN = -1
 
 
 class LongStep:
@@ -109,7 +111,12 @@ class LongStep:
         positions = first + np.minimum(np.arange(self._rows, dtype=np.int64), count - 1)
         tiles = list(self._tiles(stage, first, int(positions[-1]) + 1))
         state = self._first_state(stage)
-        for number, (keys, values, engine, where) in enumerate(tiles):
+        k, v = self._places[stage.key], self._places[stage.value]
+        for number, (segment, engine, where) in enumerate(tiles):
+            keys, values = (
+                self._kept.opened[at] if segment == OPEN else self._kept.tile(at, segment, role)
+                for role, at in enumerate((k, v))
+            )
             mask = None
             if where is not None:
                 mask = self._mask(self._added[stage.name], number - len(tiles), engine, positions, where, added, filled)
@@ -138,33 +145,26 @@ class LongStep:
         """All tiles of keys for queries ``[first, end)``, their own block last."""
         steps, size = self._steps, self._block
         block = first // size
-        k, v = self._places[stage.key], self._places[stage.value]
-        ring, plain = steps.kept[k].ring, [at for at, entry in enumerate(steps.kept) if entry.ring is None]
+        entry = steps.kept[self._places[stage.key]]
+        ring, capacity = entry.ring, self._kept.capacity
+        wide = steps.tile(stage, self._rows, entry.blocks(capacity)) if capacity else None
         within = np.arange(size, dtype=np.int64)
-        if ring is None:
-            wide, segments = steps.tile(stage, self._rows, CAPACITIES[-1]), self._kept.segments
-            reach = np.arange(CAPACITIES[-1] * size, dtype=np.int64)
+        if ring is None and wide is not None:
+            segments, reach = self._kept.segments, np.arange(capacity * size, dtype=np.int64)
             covered = stage.mask.covered((first, end)) if stage.bias is None else ()
-            for number, segment in enumerate(segments):
+            for number in range(len(segments)):
                 where = number * len(reach) + reach
                 whole = any(low <= where[0] and where[-1] < high for low, high in covered)
-                yield segment[plain.index(k)], segment[plain.index(v)], wide, None if whole else where
+                yield number, wide, None if whole else where
             start = len(segments) * len(reach)
             if block * size > start:
-                yield (
-                    self._kept.past[k],
-                    self._kept.past[v],
-                    wide,
-                    np.where(start + reach < block * size, start + reach, NOWHERE),
-                )
-        else:
-            engine = steps.tile(stage, self._rows, min(CAPACITIES[-1], ring.blocks))
-            where = np.full(engine.key_tile, NOWHERE, np.int64)
+                yield None, wide, np.where(start + reach < block * size, start + reach, NOWHERE)
+        elif ring is not None and wide is not None:
+            where = np.full(wide.key_tile, NOWHERE, np.int64)
             for slot, held in ring.held(block).items():
                 where[slot * size : (slot + 1) * size] = held * size + within
-            yield self._kept.past[k], self._kept.past[v], engine, where
-        opened = self._kept.opened
-        yield opened[k], opened[v], steps.tile(stage, self._rows, 1), block * size + within
+            yield None, wide, where
+        yield OPEN, steps.tile(stage, self._rows, 1), block * size + within
 
     def _mask(
         self,

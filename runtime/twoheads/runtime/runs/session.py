@@ -103,16 +103,17 @@ class LoadedBundle(RunContext):
         engines = StepEngines(bundle, weights, self._backend, threads=self.threads, precision=how)
         return Generator(bundle, weights, engines, self.tokenizer, partial(run_source, self, self.executor))
 
-    def open_context(self, source: Any = None) -> Context:
+    def open_context(self, source: Any = None, pages: str | None = None) -> Context:
         """An empty sequence of tokens, to be continued, cut back and forked.
 
         Args:
             source: What the model's encoder reads, if it has one: a text, tokens ``[m]``, or arrays by name.
+            pages: ``int8`` to keep whole blocks of keys and values rounded to 8 bits, which is an approximation.
 
         Raises:
             InputError: As :attr:`generation`; or the source is not what the model reads.
         """
-        return self.generation.open_context(source=source)
+        return self.generation.open_context(source=source, pages=pages)
 
     def generate(self, prompt: Prompt, **options: Any) -> Generated | list[Generated]:
         """Continues a text, tokens or a conversation; see :meth:`Generator.generate` for the options.

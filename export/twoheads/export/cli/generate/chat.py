@@ -13,6 +13,7 @@ from twoheads.export.cli.generate.choice import (
     ChoiceOptions,
     Fields,
     MaxNewTokens,
+    Pages,
     Seed,
     Stop,
     keep_prefixes,
@@ -44,6 +45,7 @@ class ChatOptions:
     seed: Seed = None
     fields: Fields = None
     cache: Cache = None
+    pages: Pages = None
     engines: EngineOptions = field(default_factory=EngineOptions)
 
 
@@ -64,7 +66,7 @@ def command(bundle: options.Bundle, asked: ChatOptions) -> None:
     messages: list[dict[str, str]] = []
     if asked.system is not None:
         messages.append({"role": "system", "content": asked.system})
-    with loaded.open_context() as context:
+    with loaded.open_context(pages=asked.pages) as context:
         while line := _read_line():
             messages.append({"role": "user", "content": line})
             made: Any = loaded.generate(

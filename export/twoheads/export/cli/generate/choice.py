@@ -21,6 +21,7 @@ __all__ = [
     "ChoiceOptions",
     "Fields",
     "MaxNewTokens",
+    "Pages",
     "Seed",
     "Stop",
     "keep_prefixes",
@@ -45,6 +46,10 @@ Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Of samples, to 
 Cache = Annotated[
     Path | None,
     typer.Option("--cache", metavar="DIR", help="Keep what beginnings of texts gave there, and take it from there."),
+]
+Pages = Annotated[
+    str | None,
+    typer.Option("--pages", metavar="int8", help="Keep whole blocks of keys and values in 8 bits: an approximation."),
 ]
 Fields = Annotated[
     list[str] | None,

@@ -15,6 +15,7 @@ from twoheads.export.cli.generate.choice import (
     ChoiceOptions,
     Fields,
     MaxNewTokens,
+    Pages,
     Seed,
     Stop,
     keep_prefixes,
@@ -153,6 +154,7 @@ class GenerateOptions:
         Path | None,
         typer.Option("--draft", metavar="BUNDLE", help="Guess by this smaller bundle of the same vocabulary instead."),
     ] = None
+    pages: Pages = None
     load_context: Annotated[
         Path | None, typer.Option("--load-context", metavar="FILE", help="Continue what --save-context left there.")
     ] = None
@@ -194,6 +196,8 @@ def command(bundle: options.Bundle, asked: GenerateOptions) -> None:
     _default_length(loaded, settings)
     settings |= {"stop": asked.stop, "seed": asked.seed, "ignore_eos": asked.ignore_eos, **asked.form.read()}
     settings |= asked.speech.read()
+    if asked.pages is not None and (asked.given.prompts is not None or asked.load_context is not None):
+        raise InputError("--pages", "is for one prompt that begins here", "leave out --prompts or --load-context")
     if asked.given.prompts is not None:
         continue_lines(loaded, prompt, asked.at_once, settings)
         return
@@ -203,6 +207,7 @@ def command(bundle: options.Bundle, asked: GenerateOptions) -> None:
         context=context,
         speculate=asked.speculate if asked.draft is None else asked.engines.load(asked.draft),
         steady=asked.steady,
+        pages=asked.pages if context is None else None,
         streamer=None if asked.as_json else _print,
         **settings,
     )
@@ -225,7 +230,7 @@ def _context(loaded: LoadedBundle, asked: GenerateOptions) -> Context | None:
         arguments.check_output_path(asked.save_context)
     if asked.load_context is not None:
         return loaded.load_context(asked.load_context)
-    return None if asked.save_context is None else loaded.open_context()
+    return None if asked.save_context is None else loaded.open_context(pages=asked.pages)
 
 
 def _messages(file: Path, text: str) -> list[dict[str, Any]]:

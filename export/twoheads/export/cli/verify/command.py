@@ -66,6 +66,9 @@ def command(bundle: options.Bundle, asked: VerifyOptions) -> None:
         verify_steps(bundle, asked, given)
         return
 
+    if asked.pages is not None:
+        raise InputError("--pages", "are those of a continuation", "give --generate N as well")
+
     from twoheads.export import verify
 
     with PhaseProgress() as progress:

@@ -42,6 +42,7 @@ def verify_steps(bundle: Path, asked: VerifyOptions, given: Given) -> None:
             tokens=given.tokens,
             backend=asked.backend,
             precision=asked.precision.value,
+            pages=asked.pages,
             trust_remote_code=asked.trust_remote_code,
             progress=progress,
         )
@@ -65,7 +66,7 @@ def _print(report: GenerationReport) -> None:
             ("relative error", f"{report.relative_error:.3g}"),
             ("same tokens", f"{report.same_tokens} of {report.new_tokens}"),
             ("rollbacks", "equal to the bit" if report.rollback_equal else "DIFFER from fresh contexts"),
-            ("precision", report.precision),
+            ("precision", report.precision + (f", pages of {report.pages}" if report.pages else "")),
             ("time", ", ".join(f"{name} {seconds_text(spent)}" for name, spent in report.seconds.items())),
             ("verdict", "passed" if report.passed else "NOT PASSED"),
         )

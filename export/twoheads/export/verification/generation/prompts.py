@@ -38,7 +38,7 @@ class Begun:
     source: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict[str, npt.NDArray[Any]])
 
 
-def begin(loaded: LoadedBundle, length: int | None, text: str | None, tokens: Given) -> Begun:
+def begin(loaded: LoadedBundle, length: int | None, text: str | None, tokens: Given, pages: str | None = None) -> Begun:
     """A sequence's beginning, from what the caller gives.
 
     Args:
@@ -46,6 +46,7 @@ def begin(loaded: LoadedBundle, length: int | None, text: str | None, tokens: Gi
         length: Tokens of the prompt, or of the encoder.
         text: What they say.
         tokens: Or what they are; of an encoder also arrays by name.
+        pages: As of ``open_context``.
 
     Raises:
         InputError: As ``verify_inputs``; or arrays are given without an encoder that reads them.
@@ -53,11 +54,11 @@ def begin(loaded: LoadedBundle, length: int | None, text: str | None, tokens: Gi
     if isinstance(tokens, Mapping):
         if not loaded.generation.steps.source:
             raise InputError("--generate", "continues one text or token sequence", "leave out --input")
-        call = loaded.generation.open_call(tokens)
+        call = loaded.generation.open_call(tokens, pages=pages)
         return Begun(call.prompt, call.context, tokens)
     if loaded.generation.steps.source:
-        return _behind_encoder(loaded, length, text, tokens)
-    return Begun(_prompt(loaded, length, text, tokens), loaded.open_context())
+        return _behind_encoder(loaded, length, text, tokens, pages)
+    return Begun(_prompt(loaded, length, text, tokens), loaded.open_context(pages=pages))
 
 
 def _prompt(loaded: LoadedBundle, length: int | None, text: str | None, tokens: npt.NDArray[Any] | None) -> list[int]:
@@ -72,7 +73,7 @@ def _prompt(loaded: LoadedBundle, length: int | None, text: str | None, tokens: 
 
 
 def _behind_encoder(
-    loaded: LoadedBundle, length: int | None, text: str | None, tokens: npt.NDArray[Any] | None
+    loaded: LoadedBundle, length: int | None, text: str | None, tokens: npt.NDArray[Any] | None, pages: str | None
 ) -> Begun:
     program, name = loaded.program, loaded.generation.steps.tokens.value.name
     if text is not None:
@@ -87,5 +88,5 @@ def _behind_encoder(
         loaded, lengths, text=None, tokens=None if tokens is None else np.asarray(tokens).reshape(-1)
     )
     del source[name]
-    call = loaded.generation.open_call(source)
+    call = loaded.generation.open_call(source, pages=pages)
     return Begun(call.prompt, call.context, source)

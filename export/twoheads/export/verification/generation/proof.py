@@ -53,7 +53,8 @@ class GenerationReport:
         append_error: Largest difference where the same tokens are appended at once, instead of step by step.
         rollback_equal: Whether a context that was cut back, at several lengths, and continued gives the very bits of
             one that never had other tokens.
-        precision: Of the bundle; where it is below float32 the original has the bundle's weights.
+        precision: Of the bundle; where it is below float32 the original has the bundle's weights. Rounded ``pages`` are
+            named.
         seconds: Of ``generate`` and of the ``original``.
         warnings: As of a run.
         passed: Logits are within the bound, tokens differ within margins only, rollbacks are equal, all is finite.
@@ -74,6 +75,7 @@ class GenerationReport:
     append_error: float
     rollback_equal: bool
     precision: str
+    pages: str | None
     seconds: dict[str, float]
     warnings: tuple[str, ...]
     passed: bool
@@ -93,6 +95,7 @@ def verify_generation(
     tokens: Given = None,
     backend: str = "onnxruntime",
     precision: str = "f32",
+    pages: str | None = None,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> GenerationReport:
@@ -108,6 +111,7 @@ def verify_generation(
         tokens: The prompt's tokens ``[N]`` or ``[1, N]``; of an encoder also arrays by name.
         backend: As for ``load``.
         precision: Likewise.
+        pages: As for ``open_context``; what rounded ones cost is told, and held to the bound of a lower precision.
         trust_remote_code: As for ``load_source``.
         progress: Called as ``progress(phase, done, total)``.
 
@@ -119,7 +123,7 @@ def verify_generation(
         raise InputError("--generate", f"is {new_tokens}", "give 2 steps or more")
     report("load the bundle")
     loaded = load(bundle, backend=backend, precision=precision)
-    begun = begin(loaded, length, text, tokens)
+    begun = begin(loaded, length, text, tokens, pages)
     prompt, began = begun.prompt, time.perf_counter()
     made, logits = _generate(begun, new_tokens, report)
     seconds = {"generate": time.perf_counter() - began}
@@ -134,7 +138,7 @@ def verify_generation(
     del original
     report("cut back and continue")
     append_error, equal = _rollbacks(begun, loaded.program.block_size, made, logits)
-    return _report(loaded, prompt, made, logits, found, append_error, equal=equal, seconds=seconds | found.seconds)
+    return _report(loaded, begun, made, logits, found, append_error, equal=equal, seconds=seconds | found.seconds)
 
 
 def _generate(begun: Begun, count: int, report: Progress) -> tuple[list[int], Array]:
@@ -178,7 +182,7 @@ def _continued(context: Context, sequence: list[int]) -> Array:
 
 def _report(
     loaded: LoadedBundle,
-    prompt: list[int],
+    begun: Begun,
     made: list[int],
     logits: Array,
     found: OriginalResults,
@@ -193,7 +197,8 @@ def _report(
     error, finite = largest_difference(logits, expected)
     scale = float(np.sqrt(np.mean(np.square(expected, dtype=np.float64))))
     relative = float(np.sqrt(np.mean(np.square(logits - expected, dtype=np.float64)))) / scale if scale else 0.0
-    exact = loaded.manifest.precision == FULL_PRECISION
+    pages = "int8" if begun.context.kept.rounds else None
+    exact = loaded.manifest.precision == FULL_PRECISION and pages is None
     allowed = ALLOWED * floor.value if exact else 2 * error
     chosen = expected.argmax(axis=1)
     steps = np.flatnonzero(chosen != np.array(made))
@@ -202,7 +207,8 @@ def _report(
     )
     within = error <= ALLOWED * floor.value if exact else relative <= ROUNDING
     margins = all(margin <= allowed for *_, margin in differing)
-    block, total = loaded.program.block_size, len(prompt) + len(made) - 1
+    block, prompt = loaded.program.block_size, begun.prompt
+    total = len(prompt) + len(made) - 1
     return GenerationReport(
         prompt_tokens=len(prompt),
         new_tokens=len(made),
@@ -219,6 +225,7 @@ def _report(
         append_error=append_error,
         rollback_equal=equal,
         precision=loaded.manifest.precision,
+        pages=pages,
         seconds=seconds,
         warnings=notices(loaded.manifest, loaded.program, total),
         passed=within and margins and equal and finite and floor.finite,

@@ -70,15 +70,16 @@ class Batch:
         Args:
             prompt: A text, tokens, or messages.
             **options: As of :meth:`Generator.generate`, but of those that one sequence alone can have: a context,
-                speculation, several sequences, a streamer.
+                speculation, several sequences, a streamer, pages of another kind.
 
         Raises:
             InputError: As there, at once: a request that can't be is never in the queue.
         """
-        for name in ("context", "speculate", "streamer"):
+        alone = ("context", "speculate", "streamer", "pages")
+        for name in alone:
             if options.get(name) not in (None, False):
                 raise InputError(name, "is not for requests of a batch", "leave it out, or call generate")
-        options = {name: value for name, value in options.items() if name not in ("context", "speculate", "streamer")}
+        options = {name: value for name, value in options.items() if name not in alone}
         call = self._generator.open_call(prompt, **options)
         if len(call.seeds) != 1:
             raise InputError("num_return_sequences", "is more than 1", "submit the prompt as often, each with a seed")

@@ -29,11 +29,14 @@ class KeptBlocks:
         steps: Whose.
 
     Attributes:
+        rounds: Whether whole blocks are kept rounded, in other arrays than engines read.
         capacity: Whole blocks for which there is room, as engines count them.
         past: The whole blocks of every kept value, behind the segments; none where the capacity is 0.
         segments: Full arrays of earlier blocks of the values without a ring, each a list in the order of ``past``.
         opened: The open block of every kept value.
     """
+
+    rounds = False
 
     def __init__(self, steps: Steps) -> None:
         self._steps = steps
@@ -59,7 +62,7 @@ class KeptBlocks:
             return False
         grown: list[Array] = []
         for at, entry in enumerate(self._steps.kept):
-            array = _zeros(entry, entry.blocks(capacity) * self._block)
+            array = self._empty(entry, entry.blocks(capacity))
             if self.past:
                 array[:, :, : self.past[at].shape[2]] = self.past[at]
                 self.past[at] = array  # the old one is gone before the next is made
@@ -91,10 +94,10 @@ class KeptBlocks:
             for at in self._plain:
                 self.past[at] = np.zeros_like(self.past[at])
         for at, entry in enumerate(self._steps.kept):
-            start = self._slot(entry, block) * self._block
-            if start + self._block > self.past[at].shape[2]:
+            start, unit = self._slot(entry, block) * self._unit(entry), self._unit(entry)
+            if start + unit > self.past[at].shape[2]:
                 raise InternalError(f"no room for block {block} of {entry.value.name}")
-            self.past[at][:, :, start : start + self._block] = self.opened[at]
+            self.past[at][:, :, start : start + unit] = self._stored(self.opened[at])
             self.opened[at][...] = 0
         return new
 
@@ -104,8 +107,8 @@ class KeptBlocks:
         while block < self._widest * len(self.segments):
             self._last_segment()
         for at, entry in enumerate(self._steps.kept):
-            start = self._slot(entry, block) * self._block
-            self.opened[at][...] = self.past[at][:, :, start : start + self._block]
+            start, unit = self._slot(entry, block) * self._unit(entry), self._unit(entry)
+            self._loaded(self.past[at][:, :, start : start + unit], self.opened[at])
         if self.segments and block == self._widest * len(self.segments):
             self._last_segment()  # what is behind it is empty now
         return len(self.segments) < before
@@ -152,12 +155,42 @@ class KeptBlocks:
 
     def copy(self) -> KeptBlocks:
         """The same contents in arrays of their own."""
-        made = KeptBlocks(self._steps)
+        made = self.fresh()
         made.capacity = self.capacity
         made.past = [array.copy() for array in self.past]
         made.segments = [list(segment) for segment in self.segments]
         made.opened = [array.copy() for array in self.opened]
         return made
+
+    def fresh(self) -> KeptBlocks:
+        """Empty ones of the same kind."""
+        return KeptBlocks(self._steps)
+
+    def tile(self, at: int, segment: int | None, role: int) -> Array:
+        """Whole blocks of a kept value as engines read them: of a segment, or of those behind all segments.
+
+        Args:
+            at: Which value.
+            segment: Which segment; ``None`` for what is behind them.
+            role: 0 for keys, 1 for values: the array holds until the next of that role is asked for.
+        """
+        return self.past[at] if segment is None else self.segments[segment][self._plain.index(at)]
+
+    def _unit(self, entry: KeptRows) -> int:
+        """Of an array of whole blocks the places of one."""
+        return self._block
+
+    def _empty(self, entry: KeptRows, blocks: int) -> Array:
+        """An array of so many whole blocks."""
+        return _zeros(entry, blocks * self._block)
+
+    def _stored(self, rows: Array) -> Array:
+        """The open block as it is kept when it is whole."""
+        return rows
+
+    def _loaded(self, record: Array, into: Array) -> None:
+        """And back again."""
+        into[...] = record
 
     def _slot(self, entry: KeptRows, block: int) -> int:
         return block - self._widest * len(self.segments) if entry.ring is None else entry.ring.slot(block)
