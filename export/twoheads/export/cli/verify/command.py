@@ -10,7 +10,7 @@ from twoheads.export.cli.shared import arguments, options
 from twoheads.export.cli.shared.console import print_json, print_warning
 from twoheads.export.cli.shared.options_object import takes_options
 from twoheads.export.cli.shared.progress import PhaseProgress
-from twoheads.export.cli.verify.generation import verify_steps
+from twoheads.export.cli.verify.generation import check_pages, verify_steps
 from twoheads.export.cli.verify.layers import verify_layers
 from twoheads.export.cli.verify.options import VerifyOptions
 from twoheads.export.cli.verify.report import print_report
@@ -49,6 +49,7 @@ def command(bundle: options.Bundle, asked: VerifyOptions) -> None:
     twoheads verify smollm2.bundle --against SmolLM2-135M.gguf --length 300 --streamed
     twoheads verify smollm2.bundle --polygraphy --backends onnxruntime,openvino
     """
+    check_pages(asked)
     loaded = read_bundle(bundle, check="size", engines=False)
     if asked.streamed:
         verify_layer_by_layer(bundle, asked, asked.given.read(loaded.program))
@@ -65,10 +66,6 @@ def command(bundle: options.Bundle, asked: VerifyOptions) -> None:
     if asked.generate is not None:
         verify_steps(bundle, asked, given)
         return
-
-    if asked.pages is not None:
-        raise InputError("--pages", "are those of a continuation", "give --generate N as well")
-
     from twoheads.export import verify
 
     with PhaseProgress() as progress:

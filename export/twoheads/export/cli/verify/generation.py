@@ -15,7 +15,17 @@ from twoheads.graphs.errors import InputError
 if TYPE_CHECKING:
     from twoheads.export.verification.generation.proof import GenerationReport
 
-__all__ = ["verify_steps"]
+__all__ = ["check_pages", "verify_steps"]
+
+
+def check_pages(asked: VerifyOptions) -> None:
+    """Refuses pages of a kind where nothing is continued.
+
+    Raises:
+        InputError: They are named without ``--generate``.
+    """
+    if asked.pages is not None and (asked.generate is None or asked.against is None or asked.streamed):
+        raise InputError("--pages", "are those of a continuation", "give --against SOURCE --generate N alone")
 
 
 def verify_steps(bundle: Path, asked: VerifyOptions, given: Given) -> None:
