@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -320,11 +321,13 @@ sys.exit(main(sys.argv[2:]))
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "message"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "")]
+    ("number", "code", "message", "door"),
+    [(signal.SIGINT, 130, "interrupted", "torch"), (signal.SIGTERM, 143, "", "onnx")],
 )
-def test_an_interrupted_compile_leaves_nothing(tiny_llama, tmp_path, number, code, message):
+def test_an_interrupted_compile_leaves_nothing(tiny_llama, tmp_path, number, code, message, door):
     """A signal while the bundle is written, in a real process: an exit code, at most one line, nothing on the disk."""
-    command = [sys.executable, "-c", INTERRUPTED_COMPILE, str(int(number)), "compile", str(tiny_llama)]
+    source = tiny_llama if door == "torch" else Path(__file__).parents[2] / "data" / "onnx" / "model.onnx"
+    command = [sys.executable, "-c", INTERRUPTED_COMPILE, str(int(number)), "compile", str(source)]
     command += ["-o", str(tmp_path / "b"), "--block-size", "16"]
     with process_that_heeds(command) as process:
         out, error = process.communicate(timeout=600)
