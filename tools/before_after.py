@@ -3,7 +3,7 @@
 ``python -m tools.before_after OTHER`` compiles models with the code of the checkout ``OTHER`` and with this one, runs
 them at several lengths, and compares the program's text, the weights, engine calls and every result's bits. Both sides
 are driven through the command line, so any two versions can be compared that have ``compile``, ``inspect`` and ``run``.
-Names of values within the program's text do not count: the tracer of the model gives them.
+Names of values that regions hand to each other do not count: the tracer of the model gives them.
 The other checkout needs no environment of its own: its packages are put in front of the installed ones.
 """
 
@@ -165,12 +165,12 @@ def _differences(before: Outcome, after: Outcome) -> list[str]:
 
 
 def _numbered(program: str) -> str:
-    """The text with values named by when they are first read or made: the tracer numbers its operators."""
+    """The text with the values of regions named by when they are first made: the tracer numbers its operators."""
     names: dict[str, str] = {}
     return _VALUE.sub(lambda found: names.setdefault(found[0], f"%{len(names)}"), program)
 
 
-_VALUE = re.compile(r"%[^\s:,()]+")
+_VALUE = re.compile(r"%region_\d+\.[^\s:,()]+")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,7 +8,10 @@ import pytest
 
 from tools.before_after import Outcome, _differences
 
-PROGRAM = "stage a: %a.add_7: float32[1, n], %b: int64[n] = @engine(%ids)\nstage c: %hidden = @other(%a.add_7, %b)\n"
+PROGRAM = (
+    "stage a: %region_0.add_7: float32[1, n], %b: int64[n] = @engine(%ids)\n"
+    "stage c: %hidden = @other(%region_0.add_7, %b)\n"
+)
 RESULTS, CALLS = {"hidden at 1": "bits", "last at 1": "more"}, {"hidden at 1": 2, "last at 1": 3}
 BEFORE = Outcome(PROGRAM, "weights", RESULTS, CALLS, 1.0)
 
@@ -19,7 +22,7 @@ def test_equal_sides_differ_in_nothing() -> None:
 
 def test_names_of_values_do_not_count_but_which_value_is_read_does() -> None:
     assert _differences(BEFORE, replace(BEFORE, program=PROGRAM.replace("add_7", "add_5"))) == []
-    swapped = PROGRAM.replace("(%a.add_7, %b)", "(%b, %a.add_7)")
+    swapped = PROGRAM.replace("(%region_0.add_7, %b)", "(%b, %region_0.add_7)")
     assert _differences(BEFORE, replace(BEFORE, program=swapped)) == ["program"]
 
 
@@ -27,6 +30,7 @@ def test_names_of_values_do_not_count_but_which_value_is_read_does() -> None:
     ("changed", "told"),
     [
         ({"program": PROGRAM.replace("@other", "@third")}, "program"),
+        ({"program": PROGRAM.replace("%ids", "%numbers")}, "program"),
         ({"weights": "others"}, "weights"),
         ({"results": {"hidden at 1": "bits", "last at 1": "less"}}, "bits of last at 1"),
         ({"results": {"hidden at 1": "bits"}}, "bits of last at 1"),
