@@ -58,16 +58,23 @@ def render(runs: list[dict[str, Any]], found: dict[str, Any]) -> str:
             seconds[kind] = max(seconds[kind], spent)
         for kind, size in run["grown"].items():
             grown[kind] = max(grown[kind], size)
-    seeds = sorted({run["seed"] for run in runs})
     sources = sum(count for (kind, _, _), count in counts.items() if KINDS[kind].source)
     lines = [INTRODUCTION, machine_line(found), ""]
-    lines += [
-        f"{counts.total()} mutants, {sources} of them sources; seeds: {', '.join(f'`{seed}`' for seed in seeds)}.",
-        "",
-    ]
+    lines += [f"{counts.total():,} mutants, {sources:,} of them sources.", ""]
+    lines += ["## By seed", "", "In the order in which they ran; what one found was mended before the next.", ""]
+    lines += _seeds(runs)
     lines += ["## By kind", "", *_kinds(counts, seconds, grown)]
     lines += ["## Differences, by the rule that explains them", "", *_rules(counts)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _seeds(runs: list[dict[str, Any]]) -> list[str]:
+    made: dict[str, Counter[bool]] = defaultdict(Counter)
+    for run in runs:
+        for _, outcome, _, count in run["counts"]:
+            made[run["seed"]][outcome in FAULTS] += count
+    rows = [(f"`{seed}`", counts.total(), counts[True]) for seed, counts in made.items()]
+    return table(("seed", "mutants", "faults"), rows, left=1)
 
 
 _ANSWERS = ("refused", "same", "different")
