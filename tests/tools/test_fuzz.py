@@ -112,7 +112,8 @@ def test_the_page_counts_kinds_rules_and_faults() -> None:
         )
     ]
     page = render(runs, machine(()))
-    assert "6 mutants, 2 of them sources; seeds: `s`, `t`." in page
+    assert "6 mutants, 2 of them sources." in page
+    assert "| `s` | 5 | 0 |\n| `t` | 1 | 1 |" in page
     assert "| program | 4 | 3 | 0 | 0 | 1 | 0.5 | 10 |" in page
     assert "| **all** | 6 | 3 | 0 | 2 | 1 |" in page
     assert "| onnx | another model | 2 |" in page
