@@ -19,6 +19,7 @@ on a processor like this one: `compile`, `build`, `pack`, a copy in an empty fol
 install in an environment of its own, `twoheads canary`, `./run` on a text. Errors are the norm of the difference from
 the original in float32 with torch, as a share of its norm: of MiniLM's hidden states and SmolLM2's logits, over all
 tokens. What passes the canary is in brackets. int8 takes its ranges from the end of the text whose beginning is run.
+Other jobs may have run meanwhile: times are upper bounds.
 
 """
 

@@ -15,7 +15,8 @@ Written by `python -m tools.hosts`: `twoheads export` writes one ONNX file, whic
 have ONNX Runtime and nothing of ours. An error is the largest distance from the original with torch, as a share of the
 largest magnitude; the *floor* is the same between two ways to compute the original itself. Seconds are of the first run
 after the file is open, in a process of its own; in Chromium one page runs all three. Each host has its own build of
-ONNX Runtime (Debian's C++ library is version 1.21) and its own number of threads (WASM here one).
+ONNX Runtime (Debian's C++ library is version 1.21) and its own number of threads (WASM here one). Other
+jobs may have run meanwhile: times are upper bounds.
 
 """
 FOOTER = """WebGPU ran on Chromium's software in the place of a GPU: its numbers count, its times do not. A file whose

@@ -175,7 +175,7 @@ def test_what_can_not_be_calibrated_is_refused(bundle: Path, fake: Path, tmp_pat
 
     with pytest.raises(InputError, match=r"ranges of values\n  fix: --calibrate FILE"):
         build()
-    with pytest.raises(InputError, match="is for int8, and fp32 has no use for it"):
+    with pytest.raises(InputError, match="is for int8, w8, w4, and fp32 has no use for it"):
         build(precision="fp32", words=text(2000))
     with pytest.raises(InputError, match=r"too short: 5 runs of \d+ tokens are needed, and a part of it has 6"):
         build(words=text(30))

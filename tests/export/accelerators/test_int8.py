@@ -155,6 +155,6 @@ def test_nothing_runs_what_no_emulator_has(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="was not built for onnxruntime"):
         open_built(bundle, "onnxruntime")
     with pytest.raises(
-        InputError, match="target coreml: nothing here runs its artifacts\n  fix: use one of: qnn, rknn"
+        InputError, match="target ethos-u: nothing here runs its artifacts\n  fix: use one of: qnn, rknn"
     ):
-        open_built(bundle, "coreml")
+        open_built(bundle, "ethos-u")

@@ -15,7 +15,9 @@ import onnx
 
 from twoheads.export.accelerators.calibration import Calibration, EngineInputs, calibrate_by, inputs_of, run_on_host
 from twoheads.export.accelerators.compiler_process import Compiler, Outcome, find_compiler, run_compiler
+from twoheads.export.accelerators.loss import LOSSY, Loss, measure_loss, refuse_loss
 from twoheads.export.accelerators.prepare_engine import is_narrow, prepare_engine, round_engine
+from twoheads.export.accelerators.rewrites.compress_weights import WEIGHT_BITS
 from twoheads.export.accelerators.rewrites.host_part import Parts, split_host_part
 from twoheads.export.accelerators.target import Target, choose, load_target
 from twoheads.export.accelerators.target_files import artifact_files, link_file, made_files, write_target
@@ -49,12 +51,15 @@ class Built:
         refused: The compiler's messages, by artifact name.
         reused: How many artifacts of an earlier build were kept.
         sizes: Bytes of every artifact.
+        loss: What the precision costs the whole model; ``None`` where it costs nothing to speak of, or nothing here can
+            run what was built.
     """
 
     entry: TargetEntry
     refused: dict[str, str]
     reused: int
     sizes: dict[str, int]
+    loss: Loss | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,7 @@ def build_target(
     calibrate: str | None = None,
     check: bool = False,
     strict: bool = False,
+    allow_loss: bool = False,
     sign: SigningKey | None = None,
     progress: Progress | None = None,
 ) -> Built:
@@ -94,16 +100,17 @@ def build_target(
         precision: One of the target's; its first if not given.
         device: One of the target's; its first if not given.
         python: That of the environment with the compiler.
-        calibrate: For int8, a text of a few thousand words like those that the artifacts will be run on: ranges of
-            values are taken from runs over it.
+        calibrate: For int8, w8 and w4, a text of a few thousand words like those that will be run: ranges of values are
+            taken from runs over it, and its last fifth tells what the precision costs.
         check: Also run what was built, where something can, and compare it with ONNX Runtime.
         strict: Fail if anything is left to the host.
+        allow_loss: Keep what loses more than 5 % of perplexity, or of hidden states.
         sign: Signs the bundle, which has no signature otherwise, whatever it had before.
         progress: Called as ``progress(phase, done, total)``.
 
     Raises:
         BundleError: The bundle is damaged, or the disk refuses.
-        CompileError: The compiler refuses an engine, or in a strict build leaves nodes to the host. Nothing is written.
+        CompileError: The compiler refuses an engine, a strict build leaves nodes to the host, or too much is lost.
         InputError: There is no such target, precision or device, its compiler is not installed, or ``calibrate`` is
             missing, of no use, or too short.
     """
@@ -121,6 +128,11 @@ def build_target(
             progress=progress,
         )
         _refuse(built, name, strict=strict)
+        if calibrate is not None:
+            (progress or silent)("measure what it costs")
+            compiler = find_compiler(load_target(name), python, built.entry.device)
+            built = replace(built, loss=measure_loss(bundle, name, built.entry, scratch, compiler, calibrate))
+            refuse_loss(built.loss, name, built.entry.precision, allowed=allow_loss)
         write_target(bundle, name, built.entry, scratch, sign)
     return built
 
@@ -163,7 +175,7 @@ def build_engines(
     report(f"find the compiler of {name}")
     compiler = find_compiler(target, python, chosen)
     calibration = None
-    if calibrate is not None:
+    if calibrate is not None and wanted not in WEIGHT_BITS:
         report("record values of runs over the text")
         calibration = calibrate_by(bundle, calibrate)
     build = _Build(bundle, target, compiler, wanted, chosen, check and target.emulator is not None, calibration)
@@ -182,14 +194,12 @@ def build_engines(
 
 def _require_text(name: str, precision: str, text: str | None) -> None:
     """Ranges that random numbers have would be no statement about a model's values."""
-    if precision == "int8" and text is None:
-        raise InputError(
-            "--precision int8",
-            f"{name} needs to know the ranges of values",
-            "--calibrate FILE, a text like those to run",
-        )
-    if precision != "int8" and text is not None:
-        raise InputError("--calibrate", f"is for int8, and {precision} has no use for it", "leave it out")
+    if precision in LOSSY and text is None:
+        problem = f"{name} needs to know the ranges of values" if precision == "int8" else "nothing tells what it costs"
+        raise InputError(f"--precision {precision}", problem, "--calibrate FILE, a text like those to run")
+    if precision not in LOSSY and text is not None:
+        problem = f"is for {', '.join(LOSSY)}, and {precision} has no use for it"
+        raise InputError("--calibrate", problem, "leave it out")
 
 
 @dataclass(slots=True)

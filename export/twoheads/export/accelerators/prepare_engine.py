@@ -9,6 +9,7 @@ import numpy.typing as npt
 import onnx
 
 from twoheads.export.accelerators.rewrites.cast import cast_model
+from twoheads.export.accelerators.rewrites.compress_weights import WEIGHT_BITS, compress_weights
 from twoheads.export.accelerators.rewrites.hidden_scores import raise_hidden_scores
 from twoheads.export.accelerators.rewrites.host_part import Parts, split_host_part
 from twoheads.export.accelerators.rewrites.opset import prepare_model
@@ -47,7 +48,8 @@ def prepare_engine(
         CompileError: A constant is beyond the precision's range.
         RuntimeError: The ``onnx`` package can't express an operator in the target's operator set.
     """
-    parts = split_host_part(model) if precision != "fp32" else Parts(None, model)
+    wide = precision == "fp32" or precision in WEIGHT_BITS
+    parts = Parts(None, model) if wide else split_host_part(model)
     accelerator = parts.accelerator
     if accelerator is None:
         return parts
@@ -59,6 +61,8 @@ def prepare_engine(
         if stock is not None:
             accelerator = split_synthetic(accelerator, *stock)
     prepared = prepare_model(accelerator, target.highest_opset, target.widest_product)
+    if target.weights_in_model and precision in WEIGHT_BITS:
+        prepared = compress_weights(prepared, precision)
     typed = target.typed and precision in ("fp16", "bf16")
     return Parts(parts.host, cast_model(prepared, precision) if typed else prepared)
 

@@ -60,6 +60,7 @@ class Target:
         widest_product: Columns of a product with a constant weight that stay on the accelerator; ``None`` for any.
         checked_with: The compiler's version with which the rules were measured.
         rules: What it can't take.
+        weights_in_model: Whether weights of 8 or 4 bits are written into the model, as operators that it knows.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Target:
     widest_product: int | None
     checked_with: str
     rules: tuple[Rule, ...]
+    weights_in_model: bool = False
 
 
 def target_names() -> tuple[str, ...]:

@@ -36,7 +36,7 @@ __all__ = ["ARCHIVE", "Packed", "pack_bundle"]
 
 ARCHIVE = ".tar.gz"
 
-LIMITS = {"fp32": 1e-4, "bf16": 5e-2, "fp16": 2e-2, "int8": 5e-1}
+LIMITS = {"fp32": 1e-4, "bf16": 5e-2, "fp16": 2e-2, "w8": 1e-1, "w4": 5e-1, "int8": 5e-1}
 """The largest error that passes in a precision where nothing could be measured."""
 
 SLACK = 4.0

@@ -34,6 +34,9 @@ EMPTY = frozenset({"mask", "lse", "prev_lse"})
 HALF = ("fp32", "bf16", "fp16")
 """Precisions of backends that compute in what an artifact says."""
 
+WEIGHTS = ("fp32", "w8", "w4")
+"""Of backends that multiply in float32, by weights that may be stored in 8 or 4 bits."""
+
 
 @dataclass(frozen=True, slots=True)
 class Emulator:
@@ -66,8 +69,8 @@ EMULATORS: Mapping[str, Emulator] = {
     "rknn-simulator": Emulator("rknn", "run_rknn", ("'setuptools<81'", "rknn-toolkit2"), HALF, emulates=True),
     "rknn": Emulator("rknn", "run_rknnlite", ("rknn-toolkit-lite2",), (*HALF, "int8"), in_process=True),
     "onnxruntime-int8": Emulator("onnxruntime", "run_onnxruntime", ("onnxruntime",), ("int8",)),
-    "openvino-ir": Emulator("openvino", "run_openvino", ("openvino",), ("fp32",), True, anywhere=("CPU",)),
-    "litert": Emulator("litert", "run_litert", ("ai-edge-litert",), ("fp32",), in_process=True),
+    "openvino-ir": Emulator("openvino", "run_openvino", ("openvino",), WEIGHTS, True, anywhere=("CPU",)),
+    "litert": Emulator("litert", "run_litert", ("ai-edge-litert",), WEIGHTS, in_process=True),
     "executorch": Emulator("executorch", "run_executorch", ("executorch",), ("fp32",)),
     "iree": Emulator("iree", "run_iree", ("iree-base-runtime",), ("fp32",), in_process=True, machine_code=True),
     "coreml": Emulator("coreml", "run_coreml", ("coremltools",), HALF, in_process=True),

@@ -26,6 +26,7 @@ from twoheads.runtime.bundle.reader import require_bundle
 
 if TYPE_CHECKING:
     from twoheads.export.accelerators.build import Built
+    from twoheads.export.accelerators.loss import Loss
 
 __all__ = ["command"]
 
@@ -49,8 +50,15 @@ class BuildOptions:
     ] = None
     calibrate: Annotated[
         Path | None,
-        typer.Option("--calibrate", metavar="FILE", help="For int8: a text like those to run, for ranges of values."),
+        typer.Option(
+            "--calibrate",
+            metavar="FILE",
+            help="For int8, w8 and w4: a text like those to run, for ranges of values, and for what it costs.",
+        ),
     ] = None
+    allow_loss: Annotated[
+        bool, typer.Option("--allow-loss", help="Keep what loses more than 5% of perplexity, or of hidden states.")
+    ] = False
     check: Annotated[
         bool, typer.Option("--check", help="Run what was built, in the compiler's emulator, against ONNX Runtime.")
     ] = False
@@ -88,6 +96,7 @@ def command(bundle: options.Bundle, asked: BuildOptions) -> None:
             calibrate=text,
             check=asked.check,
             strict=asked.strict,
+            allow_loss=asked.allow_loss,
             sign=key,
             progress=progress,
         )
@@ -122,7 +131,14 @@ def _print(built: Built, target: str) -> None:
             ),
             ("artifacts", f"{len(rows)}, of which {built.reused} were kept from before"),
             ("size", size_text(sum(built.sizes.values()))),
+            *(() if built.loss is None else (("costs", _cost(built.loss)),)),
         )
     )
     if off := sum(bool(artifact.off) for artifact in entry.artifacts.values()):
         print_warning(f"{off} engines leave nodes to the host")
+
+
+def _cost(loss: Loss) -> str:
+    """In words, with the length of the run that it was measured on."""
+    of = f"{loss.before:.4g} becomes {loss.after:.4g}, " if loss.before else ""
+    return f"{loss.measure} {of}{loss.share:+.1%} on {loss.tokens} tokens of the text"

@@ -112,6 +112,8 @@ class BuildPrecision(StrEnum):
     FP16 = "fp16"
     BF16 = "bf16"
     INT8 = "int8"
+    W8 = "w8"
+    W4 = "w4"
 
 
 class Output(StrEnum):

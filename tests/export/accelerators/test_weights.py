@@ -1,0 +1,139 @@
+"""Weights of 8 and 4 bits: what they become, whole runs of them, and what they cost the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from tests.export.accelerators.test_calibration import text, tokenizer
+from tests.export.accelerators.test_int8 import model
+from tests.runtime.tiny_bundle import write_tiny
+from tests.runtime.tiny_model import Tiny, random_tokens, reference
+from twoheads.export.accelerators import loss
+from twoheads.export.accelerators.build import build_target
+from twoheads.export.accelerators.calibration import run_on_host
+from twoheads.export.accelerators.loss import Loss, refuse_loss
+from twoheads.export.accelerators.rewrites.compress_weights import compress_weights
+from twoheads.graphs.errors import CompileError, InputError
+from twoheads.runtime import load
+from twoheads.runtime.bundle.reader import read_bundle
+
+TINY = Tiny(masks=("causal",))
+
+
+def products(w: Any, u: Any) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    nodes = [("Gemm", ["x", "w", "b"], ["y"], {"transB": 1}), ("MatMul", ["x", "u"], ["z"], {})]
+    x = np.random.default_rng(1).standard_normal((16, 256)).astype(np.float32)
+    outputs = {"y": [16, len(w)], "z": [16, u.shape[1]]}
+    return model(nodes, {"x": [16, 256]}, outputs, w=w, u=u, b=np.arange(len(w))), {"x": x}
+
+
+@pytest.mark.parametrize(("precision", "group", "levels"), [("w8", 256, 127), ("w4", 128, 7)])
+def test_each_group_of_a_column_is_rounded_by_its_own_largest_number(precision: str, group: int, levels: int) -> None:
+    random = np.random.default_rng(0)
+    w, u = random.standard_normal((24, 256)), random.standard_normal((256, 8))
+    w[:, 128:] *= 100  # in 4 bits the first half keeps its own scale
+    engine, given = products(w, u)
+
+    def rounded(columns: Any) -> Any:
+        parts = columns.astype(np.float32).reshape(len(columns), -1, group)
+        step = np.abs(parts).max(-1, keepdims=True) / np.float32(levels)
+        return (np.rint(parts / step) * step).reshape(columns.shape)
+
+    small = compress_weights(engine, precision)
+    onnx.checker.check_model(small)
+    found = run_on_host(small, [given])[0]
+    np.testing.assert_allclose(found["y"], given["x"] @ rounded(w).T + np.arange(24), rtol=1e-4, atol=2e-3)
+    np.testing.assert_allclose(found["z"], given["x"] @ rounded(u.T).T, rtol=1e-4, atol=1e-4)
+    whole = {tensor.name: tensor for tensor in small.graph.initializer if tensor.name.endswith(".whole")}
+    bits = 4 if precision == "w4" else 8
+    assert {len(tensor.raw_data) for tensor in whole.values()} == {24 * 256 * bits // 8, 8 * 256 * bits // 8}
+    assert {tensor.name for tensor in small.graph.initializer} >= {"b"}
+    assert "w" not in {tensor.name for tensor in small.graph.initializer}
+
+
+def test_weights_that_have_few_values_lose_nothing() -> None:
+    whole = np.random.default_rng(0).integers(-7, 8, (24, 256)).astype(np.float32)
+    whole[:, ::128] = 7
+    engine, given = products(whole / 8, whole[:8].T / 4)
+    (want,), (found,) = (run_on_host(one, [given]) for one in (engine, compress_weights(engine, "w4")))
+    for name in want:
+        np.testing.assert_allclose(found[name], want[name], rtol=1e-5, atol=1e-5)
+
+
+def test_odd_counts_and_zeros() -> None:
+    w = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)
+    w[1] = 0
+    engine = model([("Gemm", ["x", "w"], ["y"], {"transB": 1})], {"x": [2, 5]}, {"y": [2, 3]}, w=w)
+    given = {"x": np.ones((2, 5), np.float32)}
+    found = run_on_host(compress_weights(engine, "w4"), [given])[0]["y"]
+    np.testing.assert_array_equal(found[:, 1], 0)
+    np.testing.assert_allclose(found, given["x"] @ w.T, atol=0.6)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return write_tiny(tmp_path / "b", TINY, tokenizer=tokenizer())
+
+
+def test_a_whole_run_and_what_it_costs(path: Path) -> None:
+    tokens = random_tokens(TINY, 75)
+    want, sizes = reference(TINY, tokens)["hidden"], dict[str, int]()
+    for precision, most in (("fp32", 1e-5), ("w8", 0.02), ("w4", 0.5)):
+        given = None if precision == "fp32" else text(2000)
+        built = build_target(path, "openvino", precision=precision, calibrate=given, allow_loss=True)
+        found = np.asarray(load(path, backend="openvino-ir", threads=1).run(tokens, output="hidden").array)
+        error = np.linalg.norm(found - want) / np.linalg.norm(want)
+        assert error < most
+        assert precision == "fp32" or error > 1e-4
+        sizes[precision] = sum(file.stat().st_size for file in (path / "targets" / "openvino").glob("*.bin"))
+        if precision == "fp32":
+            assert built.loss is None
+            continue
+        assert built.loss is not None
+        assert (built.loss.measure, built.loss.tokens) == ("perplexity", 400)
+        assert built.loss.after != built.loss.before
+        assert built.entry.precision == precision
+    assert sizes["w4"] < sizes["w8"] < sizes["fp32"]
+
+
+def test_what_ruins_the_model_is_refused_and_nothing_is_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "MOST", -1.0)
+    with pytest.raises(CompileError, match=r"(?s)ruins the model in w4: perplexity .* becomes .*--allow-loss"):
+        build_target(path, "openvino", precision="w4", calibrate=text(2000))
+    assert not read_bundle(path).manifest.targets
+    build_target(path, "openvino", precision="w4", calibrate=text(2000), allow_loss=True)
+    assert read_bundle(path).manifest.targets
+
+
+def test_the_share_of_a_loss() -> None:
+    assert Loss("perplexity", 10, 20.0, 21.0).share == pytest.approx(0.05)
+    assert Loss("hidden states", 10, 0.0, 0.07).share == 0.07
+    refuse_loss(None, "t", "w4", allowed=False)
+    refuse_loss(Loss("hidden states", 10, 0.0, 0.07), "t", "w4", allowed=True)
+    with pytest.raises(CompileError, match=r"target t: ruins the model in w4: hidden states are off, 7% where 5%"):
+        refuse_loss(Loss("hidden states", 10, 0.0, 0.07), "t", "w4", allowed=False)
+    with pytest.raises(CompileError, match="perplexity"):
+        refuse_loss(Loss("perplexity", 10, 20.0, float("inf")), "t", "w4", allowed=False)
+    with pytest.raises(CompileError, match="perplexity"):
+        refuse_loss(Loss("perplexity", 10, 20.0, float("nan")), "t", "w4", allowed=False)
+
+
+def test_a_text_has_to_tell_what_it_costs(path: Path) -> None:
+    with pytest.raises(InputError, match="nothing tells what it costs"):
+        build_target(path, "openvino", precision="w4")
+    with pytest.raises(InputError, match="a fifth of the text has 0 tokens"):
+        build_target(path, "openvino", precision="w8", calibrate="x")
+    with pytest.raises(InputError, match="is for int8, w8, w4, and fp32 has no use for it"):
+        build_target(path, "openvino", calibrate=text(2000))
+
+
+def test_small_weights_are_numbers_that_onnx_reads() -> None:
+    engine, _ = products(np.eye(24, 256), np.ones((256, 8)))
+    small = {t.name: numpy_helper.to_array(t) for t in compress_weights(engine, "w4").graph.initializer}
+    assert small["u.w4.0.whole"].astype(np.int8).min() == 7
