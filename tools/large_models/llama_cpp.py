@@ -76,8 +76,8 @@ def _llama(scratch: Path, model: Path, limit: int, python: str) -> dict[str, Any
 
 def _ours(scratch: Path, bundle: Path, limit: int) -> dict[str, Any]:
     forget_file(bundle / WEIGHTS)
-    out, most = scratch / "last.npz", limit * 9 // 10  # results and the interpreter's files take their part
-    words = ("run", bundle, "--tokens", scratch / "prompt.npy", "--output", "last", "--memory-limit", most)
+    out = scratch / "last.npz"
+    words = ("run", bundle, "--tokens", scratch / "prompt.npy", "--output", "last", "--memory-limit", limit)
     with memory_group(limit) as within:
         done = measure([*within, *twoheads_command(*words, "--out", out, "--json")])
     if done.code:
