@@ -1,0 +1,51 @@
+"""The page of the bench of generating says what was measured, what failed, and what is not equal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.runtime.generation.decoders import BLOCK, bundle_folder, llama, tokens
+from tools import generation_bench
+from tools.machine import machine
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation_bench, "_prompt", lambda length: tokens(min(length, 3 * BLOCK)))
+
+
+@pytest.mark.usefixtures("small")
+def test_the_page_has_every_figure() -> None:
+    source: Any = llama()
+    first, later = generation_bench.CONTENDERS["twoheads"](str(bundle_folder("llama")), 1, tokens(9), 5)
+    assert first > 0
+    assert len(later) == 4
+    found: dict[str, Any] = {
+        "machine": machine(()),
+        "turns": [
+            {"contender": "a", "model": "m", "prompt_tokens": 2048, "failed": "No module named a"},
+            {
+                "contender": "b",
+                "model": "m",
+                "prompt_tokens": 16,
+                "first_token_seconds": 0.5,
+                "tokens_per_second": 12.34,
+                "peak_bytes": 2_000_000,
+            },
+        ],
+        "extra": [generation_bench._extra(str(bundle_folder("llama")), 1)],
+        "proofs": generation_bench._proofs(source, str(bundle_folder("llama")), [3], 4, "int8"),
+    }
+    shown = generation_bench.page(found)
+    assert "| a | m | 2,048 | No module named a |  |  |" in shown
+    assert "| b | m | 16 | 0.50 | 12.3 | 2 |" in shown
+    assert "the same bits" in shown
+    assert "4 of 4 compared" in shown
+    assert "| llama | int8 | 3 | 4 |" in shown
+    found["extra"][0]["prefix"]["same_bits"] = False
+    found["proofs"][0]["passed"] = False
+    shown = generation_bench.page(found)
+    assert "OTHER BITS" in shown
+    assert "| NO |" in shown

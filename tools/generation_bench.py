@@ -1,0 +1,266 @@
+"""Generating beside other runtimes, in turns: time to the first token, tokens a second, peak memory.
+
+python -m tools.generation_bench MODEL.gguf --bundle OURS --bundle OURS_4_BITS    # 128, 2,048 and 8,192 tokens
+python -m tools.generation_bench MODEL.gguf --bundle OURS --extra                 # copies, beginnings, 32 at once
+python -m tools.generation_bench MODEL.gguf --bundle OURS --proofs 1 257 2000     # each step against the original
+
+Every contender loads in a process of its own for each prompt, and nobody else computes meanwhile. Whoever is not
+installed, or fails, is a row with the reason. Figures are added to docs/results/generation.json, and the page beside
+it is written anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tools.machine import machine, machine_line
+from tools.markdown import table
+from tools.measured_process import ProcessFailedError, measure
+
+__all__ = ["main", "page"]
+
+LENGTHS = (128, 2048, 8192)
+PACKAGES = ("numpy", "onnxruntime", "openvino", "openvino-genai", "torch", "transformers", "llama-cpp-python")
+RESULTS = Path(__file__).parents[1] / "docs" / "results" / "generation.json"
+LIMIT = 900
+"""Seconds that a contender may take for one prompt."""
+
+Timed = tuple[float, list[float]]
+"""Seconds until the first token, and until each token behind it."""
+
+
+def _prompt(length: int) -> list[int]:
+    return [int(token) for token in np.random.default_rng(0).integers(100, 10_000, length)]
+
+
+def _ours(model: str, threads: int, prompt: list[int], new: int) -> Timed:
+    from twoheads.runtime import load
+
+    bundle = load(model, threads=threads)
+    bundle.generate(prompt[:4], max_new_tokens=2, ignore_eos=True)  # engines are open, as with the others
+    began, times = time.perf_counter(), list[float]()
+    for _ in bundle.stream(prompt, max_new_tokens=new, do_sample=False, ignore_eos=True):
+        times.append(time.perf_counter() - began)
+    return times[0], times[1:]
+
+
+def _transformers(model: str, threads: int, prompt: list[int], new: int) -> Timed:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(threads)
+    path = Path(model)
+    made: Any = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    loaded = made.eval()
+    with torch.no_grad():
+        loaded(torch.tensor([prompt[:4]]))
+        began, times, cache = time.perf_counter(), list[float](), None
+        given = torch.tensor([prompt])
+        for _ in range(new):
+            found = loaded(given, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache, given = found.past_key_values, found.logits[:, -1:].argmax(-1)
+            times.append(time.perf_counter() - began)
+    return times[0], times[1:]
+
+
+def _openvino(model: str, threads: int, prompt: list[int], new: int) -> Timed:
+    import openvino  # type: ignore[import-untyped]
+    import openvino_genai  # type: ignore[import-not-found]
+
+    pipe = openvino_genai.LLMPipeline(model, "CPU", INFERENCE_NUM_THREADS=threads)
+    config = openvino_genai.GenerationConfig(max_new_tokens=new, ignore_eos=True)
+    began, times = time.perf_counter(), list[float]()
+
+    def told(_: Any) -> Any:
+        times.append(time.perf_counter() - began)
+        return openvino_genai.StreamingStatus.RUNNING
+
+    def run(tokens: list[int]) -> None:
+        pipe.generate(openvino.Tensor(np.array([tokens], np.int64)), config, told)
+
+    config.max_new_tokens = 2
+    run(prompt[:4])
+    config.max_new_tokens, began = new, time.perf_counter()
+    times.clear()
+    run(prompt)
+    return times[0], times[1:]
+
+
+def _llama_cpp(model: str, threads: int, prompt: list[int], new: int) -> Timed:
+    from llama_cpp import Llama  # type: ignore[import-not-found]
+
+    loaded = Llama(model, n_ctx=len(prompt) + new + 8, n_threads=threads, n_threads_batch=threads, verbose=False)
+    loaded.eval(prompt[:4])
+    loaded.reset()
+    began, times = time.perf_counter(), list[float]()
+    loaded.eval(prompt)
+    for _ in range(new):
+        token = loaded.sample(temp=0.0)
+        times.append(time.perf_counter() - began)
+        loaded.eval([token])
+    return times[0], times[1:]
+
+
+CONTENDERS: dict[str, Callable[[str, int, list[int], int], Timed]] = {
+    "twoheads": _ours,
+    "transformers": _transformers,
+    "OpenVINO GenAI": _openvino,
+    "llama.cpp": _llama_cpp,
+}
+
+
+def _child(name: str, model: str, threads: int, length: int, new: int) -> None:
+    """Prints the figures of one contender; what its package says goes to stderr's reader."""
+    first, later = CONTENDERS[name](model, threads, _prompt(length), new)
+    rate = (len(later) - 1) / (later[-1] - later[0]) if len(later) > 1 else None
+    sys.stdout.write("\n" + json.dumps({"first_token_seconds": first, "tokens_per_second": rate}) + "\n")
+
+
+def _turn(name: str, model: str, threads: int, length: int, new: int) -> dict[str, Any]:
+    words = ["--child", name, "--threads", threads, "--length", length, "--new", new]
+    command = [sys.executable, "-m", "tools.generation_bench", model, *map(str, words)]
+    row: dict[str, Any] = {"contender": name, "model": Path(model).name, "prompt_tokens": length}
+    try:
+        done = measure(["timeout", str(LIMIT), *command])
+    except (ProcessFailedError, OSError) as error:
+        return row | {"failed": str(error)[:200]}
+    if done.code != 0:
+        return row | {"failed": done.err.strip().splitlines()[-1][:200] if done.err.strip() else f"code {done.code}"}
+    told: dict[str, Any] = json.loads(done.out.strip().splitlines()[-1])
+    return row | told | {"peak_bytes": done.peak_bytes}
+
+
+def _extra(model: str, threads: int) -> dict[str, Any]:
+    """What speculation, a kept beginning and a batch of requests gain."""
+    from tools.batching import measure as measure_batch
+    from twoheads.runtime import load
+
+    bundle = load(model, threads=threads)
+    copied = [*_prompt(64), *_prompt(64), *_prompt(32)]
+    found: dict[str, Any] = {"model": Path(model).name}
+    for name, prompt in (("copied", copied), ("random", _prompt(160))):
+        rates: dict[bool, float] = {}
+        options: dict[str, Any] = {"max_new_tokens": 96, "ignore_eos": True, "do_sample": False}
+        for speculate in (False, True, False, True):
+            made: Any = bundle.generate(prompt, speculate=speculate, **options)
+            rates[speculate] = max(rates.get(speculate, 0.0), made.tokens_per_second)
+        found[f"speculation_{name}"] = rates[True] / rates[False]
+    bundle.generation.keep_prefixes(1 << 30)
+    spent: list[float] = []
+    bits: list[bytes] = []
+    for _ in range(2):
+        with bundle.open_context() as context:
+            began = time.perf_counter()
+            bits.append(context.append(_prompt(4001)).tobytes())
+            spent.append(time.perf_counter() - began)
+    found["prefix"] = {"cold_seconds": spent[0], "warm_seconds": spent[1], "same_bits": bits[0] == bits[1]}
+    bundle.generation.cache = None
+    found["batch"] = measure_batch(bundle, requests=32, alone=4, prompt=100, new=32)
+    return found
+
+
+def _proofs(source: str, bundle: str, prompts: Sequence[int], new: int, pages: str | None) -> list[dict[str, Any]]:
+    from twoheads.export.verification.generation.proof import verify_generation
+
+    rows: list[dict[str, Any]] = []
+    for length in prompts:
+        report = verify_generation(bundle, source, new_tokens=new, length=length, pages=pages).to_json()
+        names = ("prompt_tokens", "new_tokens", "ratio", "relative_error", "same_tokens", "rollback_equal", "passed")
+        rows.append({"model": Path(bundle).name, "pages": pages, **{name: report[name] for name in names}})
+    return rows
+
+
+def page(found: dict[str, Any]) -> str:
+    """The page of all figures."""
+    lines = ["# Generating beside others", "", machine_line(found["machine"]), ""]
+    lines += [
+        "Written by `python -m tools.generation_bench`. Each contender alone, in turns. ONNX Runtime GenAI is not"
+    ]
+    lines += ["among them: it reads models that its own builder makes.", ""]
+    if rows := found.get("turns"):
+        lines += table(
+            ("contender", "model", "prompt", "first token, s", "tokens/s", "peak, MB"), map(_turn_cells, rows), left=2
+        )
+    for extra in found.get("extra", ()):
+        batch, prefix = extra["batch"], extra["prefix"]
+        lines += [f"`{extra['model']}`:", ""]
+        kept = "the same bits" if prefix["same_bits"] else "OTHER BITS"
+        cold, warm = prefix["cold_seconds"], prefix["warm_seconds"]
+        copied, other = extra["speculation_copied"], extra["speculation_random"]
+        same = f"{batch['same_tokens']} of {batch['compared_alone']} compared have the tokens that they get alone"
+        lines.append(f"- speculation: {copied:.2f} times the rate on copied text, {other:.2f} elsewhere")
+        lines.append(f"- a beginning of 4,000 tokens: {cold:.2f} s cold, {warm:.2f} s warm, {kept}")
+        lines.append(f"- 32 requests at once: {batch['ratio']:.1f} times one by one; {same}")
+        lines += [""]
+    if rows := found.get("proofs"):
+        heads = ("model", "pages", "prompt", "new", "ratio to the floor", "relative error", "same tokens", "passed")
+        lines += ["Each step against the original (`verify --generate`):", ""]
+        lines += table(heads, map(_proof_cells, rows), left=2)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _turn_cells(row: dict[str, Any]) -> tuple[object, ...]:
+    start = (row["contender"], row["model"], f"{row['prompt_tokens']:,}")
+    if "failed" in row:
+        return (*start, row["failed"], "", "")
+    rate = row["tokens_per_second"]
+    rate_text = "" if rate is None else f"{rate:.1f}"
+    return (*start, f"{row['first_token_seconds']:.2f}", rate_text, f"{row['peak_bytes'] / 1e6:,.0f}")
+
+
+def _proof_cells(row: dict[str, Any]) -> tuple[object, ...]:
+    errors = (f"{row['ratio']:.2f}", f"{row['relative_error']:.2g}")
+    verdict = "yes" if row["passed"] and row["rollback_equal"] else "NO"
+    counts = (f"{row['prompt_tokens']:,}", row["new_tokens"])
+    return (row["model"], row["pages"] or "", *counts, *errors, row["same_tokens"], verdict)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measures, and adds to the figures and the page."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.generation_bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", help="the GGUF file that all of them read")
+    parser.add_argument("--bundle", action="append", default=[], help="of ours; several times for several")
+    parser.add_argument("--length", type=int, action="append", help="tokens of a prompt")
+    parser.add_argument("--new", type=int, default=33, help="new tokens")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--extra", action="store_true")
+    parser.add_argument("--proofs", type=int, nargs="+", help="prompts of so many tokens")
+    parser.add_argument("--pages", help="of proofs: int8")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.child is not None:
+        _child(given.child, given.model, given.threads, given.length[0], given.new)
+        return 0
+    found: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {}
+    found["machine"] = machine(PACKAGES)
+    if given.extra:
+        found["extra"] = [_extra(bundle, given.threads) for bundle in given.bundle]
+    elif given.proofs:
+        for bundle in given.bundle:
+            found.setdefault("proofs", []).extend(_proofs(given.model, bundle, given.proofs, given.new, given.pages))
+    else:
+        others = [(name, given.model) for name in CONTENDERS if name != "twoheads"]
+        takers = [*(("twoheads", bundle) for bundle in given.bundle), *others]
+        lengths = given.length or LENGTHS
+        found["turns"] = [_turn(*taker, given.threads, length, given.new) for length in lengths for taker in takers]
+    given.out.write_text(json.dumps(found, indent=1) + "\n")
+    given.out.with_suffix(".md").write_text(page(found))
+    sys.stdout.write(page(found))
+    return int(any(not row["passed"] for row in found.get("proofs", ())))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
