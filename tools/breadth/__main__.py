@@ -75,6 +75,7 @@ def _run(kind: Type) -> dict[str, Any]:
         process.join()
         return {"outcome": "crash", "message": f"ended with {process.exitcode}"}
     finally:
+        process.join(1)
         process.kill()
         process.join()
     return row

@@ -16,6 +16,7 @@ _OWN: Mapping[str, Mapping[str, Any]] = {
     "lilt": {"hidden_size": 96},
     "luke": {"entity_vocab_size": 50, "entity_emb_size": 32},
     "mistral4": {"head_dim": 16},
+    "mobilebert": {"true_hidden_size": 32, "embedding_size": 32},
     "perceiver": {
         "d_latents": 64, "num_latents": 12, "num_self_attends_per_block": 2, "num_self_attention_heads": HEADS,
         "num_cross_attention_heads": HEADS,

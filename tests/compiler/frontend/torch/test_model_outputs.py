@@ -34,6 +34,18 @@ def _modernbert() -> Any:
     return hf.ModernBertForMaskedLM(hf.ModernBertConfig(**SIZES, **tokens, sep_token_id=2, local_attention=8)).eval()
 
 
+def test_a_decoder_with_a_head_of_its_own() -> None:
+    """What it returns are logits; the hidden states are those of the model below."""
+    parts = hf.BertConfig(**SIZES), hf.BertConfig(**SIZES, is_decoder=True, add_cross_attention=True)
+    model = hf.EncoderDecoderModel(config=hf.EncoderDecoderConfig.from_encoder_decoder_configs(*parts)).eval()
+    ids = torch.arange(5)[None]
+    outputs = hugging_face_outputs(model, {"input_ids": ids, "decoder_input_ids": ids[:, :3]})
+    assert {name: tuple(tensor.shape) for name, tensor in outputs.items()} == {
+        "hidden": (1, 3, 16),
+        "logits": (1, 3, 40),
+    }
+
+
 @pytest.mark.parametrize("make", [_llava, _modernbert])
 def test_a_model_around_a_model_and_a_projection_called_decoder(make: Any) -> None:
     """LLaVA's language model makes a cache by its own settings; ModernBERT's decoder is its head's last product."""

@@ -68,8 +68,8 @@ def _backbones(model: Any) -> list[nn.Module]:
     from transformers import PreTrainedModel
 
     for candidates in ((model.base_model, model.get_decoder()), (_encoder(model),), model.children()):
-        # A language model's projection to the vocabulary may be called its decoder.
-        found = {part for part in candidates if part is not model and isinstance(part, PreTrainedModel)}
+        # A language model's projection to the vocabulary may be called its decoder, and a decoder may have one itself.
+        found = {part.base_model for part in candidates if part is not model and isinstance(part, PreTrainedModel)}
         if found:
             return list(found)
     return []

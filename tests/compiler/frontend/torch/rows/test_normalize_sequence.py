@@ -45,6 +45,10 @@ def learned_pooling(_: Module, x: Tensor, __: Tensor) -> Tensor:
 
 
 CASES: dict[str, tuple[Callable[..., Tensor], list[str]]] = {
+    "shifted up": (lambda _, x, __: functional.pad(x[:, 1:], (0, 0, 0, 1)), ["take"]),
+    "shifted down": (lambda _, x, __: functional.pad(x[:, :-1], (0, 0, 1, 0)), ["take"]),
+    "first row hidden": (lambda _, x, __: functional.pad(x[:, 1:], (0, 0, 1, 0)), ["take", "take"]),
+    "last row hidden": (lambda _, x, __: functional.pad(x[:, :-1], (0, 0, 0, 1)), ["take", "take"]),
     "first row": (lambda _, x, __: x[:, 0], ["take"]),
     "last row": (lambda _, x, __: x[:, -1], ["take"]),
     "third row": (lambda _, x, __: x[:, 2], ["take", "take"]),

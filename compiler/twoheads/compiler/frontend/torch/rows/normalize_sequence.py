@@ -119,7 +119,23 @@ def _pad(build: SequenceBuilder, node: fx.Node) -> fx.Node | None:
     before, after = pairs[x.meta["val"].ndim - 1 - dims[0]]
     if before is None or after is None:
         return None
-    return build.call(ops.take, x, axis=dims[0], from_end=0, start=-before, step=1, add=before + after, div=1)
+    x, start, add = _shifted(x, dims[0], before, after)
+    return build.call(
+        ops.take, x, axis=dims[0], from_end=0, start=start - before, step=1, add=add + before + after, div=1
+    )
+
+
+def _shifted(x: fx.Node, axis: int, before: int, after: int) -> tuple[fx.Node, int, int]:
+    """Where rows of zeros around a slice lie outside of what was cut: that, its first row, and how many more it had.
+
+    ``pad(x[1:], 1)`` is a shift of ``x``; cut first, an input of one token would leave none.
+    """
+    whole = x.target is ops.take and (x.kwargs["from_end"], x.kwargs["step"], x.kwargs["div"]) == (0, 1, 1)
+    if whole and x.kwargs["axis"] == axis:
+        start, add = cast("int", x.kwargs["start"]), cast("int", x.kwargs["add"])
+        if (not before or start <= 0) and (not after or start + add >= 0):
+            return cast("fx.Node", x.args[0]), start, add
+    return x, 0, 0
 
 
 def _concat(build: SequenceBuilder, node: fx.Node) -> fx.Node | None:
