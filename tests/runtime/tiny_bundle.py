@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 
 from tests.runtime.tiny_model import Tiny, make_weights
 from twoheads.export.bundle.engine_files import bind_weights
+from twoheads.export.emit.experts import experts_model
 from twoheads.export.emit.fused.emit import fused_model
 from twoheads.export.emit.oracle import oracle_model
 from twoheads.export.emit.scans.scan import scan_model
@@ -24,6 +25,7 @@ from twoheads.graphs.program.engines.fused import FusedEngine
 from twoheads.graphs.program.program import (
     AttentionEngine,
     AttentionStage,
+    ExpertsEngine,
     Input,
     Port,
     Program,
@@ -325,6 +327,9 @@ def write_bundle(
                 files[f"engines/{engine.name}.{variant}.onnx"] = stock_model(engine, variant).SerializeToString()
         elif isinstance(engine, ScanEngine):
             files[f"engines/{engine.name}.block.onnx"] = scan_model(engine).SerializeToString()
+        elif isinstance(engine, ExpertsEngine):
+            for variant in engine.variants:
+                files[f"engines/{engine.name}.{variant}.onnx"] = experts_model(engine, variant).SerializeToString()
         else:
             files[f"engines/{engine.name}.{engine.mask}.onnx"] = oracle_model(engine, engine.mask).SerializeToString()
     for width in other_key_tiles:

@@ -35,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 LOWERINGS = ("auto", "tile", "window", "model", "stock", "oracle")
 
+EXPERTS_WAYS = ("auto", "dense", "grouped")
+"""How mixtures of experts may be computed."""
+
 Progress: TypeAlias = Callable[[str], None]
 """Called with the name of each phase as it begins."""
 
@@ -50,6 +53,7 @@ def compile_model(
     key_tile: int | None = None,
     lowering: str = "auto",
     attention: str = "full",
+    experts: str = "auto",
     oracle_layers: int = 2,
     oracle_heads: int = 4,
     results: Sequence[str] = (),
@@ -72,6 +76,8 @@ def compile_model(
             ``auto``: ``tile``, which is as fast as these where calls cost nothing.
         attention: ``full``, or by name an approximation such as ``window:1024+sinks:4``; see
             :mod:`twoheads.graphs.masks.policy`.
+        experts: How mixtures of experts are computed: ``grouped`` by expert, ``dense`` (every expert on every token,
+            the same sums), or ``auto``: whichever costs less.
         oracle_layers: ``L'`` of the ``oracle`` lowering, 1 to 32.
         oracle_heads: ``H'`` of the ``oracle`` lowering, 1 to 32.
         results: For an ONNX file: its names of the last hidden states and, if wanted, of the logits; chosen by default,
@@ -88,7 +94,8 @@ def compile_model(
     tile = _check_options(block_size, key_tile, lowering)
     policy = _check_policy(attention, lowering)
     tell("loading the model")
-    front = _front(source, example_inputs, weights=True, results=results, trust=trust_remote_code)
+    options: dict[str, Any] = {"results": results, "trust": trust_remote_code, "experts": (experts, block_size)}
+    front = _front(source, example_inputs, weights=True, **options)
     tell("capturing its graph")
     captured, parts, imposed = _capture_and_partition(front, policy)
     if not allow_non_finite:
@@ -97,8 +104,7 @@ def compile_model(
     check_tokenwise(captured.graph, captured.program, _unique_regions(parts))
     tell("lowering to a block program")
     lowered = _lower(captured, parts, block_size, tile, lowering, (oracle_layers, oracle_heads))
-    approximations = (str(policy),) if imposed else ()
-    return _assemble(captured, lowered, lowering, approximations, own_tile=key_tile is not None)
+    return _assemble(captured, lowered, lowering, (str(policy),) if imposed else (), own_tile=key_tile is not None)
 
 
 def plan_model(
@@ -109,6 +115,7 @@ def plan_model(
     key_tile: int | None = None,
     lowering: str = "auto",
     attention: str = "full",
+    experts: str = "auto",
     oracle_layers: int = 2,
     oracle_heads: int = 4,
     results: Sequence[str] = (),
@@ -123,7 +130,8 @@ def plan_model(
     tile = _check_options(block_size, key_tile, lowering)
     policy = _check_policy(attention, lowering)
     tell("reading the configuration")
-    front = _front(source, example_inputs, weights=False, results=results, trust=trust_remote_code)
+    options: dict[str, Any] = {"results": results, "trust": trust_remote_code, "experts": (experts, block_size)}
+    front = _front(source, example_inputs, weights=False, **options)
     tell("capturing its graph")
     captured, parts, _ = _capture_and_partition(front, policy)
     program = _lower(captured, parts, block_size, tile, lowering, (oracle_layers, oracle_heads)).program
@@ -151,6 +159,7 @@ def _assemble(
         identity=captured.identity,
         tokenizer_json=captured.tokenizer_json,
         generation_json=captured.generation_json,
+        dense_experts=captured.dense_experts,
         lowering=_chosen(lowering, lowered.program),
         dtype="float32",
         approximations=approximations,
@@ -178,19 +187,32 @@ def _chosen(lowering: str, program: Program) -> str:
 
 
 def _front(
-    source: Source, example_inputs: Any, *, weights: bool, results: Sequence[str], trust: bool
+    source: Source,
+    example_inputs: Any,
+    *,
+    weights: bool,
+    results: Sequence[str],
+    trust: bool,
+    experts: tuple[str, int],
 ) -> Callable[[], Captured]:
     """The model, loaded by the front door for its kind: what captures it."""
+    if experts[0] not in EXPERTS_WAYS:
+        raise CompileError("experts", f"is {experts[0]!r}", f"choose one of {', '.join(EXPERTS_WAYS)}")
     if trust and (not isinstance(source, str | Path) or Path(source).suffix in (".gguf", ".onnx")):
         problem = "is for model folders, and nothing else brings code of its own"
         raise CompileError("trust_remote_code", problem, "leave it out")
     if isinstance(source, str | Path) and Path(source).suffix == ".onnx":
         from twoheads.compiler.frontend.onnx.capture import capture_onnx
 
+        if experts[0] == "grouped":
+            problem = "is for models that the library loads: a file's operators say nothing of experts"
+            raise CompileError("--experts grouped", problem, "leave it out")
+
         return lambda: capture_onnx(source, results)
     if results:
         raise CompileError("results", "are named for a source that is no ONNX file", "leave them out")
     from twoheads.compiler.frontend.torch.capture import capture
+    from twoheads.compiler.frontend.torch.hugging_face.grouped_experts import ExpertsChoice
     from twoheads.compiler.frontend.torch.load_source import load_source
     from twoheads.compiler.original.prove_capture import prove_capture
 
@@ -199,7 +221,7 @@ def _front(
     )
 
     def proven() -> Captured:
-        found = capture(loaded)
+        found = capture(loaded, ExpertsChoice(*experts))
         if weights:
             prove_capture(loaded, found)
         return found

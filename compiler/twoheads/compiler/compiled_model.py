@@ -28,6 +28,7 @@ class CompiledModel:
         quantised: Weights of the source that ``weights`` holds as whole numbers and scales, by their names there.
         weight_dtype: Of the products' weights: ``int8`` or ``int4`` where they are quantised, else ``dtype``.
         other_key_tiles: Widths of key tiles that the bundle is to offer beside the program's.
+        dense_experts: Why mixtures of experts are computed densely, by the paths of their modules.
         generation_json: What the model says about generating, or ``None``.
     """
 
@@ -43,3 +44,4 @@ class CompiledModel:
     weight_dtype: str = "float32"
     other_key_tiles: tuple[int, ...] = ()
     generation_json: bytes | None = None
+    dense_experts: Mapping[str, str] = field(default_factory=dict[str, str])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from tests.compiler.hybrids import hybrid
+from tests.mixtures import mixture
 from twoheads.compiler import compile_model
 from twoheads.export import write_bundle
 from twoheads.runtime import LoadedBundle, load
@@ -138,6 +139,8 @@ def mamba() -> Any:
 
 
 MODELS = {"llama": llama, "gemma": gemma, "qwen": qwen, "t5": t5, "bart": bart, "whisper": whisper, "mamba": mamba}
+MIXTURES: dict[str, Any] = {name: partial(mixture, name) for name in ("olmoe", "gpt_oss")}
+"""Models with mixtures of experts, which are gathered by expert; the second has windows, sinks and biases."""
 
 
 @cache
@@ -148,8 +151,10 @@ def _folder() -> TemporaryDirectory[str]:
 
 @cache
 def bundle_folder(name: str) -> Path:
-    """The bundle of one of :data:`MODELS`."""
-    return write_bundle(compile_model(MODELS[name](), block_size=BLOCK), Path(_folder().name) / name)
+    """The bundle of one of :data:`MODELS` or :data:`MIXTURES`."""
+    experts = "grouped" if name in MIXTURES else "auto"
+    model = {**MODELS, **MIXTURES}[name]()
+    return write_bundle(compile_model(model, block_size=BLOCK, experts=experts), Path(_folder().name) / name)
 
 
 @cache

@@ -18,6 +18,7 @@ from twoheads.graphs.program.program import Dim, Input
 __all__ = [
     "AttentionNode",
     "Cut",
+    "ExpertsNode",
     "Node",
     "ScanNode",
     "SequenceNode",
@@ -144,8 +145,42 @@ class ScanNode:
     layer: str
 
 
-Cut: TypeAlias = AttentionNode | ScanNode | SequenceNode
-"""What one token's result is made of other tokens by; all else is token-wise."""
+@dataclass(frozen=True, slots=True)
+class ExpertsNode:
+    """A mixture of experts whose tokens are gathered by expert; the maths are those of ``ExpertsEngine``.
+
+    Attributes:
+        name: Of its result.
+        hidden, index, share: Token values: rows, the experts that they chose, and their weights in the sum.
+        weights: Names of the weights of all experts, in the order of the engine's ports.
+        gate, layout, limit, alpha, transposed: As of the engine.
+        type: Of its result.
+        layer: Path of the module it belongs to.
+    """
+
+    name: str
+    hidden: str
+    index: str
+    share: str
+    weights: tuple[str, ...]
+    gate: str
+    layout: str
+    limit: float
+    alpha: float
+    transposed: bool
+    type: TensorType
+    layer: str
+
+    operator = "experts"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Rows, chosen experts and shares."""
+        return self.hidden, self.index, self.share
+
+
+Cut: TypeAlias = AttentionNode | ScanNode | SequenceNode | ExpertsNode
+"""What one token's result is made of other tokens by, or together with them; all else is token-wise."""
 
 Node: TypeAlias = TokenwiseNode | Cut
 
@@ -216,6 +251,10 @@ class SourceGraph:
                 for at in reversed(range(len(node.inputs))):
                     arguments = arguments.replace(f"%{at}", f"%{node.inputs[at]}")
                 lines.append(f"  %{node.name}: {node.type or 'tuple'} = {arguments}")
+            elif isinstance(node, ExpertsNode):
+                operands = ", ".join(f"%{name}" for name in (*node.inputs, *node.weights))
+                gate = f"gate={node.gate} layout={node.layout} limit={node.limit:g} alpha={node.alpha:g}"
+                lines.append(f"  %{node.name}: {node.type} = experts({operands}) {gate} transposed={node.transposed}")
             elif isinstance(node, ScanNode):
                 operands = ", ".join(f"%{name}" for name in (*node.inputs, *node.weights))
                 lines.append(f"  %{node.name}: {node.type} = {node.operator}({operands})")

@@ -7,7 +7,7 @@ either of them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -127,6 +127,7 @@ class Captured:
         pooling: How an embedding is made of hidden states, or ``None``.
         trained_length: Context length it was trained on, or ``None``.
         generation_json: What it says about generating, or ``None``.
+        dense_experts: Why mixtures of experts are computed densely, by the paths of their modules.
     """
 
     graph: SourceGraph
@@ -136,6 +137,7 @@ class Captured:
     pooling: Pooling | None = None
     trained_length: int | None = None
     generation_json: bytes | None = None
+    dense_experts: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def input_lengths(inputs: Iterable[Input], tokens: int, *, step: int = 0) -> dict[str, int]:

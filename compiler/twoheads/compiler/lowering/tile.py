@@ -10,14 +10,17 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from twoheads.compiler.ir.source_graph import AttentionNode, ScanNode, SequenceNode, TensorType
+from twoheads.compiler.ir.source_graph import AttentionNode, ExpertsNode, ScanNode, SequenceNode, TensorType
 from twoheads.compiler.ir.source_program import Captured, TokenwiseRegion
+from twoheads.compiler.lowering.experts import experts_engine
 from twoheads.compiler.lowering.scans import scan_engine
 from twoheads.compiler.passes.partition import Partition, Region
 from twoheads.graphs.program.program import (
     TOKENS,
     AttentionEngine,
     AttentionStage,
+    ExpertsEngine,
+    ExpertsStage,
     Limit,
     Port,
     Program,
@@ -83,11 +86,13 @@ class _Builder:
         self._tokenwise: dict[str, TokenwiseEngine] = {}
         self._attention: dict[AttentionEngine, AttentionEngine] = {}
         self._scans: dict[ScanEngine, ScanEngine] = {}
+        self._experts: dict[ExpertsEngine, ExpertsEngine] = {}
         self._layers: dict[str, int] = {}
 
     @property
-    def engines(self) -> tuple[TokenwiseEngine | AttentionEngine | ScanEngine, ...]:
-        return (*self._tokenwise.values(), *self._attention.values(), *self._scans.values())
+    def engines(self) -> tuple[TokenwiseEngine | AttentionEngine | ScanEngine | ExpertsEngine, ...]:
+        made: list[TokenwiseEngine | AttentionEngine | ScanEngine | ExpertsEngine] = [*self._tokenwise.values()]
+        return (*made, *self._attention.values(), *self._scans.values(), *self._experts.values())
 
     def stages(self, parts: Partition) -> Iterator[Stage]:
         self._name_operands(parts)
@@ -100,6 +105,8 @@ class _Builder:
                 yield self._attend(step)
             elif isinstance(step, ScanNode):
                 yield self._scan(step)
+            elif isinstance(step, ExpertsNode):
+                yield self._mixture(step)
             else:
                 yield self._move(step)
 
@@ -113,11 +120,19 @@ class _Builder:
                     self.names.setdefault(name, f"{layer}.{role}")
             elif isinstance(step, ScanNode):
                 self.names.setdefault(step.name, self._numbered(f"{step.layer or 'scan'}.{step.operator}"))
+            elif isinstance(step, ExpertsNode):
+                self._name_mixture(step)
             elif isinstance(step, SequenceNode):
                 self.names.setdefault(step.name, f"{self._layer_name(step)}.{step.operator}")
         self.names.setdefault(self.graph.hidden, "hidden")
         if self.graph.logits:
             self.names.setdefault(self.graph.logits, "logits")
+
+    def _name_mixture(self, node: ExpertsNode) -> None:
+        layer = self._numbered(node.layer or "experts")
+        self.names.setdefault(node.name, f"{layer}.out")
+        for role, name in zip(("rows", "chosen", "shares"), node.inputs, strict=True):
+            self.names.setdefault(name, f"{layer}.{role}")
 
     def _layer_name(self, node: AttentionNode | SequenceNode) -> str:
         """The layer's path."""
@@ -207,6 +222,19 @@ class _Builder:
             name=self.names[node.name],
             engine=named.name,
             inputs=tuple(self.names[name] for name in node.inputs),
+            output=Value(self.names[node.name], node.type.dtype, node.type.shape),
+            weights=node.weights,
+        )
+
+    def _mixture(self, node: ExpertsNode) -> ExpertsStage:
+        engine = experts_engine(node, self.types, self.block_size)
+        named = self._experts.setdefault(engine, replace(engine, name=f"experts_{len(self._experts)}"))
+        return ExpertsStage(
+            name=self.names[node.name].removesuffix(".out"),
+            engine=named.name,
+            hidden=self.names[node.hidden],
+            index=self.names[node.index],
+            share=self.names[node.share],
             output=Value(self.names[node.name], node.type.dtype, node.type.shape),
             weights=node.weights,
         )

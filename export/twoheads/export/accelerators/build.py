@@ -218,6 +218,9 @@ def _plan(build: _Build, scratch: Path, *, once: bool) -> _Plan:
     earlier = build.bundle.manifest.targets.get(RelativePath(name))
     (scratch / "engines").mkdir()
     plan = _Plan({}, [], {})
+    for mixture in build.bundle.program.mixtures:
+        problem = "gathers tokens by expert: its engines take weights as inputs, which compilers have inside"
+        raise InputError(f"stage {mixture.name}", problem, "compile with --experts dense")
     for job in engine_jobs(build.bundle, once=once, half=is_narrow(build.precision)):
         model = engine_model(build.bundle, job)
         parts = prepare_engine(model, build.target, build.precision, job.name, job.stock)

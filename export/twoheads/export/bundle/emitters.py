@@ -1,4 +1,4 @@
-"""The ONNX files of engines of attention and of scans: one row a kind.
+"""The ONNX files of engines of attention, of scans and of experts: one row a kind.
 
 A new kind of engine is a module in :mod:`twoheads.export.emit` and a row in :data:`EMITTERS`. Token-wise engines are
 emitted from their regions (:mod:`twoheads.export.emit.tokenwise`), those that hold several stages from them
@@ -13,13 +13,22 @@ from typing import Any
 
 import onnx
 
+from twoheads.export.emit.experts import experts_model
 from twoheads.export.emit.oracle import oracle_model
 from twoheads.export.emit.scans.scan import scan_model
 from twoheads.export.emit.stock_attention import stock_model
 from twoheads.export.emit.tile_attention import attention_model
 from twoheads.export.emit.used_variants import used_stock_variants, used_tile_variants
 from twoheads.graphs.by_kind import ByKind
-from twoheads.graphs.program.program import AttentionEngine, Engine, OracleEngine, Program, ScanEngine, StockEngine
+from twoheads.graphs.program.program import (
+    AttentionEngine,
+    Engine,
+    ExpertsEngine,
+    OracleEngine,
+    Program,
+    ScanEngine,
+    StockEngine,
+)
 
 __all__ = ["EMITTERS", "Emitter", "attention_models", "used_variants"]
 
@@ -38,6 +47,7 @@ EMITTERS = ByKind(
         AttentionEngine: Emitter(used_tile_variants, attention_model),
         StockEngine: Emitter(used_stock_variants, stock_model),
         ScanEngine: Emitter(lambda program, engine: engine.VARIANTS, scan_model),
+        ExpertsEngine: Emitter(lambda program, engine: engine.variants, experts_model),
         OracleEngine: Emitter(lambda program, engine: (engine.mask,), oracle_model),
     },
 )

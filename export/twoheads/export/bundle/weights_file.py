@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from twoheads.compiler.ir.weights import Deferred, in_memory
 from twoheads.graphs.errors import CompileError, InternalError
 from twoheads.graphs.serialization.bundle_format import ALIGNMENT, FileEntry, WeightEntry
+from twoheads.runtime.bundle.weights import part_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,6 +41,7 @@ def write_weights(
     *,
     progress: Callable[[int], None],
     hashes: dict[str, str] | None = None,
+    parted: Collection[str] = (),
 ) -> WeightsFile:
     """Writes tensors one after the other; tensors that are the same memory, seen alike, are written once.
 
@@ -49,6 +51,8 @@ def write_weights(
             read now, that is not contiguous, or that is stored in another floating-point type than it has.
         progress: Called with the bytes written so far.
         hashes: Takes the hex sha256 of each weight, by name.
+        parted: Weights of many experts: of these each entry along the first dimension has a hash of its own, so that it
+            can be read alone.
 
     Raises:
         CompileError: The machine is big-endian.
@@ -58,6 +62,7 @@ def write_weights(
         raise CompileError(str(path), "this machine is big-endian, and bundles are little-endian", "compile elsewhere")
     entries: dict[str, WeightEntry] = {}
     places: dict[_Memory, tuple[int, str]] = {}
+    parts: dict[_Memory, list[str]] = {}
     with path.open("xb") as opened:
         file = _Hashed(opened)
         for name, tensor, dtype in weights:
@@ -65,10 +70,16 @@ def write_weights(
                 raise InternalError(f"weight {name} is written twice")
             memory = _memory(tensor, dtype)
             if memory not in places:
-                places[memory] = file.append(_array(name, in_memory(tensor), dtype), progress)
+                array = _array(name, in_memory(tensor), dtype)
+                places[memory] = file.append(array, progress)
+                if name in parted:
+                    parts[memory] = [_hash(part) for part in array]
+                del array
             place, digest = places[memory]
             entries[name] = WeightEntry(place, dtype, tuple(tensor.shape))
-            if hashes is not None:
+            if hashes is not None and memory in parts:
+                hashes |= {part_name(name, number): part for number, part in enumerate(parts[memory])}
+            elif hashes is not None:
                 hashes[name] = digest
     return entries, FileEntry(file.size, file.digest.hexdigest())
 
@@ -118,6 +129,13 @@ def _array(name: str, tensor: Tensor | npt.NDArray[Any], dtype: str) -> npt.NDAr
     # NumPy has no bfloat16: torch converts.
     plain = tensor.detach()
     return (plain if found == dtype else plain.to(getattr(_torch(), dtype))).contiguous().numpy()
+
+
+def _hash(array: npt.NDArray[Any]) -> str:
+    digest = hashlib.sha256()
+    for chunk in _chunks(array):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _chunks(array: npt.NDArray[Any]) -> Iterator[memoryview]:

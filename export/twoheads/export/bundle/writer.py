@@ -25,6 +25,7 @@ from twoheads.graphs.errors import BundleError, CompileError, InternalError
 from twoheads.graphs.program.engines.fused import FusedEngine
 from twoheads.graphs.program.program import Engine, Program, TokenwiseEngine
 from twoheads.graphs.serialization.bundle_format import (
+    DENSE_EXPERTS,
     ENGINES,
     FORMAT_VERSION,
     GENERATION,
@@ -104,7 +105,11 @@ def _write_content(
     _check_space(folder, target, total)
     hashes: dict[str, str] = {}
     entries, weights = write_weights(
-        folder / WEIGHTS, stored, progress=lambda done: progress("write weights", done, total), hashes=hashes
+        folder / WEIGHTS,
+        stored,
+        progress=lambda done: progress("write weights", done, total),
+        hashes=hashes,
+        parted={name for stage in program.mixtures for name in stage.weights},
     )
     write_json(folder / WEIGHT_HASHES, hashes)
     progress("write weights", total, total)
@@ -112,6 +117,8 @@ def _write_content(
     if generation:
         write_steps(compiled, models, folder, entries, lambda done, total: progress("write step engines", done, total))
     write_json(folder / PROGRAM, to_json(program))
+    if compiled.dense_experts:
+        write_json(folder / DENSE_EXPERTS, dict(compiled.dense_experts))
     if compiled.tokenizer_json is not None:
         (folder / TOKENIZER).parent.mkdir()
         (folder / TOKENIZER).write_bytes(compiled.tokenizer_json)

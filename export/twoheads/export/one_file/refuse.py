@@ -7,6 +7,7 @@ from twoheads.graphs.program.lengths import input_axes
 from twoheads.graphs.program.program import (
     AttentionEngine,
     AttentionStage,
+    ExpertsStage,
     Program,
     ScanStage,
     SequenceStage,
@@ -50,6 +51,9 @@ def needed_body(program: Program, outputs: tuple[str, ...]) -> tuple[Stage, ...]
 def _check_stage(where: str, program: Program, stage: Stage) -> None:
     if isinstance(stage, SequenceStage | ScanStage):
         return
+    if isinstance(stage, ExpertsStage):
+        problem = f"gathers tokens by expert in {stage.name}, which one file does not do"
+        raise InputError(where, problem, "compile with --experts dense, or run the bundle")
     engine = program.engine(stage.engine)
     if not isinstance(stage, AttentionStage):
         if not isinstance(engine, TokenwiseEngine):

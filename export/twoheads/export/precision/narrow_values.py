@@ -148,10 +148,11 @@ def _weights(program: Program, models: Models, counted: Collection[str]) -> froz
 
 
 def _candidates(program: Program, counted: Collection[str]) -> set[str]:
-    """The values that may be float16: on a token axis, made by an engine, not moved by the host, and of no scan."""
+    """The values that may be float16: on a token axis, of an engine, not moved by the host, of no scan or mixture."""
     moved = {name for s in program.body if s.on_host for name in (*s.inputs, *(value.name for value in s.outputs))}
     made = [value for stage in program.body if not stage.on_host and not stage.tiled for value in stage.outputs]
     scanned = {name for scan in program.scans for name in (*scan.inputs, scan.output.name)}
+    scanned |= {name for mixture in program.mixtures for name in (*mixture.inputs, mixture.output.name)}
     kept = {*moved, *counted, *scanned, program.logits}
     return {v.name for v in made if v.dtype == "float32" and v.axis is not None and v.name not in kept}
 

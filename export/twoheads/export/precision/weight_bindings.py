@@ -28,8 +28,9 @@ def weight_readers(program: Program) -> Readers:
 
 
 def attention_weights(program: Program) -> set[str]:
-    """The weights that attentions and scans read: learned sinks and biases, and what states are computed with."""
+    """The weights that no token-wise engine reads: learned sinks and biases, what states are computed with, experts."""
     found = [*(stage.weights for stage in program.attentions), *(stage.weights for stage in program.scans)]
+    found += [stage.weights for stage in program.mixtures]
     return {name for names in found for name in names}
 
 

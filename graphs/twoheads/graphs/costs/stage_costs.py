@@ -11,6 +11,7 @@ import numpy as np
 from twoheads.graphs.by_kind import ByKind
 from twoheads.graphs.costs.attention_costs import AttentionCosts, port_bytes, tile_costs
 from twoheads.graphs.costs.call_formulas import Formula
+from twoheads.graphs.costs.expert_costs import expert_costs
 from twoheads.graphs.costs.long_inputs import too_long
 from twoheads.graphs.costs.maskless_costs import oracle_costs, stock_costs
 from twoheads.graphs.errors import InternalError
@@ -19,8 +20,11 @@ from twoheads.graphs.program.engines.fused import FusedEngine
 from twoheads.graphs.program.fused import FusedStage
 from twoheads.graphs.program.lengths import is_cross, value_rows
 from twoheads.graphs.program.program import (
+    AnyAttention,
     AttentionEngine,
     AttentionStage,
+    ExpertsEngine,
+    ExpertsStage,
     OracleEngine,
     Port,
     Program,
@@ -42,6 +46,9 @@ CHAINED = frozenset({"model", "scan"})
 LONGEST_BY_ROWS = 1 << 20
 """Blocks of an input whose attention has no period: drawn keys, synthetic keys, oracles."""
 
+INDEX_BYTES = 8
+"""Of a whole number."""
+
 PAGE_BYTES = 4096
 """Of a mapped file's pages."""
 
@@ -53,8 +60,9 @@ class StagePlan:
     Attributes:
         name, engine: Of the stage and of the engine it calls; of a sequence stage, its operator.
         kind: ``tokenwise``, ``attention``, ``window`` (windowed attention and the region behind it), ``model`` (all
-            layers of a block in one call), ``scan`` or ``sequence`` (no calls).
-        calls: Engine calls, counted; ``formula`` derives the same number independently.
+            layers of a block in one call), ``scan``, ``experts`` or ``sequence`` (no calls).
+        calls: Engine calls, counted; ``formula`` derives the same number independently. Of ``experts`` the most that
+            there may be: tokens choose. What these cost beside is counted where all experts are chosen equally often.
         flops: Floating-point operations of the matrix products of all calls.
         bytes_moved: Bytes of the ports of all calls, plus the weights of a token-wise engine once for each call.
         outputs_bytes: Bytes of the values the stage defines, padded to whole blocks or key tiles.
@@ -68,6 +76,11 @@ class StagePlan:
     flops: int
     bytes_moved: int
     outputs_bytes: int
+
+    @property
+    def routed(self) -> bool:
+        """Whether how many of the calls there are follows from what tokens choose."""
+        return self.kind == "experts"
 
 
 class StageCosts:
@@ -111,7 +124,7 @@ class StageCosts:
     def attention_engine(self, stage: AttentionStage) -> AttentionEngine | StockEngine | OracleEngine:
         """The engine that ``stage`` calls."""
         for engine in self.program.engines:
-            if engine.name == stage.engine and not isinstance(engine, TokenwiseEngine | ScanEngine):
+            if engine.name == stage.engine and isinstance(engine, AnyAttention):
                 return engine
         raise InternalError(f"program {self.program.name} has no attention engine {stage.engine!r}")
 
@@ -186,7 +199,17 @@ class StageCosts:
                 for name, port in zip(stage.weights, engine.weights, strict=True):
                     table = bool(port.shape) and port.shape[0] in limits
                     sizes[name, table] = _mapped(port, rows, table=table) if mapped else port.nbytes
+        for mixture in self.program.mixtures:
+            if mixture.name in wanted:
+                mixed = self.program.engine_of(ExpertsEngine, mixture.engine)
+                read = expert_costs(mixed, self._rows[mixture.output.name]).read if mapped else mixed.experts
+                bound = zip(mixture.weights, mixed.expert_ports, strict=True)
+                sizes |= {(name, False): read * port.nbytes for name, port in bound}
         return sizes
+
+    def mixture_rows(self, stage: ExpertsStage) -> int:
+        """The tokens of a mixture."""
+        return self._rows[stage.output.name]
 
 
 def _mapped(port: Port, rows: int, *, table: bool) -> int:
@@ -278,9 +301,31 @@ def _scan_transient(costs: StageCosts, stage: ScanStage) -> int:
     return 2 * engine.state.nbytes + engine.workspace
 
 
+def _experts_plan(costs: StageCosts, stage: ExpertsStage, head: bool) -> StagePlan:
+    engine = costs.program.engine_of(ExpertsEngine, stage.engine)
+    found = expert_costs(engine, costs.mixture_rows(stage))
+    return StagePlan(
+        name=stage.name,
+        kind=stage.kind,
+        engine=engine.name,
+        calls=found.calls,
+        formula=found.formula,
+        flops=found.flops,
+        bytes_moved=found.bytes_moved,
+        outputs_bytes=costs.nbytes(stage.output),
+    )
+
+
+def _experts_transient(costs: StageCosts, stage: ExpertsStage) -> int:
+    """Gathered rows and what a call makes of them, and the order of the tokens by expert."""
+    engine = costs.program.engine_of(ExpertsEngine, stage.engine)
+    return engine.workspace + 4 * INDEX_BYTES * engine.chosen * costs.mixture_rows(stage)
+
+
 _KINDS = ByKind(
     "costs",
     {
+        ExpertsStage: _Kind(_experts_plan, _experts_transient),
         ScanStage: _Kind(_scan_plan, _scan_transient),
         TokenwiseStage: _Kind(_tokenwise_plan, _tokenwise_transient),
         FusedStage: _Kind(_tokenwise_plan, _fused_transient),

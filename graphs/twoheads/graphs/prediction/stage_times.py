@@ -13,13 +13,17 @@ import numpy.typing as npt
 
 from twoheads.graphs.by_kind import ByKind
 from twoheads.graphs.costs.attention_costs import attention_rows
+from twoheads.graphs.costs.expert_costs import even_calls
 from twoheads.graphs.costs.variant_counts import anchor_tile, sums_up, variant_counts
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.masks.tiles import Segment
 from twoheads.graphs.prediction.device_profile import ALONE, DeviceProfile, Sampling
+from twoheads.graphs.program.engines.experts import rows_variant
 from twoheads.graphs.program.program import (
     AttentionEngine,
     AttentionStage,
+    ExpertsEngine,
+    ExpertsStage,
     ScanStage,
     SequenceStage,
     Stage,
@@ -29,6 +33,9 @@ from twoheads.graphs.program.program import (
 from twoheads.graphs.schedule.schedule import Schedule
 
 __all__ = ["Seconds", "StageTimes", "WorkerSeconds", "makespan"]
+
+FLOAT = 4
+"""Bytes of a number."""
 
 Seconds = npt.NDArray[np.float64]
 Owners = npt.NDArray[np.int64]
@@ -102,7 +109,7 @@ class StageTimes:
         counts = np.bincount(owner, minlength=workers)
         order = np.argsort(owner, kind="stable")
         ends = np.cumsum(counts)
-        if self._one_block or stage.chained:  # one call after the other, each by all threads
+        if self._one_block or stage.alone:  # one call after the other, each by all threads
             together = counts * self.blocks(stage, threads)[:1].sum()
             return WorkerSeconds(together, together)
         for callers in np.unique(np.minimum(counts[counts > 0], threads)).tolist():
@@ -151,6 +158,16 @@ class StageTimes:
         """Of every block of a chain, called by one thread."""
         plan = self._plans[stage.name]
         return np.full(plan.calls, self._profile.call_seconds(plan.engine, "block", 1) + self._host_seconds(stage))
+
+    def experts_seconds(self, stage: ExpertsStage, callers: int) -> Seconds:
+        """Of every block its part of all calls, made by one thread, where tokens choose experts evenly."""
+        engine = self._schedule.program.engine_of(ExpertsEngine, stage.engine)
+        rows = self._schedule.value_rows(stage.output)
+        copied = 3 * rows * engine.chosen * engine.width * FLOAT / self._profile.copy_bytes_per_second
+        calls = even_calls(engine, rows)
+        together = copied + sum(self._profile.call_seconds(engine.name, rows_variant(size), 1) for size in calls)
+        blocks = -(-rows // self._schedule.program.block_size)
+        return np.full(blocks, together / blocks + self._profile.row_seconds)
 
     def _touched(self, stage: Stage) -> list[Value]:
         return [*(self._values[name] for name in stage.inputs), *stage.outputs]
@@ -227,6 +244,7 @@ _KINDS = ByKind(
         TokenwiseStage: _Kind(StageTimes.call_seconds, lambda times, stage: 0.0),
         AttentionStage: _Kind(StageTimes.row_seconds, StageTimes.drawn_seconds),
         ScanStage: _Kind(StageTimes.scan_seconds, lambda times, stage: 0.0),
+        ExpertsStage: _Kind(StageTimes.experts_seconds, lambda times, stage: 0.0),
         SequenceStage: _Kind(lambda times, stage, callers: np.zeros(0), StageTimes.moved_seconds),
     },
 )

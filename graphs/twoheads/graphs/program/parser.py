@@ -17,6 +17,7 @@ from twoheads.graphs.program.program import (
     AttentionStage,
     Dim,
     Engine,
+    ExpertsStage,
     Input,
     Limit,
     Pooling,
@@ -261,12 +262,17 @@ class _Statement:
     @property
     def calls(self) -> dict[str, Callable[[str, str, tuple[str, ...], tuple[Value, ...]], Stage]]:
         """Kinds of stages by the word behind their operands; without one it is token-wise."""
-        return {"mask": self.attention, "scan": self.scan}
+        return {"mask": self.attention, "scan": self.scan, "experts": self.experts}
 
     def scan(self, name: str, engine: str, reads: tuple[str, ...], outputs: tuple[Value, ...]) -> ScanStage:
         if len(outputs) != 1:
             refuse(self.token, "one output for a scan")
         return ScanStage(name, engine, reads, outputs[0], self.bracketed(self.name))
+
+    def experts(self, name: str, engine: str, reads: tuple[str, ...], outputs: tuple[Value, ...]) -> ExpertsStage:
+        if len(reads) != 3 or len(outputs) != 1:
+            refuse(self.token, "rows, chosen experts and their shares, and one output, for a stage of experts")
+        return ExpertsStage(name, engine, *reads, outputs[0], self.bracketed(self.name))
 
     def sequence(self, name: str, outputs: tuple[Value, ...]) -> SequenceStage:
         if len(outputs) != 1:

@@ -11,10 +11,12 @@
         weights w0: float32[49152, 576]
     engine @attention_0: attention q_num_heads=9 kv_num_heads=3 head_dim=64 ...
     engine @scan_0: scan operator=causal_conv sizes=(bias=0, channels=576, kernel=3) block_size=256 chunk=256
+    engine @experts_0: experts experts=64 chosen=8 width=2048 inner=1024 gate=silu ...
     stage embed: %h0: float32[1, n, 576], %q0: float32[1, 9, n, 64] = @region_0(%input_ids)
         weights model.embed_tokens.weight
     stage layers.0.attn: %a0: float32[1, 9, n, 64] = @attention_0(%q0, %k0, %v0) mask="causal"
     stage layers.1.conv: %y1: float32[1, n, 576] = @scan_0(%x1) scan(layers.1.conv.weight)
+    stage layers.1.mlp.experts: %e1: float32[n, 2048] = @experts_0(%x1, %i1, %s1) experts(layers.1.up, layers.1.down)
     stage first: %first: float32[1, 1, 576] = take(%h30) axis=1 from_end=0 start=0 step=1
     head lm_head: %logits: float32[1, n, 49152] = @region_2(%h30)
     output hidden = %h30
@@ -38,6 +40,7 @@ from twoheads.graphs.program.program import (
     AttentionStage,
     Dim,
     Engine,
+    ExpertsStage,
     Port,
     Program,
     ScanStage,
@@ -155,7 +158,17 @@ def _scan(stage: ScanStage) -> tuple[str, str]:
     return f"@{_name(stage.engine)}", f" scan({', '.join(map(_name, stage.weights))})"
 
 
+def _experts(stage: ExpertsStage) -> tuple[str, str]:
+    return f"@{_name(stage.engine)}", f" experts({', '.join(map(_name, stage.weights))})"
+
+
 _CALLS: ByKind[Callable[[Any], tuple[str, str]]] = ByKind(
     "printer",
-    {TokenwiseStage: _tokenwise, AttentionStage: _attention, SequenceStage: _sequence, ScanStage: _scan},
+    {
+        TokenwiseStage: _tokenwise,
+        AttentionStage: _attention,
+        SequenceStage: _sequence,
+        ScanStage: _scan,
+        ExpertsStage: _experts,
+    },
 )

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias, TypeVar
 
 from twoheads.graphs.errors import InternalError
+from twoheads.graphs.program.engines.experts import ExpertsEngine
 from twoheads.graphs.program.engines.oracle import OracleEngine
 from twoheads.graphs.program.engines.port import Port
 from twoheads.graphs.program.engines.scan import ScanEngine
@@ -29,6 +30,7 @@ from twoheads.graphs.program.engines.tokenwise import TokenwiseEngine
 from twoheads.graphs.program.stages import (
     AttentionStage,
     Dim,
+    ExpertsStage,
     RelativeBias,
     ScanStage,
     SequenceStage,
@@ -45,6 +47,8 @@ __all__ = [
     "AttentionStage",
     "Dim",
     "Engine",
+    "ExpertsEngine",
+    "ExpertsStage",
     "Input",
     "Limit",
     "OracleEngine",
@@ -71,9 +75,9 @@ COUNTING = ("positions", "counts")
 AnyAttention: TypeAlias = AttentionEngine | StockEngine | OracleEngine
 """The engines of attention, of all lowerings."""
 
-Engine: TypeAlias = TokenwiseEngine | AnyAttention | ScanEngine
+Engine: TypeAlias = TokenwiseEngine | AnyAttention | ScanEngine | ExpertsEngine
 
-E = TypeVar("E", bound=TokenwiseEngine | AttentionEngine | StockEngine | OracleEngine | ScanEngine)
+E = TypeVar("E", bound=TokenwiseEngine | AttentionEngine | StockEngine | OracleEngine | ScanEngine | ExpertsEngine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +201,11 @@ class Program:
     def scans(self) -> tuple[ScanStage, ...]:
         """The body's stages whose blocks are a chain."""
         return tuple(stage for stage in self.body if isinstance(stage, ScanStage))
+
+    @property
+    def mixtures(self) -> tuple[ExpertsStage, ...]:
+        """The body's stages that gather tokens by expert."""
+        return tuple(stage for stage in self.body if isinstance(stage, ExpertsStage))
 
     @property
     def bindings(self) -> tuple[tuple[TokenwiseStage, TokenwiseEngine], ...]:

@@ -22,6 +22,7 @@ from twoheads.graphs.masks.sampling import Average
 __all__ = [
     "AttentionStage",
     "Dim",
+    "ExpertsStage",
     "RelativeBias",
     "ScanStage",
     "SequenceStage",
@@ -117,6 +118,16 @@ class _AnyStage(ABC):
     def mixes(self) -> bool:
         """Whether a block of it needs other blocks, as attention and scans do."""
         return bool(self.tiled) or self.chained
+
+    @property
+    def alone(self) -> bool:
+        """Whether its calls are made one after the other, so that the kernels of each use the run's threads."""
+        return self.chained
+
+    @property
+    def unshared(self) -> bool:
+        """Whether inputs can't share its blocks: a row depends on others beyond what a mask shows."""
+        return self.on_host or self.chained
 
     def kept_bytes(self, block_size: int) -> int:
         """Bytes that it holds beside the run's values."""
@@ -300,4 +311,54 @@ class ScanStage(_AnyStage):
         return self.output.axis, None
 
 
-Stage: TypeAlias = TokenwiseStage | AttentionStage | SequenceStage | ScanStage
+@dataclass(frozen=True, slots=True)
+class ExpertsStage(_AnyStage):
+    """A mixture of experts on all tokens: each token's row by the experts that it chose, weighted and added up.
+
+    The tokens of all blocks are gathered by expert. One expert follows the other, each adding to what those before it
+    gave, so results do not depend on how tokens are gathered but for rounding. An expert that no token chose is not
+    read.
+
+    Attributes:
+        name: Unique in the program; usually the layer's path in the source model.
+        engine: An :class:`~twoheads.graphs.program.engines.experts.ExpertsEngine`.
+        hidden: The tokens' rows, ``[n, width]`` or ``[1, n, width]``.
+        index: The experts that each token chose, whole numbers ``[n, chosen]``; those that are none count nothing.
+        share: Their weights in the sum, ``[n, chosen]``.
+        output: The token value that it defines, of the shape of ``hidden``.
+        weights: Names of the weights of all experts, ``[experts, ...]`` each, in the order of the engine's ports.
+    """
+
+    name: str
+    engine: str
+    hidden: str
+    index: str
+    share: str
+    output: Value
+    weights: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        return "experts"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return self.hidden, self.index, self.share
+
+    @property
+    def outputs(self) -> tuple[Value, ...]:
+        return (self.output,)
+
+    @property
+    def at_once(self) -> bool:
+        return True
+
+    @property
+    def alone(self) -> bool:
+        return True
+
+    def axes(self, values: Mapping[str, Value]) -> tuple[str | None, str | None]:
+        return self.output.axis, None
+
+
+Stage: TypeAlias = TokenwiseStage | AttentionStage | SequenceStage | ScanStage | ExpertsStage

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import MISSING, fields
-from typing import Any, get_type_hints
+from typing import Any, TypeAlias, get_type_hints
 
+from twoheads.graphs.program.engines.experts import ExpertsEngine
 from twoheads.graphs.program.engines.oracle import OracleEngine
 from twoheads.graphs.program.engines.scan import ScanEngine
 from twoheads.graphs.program.engines.stock_attention import StockEngine
@@ -16,8 +17,10 @@ __all__ = ["ENGINE_FORMS", "WHOLE", "engine_defaults", "engine_fields"]
 WHOLE = re.compile(r"[+-]?[0-9]+")
 """A whole number: a dimension of this form is a number, not a symbol."""
 
-ENGINE_FORMS: dict[str, type[AttentionEngine] | type[StockEngine] | type[OracleEngine] | type[ScanEngine]] = {
-    form.kind: form for form in (AttentionEngine, StockEngine, OracleEngine, ScanEngine)
+FormedEngine: TypeAlias = AttentionEngine | StockEngine | OracleEngine | ScanEngine | ExpertsEngine
+
+ENGINE_FORMS: dict[str, type[FormedEngine]] = {
+    form.kind: form for form in (AttentionEngine, StockEngine, OracleEngine, ScanEngine, ExpertsEngine)
 }
 """Engines that a word and their fields describe, e.g. ``attention q_num_heads=9 kv_num_heads=3 ...``."""
 

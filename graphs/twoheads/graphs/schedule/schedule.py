@@ -98,8 +98,13 @@ class Schedule:
 
     @property
     def engine_calls(self) -> int:
-        """Engine calls of all stages, counted."""
+        """Engine calls of all stages, counted; the most that there may be where :attr:`bounded`."""
         return sum(stage.calls for stage in self.stages)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether calls are the most that there may be, as tokens choose experts."""
+        return any(stage.routed for stage in self.stages)
 
     @property
     def formula_calls(self) -> int:
@@ -192,7 +197,7 @@ def make_schedule(
     released, values = costs.liveness(body, _last_values(program, output))
     calling = 1 if any(plan.kind == "model" for plan in stages) else workers
     calling_head = min(calling, max(1, -(-head_rows // program.block_size)))
-    needs = [(1 if stage.chained else calling) * costs.transient(stage) for stage in body]
+    needs = [(1 if stage.alone else calling) * costs.transient(stage) for stage in body]
     workspace = max((*needs, *(calling_head * costs.transient(stage) for stage in head)), default=0)
     weights = costs.weights((*body, *head), mapped=True).values()
     process += BESIDE_BYTES + ENGINE_BYTES * len(stages) + min(PACKED_BYTES, max(weights, default=0))

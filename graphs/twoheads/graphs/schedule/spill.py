@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from twoheads.graphs.costs.stage_costs import StageCosts
 from twoheads.graphs.errors import InputError
-from twoheads.graphs.program.program import Stage
+from twoheads.graphs.program.program import ExpertsEngine, Stage
 from twoheads.graphs.schedule.schedule import MemoryPlan, Schedule, needed_stages
 
 __all__ = ["NOTHING_SPILLED", "WINDOW_BYTES", "SpillPlan", "enough_text", "plan_spill"]
@@ -120,6 +120,11 @@ class _Spilling:
         bound = {stage.name for stage, _ in self._schedule.program.bindings}
         steps = [(stage,) for stage in self._body if stage.name in bound] + [self._head]
         heaviest = max(sum(self._costs.weights(step, mapped=True).values()) for step in steps)
+        program = self._schedule.program
+        wanted = {stage.engine for stage in self._body}
+        mixed = (e for e in program.engines if isinstance(e, ExpertsEngine) and e.name in wanted)
+        # An expert's weights are let go behind it; those of the next one may be on their way.
+        heaviest = max([heaviest, *(2 * engine.expert_bytes for engine in mixed)])
         return replace(self._schedule.memory, weights=heaviest)
 
     def _peak(self, sizes: Mapping[str, int]) -> int:

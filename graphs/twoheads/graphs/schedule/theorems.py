@@ -48,8 +48,17 @@ from twoheads.graphs.costs.call_formulas import Formula, attention_formula, coun
 from twoheads.graphs.costs.stage_costs import StagePlan
 from twoheads.graphs.masks.expressions import Mask, Window
 from twoheads.graphs.masks.terms import INFINITE, Term, mask_terms
+from twoheads.graphs.program.engines.experts import fewest_calls
 from twoheads.graphs.program.fused import FusedStage
-from twoheads.graphs.program.program import AttentionStage, OracleEngine, ScanStage, SequenceStage, TokenwiseStage
+from twoheads.graphs.program.program import (
+    AttentionStage,
+    ExpertsEngine,
+    ExpertsStage,
+    OracleEngine,
+    ScanStage,
+    SequenceStage,
+    TokenwiseStage,
+)
 from twoheads.graphs.schedule.schedule import Schedule
 
 __all__ = [
@@ -72,6 +81,9 @@ NO_CALL = "no call"
 
 SCAN = "state of a fixed size"
 """The claim of a scan: what a block leaves for the next ones does not grow."""
+
+EXPERTS = "token-wise, gathered"
+"""The claim of a mixture of experts."""
 
 ONE_CALL = "one block: no theorem is needed"
 """The claim of a stage that computes a whole input of at most ``M`` tokens."""
@@ -195,6 +207,13 @@ def program_claim(schedule: Schedule) -> ProgramClaim:
 def _plain(theorem: str) -> _Claim:
     """Of stages that mix no tokens: theirs is the least number of calls."""
     return lambda schedule, stage, plan: (theorem, plan.formula, plan.formula)
+
+
+def _experts(schedule: Schedule, stage: ExpertsStage, plan: StagePlan) -> tuple[str, Formula | None, Formula]:
+    """Tokens are not mixed, only gathered; the fewest calls are those of tokens that all choose alike."""
+    engine = schedule.program.engine_of(ExpertsEngine, stage.engine)
+    fewest = fewest_calls(engine, schedule.value_rows(stage.output))
+    return EXPERTS, plan.formula, Formula(f"{fewest}", fewest)
 
 
 def _attention(schedule: Schedule, stage: AttentionStage, plan: StagePlan) -> tuple[str, Formula | None, Formula]:
@@ -343,6 +362,7 @@ _CLAIMS: ByKind[_Claim] = ByKind(
     {
         TokenwiseStage: _plain("token-wise"),
         SequenceStage: _plain(NO_CALL),
+        ExpertsStage: _experts,
         ScanStage: lambda schedule, stage, plan: (SCAN, None, plan.formula),
         AttentionStage: _attention,
         FusedStage: _fused,

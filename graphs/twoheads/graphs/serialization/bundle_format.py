@@ -26,6 +26,7 @@ from twoheads.graphs.serialization.relative_path import RelativePath
 
 __all__ = [
     "ALIGNMENT",
+    "DENSE_EXPERTS",
     "ENGINES",
     "FORMAT_VERSION",
     "FULL_PRECISION",
@@ -61,6 +62,8 @@ ENGINES = "engines"
 WEIGHTS = RelativePath("engines/weights.bin")
 WEIGHT_HASHES = RelativePath(f"{ENGINES}/weights.sha256.json")
 """The hex sha256 of each weight's own bytes, by name; a bundle without this file is checked as a whole."""
+DENSE_EXPERTS = RelativePath(f"{ENGINES}/dense_experts.json")
+"""Why mixtures of experts are computed densely, by the paths of their modules; there only where some are."""
 TOKENIZER = RelativePath("tokenizer/tokenizer.json")
 GENERATION = RelativePath("tokenizer/generation.json")
 TARGETS = "targets"

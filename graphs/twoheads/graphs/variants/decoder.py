@@ -20,9 +20,8 @@ from twoheads.graphs.program.program import (
     AttentionEngine,
     AttentionStage,
     Program,
-    ScanStage,
+    SequenceStage,
     Stage,
-    TokenwiseStage,
     Value,
 )
 from twoheads.graphs.variants.stage_run import StageRun, is_exact, whole_body
@@ -69,7 +68,7 @@ def decoder_part(program: Program) -> DecoderPart | None:
     if source:
         decoder = _decoder(program)
         return DecoderPart(decoder, _all_stages(decoder), source)
-    body = whole_body(program)
+    body = whole_body(program, mixtures=True)
     return None if body is None else DecoderPart(program, body, ())
 
 
@@ -93,7 +92,7 @@ def step_obstacle(program: Program) -> CompileError | None:
             return CompileError(stage.name, problem, f"{ORIGINAL}, or compile with --lowering tile")
     if source:
         return _source_obstacle(program, decoder, source)
-    body = whole_body(program)
+    body = whole_body(program, mixtures=True)
     if body is None or (body.first, body.end) != (0, len(program.body)):
         return CompileError(program.name, "moves rows between its layers, or attends along several axes", ORIGINAL)
     return _hidden_obstacle(body, source)
@@ -107,7 +106,7 @@ def _source_obstacle(program: Program, decoder: Program, source: Mapping[str, Va
     for stage in decoder.body:
         own = (name for name in stage.inputs if not (isinstance(stage, AttentionStage) and name in source))
         axes = {values[name].axis for name in own} | {value.axis for value in stage.outputs}
-        if not isinstance(stage, TokenwiseStage | AttentionStage | ScanStage) or axes != {TOKENS}:
+        if isinstance(stage, SequenceStage) or axes != {TOKENS}:
             return CompileError(f"stage {stage.name}", "moves rows between the decoder's layers", ORIGINAL)
     own_values = {value.name for value in decoder.values()}
     for stage in decoder.body:
@@ -155,7 +154,7 @@ def _decoder(program: Program) -> Program:
 
 
 def _all_stages(decoder: Program) -> StageRun:
-    held = (stage for stage in decoder.body if isinstance(stage, TokenwiseStage | AttentionStage | ScanStage))
+    held = (stage for stage in decoder.body if not isinstance(stage, SequenceStage))
     return StageRun(decoder, 0, tuple(held))
 
 

@@ -21,7 +21,7 @@ def other_key_tiles(program: Program) -> tuple[int, ...]:
     There are none where not every engine of attention is a tile's, and where keys are sampled by tiles: other tiles
     are then another approximation.
     """
-    engines = all(engine.kind in ("tokenwise", "attention", "scan") for engine in program.engines)
+    engines = all(engine.kind in ("tokenwise", "attention", "scan", "experts") for engine in program.engines)
     attentions = program.attentions
     if not attentions or not engines or any(stage.average is not None for stage in attentions):
         return ()

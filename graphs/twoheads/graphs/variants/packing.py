@@ -150,7 +150,7 @@ def takes_documents(program: Program) -> bool:
 
 
 def _one_row_a_token(program: Program) -> bool:
-    moved = any(stage.on_host or stage.chained for stage in program.body)
+    moved = any(stage.unshared for stage in program.body)
     return not moved and all(value.axis == TOKENS for value in program.values())
 
 

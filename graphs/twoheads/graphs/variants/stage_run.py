@@ -1,4 +1,7 @@
-"""Neighbouring stages of a program that one engine can hold together: attentions, scans and the regions around them."""
+"""Neighbouring stages of a program that one engine can hold together: attentions, scans and the regions around them.
+
+Mixtures of experts are no part of an engine. A run that extends sequences stage by stage holds them beside.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,13 @@ from twoheads.graphs.program.program import (
     AttentionEngine,
     AttentionStage,
     Engine,
+    ExpertsEngine,
+    ExpertsStage,
     Input,
     Program,
     ScanEngine,
     ScanStage,
+    SequenceStage,
     Stage,
     TokenwiseEngine,
     TokenwiseStage,
@@ -50,7 +56,7 @@ class StageRun:
 
     program: Program
     first: int
-    inside: tuple[TokenwiseStage | AttentionStage | ScanStage, ...]
+    inside: tuple[TokenwiseStage | AttentionStage | ScanStage | ExpertsStage, ...]
 
     @property
     def end(self) -> int:
@@ -67,6 +73,12 @@ class StageRun:
         """The scans among them, with their engines."""
         stages = (stage for stage in self.inside if isinstance(stage, ScanStage))
         return tuple((stage, self.program.engine_of(ScanEngine, stage.engine)) for stage in stages)
+
+    @property
+    def mixtures(self) -> tuple[tuple[ExpertsStage, ExpertsEngine], ...]:
+        """The mixtures of experts among them, with their engines; there are none in what one engine holds."""
+        stages = (stage for stage in self.inside if isinstance(stage, ExpertsStage))
+        return tuple((stage, self.program.engine_of(ExpertsEngine, stage.engine)) for stage in stages)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -158,10 +170,9 @@ class StageRun:
         outputs += [self.port(f"kept_{at}", entry.value) for at, entry in enumerate(kept)]
         outputs += [replace(port, name=f"next_{port.name}") for port in states]
         weights, reads, flops = self.weights, tuple(ports.values()), self.flops(tiles)
+        inside = tuple(held for held in self.inside if not isinstance(held, ExpertsStage))
         engine = FusedEngine(name, tuple(ports), tuple(outputs), tuple(weights.values()), flops, workspace, True)
-        stage = FusedStage(
-            name, name, names, self.outputs, tuple(weights), self.inside, reads, windows, kept, True, states
-        )
+        stage = FusedStage(name, name, names, self.outputs, tuple(weights), inside, reads, windows, kept, True, states)
         before, after = program.body[: self.first], program.body[self.end :]
         used = {other.engine for other in (*before, *after, *program.head)}
         return replace(
@@ -182,11 +193,15 @@ def tile_window(mask: Mask, block_size: int) -> TileWindow | None:
 
 
 @lru_cache(maxsize=16)
-def whole_body(program: Program) -> StageRun | None:
+def whole_body(program: Program, *, mixtures: bool = False) -> StageRun | None:
     """The longest run of stages that holds all attentions and scans and that one engine can stand for.
 
     All attentions must be exact, on the tokens' own axis, and of queries that see at least themselves. What lies before
     the first of them or behind the last one and moves rows, or computes row values, is no part of it.
+
+    Args:
+        program: Whose body.
+        mixtures: Whether mixtures of experts may be among them, so that it is no engine that holds them.
 
     Returns:
         ``None`` where the program is not of that kind.
@@ -196,13 +211,18 @@ def whole_body(program: Program) -> StageRun | None:
     if not attends:
         return None
     first, end = attends[0], attends[-1] + 1
-    while first and _fits(program, program.body[first - 1], values):
+
+    def fits(stage: Stage) -> bool:
+        if isinstance(stage, ExpertsStage):
+            return mixtures and stage.output.axis == TOKENS
+        return _fits(program, stage, values)
+
+    while first and fits(program.body[first - 1]):
         first -= 1
-    while end < len(program.body) and _fits(program, program.body[end], values):
+    while end < len(program.body) and fits(program.body[end]):
         end += 1
     stages = program.body[first:end]
-    held = (stage for stage in stages if isinstance(stage, TokenwiseStage | AttentionStage | ScanStage))
-    inside = tuple(stage for stage in held if _fits(program, stage, values))
+    inside = tuple(stage for stage in stages if not isinstance(stage, SequenceStage) and fits(stage))
     return StageRun(program, first, inside) if len(inside) == end - first else None
 
 
@@ -238,6 +258,8 @@ def with_rows(program: Program, rows: int) -> Program:
         engine.name: replace(engine, block_size=rows, key_tile=rows) for engine in program.tile_engines
     }
     scans = (engine for engine in program.engines if isinstance(engine, ScanEngine))
+    mixed = (engine for engine in program.engines if isinstance(engine, ExpertsEngine))
+    sized |= {engine.name: engine for engine in mixed}  # which has files for few rows itself
     sized |= {engine.name: resized_scan(engine, rows) for engine in scans}
     for stage, engine in reversed(program.bindings):  # the first stage that an engine has decides
         read = zip(engine.inputs, stage.inputs, strict=True)

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from twoheads.graphs.errors import InputError
-from twoheads.graphs.program.program import AttentionStage, Program
+from twoheads.graphs.program.engines.experts import most_calls
+from twoheads.graphs.program.program import AttentionStage, ExpertsEngine, ExpertsStage, Program, Stage
 from twoheads.graphs.variants.decoder import step_obstacle
 from twoheads.graphs.variants.steps import CAPACITIES, Steps, step_steps
 
@@ -47,7 +48,7 @@ class GenerationPlan:
     Attributes:
         prompt_tokens: Tokens of the prompt.
         new_tokens: Tokens that are generated.
-        prompt_calls: Engine calls until the first of them.
+        prompt_calls: Engine calls until the first of them; the most where tokens choose experts.
         step_calls: Those of all others together, without speculation.
         last_step_calls: Those of the last step alone.
         source_tokens: Rows of an encoder, whose own calls are not among these.
@@ -89,7 +90,7 @@ def generation_plan(program: Program, prompt: int, new: int, source: int = 0) ->
     begin = _append_calls(steps, 0, prompt, source) + heads
     later, last, steady = 0, 0, prompt
     for at in range(prompt, prompt + new - 1):
-        last = _calls(steps, at // block, source) + heads
+        last = _calls(steps, at // block, source, 1) + heads
         if (steps.has_rings or steps.states) and (at + 1) % block == 0:
             last += _append_calls(steps, steady - steady % block if steps.states else steady, at + 1, source)
             steady = at + 1
@@ -100,20 +101,28 @@ def generation_plan(program: Program, prompt: int, new: int, source: int = 0) ->
 
 def _append_calls(steps: Steps, start: int, stop: int, source: int) -> int:
     block = steps.program.block_size
-    return sum(_calls(steps, first // block, source) for first, _, _ in Pieces(start, stop, block, steps.rows[1]))
+    pieces = Pieces(start, stop, block, steps.rows[1])
+    return sum(_calls(steps, first // block, source, rows) for first, _, rows in pieces)
 
 
-def _calls(steps: Steps, blocks: int, source: int) -> int:
-    """Of a step behind so many whole blocks, without the head."""
-    if steps.capacity(blocks) is not None and steps.source_capacity(source) is not None:
+def _calls(steps: Steps, blocks: int, source: int, rows: int) -> int:
+    """Of a step of ``rows`` rows behind so many whole blocks, without the head; the most that tokens may ask for."""
+    if steps.capacity(blocks) is not None and steps.source_capacity(source) is not None and not steps.layered:
         return 1
     rings = {entry.value.name for entry in steps.kept if entry.ring is not None}
     kept = {entry.value.name for entry in steps.kept}
-    tiles = {True: 2, False: (blocks - 1) // CAPACITIES[-1] + 2}
+    wide = -(-blocks // CAPACITIES[-1]) + 1
+    ring = 2 if blocks or steps.source_capacity(source) is None else 1
     cross = _source_tiles(steps, source)[0]
-    attentions = (stage for stage in steps.body.inside if isinstance(stage, AttentionStage))
-    others = sum(not isinstance(stage, AttentionStage) for stage in steps.body.inside)
-    return others + sum(tiles[stage.key in rings] if stage.key in kept else cross for stage in attentions)
+
+    def calls(stage: Stage) -> int:
+        if isinstance(stage, AttentionStage):
+            return (ring if stage.key in rings else wide) if stage.key in kept else cross
+        if isinstance(stage, ExpertsStage):
+            return most_calls(steps.program.engine_of(ExpertsEngine, stage.engine), rows, step=True)
+        return 1
+
+    return sum(map(calls, steps.body.inside))
 
 
 def _source_tiles(steps: Steps, source: int) -> tuple[int, int]:

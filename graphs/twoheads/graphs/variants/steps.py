@@ -213,6 +213,11 @@ class Steps:
         return next((capacity for capacity in self.source_capacities if capacity >= blocks), None)
 
     @property
+    def layered(self) -> bool:
+        """Whether every step is computed stage by stage, as no engine holds all layers."""
+        return bool(self.body.mixtures)
+
+    @property
     def states(self) -> tuple[Port, ...]:
         """The states of all scans, in order, as input ports."""
         return tuple(replace(engine.state, name=f"state_{at}") for at, (_, engine) in enumerate(self.body.scans))
@@ -257,8 +262,8 @@ class Steps:
 
     @property
     def engines(self) -> Iterator[StepEngine]:
-        """All engines that there are, those of equal rows behind one another."""
-        for rows in self.rows:
+        """All engines that there are, those of equal rows behind one another; none where steps are layered."""
+        for rows in () if self.layered else self.rows:
             for source in self.source_capacities:
                 for capacity in self.capacities:
                     yield self.engine(rows, capacity, source)
@@ -311,7 +316,7 @@ class Steps:
         masked, found = AttentionEngine.VARIANTS[1::2], dict[AttentionEngine, set[str]]()
         for stage in self.body.attentions:
             if stage.key in kept:
-                entry = kept[stage.key]  # narrower tiles than the widest are of blocks that are kept rounded
+                entry = kept[stage.key]  # narrower tiles: of blocks that are kept rounded, and of mixtures
                 read: list[tuple[int, tuple[str, ...]]] = [(1, masked)]
                 read += [(entry.blocks(capacity), masked) for capacity in CAPACITIES[1:]]
                 read += [] if entry.ring else [(CAPACITIES[-1], AttentionEngine.VARIANTS)]

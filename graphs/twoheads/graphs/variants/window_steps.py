@@ -116,7 +116,7 @@ def _step(
         (attention.query, attention.key, attention.value, *others.values()),
         region.outputs,
         region.weights,
-        run.inside,
+        (attention, region),
         tuple(ports.values()),
         (window,),
         (),

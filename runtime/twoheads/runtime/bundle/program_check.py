@@ -15,6 +15,7 @@ from twoheads.graphs.errors import BundleError
 from twoheads.graphs.masks.expressions import Full
 from twoheads.graphs.masks.sampling import Average
 from twoheads.graphs.program.axes import axis_inputs, parse_axis
+from twoheads.graphs.program.engines.experts import expert_problem
 from twoheads.graphs.program.engines.scan import engine_problem
 from twoheads.graphs.program.lengths import input_axes
 from twoheads.graphs.program.program import (
@@ -23,6 +24,8 @@ from twoheads.graphs.program.program import (
     AttentionEngine,
     AttentionStage,
     Engine,
+    ExpertsEngine,
+    ExpertsStage,
     Port,
     Program,
     ScanEngine,
@@ -188,6 +191,11 @@ class _Check:
         if isinstance(engine, ScanEngine):
             problem = engine_problem(engine, self.program.block_size)
             self.require(problem is None, f"engine {engine.name}: {problem}")
+        elif isinstance(engine, ExpertsEngine):
+            problem = expert_problem(engine, self.program.block_size)
+            self.require(problem is None and engine.dtype in DTYPES, f"engine {engine.name}: {problem or engine.dtype}")
+            missing = [file for file in files if self.manifest.packed_for is None and file not in self.manifest.files]
+            self.require(not missing, f"engine {engine.name} has no file {missing[:1]}")
         elif isinstance(engine, AnyAttention):
             self.require(engine.dtype in DTYPES, f"engine {engine.name}: dtype {engine.dtype!r}")
             self.require(
@@ -262,6 +270,26 @@ class _Check:
         # The other dimensions fit the ports, so that the axis is where the ports have their rows.
         axes = {value.axis for value in (*inputs, stage.output)}
         self.require(len(axes) == 1 and None not in axes, f"stage {stage.name}: a scan is along one axis")
+        self.bound(stage.name, stage.weights, engine.weight_ports)
+
+    def experts(self, stage: ExpertsStage) -> None:
+        engine = self.engines.get(stage.engine)
+        if not isinstance(engine, ExpertsEngine):
+            raise self.other_kind(stage)
+        inputs = tuple(self.value(stage.name, name) for name in stage.inputs)
+        self.define(stage.output, f"stage {stage.name}")
+        widths = (engine.width, engine.chosen, engine.chosen, engine.width)
+        dtypes = (engine.dtype, "int64", engine.dtype, engine.dtype)
+        for value, width, dtype in zip((*inputs, stage.output), widths, dtypes, strict=True):
+            shape = value.block_shape(self.program.block_size)
+            fits = value.dtype == dtype and shape[-2:] == (self.program.block_size, width) and prod(shape[:-2]) == 1
+            self.require(
+                fits and isinstance(value.shape[-2], str),
+                f"stage {stage.name}: {value.name!r} is {value.dtype}{list(value.shape)}, its engine takes "
+                f"{dtype} rows of {width}",
+            )
+        axes = {value.axis for value in (*inputs, stage.output)}
+        self.require(len(axes) == 1, f"stage {stage.name}: a mixture of experts is along one axis")
         self.bound(stage.name, stage.weights, engine.weight_ports)
 
     def bound(self, stage: str, weights: tuple[str, ...], ports: tuple[Port, ...]) -> None:
@@ -372,6 +400,7 @@ _STAGES: ByKind[Callable[[_Check, Any], None]] = ByKind(
         AttentionStage: _Check.attention,
         SequenceStage: _Check.sequence,
         ScanStage: _Check.scan,
+        ExpertsStage: _Check.experts,
     },
 )
 

@@ -39,7 +39,7 @@ from twoheads.runtime.bundle.engine_files.declared import declared_engines
 from twoheads.runtime.bundle.inside import RECOMPILE, UNTRUSTED, inside
 from twoheads.runtime.bundle.program_check import check_program
 from twoheads.runtime.bundle.signature import check_signature, required_key
-from twoheads.runtime.bundle.weights import Weights
+from twoheads.runtime.bundle.weights import Weights, part_name
 
 __all__ = ["CHECKS", "Bundle", "read_bundle", "require_bundle"]
 
@@ -254,14 +254,23 @@ def _check_contents(paths: Mapping[RelativePath, Path], manifest: Manifest, name
 
 
 def _weight_hashes(path: Path, manifest: Manifest) -> dict[str, str]:
-    """The sha256 of every weight that the bundle holds.
+    """The sha256 of every weight that the bundle holds, or of each of its parts.
 
     Raises:
         BundleError: The file says something else.
     """
     found = _parse(path, _read(path))
     entries = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
-    if entries.keys() != manifest.weights.keys() or not all(isinstance(value, str) for value in entries.values()):
+    expected = [
+        part
+        for name, weight in manifest.weights.items()
+        for part in ([name] if name in entries else [part_name(name, at) for at in range(*weight.shape[:1])])
+    ]
+    if (
+        len(expected) != len(entries)
+        or entries.keys() != set(expected)
+        or not all(isinstance(value, str) for value in entries.values())
+    ):
         raise BundleError(str(path), "does not list the sha256 of each weight", UNTRUSTED)
     return entries
 

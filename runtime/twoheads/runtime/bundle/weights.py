@@ -16,11 +16,20 @@ from twoheads.graphs.errors import BundleError
 from twoheads.graphs.serialization.bundle_format import WeightEntry
 from twoheads.runtime.bundle.inside import RECOMPILE
 
-__all__ = ["Weights"]
+__all__ = ["Weights", "part_name"]
 
 
 LARGE_BYTES = 1 << 20
 """Smaller weights stay: kernels read norms and biases where they lie."""
+
+
+def part_name(name: str, number: int) -> str:
+    """What the hash of one expert's part of a weight is called."""
+    return f"{name}[{number}]"
+
+
+def _part_bytes(entry: WeightEntry) -> int:
+    return prod(entry.shape[1:]) * np.dtype(entry.dtype).itemsize
 
 
 class Weights:
@@ -37,6 +46,7 @@ class Weights:
         self._path = path
         self._entries = entries
         self._unchecked = dict(hashes or {})
+        self._parts = frozenset(self._unchecked)
         self._map: mmap.mmap | None = None
         self._data: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
         if path.exists() and path.stat().st_size:
@@ -51,6 +61,12 @@ class Weights:
             BundleError: Its sha256 is not the one that was written.
         """
         entry = self._entries[name]
+        if part_name(name, 0) in self._parts:
+            for number in range(entry.shape[0]):
+                self.part(name, number)
+        return self._checked(name, entry)
+
+    def _checked(self, name: str, entry: WeightEntry) -> npt.NDArray[Any]:
         dtype = np.dtype(entry.dtype)
         size = prod(entry.shape) * dtype.itemsize
         found = self._data[entry.offset : entry.offset + size]
@@ -59,6 +75,19 @@ class Weights:
                 raise BundleError(str(self._path), f"is altered: its weight {name} has another sha256", RECOMPILE)
             self._unchecked.pop(name, None)  # another thread may have been as quick
         return found.view(dtype).reshape(entry.shape)
+
+    def part(self, name: str, number: int) -> npt.NDArray[Any]:
+        """Entry ``number`` along the first dimension of the weight ``name``, read-only; no other is read.
+
+        Raises:
+            BundleError: The sha256 of what was read is not the one that was written.
+        """
+        entry = self._entries[name]
+        if name in self._unchecked:  # one hash of all, from a writer that did not know of parts
+            one: npt.NDArray[Any] = self.view(name)[number]
+            return one
+        part = WeightEntry(entry.offset + number * _part_bytes(entry), entry.dtype, entry.shape[1:])
+        return self._checked(part_name(name, number), part)
 
     def views(self, names: Iterable[str]) -> tuple[npt.NDArray[Any], ...]:
         """The weights ``names``, in that order."""
@@ -76,13 +105,19 @@ class Weights:
         """
         self._advise(names, "MADV_DONTNEED")
 
-    def _advise(self, names: Iterable[str], advice: str) -> None:
+    def let_go_part(self, names: Iterable[str], number: int) -> None:
+        """The same of entry ``number`` of each."""
+        self._advise(names, "MADV_DONTNEED", number)
+
+    def _advise(self, names: Iterable[str], advice: str, number: int | None = None) -> None:
         if self._map is None or not hasattr(mmap, advice):
             return
         for name in names:
             entry = self._entries.get(name)
             if entry is None:  # an artifact holds it
                 continue
+            if number is not None:
+                entry = WeightEntry(entry.offset + number * _part_bytes(entry), entry.dtype, entry.shape[1:])
             start = -(-entry.offset // mmap.PAGESIZE) * mmap.PAGESIZE
             stop = entry.offset + prod(entry.shape) * np.dtype(entry.dtype).itemsize
             whole = (stop - start) // mmap.PAGESIZE * mmap.PAGESIZE

@@ -18,8 +18,11 @@ def check_program(program: Program) -> None:
     """Refuses stages whose rows can't be computed apart from each other.
 
     Raises:
-        InputError: A stage samples its keys, or is lowered to stock attention or an oracle.
+        InputError: A stage gathers tokens by expert, samples its keys, or is lowered to stock attention or an oracle.
     """
+    for mixture in program.mixtures:
+        problem = "gathers the tokens of all blocks by expert, which are no work for several machines"
+        raise InputError(f"stage {mixture.name}", problem, "run it on one machine, or compile with --experts dense")
     for stage in program.attentions:
         engine = program.engine(stage.engine)
         if stage.average is not None or not isinstance(engine, AttentionEngine):

@@ -135,6 +135,9 @@ def open_device(
         raise InputError(
             f"backend {backend.name}", "takes no memory limit and no files", "give device_memory_limit instead"
         )
+    for mixture in engines.program.mixtures:
+        problem = "gathers tokens by expert, which only the host does"
+        raise InputError(f"stage {mixture.name}", problem, "use a backend of the processor, or compile --experts dense")
     for stage in engines.program.attentions:
         _check_attention(engines, stage)
     return DeviceExecutor(engines, backend, threads, limit)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.program.program import (
     AttentionStage,
+    ExpertsStage,
     Pooling,
     ScanEngine,
     ScanStage,
@@ -215,7 +216,7 @@ class DeviceRun(RunState):
         calls: dict[str, int] = {}
         for stage in segment:
             self.crew.check()
-            if isinstance(stage, SequenceStage):
+            if isinstance(stage, SequenceStage | ExpertsStage):
                 raise InternalError(f"stage {stage.name} is the host's")
             calls[stage.name] = self._queue.stage(stage)
         return calls

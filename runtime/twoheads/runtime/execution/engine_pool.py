@@ -11,6 +11,7 @@ import numpy.typing as npt
 from twoheads.graphs.errors import BundleError, InputError, InternalError
 from twoheads.graphs.program.program import (
     Engine,
+    ExpertsEngine,
     Port,
     Program,
     ScanEngine,
@@ -49,7 +50,7 @@ class EnginePool:
         backend: What runs them.
         program: Whose engines; if not given, the bundle's own and those of its windowed steps.
         kernel_threads: Threads of one call's kernels.
-        chain_threads: The same of a scan, whose calls are made one after the other.
+        chain_threads: The same of scans and experts, whose calls are made one after the other.
 
     Attributes:
         memory: For token values, from run to run.
@@ -123,7 +124,7 @@ class EnginePool:
             self._open = {key: handle for key, handle in self._open.items() if not key[2] or key in kept}
 
     def attention(self, name: str, variant: str) -> EngineHandle:
-        """Variant ``variant`` of the engine ``name`` of attention, or of a scan, open.
+        """Variant ``variant`` of the engine ``name`` of attention, of a scan or of experts, open.
 
         Raises:
             BundleError: There is no such variant, or the backend can't open it.
@@ -174,7 +175,7 @@ class EnginePool:
                 "is needed for this length, and the bundle does not hold it",
                 "compile the model again",
             )
-        chained = isinstance(self._declared.get(name), ScanEngine)
+        chained = isinstance(self._declared.get(name), ScanEngine | ExpertsEngine)
         threads, own = self._chain_threads if chained else self._kernel_threads, name in self._single
         return self.backend.load_engine(
             EngineFile(self._bundle.file(file), inputs, outputs, weights, threads=threads, own_weights=own)

@@ -129,6 +129,12 @@ class RunState:
             plan.name: StageCounter(plan.name, plan.kind) for plan in schedule.stages
         }
         self.restored_calls = 0
+        self.lets_go = False
+        """Whether the pages of weights are let go when they have been used."""
+        self.routed: dict[str, int] = {}
+        """Of every mixture of experts the calls that follow from what its tokens chose, by the stage's name."""
+        self.expert_bytes = self.all_expert_bytes = 0
+        """Of the weights of experts that were read, and of all that the stages have."""
         self.rounds = 0
         """Times that the run has waited for all calls of a stage before it began calls that need their results."""
         self.estimates: list[StageEstimate] = []
@@ -159,7 +165,14 @@ class RunState:
             store_bytes=self.stores.peak_bytes,
             spilled_bytes=self.stores.spilled_bytes,
             estimates=tuple(self.estimates),
+            fewer=sum(plan.formula.calls - self._routed(plan.name) for plan in self.schedule.stages if plan.routed),
+            expert_bytes=self.expert_bytes,
+            all_expert_bytes=self.all_expert_bytes,
         )
+
+    def _routed(self, stage: str) -> int:
+        """The calls that tokens' choices ask for; of a stage that an earlier process did, those that it made."""
+        return self.routed.get(stage, self.counters[stage].calls)
 
     def work(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from twoheads.graphs.program.program import Stage, TokenwiseStage
+from twoheads.graphs.program.program import ExpertsStage, Stage, TokenwiseStage
 from twoheads.runtime.execution.engine_pool import EnginePool
 
 __all__ = ["WeightStream"]
@@ -44,6 +44,8 @@ class WeightStream:
             BundleError: One can't be opened.
         """
         entered = tuple(stage for stage in stages if isinstance(stage, TokenwiseStage))
+        if any(isinstance(stage, ExpertsStage) for stage in stages):  # which lets its experts go itself
+            self._let_go()
         if not entered:
             return
         self._let_go(keep=entered)

@@ -390,8 +390,9 @@ class Context:
         # Layer by layer, whole blocks are read in tiles of the widest capacity.
         if kept.reserve(max(first // block, CAPACITIES[-1] if self.source.capacity is None else 0)):
             self._steps.clear()
-        wide = self.engines.steps.capacity(first // block) is None or self.source.capacity is None
-        long = wide or kept.rounds
+        steps = self.engines.steps
+        wide = steps.capacity(first // block) is None or self.source.capacity is None
+        long = wide or kept.rounds or steps.layered
         key = (rows, long)
         if key not in self._steps:
             self._steps[key] = (LongStep if long else BoundStep)(self.engines, rows, kept, self.source)

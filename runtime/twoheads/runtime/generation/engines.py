@@ -12,7 +12,14 @@ import numpy.typing as npt
 from twoheads.graphs.errors import BundleError, InputError
 from twoheads.graphs.program.engines.port import Port
 from twoheads.graphs.program.engines.scan import STEP as SCAN_STEP
-from twoheads.graphs.program.program import AttentionEngine, ScanStage, TokenwiseEngine, TokenwiseStage
+from twoheads.graphs.program.program import (
+    AttentionEngine,
+    ExpertsEngine,
+    ExpertsStage,
+    ScanStage,
+    TokenwiseEngine,
+    TokenwiseStage,
+)
 from twoheads.graphs.serialization.bundle_format import ENGINES
 from twoheads.graphs.variants.batch_steps import BatchAttention
 from twoheads.graphs.variants.decoder import step_obstacle
@@ -24,6 +31,7 @@ from twoheads.runtime.bundle.engine_files.declared import declared_steps
 from twoheads.runtime.bundle.inside import UNTRUSTED
 from twoheads.runtime.bundle.reader import Bundle
 from twoheads.runtime.bundle.weights import Weights
+from twoheads.runtime.execution.mixture import Mixture, StepMixture
 
 __all__ = ["StepEngines"]
 
@@ -122,6 +130,19 @@ class StepEngines:
             self._open[engine.name] = self.backend.load_engine(file)
         return self._open[engine.name]
 
+    def mixture(self, stage: ExpertsStage, rows: int, values: Mapping[str, npt.NDArray[Any]]) -> StepMixture:
+        """A mixture of experts in steps of ``rows`` tokens, on the step's ``values``."""
+        engine = self.steps.program.engine_of(ExpertsEngine, stage.engine)
+        calls = Mixture(engine, lambda variant: self._experts(engine, variant).new_call(), self.backend.tensor)
+        return StepMixture(stage, calls, engine, rows, values, self._weights.part)
+
+    def _experts(self, engine: ExpertsEngine, variant: str) -> EngineHandle:
+        name = f"{engine.name}.{variant}"
+        if name not in self._open:
+            path = self._bundle.file(self._bundle.engine_file(engine.name, variant))
+            self._open[name] = self.backend.load_engine(EngineFile(path, *engine.ports(variant), {}, self._threads))
+        return self._open[name]
+
     def scan(self, stage: ScanStage, rows: int) -> EngineHandle:
         """The engine of a scan for ``rows`` tokens, or fewer."""
         engine = self.steps.scan(stage, rows)
@@ -167,11 +188,18 @@ class StepEngines:
         return handle
 
 
+def _first_engine(steps: Steps) -> str:
+    """The name of an engine that every bundle that generates holds."""
+    if not steps.layered:
+        return next(steps.engines).name
+    return steps.region(steps.body.regions[0][0], steps.rows[0]).name
+
+
 def _checked(bundle: Bundle, backend: Backend) -> Steps:
     if (obstacle := step_obstacle(bundle.program)) is not None:
         raise InputError(obstacle.where, obstacle.problem, obstacle.fix)
     steps = step_steps(bundle.program)
-    if steps is None or not bundle.has(bundle.engine_file(next(steps.engines).name)):
+    if steps is None or not bundle.has(bundle.engine_file(_first_engine(steps))):
         raise InputError(str(bundle.path), "holds no engines that extend a sequence", "compile the model again")
     if isinstance(backend, DeviceBackend) or backend.name.partition(":")[0] not in DEVICES:
         raise InputError(f"backend {backend.name}", "does not generate yet", "use onnxruntime or openvino")

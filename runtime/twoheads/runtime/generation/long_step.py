@@ -1,4 +1,7 @@
-"""A step over more keys than any step engine reads: layer by layer, attention tile by tile, merged by log-sum-exp."""
+"""A step layer by layer, attention tile by tile, merged by log-sum-exp.
+
+It is for more keys than any step engine reads, and for mixtures of experts, which no engine holds.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from twoheads.graphs.program.program import AttentionEngine, AttentionStage, ScanStage, TokenwiseStage
+from twoheads.graphs.program.program import AttentionEngine, AttentionStage, ExpertsStage, ScanStage, TokenwiseStage
 from twoheads.runtime.generation.added import NOWHERE, AddedScores
 from twoheads.runtime.generation.engines import StepEngines
 from twoheads.runtime.generation.kept.rows import KeptBlocks
@@ -57,10 +60,12 @@ class LongStep:
         self.hidden = self._values[steps.program.hidden]
         self.new: list[Array] = [self._values[entry.value.name] for entry in steps.kept]
 
-    def _call(self, stage: TokenwiseStage | AttentionStage | ScanStage) -> Any:
-        """A call of a token-wise stage or a scan, bound to the values; ``None`` for attention."""
+    def _call(self, stage: TokenwiseStage | AttentionStage | ScanStage | ExpertsStage) -> Any:
+        """A call of a token-wise stage or a scan, bound to the values; what makes the calls of experts; or ``None``."""
         if isinstance(stage, AttentionStage):
             return None
+        if isinstance(stage, ExpertsStage):
+            return self._engines.mixture(stage, self._rows, self._values)
         wrap = self._engines.backend.tensor
         if isinstance(stage, TokenwiseStage):
             call = self._engines.region(stage, self._rows).new_call()
@@ -92,6 +97,8 @@ class LongStep:
                 self._cross(stage)
             elif isinstance(stage, AttentionStage):
                 self._attend(stage, first, count, added, filled)
+            elif isinstance(stage, ExpertsStage):
+                self._engines.calls += call.run(count)
             else:
                 if isinstance(stage, ScanStage):
                     before, spare = next(pairs)

@@ -15,7 +15,14 @@ import numpy.typing as npt
 from twoheads.graphs.prediction.device_profile import ALONE, EngineTimes, Sampling
 from twoheads.graphs.program.engines.port import Port
 from twoheads.graphs.program.engines.scan_operators import SIGNS
-from twoheads.graphs.program.program import AttentionEngine, Program, ScanEngine, TokenwiseEngine, TokenwiseStage
+from twoheads.graphs.program.program import (
+    AttentionEngine,
+    ExpertsEngine,
+    Program,
+    ScanEngine,
+    TokenwiseEngine,
+    TokenwiseStage,
+)
 from twoheads.graphs.variants.choose import fused_steps
 from twoheads.runtime.backends.protocol import Backend, Call, EngineHandle
 from twoheads.runtime.bundle.reader import Bundle
@@ -82,7 +89,9 @@ class EngineMeter:
             elif isinstance(engine, AttentionEngine):
                 yield from self.attention(engine)
             elif isinstance(engine, ScanEngine):
-                yield self._scan(engine)
+                yield self._alone(engine, "block")
+            elif isinstance(engine, ExpertsEngine):
+                yield from (self._alone(engine, variant) for variant in engine.variants)
         for steps, fused in fused_steps(program, self._bundle.manifest.lowering):
             if not fused.whole:  # whose kernels use all threads: see alone()
                 self._progress(fused.name)
@@ -160,19 +169,19 @@ class EngineMeter:
 
         return EngineTimes(engine.name, variant, opened, self._measure(ring, self._callers))
 
-    def _scan(self, engine: ScanEngine) -> EngineTimes:
+    def _alone(self, engine: ScanEngine | ExpertsEngine, variant: str) -> EngineTimes:
         """Of one caller at a time, as there is one: every number of callers has its time."""
-        self._progress(engine.name)
+        self._progress(f"{engine.name}.{variant}")
         began = time.perf_counter()
-        handle = self._pool.attention(engine.name, "block")
+        handle = self._pool.attention(engine.name, variant)
         opened = time.perf_counter() - began
-        inputs, outputs = engine.ports()
+        inputs, outputs = engine.ports(variant)
 
         def ring() -> Ring:
             return [self._bound(handle, [self._of_scan(port) for port in inputs], outputs).run]
 
         seconds = self._measure(ring, (1,))["1"]
-        return EngineTimes(engine.name, "block", opened, dict.fromkeys(map(str, self._callers), seconds))
+        return EngineTimes(engine.name, variant, opened, dict.fromkeys(map(str, self._callers), seconds))
 
     def _of_scan(self, port: Port) -> Any:
         values = self._random.standard_normal(port.shape).astype(port.dtype)

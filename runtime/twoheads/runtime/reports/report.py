@@ -56,7 +56,8 @@ class ClusterReport:
 class Counted:
     """What a run counted while it ran; the attributes are those of :class:`Report`.
 
-    ``estimates`` are of its sampled attentions.
+    ``estimates`` are of its sampled attentions. ``fewer`` is how many of the calls that a plan allows for mixtures of
+    experts the tokens' choices did not ask for.
     """
 
     calls: int
@@ -66,6 +67,9 @@ class Counted:
     store_bytes: int = 0
     spilled_bytes: int = 0
     estimates: tuple[StageEstimate, ...] = ()
+    fewer: int = 0
+    expert_bytes: int = 0
+    all_expert_bytes: int = 0
     cluster: ClusterReport | None = None
 
 
@@ -82,6 +86,7 @@ class Report:
             requests were packed.
         output: What was computed.
         engine_calls: Counted while running. formula_calls: The closed formula's number; equal, or something is wrong.
+            Of mixtures of experts it is the number that follows from how often each expert was chosen.
         rounds: Rounds of calls that depended on each other, counted while running; ``O(L)``, whatever the length.
         seconds: Wall time of the run, without ``prepare_seconds``.
         prepare_seconds: Wall time to open engines that no earlier run had opened.
@@ -95,6 +100,8 @@ class Report:
             (``tile``) or from the synthetic score (``stock`` and ``oracle``, see ``docs/design/stock.md``); normally 0.
         spilled_bytes: Token values that were written to files rather than held in memory.
         average: The estimated error of sampled attention; ``None`` where the bundle samples nothing.
+        expert_bytes: Of the weights of gathered experts, what the run read: those that some token chose.
+        all_expert_bytes: What it would have read if every expert had been chosen.
         precision: Of the bundle's values and weights, e.g. ``float32`` or ``float32, weights int8``.
         cluster: The share of a cluster's workers in it; ``None`` for a run in one process. On a cluster ``threads`` are
             those of a worker, ``store_bytes`` is 0 and ``peak_bytes`` is the driver's.
@@ -122,6 +129,8 @@ class Report:
     average: AverageReport | None = None
     cluster: ClusterReport | None = None
     precision: str = FULL_PRECISION
+    expert_bytes: int = 0
+    all_expert_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +152,7 @@ class Result:
 
 SUMMED = (
     *("requests", "length", "blocks", "engine_calls", "formula_calls", "repeated_calls", "rounds"),
-    *("seconds", "prepare_seconds", "spilled_bytes"),
+    *("seconds", "prepare_seconds", "spilled_bytes", "expert_bytes", "all_expert_bytes"),
 )
 LARGEST = ("peak_bytes", "store_bytes")
 CLUSTER_SUMMED = ("lost_workers", "recomputed_calls", "read_bytes", "copied_bytes")

@@ -153,7 +153,7 @@ def _report(
         blocks=schedule.blocks,
         output=group.output,
         engine_calls=counted.calls,
-        formula_calls=schedule.formula_calls,
+        formula_calls=schedule.formula_calls - counted.fewer,
         rounds=counted.rounds,
         seconds=times[1],
         prepare_seconds=times[0],
@@ -168,6 +168,8 @@ def _report(
         average=summarize(counted.estimates) if samples else None,
         cluster=counted.cluster,
         precision=context.manifest.precision,
+        expert_bytes=counted.expert_bytes,
+        all_expert_bytes=counted.all_expert_bytes,
     )
 
 

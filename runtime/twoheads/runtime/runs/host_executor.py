@@ -65,6 +65,7 @@ class HostExecutor:
             )
             if plan.streamed:
                 run.stream = WeightStream(run.engines)
+                run.lets_go = True
             if plan.job is not None:
                 Checkpoints(plan.job, run)
             try:

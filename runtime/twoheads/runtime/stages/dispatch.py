@@ -15,6 +15,7 @@ from twoheads.graphs.program.fused import FusedStage
 from twoheads.graphs.program.program import (
     AttentionEngine,
     AttentionStage,
+    ExpertsStage,
     OracleEngine,
     ScanStage,
     SequenceStage,
@@ -27,6 +28,7 @@ from twoheads.runtime.memory.half_range import check_half_range
 from twoheads.runtime.memory.stores import ValueStore
 from twoheads.runtime.stages.attention.packed import prepare_packed, run_packed_attention
 from twoheads.runtime.stages.attention.tiled import run_attention
+from twoheads.runtime.stages.experts import open_experts, run_experts
 from twoheads.runtime.stages.fused import run_fused
 from twoheads.runtime.stages.scan import open_scan, run_scan
 from twoheads.runtime.stages.sequence import run_sequence
@@ -88,6 +90,7 @@ RUNNERS = ByKind(
         FusedStage: Runner(_open_tokenwise, run_fused, _finish_tokenwise),
         AttentionStage: Runner(_open_attention, _run_attention, _nothing),
         ScanStage: Runner(open_scan, run_scan, _nothing),
+        ExpertsStage: Runner(open_experts, run_experts, _nothing),
         SequenceStage: Runner(_nothing, run_sequence, _nothing),
     },
 )

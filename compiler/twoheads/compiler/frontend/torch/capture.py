@@ -13,6 +13,7 @@ from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
+from twoheads.compiler.frontend.torch.experts_node import experts_from_fx, is_experts
 from twoheads.compiler.frontend.torch.export_source import ROOT, export_source
 from twoheads.compiler.frontend.torch.fx.attach_attention import attach_attention_fx
 from twoheads.compiler.frontend.torch.fx.attention_node import attention_from_fx, is_attention
@@ -26,6 +27,7 @@ from twoheads.compiler.frontend.torch.fx.scan_node import is_scan, scan_from_fx
 from twoheads.compiler.frontend.torch.fx.sequence_node import is_sequence, sequence_from_fx
 from twoheads.compiler.frontend.torch.fx.unfold_rows import unfold_rows
 from twoheads.compiler.frontend.torch.fx.view import FxView, layer_of
+from twoheads.compiler.frontend.torch.hugging_face.grouped_experts import DENSE, ExpertsChoice, grouped_gates
 from twoheads.compiler.frontend.torch.lift_constant_tokens import constant_token_counts, lift_constant_tokens
 from twoheads.compiler.frontend.torch.load_source import LoadedSource
 from twoheads.compiler.frontend.torch.rewrites.complex_pairs import pair_complex_numbers
@@ -35,6 +37,7 @@ from twoheads.compiler.frontend.torch.rows.normalize_sequence import normalize_s
 from twoheads.compiler.ir.op_view import RecognisedAttention
 from twoheads.compiler.ir.source_graph import (
     AttentionNode,
+    ExpertsNode,
     Node,
     SequenceNode,
     SourceGraph,
@@ -76,13 +79,15 @@ _VIEWS = frozenset(
 """Operators that move no information."""
 
 
-def capture(source: LoadedSource) -> Captured:
+def capture(source: LoadedSource, experts: ExpertsChoice = DENSE) -> Captured:
     """Captures a loaded model.
+
+    Mixtures of ``experts`` are computed densely unless it says otherwise.
 
     Raises:
         CompileError: The model can't be exported, or some of its attention is not captured (layers are named).
     """
-    exported = export_source(source)
+    exported = export_source(source, experts)
     arguments = {
         str(node): name for node, name in zip(exported.graph_signature.user_inputs, source.inputs, strict=True)
     }
@@ -132,6 +137,7 @@ def capture(source: LoadedSource) -> Captured:
         source.pooling,
         source.trained_length,
         source.generation_json,
+        grouped_gates(source.module, experts)[1] if source.hugging_face else {},
     )
 
 
@@ -275,6 +281,8 @@ def _source_nodes(
         elif is_scan(node):
             nodes[name], made = scan_from_fx(program, node, layer_of(node))
             extra_weights.update(made)
+        elif is_experts(node):
+            nodes[name] = experts_from_fx(program, node, layer_of(node))
         elif is_sequence(node):
             nodes[name] = sequence_from_fx(program, node, layer_of(node))
         else:
@@ -334,7 +342,7 @@ def _require_weights(source: LoadedSource, used: Set[str]) -> None:
 
 
 def _require_all_attention(source: LoadedSource, graph: SourceGraph) -> None:
-    captured = [node.layer for node in graph.cuts if not isinstance(node, SequenceNode)]
+    captured = [node.layer for node in graph.cuts if not isinstance(node, SequenceNode | ExpertsNode)]
     if len(captured) >= max(1, source.layers):
         return
     suspects = [

@@ -14,6 +14,7 @@ from torch.export import Dim as ExportDim
 from torch.export import ExportedProgram
 
 from twoheads.compiler.frontend.torch.hugging_face.architectures import replaced
+from twoheads.compiler.frontend.torch.hugging_face.grouped_experts import DENSE, ExpertsChoice
 from twoheads.compiler.frontend.torch.hugging_face.hooks import hooked
 from twoheads.compiler.frontend.torch.load_source import LoadedSource
 from twoheads.compiler.frontend.torch.model_outputs import hugging_face_outputs, named_outputs
@@ -47,8 +48,12 @@ class _Wrapper(nn.Module):
         return outputs
 
 
-def export_source(source: LoadedSource) -> ExportedProgram:
+def export_source(source: LoadedSource, experts: ExpertsChoice = DENSE) -> ExportedProgram:
     """The model's last hidden states and logits as a graph of ATen operators, its token axes symbolic.
+
+    Args:
+        source: The model.
+        experts: How mixtures of experts are to be computed; densely by default.
 
     Raises:
         CompileError: torch.export can't trace it, or it is known not to work.
@@ -67,7 +72,7 @@ def export_source(source: LoadedSource) -> ExportedProgram:
             return torch.export.export(wrapper, (examples,), dynamic_shapes=(dynamic,), strict=False)
 
     try:
-        with torch.no_grad(), unset_parameters(source.module) as stored, _capturing(source):
+        with torch.no_grad(), unset_parameters(source.module) as stored, _capturing(source, experts):
             try:
                 found = _functional(traced(EqualLayers(source.module)))
             except CompileError:
@@ -90,12 +95,12 @@ def export_source(source: LoadedSource) -> ExportedProgram:
 
 
 @contextmanager
-def _capturing(source: LoadedSource) -> Generator[None]:
+def _capturing(source: LoadedSource, experts: ExpertsChoice) -> Generator[None]:
     """A transformers model under our hooks and replacements."""
     if not source.hugging_face:
         yield
         return
-    with hooked(source.module), replaced(source.module):
+    with hooked(source.module, experts), replaced(source.module):
         yield
 
 

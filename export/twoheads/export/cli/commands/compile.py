@@ -42,6 +42,7 @@ class CompileOptions:
     dtype: options.DtypeOption = options.Dtype.FP32
     weights: options.WeightsOption = options.Weights.SAME
     attention: options.Attention = "full"
+    experts: options.ExpertsOption = options.Experts.AUTO
     results: options.Results = None
     trust_remote_code: options.TrustRemoteCode = False
     allow_non_finite: Annotated[
@@ -101,6 +102,7 @@ def _compile(source: Path, asked: CompileOptions) -> None:
             key_tile=asked.key_tile,
             lowering=asked.lowering.value,
             attention=asked.attention,
+            experts=asked.experts.value,
             oracle_layers=asked.oracle_layers,
             oracle_heads=asked.oracle_heads,
             results=asked.results or (),

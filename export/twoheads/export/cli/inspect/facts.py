@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from pathlib import Path
+from typing import Any, cast
 
+from twoheads.graphs.errors import BundleError
 from twoheads.graphs.program.program import (
     AttentionStage,
     Engine,
+    ExpertsEngine,
     Program,
     ScanEngine,
 )
-from twoheads.graphs.serialization.bundle_format import ENGINES, Manifest
+from twoheads.graphs.serialization.bundle_format import DENSE_EXPERTS, ENGINES, Manifest
 from twoheads.graphs.variants.choose import fused_steps
 from twoheads.graphs.variants.model_steps import MODEL
 from twoheads.graphs.variants.one_block import ONE_BLOCK, one_block
 from twoheads.graphs.variants.packing import longest_packable, packed_variant
 
-__all__ = ["attention_stages", "engines_of", "mask_counts", "one_call_up_to", "packs_up_to", "scan_counts"]
+__all__ = [
+    "attention_stages",
+    "dense_experts",
+    "engines_of",
+    "mask_counts",
+    "mixture_counts",
+    "one_call_up_to",
+    "packs_up_to",
+    "scan_counts",
+]
 
 
 def attention_stages(program: Program) -> list[AttentionStage]:
@@ -38,6 +52,27 @@ def mask_counts(program: Program) -> Counter[str]:
 def scan_counts(program: Program) -> Counter[str]:
     """How many layers hand on a state, by operator."""
     return Counter(program.engine_of(ScanEngine, stage.engine).operator for stage in program.scans)
+
+
+def mixture_counts(program: Program) -> Counter[str]:
+    """How many layers gather tokens by expert, by how many of the experts a token takes."""
+    engines = (program.engine_of(ExpertsEngine, stage.engine) for stage in program.mixtures)
+    return Counter(f"{engine.chosen} of {engine.experts}, gathered by expert" for engine in engines)
+
+
+def dense_experts(path: Path, manifest: Manifest) -> dict[str, str]:
+    """Why mixtures of experts of the bundle in ``path`` are computed densely, by the paths of their modules.
+
+    Raises:
+        BundleError: The file says something else.
+    """
+    if DENSE_EXPERTS not in manifest.files:
+        return {}
+    found = json.loads((path / DENSE_EXPERTS).read_bytes())
+    entries: dict[str, Any] = cast("dict[str, Any]", found) if isinstance(found, dict) else {"": None}
+    if not all(isinstance(reason, str) for reason in entries.values()):
+        raise BundleError(str(path / DENSE_EXPERTS), "does not list reasons", "compile the model again")
+    return entries
 
 
 def packs_up_to(manifest: Manifest, program: Program) -> int:

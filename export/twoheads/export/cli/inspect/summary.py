@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from twoheads.export.cli.inspect.facts import engines_of, mask_counts, one_call_up_to, packs_up_to, scan_counts
+from twoheads.export.cli.inspect.facts import (
+    dense_experts,
+    engines_of,
+    mask_counts,
+    mixture_counts,
+    one_call_up_to,
+    packs_up_to,
+    scan_counts,
+)
 from twoheads.export.cli.shared.console import (
     approximations_text,
     print_facts,
@@ -13,6 +21,7 @@ from twoheads.export.cli.shared.console import (
 )
 from twoheads.graphs.program.program import (
     Engine,
+    ExpertsEngine,
     Input,
     OracleEngine,
     Port,
@@ -61,6 +70,7 @@ def print_summary(path: Path, manifest: Manifest, program: Program) -> None:
             ("tokenizer", "yes" if TOKENIZER in manifest.files else "no: runs take token numbers"),
             ("attention", "; ".join(f"{count} x {mask}" for mask, count in mask_counts(program).items()) or "none"),
             ("scans", "; ".join(f"{count} x {name}" for name, count in scan_counts(program).items()) or "none"),
+            *((("experts", text),) if (text := _experts_text(path, manifest, program)) else ()),
             ("stages", f"{len(program.body)} in the body{moving}, {len(program.head)} in the head"),
             ("engines", ", ".join(engine.name for engine in engines_of(manifest, program))),
             ("targets", ", ".join(map(_target_text, manifest.targets.items())) or "none built"),
@@ -68,6 +78,13 @@ def print_summary(path: Path, manifest: Manifest, program: Program) -> None:
             ("size", f"{size_text(size)} in {len(manifest.files) + 1} files, {len(manifest.weights)} weights"),
         )
     )
+
+
+def _experts_text(path: Path, manifest: Manifest, program: Program) -> str:
+    """Mixtures of experts, those that are computed densely with the reason; empty where there is none."""
+    gathered = [f"{count} x {text}" for text, count in mixture_counts(program).items()]
+    reasons = Counter(dense_experts(path, manifest).values())
+    return "; ".join([*gathered, *(f"{count} x dense: {reason}" for reason, count in reasons.items())])
 
 
 def _precision_text(manifest: Manifest) -> str:
@@ -107,6 +124,10 @@ def engine_signature(engine: Engine) -> tuple[str, str, str, str]:
     if isinstance(engine, ScanEngine):
         inputs, outputs = engine.ports()
         return engine.name, ports(inputs), ports(outputs), f"as inputs; {engine.operator}"
+    if isinstance(engine, ExpertsEngine):
+        inputs, outputs = engine.ports(engine.variants[-1])
+        text = f"as inputs, of {engine.experts} experts; variants: {', '.join(engine.variants)}"
+        return engine.name, ports(inputs), ports(outputs), text
     if isinstance(engine, OracleEngine):
         inputs, outputs = engine.ports(engine.mask)
         return engine.name, ports(inputs[:1]), ports(outputs), f"{len(inputs) - 1} parameters as inputs; {engine.mask}"

@@ -135,9 +135,9 @@ def _programs(subject: Path, asked: SourceOptions, device: Path | None) -> Fused
     """
     if arguments.is_bundle(subject):
         if asked != SourceOptions():
-            problem = "is a bundle, whose block size, key tile, lowering, attention and results are fixed"
-            fix = "leave --block-size, --key-tile, --lowering, --attention, --result and --trust-remote-code out"
-            raise InputError(str(subject), problem, f"{fix}, or give the source")
+            problem = "is a bundle, whose block size, key tile, lowering, attention, experts and results are fixed"
+            names = "--block-size, --key-tile, --lowering, --attention, --experts, --result and --trust-remote-code"
+            raise InputError(str(subject), problem, f"leave {names} out, or give the source")
         bundle = read_bundle(subject, check="size", engines=False)
         return (bundle if device is None else measured_tiles(device, bundle)).fused
     if required_key() is not None:
@@ -154,6 +154,7 @@ def _program_of(source: Path, asked: SourceOptions) -> Program:
         "block_size": options.BLOCK_SIZE if asked.block_size is None else asked.block_size,
         "key_tile": asked.key_tile,
         "attention": asked.attention,
+        "experts": asked.experts.value,
         "lowering": asked.lowering.value,
         "results": tuple(asked.results or ()),
         "trust_remote_code": asked.trust_remote_code,

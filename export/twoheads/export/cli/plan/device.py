@@ -45,7 +45,7 @@ def device_threads(path: Path, profile: DeviceProfile, threads: int | None) -> i
 
 def time_fact(run: RunTime, profile: DeviceProfile) -> tuple[str, str]:
     """One line for people."""
-    kinds = ("model", "window", "tokenwise", "attention", "sequence")
+    kinds = ("model", "window", "tokenwise", "attention", "scan", "experts", "sequence")
     parts = {kind: sum(stage.seconds for stage in run.stages if stage.kind == kind) for kind in kinds}
     named = ", ".join(f"{kind} {seconds_text(seconds)}" for kind, seconds in parts.items() if seconds)
     workers = f"{run.threads} thread{'s' * (run.threads > 1)} of {profile.machine}"

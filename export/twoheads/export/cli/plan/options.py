@@ -24,6 +24,7 @@ class SourceOptions:
         int | None, typer.Option("--key-tile", metavar="K", help="For a SOURCE: keys of one attention call.")
     ] = None
     attention: options.Attention = "full"
+    experts: options.ExpertsOption = options.Experts.AUTO
     lowering: options.LoweringOption = options.Lowering.AUTO
     results: options.Results = None
     trust_remote_code: options.TrustRemoteCode = False

@@ -83,7 +83,7 @@ def print_schedule(schedule: Schedule, *, every_stage: bool) -> None:
             ("model", program.name),
             ("length", _length_text(schedule)),
             ("output", schedule.output + (f" at {schedule.positions} positions" if schedule.positions else "")),
-            ("engine calls", f"{schedule.engine_calls} (by the formula: {schedule.formula_calls})"),
+            ("engine calls", _calls_text(schedule)),
             ("formula", schedule.formula),
             ("theorem", f"{claim.theorem}; {LOWER_BOUND}"),
             ("paper's calls", _paper_text(schedule)),
@@ -103,6 +103,12 @@ def print_schedule(schedule: Schedule, *, every_stage: bool) -> None:
         ("stage", "theorem", ">calls", "formula", ">paper", ">floor", ">FLOP", ">moved", ">outputs"),
         _rows(schedule, every_stage=every_stage),
     )
+
+
+def _calls_text(schedule: Schedule) -> str:
+    """Counted and by the formula; where tokens choose experts, no more than that."""
+    most = "at most, as tokens choose experts; " if schedule.bounded else ""
+    return f"{schedule.engine_calls} ({most}by the formula: {schedule.formula_calls})"
 
 
 def _length_text(schedule: Schedule) -> str:

@@ -33,6 +33,14 @@ def tell_run(done: Report, out: Path, path: Path | None, *, as_json: bool) -> No
     tell(done.warnings, to_json(done), path, lambda: _print(done, out), as_json=as_json)
 
 
+def _experts_line(report: Report) -> tuple[tuple[str, str], ...]:
+    """What of the experts' weights was read."""
+    if not report.all_expert_bytes:
+        return ()
+    read, every = size_text(report.expert_bytes), size_text(report.all_expert_bytes)
+    return (("experts read", f"{read} of {every}"),)
+
+
 def _print(report: Report, out: Path) -> None:
     print_facts(
         (
@@ -42,6 +50,7 @@ def _print(report: Report, out: Path) -> None:
             ("time", f"{seconds_text(report.seconds)}, {report.length / max(report.seconds, 1e-9):.0f} tokens/s"),
             ("peak memory", size_text(report.peak_bytes)),
             *cluster_lines(report),
+            *_experts_line(report),
             *((("spilled", size_text(report.spilled_bytes)),) if report.spilled_bytes else ()),
             ("precision", report.precision),
             ("approximations", approximations_text(report.approximations, report.precision)),

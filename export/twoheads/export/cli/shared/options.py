@@ -19,6 +19,8 @@ __all__ = [
     "Documents",
     "Dtype",
     "DtypeOption",
+    "Experts",
+    "ExpertsOption",
     "For",
     "Json",
     "KeyTile",
@@ -58,6 +60,14 @@ class Lowering(StrEnum):
     MODEL = "model"
     STOCK = "stock"
     ORACLE = "oracle"
+
+
+class Experts(StrEnum):
+    """How mixtures of experts are computed."""
+
+    AUTO = "auto"
+    DENSE = "dense"
+    GROUPED = "grouped"
 
 
 class Dtype(StrEnum):
@@ -168,6 +178,14 @@ Attention = Annotated[
         "--attention",
         metavar="POLICY",
         help="full (as the model is), or an approximation: window:1024+sinks:4, average:samples=2+window:512+sinks:4.",
+    ),
+]
+ExpertsOption = Annotated[
+    Experts,
+    typer.Option(
+        "--experts",
+        help="Of a mixture of experts; grouped: each computes the tokens that chose it; dense: every one all "
+        "tokens, the same sums; auto: whichever costs less.",
     ),
 ]
 DtypeOption = Annotated[

@@ -17,7 +17,7 @@ from twoheads.export.emit.scans.scan import scan_model
 from twoheads.export.emit.tile_attention import product, scores_of
 from twoheads.graphs.program.engines.scan import COUNT
 from twoheads.graphs.program.engines.scan import STEP as SCAN_STEP
-from twoheads.graphs.program.program import AttentionEngine, AttentionStage, ScanEngine, ScanStage
+from twoheads.graphs.program.program import AttentionEngine, AttentionStage, ExpertsStage, ScanEngine, ScanStage
 from twoheads.graphs.program.wiring import ReadWeight
 from twoheads.graphs.variants.stage_run import with_rows
 from twoheads.graphs.variants.steps import INDEX, MASK, SOURCE, SOURCE_MASK, KeptRows, StepEngine, Steps
@@ -54,7 +54,8 @@ class _Joined(JoinedRegions):
         names |= {entry.value.name: f"new_{at}" for at, entry in enumerate(steps.kept)}
         names |= {value.name: f"{SOURCE}_{at}" for at, value in enumerate(steps.source)}
         weights = {name: port.name for name, port in steps.body.weights.items()}
-        super().__init__(steps.body.inside, engines, names, weights, weight)
+        inside = tuple(stage for stage in steps.body.inside if not isinstance(stage, ExpertsStage))
+        super().__init__(inside, engines, names, weights, weight)
         self._program = with_rows(steps.program, engine.rows)
         self._rows, self._capacity, self._block = engine.rows, engine.capacity, steps.program.block_size
         self._kept = {entry.value.name: (at, entry) for at, entry in enumerate(steps.kept)}

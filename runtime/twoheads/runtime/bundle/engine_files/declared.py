@@ -12,6 +12,7 @@ from twoheads.graphs.program.program import (
     AttentionEngine,
     AttentionStage,
     Engine,
+    ExpertsEngine,
     OracleEngine,
     Port,
     Program,
@@ -86,7 +87,7 @@ def declared_steps(program: Program, manifest: Manifest, weight: ReadWeight) -> 
             region = steps.region(stage, rows)
             found.setdefault(_file(region), _bound(region, stage.weights, manifest))
         for scan in {steps.scan(stage, rows) for stage, _ in steps.body.scans}:
-            found[f"{ENGINES}/{scan.name}.{SCAN_STEP}.onnx"] = _scan(scan, SCAN_STEP)
+            found[f"{ENGINES}/{scan.name}.{SCAN_STEP}.onnx"] = _unbound(scan, SCAN_STEP)
     for attention in () if steps.source else BatchSteps(steps).attentions:
         factors = _factors(attention.geometry)
         found[f"{ENGINES}/{attention.name}.onnx"] = DeclaredEngine(
@@ -122,14 +123,15 @@ def _bound(
 
 
 def _attention(engine: Engine, folder: str) -> Iterator[tuple[str, DeclaredEngine]]:
-    if isinstance(engine, ScanEngine) and folder == ENGINES:
+    if isinstance(engine, ScanEngine | ExpertsEngine) and folder == ENGINES:
         for variant in engine.VARIANTS:
-            yield f"{folder}/{engine.name}.{variant}.onnx", _scan(engine, variant)
+            yield f"{folder}/{engine.name}.{variant}.onnx", _unbound(engine, variant)
     elif isinstance(engine, AnyAttention):
         yield from _variants(engine, engine.variants, folder)
 
 
-def _scan(engine: ScanEngine, variant: str) -> DeclaredEngine:
+def _unbound(engine: ScanEngine | ExpertsEngine, variant: str) -> DeclaredEngine:
+    """An engine whose weights are inputs."""
     return DeclaredEngine(*engine.ports(variant), {}, frozenset(), False)
 
 

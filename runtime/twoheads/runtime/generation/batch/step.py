@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InternalError
-from twoheads.graphs.program.program import AttentionStage, ScanStage, TokenwiseStage
+from twoheads.graphs.program.program import AttentionStage, ExpertsStage, ScanStage, TokenwiseStage
 from twoheads.graphs.variants.batch_steps import SLOTS, BatchAttention, BatchSteps
 from twoheads.runtime.generation.batch.slots import Slab, SlottedBlocks
 from twoheads.runtime.generation.context import Context
@@ -122,6 +122,8 @@ class BatchStep:
             elif isinstance(stage, ScanStage):
                 number = self._scans[stage.name]
                 call.run([(before[number], spare[number]) for before, spare in states])
+            elif isinstance(stage, ExpertsStage):
+                self._engines.calls += call.run(len(part))
             else:
                 call.run()
                 self._engines.calls += 1
@@ -155,10 +157,12 @@ class BatchStep:
             context.added.fill([array[slot] for array in made], position, capacity)
         return made
 
-    def _region(self, stage: TokenwiseStage | AttentionStage | ScanStage) -> Any:
-        """A call of a token-wise stage, bound to the values; of a scan all that it takes; ``None`` for attention."""
+    def _region(self, stage: TokenwiseStage | AttentionStage | ScanStage | ExpertsStage) -> Any:
+        """A call of a token-wise stage, bound to the values; of scans and experts all of it; ``None`` for attention."""
         if isinstance(stage, AttentionStage):
             return None
+        if isinstance(stage, ExpertsStage):
+            return self._engines.mixture(stage, self.rows, self._values)
         if isinstance(stage, ScanStage):
             return _Scan(self._engines, stage, self._values)
         call, wrap = self._engines.region(stage, self.rows).new_call(), self._engines.backend.tensor

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers.integrations.moe import ExpertsInterface
 
+from twoheads.compiler.frontend.torch.hugging_face.grouped_experts import DENSE, ExpertsChoice, grouped_gates
 from twoheads.compiler.frontend.torch.hugging_face.library_attention import in_place_of_eager, require_understood
 from twoheads.compiler.frontend.torch.hugging_face.library_scans import own_scans
 from twoheads.compiler.frontend.torch.operators.attention_op import additive_mask_op, attention_op
+from twoheads.compiler.frontend.torch.operators.experts_op import Gate, experts_op
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.masks.expressions import Causal, Chunk, Full, Mask, Window, conjunction, disjunction
 
@@ -30,9 +33,10 @@ MaskFunction = Callable[..., Any]
 
 
 @contextmanager
-def hooked(model: Any) -> Generator[None]:
+def hooked(model: Any, experts: ExpertsChoice = DENSE) -> Generator[None]:
     """Within it, attentions, masks, recurrences and experts of a transformers model are ours."""
-    ExpertsInterface.register(EXPERTS, _dense_experts)
+    gates, _ = grouped_gates(model, experts)
+    ExpertsInterface.register(EXPERTS, partial(_experts, gates))
     before = model.config._experts_implementation
     with in_place_of_eager(model, _attention, _symbolic_mask), own_scans(model):
         model.set_experts_implementation(EXPERTS)
@@ -120,17 +124,37 @@ def _attention(
     return out.transpose(1, 2).contiguous(), None
 
 
-def _dense_experts(module: Any, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-    """Transformers' experts interface: every expert on every token, weighted by its routing weight, mostly 0.
-
-    The library sorts tokens by expert, which mixes them and makes shapes depend on data; this is the same sum, token by
-    token, at the cost of all experts.
+def _experts(
+    gates: Mapping[int, Gate], module: Any, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor
+) -> Tensor:
+    """Transformers' experts interface: one operator that gathers tokens by expert, or every expert on every token.
 
     Args:
+        gates: Of the modules that are gathered, see :func:`grouped_gates`.
         module: Holds the stacked weights of all experts.
         hidden: ``[tokens, width]``.
         top_k_index: The chosen experts of each token, ``[tokens, k]``.
         top_k_weights: Their weights, ``[tokens, k]``.
+    """
+    gate = gates.get(id(vars(module)))
+    if gate is None:
+        return _dense_experts(module, hidden, top_k_index, top_k_weights)
+    up, down = ("gate_up_proj" if module.has_gate else "up_proj"), "down_proj"
+    weights = [getattr(module, name) for name in (up, down)]
+    biases = [getattr(module, f"{name}_bias") if module.has_bias else None for name in (up, down)]
+    shares = top_k_weights.to(hidden.dtype)
+    made = experts_op(
+        hidden, top_k_index, shares, weights[0], biases[0], weights[1], biases[1],
+        gate.gate, gate.layout, gate.limit, gate.alpha, bool(module.is_transposed),
+    )  # fmt: skip
+    return cast("Tensor", made)
+
+
+def _dense_experts(module: Any, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """Every expert on every token, weighted by its routing weight, mostly 0.
+
+    The library sorts tokens by expert, which mixes them and makes shapes depend on data; this is the same sum, token by
+    token, at the cost of all experts. Arguments as of :func:`_experts`.
     """
     total = torch.zeros_like(hidden)
     for expert in range(int(module.num_experts)):

@@ -1,0 +1,174 @@
+"""Tokens gathered by expert, and the calls of an engine of experts on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from twoheads.graphs.errors import InputError
+from twoheads.graphs.program.engines.experts import ExpertsEngine, row_calls, rows_variant, step_sizes
+from twoheads.graphs.program.program import ExpertsStage
+from twoheads.runtime.backends.protocol import Call
+
+__all__ = ["Chosen", "Mixture", "StepMixture", "chosen_experts"]
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chosen:
+    """The tokens that chose an expert.
+
+    Attributes:
+        expert: Its number.
+        places: The tokens, ascending.
+        slots: At which of its choices each of them names the expert.
+    """
+
+    expert: int
+    places: npt.NDArray[np.int64]
+    slots: npt.NDArray[np.int64]
+
+    def calls(self, sizes: tuple[int, ...]) -> int:
+        """Calls that they take by engines of ``sizes`` rows."""
+        return len(row_calls(sizes, len(self.places)))
+
+
+def chosen_experts(stage: str, index: Array, real: npt.NDArray[np.bool_], experts: int) -> list[Chosen]:
+    """Every expert that a token chose, in order.
+
+    Args:
+        stage: The name of the stage, for an error.
+        index: What tokens chose, ``[tokens, chosen]``; numbers beyond ``experts`` name none.
+        real: Which tokens count, ``[tokens]``.
+        experts: How many there are.
+
+    Raises:
+        InputError: A token names one twice. What it gives could not be added up at one place.
+    """
+    places, slots = np.nonzero(real[:, None] & (index >= 0) & (index < experts))
+    numbers = index[places, slots]
+    order = np.argsort(numbers, kind="stable")
+    numbers, places, slots = numbers[order], places[order], slots[order]
+    same = (numbers[1:] == numbers[:-1]) & (places[1:] == places[:-1])
+    if same.any():
+        problem = f"token {places[1:][same][0]} names expert {numbers[1:][same][0]} twice"
+        raise InputError(f"stage {stage}", problem, "compile with --experts dense")
+    ends = np.searchsorted(numbers, np.arange(experts + 1))
+    pairs = enumerate(pairwise(ends.tolist()))
+    return [Chosen(number, places[low:high], slots[low:high]) for number, (low, high) in pairs if low < high]
+
+
+class Mixture:
+    """The calls of one engine of experts, each bound to arrays of its own that rows are copied to.
+
+    Args:
+        engine: The engine.
+        call: A new call of one of its variants.
+        wrap: The backend's tensor of an array.
+    """
+
+    def __init__(self, engine: ExpertsEngine, call: Callable[[str], Call], wrap: Callable[[Array], Any]) -> None:
+        self._engine, self._new_call, self._wrap = engine, call, wrap
+        self._bound: dict[int, _Bound] = {}
+
+    def add(
+        self,
+        chosen: Chosen,
+        sizes: tuple[int, ...],
+        weights: Sequence[Array],
+        values: tuple[Array, Array, Array],
+    ) -> Iterator[int]:
+        """Adds what an expert makes of its tokens to their sums; gives the rows of each call behind it.
+
+        Args:
+            chosen: The tokens.
+            sizes: Rows of the engines that may be used, ascending.
+            weights: The expert's.
+            values: Rows ``[tokens, width]``, shares ``[tokens, chosen]``, and sums ``[tokens, width]``.
+        """
+        tensors = [self._wrap(weight) for weight in weights]
+        begin = 0
+        for size in row_calls(sizes, len(chosen.places)):
+            part = slice(begin, begin + size)
+            self._of(size).add(tensors, chosen.places[part], chosen.slots[part], values)
+            begin += size
+            yield size
+
+    def _of(self, size: int) -> _Bound:
+        if size not in self._bound:
+            self._bound[size] = _Bound(self._engine, size, self._new_call(rows_variant(size)), self._wrap)
+        return self._bound[size]
+
+
+class _Bound:
+    """A call of one size with its arrays."""
+
+    def __init__(self, engine: ExpertsEngine, size: int, call: Call, wrap: Callable[[Array], Any]) -> None:
+        self._call = call
+        self._rows, self._before, self._after = (np.zeros((size, engine.width), engine.dtype) for _ in range(3))
+        self._share = np.zeros((size, 1), engine.dtype)
+        for port, array in enumerate((self._rows, self._share, self._before)):
+            call.bind_input(port, wrap(array))
+        call.bind_output(0, wrap(self._after))
+
+    def add(
+        self,
+        weights: Sequence[Any],
+        places: npt.NDArray[np.int64],
+        slots: npt.NDArray[np.int64],
+        values: tuple[Array, Array, Array],
+    ) -> None:
+        """One call. Rows beyond the tokens are what an earlier call left there: finite, and read by nobody."""
+        hidden, share, total = values
+        count = len(places)
+        self._rows[:count] = hidden[places]
+        self._before[:count] = total[places]
+        self._share[:count, 0] = share[places, slots]
+        for port, weight in enumerate(weights, 3):
+            self._call.bind_input(port, weight)
+        self._call.run()
+        total[places] = self._after[:count]
+
+
+class StepMixture:
+    """A mixture in steps of some rows of growing sequences: the experts that their tokens chose, and no others.
+
+    Args:
+        stage: The mixture.
+        mixture: Its calls.
+        engine: What it calls.
+        rows: Tokens of a step.
+        values: The step's values, of blocks of ``rows`` tokens, by name.
+        part: Gives an expert's part of a weight.
+    """
+
+    def __init__(
+        self,
+        stage: ExpertsStage,
+        mixture: Mixture,
+        engine: ExpertsEngine,
+        rows: int,
+        values: Mapping[str, Array],
+        part: Callable[[str, int], Array],
+    ) -> None:
+        self._stage, self._mixture, self._engine, self._part = stage, mixture, engine, part
+        self._sizes = step_sizes(engine, rows)
+        flat = [values[name].reshape(rows, -1) for name in (stage.hidden, stage.share, stage.output.name)]
+        self._values = flat[0], flat[1], flat[2]
+        self._index = values[stage.index].reshape(rows, -1)
+        self._at = np.arange(rows)
+
+    def run(self, count: int) -> int:
+        """Computes the mixture for the first ``count`` rows; returns the calls that it took."""
+        self._values[2][...] = 0
+        calls = 0
+        for chosen in chosen_experts(self._stage.name, self._index, self._at < count, self._engine.experts):
+            weights = [self._part(name, chosen.expert) for name in self._stage.weights]
+            calls += len(list(self._mixture.add(chosen, self._sizes, weights, self._values)))
+        return calls

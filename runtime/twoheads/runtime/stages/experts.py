@@ -1,0 +1,77 @@
+"""Run one mixture of experts: the tokens of all blocks are gathered by expert, and each expert computes its own.
+
+One expert follows the other, and what it gives is added up in its engine, so the sum has one order whatever the number
+of threads. Nothing of an expert that no token chose is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from twoheads.graphs.errors import InternalError
+from twoheads.graphs.program.engines.experts import ExpertsEngine
+from twoheads.graphs.program.program import ExpertsStage
+from twoheads.runtime.execution.mixture import Chosen, Mixture, chosen_experts
+from twoheads.runtime.execution.run_state import RunState
+
+__all__ = ["open_experts", "run_experts"]
+
+
+def open_experts(run: RunState, stage: ExpertsStage) -> None:
+    """Opens the engines of ``stage``."""
+    for variant in run.engines.declared(ExpertsEngine, stage.engine).variants:
+        run.engines.attention(stage.engine, variant)
+
+
+def run_experts(run: RunState, stage: ExpertsStage) -> None:
+    """Computes the output of ``stage`` for all tokens; it must be allocated, as its inputs are.
+
+    A run that is resumed begins the stage anew: an expert's rows lie in all blocks.
+
+    Raises:
+        InternalError: The run computes a part of the blocks.
+        InputError: A token names an expert twice.
+    """
+    if run.only is not None:
+        raise InternalError(f"stage {stage.name}: an expert's tokens lie in all blocks")
+    engine = run.engines.declared(ExpertsEngine, stage.engine)
+    hidden, output, share = (run.stores[name] for name in (stage.hidden, stage.output.name, stage.share))
+    for tile in range(len(output.array)):
+        output.tile(tile)[...] = 0
+    index = run.stores[stage.index].rows()
+    chosen = chosen_experts(stage.name, index, _real(run, len(index), hidden.length), engine.experts)
+    values, weights = (hidden.rows(), share.rows(), output.rows()), run.engines.weights
+    mixture = Mixture(
+        engine, lambda variant: run.engines.attention(engine.name, variant).new_call(), run.backend.tensor
+    )
+    count = run.counters[stage.name].worker()
+
+    def start() -> Callable[[Chosen], None]:
+        def expert(one: Chosen) -> None:
+            parts = [weights.part(name, one.expert) for name in stage.weights]
+            for size in mixture.add(one, engine.row_sizes, parts, values):
+                run.crew.check()
+                hidden.touch(0, size * engine.width * hidden.array.itemsize)
+                output.touch(0, size * engine.width * output.array.itemsize)
+                count.calls += 1
+            if run.lets_go:
+                weights.let_go_part(stage.weights, one.expert)
+
+        return expert
+
+    run.crew.run(chosen, start, alone=True)
+    run.routed[stage.name] = sum(one.calls(engine.row_sizes) for one in chosen)
+    run.expert_bytes += len(chosen) * engine.expert_bytes
+    run.all_expert_bytes += engine.experts * engine.expert_bytes
+
+
+def _real(run: RunState, padded: int, length: int) -> npt.NDArray[np.bool_]:
+    """Which of the rows are tokens."""
+    real = np.arange(padded) < length
+    size = run.program.block_size
+    for block, used in enumerate(run.packing.used if run.packing is not None else ()):
+        real[block * size + used : (block + 1) * size] = False
+    return real
