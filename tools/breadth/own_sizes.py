@@ -21,6 +21,7 @@ _OWN: Mapping[str, Mapping[str, Any]] = {
         "d_latents": 64, "num_latents": 12, "num_self_attends_per_block": 2, "num_self_attention_heads": HEADS,
         "num_cross_attention_heads": HEADS,
     },
+    "reformer": {"axial_pos_embds_dim": [16, 48], "axial_pos_shape": [16, 16]},
     "timesformer": {"num_frames": 2},
     "videomae": {"num_frames": 4, "decoder_num_hidden_layers": 1},
     "vivit": {"num_frames": 4, "image_size": 48},
