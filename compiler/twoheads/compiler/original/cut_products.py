@@ -18,7 +18,7 @@ __all__ = ["CutProducts"]
 
 
 class CutProducts(TorchFunctionMode):
-    """Within it, ``linear``, ``addmm`` and ``matmul`` add the products of two parts of their inner dimension.
+    """Within it, products of matrices and convolutions add the products of two parts of what they sum over.
 
     Args:
         share: The first part is the ``share``-th part of the dimension, at least one; 2 cuts into halves.
@@ -56,10 +56,26 @@ def _matmul(share: int, left: Tensor, right: Tensor) -> Tensor:
     return torch.matmul(left[..., :at], right[..., :at, :]) + torch.matmul(left[..., at:], right[..., at:, :])
 
 
+def _conv(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The convolution with its input channels cut in two; one of groups stays as it is."""
+
+    def cut(share: int, rows: Tensor, weight: Tensor, bias: Tensor | None = None, *options: Any) -> Tensor:
+        width = weight.shape[1]
+        if width < 2 or rows.ndim != weight.ndim or rows.shape[1] != width:
+            return function(rows, weight, bias, *options)
+        at = max(1, width // share)
+        first = function(rows[:, :at], weight[:, :at], bias, *options)
+        return first + function(rows[:, at:], weight[:, at:], None, *options)
+
+    return cut
+
+
 _CUT: dict[Callable[..., Any], Callable[..., Tensor]] = {
     functional.linear: _linear,
     torch.addmm: _addmm,
     torch.matmul: _matmul,
     Tensor.matmul: _matmul,
     Tensor.__matmul__: _matmul,
+    functional.conv1d: _conv(functional.conv1d),
+    functional.conv2d: _conv(functional.conv2d),
 }
