@@ -79,6 +79,28 @@ _TWO_SEQUENCES = (
     family("Whisper", hf.WhisperForConditionalGeneration, hf.WhisperConfig, WHISPER, lengths=SPECTROGRAM),
 )
 
+_BY_DISTANCE = (
+    family(
+        "DeBERTa v2",
+        hf.DebertaV2Model,
+        hf.DebertaV2Config,
+        LEARNED,
+        relative_attention=True,
+        pos_att_type=["p2c", "c2p"],
+    ),
+    family(
+        "XLNet",
+        hf.XLNetModel,
+        hf.XLNetConfig,
+        {},
+        vocab_size=67,
+        d_model=32,
+        n_layer=2,
+        n_head=4,
+        d_inner=48,
+    ),
+)
+
 _ONE_SIZE = (
     family("Whisper, audio classification", hf.WhisperForAudioClassification, hf.WhisperConfig, WHISPER, lengths=(50,)),
     family("ViT", hf.ViTModel, hf.ViTConfig, IMAGE, lengths=(50,)),
@@ -87,19 +109,10 @@ _ONE_SIZE = (
     family("CLIP, images", hf.CLIPVisionModel, hf.CLIPVisionConfig, IMAGE, lengths=(50,)),
 )
 
-TASKS = (*_HEADS, *_TWO_SEQUENCES, *_ONE_SIZE)
-"""Models with a head, with a decoder beside an encoder, or of images and audio."""
+TASKS = (*_HEADS, *_TWO_SEQUENCES, *_BY_DISTANCE, *_ONE_SIZE)
+"""Models with a head, with a decoder beside an encoder, with scores of distance, or of images and audio."""
 
 REFUSED = (
-    family(
-        "DeBERTa v2",
-        hf.DebertaV2Model,
-        hf.DebertaV2Config,
-        LEARNED,
-        relative_attention=True,
-        pos_att_type=["p2c", "c2p"],
-        refusal="bias that depends on content",
-    ),
     family(
         "RWKV",
         hf.RwkvForCausalLM,
@@ -111,18 +124,6 @@ REFUSED = (
         refusal="recurrence",
     ),
     family("BigBird, random blocks", hf.BigBirdModel, hf.BigBirdConfig, LEARNED, refusal="random blocks"),
-    family(
-        "XLNet",
-        hf.XLNetModel,
-        hf.XLNetConfig,
-        {},
-        vocab_size=67,
-        d_model=32,
-        n_layer=2,
-        n_head=4,
-        d_inner=48,
-        refusal="bias that depends on content",
-    ),
     family(
         "ProphetNet",
         hf.ProphetNetModel,
@@ -136,7 +137,7 @@ REFUSED = (
         num_decoder_layers=2,
         num_encoder_attention_heads=4,
         num_decoder_attention_heads=4,
-        refusal="two terms of the scores that depend on activations",
+        refusal="a bias that depends on content",
     ),
 )
 """What can't be exact, and is not compiled."""
