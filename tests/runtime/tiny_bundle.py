@@ -313,25 +313,7 @@ def write_bundle(
     files = {"engines/weights.bin": bytes(data), "program.json": json.dumps(to_json(program)).encode()}
     if tokenizer is not None:
         files["tokenizer/tokenizer.json"] = tokenizer.encode()
-    stages = [stage for stage in (*program.body, *program.head) if isinstance(stage, TokenwiseStage)]
-    for engine in program.engines:
-        if isinstance(engine, TokenwiseEngine):
-            stage = next(stage for stage in stages if stage.engine == engine.name)
-            model = tokenwise_model(build(engine), engine, [entries[name] for name in stage.weights])
-            files[f"engines/{engine.name}.onnx"] = model.SerializeToString()
-        elif isinstance(engine, AttentionEngine):
-            for variant in engine.variants:
-                files[f"engines/{engine.name}.{variant}.onnx"] = _attention_bytes(engine, variant)
-        elif isinstance(engine, StockEngine):
-            for variant in engine.VARIANTS:
-                files[f"engines/{engine.name}.{variant}.onnx"] = stock_model(engine, variant).SerializeToString()
-        elif isinstance(engine, ScanEngine):
-            files[f"engines/{engine.name}.block.onnx"] = scan_model(engine).SerializeToString()
-        elif isinstance(engine, ExpertsEngine):
-            for variant in engine.variants:
-                files[f"engines/{engine.name}.{variant}.onnx"] = experts_model(engine, variant).SerializeToString()
-        else:
-            files[f"engines/{engine.name}.{engine.mask}.onnx"] = oracle_model(engine, engine.mask).SerializeToString()
+    files |= _engine_files(program, build, entries)
     for width in other_key_tiles:
         for engine in with_key_tile(program, width).engines:
             for variant in engine.variants if isinstance(engine, AttentionEngine) else ():
@@ -359,6 +341,33 @@ def write_bundle(
     )
     write_manifest(path, to_json(manifest))
     return path
+
+
+def _engine_files(
+    program: Program, build: Callable[[TokenwiseEngine], Nodes], entries: dict[str, WeightEntry]
+) -> dict[str, bytes]:
+    """A file for every engine and variant that the program calls, by name."""
+    files: dict[str, bytes] = {}
+    stages = [stage for stage in (*program.body, *program.head) if isinstance(stage, TokenwiseStage)]
+    for engine in program.engines:
+        if isinstance(engine, TokenwiseEngine):
+            stage = next(stage for stage in stages if stage.engine == engine.name)
+            model = tokenwise_model(build(engine), engine, [entries[name] for name in stage.weights])
+            files[f"engines/{engine.name}.onnx"] = model.SerializeToString()
+        elif isinstance(engine, AttentionEngine):
+            for variant in engine.variants:
+                files[f"engines/{engine.name}.{variant}.onnx"] = _attention_bytes(engine, variant)
+        elif isinstance(engine, StockEngine):
+            for variant in engine.VARIANTS:
+                files[f"engines/{engine.name}.{variant}.onnx"] = stock_model(engine, variant).SerializeToString()
+        elif isinstance(engine, ScanEngine):
+            files[f"engines/{engine.name}.block.onnx"] = scan_model(engine).SerializeToString()
+        elif isinstance(engine, ExpertsEngine):
+            for variant in engine.variants:
+                files[f"engines/{engine.name}.{variant}.onnx"] = experts_model(engine, variant).SerializeToString()
+        else:
+            files[f"engines/{engine.name}.{engine.mask}.onnx"] = oracle_model(engine, engine.mask).SerializeToString()
+    return files
 
 
 def _unbound(program: Program, build: Callable[[TokenwiseEngine], Nodes]) -> dict[str, onnx.ModelProto]:

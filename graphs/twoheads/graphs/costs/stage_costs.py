@@ -11,7 +11,7 @@ import numpy as np
 from twoheads.graphs.by_kind import ByKind
 from twoheads.graphs.costs.attention_costs import AttentionCosts, port_bytes, tile_costs
 from twoheads.graphs.costs.call_formulas import Formula
-from twoheads.graphs.costs.expert_costs import expert_costs
+from twoheads.graphs.costs.expert_costs import ExpertCosts, expert_costs
 from twoheads.graphs.costs.long_inputs import too_long
 from twoheads.graphs.costs.maskless_costs import oracle_costs, stock_costs
 from twoheads.graphs.errors import InternalError
@@ -254,7 +254,10 @@ def _fused_transient(costs: StageCosts, stage: FusedStage) -> int:
 
 
 def _attention_plan(costs: StageCosts, stage: AttentionStage, head: bool) -> StagePlan:
-    found = costs.attention_costs(stage)
+    return _plan_of(costs, stage, costs.attention_costs(stage))
+
+
+def _plan_of(costs: StageCosts, stage: AttentionStage | ExpertsStage, found: AttentionCosts | ExpertCosts) -> StagePlan:
     return StagePlan(
         name=stage.name,
         kind=stage.kind,
@@ -303,17 +306,7 @@ def _scan_transient(costs: StageCosts, stage: ScanStage) -> int:
 
 def _experts_plan(costs: StageCosts, stage: ExpertsStage, head: bool) -> StagePlan:
     engine = costs.program.engine_of(ExpertsEngine, stage.engine)
-    found = expert_costs(engine, costs.mixture_rows(stage))
-    return StagePlan(
-        name=stage.name,
-        kind=stage.kind,
-        engine=engine.name,
-        calls=found.calls,
-        formula=found.formula,
-        flops=found.flops,
-        bytes_moved=found.bytes_moved,
-        outputs_bytes=costs.nbytes(stage.output),
-    )
+    return _plan_of(costs, stage, expert_costs(engine, costs.mixture_rows(stage)))
 
 
 def _experts_transient(costs: StageCosts, stage: ExpertsStage) -> int:

@@ -92,8 +92,18 @@ def test_what_is_no_whole_gguf_has_none(model: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("held", [b"", b"{", b'{"kind": "Program"}', b"[" * 100_000, b"\xff"])
 def test_a_damaged_one_is_as_good_as_none(tmp_path: Path, held: bytes) -> None:
-    (tmp_path / "kept.json").write_bytes(held)
-    assert kept_plan(tmp_path / "kept.json") is None
+    (tmp_path / "kept.plan").write_bytes(held)
+    assert kept_plan(tmp_path / "kept.plan") is None
+
+
+def test_a_changed_byte_is_noticed(model: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept.plan"
+    keep_plan(kept, plan_model(model, block_size=16))
+    whole = kept.read_bytes()
+    assert kept_plan(kept) is not None
+    for at in (3, 64, whole.index(b"16"), len(whole) - 9):
+        kept.write_bytes(whole[:at] + b"7" + whole[at + 1 :])
+        assert kept_plan(kept) is None
 
 
 def test_the_oldest_go_and_a_full_disk_is_no_error(
@@ -103,8 +113,8 @@ def test_the_oldest_go_and_a_full_disk_is_no_error(
     folder = home / "plans"
     monkeypatch.setattr(kept_plans, "MOST", 2)
     for at in range(4):
-        keep_plan(folder / f"{at}.json", program)
-        os.utime(folder / f"{at}.json", ns=(at, at))
-    assert sorted(file.name for file in folder.iterdir()) == ["2.json", "3.json"]
+        keep_plan(folder / f"{at}.plan", program)
+        os.utime(folder / f"{at}.plan", ns=(at, at))
+    assert sorted(file.name for file in folder.iterdir()) == ["2.plan", "3.plan"]
     (tmp_path / "file").write_bytes(b"")
-    keep_plan(tmp_path / "file" / "x.json", program)
+    keep_plan(tmp_path / "file" / "x.plan", program)

@@ -1,7 +1,8 @@
 """Programs of GGUF files that were planned before, among the user's caches: torch alone takes seconds to load.
 
 A program is kept under a digest of all that it is made of: the file's header, the options, and the code that makes it,
-ours and the libraries'. What can't be read or written there is as good as none: the program is made anew.
+ours and the libraries'. In front of it stands its own sha256. What can't be read or written there, or is damaged, is as
+good as none: the program is made anew.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from twoheads.compiler.frontend.torch.weights.gguf_header import gguf_config_dig
 from twoheads.graphs.errors import TwoheadsError
 from twoheads.graphs.program.program import Program
 from twoheads.graphs.serialization.json_codec import FormatError, from_json, to_json
-from twoheads.graphs.serialization.read_json import read_json
+from twoheads.graphs.serialization.read_json import parse_json
 from twoheads.graphs.user_cache import user_cache
 from twoheads.runtime.memory.new_file import replacing
 
@@ -50,7 +51,7 @@ def plan_file(source: Path, options: Mapping[str, object]) -> Path | None:
         made_of = [source.stem, digest, dict(options), {name: version(name) for name in LIBRARIES}, _own_code()]
     except (OSError, ValueError, KeyError, struct.error, PackageNotFoundError):
         return None
-    return cache / "plans" / f"{hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()}.json"
+    return cache / "plans" / f"{hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()}.plan"
 
 
 def kept_plan(path: Path | None) -> Program | None:
@@ -58,27 +59,35 @@ def kept_plan(path: Path | None) -> Program | None:
     if path is None or not path.exists():
         return None
     try:
-        return from_json(Program, read_json(path))
-    except (TwoheadsError, FormatError) as error:
+        told, _, content = path.read_bytes().partition(b"\n")
+        if told == _digest(content):
+            return from_json(Program, parse_json(content, str(path)))
+        logger.info("%s: is damaged, so the plan is made anew", path)
+    except (OSError, TwoheadsError, FormatError) as error:
         logger.info("%s: can't be read, so the plan is made anew: %s", path, error)
-        return None
+    return None
 
 
 def keep_plan(path: Path | None, program: Program) -> None:
     """Keeps ``program`` there, and drops the oldest of many."""
     if path is None:
         return
+    content = json.dumps(to_json(program)).encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
-            file.write(json.dumps(to_json(program)).encode())
+            file.write(_digest(content) + b"\n" + content)
     except (OSError, TwoheadsError) as error:
         logger.info("%s: can't be written (%s)", path, error)
         return
     with contextlib.suppress(OSError):  # another process may drop the same
-        held = sorted(path.parent.glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
+        held = sorted(path.parent.glob("*.plan"), key=lambda file: file.stat().st_mtime_ns)
         for old in held[:-MOST]:
             old.unlink()
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()
 
 
 def _own_code() -> str:

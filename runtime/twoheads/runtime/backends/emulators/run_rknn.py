@@ -7,6 +7,7 @@ from typing import Any
 
 import onnxruntime
 from rknn.api import RKNN
+from rknn_calls import checked, runs
 
 
 def open_artifact(path: str, device: str) -> tuple[list[Any], list[Any], Any]:
@@ -17,25 +18,12 @@ def open_artifact(path: str, device: str) -> tuple[list[Any], list[Any], Any]:
     # ONNX Runtime, which the toolkit brings along, only reads the ports.
     model = onnxruntime.InferenceSession(str(source), providers=["CPUExecutionProvider"])
     compiler = RKNN(verbose=False)
-    _checked("config", compiler.config(target_platform=device, float_dtype="float16"))
-    _checked("load_onnx", compiler.load_onnx(model=str(source)))
-    _checked("build", compiler.build(do_quantization=False))
-    _checked("init_runtime", compiler.init_runtime())
+    checked("config", compiler.config(target_platform=device, float_dtype="float16"))
+    checked("load_onnx", compiler.load_onnx(model=str(source)))
+    checked("build", compiler.build(do_quantization=False))
+    checked("init_runtime", compiler.init_runtime())
     inputs, outputs = _ports(model.get_inputs()), _ports(model.get_outputs())
-    shapes = [port[2] for port in outputs]
-
-    def run(arrays: list[Any]) -> list[Any]:
-        values = compiler.inference(inputs=arrays, data_format=["nchw"] * len(arrays))
-        if values is None:
-            raise ValueError("inference failed")
-        return [value.reshape(shape) for value, shape in zip(values, shapes, strict=True)]
-
-    return inputs, outputs, run
-
-
-def _checked(step: str, code: int) -> None:
-    if code != 0:
-        raise ValueError(f"{step} failed with {code}")
+    return inputs, outputs, runs(compiler, outputs)
 
 
 def _ports(ports: Any) -> list[tuple[str, str, list[int]]]:
