@@ -45,7 +45,7 @@ MODELS: dict[str, Callable[[], Any]] = {
         HF.Wav2Vec2ConformerConfig(**WAVES, position_embeddings_type="relative")
     ),
     "XLNet, sinusoids of distances": lambda: hf.XLNetModel(
-        HF.XLNetConfig(vocab_size=61, d_model=32, n_layer=1, n_head=4, d_inner=64)
+        HF.XLNetConfig(vocab_size=61, d_model=32, n_layer=1, n_head=4, d_inner=64, mem_len=48)  # no limit of an input
     ),
 }
 

@@ -13,6 +13,9 @@ from twoheads.graphs.errors import CompileError
 
 __all__ = ["hugging_face_outputs", "named_outputs"]
 
+CACHES = ("use_cache", "use_mems_eval")
+"""Settings that make a model return what later tokens need; XLNet's memory is cut to a length, which is no limit."""
+
 
 def named_outputs(output: Any, where: str) -> dict[str, Tensor]:
     """The module's result as ``hidden`` and, from a dictionary or a second tensor, ``logits``."""
@@ -83,14 +86,14 @@ def _encoder(model: Any) -> Any:
 def _without_caches(model: Any) -> Generator[None]:
     """Within it no part of the model makes a cache, an object that can't be exported; each asks its own settings."""
     configs = {id(part.config): part.config for part in model.modules() if hasattr(part, "config")}
-    caching = [config for config in configs.values() if getattr(config, "use_cache", None)]
-    for config in caching:
-        config.use_cache = False
+    caching = [(config, name) for config in configs.values() for name in CACHES if getattr(config, name, None)]
+    for config, name in caching:
+        setattr(config, name, False)
     try:
         yield
     finally:
-        for config in caching:
-            config.use_cache = True
+        for config, name in caching:
+            setattr(config, name, True)
 
 
 def _logits(output: Any) -> Tensor | None:
