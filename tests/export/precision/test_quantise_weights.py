@@ -20,6 +20,7 @@ from twoheads.compiler import compile_model
 from twoheads.export import quantise_weights, verify, write_bundle
 from twoheads.export.accelerators.lint import lint_bundle
 from twoheads.export.accelerators.target import load_target
+from twoheads.export.precision.number_formats import check_products
 from twoheads.export.precision.quantised_arrays import dequantise, quantise, quantised_shapes
 from twoheads.export.verification import perplexity as next_tokens
 from twoheads.export.verification.report import AS_IT_RUNS, ROUNDED_PRODUCTS
@@ -61,17 +62,22 @@ def test_numbers_of_4_bits_stay_what_they_are(seed: int, levels: int, offset: fl
     np.testing.assert_allclose(restored(quantise(weight, 4)), weight, rtol=0, atol=np.abs(weight).max() * 1e-6)
 
 
-@pytest.mark.parametrize(("weight_dtype", "share"), [("int8", 0.35), ("int4", 0.28)])
-def test_a_decoder(decoder: Decoder, tmp_path: Path, weight_dtype: str, share: float) -> None:
+@pytest.mark.parametrize(
+    ("weight_dtype", "products", "share"),
+    [("int8", "float32", 0.35), ("int4", "float32", 0.28), ("int4", "int8", 0.28)],
+)
+def test_a_decoder(decoder: Decoder, tmp_path: Path, weight_dtype: str, products: str, share: float) -> None:
     module = decoder.module
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    bundle = write_bundle(quantise_weights(decoder.model, weight_dtype), tmp_path / "bundle", generation=False)
+    compiled = quantise_weights(decoder.model, weight_dtype, products)
+    bundle = write_bundle(compiled, tmp_path / "bundle", generation=False)
     report = verify(bundle, module, length=LENGTH)
     assert report.passed, report
     assert verify(bundle, module, length=BLOCK - 3).passed  # one call, by an engine of its own
-    assert report.precision == f"float32, weights {weight_dtype}"
+    rounds = "" if products == "float32" else f", products {products}"
+    assert report.precision == f"float32, weights {weight_dtype}{rounds}"
     assert report.check("hidden", AS_IT_RUNS).relative > 1e-3
-    assert (report.check("hidden", ROUNDED_PRODUCTS).relative < 1e-5) == (weight_dtype == "int4")
+    assert (report.check("hidden", ROUNDED_PRODUCTS).relative < 1e-5) == (weight_dtype == "int4" and not rounds)
     (perplexity,) = report.perplexities
     assert perplexity.tokens == LENGTH - 1
     assert perplexity.bundle == pytest.approx(perplexity.original, rel=0.05)
@@ -92,11 +98,12 @@ def test_a_wrong_scale_fails(decoder: Decoder, tmp_path: Path) -> None:
     assert not verify(bundle, decoder.module, length=LENGTH).passed
 
 
-def test_weights_stored_by_columns(tmp_path: Path) -> None:
+@pytest.mark.parametrize("weight_dtype", ["int8", "int4"])
+def test_weights_stored_by_columns(tmp_path: Path, weight_dtype: str) -> None:
     torch.manual_seed(6)
     module: Any = GPT2LMHeadModel(GPT2Config(vocab_size=97, n_positions=80, n_embd=64, n_layer=2, n_head=4)).eval()
     bundle = write_bundle(
-        quantise_weights(compile_model(module, block_size=BLOCK), "int8"), tmp_path / "bundle", generation=False
+        quantise_weights(compile_model(module, block_size=BLOCK), weight_dtype), tmp_path / "bundle", generation=False
     )
     quantised = read_bundle(bundle).manifest.quantised
     assert quantised["transformer.h.0.attn.c_attn.weight"].transposed
@@ -121,6 +128,14 @@ def test_nothing_to_quantise(monkeypatch: pytest.MonkeyPatch) -> None:
     use_emitters(monkeypatch)
     with pytest.raises(CompileError, match="no weight that can be quantised"):
         quantise_weights(hand_made(), "int8")  # its weights are 8 wide
+
+
+@pytest.mark.parametrize(("weight_dtype", "remedy"), [("int8", "leave it out"), ("same", "add --weights int4")])
+def test_products_of_other_weights(weight_dtype: str, remedy: str) -> None:
+    check_products("float32", weight_dtype=weight_dtype)
+    check_products("int8", weight_dtype="int4")
+    with pytest.raises(CompileError, match=remedy):
+        check_products("int8", weight_dtype=weight_dtype)
 
 
 def test_a_weight_that_is_not_finite(decoder: Decoder) -> None:

@@ -39,6 +39,16 @@ def _compiled() -> CompiledModel:
     return compile_model(_model(), block_size=BLOCK)
 
 
+def test_products_of_8_bits(tmp_path):
+    """Cut back contexts have the bits of fresh ones, and the loss is told: it is no rounding error."""
+    bundle = write_bundle(quantise_weights(_compiled(), "int4", "int8"), tmp_path / "b")
+    report = verify_generation(bundle, _model(), new_tokens=2 * BLOCK + 3, length=21)
+    assert report.passed
+    assert report.rollback_equal
+    assert report.precision == "float32, weights int4, products int8"
+    assert report.relative_error > 1e-4
+
+
 @pytest.mark.parametrize("precision", ["int4", "fp16"])
 def test_a_context_is_a_whole_run(precision, tmp_path):
     compiled = narrow_values(_compiled()) if precision == "fp16" else quantise_weights(_compiled(), precision)

@@ -138,6 +138,7 @@ def _write_content(
         weights=entries,
         files=_files(folder, weights),
         weight_dtype=compiled.weight_dtype,
+        products=compiled.products,
         quantised=dict(compiled.quantised),
         other_key_tiles=compiled.other_key_tiles,
     )

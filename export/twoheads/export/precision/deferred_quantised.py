@@ -1,4 +1,4 @@
-"""A weight's whole numbers, scales and zeros, made when they are written: one weight of a model at a time."""
+"""A weight's whole numbers, scales and offsets, made when they are written: one weight of a model at a time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _Quantised:
     waiting: dict[int, Array] = field(default_factory=dict[int, Array])
 
     def take(self, part: int) -> Array:
-        """The array number ``part``: values, scales, zeros."""
+        """The array number ``part``: values, scales, offsets."""
         if part not in self.waiting:
             self.waiting = dict(enumerate(_in_chunks(self.name, _rows(self.weight, self.transposed), self.bits)))
         return self.waiting.pop(part)
@@ -39,7 +39,7 @@ class _Quantised:
 
 @dataclass(frozen=True, eq=False)
 class QuantisedPart:
-    """Values, scales or zeros of a weight: a :class:`twoheads.compiler.ir.weights.Deferred` array."""
+    """Values, scales or offsets of a weight: a :class:`twoheads.compiler.ir.weights.Deferred` array."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twoheads.graphs.errors import CompileError
 
-__all__ = ["check_dtype"]
+__all__ = ["check_dtype", "check_products"]
 
 NARROW_LOWERINGS = ("auto", "tile")
 
@@ -37,3 +37,20 @@ def check_dtype(dtype: str, *, lowering: str, weight_dtype: str) -> None:
     if weight_dtype not in (dtype, "same"):
         problem = f"goes with weights of float16, and {weight_dtype} is asked for"
         raise CompileError(where, problem, "leave out one of --dtype and --weights")
+
+
+def check_products(products: str, *, weight_dtype: str) -> None:
+    """Raises unless a bundle can have these together.
+
+    Args:
+        products: In what products of 4-bit weights are computed.
+        weight_dtype: As in :func:`check_dtype`.
+
+    Raises:
+        CompileError: With a remedy.
+    """
+    if products == "float32" or weight_dtype == "int4":
+        return
+    problem = "says how 4-bit weights are multiplied, and there are none"
+    fix = "products of int8 weights are such anyway: leave it out" if weight_dtype == "int8" else "add --weights int4"
+    raise CompileError(f"--products {products}", problem, fix)

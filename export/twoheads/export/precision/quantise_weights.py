@@ -12,7 +12,14 @@ import onnx
 from twoheads.compiler.compiled_model import CompiledModel
 from twoheads.export.emit.tokenwise import EmittedRegion, emit_tokenwise
 from twoheads.export.precision.deferred_quantised import deferred_quantised
-from twoheads.export.precision.quantised_engine import Use, quantised_engine, quantised_ports, weight_uses
+from twoheads.export.precision.number_formats import check_products
+from twoheads.export.precision.quantised_engine import (
+    PRODUCT_LEVELS,
+    Use,
+    quantised_engine,
+    quantised_ports,
+    weight_uses,
+)
 from twoheads.export.precision.weight_bindings import (
     attention_weights,
     bindings,
@@ -41,7 +48,7 @@ class _Plan:
     transposed: bool
 
 
-def quantise_weights(compiled: CompiledModel, weight_dtype: str) -> CompiledModel:
+def quantise_weights(compiled: CompiledModel, weight_dtype: str, products: str = "float32") -> CompiledModel:
     """The same model with the weights of its products, and of tables that tokens look up, as ``weight_dtype``.
 
     Each weight is read and quantised when the result is written, one at a time. It stays as it is where anything else
@@ -50,10 +57,13 @@ def quantise_weights(compiled: CompiledModel, weight_dtype: str) -> CompiledMode
     Args:
         compiled: Of the dtype float32.
         weight_dtype: ``int8`` or ``int4``.
+        products: In what those of 4-bit weights are computed: ``float32``, or ``int8``, which rounds the other operand.
 
     Raises:
-        CompileError: No weight can be quantised. One that is not finite is refused when it is read.
+        CompileError: No weight can be quantised, or ``products`` goes with other weights. One that is not finite is
+            refused when it is read.
     """
+    check_products(products, weight_dtype=weight_dtype)
     bits = WEIGHT_BITS[weight_dtype]
     program = compiled.program
     engines = program.tokenwise_engines
@@ -66,7 +76,8 @@ def quantise_weights(compiled: CompiledModel, weight_dtype: str) -> CompiledMode
         )
     weights, quantised = _quantised(compiled.weights, plans)
     declared = {engine.name: engine for engine in engines}
-    changed = {engine.name: _changed(program, engine, plans) for engine in engines}
+    level = PRODUCT_LEVELS[products]
+    changed = {engine.name: _changed(program, engine, plans, level) for engine in engines}
     return replace(
         compiled,
         program=replace(
@@ -84,6 +95,7 @@ def quantise_weights(compiled: CompiledModel, weight_dtype: str) -> CompiledMode
         weights=weights,
         quantised=quantised,
         weight_dtype=weight_dtype,
+        products=products,
     )
 
 
@@ -124,7 +136,7 @@ def _quantised(
             transposed=plan.transposed,
             values=f"{name}:int{plan.bits}",
             scales=f"{name}:scales",
-            zeros=f"{name}:zeros" if plan.bits == 4 else None,
+            offsets=f"{name}:offsets" if plan.bits == 4 else None,
         )
         parts = deferred_quantised(name, weight, plan.bits, transposed=plan.transposed)
         kept.update(zip(entry.stored, parts, strict=True))
@@ -133,7 +145,7 @@ def _quantised(
 
 
 def _changed(
-    program: Program, engine: TokenwiseEngine, plans: Mapping[str, _Plan]
+    program: Program, engine: TokenwiseEngine, plans: Mapping[str, _Plan], level: int
 ) -> tuple[TokenwiseEngine, Callable[[onnx.ModelProto], onnx.ModelProto]]:
     """The engine's declaration with quantised weights, and what makes its model of that with float32 weights."""
     stage = next(stage for stage, used, _ in bindings(program) if used.name == engine.name)
@@ -145,7 +157,7 @@ def _changed(
     }
     declared = tuple(new for port in engine.weights for new in ports.get(port.name, (port,)))
     bits = {name: plan.bits for name, plan in bound.items()}
-    return replace(engine, weights=declared), partial(quantised_engine, weights=ports, bits=bits)
+    return replace(engine, weights=declared), partial(quantised_engine, weights=ports, bits=bits, level=level)
 
 
 def _rebound(stage: Any, plans: Mapping[str, _Plan], quantised: Mapping[str, QuantisedWeight]) -> Any:

@@ -1,4 +1,8 @@
-"""Weights as small whole numbers, every 32 with a scale and a zero, as ONNX Runtime's ``MatMulNBits`` reads them."""
+"""Weights as small whole numbers, every 32 with a scale, as ONNX Runtime's ``MatMulNBits`` reads them.
+
+With 4 bits every 32 have an offset beside, which a small product of its own adds: kernels that subtract zeros which are
+no whole numbers would turn the whole weight into float32 in every call.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,12 @@ __all__ = ["dequantise", "quantise", "quantised_shapes"]
 
 Array = npt.NDArray[Any]
 
+MIDDLE_4 = 8
+"""The value of 4 bits that stands for the offset alone."""
+
 
 def quantised_shapes(outer: int, inner: int, bits: int) -> tuple[tuple[int, ...], ...]:
-    """The shapes of a weight ``[outer, inner]``'s values and scales, and of the zeros that 4 bits have beside."""
+    """The shapes of a weight ``[outer, inner]``'s values and scales, and of the offsets that 4 bits have beside."""
     blocks = inner // QUANTISATION_BLOCK
     return (
         (outer, blocks, QUANTISATION_BLOCK * bits // 8),
@@ -25,7 +32,7 @@ def quantised_shapes(outer: int, inner: int, bits: int) -> tuple[tuple[int, ...]
 
 
 def quantise(weight: Array, bits: int) -> tuple[Array, ...]:
-    """Values, scales and zeros of a finite float32 weight ``[outer, inner]``, as :func:`quantised_shapes` tells.
+    """Values, scales and offsets of a finite float32 weight ``[outer, inner]``, as :func:`quantised_shapes` tells.
 
     With 8 bits a block's largest number becomes 127 on its side of the middle, exactly. With 4 bits its least becomes 0
     and its largest 15; where its numbers lie on a coarser lattice of at most 16 points, that is kept as it is: weights
@@ -46,14 +53,13 @@ def _quantise_4(blocks: Array) -> tuple[Array, Array, Array]:
     least, largest = ordered[..., 0], ordered[..., -1]
     extent = largest - least
     scales = (extent / _steps(ordered, extent)).astype(np.float32)
-    # Numbers that are all the same are that number times 1.
-    flat = scales == 0
-    scales = np.where(flat, largest, scales).astype(np.float32)
+    # Numbers that are all the same are the offset, and a scale of 0.
     whole = scales.astype(np.float64)
-    zeros = np.divide(-least, whole, out=np.zeros_like(whole), where=~flat).astype(np.float32)
-    ratios = np.divide(blocks - least[..., None], whole[..., None], out=np.ones(blocks.shape), where=~flat[..., None])
+    offsets = (least + MIDDLE_4 * whole).astype(np.float32)
+    places, steps = blocks - least[..., None], whole[..., None]
+    ratios = np.divide(places, steps, out=np.full(blocks.shape, float(MIDDLE_4)), where=steps != 0)
     values = np.clip(np.rint(ratios), 0, 15).astype(np.uint8)
-    return values[..., 0::2] | (values[..., 1::2] << 4), scales, zeros
+    return values[..., 0::2] | (values[..., 1::2] << 4), scales, offsets
 
 
 def _steps(ordered: Array, extent: Array) -> Array:
@@ -68,11 +74,11 @@ def _steps(ordered: Array, extent: Array) -> Array:
     return np.where(fits, steps, 15.0)
 
 
-def dequantise(values: Array, scales: Array, zeros: Array | None) -> npt.NDArray[np.float32]:
-    """The weight ``[outer, inner]`` that values, scales and zeros (``None`` with 8 bits) stand for."""
-    if zeros is None:
-        centred = values.astype(np.float32) - np.float32(128)
+def dequantise(values: Array, scales: Array, offsets: Array | None) -> npt.NDArray[np.float32]:
+    """The weight ``[outer, inner]`` that values, scales and offsets (``None`` with 8 bits) stand for."""
+    if offsets is None:
+        numbers = (values.astype(np.float32) - np.float32(128)) * scales[..., None]
     else:
         values = np.stack([values & 15, values >> 4], -1).reshape(*values.shape[:-1], -1)
-        centred = values.astype(np.float32) - zeros[..., None]
-    return np.asarray((centred * scales[..., None]).reshape(len(values), -1), np.float32)
+        numbers = (values.astype(np.float32) - np.float32(MIDDLE_4)) * scales[..., None] + offsets[..., None]
+    return np.asarray(numbers.reshape(len(values), -1), np.float32)

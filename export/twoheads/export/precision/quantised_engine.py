@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,17 @@ from onnx import TensorProto, helper, numpy_helper
 
 from twoheads.export.precision.quantised_arrays import quantised_shapes
 from twoheads.graphs.program.engines.port import Port
-from twoheads.graphs.serialization.bundle_format import QUANTISATION_BLOCK
+from twoheads.graphs.serialization.bundle_format import FULL_PRECISION, QUANTISATION_BLOCK, Manifest
 
 __all__ = [
     "DOMAIN",
     "FLOAT32_LEVEL",
+    "PRODUCT_LEVELS",
     "QUANTISED_PRODUCT",
     "Use",
     "quantised_engine",
     "quantised_ports",
+    "rounds_operands",
     "weight_uses",
 ]
 
@@ -30,13 +33,12 @@ QUANTISED_PRODUCT = "MatMulNBits"
 
 FLOAT32_LEVEL = 1
 INT8_LEVEL = 4
-ACCURACY_LEVELS = {8: INT8_LEVEL, 4: FLOAT32_LEVEL}
-"""In what ONNX Runtime 1.32 multiplies weights of so many bits: float32 (1), or with the other operand rounded to int8
-in blocks of 32 (4). 8 bits have a kernel of their own for the latter only; the former needs a float32 copy of the
-weight in every call. 4 bits are multiplied in float32, as zeros that are no whole numbers leave no choice. Blocks of
-128 and 256 rows, one thread of an AVX2 processor, as shares of the float32 product's speed: 8 bits 0.6 to 0.7 (in
-float32 0.4 to 0.6), 4 bits 0.75 to 0.85. ``MatMulInteger`` with one scale for each token reaches 1.2 to 1.5 there, and
-costs SmolLM2-135M 3.3 of its perplexity of 19.9, where blocks of 32 cost nothing."""
+PRODUCT_LEVELS = {FULL_PRECISION: FLOAT32_LEVEL, "int8": INT8_LEVEL}
+"""In what ONNX Runtime 1.32 multiplies 4-bit weights: float32, or with the other operand rounded to int8 in blocks of
+32. 8 bits have a kernel of their own for the latter only; the former needs a float32 copy of the weight in every call.
+Blocks of 128 and 256 rows, one thread of an AVX2 processor, as shares of the float32 product's speed: 8 bits 0.6 to 0.7
+(in float32 0.4 to 0.6), 4 bits in float32 0.75 to 0.85. ``MatMulInteger`` with one scale for each token reaches 1.2 to
+1.5 there, and costs SmolLM2-135M 3.3 of its perplexity of 19.9, where blocks of 32 cost nothing."""
 
 BRANCHES = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 VIEWS = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
@@ -102,21 +104,25 @@ def _use(node: onnx.NodeProto, place: int, sources: Mapping[str, str], tokens: C
 
 
 def quantised_ports(port: Port, bits: int, *, transposed: bool) -> tuple[Port, ...]:
-    """The ports of values, scales and zeros that take the place of ``port``."""
+    """The ports of values, scales and offsets that take the place of ``port``."""
     outer, inner = reversed(port.shape) if transposed else port.shape
-    named = zip((f"int{bits}", "scales", "zeros"), quantised_shapes(outer, inner, bits), strict=False)
+    named = zip((f"int{bits}", "scales", "offsets"), quantised_shapes(outer, inner, bits), strict=False)
     return tuple(Port(f"{port.name}:{part}", "uint8" if not at else "float32", s) for at, (part, s) in enumerate(named))
 
 
 def quantised_engine(
-    model: onnx.ModelProto, weights: Mapping[str, tuple[Port, ...]], bits: Mapping[str, int]
+    model: onnx.ModelProto,
+    weights: Mapping[str, tuple[Port, ...]],
+    bits: Mapping[str, int],
+    level: int = FLOAT32_LEVEL,
 ) -> onnx.ModelProto:
-    """The engine with the named weights read as values, scales and zeros.
+    """The engine with the named weights read as values, scales and offsets.
 
     Args:
         model: Whose weights are graph inputs. Left as it is.
         weights: By port, what takes its place.
         bits: Of each.
+        level: In what products of 4 bits are computed, one of :data:`PRODUCT_LEVELS`.
     """
     types = {value.name: value for value in onnx.shape_inference.infer_shapes(model).graph.value_info}
     outputs = {value.name: value for value in model.graph.output}
@@ -124,6 +130,7 @@ def quantised_engine(
     made = onnx.ModelProto()
     made.CopyFrom(model)
     graph = made.graph
+    summed: set[str] = set()
     del graph.node[:], graph.input[:]
     for value in model.graph.input:
         graph.input.extend(map(_declared, weights[value.name]) if value.name in weights else [value])
@@ -134,7 +141,9 @@ def quantised_engine(
         elif node.op_type == "Gather":
             graph.node.extend(_look_up(node, weights[name], bits[name], _dims(types[node.output[0]])))
         else:
-            graph.node.extend(_product(node, weights[name], bits[name]))
+            used = level if bits[name] == 4 else INT8_LEVEL
+            shape = _dims(types[node.output[0]])
+            graph.node.extend(_product(node, weights[name], bits[name], used, shape, summed))
             # Shape inference does not know the operator.
             graph.value_info.extend([types[node.output[0]]] if node.output[0] not in outputs else [])
     if not any(entry.domain == DOMAIN for entry in made.opset_import):
@@ -150,24 +159,80 @@ def _dims(value: onnx.ValueInfoProto) -> list[int]:
     return [dim.dim_value for dim in value.type.tensor_type.shape.dim]
 
 
-def _product(node: onnx.NodeProto, ports: tuple[Port, ...], bits: int) -> Iterator[onnx.NodeProto]:
-    scales = ports[1]
+def _product(
+    node: onnx.NodeProto, ports: tuple[Port, ...], bits: int, level: int, shape: list[int], summed: set[str]
+) -> Iterator[onnx.NodeProto]:
+    """The product ``[*shape]`` with values and scales, and what the offsets of 4 bits add to it.
+
+    Args:
+        node: The product with the weight itself.
+        ports: Of values and scales, and with 4 bits of offsets.
+        bits: Of the values.
+        level: In what the product is computed.
+        shape: Of the result.
+        summed: Operands whose sums by blocks there are already; this one is added.
+    """
+    values, scales, *offsets = ports
+    operand, result = node.input[0], node.output[0]
     biased = len(node.input) > 2 and node.input[2]
-    result = f"{node.output[0]}.product" if biased else node.output[0]
+    raw = f"{result}.product" if offsets or biased else result
     yield helper.make_node(
         QUANTISED_PRODUCT,
-        [node.input[0], *(port.name for port in ports)],
-        [result],
-        name=f"{node.output[0]}.quantised",
+        [operand, values.name, scales.name],
+        [raw],
+        name=f"{result}.quantised",
         domain=DOMAIN,
         K=scales.shape[1] * QUANTISATION_BLOCK,
         N=scales.shape[0],
         bits=bits,
         block_size=QUANTISATION_BLOCK,
-        accuracy_level=ACCURACY_LEVELS[bits],
+        accuracy_level=level,
     )
+    if offsets:
+        if operand not in summed:
+            summed.add(operand)
+            yield from _block_sums(operand, prod(shape[:-1]), scales.shape[1])
+        whole = f"{result}.whole" if biased else result
+        yield from _with_offsets(raw, _sums_of(operand), offsets[0].name, shape, whole)
+        raw = whole
     if biased:
-        yield helper.make_node("Add", [result, node.input[2]], [node.output[0]], name=f"{node.output[0]}.biased")
+        yield helper.make_node("Add", [raw, node.input[2]], [result], name=f"{result}.biased")
+
+
+def _sums_of(operand: str) -> str:
+    return f"{operand}.block_sums"
+
+
+def _constant(name: str, numbers: list[int]) -> onnx.NodeProto:
+    tensor = numpy_helper.from_array(np.array(numbers, np.int64))
+    return helper.make_node("Constant", [], [name], name=name, value=tensor)
+
+
+def _block_sums(operand: str, rows: int, blocks: int) -> Iterator[onnx.NodeProto]:
+    """The sums ``[rows, blocks]`` of an operand's numbers that share a scale."""
+    sums = _sums_of(operand)
+    yield _constant(f"{sums}.shape", [rows, blocks, QUANTISATION_BLOCK])
+    yield _constant(f"{sums}.axis", [-1])
+    yield helper.make_node("Reshape", [operand, f"{sums}.shape"], [f"{sums}.blocks"], name=f"{sums}.blocks")
+    inputs = [f"{sums}.blocks", f"{sums}.axis"]
+    yield helper.make_node("ReduceSum", inputs, [sums], name=sums, keepdims=0)
+
+
+def _with_offsets(raw: str, sums: str, offsets: str, shape: list[int], result: str) -> Iterator[onnx.NodeProto]:
+    """``raw`` and the product of an operand's sums by blocks with the offsets ``[outer, blocks]``."""
+    if len(shape) == 2:
+        yield helper.make_node("Gemm", [sums, offsets, raw], [result], name=f"{result}.offset", transB=1)
+        return
+    added, to = f"{result}.added", f"{result}.shape"
+    yield helper.make_node("Gemm", [sums, offsets], [added], name=added, transB=1)
+    yield _constant(to, shape)
+    yield helper.make_node("Reshape", [added, to], [f"{added}.shaped"], name=f"{added}.shaped")
+    yield helper.make_node("Add", [raw, f"{added}.shaped"], [result], name=f"{result}.offset")
+
+
+def rounds_operands(manifest: Manifest) -> bool:
+    """Whether some products round the operand that is no weight."""
+    return manifest.products != FULL_PRECISION or any(entry.bits == 8 for entry in manifest.quantised.values())
 
 
 def _look_up(node: onnx.NodeProto, ports: tuple[Port, ...], bits: int, shape: list[int]) -> Iterator[onnx.NodeProto]:

@@ -19,7 +19,7 @@ import onnx
 
 from twoheads.export.engines.rewritten import RewrittenEngines
 from twoheads.export.precision.quantised_arrays import dequantise
-from twoheads.export.precision.quantised_engine import DOMAIN, FLOAT32_LEVEL, QUANTISED_PRODUCT
+from twoheads.export.precision.quantised_engine import DOMAIN, FLOAT32_LEVEL, QUANTISED_PRODUCT, rounds_operands
 from twoheads.export.verification.original_run import AnyOriginal
 from twoheads.export.verification.widened_run import widened_bundle
 from twoheads.graphs.errors import InputError
@@ -49,7 +49,7 @@ def with_bundle_weights(original: AnyOriginal, bundle: LoadedBundle) -> AnyOrigi
         array = dequantise(
             weights.view(entry.values),
             weights.view(entry.scales),
-            None if entry.zeros is None else weights.view(entry.zeros),
+            None if entry.offsets is None else weights.view(entry.offsets),
         )
         found[name] = np.ascontiguousarray(array.T) if entry.transposed else array
     half = {name: weights.view(name) for name, place in bundle.manifest.weights.items() if place.dtype == "float16"}
@@ -113,7 +113,7 @@ def float32_products(bundle: LoadedBundle) -> Generator[LoadedBundle]:
         with scratch_folder() as folder:
             yield widened_bundle(bundle, Path(folder))
         return
-    if not any(entry.bits == 8 for entry in bundle.manifest.quantised.values()):
+    if not rounds_operands(bundle.manifest):
         yield bundle
         return
     with scratch_folder() as folder:

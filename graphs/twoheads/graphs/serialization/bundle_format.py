@@ -51,7 +51,7 @@ __all__ = [
     "tiles_folder",
 ]
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 """Another number for every field or file that a reader of the version before refuses or misreads."""
 FULL_PRECISION = "float32"
 """A manifest's ``precision`` where nothing is rounded further than the original's numbers."""
@@ -96,27 +96,27 @@ class WeightEntry:
 class QuantisedWeight:
     """A weight of the source that the bundle holds as small whole numbers and scales.
 
-    Along its inner dimension every :data:`QUANTISATION_BLOCK` numbers share one scale, and with 4 bits one zero; a
-    number is ``scale * (value - zero)``. With 8 bits the zero is 128.
+    Along its inner dimension every :data:`QUANTISATION_BLOCK` numbers share one scale, and with 4 bits one offset. A
+    number is ``scale * (value - 8) + offset`` then, and with 8 bits ``scale * (value - 128)``.
 
     Attributes:
         bits: 8, or 4: two values a byte, the first one in the low half.
         transposed: Whether the source has it as ``[inner, outer]``; the arrays below begin with the outer dimension.
         values: Name of the uint8 weight ``[outer, inner / 32, 32 * bits / 8]``.
         scales: Name of the float32 weight ``[outer, inner / 32]``.
-        zeros: The same of the zeros, which are no whole numbers; ``None`` with 8 bits.
+        offsets: The same of the offsets; ``None`` with 8 bits.
     """
 
     bits: int
     transposed: bool
     values: str
     scales: str
-    zeros: str | None
+    offsets: str | None
 
     @property
     def stored(self) -> tuple[str, ...]:
         """The names of the weights that stand for it."""
-        return (self.values, self.scales) if self.zeros is None else (self.values, self.scales, self.zeros)
+        return (self.values, self.scales) if self.offsets is None else (self.values, self.scales, self.offsets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +211,8 @@ class Manifest:
         weight_dtype: Of the products' weights: ``dtype``, or ``int8`` or ``int4`` where they are quantised.
         quantised: The source's weights that are quantised, by their names there.
         other_key_tiles: Further widths that a run may choose: the bundle holds attention engines for them, too.
+        products: In what products of 4-bit weights are computed: ``float32``, or ``int8``, which rounds their other
+            operand to 8 bits. (Those of 8-bit weights always do.)
     """
 
     format_version: int
@@ -229,6 +231,7 @@ class Manifest:
     packed_for: str | None = None
     built_in: dict[str, WeightEntry] = field(default_factory=dict[str, WeightEntry])
     other_key_tiles: tuple[int, ...] = ()
+    products: str = "float32"
 
     def declared(self, weight: str) -> WeightEntry | None:
         """What is known of a weight, whether the bundle or an artifact holds it."""
@@ -241,5 +244,6 @@ class Manifest:
 
     @property
     def precision(self) -> str:
-        """The formats of values and weights, e.g. ``float32`` or ``float32, weights int8``."""
-        return self.dtype if self.weight_dtype == self.dtype else f"{self.dtype}, weights {self.weight_dtype}"
+        """The formats of values, weights and products, e.g. ``float32`` or ``float32, weights int4, products int8``."""
+        weights = "" if self.weight_dtype == self.dtype else f", weights {self.weight_dtype}"
+        return f"{self.dtype}{weights}" + ("" if self.products == FULL_PRECISION else f", products {self.products}")

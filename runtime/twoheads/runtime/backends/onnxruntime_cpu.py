@@ -52,17 +52,10 @@ class OnnxRuntimeBackend:
         return self._wrap(array)
 
     def load_engine(self, file: EngineFile) -> OnnxRuntimeEngine:
-        return self._opened(file, own_weights=file.own_weights)
-
-    def load_unpacked(self, file: EngineFile) -> OnnxRuntimeEngine:
-        # Constants are folded from the file, and so are casts of what is not float32: where it refers to other weights,
-        # the former must not happen, and the latter are copied.
-        where_they_lie = file.own_weights or all(array.dtype == np.float32 for array in file.weights.values())
-        kept = ["ConstantFolding"] if where_they_lie and not file.own_weights else []
-        return self._opened(file, own_weights=where_they_lie, packed=False, without=kept)
-
-    def _opened(self, file: EngineFile, **how: Any) -> OnnxRuntimeEngine:
         tensors = {name: self._wrap(array) for name, array in file.weights.items()}
+        # Kernels of quantised weights need them packed, or would turn them into float32 in every call.
+        unpacked = file.shared and all(array.dtype != np.uint8 for array in file.weights.values())
+        how = {"own_weights": file.own_weights, "packed": not unpacked}
         session = _open(self.module, file.path, tensors, file.threads, **how)
         check_ports(file, session_ports(session.get_inputs()), session_ports(session.get_outputs()))
         return OnnxRuntimeEngine(file.path, session, tuple(tensors.values()))
@@ -87,22 +80,19 @@ def _open(
     *,
     own_weights: bool = False,
     packed: bool = True,
-    without: Sequence[str] = (),
 ) -> Any:
     options = session_options(ort, threads)
     if not packed:
         options.add_session_config_entry("session.disable_prepacking", "1")
-    if own_weights:
-        # What no kernel packs is read where these lie. Constants are folded from the file, so it must be the same.
+    if own_weights or not packed:
+        # What no kernel packs is read where these lie. Constants are folded from the file, unless it is told of others.
         for name, tensor in tensors.items():
             options.add_initializer(name, tensor)
-    elif tensors:
-        # Folds them as well; but what no kernel packs is copied.
+    if tensors and not own_weights:
+        # Folds them as well; but alone, what no kernel packs is copied.
         options.add_external_initializers(list(tensors), list(tensors.values()))
     try:
-        return ort.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(without)
-        )
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise BundleError(str(path), f"ONNX Runtime can't open it: {error}", "compile the model again") from error
 

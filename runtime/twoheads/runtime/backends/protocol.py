@@ -23,7 +23,6 @@ __all__ = [
     "EngineFile",
     "EngineHandle",
     "Ports",
-    "UnpackedBackend",
     "check_ports",
     "engine_failure",
 ]
@@ -39,6 +38,8 @@ class EngineFile:
         weights: The arrays that take the place of its own weights, by port name.
         threads: Of the kernels of one call; with several, calls come one at a time.
         own_weights: Whether the arrays are what the file itself refers to.
+        shared: Whether engines of other sizes read the same arrays: a backend that can then leaves these where they
+            lie, instead of keeping a copy an engine that its kernels prefer.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class EngineFile:
     weights: Mapping[str, npt.NDArray[Any]]
     threads: int = 1
     own_weights: bool = False
+    shared: bool = False
 
 
 class Call(Protocol):
@@ -88,18 +90,6 @@ class Backend(Protocol):
 
     def tensor(self, array: npt.NDArray[Any]) -> Any:
         """Wraps a contiguous array without copying it; the tensor keeps the array alive."""
-        ...
-
-
-@runtime_checkable
-class UnpackedBackend(Backend, Protocol):
-    """A backend that can read weights where they lie, instead of in copies that its kernels prefer.
-
-    Engines of different sizes with the same weights then share them.
-    """
-
-    def load_unpacked(self, file: EngineFile) -> EngineHandle:
-        """As :meth:`Backend.load_engine`."""
         ...
 
 

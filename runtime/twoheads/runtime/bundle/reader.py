@@ -82,6 +82,11 @@ class Bundle:
         return name in self.manifest.files
 
     @property
+    def extends(self) -> bool:
+        """Whether it holds engines that extend a sequence."""
+        return any(name.startswith(f"{ENGINES}/{STEP}") for name in self.manifest.files)
+
+    @property
     def fused(self) -> FusedPrograms:
         """What a single input runs, as far as the bundle holds the engines."""
         short = self.has(self.engine_file(ONE_BLOCK))

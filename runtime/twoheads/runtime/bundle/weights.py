@@ -19,7 +19,7 @@ from twoheads.runtime.bundle.inside import RECOMPILE
 __all__ = ["Weights", "part_name"]
 
 
-LARGE_BYTES = 1 << 20
+LARGE_BYTES = 1 << 16
 """Smaller weights stay: kernels read norms and biases where they lie."""
 
 

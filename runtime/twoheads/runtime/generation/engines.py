@@ -24,7 +24,8 @@ from twoheads.graphs.serialization.bundle_format import ENGINES
 from twoheads.graphs.variants.batch_steps import BatchAttention
 from twoheads.graphs.variants.decoder import step_obstacle
 from twoheads.graphs.variants.steps import StepEngine, Steps, step_steps
-from twoheads.runtime.backends.protocol import Backend, DeviceBackend, EngineFile, EngineHandle, UnpackedBackend
+from twoheads.runtime.backends.onnxruntime_cpu import OnnxRuntimeBackend
+from twoheads.runtime.backends.protocol import Backend, DeviceBackend, EngineFile, EngineHandle
 from twoheads.runtime.backends.registry import DEVICES
 from twoheads.runtime.bundle.engine_files.check import engine_problem
 from twoheads.runtime.bundle.engine_files.declared import declared_steps
@@ -69,7 +70,7 @@ class StepEngines:
         self._weights = weights
         self._threads = threads
         self._precision = precision
-        self._packed = bool(bundle.manifest.quantised) or not isinstance(backend, UnpackedBackend)
+        self._packed = bool(bundle.manifest.quantised) or not isinstance(backend, OnnxRuntimeBackend)
         self._declared = declared_steps(bundle.program, bundle.manifest, weights.view)
         self._open: dict[str, EngineHandle] = {}
         self._capacity: dict[int, str] = {}
@@ -180,9 +181,7 @@ class StepEngines:
     def _load(self, engine: TokenwiseEngine, weights: Mapping[str, Port], *, own: bool = True) -> EngineHandle:
         named: dict[str, npt.NDArray[Any]] = {port.name: self._weights.view(name) for name, port in weights.items()}
         path = self._file(self._bundle.engine_file(engine.name))
-        file = EngineFile(path, engine.inputs, engine.outputs, named, self._threads, own)
-        if not self._packed and isinstance(self.backend, UnpackedBackend):
-            return self.backend.load_unpacked(file)
+        file = EngineFile(path, engine.inputs, engine.outputs, named, self._threads, own, shared=True)
         handle = self.backend.load_engine(file)
         self._weights.let_go(weights)
         return handle

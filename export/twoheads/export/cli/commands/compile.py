@@ -14,7 +14,7 @@ from twoheads.export.cli.shared import arguments, options
 from twoheads.export.cli.shared.console import approximations_text, print_facts, print_json, seconds_text, size_text
 from twoheads.export.cli.shared.options_object import takes_options
 from twoheads.export.cli.shared.progress import PhaseProgress
-from twoheads.export.precision.number_formats import check_dtype
+from twoheads.export.precision.number_formats import check_dtype, check_products
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.masks.policy import parse_policy
 from twoheads.graphs.program.program import Program
@@ -41,6 +41,7 @@ class CompileOptions:
     ] = 4
     dtype: options.DtypeOption = options.Dtype.FP32
     weights: options.WeightsOption = options.Weights.SAME
+    products: options.ProductsOption = options.Products.FLOAT32
     attention: options.Attention = "full"
     experts: options.ExpertsOption = options.Experts.AUTO
     results: options.Results = None
@@ -70,6 +71,7 @@ class CompileOptions:
             lowering = preferred if lowering is options.Lowering.AUTO else lowering
         parse_policy(self.attention)
         check_dtype(self.dtype.full_name, lowering=lowering.value, weight_dtype=self.weights.value)
+        check_products(self.products.value, weight_dtype=self.weights.value)
         return replace(self, lowering=lowering)
 
 
@@ -112,7 +114,7 @@ def _compile(source: Path, asked: CompileOptions) -> None:
         )
         if asked.weights is not options.Weights.SAME:
             progress("quantising the weights")
-            compiled = quantise_weights(compiled, asked.weights.value)
+            compiled = quantise_weights(compiled, asked.weights.value, asked.products.value)
         if asked.dtype is not options.Dtype.FP32:
             progress("rounding to float16")
             compiled = narrow_values(compiled)
@@ -133,6 +135,7 @@ def _report(path: Path, manifest: Manifest, program: Program, seconds: float, *,
                 "lowering": manifest.lowering,
                 "dtype": manifest.dtype,
                 "weight_dtype": manifest.weight_dtype,
+                "products": manifest.products,
                 "approximations": list(manifest.approximations),
                 "engines": len(program.engines),
                 "stages": len(program.body) + len(program.head),

@@ -31,6 +31,7 @@ def bundle_to_json(path: Path, manifest: Manifest, program: Program, *, program_
         "lowering": manifest.lowering,
         "dtype": manifest.dtype,
         "weight_dtype": manifest.weight_dtype,
+        "products": manifest.products,
         "quantised": sorted(manifest.quantised),
         "approximations": list(manifest.approximations),
         "inputs": [
