@@ -10,13 +10,20 @@ __all__ = ["HEADS", "own_sizes"]
 HEADS = 4
 
 _OWN: Mapping[str, Mapping[str, Any]] = {
+    "dory": {"n_input_layers": 1, "n_recurrent_layers": 1, "n_output_layers": 1},
+    "dots1": {"n_shared_experts": 1},
+    "dots3_note_text": {"swa_head_dim": 20},
     "esm": {"pad_token_id": 195, "mask_token_id": 196},
     "esmc": {"num_key_value_heads": HEADS},
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "hunyuan_v1_moe": {"head_dim": 16},
     "layoutlmv3": {"coordinate_size": 8, "shape_size": 16, "input_size": 40},
     "lilt": {"hidden_size": 96},
     "luke": {"entity_vocab_size": 50, "entity_emb_size": 32},
+    "ministral": {"head_dim": 16},
     "mistral4": {"head_dim": 16},
     "mobilebert": {"true_hidden_size": 32, "embedding_size": 32},
+    "nemotron": {"num_key_value_heads": 2},
     "perceiver": {
         "d_latents": 64, "num_latents": 12, "num_self_attends_per_block": 2, "num_self_attention_heads": HEADS,
         "num_cross_attention_heads": HEADS,
@@ -27,6 +34,7 @@ _OWN: Mapping[str, Mapping[str, Any]] = {
     "vivit": {"num_frames": 4, "image_size": 48},
     "wav2vec2-bert": {"feature_projection_input_dim": 48},
     "xmod": {"default_language": "en_XX"},
+    "zaya": {"num_experts_per_tok": 1},
 }  # fmt: skip
 """Entries by type."""
 
@@ -41,7 +49,11 @@ def own_sizes(made: Mapping[str, Any]) -> dict[str, Any]:
             return {"mamba_d_ssm": made["mamba_n_heads"] * made["mamba_d_head"]}
         case "zamba":
             both = 2 * made["hidden_size"]
-            return {"attention_hidden_size": both, "attention_head_dim": both // HEADS, "num_key_value_heads": HEADS}
+            sizes = {"attention_hidden_size": both, "attention_head_dim": both // HEADS, "num_key_value_heads": HEADS}
+            kinds = ["linear_attention", "hybrid"] * 2  # hybrid ones share their weights
+            return {**sizes, "num_hidden_layers": 4, "layers_block_type": kinds, "mamba_dt_rank": 8}
+        case "dbrx":
+            return {"attn_config": {**made["attn_config"], "kv_n_heads": 2, "rope_theta": 10000.0}}
         case "zamba2":
             heads = {"mamba_headdim": inner // made["n_mamba_heads"], "num_query_groups": HEADS}
             both = 2 * made["hidden_size"]

@@ -25,6 +25,7 @@ _NAMES: Mapping[Any, str] = {
         num_key_value_heads num_kv_heads num_layers num_ngrams num_register_tokens top_k_experts type_vocab_size
     """,
     64: """
+        index_topk
         bottleneck_size conv_dim cross_attention_hidden_size d_embed d_model dim emb_dim embed_dim embedding_dim
         embedding_size encoder_hidden_size hidden_dim_text hidden_size lm_hidden_size lru_width model_dim n_embd
         out_hidden_size pooler_hidden_size projection_dim rnn_hidden_size text_hidden_size true_hidden
@@ -65,7 +66,7 @@ _NAMES: Mapping[Any, str] = {
     32: """intra_bottleneck_size mamba_d_head q_lora_rank""",
     0: """moe_layer_start_index num_kv_shared_layers num_mtp_layers num_nextn_predict_layers""",
     211: """decoder_vocab_size vocab_size vocab_size_per_layer_input""",
-    12: """index_topk qk_nope_head_dim""",
+    12: """qk_nope_head_dim""",
     20: """qk_head_dim v_head_dim""",
     3: """num_channels num_labels""",
     24: """kv_lora_rank""",

@@ -162,6 +162,7 @@ _ENCODERS = (
         lengths=(1, 15, 17, 53),
     ),
     family("BigBird, full attention", hf.BigBirdModel, hf.BigBirdConfig, LEARNED, attention_type="original_full"),
+    family("BigBird, random blocks beyond its lengths", hf.BigBirdModel, hf.BigBirdConfig, LEARNED),
 )
 
 _RECURRENT = (

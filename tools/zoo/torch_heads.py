@@ -123,7 +123,6 @@ REFUSED = (
         num_hidden_layers=2,
         refusal="recurrence",
     ),
-    family("BigBird, random blocks", hf.BigBirdModel, hf.BigBirdConfig, LEARNED, refusal="random blocks"),
     family(
         "ProphetNet",
         hf.ProphetNetModel,

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from twoheads.graphs.masks.expressions import Mask
 from twoheads.graphs.masks.sampling import Average
-from twoheads.graphs.program.program import Dim, Input
+from twoheads.graphs.program.program import Dim, Input, Limit
 
 __all__ = [
     "AttentionNode",
@@ -213,6 +213,7 @@ class SourceGraph:
         hidden: Name of the last hidden states.
         logits: Name of the head's result, or ``None``.
         max_length: Longest input that the graph's own shapes allow (a sliced table), or ``None``.
+        limits: Longest inputs for which the graph is the model, where it is another for longer ones.
     """
 
     name: str
@@ -222,6 +223,7 @@ class SourceGraph:
     hidden: str
     logits: str | None
     max_length: int | None = field(default=None)
+    limits: tuple[Limit, ...] = field(default=())
 
     @property
     def attentions(self) -> Iterator[AttentionNode]:

@@ -74,13 +74,14 @@ def _own_results(
 ) -> tuple[int, Mapping[str, Array], Array, Array | None]:
     """Tokens, all inputs of the graph, and what the model itself makes of its own."""
     inputs = captured.program.inputs
-    for length in LENGTHS:
+    longest = min((limit.length for limit in captured.graph.limits), default=LENGTHS[0] + STEP)
+    for length in (min(tokens, max(1, longest - STEP)) for tokens in LENGTHS):
         given = example_inputs(inputs, trial_lengths(captured.graph, length, step=STEP), seed)
         own = {name: torch.from_numpy(given[name]) for name in source.inputs if name in given}
         try:
             hidden, logits = TorchOriginal(source).hidden_and_logits(own, None, "plain")
         except (IndexError, RuntimeError):
-            if length == LENGTHS[-1]:
+            if length <= LENGTHS[-1]:
                 raise
             continue
         return length, given, hidden.numpy(), None if logits is None else logits.numpy()

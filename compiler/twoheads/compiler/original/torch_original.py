@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from twoheads.compiler.frontend.torch.hugging_face.architectures import has_own_attention, reset_rope
+from twoheads.compiler.frontend.torch.hugging_face.layers.sparse_layers import keeping_sparse
 from twoheads.compiler.frontend.torch.hugging_face.library_attention import (
     EAGER,
     in_place_of_eager,
@@ -121,6 +122,7 @@ def _run(
     if implementation == "plain":
         given = {name: tensor.expand(_copies(source, given), *tensor.shape[1:]) for name, tensor in given.items()}
     with (
+        keeping_sparse(source.module),
         _attention(source.module, implementation, given, imposed=imposed),
         _double(source.module, given, enabled=implementation == "plain") as inputs,
     ):

@@ -21,7 +21,7 @@ TOKEN_NUMBERS = (0, 1, 2)
 
 def find_position_limits(graph: SourceGraph, program: SourceProgram) -> tuple[Limit, ...]:
     """For each input axis that has a limit, the longest input whose positions all fall into the model's tables."""
-    found = [*_table_limits(graph, program)]
+    found = [*_table_limits(graph, program), *graph.limits]
     known = {limit.axis for limit in found}
     if graph.max_length is not None and all(limit.length > graph.max_length for limit in found if limit.axis == TOKENS):
         found.append(Limit(graph.max_length, "a table in its graph"))

@@ -72,7 +72,7 @@ class GraphBuilder:
         for tensor in graph.initializer:
             constant = onnx.TensorProto()
             constant.CopyFrom(tensor)
-            constant.name = known[tensor.name] = f"{prefix}/{tensor.name}"
+            constant.name = known.setdefault(tensor.name, f"{prefix}/{tensor.name}")  # a constant may be a port
             self.constants[constant.name] = constant
         for number, node in enumerate(graph.node):
             copy = onnx.NodeProto()

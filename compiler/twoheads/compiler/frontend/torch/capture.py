@@ -48,7 +48,7 @@ from twoheads.compiler.ir.source_graph import (
 from twoheads.compiler.ir.source_program import Captured
 from twoheads.compiler.recognition.recognise import recognise_attention
 from twoheads.graphs.errors import CompileError
-from twoheads.graphs.program.program import TOKENS, Input, Value
+from twoheads.graphs.program.program import TOKENS, Input, Limit, Value
 
 __all__ = ["capture"]
 
@@ -63,6 +63,7 @@ _INDEX_VIEWS = (
     torch.ops.aten.clone.default,
     torch.ops.aten.transpose.int,
     torch.ops.aten.permute.default,
+    torch.ops.aten.slice.Tensor,
     torch.ops.aten.where.ScalarSelf,
     torch.ops.aten.where.self,  # a wrapper's ordinary token in the place of its image's
 )
@@ -125,10 +126,10 @@ def capture(source: LoadedSource, experts: ExpertsChoice = DENSE) -> Captured:
         hidden=outputs["hidden"],
         logits=outputs.get("logits"),
         max_length=_longest(exported, axes, found),
+        limits=_limits(source, program.inputs),
     )
-    _require_all_attention(source, source_graph)
     _require_no_chance(source_graph)
-    _require_weights(source, {name for node in nodes for name in node.inputs})
+    _require_all_attention(source, source_graph, {name for node in nodes for name in node.inputs})
     return Captured(
         source_graph,
         program,
@@ -210,6 +211,14 @@ def _longest(exported: ExportedProgram, axes: AxisNames, found: Sequence[Recogni
     bounds = [int(r.upper) for s, r in ranges if axes.symbols.get(str(s)) == TOKENS and r.upper.is_Integer]
     bounds += [attention.max_length for attention in found if attention.max_length is not None]
     return min((bound for bound in bounds if bound < 1 << 40), default=None)
+
+
+def _limits(source: LoadedSource, inputs: Sequence[Input]) -> tuple[Limit, ...]:
+    """The end of what the graph stands for, along the tokens of the model's first argument."""
+    if source.dense is None:
+        return ()
+    axes = {entry.value.name: entry.value.axis for entry in inputs}
+    return (replace(source.dense, axis=axes.get(next(iter(source.inputs))) or TOKENS),)
 
 
 def _weight_names(exported: ExportedProgram) -> dict[str, str]:
@@ -341,7 +350,13 @@ def _require_weights(source: LoadedSource, used: Set[str]) -> None:
         )
 
 
-def _require_all_attention(source: LoadedSource, graph: SourceGraph) -> None:
+def _require_all_attention(source: LoadedSource, graph: SourceGraph, used: Set[str]) -> None:
+    """Refuses a model some of whose attention lies outside of the graph, or whose files lack a weight ``used`` in it.
+
+    Raises:
+        CompileError: Names layers or a weight.
+    """
+    _require_weights(source, used)
     captured = [node.layer for node in graph.cuts if not isinstance(node, SequenceNode | ExpertsNode)]
     if len(captured) >= max(1, source.layers):
         return

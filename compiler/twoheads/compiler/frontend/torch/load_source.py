@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from twoheads.compiler.frontend.generation_facts import generation_facts
+from twoheads.compiler.frontend.torch.hugging_face.layers.sparse_layers import dense_length
 from twoheads.compiler.frontend.torch.hugging_face.refused_layers import refuse_known
 from twoheads.compiler.frontend.torch.model_folder import model_class_of, never_asking, read_model_config
 from twoheads.compiler.frontend.torch.source_inputs import SourceInput, attention_layers, hugging_face_inputs
@@ -24,7 +25,7 @@ from twoheads.compiler.frontend.torch.unused_weights import refuse_unused_weight
 from twoheads.compiler.frontend.torch.weights.deferred_loading import SMALL, deferred_loading
 from twoheads.compiler.frontend.torch.weights.gguf_header import check_gguf, gguf_config
 from twoheads.graphs.errors import CompileError, InternalError
-from twoheads.graphs.program.program import Pooling
+from twoheads.graphs.program.program import Limit, Pooling
 from twoheads.graphs.serialization.bundle_format import SourceIdentity
 
 __all__ = ["LoadedSource", "load_source"]
@@ -48,6 +49,7 @@ class LoadedSource:
         tokenizer_json: A `tokenizers` file's contents, or ``None``.
         generation_json: What it says about generating; see
             :mod:`~twoheads.compiler.frontend.generation_facts`. ``None`` where it does not generate.
+        dense: The longest input that a model of sparse attention attends to in full: it ends there.
     """
 
     identity: SourceIdentity
@@ -60,6 +62,7 @@ class LoadedSource:
     pooling: Pooling | None
     tokenizer_json: bytes | None
     generation_json: bytes | None = None
+    dense: Limit | None = None
 
 
 def load_source(
@@ -209,6 +212,7 @@ def _hugging_face(
         pooling=pooling,
         tokenizer_json=tokenizer,
         generation_json=generation,
+        dense=dense_length(module),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from twoheads.compiler.frontend.torch.hugging_face.layers.padding_masks import ones_for
 from twoheads.graphs.errors import CompileError
 
 __all__ = ["hugging_face_outputs", "named_outputs"]
@@ -54,7 +55,7 @@ def hugging_face_outputs(module: nn.Module, inputs: Mapping[str, Tensor], **opti
         with _without_caches(model):
             # Models without a cache don't take the argument.
             caching = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
-            output = model(**inputs, **caching, **options)
+            output = model(**inputs, **ones_for(model, inputs), **caching, **options)
     finally:
         for hook in hooks:
             hook.remove()
@@ -63,6 +64,8 @@ def hugging_face_outputs(module: nn.Module, inputs: Mapping[str, Tensor], **opti
         return {"hidden": output[0]}
     if not seen:
         raise CompileError(type(module).__name__, "has logits but no base model", "compile the model below its head")
+    if seen[-1] is logits:  # the decoder's own projection makes them
+        return {"hidden": logits}
     return {"hidden": seen[-1], "logits": logits}
 
 

@@ -90,7 +90,6 @@ REFUSED: dict[str, tuple[Any, str]] = {
         lambda: hf.LongformerForSequenceClassification(hf.LongformerConfig(**SIZES, attention_window=8)),
         "global attention",
     ),
-    "BigBird, sparse": (lambda: hf.BigBirdModel(hf.BigBirdConfig(**SIZES)), "original_full"),
     "RWKV": (
         lambda: hf.RwkvModel(hf.RwkvConfig(vocab_size=61, hidden_size=32, num_hidden_layers=2)),
         r"blocks\.0\.attention .*recurrence",

@@ -15,12 +15,15 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
-from twoheads.compiler.frontend.torch.hugging_face.conv_layers import CONV_LAYERS
-from twoheads.compiler.frontend.torch.hugging_face.expert_layers import EXPERT_LAYERS
-from twoheads.compiler.frontend.torch.hugging_face.recurrent_layers import RECURRENT_LAYERS
-from twoheads.compiler.frontend.torch.hugging_face.relative_positions import RELATIVE_POSITIONS
-from twoheads.compiler.frontend.torch.hugging_face.sinusoids import SINUSOIDS
-from twoheads.compiler.frontend.torch.hugging_face.vision_layers import VISION_LAYERS
+from twoheads.compiler.frontend.torch.hugging_face.layers.conv_layers import CONV_LAYERS
+from twoheads.compiler.frontend.torch.hugging_face.layers.expert_layers import EXPERT_LAYERS
+from twoheads.compiler.frontend.torch.hugging_face.layers.language_layers import LANGUAGE_LAYERS
+from twoheads.compiler.frontend.torch.hugging_face.layers.padding_masks import PADDING_MASKS
+from twoheads.compiler.frontend.torch.hugging_face.layers.recurrent_layers import RECURRENT_LAYERS
+from twoheads.compiler.frontend.torch.hugging_face.layers.relative_positions import RELATIVE_POSITIONS
+from twoheads.compiler.frontend.torch.hugging_face.layers.sinusoids import SINUSOIDS
+from twoheads.compiler.frontend.torch.hugging_face.layers.sparse_layers import SPARSE_LAYERS, keeping_sparse
+from twoheads.compiler.frontend.torch.hugging_face.layers.vision_layers import VISION_LAYERS
 from twoheads.compiler.frontend.torch.operators.attention_op import attention
 from twoheads.graphs.errors import CompileError
 
@@ -33,6 +36,7 @@ _Method: TypeAlias = Callable[..., Any]
 def replaced(module: nn.Module) -> Generator[None]:
     """Within it, the parts of ``module`` that can't be captured as they are compute the same in another form."""
     with ExitStack() as stack:
+        stack.enter_context(keeping_sparse(module, full=True))
         for part in module.modules():
             methods = _REPLACEMENTS.get(type(part).__name__, {})
             if not methods and _rope_types(part) & {"dynamic", "longrope"}:
@@ -168,9 +172,12 @@ def _gaussian_topk(part: Any, inputs: Tensor) -> Tensor:
 _REPLACEMENTS: Mapping[str, Mapping[str, _Method]] = {
     **CONV_LAYERS,
     **EXPERT_LAYERS,
+    **LANGUAGE_LAYERS,
+    **PADDING_MASKS,
     **RECURRENT_LAYERS,
     **RELATIVE_POSITIONS,
     **SINUSOIDS,
+    **SPARSE_LAYERS,
     **VISION_LAYERS,
     "Gemma3nTextMLP": {"_gaussian_topk": _gaussian_topk},
     "LongformerModel": {"forward": _longformer_model},

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twoheads.compiler.frontend.torch.hugging_face.expert_layers import EXPERT_LAYERS
+from twoheads.compiler.frontend.torch.hugging_face.layers.expert_layers import EXPERT_LAYERS
 from twoheads.compiler.frontend.torch.operators.experts_op import Gate
 from twoheads.graphs.costs.expert_costs import dense_is_cheaper
 from twoheads.graphs.errors import CompileError

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from twoheads.compiler.frontend.torch.hugging_face.layers.sparse_layers import SPARSE_LAYERS
 from twoheads.graphs.errors import CompileError
 
 __all__ = ["refuse_known"]
@@ -19,14 +20,8 @@ def refuse_known(module: nn.Module) -> None:
         CompileError: Names the layer.
     """
     for name, part in module.named_modules():
-        if getattr(part, "attention_type", None) == "block_sparse":
-            raise CompileError(
-                name or type(part).__name__,
-                "has block-sparse attention with random blocks: which keys a token sees is no function of positions",
-                'load the model with attention_type="original_full"',
-            )
         for pattern, (reason, remedy) in _REFUSED.items():
-            if re.search(pattern, type(part).__name__):
+            if re.search(pattern, type(part).__name__) and type(part).__name__ not in SPARSE_LAYERS:
                 raise CompileError(f"{name} ({type(part).__name__})" if name else type(part).__name__, reason, remedy)
 
 
@@ -36,6 +31,11 @@ _ENCODER = "compile the model below its head"
 _REFUSED: Mapping[str, tuple[str, str]] = {
     r"RwkvSelfAttention|xLSTM": (
         "is a recurrence: a token depends on a state that is made of all tokens before it, one after the other",
+        _TRANSFORMER,
+    ),
+    r"DeepseekV4(HCA|CSA)Compressor": (
+        "makes keys that stand for windows of tokens, some of which an indexer chooses by their content: tiles are "
+        "chosen by positions alone",
         _TRANSFORMER,
     ),
     r"Indexer$": (
@@ -70,6 +70,14 @@ _REFUSED: Mapping[str, tuple[str, str]] = {
         "reads the row of the last end token, wherever the input has it, and fails where it has none",
         _ENCODER,
     ),
+    r"CpmAntModel": (
+        "hides token 0 wherever it stands in the input, and puts tokens of its own before it",
+        "compile a decoder whose mask is given",
+    ),
+    r"Gemma4(Unified)?AssistantForCausalLM": (
+        "reads the keys and values of another model: it guesses that model's next tokens, and is none alone",
+        "compile the model that it assists; `generate --draft` takes any smaller model of the same vocabulary",
+    ),
     r"TapasEmbeddings": (
         "numbers tokens within the cells of a table, which the content of its token types says",
         "compile an encoder of plain text",
@@ -77,10 +85,6 @@ _REFUSED: Mapping[str, tuple[str, str]] = {
     r"LEDEncoderSelfAttention|LongT5(Local|TransientGlobal)Attention|PegasusXGlobalLocalAttention": (
         "attends within blocks of an input that is padded to whole blocks, and to global tokens beside them",
         "compile a model with one attention over all tokens (BART, T5)",
-    ),
-    r"(Flaubert|XLM|FSMT)Model$": (
-        "hides the padding token wherever it stands in the input, so that its mask depends on what the input says",
-        "compile XLM-RoBERTa or another encoder whose mask is given",
     ),
     r"^(Swin|Swinv2|Swin2SR|DonutSwin)\w*Attention|HieraMaskUnitAttention|NeighborhoodAttention$|VitDetAttention|"
     r"SamVisionAttention": (

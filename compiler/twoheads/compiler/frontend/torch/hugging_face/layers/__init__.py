@@ -1,0 +1,1 @@
+"""Layers of single architectures, written so that a graph can hold them."""
