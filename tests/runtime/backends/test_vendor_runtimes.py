@@ -17,6 +17,7 @@ import onnx
 import polygraphy.backend.trt as polygraphy_trt  # type: ignore[import-untyped]
 import pytest
 
+from tests.recorded_signatures import MEMBERS, calls_bound, installed_members, recorded, shape
 from tests.runtime.backends import vendor_fakes as fakes
 from tests.runtime.tiny_bundle import write_tiny
 from tests.runtime.tiny_model import Tiny, random_tokens, reference
@@ -26,6 +27,7 @@ from twoheads.graphs.errors import BundleError, InputError
 from twoheads.graphs.serialization.bundle_format import Artifact, TargetEntry
 from twoheads.runtime import load
 from twoheads.runtime.backends.emulator import EMULATORS, backend_on_device
+from twoheads.runtime.backends.emulators import in_process
 from twoheads.runtime.backends.registry import ARTIFACT_BACKENDS
 from twoheads.runtime.bundle.reader import read_bundle
 
@@ -173,14 +175,47 @@ def test_stand_ins_have_the_signatures_of_the_packages() -> None:
     assert {"INPUT", "OUTPUT"} <= set(trt.TensorIOMode.__members__)
 
 
-def test_the_stand_in_of_core_ml_has_the_signatures_of_the_package() -> None:
-    coremltools = pytest.importorskip("coremltools")
-    assert parameters(fakes.MLModel.__init__) == parameters(coremltools.models.MLModel.__init__)
-    assert parameters(fakes.MLModel.predict) == parameters(coremltools.models.MLModel.predict)
-    assert hasattr(coremltools.ComputeUnit, "ALL")
+STAND_INS = {
+    "coremltools": (fakes.MLModel, ("MLModel.__init__", "MLModel.get_spec", "MLModel.predict")),
+    "rknn-toolkit-lite2": (
+        fakes.RKNNLite,
+        tuple(f"RKNNLite.{name}" for name in ("__init__", "load_rknn", "init_runtime", "inference")),
+    ),
+}
 
 
-def test_the_stand_in_of_rockchips_runtime_has_the_signatures_of_the_package() -> None:
-    api = pytest.importorskip("rknnlite.api")
-    for name in ("__init__", "load_rknn", "init_runtime", "inference"):
-        assert parameters(getattr(fakes.RKNNLite, name)) == parameters(getattr(api.RKNNLite, name))
+@pytest.mark.parametrize("package", STAND_INS)
+def test_a_stand_in_has_the_signatures_that_are_recorded_of_its_package(package: str) -> None:
+    fake, members = STAND_INS[package]
+    for member in members:
+        own = inspect.signature(getattr(fake, member.partition(".")[2]))
+        assert shape(own) == shape(recorded(package, member)), member
+
+
+EMULATOR_CALLS = {
+    ("run_coreml", "coremltools"): {"MLModel.__init__", "MLModel.get_spec", "MLModel.predict"},
+    ("run_rknnlite", "rknn-toolkit-lite2"): {"RKNNLite.__init__", "RKNNLite.load_rknn", "RKNNLite.init_runtime"},
+    ("run_rknn", "rknn-toolkit2"): {
+        *("RKNN.__init__", "RKNN.config", "RKNN.load_onnx", "RKNN.build", "RKNN.init_runtime"),
+    },
+    ("rknn_calls", "rknn-toolkit-lite2"): {"RKNNLite.inference"},
+    ("rknn_calls", "rknn-toolkit2"): {"RKNN.inference"},
+}
+
+
+@pytest.mark.parametrize(("module_name", "package"), EMULATOR_CALLS)
+def test_every_call_of_a_package_fits_its_recorded_signature(module_name: str, package: str) -> None:
+    file = Path(in_process.__file__).parent / f"{module_name}.py"
+    assert calls_bound(file, package) == EMULATOR_CALLS[module_name, package]
+
+
+def test_a_call_that_a_package_refuses_is_found(tmp_path: Path) -> None:
+    file = tmp_path / "calls.py"
+    file.write_text("runtime.inference(inputs=[], data_formats=['nchw'])")
+    with pytest.raises(TypeError, match="data_formats"):
+        calls_bound(file, "rknn-toolkit2")
+
+
+def test_the_record_is_that_of_the_packages_that_are_installed() -> None:
+    for package, members in MEMBERS.items():
+        assert installed_members(package) in (None, members), f"{package} changed: python -m tools.signatures"

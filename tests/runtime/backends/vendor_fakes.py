@@ -2,7 +2,7 @@
 
 Each is called with the arguments of the real one, by its own Python signature, so that a call which the package would
 refuse is refused here. ``tests/runtime/backends/test_vendor_runtimes.py`` compares the signatures with packages that
-are installed; those of rknn-toolkit-lite2 are of version 2.5.0, those of coremltools of 9.0.
+are installed, and with what ``python -m tools.signatures`` recorded of rknn-toolkit-lite2 and coremltools.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from typing import Any
 import numpy.typing as npt
 import onnx
 
+from twoheads.export.accelerators.rewrites.bound_exponents import bound_exponents
 from twoheads.export.accelerators.rewrites.cast import cast_model
 from twoheads.export.accelerators.rewrites.compress_weights import WEIGHT_BITS, compress_weights
 from twoheads.export.accelerators.rewrites.hidden_scores import raise_hidden_scores
@@ -55,6 +56,8 @@ def prepare_engine(
         return parts
     if is_half(precision):
         accelerator = bring_into_half_range(accelerator, name)
+        if target.exponent_bound is not None:
+            accelerator = bound_exponents(accelerator, target.exponent_bound)
     elif precision == "int8":
         if target.hidden_score is not None:
             accelerator = raise_hidden_scores(accelerator, target.hidden_score)

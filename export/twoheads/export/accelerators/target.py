@@ -61,6 +61,8 @@ class Target:
         checked_with: The compiler's version with which the rules were measured.
         rules: What it can't take.
         weights_in_model: Whether weights of 8 or 4 bits are written into the model, as operators that it knows.
+        exponent_bound: The magnitude to which half-precision artifacts clip what ``Exp`` takes, where the accelerator's
+            is wrong beyond; ``None`` to leave it.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Target:
     checked_with: str
     rules: tuple[Rule, ...]
     weights_in_model: bool = False
+    exponent_bound: float | None = None
 
 
 def target_names() -> tuple[str, ...]:
