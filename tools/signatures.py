@@ -16,6 +16,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as scratch:
             wheel = _wheel(package, options.wheels or _fetched(package, Path(scratch)))
             with zipfile.ZipFile(wheel) as archive:
-                members = read_members(package, lambda file, archive=archive: archive.read(file).decode())
+                members = read_members(package, partial(_text, archive))
             record[package] = {"version": wheel.name.split("-")[1], "members": members}
     RECORD.write_text(_written(record), encoding="utf-8")
     return 0
@@ -116,6 +117,10 @@ def _fetched(package: str, folder: Path) -> Path:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
     subprocess.run([*pip, "--only-binary=:all:", *platforms, "-d", str(folder), package], check=True)
     return folder
+
+
+def _text(archive: zipfile.ZipFile, file: str) -> str:
+    return archive.read(file).decode()
 
 
 def _wheel(package: str, folder: Path) -> Path:
