@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -13,26 +14,35 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from twoheads.compiler import compile_model
 from twoheads.compiler.compiled_model import CompiledModel
 from twoheads.export import quantise_weights, write_bundle
+from twoheads.graphs.errors import BundleError, InternalError, TwoheadsError
+from twoheads.graphs.program.program import TokenwiseEngine
 from twoheads.runtime import load
+from twoheads.runtime.backends import onnxruntime_cpu
+from twoheads.runtime.backends.onnxruntime_c import c_interface
 from twoheads.runtime.backends.onnxruntime_cpu import OnnxRuntimeBackend, OnnxRuntimeEngine
+from twoheads.runtime.backends.onnxruntime_shared import SharedEngine
 from twoheads.runtime.backends.protocol import EngineFile
+from twoheads.runtime.bundle.reader import read_bundle
 
 
 class Recording(OnnxRuntimeBackend):
-    """Keeps what is opened, and whether with packed weights."""
+    """Keeps how the weights of what is opened are held, by the engine's name."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.packed: dict[str, bool] = {}
+        self.held: dict[str, str] = {}
 
-    def load_engine(self, file: EngineFile) -> OnnxRuntimeEngine:
+    def load_engine(self, file: EngineFile) -> OnnxRuntimeEngine | SharedEngine:
         engine = super().load_engine(file)
-        if file.weights:
+        if isinstance(engine, SharedEngine):
+            self.held[file.path.stem] = "shared"
+            assert engine.weights is self._shared
+        elif file.weights:
             entry = engine.session.get_session_options().get_session_config_entry
             try:
-                self.packed[file.path.stem] = entry("session.disable_prepacking") != "1"
+                self.held[file.path.stem] = "in place" if entry("session.disable_prepacking") == "1" else "packed"
             except RuntimeError:  # no such entry
-                self.packed[file.path.stem] = True
+                self.held[file.path.stem] = "packed"
         return engine
 
 
@@ -52,33 +62,67 @@ def _compiled(block: int) -> CompiledModel:
     return compile_model(LlamaForCausalLM(config).eval(), block_size=block)
 
 
-def _runs(bundle: Any, length: int) -> tuple[Any, dict[str, bool]]:
+def _runs(bundle: Any, length: int, **options: Any) -> tuple[Any, Any, dict[str, str], dict[str, str]]:
+    """Hidden states, logits of a context's last token, and how weights are held: those of runs, and of steps."""
     backend = Recording()
-    loaded = load(bundle, threads=1, backend=backend)
+    loaded = load(bundle, threads=1, backend=backend, **options)
     tokens = np.random.default_rng(0).integers(0, 64, length)
-    hidden = loaded.run(tokens, output="hidden").array
-    if bundle.name != "runs":
+    hidden, logits = loaded.run(tokens, output="hidden").array, None
+    if (bundle / "engines" / "step_8_head.onnx").exists():
         with loaded.open_context() as context:
             context.append(tokens)
-    return hidden, backend.packed
+            logits = context.step(3)
+    sides: tuple[dict[str, str], dict[str, str]] = ({}, {})
+    for name, how in backend.held.items():
+        sides[name.startswith("step_")][name] = how
+    return hidden, logits, *sides
 
 
 def test_runs_and_steps_read_the_same_float32_weights(tmp_path: Any) -> None:
     both = write_bundle(_compiled(128), tmp_path / "both")
-    runs = write_bundle(_compiled(128), tmp_path / "runs", generation=False)
-    found, opened = _runs(both, 300)
-    expected, packed = _runs(runs, 300)
-    assert {name.startswith("step_") for name in opened} == {True, False}
-    assert not any(opened.values())
-    assert all(packed.values())
+    found, _, runs, steps = _runs(both, 300)
+    expected, _, packed, none = _runs(write_bundle(_compiled(128), tmp_path / "runs", generation=False), 300)
+    assert set(runs.values()) == set(steps.values()) == {"in place"}
+    assert (set(packed.values()), none) == ({"packed"}, {})
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("kind", ["small blocks", "4 bits"])
-def test_others_are_packed_where_that_is_faster(tmp_path: Any, kind: str) -> None:
-    compiled = _compiled(16) if kind == "small blocks" else quantise_weights(_compiled(128), "int4")
-    _, packed = _runs(write_bundle(compiled, tmp_path / "both"), 40)
-    runs = {name: found for name, found in packed.items() if not name.startswith("step_")}
-    assert runs
-    assert all(runs.values())
-    assert all(found == (kind == "4 bits") for name, found in packed.items() if name not in runs)
+def test_products_of_small_blocks_are_faster_packed(tmp_path: Any) -> None:
+    _, _, runs, steps = _runs(write_bundle(_compiled(16), tmp_path / "b"), 40)
+    assert (set(runs.values()), set(steps.values())) == ({"packed"}, {"in place"})
+
+
+@pytest.mark.skipif(c_interface() is None, reason="this package of ONNX Runtime brings no library")
+def test_packed_weights_are_shared_to_the_bit(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = write_bundle(quantise_weights(_compiled(16), "int4"), tmp_path / "b")
+    hidden, logits, runs, steps = _runs(bundle, 40)
+    assert set(runs.values()) == set(steps.values()) == {"shared"}
+    limited = _runs(bundle, 40, memory_limit=1 << 40)  # whose engines are closed to let weights go
+    assert (set(limited[2].values()), set(limited[3].values())) == ({"packed"}, {"shared"})
+    monkeypatch.setattr(onnxruntime_cpu, "c_interface", lambda: None)
+    alone = _runs(bundle, 40)
+    assert set(alone[2].values()) == set(alone[3].values()) == {"packed"}
+    for other in (limited, alone):
+        np.testing.assert_array_equal(other[0], hidden)
+        np.testing.assert_array_equal(other[1], logits)
+
+
+@pytest.mark.skipif(c_interface() is None, reason="this package of ONNX Runtime brings no library")
+def test_a_shared_engine_refuses_what_its_ports_do_not_take(tmp_path: Any) -> None:
+    bundle = read_bundle(write_bundle(quantise_weights(_compiled(16), "int4"), tmp_path / "b"))
+    (stage,) = bundle.program.head
+    engine = bundle.program.engine_of(TokenwiseEngine, stage.engine)
+    weights = dict(zip((p.name for p in engine.weights), bundle.open_weights().views(stage.weights), strict=True))
+    backend, path = OnnxRuntimeBackend(), bundle.file(bundle.engine_file(engine.name))
+    file = EngineFile(path, engine.inputs, engine.outputs, weights, own_weights=True, shared=True)
+    call = backend.load_engine(file).new_call()
+    with pytest.raises(InternalError, match=r"float32 \[3, 5\] for the port"):
+        call.bind_input(0, backend.tensor(np.zeros((3, 5), np.float32)))
+    with pytest.raises(InternalError, match="float64"):
+        call.bind_input(0, backend.tensor(np.zeros(engine.inputs[0].shape, np.float64)))
+    with pytest.raises(BundleError, match="the program expects"):
+        backend.load_engine(replace(file, inputs=(replace(engine.inputs[0], dtype="float64"),)))
+    with pytest.raises(BundleError, match="can't open it"):
+        backend.load_engine(replace(file, path=tmp_path / "none.onnx"))
+    with pytest.raises(TwoheadsError, match="an engine call failed"):
+        call.run()  # nothing is bound

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 
 from twoheads.runtime.backends.onnxruntime_cpu import OnnxRuntimeBackend, OnnxRuntimeEngine
+from twoheads.runtime.backends.onnxruntime_shared import SharedEngine
 from twoheads.runtime.backends.protocol import EngineFile
 
 __all__ = ["RewrittenEngines"]
@@ -27,7 +28,7 @@ class RewrittenEngines(OnnxRuntimeBackend):
         self._folder = folder
         self._rewrite = rewrite
 
-    def load_engine(self, file: EngineFile) -> OnnxRuntimeEngine:
+    def load_engine(self, file: EngineFile) -> OnnxRuntimeEngine | SharedEngine:
         copy = self._folder / file.path.name
         if not copy.exists():
             model = self._rewrite(onnx.load(file.path, load_external_data=False))

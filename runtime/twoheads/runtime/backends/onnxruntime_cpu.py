@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import BundleError, InputError
+from twoheads.runtime.backends.onnxruntime_c import c_interface
+from twoheads.runtime.backends.onnxruntime_shared import SharedEngine, SharedWeights
 from twoheads.runtime.backends.protocol import EngineFile, Ports, check_ports, engine_failure
 
 __all__ = ["OnnxRuntimeBackend", "OnnxRuntimeEngine", "open_session", "session_options", "session_ports"]
@@ -51,14 +53,22 @@ class OnnxRuntimeBackend:
     def tensor(self, array: npt.NDArray[Any]) -> Any:
         return self._wrap(array)
 
-    def load_engine(self, file: EngineFile) -> OnnxRuntimeEngine:
+    def load_engine(self, file: EngineFile) -> OnnxRuntimeEngine | SharedEngine:
+        quantised = any(array.dtype == np.uint8 for array in file.weights.values())
+        if file.shared and quantised and self._shared is not None:
+            return self._shared.open(file, session_settings(file.threads))
         tensors = {name: self._wrap(array) for name, array in file.weights.items()}
         # Kernels of quantised weights need them packed, or would turn them into float32 in every call.
-        unpacked = file.shared and all(array.dtype != np.uint8 for array in file.weights.values())
-        how = {"own_weights": file.own_weights, "packed": not unpacked}
+        how = {"own_weights": file.own_weights, "packed": quantised or not file.shared}
         session = _open(self.module, file.path, tensors, file.threads, **how)
         check_ports(file, session_ports(session.get_inputs()), session_ports(session.get_outputs()))
         return OnnxRuntimeEngine(file.path, session, tuple(tensors.values()))
+
+    @cached_property
+    def _shared(self) -> SharedWeights | None:
+        """Keeps packed weights once; ``None`` if this installation can't, so that each engine keeps its own."""
+        interface = c_interface()
+        return None if interface is None else SharedWeights(interface)
 
 
 def open_session(path: Path, weights: Mapping[str, npt.NDArray[Any]]) -> OnnxRuntimeEngine:
@@ -103,12 +113,20 @@ def session_options(ort: Any, threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    options.add_session_config_entry("session.use_env_allocators", "1")
-    # Between the kernels of one call threads wait by spinning, and stop with the call: sleeping costs more.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    for name, setting in session_settings(threads).items():
+        options.add_session_config_entry(name, setting)
     return options
+
+
+def session_settings(threads: int) -> dict[str, str]:
+    """What such a session is told by name."""
+    # Between the kernels of one call threads wait by spinning, and stop with the call: sleeping costs more.
+    return {
+        "session.use_env_allocators": "1",
+        "session.intra_op.allow_spinning": "1" if threads > 1 else "0",
+        "session.force_spinning_stop": "1",
+        "session.inter_op.allow_spinning": "0",
+    }
 
 
 @lru_cache(maxsize=1)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Collection, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,9 @@ __all__ = ["Weights", "part_name"]
 
 LARGE_BYTES = 1 << 16
 """Smaller weights stay: kernels read norms and biases where they lie."""
+
+OFTEN_SECONDS = 0.02
+"""Between two times that pages are let go while they are read: some 20 MB."""
 
 
 def part_name(name: str, number: int) -> str:
@@ -104,6 +109,24 @@ class Weights:
         safe at any moment: whoever does read the pages again gets them from the page cache.
         """
         self._advise(names, "MADV_DONTNEED")
+
+    @contextmanager
+    def letting_go(self, names: Collection[str]) -> Generator[None]:
+        """The same while the block runs, and behind it: whoever reads many weights once never holds them all."""
+        ended = threading.Event()
+
+        def work() -> None:
+            while not ended.wait(OFTEN_SECONDS):
+                self.let_go(names)
+
+        worker = threading.Thread(target=work, daemon=True)
+        worker.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            worker.join()
+            self.let_go(names)
 
     def let_go_part(self, names: Iterable[str], number: int) -> None:
         """The same of entry ``number`` of each."""

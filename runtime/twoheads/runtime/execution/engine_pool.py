@@ -19,6 +19,7 @@ from twoheads.graphs.program.program import (
     TokenwiseStage,
 )
 from twoheads.graphs.serialization.bundle_format import FULL_PRECISION
+from twoheads.runtime.backends.onnxruntime_cpu import OnnxRuntimeBackend
 from twoheads.runtime.backends.protocol import ArtifactBackend, Backend, EngineFile, EngineHandle
 from twoheads.runtime.bundle.artifacts import Artifacts
 from twoheads.runtime.bundle.reader import Bundle
@@ -56,6 +57,7 @@ class EnginePool:
         program: Whose engines; if not given, the bundle's own and those of its windowed steps.
         kernel_threads: Threads of one call's kernels.
         chain_threads: The same of scans and experts, whose calls are made one after the other.
+        share_packed: Whether packed weights may be shared with other engines: they stay then when an engine is closed.
 
     Attributes:
         memory: For token values, from run to run.
@@ -75,6 +77,7 @@ class EnginePool:
         program: Program | None = None,
         kernel_threads: int = 1,
         chain_threads: int = 1,
+        share_packed: bool = True,
     ) -> None:
         self.backend = backend
         self._kernel_threads = kernel_threads
@@ -86,8 +89,9 @@ class EnginePool:
         self._artifacts = _artifacts(bundle, backend) if isinstance(backend, ArtifactBackend) else None
         self.narrow = self._artifacts is not None
         self.half = self._artifacts is not None and self._artifacts.precision == "fp16"
-        full = bundle.manifest.precision == FULL_PRECISION
-        self._shared = full and bundle.extends and self.program.block_size >= SHARED_ROWS
+        full = bundle.manifest.precision == FULL_PRECISION and self.program.block_size >= SHARED_ROWS
+        self._in_place = bundle.extends and full and isinstance(backend, OnnxRuntimeBackend)
+        self._shared = bundle.extends and (full or (share_packed and bool(bundle.manifest.quantised)))
         self._open: dict[EngineKey, EngineHandle] = {}
         self._lock = threading.Lock()
         self._kept = _KeptByThread()
@@ -119,7 +123,8 @@ class EnginePool:
                 named = {port: named[port] for port in self._artifacts.of_stage(stage).host_weights}
             arrays = {port: self.weights.view(name) for port, name in named.items()}
             handle = self._load(stage, engine.inputs, engine.outputs, arrays)
-            self.weights.let_go(named.values())
+            if not self._in_place:
+                self.weights.let_go(named.values())
             with self._lock:
                 handle = self._open.setdefault(key, handle)
         return handle

@@ -182,9 +182,10 @@ class StepEngines:
         named: dict[str, npt.NDArray[Any]] = {port.name: self._weights.view(name) for name, port in weights.items()}
         path = self._file(self._bundle.engine_file(engine.name))
         file = EngineFile(path, engine.inputs, engine.outputs, named, self._threads, own, shared=True)
-        handle = self.backend.load_engine(file)
-        self._weights.let_go(weights)
-        return handle
+        if not self._packed:  # they are read where they lie
+            return self.backend.load_engine(file)
+        with self._weights.letting_go(weights):
+            return self.backend.load_engine(file)
 
 
 def _first_engine(steps: Steps) -> str:

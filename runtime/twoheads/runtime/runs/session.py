@@ -67,7 +67,8 @@ class LoadedBundle(RunContext):
         self._weights = weights
         # Accelerators are built for the engines of blocks.
         self._fused = replace(bundle.fused, block=None) if isinstance(backend, ArtifactBackend) else bundle.fused
-        self._engines = EnginePool(bundle, weights, backend, chain_threads=threads)
+        share = memory_limit is None
+        self._engines = EnginePool(bundle, weights, backend, chain_threads=threads, share_packed=share)
         device: Executor | None = None
         if isinstance(backend, DeviceBackend) or device_memory_limit is not None:
             from twoheads.runtime.device.executor import open_device  # other runs need none of it
@@ -75,7 +76,9 @@ class LoadedBundle(RunContext):
             device = open_device(self._engines, threads=threads, limit=device_memory_limit, host=(memory_limit, spill))
         whole = self._fused.whole
         block_engines = (
-            None if whole is None else EnginePool(bundle, weights, backend, program=whole, kernel_threads=threads)
+            None
+            if whole is None
+            else EnginePool(bundle, weights, backend, program=whole, kernel_threads=threads, share_packed=share)
         )
         self.executor: Executor = device or HostExecutor(self._engines, block_engines, threads=threads, folder=spill)
         self._backend = backend
