@@ -44,11 +44,16 @@ def test_the_page_says_what_each_host_gave() -> None:
         "weights_bytes": 540_000_000,
         "floor": [1e-6, 2e-6],
         "runtime": {"seconds": [0.5, 2.0], "errors": [1e-6, 3e-6]},
-        "hosts": {"C++": {"seconds": [0.6, 2.2], "errors": [1e-6, 4e-6]}, "Node": {"problem": "not here"}},
+        "hosts": {
+            "C++": {"seconds": [0.6, 2.2], "errors": [1e-6, 4e-6]},
+            "Chromium": {"lengths": [16], "seconds": [9.0], "errors": [5e-6]},
+            "Node": {"problem": "not here"},
+        },
     }
     page = render({"models": {"smollm2": found}, "machine": machine(())})
     assert "**smollm2**, `last`, blocks of 128: a file of 1.5 MB, 540 MB of weights beside it" in page
     assert "| C++ | 1.0e-06 | 4.0e-06 | 0.60 | 2.20 |" in page
+    assert "| Chromium | 5.0e-06 |  | 9.00 |  |" in page
     assert "| floor | 1.0e-06 | 2.0e-06 |  |  |" in page
     assert "- Node: not here" in page
 

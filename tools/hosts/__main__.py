@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         figures = json.loads(file.read_text(encoding="utf-8"))
     failed = False
     for model in [] if options.page else options.models:
-        former = figures["models"].get(model, {"hosts": {}})["hosts"]
+        former = _former(figures["models"].get(model, {"hosts": {}}))
         found = _measure(model, options.hosts, options.lengths or LENGTHS[model])
         failed |= any("problem" in host for host in found["hosts"].values())
         found["hosts"] = former | found["hosts"]
@@ -63,6 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     options.out.write_text(render(figures), encoding="utf-8")
     return int(failed)
+
+
+def _former(found: dict[str, Any]) -> dict[str, Any]:
+    """What was measured before of each host, with the lengths that it was measured at."""
+    return {host: {"lengths": found["lengths"]} | of for host, of in found["hosts"].items()}
 
 
 def _measure(model: str, hosts: Sequence[str], lengths: Sequence[int]) -> dict[str, Any]:
@@ -98,6 +103,7 @@ def _through(host: str, file: Path, inputs: list[list[int]], beside: Sequence[Be
     except HostError as error:
         return {"problem": " ".join(str(error).split())}
     return {
+        "lengths": [len(tokens) for tokens in inputs],
         "seconds": [run.seconds for run in runs],
         "errors": [relative_error(run.values, one.expected) for run, one in zip(runs, beside, strict=True)],
     }

@@ -30,10 +30,11 @@ def render(figures: dict[str, Any]) -> str:
     lines = [HEADER + machine_line(figures["machine"]), ""]
     for model, found in figures["models"].items():
         lines += [f"**{model}**, `{found['output']}`, blocks of {found['block_size']}: a file of {_sizes(found)}", ""]
-        lengths = [f"{length:,} tokens" for length in found["lengths"]]
+        at = list(found["lengths"])
+        lengths = [f"{length:,} tokens" for length in at]
         headings = ("", *(f"error, {length}" for length in lengths), *(f"seconds, {length}" for length in lengths))
         floor = ("floor", *map(_error, found["floor"]), *("" for _ in lengths))
-        lines += table(headings, [floor, _row("this runtime", found["runtime"]), *_rows(found)], left=1)
+        lines += table(headings, [floor, _row("this runtime", found["runtime"], at), *_rows(found)], left=1)
         told = [(host, of["problem"]) for host, of in found["hosts"].items() if "problem" in of]
         lines += [f"- {host}: {problem}" for host, problem in told] + ([""] if told else [])
     return "\n".join([*lines, FOOTER])
@@ -45,11 +46,15 @@ def _sizes(found: dict[str, Any]) -> str:
 
 
 def _rows(found: dict[str, Any]) -> list[tuple[object, ...]]:
-    return [_row(host, of) for host, of in found["hosts"].items() if "problem" not in of]
+    return [_row(host, of, found["lengths"]) for host, of in found["hosts"].items() if "problem" not in of]
 
 
-def _row(name: str, of: dict[str, Any]) -> tuple[object, ...]:
-    return (name, *map(_error, of["errors"]), *(f"{seconds:.2f}" for seconds in of["seconds"]))
+def _row(name: str, of: dict[str, Any], lengths: list[int]) -> tuple[object, ...]:
+    """Of a host; what it was not measured at stays empty."""
+    measured = of.get("lengths", lengths)
+    errors, seconds = (dict(zip(measured, of[what], strict=True)) for what in ("errors", "seconds"))
+    told = [_error(errors[at]) if at in errors else "" for at in lengths]
+    return (name, *told, *(f"{seconds[at]:.2f}" if at in seconds else "" for at in lengths))
 
 
 def _error(error: float) -> str:
