@@ -80,7 +80,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
             "cli.run",
             "one_file.emit",
         ),
-        ("bundle", "verification"),
+        ("bundle", "one_file.steps", "verification"),
         ("accelerators", "one_file", "verification.generation", "verification.streamed"),
         ("debug", "pack"),
         ("cli.commands", "cli.device", "cli.verify"),

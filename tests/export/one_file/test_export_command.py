@@ -43,6 +43,18 @@ def test_it_tells_files_and_errors_and_keeps_what_is_there(cli: Any, bundle: Pat
     )
 
 
+def test_a_decoder_becomes_a_file_for_generation(cli: Any, bundle: Path, tmp_path: Path) -> None:
+    ran = cli("export", bundle, "-o", tmp_path / "step.onnx", "--step", "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["inputs"]["past_key_values.1.value"] == [1, 2, "p", 8]
+    assert ran.json["outputs"]["last"] == [1, 1, 16]
+    assert ran.json["outputs"]["present.0.key"] == [1, 2, "p+n", 8]
+    assert [check["length"] for check in ran.json["checks"]] == [1, 17, 18, 21]
+    assert max(check["last"] for check in ran.json["checks"]) < 1e-5
+    told = cli("export", bundle, "-o", tmp_path / "none.onnx", "--step", "--output", "embedding").refused()
+    assert "is embedding, which is of a whole input" in told
+
+
 def test_weights_of_8_bits_stay_what_they_are(cli: Any, tiny_llama: Path, tmp_path: Path) -> None:
     assert main(["compile", str(tiny_llama), "-o", str(tmp_path / "b"), "--block-size", "16", "--weights", "int8"]) == 0
     ran = cli("export", tmp_path / "b", "-o", tmp_path / "f.onnx", "--json")

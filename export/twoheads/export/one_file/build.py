@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 
 from twoheads.export.one_file.emit.attention import add_attention
 from twoheads.export.one_file.emit.functions import Engines
-from twoheads.export.one_file.emit.graph import DOMAIN, IR_VERSION, OPSET, Graph, declared
+from twoheads.export.one_file.emit.graph import Graph, declared, file_facts, finished_model, names_read
 from twoheads.export.one_file.emit.inputs import add_inputs
 from twoheads.export.one_file.emit.lengths import Lengths
 from twoheads.export.one_file.emit.outputs import add_output, output_shape
@@ -67,41 +67,21 @@ class OneFile:
     @property
     def weights(self) -> tuple[str, ...]:
         """Names of the bundle's weights that the model reads, in the program's order."""
-        read = set(_read(self._graph.nodes))
+        read = set(names_read(self._graph.nodes))
         return tuple(name for name in self._program.weights() if name in read)
 
     def model(self, weights: Sequence[TensorProto]) -> onnx.ModelProto:
         """The finished model, with initializers for its :attr:`weights`."""
-        graph, shared, program = self._graph, self._graph.shared, self._program
+        program = self._program
         arguments = [entry.value for entry in program.inputs if entry.source == "argument"]
-        proto = helper.make_graph(
-            graph.nodes,
+        return finished_model(
+            self._graph,
             program.name,
             [declared(value.name, value.dtype, value.shape) for value in arguments],
             [declared(output, "float32", output_shape(program, output)) for output in self._outputs],
-            [*weights, *shared.initializers.values()],
+            weights,
+            file_facts(self._bundle, program),
         )
-        opsets = {"": OPSET, **shared.opsets, DOMAIN: 1}
-        model = helper.make_model(
-            proto,
-            opset_imports=[helper.make_opsetid(domain, version) for domain, version in sorted(opsets.items())],
-            functions=list(shared.functions.values()),
-            ir_version=IR_VERSION,
-            producer_name="twoheads",
-        )
-        helper.set_model_props(model, self._facts())
-        return model
-
-    def _facts(self) -> dict[str, str]:
-        """What the file says about itself."""
-        manifest = self._bundle.manifest
-        return {
-            "twoheads.source": f"{manifest.source.name} ({manifest.source.architecture})",
-            "twoheads.block_size": str(self._program.block_size),
-            "twoheads.key_tile": str(self._program.key_tile),
-            "twoheads.precision": manifest.precision,
-            "twoheads.approximations": ", ".join(manifest.approximations) or "none",
-        }
 
     def add_sequence(self, stage: SequenceStage) -> None:
         """Appends rows that move."""
@@ -132,14 +112,3 @@ _STAGES: ByKind[Callable[[OneFile, Any], None]] = ByKind(
         SequenceStage: OneFile.add_sequence,
     },
 )
-
-
-def _read(nodes: Sequence[onnx.NodeProto]) -> list[str]:
-    """Every name that the nodes, or the nodes of their bodies, read."""
-    names: list[str] = []
-    for node in nodes:
-        names += node.input
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                names += _read(attribute.g.node)
-    return names

@@ -19,7 +19,16 @@ from twoheads.graphs.program.program import Program
 from twoheads.runtime import load
 from twoheads.runtime.runs.session import LoadedBundle
 
-__all__ = ["TOLERANCE", "LengthCheck", "check_file", "check_lengths", "open_file", "random_arguments"]
+__all__ = [
+    "TOLERANCE",
+    "LengthCheck",
+    "check_file",
+    "check_lengths",
+    "judge",
+    "open_file",
+    "random_arguments",
+    "run_error",
+]
 
 Array = npt.NDArray[Any]
 
@@ -64,9 +73,23 @@ def check_file(file: Path, bundle: Path, outputs: tuple[str, ...], told: str) ->
         session = open_file(file)
         found = {length: session.run(list(outputs), arrays[length]) for length in lengths}
     except Exception as error:  # ONNX Runtime's exceptions share no base class
-        problem = f"can't be run by ONNX Runtime: {' '.join(str(error).split())[-400:]}"
-        raise BundleError(told, problem, REPORT) from error
+        raise run_error(told, error) from error
     checks = tuple(LengthCheck(length, _errors(loaded, outputs, arrays[length], found[length])) for length in lengths)
+    judge(checks, told)
+    return checks
+
+
+def run_error(told: str, error: Exception) -> BundleError:
+    """What ONNX Runtime's ``error`` means for the file that is called ``told``."""
+    return BundleError(told, f"can't be run by ONNX Runtime: {' '.join(str(error).split())[-400:]}", REPORT)
+
+
+def judge(checks: Sequence[LengthCheck], told: str) -> None:
+    """Refuses a file that is too far from the runtime.
+
+    Raises:
+        BundleError: Names the output, the length and the distance.
+    """
     for check in checks:
         for output, distance in check.errors.items():
             if not distance <= TOLERANCE:
@@ -74,7 +97,6 @@ def check_file(file: Path, bundle: Path, outputs: tuple[str, ...], told: str) ->
                     f"gives {output} of {check.length} tokens that are off by {distance:.1e}, more than {TOLERANCE}"
                 )
                 raise BundleError(told, problem, REPORT)
-    return checks
 
 
 def open_file(file: Path) -> Any:

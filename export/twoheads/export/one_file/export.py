@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import onnx
 
 from twoheads.export.bundle.staging import partial_folder, write_error
-from twoheads.export.one_file.build import OneFile
-from twoheads.export.one_file.comparison import LengthCheck, check_file
-from twoheads.export.one_file.refuse import check_exportable
+from twoheads.export.one_file.comparison import LengthCheck
+from twoheads.export.one_file.forms import STEP, WHOLE, Unfinished
 from twoheads.export.one_file.weights import LARGEST_INSIDE, total_bytes, weights_beside, weights_inside
 from twoheads.export.progress import Progress, silent
 from twoheads.graphs.errors import InputError, InternalError
@@ -51,6 +51,7 @@ def export_one_file(
     outputs: Sequence[str] = (),
     key_tile: int | None = None,
     weights: str = "auto",
+    step: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
@@ -59,9 +60,12 @@ def export_one_file(
     Args:
         bundle: A bundle of the tile programs in float32, exact or with a window; its weights may be quantised.
         file: The file to write; where weights lie beside it, they are in ``FILE.data``.
-        outputs: ``hidden``, ``logits``, ``last``, ``embedding``; the program's default if there are none.
+        outputs: ``hidden``, ``logits``, ``last``, ``embedding``; the program's default, or ``last`` of a step, if
+            there are none.
         key_tile: Keys of one attention call, a multiple of the block size; the bundle's own if not given.
         weights: ``inside``, ``beside``, or ``auto``: inside up to :data:`LARGEST_INSIDE` bytes.
+        step: The file extends a sequence: it takes new tokens and what is kept of those before, and gives what is
+            kept then beside its outputs.
         overwrite: Replace files that are there.
         progress: Called as ``progress(phase, done, total)``.
 
@@ -73,46 +77,60 @@ def export_one_file(
     report = progress or silent
     source, target = read_bundle(bundle), Path(file)
     program = source.program
-    names = tuple(outputs) or (program.default_output,)
-    check_exportable(source, names)
+    form = STEP if step else WHOLE
+    names = tuple(outputs) or (form.default_output(program),)
+    form.check(source, names)
     width = program.key_tile if key_tile is None else key_tile
     if width < program.block_size or width % program.block_size:
         raise InputError("--key-tile", f"is {width}", f"give a multiple of the block size, {program.block_size}")
     report("building the graph")
-    model = OneFile(source, names, width)
-    beside = _is_beside(source, model, weights)
-    data = target.with_name(target.name + ".data")
-    _check_targets([target, *([data] if beside else [])], overwrite=overwrite)
+    model = form.build(source, names, width)
+    data = target.with_name(target.name + ".data") if _is_beside(source, model, weights) else None
+    _check_targets([target, *([] if data is None else [data])], overwrite=overwrite)
     try:
-        with partial_folder(target) as folder:
-            written = folder / target.name
-            report("writing the weights")
-            place = written.with_name(data.name)
-            kept = weights_beside(source, model.weights, place, data.name) if beside else None
-            proto = model.model(weights_inside(source, model.weights) if kept is None else kept)
-            written.write_bytes(proto.SerializeToString(deterministic=True))
-            report("running it")
-            onnx.checker.check_model(str(written), full_check=True)
-            checks = check_file(written, source.path, names, str(target))
-            _put(written, target, place if beside else None, data)
+        proto, checks = _write(source, model, target, data, partial(form.compare, outputs=names), report)
     except OSError as error:
         raise write_error(target, error) from error
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise InternalError(f"{target} is not valid ONNX: {error}") from error
-    return Exported(
-        target, data if beside else None, _shapes(proto.graph.input), _shapes(proto.graph.output), width, checks
-    )
+    return Exported(target, data, _shapes(proto.graph.input), _shapes(proto.graph.output), width, checks)
 
 
-def _put(written: Path, target: Path, weights: Path | None, data: Path) -> None:
+def _write(
+    source: Bundle,
+    model: Unfinished,
+    target: Path,
+    data: Path | None,
+    compare: Callable[..., tuple[LengthCheck, ...]],
+    report: Progress,
+) -> tuple[onnx.ModelProto, tuple[LengthCheck, ...]]:
+    """Writes the model, and its weights to ``data`` if that is given, and puts both in place where they agree."""
+    with partial_folder(target) as folder:
+        written = folder / target.name
+        report("writing the weights")
+        place = None if data is None else folder / data.name
+        if place is None:
+            kept = weights_inside(source, model.weights)
+        else:
+            kept = weights_beside(source, model.weights, place, place.name)
+        proto = model.model(kept)
+        written.write_bytes(proto.SerializeToString(deterministic=True))
+        report("running it")
+        onnx.checker.check_model(str(written), full_check=True)
+        checks = compare(written, source.path, told=str(target))
+        _put(written, target, place, data)
+    return proto, checks
+
+
+def _put(written: Path, target: Path, weights: Path | None, data: Path | None) -> None:
     """Moves the model to ``target``, and its weights, if they lie beside it, to ``data``."""
-    if weights is not None:
+    if weights is not None and data is not None:
         target.unlink(missing_ok=True)  # or a kill could leave the old model with weights that are not its own
         os.replace(weights, data)
     os.replace(written, target)
 
 
-def _is_beside(bundle: Bundle, model: OneFile, weights: str) -> bool:
+def _is_beside(bundle: Bundle, model: Unfinished, weights: str) -> bool:
     """Whether the weights go to a file of their own."""
     size = total_bytes(bundle, model.weights)
     if weights not in ("auto", "inside", "beside"):

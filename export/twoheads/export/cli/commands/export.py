@@ -21,8 +21,14 @@ def command(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.onnx", help="The file to write.")],
     outputs: Annotated[
         list[options.Output] | None,
-        typer.Option("--output", help="What it gives; may be repeated. An embedding where there is one, else logits."),
+        typer.Option(
+            "--output",
+            help="What it gives; may be repeated. An embedding where there is one, else logits; of a step the last.",
+        ),
     ] = None,
+    step: Annotated[
+        bool, typer.Option("--step", help="For generation: new tokens and what is kept of those before, in and out.")
+    ] = False,
     key_tile: options.KeyTile = None,
     weights: Annotated[
         options.WeightsPlace,
@@ -38,6 +44,7 @@ def command(
 
     Example: twoheads export minilm.bundle -o minilm.onnx
     A decoder's next token: twoheads export smollm2.bundle -o smollm2.onnx --output last
+    A decoder that generates: twoheads export smollm2.bundle -o smollm2.onnx --step
     """
     require_bundle(bundle)  # a wrong path is told before anything else
     out = arguments.check_output_path(out)
@@ -51,6 +58,7 @@ def command(
             outputs=[output.value for output in outputs or ()],
             key_tile=key_tile,
             weights=weights.value,
+            step=step,
             overwrite=force,
             progress=progress,
         )

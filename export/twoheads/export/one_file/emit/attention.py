@@ -10,6 +10,7 @@ is the runtime's rule (:mod:`twoheads.runtime.stages.attention.anchored_row`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import onnx
@@ -24,7 +25,45 @@ from twoheads.graphs.errors import InternalError
 from twoheads.graphs.program.program import AttentionEngine, AttentionStage, Value
 from twoheads.runtime.stages.attention.anchored_row import MOST_WEIGHT
 
-__all__ = ["add_attention"]
+__all__ = ["KeyTiles", "Queries", "add_attention", "attend", "attend_once"]
+
+
+class KeyTiles(Protocol):
+    """Keys and values in parts of a tile's size, by number."""
+
+    @property
+    def rows(self) -> str:
+        """How many keys there are, without padding."""
+        ...
+
+    @property
+    def count(self) -> str:
+        """How many tiles hold them."""
+        ...
+
+    def tile(self, graph: Graph, number: str, *, whole: bool) -> tuple[str, str]:
+        """Keys and values of tile ``number``, each ``[1, kv_heads, K, ...]``, with anything in the rows of padding.
+
+        ``whole`` says that it has none.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Queries:
+    """The queries of an attention as blocks.
+
+    Attributes:
+        blocks: ``[count, 1, q_heads, M, head_dim]``.
+        count: How many blocks.
+        rows: Queries without padding.
+        first: The position of the first one among the keys; 0 if not given.
+    """
+
+    blocks: str
+    count: str
+    rows: str
+    first: str | None = None
 
 
 def add_attention(
@@ -48,15 +87,68 @@ def add_attention(
         _tiled(graph, values.declared(name), values.blocks(name), engine, blocks, tiles)
         for name in (stage.key, stage.value)
     )
-    out, lse = _nothing_yet(graph, stage, engine)
-    body = _Row(
-        _Stage(stage, engine, engines, values.blocks(stage.query), k, v, (out, lse), lengths.rows(queries)),
-        TileMasks(graph, stage, engine, lengths.rows(keys), tiles, cross=queries != keys),
-        graph.body(),
-    )
-    result = graph.op("Loop", lengths.blocks(queries), "", name=stage.name, body=body.proto())
+    own = Queries(values.blocks(stage.query), lengths.blocks(queries), lengths.rows(queries))
+    tiled = _Tiled(k, v, lengths.rows(keys), tiles)
+    values.set_blocks(stage.output.name, attend(graph, stage, engine, engines, own, tiled, cross=queries != keys))
+
+
+def attend(
+    graph: Graph,
+    stage: AttentionStage,
+    engine: AttentionEngine,
+    engines: Engines,
+    queries: Queries,
+    keys: KeyTiles,
+    *,
+    cross: bool = False,
+) -> str:
+    """Appends the loop over query blocks.
+
+    Args:
+        graph: Where to.
+        stage: What to compute.
+        engine: Its engine.
+        engines: Make the functions.
+        queries: On the stage's own axis.
+        keys: In tiles of the engine's width.
+        cross: Whether they are on another axis: every query sees all of them.
+
+    Returns:
+        The output as blocks ``[count, 1, q_heads, M, v_head_dim]``.
+    """
+    masks = TileMasks(graph, stage, engine, keys.rows, keys.count, cross=cross, first=queries.first)
+    held = _Stage(stage, engine, engines, keys, _nothing_yet(graph, stage, engine), queries.rows)
+    body = graph.body()
+    at = body.fresh("block")
+    row = _Row(held, masks, body, at, body.op("Gather", queries.blocks, at, axis=0))
+    result = graph.op("Loop", queries.count, "", name=stage.name, body=row.proto())
     dtype = stage.output.dtype
-    values.set_blocks(stage.output.name, result if dtype == "float32" else graph.cast(result, dtype))
+    return result if dtype == "float32" else graph.cast(result, dtype)
+
+
+def attend_once(
+    graph: Graph, stage: AttentionStage, engine: AttentionEngine, engines: Engines, queries: Queries, keys: KeyTiles
+) -> str:
+    """Appends the attention of one block of queries, ``[1, q_heads, M, head_dim]``, tiles merged; its output."""
+    masks = TileMasks(graph, stage, engine, keys.rows, keys.count, cross=False, first=queries.first)
+    held = _Stage(stage, engine, engines, keys, _nothing_yet(graph, stage, engine), queries.rows)
+    result = _Row(held, masks, graph, graph.int64(0), queries.blocks).merged(graph)
+    dtype = stage.output.dtype
+    return result if dtype == "float32" else graph.cast(result, dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tiled:
+    """:class:`KeyTiles` that were made at once: ``key`` and ``value`` are ``[tiles, 1, kv_heads, K, ...]``."""
+
+    key: str
+    value: str
+    rows: str
+    count: str
+
+    def tile(self, graph: Graph, number: str, *, whole: bool) -> tuple[str, str]:
+        """Of the arrays the entry ``number``."""
+        return graph.op("Gather", self.key, number, axis=0), graph.op("Gather", self.value, number, axis=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +156,7 @@ class _Stage:
     """What the body of the loop reads of the graph around it.
 
     Attributes:
-        query: ``[blocks, 1, q_heads, M, head_dim]``.
-        key, value: ``[tiles, 1, kv_heads, K, ...]``.
+        keys: Of all blocks.
         nothing: The partial result of no tile, or of the learned sinks.
         rows: Queries without padding.
     """
@@ -73,9 +164,7 @@ class _Stage:
     stage: AttentionStage
     engine: AttentionEngine
     engines: Engines
-    query: str
-    key: str
-    value: str
+    keys: KeyTiles
     nothing: tuple[str, str]
     rows: str
 
@@ -104,21 +193,19 @@ def _nothing_yet(graph: Graph, stage: AttentionStage, engine: AttentionEngine) -
 
 
 class _Row:
-    """The body of the loop over query blocks."""
+    """A block of queries: number ``at``, which is ``query``."""
 
-    def __init__(self, stage: _Stage, masks: TileMasks, graph: Graph) -> None:
-        self._stage, self._masks, self._graph = stage, masks, graph
-        self._at = graph.fresh("block")
+    def __init__(self, stage: _Stage, masks: TileMasks, graph: Graph, at: str, query: str) -> None:
+        self._stage, self._masks, self._graph, self._at, self._query = stage, masks, graph, at, query
         engine = stage.engine
-        self._query = graph.op("Gather", stage.query, self._at, axis=0)
         self._full, self._partial = masks.lists(graph, self._at)
         self._out_shape = (1, engine.q_num_heads, engine.block_size, engine.v_head_dim)
 
     def proto(self) -> onnx.GraphProto:
-        """The finished body."""
+        """The finished body of the loop over blocks."""
         graph = self._graph
         condition = graph.fresh("condition")
-        out = self._either() if self._adds() else self._merged(graph)
+        out = self._either() if self._adds() else self.merged(graph)
         ports = [declared(self._at, "int64", []), declared(condition, "bool", [])]
         return graph.proto("query_block", ports, [(condition, "bool"), (out, "float32")])
 
@@ -146,10 +233,10 @@ class _Row:
             "If",
             good,
             then_branch=kept.proto("kept", [], [(out, "float32")]),
-            else_branch=merged.proto("merged", [], [(self._merged(merged), "float32")]),
+            else_branch=merged.proto("merged", [], [(self.merged(merged), "float32")]),
         )
 
-    def _merged(self, graph: Graph) -> str:
+    def merged(self, graph: Graph) -> str:
         """All tiles, merged by log-sum-exp."""
         state = self._loop(graph, "full_merge", self._full, graph.op("Size", self._full), self._stage.nothing)
         return self._loop(graph, "masked_merge", self._partial, graph.op("Size", self._partial), state)[0]
@@ -159,7 +246,7 @@ class _Row:
         stage, engine = self._stage, self._stage.engine
         first = graph.op("Gather", self._full, graph.int64(0))
         anchor = stage.engines.attention(engine, "full_merge")
-        out, lse = graph.call(anchor, self._query, *self._tile(graph, first), *stage.nothing)
+        out, lse = graph.call(anchor, self._query, *stage.keys.tile(graph, first, whole=True), *stage.nothing)
         column = graph.op("Unsqueeze", graph.op("Div", lse, graph.float32(-engine.scale)), graph.ints(-1))
         query = graph.op("Concat", self._query, column, axis=-1)
         one = graph.op("Expand", graph.float32(1.0), graph.ints(*self._out_shape[:3]))
@@ -183,12 +270,6 @@ class _Row:
         at = graph.op("Add", within, graph.op("Mul", self._at, graph.int64(size)))
         return graph.op("Less", at, self._stage.rows)
 
-    def _tile(self, graph: Graph, number: str) -> tuple[str, str]:
-        """Keys and values of a tile."""
-        return graph.op("Gather", self._stage.key, number, axis=0), graph.op(
-            "Gather", self._stage.value, number, axis=0
-        )
-
     def _loop(
         self, around: Graph, variant: str, tiles: str, count: str, state: tuple[str, str], query: str = ""
     ) -> tuple[str, str]:
@@ -197,9 +278,10 @@ class _Row:
         at, condition = graph.fresh("at"), graph.fresh("condition")
         carried = (graph.fresh("carried"), graph.fresh("carried"))
         number = graph.op("Gather", tiles, at, axis=0)
-        key, value = self._tile(graph, number)
+        masked = variant.startswith("masked")
+        key, value = self._stage.keys.tile(graph, number, whole=not masked)
         mask: tuple[str, ...] = ()
-        if variant.startswith("masked"):
+        if masked:
             added, key, value = self._masks.apply(graph, self._at, number, key, value)
             mask = (added,)
         function = self._stage.engines.attention(self._stage.engine, variant)

@@ -54,11 +54,12 @@ class Engines:
             self._functions[name] = self._make(name, attention_model(engine, variant), [port.name for port in inputs])
         return self._functions[name]
 
-    def scan(self, engine: ScanEngine) -> Function:
-        """The function of a scan's engine: its token values, weights and state, by port."""
+    def scan(self, engine: ScanEngine, variant: str = "block") -> Function:
+        """The function of a scan's engine: its token values, weights and state, by port; of a step a count, too."""
         if engine.name not in self._functions:
-            inputs, _ = engine.ports()
-            self._functions[engine.name] = self._make(engine.name, scan_model(engine), [port.name for port in inputs])
+            inputs, _ = engine.ports(variant)
+            model = scan_model(engine, variant)
+            self._functions[engine.name] = self._make(engine.name, model, [port.name for port in inputs])
         return self._functions[engine.name]
 
     def _make(self, name: str, model: onnx.ModelProto, ports: list[str]) -> Function:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,22 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-__all__ = ["DOMAIN", "IR_VERSION", "OPSET", "Function", "Graph", "Shared", "element_type"]
+from twoheads.graphs.program.program import Program
+from twoheads.runtime.bundle.reader import Bundle
+
+__all__ = [
+    "DOMAIN",
+    "IR_VERSION",
+    "OPSET",
+    "Function",
+    "Graph",
+    "Shared",
+    "declared",
+    "element_type",
+    "file_facts",
+    "finished_model",
+    "names_read",
+]
 
 OPSET = 18
 """Version of the standard operators: what every host reads that was tried, the oldest of them ONNX Runtime 1.21."""
@@ -136,3 +151,58 @@ def declared(name: str, dtype: str, shape: Sequence[int | str] | None = None) ->
 def element_type(dtype: str) -> int:
     """ONNX's number for a NumPy dtype's name."""
     return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+
+
+def file_facts(bundle: Bundle, program: Program) -> dict[str, str]:
+    """What a file made of ``bundle`` says about itself; ``program`` has its key tiles."""
+    manifest = bundle.manifest
+    return {
+        "twoheads.source": f"{manifest.source.name} ({manifest.source.architecture})",
+        "twoheads.block_size": str(program.block_size),
+        "twoheads.key_tile": str(program.key_tile),
+        "twoheads.precision": manifest.precision,
+        "twoheads.approximations": ", ".join(manifest.approximations) or "none",
+    }
+
+
+def names_read(nodes: Sequence[onnx.NodeProto]) -> list[str]:
+    """Every name that the nodes, or the nodes of their bodies, read."""
+    names: list[str] = []
+    for node in nodes:
+        names += node.input
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                names += names_read(attribute.g.node)
+    return names
+
+
+def finished_model(
+    graph: Graph,
+    name: str,
+    inputs: Sequence[onnx.ValueInfoProto],
+    outputs: Sequence[onnx.ValueInfoProto],
+    weights: Sequence[onnx.TensorProto],
+    facts: Mapping[str, str],
+) -> onnx.ModelProto:
+    """The file's own graph as a model.
+
+    Args:
+        graph: It.
+        name: The source model's.
+        inputs: The file's, declared.
+        outputs: Likewise.
+        weights: Initializers beside those that the graphs share.
+        facts: What the file says about itself.
+    """
+    shared = graph.shared
+    proto = helper.make_graph(graph.nodes, name, inputs, outputs, [*weights, *shared.initializers.values()])
+    opsets = {"": OPSET, **shared.opsets, DOMAIN: 1}
+    model = helper.make_model(
+        proto,
+        opset_imports=[helper.make_opsetid(domain, version) for domain, version in sorted(opsets.items())],
+        functions=list(shared.functions.values()),
+        ir_version=IR_VERSION,
+        producer_name="twoheads",
+    )
+    helper.set_model_props(model, dict(facts))
+    return model

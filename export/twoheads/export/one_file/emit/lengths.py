@@ -26,11 +26,13 @@ class Lengths:
     Args:
         graph: The file's own graph.
         program: Whose inputs of source ``argument`` are the file's inputs, by name.
+        before: How many tokens stand before the input's first one, a number of ``graph``; none if not given.
     """
 
-    def __init__(self, graph: Graph, program: Program) -> None:
+    def __init__(self, graph: Graph, program: Program, before: str | None = None) -> None:
         self._graph = graph
         self._program = program
+        self._before = before
         self._inputs: dict[str, str] = {}
         self._known: dict[tuple[str, str], str] = {}
         arguments = [entry for entry in program.inputs if entry.source == "argument"]
@@ -53,7 +55,7 @@ class Lengths:
         return graph.op("Div", graph.op("Add", self.rows(axis), graph.int64(size - 1)), graph.int64(size))
 
     def positions(self, axis: str) -> str:
-        """0, 1, 2, ... and 0 for padding, int64 ``[blocks, M]``."""
+        """0, 1, 2, ... or what follows the tokens before, and 0 for padding, int64 ``[blocks, M]``."""
         return self._once("positions", axis, self._make_positions)
 
     def real(self, axis: str) -> str:
@@ -75,28 +77,29 @@ class Lengths:
             parts = parse_axis(value.axis)
             if str(parts) in parts.of and value.axis not in self._inputs:
                 self._inputs[value.axis] = rows
-                self._guard(value.axis, graph.op("Sub", rows, graph.int64(1)), f"input {value.name} is empty")
+                self.guard(value.axis, graph.op("Sub", rows, graph.int64(1)), f"input {value.name} is empty")
             else:
                 expected = self._sum(value.axis)
                 off = graph.op("Neg", graph.op("Abs", graph.op("Sub", rows, expected)))
                 axis = parts.of[0] if parts.of else next(iter(self._inputs))
-                self._guard(axis, off, f"input {value.name} does not have {value.axis} rows")
+                self.guard(axis, off, f"input {value.name} does not have {value.axis} rows")
         if entry.limit is not None and self._inputs:
             axis = value.axis if value.axis in self._inputs else next(iter(self._inputs))
             # With a 0, which every table has, so that an empty input is told as what it is.
             wide = graph.op("Concat", graph.reshape(graph.cast(value.name, "int64"), -1), graph.ints(0), axis=0)
             lowest, highest = (graph.op(f"Reduce{which}", wide, keepdims=0) for which in ("Min", "Max"))
             above = graph.op("Sub", graph.int64(entry.limit - 1), highest)
-            self._guard(axis, lowest, f"input {value.name} holds a number below 0")
-            self._guard(axis, above, f"input {value.name} holds a number above {entry.limit - 1}")
+            self.guard(axis, lowest, f"input {value.name} holds a number below 0")
+            self.guard(axis, above, f"input {value.name} holds a number above {entry.limit - 1}")
 
     def _limit(self, limit: Limit) -> None:
         if limit.axis in self._inputs:
             graph = self._graph
             left = graph.op("Sub", graph.int64(limit.length), self._inputs[limit.axis])
-            self._guard(limit.axis, left, f"the model takes {limit.length} tokens at most: {limit.reason}")
+            left = left if self._before is None else graph.op("Sub", left, self._before)
+            self.guard(limit.axis, left, f"the model takes {limit.length} tokens at most: {limit.reason}")
 
-    def _guard(self, axis: str, number: str, told: str) -> None:
+    def guard(self, axis: str, number: str, told: str) -> None:
         """Adds 0 to the length of ``axis``, or fails where ``number`` is negative."""
         graph = self._graph
         zero = numpy_helper.from_array(np.zeros(1, np.int32))
@@ -134,6 +137,7 @@ class Lengths:
     def _make_positions(self, axis: str) -> str:
         graph = self._graph
         counted = graph.reshape(self._counted(axis), -1, self._program.block_size)
+        counted = counted if self._before is None else graph.op("Add", counted, self._before)
         return graph.op("Where", self.real(axis), counted, graph.int64(0))
 
     def _make_real(self, axis: str) -> str:

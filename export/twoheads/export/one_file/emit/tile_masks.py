@@ -22,15 +22,25 @@ class TileMasks:
         rows: Keys without padding, a number of ``graph``.
         tiles: How many key tiles there are.
         cross: Whether the keys are on another axis: every query sees all of them.
+        first: The position of the first query, a number of ``graph``; 0 if not given.
     """
 
     def __init__(
-        self, graph: Graph, stage: AttentionStage, engine: AttentionEngine, rows: str, tiles: str, *, cross: bool
+        self,
+        graph: Graph,
+        stage: AttentionStage,
+        engine: AttentionEngine,
+        rows: str,
+        tiles: str,
+        *,
+        cross: bool,
+        first: str | None = None,
     ) -> None:
         self._mask = Full() if cross else stage.mask
         self._bias = stage.bias
         self._engine = engine
         self._rows = rows
+        self._first = first
         numbers = graph.op("Range", graph.int64(0), tiles, graph.int64(1))
         self._starts = graph.op("Mul", numbers, graph.int64(engine.key_tile))
         self._ends = graph.op("Add", self._starts, graph.int64(engine.key_tile))
@@ -41,7 +51,7 @@ class TileMasks:
         A tile with padding is never full. With a bias every tile needs a mask.
         """
         size = self._engine.block_size
-        first = graph.op("Mul", block, graph.int64(size))
+        first = self._moved(graph, graph.op("Mul", block, graph.int64(size)))
         rows = Rows(first, graph.op("Add", first, graph.int64(size - 1)), self._starts, self._ends)
         touched = support(graph, self._mask, rows)
         begun = graph.op("Less", self._starts, self._rows)
@@ -59,7 +69,7 @@ class TileMasks:
         Whatever a model makes of padding, infinite or no number at all, is multiplied by the weight 0 otherwise.
         """
         engine = self._engine
-        i = self._places(graph, block, engine.block_size, (engine.block_size, 1))
+        i = self._moved(graph, self._places(graph, block, engine.block_size, (engine.block_size, 1)))
         j = self._places(graph, tile, engine.key_tile, (1, engine.key_tile))
         real = graph.op("Less", j, self._rows)
         seen = visible(graph, self._mask, i, j)
@@ -73,6 +83,10 @@ class TileMasks:
         rows = graph.reshape(real, engine.key_tile, 1)
         zero = graph.constant(0, engine.dtype)
         return added, graph.op("Where", rows, key, zero), graph.op("Where", rows, value, zero)
+
+    def _moved(self, graph: Graph, place: str) -> str:
+        """Where among the keys a query stands that is at ``place`` among the queries."""
+        return place if self._first is None else graph.op("Add", place, self._first)
 
     def _places(self, graph: Graph, number: str, size: int, shape: tuple[int, int]) -> str:
         """The positions of a block's or a tile's tokens."""
