@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+from hypothesis import settings
 
 from tests.exported_once import export_once
 from tools.fetch_models import model_path
 
 ROOT = Path(__file__).parent.parent
+
+settings.register_profile("thousand", max_examples=1000)
+"""Of properties that leave to the profile how often they are tried: ``pytest --hypothesis-profile=thousand``."""
 
 WORDS = ("[UNK]", "the", "cat", "sat", "on", "a", "mat", "and", "saw", "dog", "run", "to", "red", "house", "by", "sea")
 

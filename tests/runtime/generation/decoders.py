@@ -16,6 +16,8 @@ from transformers import (
     Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MarianConfig,
+    MarianMTModel,
     T5Config,
     T5ForConditionalGeneration,
     WhisperConfig,
@@ -113,6 +115,18 @@ def bart() -> Any:
 
 
 @cache
+def marian() -> Any:
+    """Sines for positions, a bias of the vocabulary; padding begins it and never comes, and an end is forced."""
+    tokens: Any = {"pad_token_id": 63, "decoder_start_token_id": 63, "eos_token_id": 0, "bos_token_id": 1}
+    model = spread(MarianMTModel(MarianConfig(max_position_embeddings=128, **SEQ2SEQ, **tokens)))
+    model.final_logits_bias.copy_(torch.linspace(-1, 1, CLASSES))
+    told = {"bad_words_ids": [[63]], "forced_eos_token_id": 0, "max_length": 40, "num_beams": 4}
+    for name, value in told.items():
+        setattr(model.generation_config, name, value)
+    return model
+
+
+@cache
 def whisper() -> Any:
     """An encoder of spectrograms of one size, and a decoder that is told language and task."""
     sizes: Any = {"num_mel_bins": 8, "max_source_positions": 50, "max_target_positions": 128}
@@ -138,7 +152,16 @@ def mamba() -> Any:
     return hybrid("mamba")
 
 
-MODELS = {"llama": llama, "gemma": gemma, "qwen": qwen, "t5": t5, "bart": bart, "whisper": whisper, "mamba": mamba}
+MODELS = {
+    "llama": llama,
+    "gemma": gemma,
+    "qwen": qwen,
+    "t5": t5,
+    "bart": bart,
+    "marian": marian,
+    "whisper": whisper,
+    "mamba": mamba,
+}
 MIXTURES: dict[str, Any] = {name: partial(mixture, name) for name in ("olmoe", "gpt_oss")}
 """Models with mixtures of experts, which are gathered by expert; the second has windows, sinks and biases."""
 

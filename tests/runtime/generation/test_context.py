@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from tempfile import TemporaryDirectory
-
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tests.runtime.generation.decoders import BLOCK, bundle, bundle_folder, gemma, llama, original_logits, qwen, tokens
 from twoheads.graphs.errors import InputError
@@ -69,49 +65,6 @@ def test_bits_do_not_depend_on_how_tokens_were_split(name):
         logits = parts.append(sequence[start:stop])
     assert np.array_equal(logits, expected)
     assert _bits(parts) == _bits(whole)
-
-
-ACTIONS = st.lists(
-    st.one_of(
-        st.tuples(st.just("append"), st.integers(1, 3 * BLOCK)),
-        st.tuples(st.just("step"), st.integers(1, BLOCK + 3)),
-        st.tuples(st.just("rollback"), st.integers(0, 100)),
-        st.tuples(st.just("fork"), st.just(0)),
-        st.tuples(st.just("reload"), st.just(0)),
-    ),
-    min_size=1,
-    max_size=8,
-)
-
-
-KINDS = [*((name, None) for name in MODELS), ("llama", "int8"), ("gemma", "int8")]
-
-
-@pytest.mark.parametrize(("name", "pages"), KINDS)
-@settings(max_examples=25, deadline=None)
-@given(actions=ACTIONS, seed=st.integers(0, 3))
-def test_any_interleaving_ends_as_a_fresh_run(name, pages, actions, seed):
-    context, told = bundle(name).open_context(pages=pages), iter(tokens(1000, seed))
-    for action, count in actions:
-        if action == "append":
-            context.append([next(told) for _ in range(count)])
-        elif action == "step" and len(context):
-            for _ in range(count):
-                context.step(next(told))
-        elif action == "rollback":
-            context.rollback(len(context) * count // 100)
-        elif action == "fork":
-            other, context = context, context.fork()
-            if len(other):
-                other.step(next(told))  # what the other one does is its own business
-            other.close()
-        elif action == "reload" and pages is None:
-            with TemporaryDirectory() as folder:
-                bundle(name).save_context(context, f"{folder}/c")
-                context = bundle(name).load_context(f"{folder}/c")
-    logits = context.append([7])
-    fresh = bundle(name).open_context(pages=pages)
-    assert np.array_equal(fresh.append(context.tokens), logits)
 
 
 def test_a_window_is_whole_behind_several_rollbacks():

@@ -11,8 +11,11 @@ import pytest
 
 from tests.runtime.generation.decoders import BLOCK, bundle, tokens
 from twoheads.graphs.errors import InputError
+from twoheads.graphs.variants.steps import SOURCE_CAPACITIES
 from twoheads.runtime.generation.saved import DIGEST, MAGIC
+from twoheads.runtime.runs.source_run import EncoderRun
 
+WIDEST = SOURCE_CAPACITIES[-1] * BLOCK
 LENGTHS = [1, BLOCK - 2, BLOCK, 5 * BLOCK + 3, 33 * BLOCK + 5, 70 * BLOCK + 2]
 
 
@@ -34,6 +37,44 @@ def test_it_goes_on_as_if_it_had_stayed_open(name, length, tmp_path):
         loaded.rollback(back)
         context.rollback(back)
         assert np.array_equal(loaded.append(sequence[:BLOCK]), context.append(sequence[:BLOCK]))
+
+
+@pytest.mark.parametrize(
+    ("name", "source"), [("t5", 1), ("t5", 20), ("t5", WIDEST + 20), ("bart", 40), ("whisper", 50)]
+)
+def test_what_was_read_of_an_encoder_is_saved_as_well(name, source, tmp_path, monkeypatch):
+    given = np.array([tokens(source)])
+    if name == "whisper":
+        given = np.random.default_rng(0).standard_normal((1, 8, 100)).astype(np.float32)
+    context, sequence = bundle(name).open_context(given), tokens(70)
+    context.append(sequence[:33])
+    context.step(sequence[33])
+    bundle(name).save_context(context, tmp_path / "c")
+    monkeypatch.setattr(EncoderRun, "run", None)  # the encoder does not run again
+    loaded = bundle(name).load_context(tmp_path / "c")
+    assert loaded.source.tokens == context.source.tokens == source
+    assert loaded.tokens == context.tokens
+    assert np.array_equal(loaded.step(5), context.step(5))
+    assert np.array_equal(loaded.fork().append(sequence), context.fork().append(sequence))
+    loaded.rollback(3)
+    context.rollback(3)
+    assert np.array_equal(loaded.append(sequence[:BLOCK]), context.append(sequence[:BLOCK]))
+
+
+def test_an_encoder_without_rows_is_damaged(tmp_path):
+    path, context = tmp_path / "c", bundle("t5").open_context(np.array([tokens(9)]))
+    context.append([0])
+    bundle("t5").save_context(context, path)
+    written, start = path.read_bytes(), len(MAGIC) + DIGEST
+    size = int.from_bytes(written[start : start + 8], "little")
+    header = json.loads(written[start + 8 : start + 8 + size])
+    assert header["source"] == 9
+    for wrong in (0, -1, 1 << 40, "none", None):
+        text = json.dumps({**header, "source": wrong}).encode()
+        rest = len(text).to_bytes(8, "little") + text + written[start + 8 + size :]
+        path.write_bytes(MAGIC + sha256(rest).digest() + rest)
+        with pytest.raises(InputError, match="is damaged"):
+            bundle("t5").load_context(path)
 
 
 def test_an_empty_context_can_be_saved(tmp_path):
@@ -79,6 +120,8 @@ def test_what_is_not_what_was_written_is_refused(tmp_path):
 
     assert "another backend" in refused(signed(engines="else"))
     assert "damaged" in refused(signed(tokens=1 << 20))
+    assert "damaged" in refused(signed(tokens=1 << 50))
+    assert "damaged" in refused(signed(tokens=-1))
     assert "damaged" in refused(signed(tokens="many"))
     path.write_bytes(signed())
     with pytest.raises(InputError, match="another bundle"):

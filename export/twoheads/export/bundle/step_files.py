@@ -63,8 +63,7 @@ def write_steps(
         _write_tiles(steps, rows, folder)
         if rows != compiled.program.block_size:
             _write_regions(steps, rows, used, folder, entries)
-    if not steps.source:
-        _write_batch(compiled, steps, models, folder, entries)
+    _write_batch(compiled, steps, models, folder, entries)
 
 
 def _write_batch(

@@ -5,6 +5,8 @@ its own in arrays of keys and values, and one engine attends for all slots of an
 in the order of a single sequence's step (:mod:`twoheads.graphs.variants.steps`): whole blocks, then the open block, in
 which the new row has its place already.
 
+Behind an encoder, keys and values of cross attention have slots of arrays of their own, likewise.
+
 All calls have one shape, whoever else is there, so what a sequence gets depends on it alone.
 """
 
@@ -16,7 +18,7 @@ from functools import cached_property
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.program.program import AttentionEngine, AttentionStage, Port
 from twoheads.graphs.variants.stage_run import with_rows
-from twoheads.graphs.variants.steps import CAPACITIES, STEP, Steps
+from twoheads.graphs.variants.steps import STEP, Steps
 
 __all__ = ["BATCH_ROWS", "SLOTS", "BatchAttention", "BatchSteps"]
 
@@ -39,7 +41,7 @@ class BatchAttention:
     Attributes:
         geometry: Of one sequence's attention, for one row.
         past: Keys of whole blocks.
-        opened: Keys of an open block.
+        opened: Keys of an open block; 0 where those of an encoder are read, which are ``past`` then.
         sinks: Whether there are learned sinks.
     """
 
@@ -51,7 +53,8 @@ class BatchAttention:
     @property
     def name(self) -> str:
         """Of the engine's file."""
-        return f"{STEP}batch_{self.geometry.name}_{self.past}{'_sinks' * self.sinks}"
+        kind = "_sinks" * self.sinks + "_source" * (not self.opened)
+        return f"{STEP}batch_{self.geometry.name}_{self.past}{kind}"
 
     @property
     def inputs(self) -> tuple[Port, ...]:
@@ -87,16 +90,30 @@ class BatchSteps:
     @cached_property
     def attentions(self) -> tuple[BatchAttention, ...]:
         """All attention engines that such a step may call, each once."""
-        stages = self.steps.body.attentions
-        return tuple(dict.fromkeys(self.attention(stage, capacity) for stage in stages for capacity in CAPACITIES))
+        steps, found = self.steps, dict[BatchAttention, None]()
+        for stage in steps.body.attentions:
+            own = self.is_own(stage)
+            for capacity in steps.capacities if own else steps.source_capacities:
+                found[self.attention(stage, capacity) if own else self.source_attention(stage, capacity)] = None
+        return tuple(found)
+
+    def is_own(self, stage: AttentionStage) -> bool:
+        """Whether it reads keys of the sequence itself, and not of its encoder."""
+        return all(stage.key != value.name for value in self.steps.source)
 
     def attention(self, stage: AttentionStage, capacity: int) -> BatchAttention:
         """The engine of an attention over up to ``capacity`` whole blocks."""
-        program = self.steps.program
-        engine = with_rows(program, 1).engine(stage.engine)
+        kept = next(entry for entry in self.steps.kept if entry.value.name == stage.key)
+        block = self.steps.program.block_size
+        return BatchAttention(self._geometry(stage), kept.blocks(capacity) * block, block, stage.sinks is not None)
+
+    def source_attention(self, stage: AttentionStage, capacity: int) -> BatchAttention:
+        """The engine of a cross attention over ``capacity`` blocks of an encoder."""
+        geometry = replace(self._geometry(stage), mask_heads=1)
+        return BatchAttention(geometry, capacity * self.steps.program.block_size, 0, stage.sinks is not None)
+
+    def _geometry(self, stage: AttentionStage) -> AttentionEngine:
+        engine = with_rows(self.steps.program, 1).engine(stage.engine)
         if not isinstance(engine, AttentionEngine):
             raise InternalError(f"stage {stage.name} has no tiles")
-        kept = next(entry for entry in self.steps.kept if entry.value.name == stage.key)
-        block = program.block_size
-        geometry = replace(engine, key_tile=1)
-        return BatchAttention(geometry, kept.blocks(capacity) * block, block, stage.sinks is not None)
+        return replace(engine, key_tile=1)

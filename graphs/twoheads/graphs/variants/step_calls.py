@@ -11,7 +11,7 @@ from twoheads.graphs.program.program import AttentionStage, ExpertsEngine, Exper
 from twoheads.graphs.variants.decoder import step_obstacle
 from twoheads.graphs.variants.steps import CAPACITIES, Steps, step_steps
 
-__all__ = ["GenerationPlan", "Pieces", "generation_plan"]
+__all__ = ["Continuation", "GenerationPlan", "Pieces", "StepCall", "generation_plan", "planned_steps"]
 
 SMALL_SHARE = 4
 """Up to this part of a block is computed by small calls, more by one of a block: 8 rows cost a tenth of 256."""
@@ -39,6 +39,55 @@ class Pieces:
                 count = min(self._small, end - at)
                 yield at, count, self._small
                 at += count
+
+
+@dataclass(frozen=True, slots=True)
+class StepCall:
+    """A step of some rows behind kept tokens: one engine call, or several where it goes layer by layer.
+
+    Attributes:
+        rows: Of the engines.
+        blocks: Whole blocks that are kept before it.
+    """
+
+    rows: int
+    blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """What a prompt and new tokens behind it compute.
+
+    Attributes:
+        steps: How sequences are extended.
+        prompt_tokens: Tokens of the prompt.
+        new_tokens: Tokens that come.
+    """
+
+    steps: Steps
+    prompt_tokens: int
+    new_tokens: int
+
+    @property
+    def prompt(self) -> tuple[StepCall, ...]:
+        """Of the prompt."""
+        return self._appended(0, self.prompt_tokens)
+
+    def later(self) -> Iterator[tuple[StepCall, ...]]:
+        """Of every new token but the first: its own step, and what is computed again behind it."""
+        steps, block = self.steps, self.steps.program.block_size
+        steady = self.prompt_tokens
+        for at in range(self.prompt_tokens, self.prompt_tokens + self.new_tokens - 1):
+            again: tuple[StepCall, ...] = ()
+            if (steps.has_rings or steps.states) and (at + 1) % block == 0:
+                again = self._appended(steady - steady % block if steps.states else steady, at + 1)
+                steady = at + 1
+            yield (StepCall(1, at // block), *again)
+
+    def _appended(self, start: int, stop: int) -> tuple[StepCall, ...]:
+        block = self.steps.program.block_size
+        pieces = Pieces(start, stop, block, self.steps.rows[1])
+        return tuple(StepCall(rows, first // block) for first, _, rows in pieces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,33 +125,35 @@ def generation_plan(program: Program, prompt: int, new: int, source: int = 0) ->
     Raises:
         InputError: The model generates nothing, or there are no tokens.
     """
-    steps = step_steps(program)
-    if steps is None:
-        found = step_obstacle(program)
-        raise (
-            InputError(program.name, "generates nothing")
-            if found is None
-            else InputError(found.where, found.problem, found.fix)
-        )
+    steps = planned_steps(program)
     if prompt < 1 or new < 1:
         raise InputError("--generate", f"plans {prompt} and {new} tokens", "give 1 or more of both")
-    block, heads = program.block_size, len(program.head)
-    begin = _append_calls(steps, 0, prompt, source) + heads
-    later, last, steady = 0, 0, prompt
-    for at in range(prompt, prompt + new - 1):
-        last = _calls(steps, at // block, source, 1) + heads
-        if (steps.has_rings or steps.states) and (at + 1) % block == 0:
-            last += _append_calls(steps, steady - steady % block if steps.states else steady, at + 1, source)
-            steady = at + 1
+    continuation, heads = Continuation(steps, prompt, new), len(program.head)
+
+    def calls(made: tuple[StepCall, ...]) -> int:
+        return sum(_calls(steps, call.blocks, source, call.rows) for call in made) + heads
+
+    begin, later, last = calls(continuation.prompt), 0, 0
+    for made in continuation.later():
+        last = calls(made)
         later += last
     kept = _kept_bytes(steps, prompt + new - 1, source)
     return GenerationPlan(prompt, new, begin, later, last, source, kept)
 
 
-def _append_calls(steps: Steps, start: int, stop: int, source: int) -> int:
-    block = steps.program.block_size
-    pieces = Pieces(start, stop, block, steps.rows[1])
-    return sum(_calls(steps, first // block, source, rows) for first, _, rows in pieces)
+def planned_steps(program: Program) -> Steps:
+    """How the program's sequences are extended.
+
+    Raises:
+        InputError: They are not; says why.
+    """
+    steps = step_steps(program)
+    if steps is not None:
+        return steps
+    found = step_obstacle(program)
+    if found is None:
+        raise InputError(program.name, "generates nothing")
+    raise InputError(found.where, found.problem, found.fix)
 
 
 def _calls(steps: Steps, blocks: int, source: int, rows: int) -> int:

@@ -117,10 +117,18 @@ class Context:
         Raises:
             InputError: As :meth:`append`.
         """
-        (new,) = self.check([token])
-        hidden = self._run(np.array([new], np.int64), len(self.tokens), 1, 1)
+        return self._logits(self.extend([token], 1)[-1])
+
+    def extend(self, tokens: Sequence[int], rows: int) -> npt.NDArray[Any]:
+        """Adds tokens of one block by one step of ``rows`` rows; returns their hidden states ``[tokens, width]``.
+
+        Raises:
+            InputError: As :meth:`append`.
+        """
+        new = self.check(tokens)
+        hidden = self._run(np.array(new, np.int64), len(self.tokens), len(new), rows)
         self._after_steps()
-        return self._logits(hidden[-1])
+        return hidden
 
     def steps(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """Adds tokens by engines of few rows; returns the logits ``[tokens, classes]`` behind each of them.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +14,22 @@ from twoheads.runtime.generation.choosing.settings import Settings
 from twoheads.runtime.generation.choosing.speech import Speech
 from twoheads.runtime.generation.context import Context
 
-__all__ = ["OPTIONS", "Beginning", "RunSource", "as_source"]
-
-RunSource: TypeAlias = Callable[[Any], tuple[Mapping[str, npt.NDArray[Any]], int]]
-"""Runs the encoder on an input: what cross attention reads, by name, and how many engine calls that took."""
+__all__ = ["OPTIONS", "Beginning", "RunsEncoder", "Unread", "as_source"]
 
 OPTIONS = ("decoder_input_ids", "language", "task")
 """What a call on an encoder-decoder may say beside the rest."""
+
+
+class RunsEncoder(Protocol):
+    """Runs the encoder of a bundle."""
+
+    def check(self, given: Any) -> Any:
+        """What it reads, or why that is none."""
+        ...
+
+    def run(self, checked: Any) -> tuple[Mapping[str, npt.NDArray[Any]], int]:
+        """What cross attention reads, by name, and how many engine calls that took."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +69,13 @@ class Beginning:
                 fix = "give a text, to a model of speech, without decoder_input_ids"
                 raise InputError(name, f"is {value!r:.60}", fix)
 
-    def tokens(self, settings: Settings, speech: Speech | None, context: Context) -> list[int]:
-        """The decoder's first tokens, for an empty context.
+    def tokens(self, settings: Settings, speech: Speech | None, context: Context | None) -> list[int]:
+        """The decoder's first tokens.
+
+        Args:
+            settings: Of the call.
+            speech: What the model knows of speech, if it does.
+            context: An empty one, which finds out a language; without one, any language stands for that.
 
         Raises:
             InputError: The model says no start token, or what is given is none.
@@ -82,11 +96,26 @@ class Beginning:
             return [start]
 
         def detect(among: Sequence[int]) -> int:
+            if context is None:
+                return among[0]
             logits = context.append([start])
             context.rollback(0)
             return max(among, key=lambda token: float(logits[token]))
 
         return speech.tokens(start, self.language, self.task, detect)
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """A sequence behind an encoder that has not run yet.
+
+    Attributes:
+        checked: What the encoder reads.
+        beginning: What the decoder begins with.
+    """
+
+    checked: Any
+    beginning: Beginning
 
 
 def as_source(prompt: Any, encode: Callable[[str], list[int]]) -> Any:

@@ -25,10 +25,10 @@ from twoheads.runtime.generation.choosing.constraint import read_constraint
 from twoheads.runtime.generation.choosing.draft import DraftGuesses, Guesser
 from twoheads.runtime.generation.choosing.lookup import PromptLookup
 from twoheads.runtime.generation.choosing.processors import LogitsProcessor
-from twoheads.runtime.generation.choosing.settings import Settings
+from twoheads.runtime.generation.choosing.settings import Settings, split_unsupported
 from twoheads.runtime.generation.choosing.speech import split_speech
 from twoheads.runtime.generation.context import Context
-from twoheads.runtime.generation.encoder import OPTIONS, Beginning, RunSource, as_source
+from twoheads.runtime.generation.encoder import OPTIONS, Beginning, RunsEncoder, Unread, as_source
 from twoheads.runtime.generation.engines import StepEngines
 from twoheads.runtime.generation.kept.rounded import RoundedBlocks, check_pages
 from twoheads.runtime.generation.kept.rows import KeptBlocks
@@ -60,7 +60,7 @@ class Generator:
         weights: Its weights.
         engines: Its step engines.
         tokenizer: Its tokenizer, if it has one.
-        run_source: Runs its encoder, if it has one.
+        encoder: Runs its encoder, if it has one.
 
     Attributes:
         facts: What the model says about generating.
@@ -68,7 +68,8 @@ class Generator:
         cache: Beginnings that were computed before; see :meth:`keep_prefixes`.
 
     Raises:
-        InputError: The model's settings ask for what is not supported; the field is named.
+        InputError: The model's settings are no such; the field is named. (What of them is not supported is an error of
+            every call that does not replace it.)
     """
 
     def __init__(
@@ -77,12 +78,13 @@ class Generator:
         weights: Weights,
         engines: StepEngines,
         tokenizer: Tokenizer | None,
-        run_source: RunSource,
+        encoder: RunsEncoder,
     ) -> None:
         self.facts: ModelFacts = read_facts(bundle.generation_file)
-        settings, self._speech = split_speech(self.facts.settings, self.facts.where)
+        supported, self._refused = split_unsupported(self.facts.settings)
+        settings, self._speech = split_speech(supported, self.facts.where)
         self.settings = Settings().changed(settings, self.facts.where)
-        self._run_source = run_source
+        self._encoder = encoder
         self._bundle = bundle
         self._weights = weights
         self._engines = engines
@@ -122,12 +124,29 @@ class Generator:
         if self.steps.source:
             if source is None:
                 raise InputError("context", "has no input for the model's encoder", "give a source")
-            values, calls = self._run_source(as_source(source, partial(self._text_tokens, special=True)))
-            found = KeptSource(self.steps, values)
-            self._engines.calls += calls
+            found = KeptSource(self.steps, self.run_encoder(self._read_by_encoder(source)))
         elif source is not None:
             raise InputError("source", "is given, and the model has no encoder", "leave it out")
-        return Context(self._engines, self._weights, self._bundle, self.cache, kept, found)
+        return self._new_context(kept, found)
+
+    def run_encoder(self, checked: Any) -> Mapping[str, npt.NDArray[Any]]:
+        """What the decoder reads of its encoder, by name; ``checked`` is what the encoder reads."""
+        values, calls = self._encoder.run(checked)
+        self._engines.calls += calls
+        return values
+
+    def begin(self, call: Call, kept: KeptBlocks, source: KeptSource) -> tuple[Context, list[int]]:
+        """Another context for a call, with its keys and values in ``kept``, and the tokens to append."""
+        context = self._new_context(kept, source)
+        if call.unread is None:
+            return context, call.prompt
+        return context, call.unread.beginning.tokens(call.settings, self._speech, context)
+
+    def _new_context(self, kept: KeptBlocks | None, source: KeptSource | None) -> Context:
+        return Context(self._engines, self._weights, self._bundle, self.cache, kept, source)
+
+    def _read_by_encoder(self, prompt: Any) -> Any:
+        return self._encoder.check(as_source(prompt, partial(self._text_tokens, special=True)))
 
     def save_context(self, context: Context, path: str | os.PathLike[str]) -> None:
         """Writes a context to a file, which :meth:`load_context` reads.
@@ -135,7 +154,6 @@ class Generator:
         Raises:
             InputError: It is closed or another bundle's, or the file can't be written.
         """
-        refuse_source(self.steps, "no file keeps", "keep the context open")
         if context.kept.rounds:
             raise InputError("context", "has rounded pages, which no file keeps", "keep the context open")
         self._check_owner(context)
@@ -147,7 +165,7 @@ class Generator:
         Raises:
             InputError: The file is none, is damaged, or was saved with another bundle, backend or processor.
         """
-        return read_context(self.open_context(), Path(path), self._identity)
+        return read_context(self.steps, partial(self._new_context, None), Path(path), self._identity)
 
     def keep_prefixes(self, memory: int, folder: str | os.PathLike[str] | None = None) -> PrefixCache:
         """From now on contexts take over whole blocks of beginnings that were computed before, to the bit.
@@ -262,9 +280,19 @@ class Generator:
             raise InputError("stop", "is a text, and the bundle has no tokenizer", "give eos_token_id")
         return TextStream(self._tokenizer, stops)
 
-    def open_call(
+    def open_call(self, prompt: Prompt, **options: Any) -> Call:
+        """What a call continues and how, after all checks; see :meth:`generate`."""
+        return self._open(prompt, False, **options)
+
+    def open_later(self, prompt: Prompt, **options: Any) -> Call:
+        """Likewise, and an encoder does not run yet: see :meth:`begin`."""
+        return self._open(prompt, True, **options)
+
+    def _open(
         self,
         prompt: Prompt,
+        later: bool,
+        /,
         *,
         context: Context | None = None,
         stop: str | Sequence[str] | None = None,
@@ -281,7 +309,6 @@ class Generator:
         chat: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> Call:
-        """What a call continues and how, after all checks; see :meth:`generate`."""
         began, calls = time.perf_counter(), self._engines.calls
         check_asked(
             seed=seed,
@@ -304,17 +331,23 @@ class Generator:
             tokenizer=self._bundle.tokenizer_file,
             ends=wanted.eos_token_id,
         )
-        if self.steps.source and context is None:
+        unread: Unread | None = None
+        if not self.steps.source or context is not None:
+            used, tokens = self._begin(prompt, context, chat or {}, pages)
+        elif later:
+            unread, used = Unread(self._read_by_encoder(prompt), beginning), self._new_context(None, None)
+            tokens = beginning.tokens(wanted, self._speech, None)
+        else:
             used = self.open_context(source=prompt, pages=pages)
             tokens = beginning.tokens(wanted, self._speech, used)
-        else:
-            used, tokens = self._begin(prompt, context, chat or {}, pages)
         own = (logits_processor,) if callable(logits_processor) else tuple(logits_processor)
         seeds: tuple[np.random.SeedSequence | None, ...] = (None,)
         if wanted.do_sample:
             seeds = tuple(np.random.SeedSequence(seed).spawn(wanted.num_return_sequences))
         kept, guesser = context is not None, self._guesser(speculate)
-        return Call(used, kept, tokens, wanted, own, seeds, return_logits, guesser, steady, constraint, began, calls)
+        return Call(
+            used, kept, tokens, wanted, own, seeds, return_logits, guesser, steady, constraint, began, calls, unread
+        )
 
     def _guesser(self, speculate: object) -> Callable[[Sequence[int]], Guesser] | None:
         """What guesses the tokens of a sequence, by ``speculate`` of a call.
@@ -396,7 +429,8 @@ class Generator:
         if stop is not None and given.get("stop_strings") is not None:
             raise InputError("stop", "is given beside stop_strings, which means the same", "give one of them")
         named = {**given, "stop_strings": stop} if stop is not None else dict(given)
-        made = self.settings.changed(named, "generate")
+        own = {name: value for name, value in self._refused.items() if named.get(name) is None}
+        made = self.settings.changed(own, self.facts.where).changed(named, "generate")
         return replace(made, eos_token_id=()) if ignore_eos else made
 
     def _text_tokens(self, text: str, *, special: bool) -> list[int]:

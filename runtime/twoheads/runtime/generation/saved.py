@@ -1,5 +1,7 @@
 """A context in a file: its tokens with their keys, values and states, to go on later or in another process.
 
+Behind an encoder there are the keys and values of cross attention as well: the encoder does not run again.
+
 The file carries the hash of its contents, the identity of the bundle, and that of what computed: with other kernels the
 bits behind it would be those of no run.
 """
@@ -7,15 +9,21 @@ bits behind it would be those of no run.
 from __future__ import annotations
 
 import json
+import math
+import os
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.serialization.read_json import parse_json
+from twoheads.graphs.variants.steps import Steps
 from twoheads.runtime.generation.context import Context
+from twoheads.runtime.generation.kept.source import KeptSource
 from twoheads.runtime.memory.new_file import replacing
 
 __all__ = ["read_context", "write_context"]
@@ -41,7 +49,10 @@ def write_context(context: Context, path: Path, identity: tuple[str, str]) -> No
     """
     facts, blocks = context.facts(), _blocks(context, len(context))
     tokens = np.array(facts.pop("tokens"), "<i8")
-    header = json.dumps({"bundle": identity[0], "engines": identity[1], "tokens": len(tokens), **facts}).encode()
+    told = {"bundle": identity[0], "engines": identity[1], "tokens": len(tokens), **facts}
+    if context.engines.steps.source:
+        told["source"] = context.source.tokens
+    header = json.dumps(told).encode()
     try:
         with replacing(path) as file:
             file.write(MAGIC + bytes(DIGEST))
@@ -49,7 +60,7 @@ def write_context(context: Context, path: Path, identity: tuple[str, str]) -> No
             for data in (len(header).to_bytes(8, "little"), header, tokens.tobytes()):
                 digest.update(data)
                 file.write(data)
-            for array in context.written(blocks):
+            for array in (*context.source.arrays(), *context.written(blocks)):
                 data = np.ascontiguousarray(array).tobytes()
                 digest.update(data)
                 file.write(data)
@@ -59,8 +70,16 @@ def write_context(context: Context, path: Path, identity: tuple[str, str]) -> No
         raise InputError(str(path), f"can't be written: {error.strerror}", "name a file in a folder") from error
 
 
-def read_context(context: Context, path: Path, identity: tuple[str, str]) -> Context:
-    """Makes an empty context the one that was written to ``path``.
+def read_context(
+    steps: Steps, begin: Callable[[KeptSource], Context], path: Path, identity: tuple[str, str]
+) -> Context:
+    """The context that was written to ``path``.
+
+    Args:
+        steps: What is continued.
+        begin: Makes an empty context, behind what was read of an encoder.
+        path: The file.
+        identity: Of the bundle, and of what computes.
 
     Raises:
         InputError: The file can't be read, is none of these, is damaged, or was written with another bundle, backend or
@@ -72,14 +91,15 @@ def read_context(context: Context, path: Path, identity: tuple[str, str]) -> Con
             header = _header(path, file)
             _compare(path, header, identity)
             count = int(header["tokens"])
-            tokens = np.frombuffer(file.read(8 * count), "<i8").tolist()
+            tokens = _array(file, (count,), np.dtype("<i8")).tolist()
+            context = begin(_source(steps, file, int(header["source"]) if steps.source else 0))
             steady, reached, blocks = int(header["steady"]), int(header["reached"]), _blocks(context, count)
-            earlier = int(header["earlier"]) if context.engines.steps.states else 0
-            if len(tokens) != count or not 0 <= steady <= count or reached < blocks:
+            earlier = int(header["earlier"]) if steps.states else 0
+            if not 0 <= steady <= count or reached < blocks:
                 raise InputError(str(path), DAMAGED, AGAIN)
             context.kept.prepare(blocks)
             for array in context.written(blocks):
-                array[...] = np.frombuffer(file.read(array.nbytes), array.dtype).reshape(array.shape)
+                array[...] = _array(file, array.shape, array.dtype)
     except OSError as error:
         raise InputError(
             str(path), f"can't be read: {error.strerror}", "name a file that a context was saved to"
@@ -89,6 +109,31 @@ def read_context(context: Context, path: Path, identity: tuple[str, str]) -> Con
     if not context.restore(tokens, steady, reached, earlier):
         raise InputError(str(path), DAMAGED, AGAIN)
     return context
+
+
+def _source(steps: Steps, file: BinaryIO, rows: int) -> KeptSource:
+    """What was read of an encoder of so many rows.
+
+    Raises:
+        ValueError: The file does not hold it.
+    """
+    if steps.source and rows < 1:
+        raise ValueError(f"{rows} rows of an encoder")
+    return KeptSource(
+        steps, {value.name: _array(file, value.block_shape(rows), np.dtype(value.dtype)) for value in steps.source}
+    )
+
+
+def _array(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """The next array of the file.
+
+    Raises:
+        ValueError: The file is shorter. So no header makes it ask for more memory than the file has bytes.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if not 0 <= size <= os.fstat(file.fileno()).st_size - file.tell():
+        raise ValueError(f"the file ends before an array {list(shape)} of {dtype}")
+    return np.frombuffer(file.read(size), dtype).reshape(shape)
 
 
 def _blocks(context: Context, tokens: int) -> int:

@@ -16,6 +16,7 @@ from twoheads.runtime.generation.choosing.processors import LogitsProcessor, pro
 from twoheads.runtime.generation.choosing.settings import Settings
 from twoheads.runtime.generation.choosing.warpers import log_softmax
 from twoheads.runtime.generation.context import Context
+from twoheads.runtime.generation.encoder import Unread
 from twoheads.runtime.generation.results import Generated, Piece
 from twoheads.runtime.generation.text.text_stream import TextStream
 from twoheads.runtime.reports.peak_memory import peak_memory
@@ -40,6 +41,7 @@ class Call:
         constraint: What the text keeps to, if anything.
         began: When the call began.
         calls: Engine calls before it, of all that the bundle generates.
+        unread: What an encoder reads first, where it is not to run yet: the prompt is as long as it will be.
     """
 
     context: Context
@@ -54,6 +56,7 @@ class Call:
     constraint: Constraint | None
     began: float
     calls: int
+    unread: Unread | None = None
 
 
 class SequenceRun:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -100,11 +100,11 @@ class LoadedBundle(RunContext):
         """
         from twoheads.runtime.generation.engines import StepEngines
         from twoheads.runtime.generation.generator import Generator
-        from twoheads.runtime.runs.source_run import run_source
+        from twoheads.runtime.runs.source_run import EncoderRun
 
         bundle, weights, how = self._bundle, self._weights, self.precision
         engines = StepEngines(bundle, weights, self._backend, threads=self.threads, precision=how)
-        return Generator(bundle, weights, engines, self.tokenizer, partial(run_source, self, self.executor))
+        return Generator(bundle, weights, engines, self.tokenizer, EncoderRun(self, self.executor))
 
     def open_context(self, source: Any = None, pages: str | None = None) -> Context:
         """An empty sequence of tokens, to be continued, cut back and forked.

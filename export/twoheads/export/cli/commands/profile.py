@@ -12,6 +12,7 @@ from twoheads.graphs.errors import InputError
 from twoheads.graphs.prediction.device_profile import DeviceProfile, Network, profile_text
 from twoheads.graphs.serialization.json_codec import to_json
 from twoheads.runtime.measurement.profiler import DEFAULT_NETWORK, profile_bundle
+from twoheads.runtime.measurement.step_meter import with_step_times
 from twoheads.runtime.memory.new_file import replacing
 from twoheads.runtime.opening import load
 
@@ -35,6 +36,9 @@ def command(
     milliseconds: Annotated[
         float, typer.Option("--round-ms", metavar="MS", help="Milliseconds to start a stage on all workers.")
     ] = DEFAULT_NETWORK.round_seconds * 1e3,
+    generation: Annotated[
+        bool, typer.Option("--generation", help="Measure steps as well, for `plan --generate N --device`.")
+    ] = False,
     price: Annotated[
         float | None, typer.Option("--price-per-hour", metavar="P", help="Of one worker, in any currency.")
     ] = None,
@@ -68,6 +72,8 @@ def command(
             price_per_hour=price,
             progress=lambda name: progress(name),
         )
+        if generation:
+            profile = with_step_times(profile, bundle, lambda name: progress(name))
     try:
         with replacing(output) as file:
             file.write(profile_text(profile).encode())

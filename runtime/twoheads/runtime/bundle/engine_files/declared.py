@@ -88,7 +88,7 @@ def declared_steps(program: Program, manifest: Manifest, weight: ReadWeight) -> 
             found.setdefault(_file(region), _bound(region, stage.weights, manifest))
         for scan in {steps.scan(stage, rows) for stage, _ in steps.body.scans}:
             found[f"{ENGINES}/{scan.name}.{SCAN_STEP}.onnx"] = _unbound(scan, SCAN_STEP)
-    for attention in () if steps.source else BatchSteps(steps).attentions:
+    for attention in BatchSteps(steps).attentions:
         factors = _factors(attention.geometry)
         found[f"{ENGINES}/{attention.name}.onnx"] = DeclaredEngine(
             attention.inputs, attention.outputs, {}, factors, True

@@ -10,9 +10,9 @@ from twoheads.graphs.errors import InputError
 from twoheads.graphs.variants.batch_steps import BATCH_ROWS
 from twoheads.runtime.generation.batch.request import Request, Work
 from twoheads.runtime.generation.batch.slots import Slabs
+from twoheads.runtime.generation.batch.sources import SourceSlabs
 from twoheads.runtime.generation.batch.step import BatchStep, NextToken
 from twoheads.runtime.generation.generator import Generator, Prompt
-from twoheads.runtime.generation.kept.source import refuse_source
 from twoheads.runtime.generation.results import Piece
 
 __all__ = ["Batch"]
@@ -43,11 +43,10 @@ class Batch:
     def __init__(self, generator: Generator, *, most: int = MOST) -> None:
         if most < 1:
             raise InputError("open_batch", f"has room for {most} requests", "give 1 or more")
-        refuse_source(generator.steps, "no batch of requests keeps", "generate one prompt after the other")
         self._generator = generator
         self._engines = generator.engines
         self._most = most
-        self._slabs = Slabs(generator.steps)
+        self._slabs, self._sources = Slabs(generator.steps), SourceSlabs(generator.steps)
         rows = next((rows for rows in BATCH_ROWS if rows >= most), BATCH_ROWS[-1])
         self._step = BatchStep(self._engines, rows)
         self._waiting: deque[Work] = deque()
@@ -61,14 +60,14 @@ class Batch:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all keys and values that lie in slots."""
-        return self._slabs.nbytes
+        """Bytes of all keys and values that lie in slots, those of encoders among them."""
+        return self._slabs.nbytes + self._sources.nbytes
 
     def submit(self, prompt: Prompt, **options: Any) -> Request:
-        """Puts a prompt in the queue.
+        """Puts a prompt in the queue. An encoder runs when the prompt's turn comes.
 
         Args:
-            prompt: A text, tokens, or messages.
+            prompt: A text, tokens, or messages; of an encoder what that reads.
             **options: As of :meth:`Generator.generate`, but of those that one sequence alone can have: a context,
                 speculation, several sequences, a streamer, pages of another kind.
 
@@ -80,7 +79,7 @@ class Batch:
             if options.get(name) not in (None, False):
                 raise InputError(name, "is not for requests of a batch", "leave it out, or call generate")
         options = {name: value for name, value in options.items() if name not in alone}
-        call = self._generator.open_call(prompt, **options)
+        call = self._generator.open_later(prompt, **options)
         if len(call.seeds) != 1:
             raise InputError("num_return_sequences", "is more than 1", "submit the prompt as often, each with a seed")
         call.context.check(call.prompt)
@@ -151,7 +150,7 @@ class Batch:
     def _join(self) -> None:
         while self._waiting and len(self._active) < self._most:
             work = self._waiting.popleft()
-            work.begin(self._generator, self._slabs)
+            work.begin(self._generator, self._slabs, self._sources)
             self._active.append(work)
 
     def _prompts(self) -> None:
@@ -168,6 +167,6 @@ class Batch:
             if work.kept.place is None:
                 work.logits = work.context.steps([token])[0]
         if slotted:
-            given = [NextToken(work.context, work.kept, token) for work, token in slotted]
+            given = [NextToken(work.context, work.kept, work.source, token) for work, token in slotted]
             for (work, _), logits in zip(slotted, self._step.run(given), strict=True):
                 work.logits = logits

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InputError, InternalError
 from twoheads.runtime.generation.batch.slots import Slabs, SlottedBlocks
+from twoheads.runtime.generation.batch.sources import SlottedSource, SourceSlabs
 from twoheads.runtime.generation.context import Context
 from twoheads.runtime.generation.generator import Generator as Generating
 from twoheads.runtime.generation.results import Generated, Piece
@@ -53,6 +54,16 @@ class Request:
         return self.found
 
 
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """What a request has once its turn has come."""
+
+    kept: SlottedBlocks
+    source: SlottedSource
+    context: Context
+    run: SequenceRun
+
+
 class Work:
     """What a batch knows of a request that is not finished.
 
@@ -70,38 +81,46 @@ class Work:
         self.request = request
         self.logits: npt.NDArray[np.float32] | None = None
         self._call, self._notes, self._calls = call, notes, 0
-        self._begun: tuple[SlottedBlocks, Context, SequenceRun] | None = None
+        self._begun: _Begun | None = None
         self._prompt: Generator[int, None, npt.NDArray[np.float32]] | None = None
 
     @property
     def kept(self) -> SlottedBlocks:
         """Its keys and values."""
-        return self._parts[0]
+        return self._parts.kept
+
+    @property
+    def source(self) -> SlottedSource:
+        """What it reads of an encoder."""
+        return self._parts.source
 
     @property
     def context(self) -> Context:
         """Its tokens."""
-        return self._parts[1]
+        return self._parts.context
 
     @property
     def run(self) -> SequenceRun:
         """What chooses its tokens."""
-        return self._parts[2]
+        return self._parts.run
 
     @property
-    def _parts(self) -> tuple[SlottedBlocks, Context, SequenceRun]:
+    def _parts(self) -> _Begun:
         if self._begun is None:
             raise InternalError("a request that waits has no context")
         return self._begun
 
-    def begin(self, generator: Generating, slabs: Slabs) -> None:
-        """Its turn has come."""
-        kept = SlottedBlocks(slabs)
-        context = generator.open_context(kept)
-        run = SequenceRun(self._call, context, self._call.seeds[0], generator.text_stream)
-        self._begun = kept, context, run
+    def begin(self, generator: Generating, slabs: Slabs, sources: SourceSlabs) -> None:
+        """Its turn has come: an encoder runs now."""
         self.request.state, self._calls = "prompt", generator.calls
-        self._prompt = context.appending(self._call.prompt)
+        unread, kept = self._call.unread, SlottedBlocks(slabs)
+        source = SlottedSource(sources, {} if unread is None else generator.run_encoder(unread.checked))
+        if source.capacity is None:
+            kept.leave()
+        context, prompt = generator.begin(self._call, kept, source)
+        run = SequenceRun(self._call, context, self._call.seeds[0], generator.text_stream)
+        self._begun = _Begun(kept, source, context, run)
+        self._prompt = context.appending(prompt)
 
     def compute(self) -> int:
         """Computes a part of the prompt; gives the rows that this took, 0 where the prompt is done."""
@@ -140,3 +159,4 @@ class Work:
             made = replace(self.run.result(), engine_calls=calls - self._calls, warnings=self._notes)
             request.found = replace(made, finish_reason="cancelled") if state == "cancelled" else made
         self.context.close()
+        self.source.release()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,12 +13,52 @@ from twoheads.graphs.variants.batch_steps import SLOTS
 from twoheads.graphs.variants.steps import Steps
 from twoheads.runtime.generation.kept.rows import KeptBlocks
 
-__all__ = ["Slab", "Slabs", "SlottedBlocks"]
+__all__ = ["Pool", "Slab", "Slabs", "Slots", "SlottedBlocks"]
 
 Array = npt.NDArray[Any]
 
 
-class Slab:
+class Slots:
+    """Arrays of places for :data:`SLOTS` sequences.
+
+    Args:
+        capacity: Whole blocks of each slot, as engines count them.
+
+    Attributes:
+        capacity: As given.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._free = list(range(SLOTS))
+
+    @property
+    def arrays(self) -> tuple[Array, ...]:
+        """All of them; a slot is a place along the first axis of each."""
+        raise NotImplementedError
+
+    @property
+    def used(self) -> int:
+        """Slots that are taken."""
+        return SLOTS - len(self._free)
+
+    def take(self) -> int:
+        """A free slot.
+
+        Raises:
+            InternalError: There is none.
+        """
+        if not self._free:
+            raise InternalError("a slab has no free slot")
+        return self._free.pop(0)
+
+    def give_back(self, slot: int) -> None:
+        """The slot is free again."""
+        self._free.append(slot)
+        self._free.sort()
+
+
+class Slab(Slots):
     """The kept keys and values of :data:`SLOTS` sequences of one capacity.
 
     A slot's part of an array is contiguous and has the shape that a sequence's own array would have, so engines of one
@@ -28,14 +69,13 @@ class Slab:
         capacity: Whole blocks of each slot, as engines count them.
 
     Attributes:
-        capacity: As given.
         past: Of every kept value ``[slots, heads, whole blocks, head_dim]``; none where the capacity is 0.
         opened: Of every kept value ``[slots, heads, block, head_dim]``.
     """
 
     def __init__(self, steps: Steps, capacity: int) -> None:
+        super().__init__(capacity)
         block = steps.program.block_size
-        self.capacity = capacity
         self.opened = [_zeros(entry.value.block_shape(block), entry.value.dtype) for entry in steps.kept]
         self.past: list[Array] = []
         if capacity:
@@ -43,13 +83,11 @@ class Slab:
                 _zeros(entry.value.block_shape(entry.blocks(capacity) * block), entry.value.dtype)
                 for entry in steps.kept
             ]
-        self._free = list(range(SLOTS))
         self._clean = set(self._free)
 
     @property
-    def used(self) -> int:
-        """Slots that are taken."""
-        return SLOTS - len(self._free)
+    def arrays(self) -> tuple[Array, ...]:
+        return (*self.past, *self.opened)
 
     def take(self) -> int:
         """A free slot, all of whose numbers are 0: what another sequence left may be NaN, and a weight of 0 keeps that.
@@ -57,55 +95,67 @@ class Slab:
         Raises:
             InternalError: There is none.
         """
-        if not self._free:
-            raise InternalError("a slab has no free slot")
-        slot = self._free.pop(0)
+        slot = super().take()
         if slot not in self._clean:
-            for array in (*self.past, *self.opened):
+            for array in self.arrays:
                 array[slot] = 0
         self._clean.discard(slot)
         return slot
-
-    def give_back(self, slot: int) -> None:
-        """The slot is free again."""
-        self._free.append(slot)
-        self._free.sort()
 
 
 def _zeros(shape: tuple[int, ...], dtype: str) -> Array:
     return np.zeros((SLOTS, *shape[1:]), dtype)
 
 
-class Slabs:
-    """All slabs of a batch; one is made when no other of its capacity has a free slot, and let go when it is empty.
+S = TypeVar("S", bound=Slots)
+
+
+class Pool(Generic[S]):
+    """All slots of a kind; arrays are made when no others of their capacity have a free slot, and let go when empty.
+
+    Args:
+        steps: Of what the sequences are.
+        make: Makes arrays of a capacity.
+
+    Attributes:
+        steps: As given.
+    """
+
+    def __init__(self, steps: Steps, make: Callable[[Steps, int], S]) -> None:
+        self.steps = steps
+        self._make = make
+        self._slabs: list[S] = []
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays; of large ones the system provides what was written."""
+        return sum(array.nbytes for slab in self._slabs for array in slab.arrays)
+
+    def take(self, capacity: int) -> tuple[S, int]:
+        """A slab of this capacity, and a slot of it that is the caller's now."""
+        free = (slab for slab in self._slabs if slab.capacity == capacity and slab.used < SLOTS)
+        slab = next(free, None)
+        if slab is None:
+            slab = self._make(self.steps, capacity)
+            self._slabs.append(slab)
+        return slab, slab.take()
+
+    def give_back(self, slab: S, slot: int) -> None:
+        """The slot is free again."""
+        slab.give_back(slot)
+        if not slab.used:
+            self._slabs.remove(slab)
+
+
+class Slabs(Pool[Slab]):
+    """All slabs of a batch.
 
     Args:
         steps: Whose keys and values they hold.
     """
 
     def __init__(self, steps: Steps) -> None:
-        self.steps = steps
-        self._slabs: list[Slab] = []
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all arrays; of large ones the system provides what was written."""
-        return sum(array.nbytes for slab in self._slabs for array in (*slab.past, *slab.opened))
-
-    def take(self, capacity: int) -> tuple[Slab, int]:
-        """A slab of this capacity, and a slot of it that is the caller's now."""
-        free = (slab for slab in self._slabs if slab.capacity == capacity and slab.used < SLOTS)
-        slab = next(free, None)
-        if slab is None:
-            slab = Slab(self.steps, capacity)
-            self._slabs.append(slab)
-        return slab, slab.take()
-
-    def give_back(self, slab: Slab, slot: int) -> None:
-        """The slot is free again."""
-        slab.give_back(slot)
-        if not slab.used:
-            self._slabs.remove(slab)
+        super().__init__(steps, Slab)
 
 
 class SlottedBlocks(KeptBlocks):
@@ -125,8 +175,10 @@ class SlottedBlocks(KeptBlocks):
         self._move(0)
 
     def reserve(self, blocks: int) -> bool:
+        if self.place is None:
+            return super().reserve(blocks)
         capacity = self._steps.capacity(blocks)
-        if self.place is None or capacity is None or capacity <= self.capacity:
+        if capacity is None or capacity <= self.capacity:
             return False
         self._move(capacity)
         return True
@@ -134,10 +186,14 @@ class SlottedBlocks(KeptBlocks):
     def complete(self, block: int) -> bool:
         moved = self.place is not None and self.fills_segment(block)
         if moved:
-            past, opened = [array.copy() for array in self.past], [array.copy() for array in self.opened]
-            self.release()
-            self.past, self.opened = past, opened
+            self.leave()
         return super().complete(block) or moved
+
+    def leave(self) -> None:
+        """They move into arrays of their own: the sequence does not step with the others any more."""
+        past, opened = [array.copy() for array in self.past], [array.copy() for array in self.opened]
+        self.release()
+        self.past, self.opened = past, opened
 
     def release(self) -> None:
         if self.place is not None:

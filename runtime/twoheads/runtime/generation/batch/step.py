@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,8 @@ import numpy.typing as npt
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.program.program import AttentionStage, ExpertsStage, ScanStage, TokenwiseStage
 from twoheads.graphs.variants.batch_steps import SLOTS, BatchAttention, BatchSteps
-from twoheads.runtime.generation.batch.slots import Slab, SlottedBlocks
+from twoheads.runtime.generation.batch.slots import Slab, Slots, SlottedBlocks
+from twoheads.runtime.generation.batch.sources import SlottedSource, SourceSlab
 from twoheads.runtime.generation.context import Context
 from twoheads.runtime.generation.engines import StepEngines
 from twoheads.runtime.generation.step import Heads
@@ -20,6 +21,7 @@ from twoheads.runtime.generation.step import Heads
 __all__ = ["BatchStep", "NextToken"]
 
 Array = npt.NDArray[Any]
+S = TypeVar("S", bound=Slots)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +31,13 @@ class NextToken:
     Attributes:
         context: Behind whose tokens.
         kept: The context's keys and values, which have a slot.
+        source: What it reads of an encoder, likewise, if there is one.
         token: Which.
     """
 
     context: Context
     kept: SlottedBlocks
+    source: SlottedSource
     token: int
 
     @property
@@ -45,20 +49,18 @@ class NextToken:
 
 
 @dataclass(frozen=True, slots=True)
-class _Group:
+class _Group(Generic[S]):
     """The rows of a call whose sequences have slots of one slab.
 
     Attributes:
         slab: Which.
         rows: Their numbers in the call.
         slots: Their slots.
-        places: Where in their open blocks the new rows go.
     """
 
-    slab: Slab
+    slab: S
     rows: npt.NDArray[np.int64]
     slots: npt.NDArray[np.int64]
-    places: npt.NDArray[np.int64]
 
 
 class BatchStep:
@@ -85,13 +87,14 @@ class BatchStep:
             value.name: np.zeros(value.block_shape(rows), value.dtype) for value in steps.program.values()
         }
         self._kept = {entry.value.name: at for at, entry in enumerate(steps.kept)}
+        self._source = {value.name: at for at, value in enumerate(steps.source)}
         self._added = dict(steps.layers)
         self._scans = {stage.name: at for at, (stage, _) in enumerate(steps.body.scans)}
         self._calls = [self._region(stage) for stage in steps.body.inside]
         self._attends: dict[BatchAttention, _Attend] = {}
         self._masks: dict[tuple[int, int], Array] = {}
         self._heads = Heads(engines, rows)
-        for stage in steps.body.attentions:
+        for stage in filter(self._batch.is_own, steps.body.attentions):
             self._attention(self._batch.attention(stage, 0))
 
     def run(self, given: Sequence[NextToken]) -> npt.NDArray[np.float32]:
@@ -112,13 +115,17 @@ class BatchStep:
         for entry in self._steps.program.inputs:
             if entry.source != "zeros":
                 self._values[entry.value.name][...] = tokens if entry.source == "argument" else positions[at]
-        groups = self._groups(part, positions)
+        groups = _groups([row.place for row in part])
+        sources = _groups([row.source.slot for row in part if row.source.slot is not None])
         masks = [self._filled(group, part, number) for number, group in enumerate(groups)]
         states = [(row.context.states.before(len(row.context)), row.context.states.spare) for row in part]
         for stage, call in zip(self._steps.body.inside, self._calls, strict=True):
-            if isinstance(stage, AttentionStage):
+            if isinstance(stage, AttentionStage) and self._batch.is_own(stage):
                 for group, mask in zip(groups, masks, strict=True):
-                    self._attend(stage, group, mask)
+                    self._attend(stage, group, mask, positions % self._block)
+            elif isinstance(stage, AttentionStage):
+                for source in sources:
+                    self._attend_source(stage, source)
             elif isinstance(stage, ScanStage):
                 number = self._scans[stage.name]
                 call.run([(before[number], spare[number]) for before, spare in states])
@@ -132,17 +139,7 @@ class BatchStep:
             row.context.accept(row.token)
         return self._heads.logits(hidden[0, : len(part)])
 
-    def _groups(self, part: list[NextToken], positions: npt.NDArray[np.int64]) -> list[_Group]:
-        slabs: dict[int, list[int]] = {}
-        for at, row in enumerate(part):
-            slabs.setdefault(id(row.place[0]), []).append(at)
-        made: list[_Group] = []
-        for rows in slabs.values():
-            slots = np.array([part[at].place[1] for at in rows], np.int64)
-            made.append(_Group(part[rows[0]].place[0], np.array(rows), slots, positions[rows] % self._block))
-        return made
-
-    def _filled(self, group: _Group, part: list[NextToken], number: int) -> list[Array]:
+    def _filled(self, group: _Group[Slab], part: list[NextToken], number: int) -> list[Array]:
         """What is added to the scores of a slab's slots, an array for each of ``Steps.added``."""
         capacity = group.slab.capacity
         made: list[Array] = []
@@ -177,20 +174,44 @@ class BatchStep:
             self._attends[engine] = _Attend(self._engines, engine)
         return self._attends[engine]
 
-    def _attend(self, stage: AttentionStage, group: _Group, masks: list[Array]) -> None:
-        """One attention of a slab's slots: the new keys and values are written into their open blocks first."""
+    def _attend(
+        self, stage: AttentionStage, group: _Group[Slab], masks: list[Array], places: npt.NDArray[np.int64]
+    ) -> None:
+        """One attention of a slab's slots: the new keys and values go to their ``places`` in open blocks first."""
         engine = self._batch.attention(stage, group.slab.capacity)
-        slab, values, kept = group.slab, self._values, (self._kept[stage.key], self._kept[stage.value])
+        slab, kept = group.slab, (self._kept[stage.key], self._kept[stage.value])
         for name, at in zip((stage.key, stage.value), kept, strict=True):
-            slab.opened[at][group.slots, :, group.places] = values[name][0].swapaxes(0, 1)[group.rows]
+            slab.opened[at][group.slots, :, places[group.rows]] = self._values[name][0].swapaxes(0, 1)[group.rows]
         arrays = [slab.past[at] for at in kept] if engine.past else []
         arrays += [*(slab.opened[at] for at in kept), masks[self._added[stage.name]]]
+        self._attended(stage, group, engine, arrays)
+
+    def _attend_source(self, stage: AttentionStage, group: _Group[SourceSlab]) -> None:
+        """One cross attention of a slab's slots."""
+        slab = group.slab
+        arrays = [*(slab.values[self._source[name]] for name in (stage.key, stage.value)), slab.mask]
+        self._attended(stage, group, self._batch.source_attention(stage, slab.capacity), arrays)
+
+    def _attended(self, stage: AttentionStage, group: _Group[Any], engine: BatchAttention, arrays: list[Array]) -> None:
+        """One call: the group's queries go to their slots, and what comes out to their rows."""
+        values = self._values
         if stage.sinks is not None:
             arrays.append(np.ascontiguousarray(self._engines.weight(stage.sinks), np.float32))
         attend = self._attention(engine)
         attend.query[group.slots, :, 0] = values[stage.query][0].swapaxes(0, 1)[group.rows]
         attend.run(arrays)
         values[stage.output.name][0].swapaxes(0, 1)[group.rows] = attend.out[group.slots, :, 0]
+
+
+def _groups(places: Sequence[tuple[S, int]]) -> list[_Group[S]]:
+    """The rows by slab; ``places`` has the slab and the slot of each."""
+    slabs: dict[int, list[int]] = {}
+    for at, (slab, _) in enumerate(places):
+        slabs.setdefault(id(slab), []).append(at)
+    return [
+        _Group(places[rows[0]][0], np.array(rows), np.array([places[at][1] for at in rows], np.int64))
+        for rows in slabs.values()
+    ]
 
 
 class _Scan:

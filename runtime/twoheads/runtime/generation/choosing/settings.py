@@ -8,7 +8,7 @@ from typing import Any
 
 from twoheads.graphs.errors import InputError
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "split_unsupported"]
 
 SILENT = frozenset(
     {
@@ -58,6 +58,9 @@ NEUTRAL: Mapping[str, Any] = {
     "token_healing": False,
 }
 """Fields that we do not have, with the value at which they do nothing; any other is refused."""
+
+BEAMS = "give num_beams=1 (--set num_beams=1) for the most likely token each time: that is another text than beams find"
+"""What an error about beams says to do: many models of translation and summaries ask for them themselves."""
 
 Ids = tuple[int, ...]
 
@@ -143,10 +146,17 @@ class Settings:
             elif name not in NEUTRAL:
                 raise InputError(where, f"has the unknown field {name!r}", f"it may have {', '.join(sorted(known))}")
             elif value != NEUTRAL[name]:
-                raise InputError(where, f"asks for {name} {value!r}, which is not supported", "leave it out")
+                fix = BEAMS if name == "num_beams" else f"give {name} {NEUTRAL[name]!r}"
+                raise InputError(where, f"asks for {name} {value!r}, which is not supported", fix)
         made = replace(self, **changes)
         _check(made, where)
         return made
+
+
+def split_unsupported(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A model's own settings, and those of them that are refused unless a call says otherwise."""
+    refused = {name: value for name, value in settings.items() if name in NEUTRAL and value is not None}
+    return {name: value for name, value in settings.items() if name not in refused}, refused
 
 
 def _converted(name: str, value: Any, where: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,8 @@ class KeptSource:
 
     Args:
         steps: Whose.
-        values: All of ``Steps.source`` by name, ``[1, kv_heads, m, head_dim]``; none without an encoder.
+        values: All of ``Steps.source`` by name, ``[1, kv_heads, m, head_dim]``; none without an encoder, or before it
+            has run.
 
     Attributes:
         tokens: Rows of the encoder, ``m``.
@@ -35,7 +36,7 @@ class KeptSource:
 
     def __init__(self, steps: Steps, values: Mapping[str, Array]) -> None:
         self._names = [value.name for value in steps.source]
-        given = [values[name] for name in self._names]
+        given = [values[name] for name in self._names] if values else []
         rows = {array.shape[2] for array in given} or {0}
         if len(rows) != 1:
             raise InternalError(f"keys and values of an encoder have {sorted(rows)} rows")
@@ -54,6 +55,11 @@ class KeptSource:
     def nbytes(self) -> int:
         """Bytes of all arrays."""
         return sum(array.nbytes for tile in self.tiles for array in tile)
+
+    def arrays(self) -> Iterator[Array]:
+        """Every array as it was given, without what hides behind the encoder's tokens, in the order of the program."""
+        for at in range(len(self._names)):
+            yield np.concatenate([tile[at] for tile in self.tiles], axis=2)[:, :, : self.tokens]
 
     def place(self, name: str) -> int:
         """Which of a tile's arrays is the value ``name``."""

@@ -1,0 +1,124 @@
+"""How long a continuation will take: the steps that it makes, from the times that a profile has of their forms.
+
+A step's shape is fixed, so its time depends on its form alone: the rows, and the capacity that holds its context.
+Behind the widest capacity it goes layer by layer, over tiles of that size, each of which takes the same time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from twoheads.graphs.errors import InputError
+from twoheads.graphs.prediction.device_profile import DeviceProfile
+from twoheads.graphs.variants.step_calls import Continuation, StepCall
+from twoheads.graphs.variants.steps import CAPACITIES, STEP, Steps
+
+__all__ = ["HEAD", "GenerationTime", "StepForm", "predict_generation", "step_forms"]
+
+HEAD = f"{STEP}head"
+"""What a profile calls the step from a row of hidden states to logits."""
+
+TILES = (2, 3)
+"""Tiles of whole blocks whose steps are measured; the time of others lies on a line."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepForm:
+    """A kind of step whose time a profile has.
+
+    Attributes:
+        name: In the profile.
+        call: One of the kind.
+    """
+
+    name: str
+    call: StepCall
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationTime:
+    """Seconds, where engines are open.
+
+    Attributes:
+        first_token_seconds: Until the first new token.
+        later_seconds: For all others together.
+        last_token_seconds: For the last one alone, without what is computed again behind it.
+        tokens_per_second: Of all but the first; ``None`` where there are none.
+    """
+
+    first_token_seconds: float
+    later_seconds: float
+    last_token_seconds: float
+    tokens_per_second: float | None
+
+
+def step_forms(steps: Steps) -> Iterator[StepForm]:
+    """All forms that a continuation may take, as short as each can be."""
+    limit, block = steps.program.max_length, steps.program.block_size
+    shortest = {steps.capacity(low): low for low in (*(capacity + 1 for capacity in CAPACITIES[-2::-1]), 0)}
+    shortest.pop(None, None)
+    for rows in steps.rows:
+        forms = [(_name(steps, rows, low), low) for low in shortest.values()]
+        if steps.capacity(CAPACITIES[-1] + 1) is None:
+            forms += [(f"{STEP}{rows}_tiles_{tiles}", (tiles - 1) * CAPACITIES[-1] + 1) for tiles in TILES]
+        for name, blocks in forms:
+            if limit is None or blocks * block < limit.length:
+                yield StepForm(name, StepCall(rows, blocks))
+
+
+def predict_generation(steps: Steps, profile: DeviceProfile, prompt: int, new: int, threads: int) -> GenerationTime:
+    """The time of ``new`` tokens behind ``prompt`` ones, on kernels of ``threads`` threads.
+
+    Raises:
+        InputError: The profile does not have the times of steps; or the model has an encoder, or mixtures of experts
+            that are gathered, whose steps differ from token to token.
+    """
+    if steps.source or steps.layered:
+        what = "has an encoder" if steps.source else "computes experts by expert"
+        raise InputError("--generate", f"has no times of a model that {what}", "leave out --device")
+    known: dict[tuple[int, int], float] = {}
+
+    def seconds(call: StepCall) -> float:
+        key = call.rows, _shape(steps, call.blocks)
+        if key not in known:
+            known[key] = _seconds(steps, profile, call, threads)
+        return known[key]
+
+    continuation = Continuation(steps, prompt, new)
+    head = _time(profile, HEAD, threads)
+    first = sum(map(seconds, continuation.prompt)) + head
+    later = last = 0.0
+    for calls in continuation.later():
+        last = seconds(calls[0]) + head
+        later += sum(map(seconds, calls)) + head
+    return GenerationTime(first, later, last, (new - 1) / later if later else None)
+
+
+def _shape(steps: Steps, blocks: int) -> int:
+    """Equal where the steps behind so many blocks have equal calls."""
+    capacity = steps.capacity(blocks)
+    return capacity if capacity is not None else CAPACITIES[-1] + _tiles(blocks)
+
+
+def _tiles(blocks: int) -> int:
+    return -(-blocks // CAPACITIES[-1])
+
+
+def _name(steps: Steps, rows: int, blocks: int) -> str:
+    return f"{STEP}{rows}_{steps.capacity(blocks)}"
+
+
+def _seconds(steps: Steps, profile: DeviceProfile, call: StepCall, threads: int) -> float:
+    if steps.capacity(call.blocks) is not None:
+        return _time(profile, _name(steps, call.rows, call.blocks), threads)
+    few, more = (_time(profile, f"{STEP}{call.rows}_tiles_{tiles}", threads) for tiles in TILES)
+    return few + max(more - few, 0.0) * (_tiles(call.blocks) - TILES[0])
+
+
+def _time(profile: DeviceProfile, name: str, threads: int) -> float:
+    if profile.times(name) is None:
+        problem = f"has no time of {name}, which this continuation takes"
+        fix = "make a profile of steps as well: twoheads profile BUNDLE --generation -o PROFILE.json"
+        raise InputError(f"device profile of {profile.model}", problem, fix)
+    return profile.call_seconds(name, "", threads)

@@ -1,0 +1,43 @@
+"""Steps of every form are measured, and no form is missing that a continuation takes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.graphs.sample_profiles import profile_of
+from tests.runtime.generation.decoders import BLOCK, bundle, bundle_folder
+from twoheads.graphs.errors import InputError
+from twoheads.graphs.prediction.generation import HEAD, predict_generation, step_forms
+from twoheads.runtime.generation.context import Context
+from twoheads.runtime.measurement import step_meter
+from twoheads.runtime.measurement.step_meter import with_step_times
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma", "qwen", "mamba"])
+def test_every_form_is_measured(name, monkeypatch):
+    made: set[tuple[int, int]] = set()
+    run = Context._run
+
+    def seen(self, tokens, first, count, rows):
+        made.add((rows, first // BLOCK))
+        return run(self, tokens, first, count, rows)
+
+    monkeypatch.setattr(step_meter, "MEASURE_SECONDS", 0.0)
+    monkeypatch.setattr(Context, "_run", seen)
+    steps, told = bundle(name).generation.steps, list[str]()
+    given = replace(profile_of(bundle(name).program), backend="onnxruntime", threads=(1,), engines=())
+    profile = with_step_times(given, bundle_folder(name), told.append)
+    assert [times.engine for times in profile.engines] == told == [HEAD, *(form.name for form in step_forms(steps))]
+    assert made == {(form.call.rows, form.call.blocks) for form in step_forms(steps)}
+    for prompt, new in ((1, 1), (5 * BLOCK + 3, 2 * BLOCK), (70 * BLOCK, 3)):
+        found = predict_generation(steps, profile, prompt, new, 1)
+        assert found.first_token_seconds > 0
+        assert (found.later_seconds > 0) == (new > 1)
+
+
+def test_steps_that_differ_are_refused():
+    given = replace(profile_of(bundle("t5").program), backend="onnxruntime", threads=(1,), engines=())
+    with pytest.raises(InputError, match="all alike"):
+        with_step_times(given, bundle_folder("t5"), lambda _: None)
