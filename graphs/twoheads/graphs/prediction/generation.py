@@ -17,7 +17,7 @@ from twoheads.graphs.variants.steps import CAPACITIES, STEP, Steps
 __all__ = ["HEAD", "GenerationTime", "StepForm", "predict_generation", "step_forms"]
 
 HEAD = f"{STEP}head"
-"""What a profile calls the step from a row of hidden states to logits."""
+"""What a profile calls the step from a row of hidden states to logits; those of one row have it in their time."""
 
 TILES = (2, 3)
 """Tiles of whole blocks whose steps are measured; the time of others lies on a line."""
@@ -90,8 +90,8 @@ def predict_generation(steps: Steps, profile: DeviceProfile, prompt: int, new: i
     first = sum(map(seconds, continuation.prompt)) + head
     later = last = 0.0
     for calls in continuation.later():
-        last = seconds(calls[0]) + head
-        later += sum(map(seconds, calls)) + head
+        last = seconds(calls[0])
+        later += sum(map(seconds, calls))
     return GenerationTime(first, later, last, (new - 1) / later if later else None)
 
 

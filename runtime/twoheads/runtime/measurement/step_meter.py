@@ -60,7 +60,7 @@ def with_step_times(
 def _calls(
     bundle: Bundle, engines: StepEngines, progress: Callable[[str], None]
 ) -> Iterator[tuple[str, Callable[[], None]]]:
-    """What to call for every form, by the profile's name for it; the step of one row without its head."""
+    """What to call for every form, by the profile's name for it."""
     progress(HEAD)
     heads = Heads(engines, 1)
     hidden = np.zeros((1, engines.steps.program.value(engines.steps.program.hidden).block_shape(1)[-1]), np.float32)
@@ -96,16 +96,23 @@ class _Step:
         """The step, within its block; what is open is not filled."""
         if len(self._context) + len(self._tokens) > self._end:
             self._context.rollback(self._start)
-        self._context.extend(self._tokens, self._rows)
+        if self._rows == 1:
+            self._context.step(self._tokens[0])
+        else:
+            self._context.extend(self._tokens, self._rows)
 
 
 def _filled(bundle: Bundle, engines: StepEngines, blocks: int) -> Context:
-    """A context of so many whole blocks of numbers that are none of a model."""
+    """A context of so many whole blocks of numbers that are none of a model.
+
+    Arrays are filled beyond them as well: memory that nobody wrote to is read faster than other memory.
+    """
     context = Context(engines, bundle.open_weights(), bundle)
     block = engines.steps.program.block_size
-    context.kept.prepare(blocks)
-    random = np.random.default_rng(0)
-    for array in context.written(blocks):
+    kept, random = context.kept, np.random.default_rng(0)
+    kept.prepare(blocks)
+    full = (array for segment in kept.segments for array in segment)
+    for array in (*full, *kept.past, *kept.opened, *context.states.written()):
         array[...] = random.standard_normal(array.shape, np.float32)
     context.restore([0] * (blocks * block), blocks * block, blocks, max(0, blocks - 1) * block)
     return context
