@@ -53,7 +53,7 @@ def test_steps_take_the_form_that_holds_their_context():
 
 
 def test_what_can_not_be_is_refused():
-    with pytest.raises(InputError, match=r"has no time of step_head.*--generation"):
+    with pytest.raises(InputError, match=r"(?s)has no time of step_head.*--generation"):
         predict_generation(_steps("llama"), profile_of(bundle("llama").program), 20, 3, 1)
     with pytest.raises(InputError, match="has an encoder"):
         predict_generation(_steps("t5"), profile_of(bundle("t5").program), 20, 3, 1)
