@@ -43,11 +43,12 @@ def _models() -> dict[str, Any]:
     """The configurations, by name: windows of 512 and full attention in turn, biases, norms of queries and keys."""
     from transformers import Gemma3TextConfig, LlamaConfig, Qwen2Config, Qwen3Config
 
+    small: dict[str, Any] = {**SIZES, "num_hidden_layers": 2, "hidden_size": 32}
     return {
         "gemma3": Gemma3TextConfig(**SIZES, head_dim=32, sliding_window=512, query_pre_attn_scalar=32),
         "qwen2": Qwen2Config(**SIZES),
         "qwen3": Qwen3Config(**SIZES, head_dim=32),
-        "llama": LlamaConfig(**SIZES | {"num_hidden_layers": 2, "hidden_size": 32}),
+        "llama": LlamaConfig(**small),
     }
 
 
