@@ -74,15 +74,19 @@ def command(
         )
         if generation:
             profile = with_step_times(profile, bundle, lambda name: progress(name))
+    _write(profile, output)
+    if as_json:
+        print_json(to_json(profile))
+        return
+    _print_profile(profile, output)
+
+
+def _write(profile: DeviceProfile, output: Path) -> None:
     try:
         with replacing(output) as file:
             file.write(profile_text(profile).encode())
     except OSError as error:
         raise arguments.unwritable(output, error) from None
-    if as_json:
-        print_json(to_json(profile))
-        return
-    _print_profile(profile, output)
 
 
 def _print_profile(profile: DeviceProfile, output: Path) -> None:
