@@ -3,6 +3,7 @@
 python -m tools.generation_bench MODEL.gguf --bundle OURS --bundle OURS_4_BITS    # 128, 2,048 and 8,192 tokens
 python -m tools.generation_bench MODEL.gguf --bundle OURS --extra                 # copies, beginnings, 32 at once
 python -m tools.generation_bench MODEL.gguf --bundle OURS --proofs 1 257 2000     # each step against the original
+python -m tools.generation_bench MODEL.gguf --bundle OURS --memory                # what step engines add to a run
 
 Every contender loads in a process of its own for each prompt, and nobody else computes meanwhile. Whoever is not
 installed, or fails, is a row with the reason. Figures are added to docs/results/generation.json, and the page beside
@@ -24,6 +25,7 @@ import numpy as np
 from tools.machine import machine, machine_line
 from tools.markdown import table
 from tools.measured_process import ProcessFailedError, measure
+from twoheads.runtime.bundle.reader import read_bundle
 
 __all__ = ["main", "page"]
 
@@ -45,7 +47,8 @@ def _ours(model: str, threads: int, prompt: list[int], new: int) -> Timed:
     from twoheads.runtime import load
 
     bundle = load(model, threads=threads)
-    bundle.generate(prompt[:4], max_new_tokens=2, ignore_eos=True)  # engines are open, as with the others
+    bundle.generation.open_engines(len(prompt) + new)  # as those of the others are
+    bundle.generate(prompt[:4], max_new_tokens=2, ignore_eos=True)
     began, times = time.perf_counter(), list[float]()
     for _ in bundle.stream(prompt, max_new_tokens=new, do_sample=False, ignore_eos=True):
         times.append(time.perf_counter() - began)
@@ -109,6 +112,31 @@ def _llama_cpp(model: str, threads: int, prompt: list[int], new: int) -> Timed:
     return times[0], times[1:]
 
 
+def _held(stage: int) -> Callable[[str, int, list[int], int], Timed]:
+    """What a process does whose memory is measured: a run, and as ``stage`` says, engines are opened, tokens made."""
+
+    def work(model: str, threads: int, prompt: list[int], new: int) -> Timed:
+        from twoheads.runtime import load
+
+        bundle = load(model, threads=threads)
+        bundle.run(np.array(prompt), output="last")
+        if stage >= 1:
+            bundle.generation.open_engines(len(prompt) + new)
+        if stage >= 2:
+            bundle.generate(prompt, max_new_tokens=new, do_sample=False, ignore_eos=True)
+        return 0.0, []
+
+    return work
+
+
+HELD: dict[str, Callable[[str, int, list[int], int], Timed]] = {
+    "a run": _held(0),
+    "and step engines open": _held(1),
+    "and tokens generated": _held(2),
+}
+HELD_TOKENS = 512
+"""Of the run and of the prompt."""
+
 CONTENDERS: dict[str, Callable[[str, int, list[int], int], Timed]] = {
     "twoheads": _ours,
     "transformers": _transformers,
@@ -119,7 +147,7 @@ CONTENDERS: dict[str, Callable[[str, int, list[int], int], Timed]] = {
 
 def _child(name: str, model: str, threads: int, length: int, new: int) -> None:
     """Prints the figures of one contender; what its package says goes to stderr's reader."""
-    first, later = CONTENDERS[name](model, threads, _prompt(length), new)
+    first, later = {**CONTENDERS, **HELD}[name](model, threads, _prompt(length), new)
     rate = (len(later) - 1) / (later[-1] - later[0]) if len(later) > 1 else None
     sys.stdout.write("\n" + json.dumps({"first_token_seconds": first, "tokens_per_second": rate}) + "\n")
 
@@ -128,6 +156,8 @@ def _turn(name: str, model: str, threads: int, length: int, new: int) -> dict[st
     words = ["--child", name, "--threads", threads, "--length", length, "--new", new]
     command = [sys.executable, "-m", "tools.generation_bench", model, *map(str, words)]
     row: dict[str, Any] = {"contender": name, "model": Path(model).name, "prompt_tokens": length}
+    if Path(model).is_dir():
+        row["model"] += f": {read_bundle(model, check='size', engines=False).manifest.precision}"
     try:
         done = measure(["timeout", str(LIMIT), *command])
     except (ProcessFailedError, OSError) as error:
@@ -200,6 +230,12 @@ def page(found: dict[str, Any]) -> str:
         lines.append(f"- a beginning of 4,000 tokens: {cold:.2f} s cold, {warm:.2f} s warm, {kept}")
         lines.append(f"- 32 requests at once: {batch['ratio']:.1f} times one by one; {same}")
         lines += [""]
+    if rows := found.get("memory"):
+        lines += [
+            f"Peak memory of a process that runs {HELD_TOKENS} tokens, opens step engines, and continues them:",
+            "",
+        ]
+        lines += [*table(("process", "model", "peak, MB"), map(_held_cells, rows), left=2), ""]
     if rows := found.get("proofs"):
         heads = ("model", "pages", "prompt", "new", "ratio to the floor", "relative error", "same tokens", "passed")
         lines += ["Each step against the original (`verify --generate`):", ""]
@@ -214,6 +250,11 @@ def _turn_cells(row: dict[str, Any]) -> tuple[object, ...]:
     rate = row["tokens_per_second"]
     rate_text = "" if rate is None else f"{rate:.1f}"
     return (*start, f"{row['first_token_seconds']:.2f}", rate_text, f"{row['peak_bytes'] / 1e6:,.0f}")
+
+
+def _held_cells(row: dict[str, Any]) -> tuple[object, ...]:
+    figure = row["failed"] if "failed" in row else f"{row['peak_bytes'] / 1e6:,.0f}"
+    return (row["contender"], row["model"], figure)
 
 
 def _proof_cells(row: dict[str, Any]) -> tuple[object, ...]:
@@ -236,6 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--new", type=int, default=33, help="new tokens")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--extra", action="store_true")
+    parser.add_argument("--memory", action="store_true")
     parser.add_argument("--proofs", type=int, nargs="+", help="prompts of so many tokens")
     parser.add_argument("--pages", help="of proofs: int8")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -248,6 +290,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found["machine"] = machine(PACKAGES)
     if given.extra:
         found["extra"] = [_extra(bundle, given.threads) for bundle in given.bundle]
+    elif given.memory:
+        takers = [(name, bundle) for bundle in given.bundle for name in HELD]
+        found["memory"] = [_turn(*taker, given.threads, HELD_TOKENS, given.new) for taker in takers]
     elif given.proofs:
         for bundle in given.bundle:
             found.setdefault("proofs", []).extend(_proofs(given.model, bundle, given.proofs, given.new, given.pages))

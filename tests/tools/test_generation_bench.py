@@ -38,7 +38,10 @@ def test_the_page_has_every_figure() -> None:
         "extra": [generation_bench._extra(str(bundle_folder("llama")), 1)],
         "proofs": generation_bench._proofs(source, str(bundle_folder("llama")), [3], 4, "int8"),
     }
+    found["memory"] = [{"contender": "a run", "model": "m", "peak_bytes": 3_000_000}]
+    assert generation_bench.HELD["and tokens generated"](str(bundle_folder("llama")), 1, tokens(9), 5) == (0.0, [])
     shown = generation_bench.page(found)
+    assert "| a run | m | 3 |" in shown
     assert "| a | m | 2,048 | No module named a |  |  |" in shown
     assert "| b | m | 16 | 0.50 | 12.3 | 2 |" in shown
     assert "the same bits" in shown

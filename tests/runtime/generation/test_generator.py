@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from tests.runtime.generation.decoders import BLOCK, bundle, gemma, llama, original_logits, tokens
+from tests.runtime.generation.decoders import BLOCK, bundle, bundle_folder, gemma, llama, original_logits, tokens
+from twoheads.compiler import compile_model
+from twoheads.export import quantise_weights, write_bundle
 from twoheads.graphs.errors import InputError
+from twoheads.runtime import load
+from twoheads.runtime.backends.onnxruntime_c import c_interface
 from twoheads.runtime.generation.choosing.draft import DraftGuesses
 from twoheads.runtime.generation.choosing.lookup import PromptLookup
 from twoheads.runtime.generation.results import Generated, Piece
@@ -203,3 +207,24 @@ def test_wrong_guesses_are_left_alone():
         lookup.add(token)
     assert lookup.guess() == [9, 8]
     assert PromptLookup([1, 2, 3], 3).guess() == []
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_engines_that_are_open_are_not_opened_again(quantised, tmp_path, monkeypatch):
+    """As long as the sequence is, and whichever capacity it reaches; packed weights stay shared meanwhile."""
+    folder = bundle_folder("llama")
+    if quantised:
+        folder = write_bundle(quantise_weights(compile_model(llama(), block_size=BLOCK), "int4"), tmp_path / "b")
+    loaded = load(folder, threads=1)
+    loaded.generation.open_engines(7 * BLOCK + 12)
+    backend, opened = loaded.generation.engines.backend, []
+    load_engine = backend.load_engine
+
+    def recorded(file):
+        opened.append(file.path.name)
+        return load_engine(file)
+
+    monkeypatch.setattr(backend, "load_engine", recorded)
+    for length in (7 * BLOCK, 7 * BLOCK + 3):
+        loaded.generate(tokens(length), max_new_tokens=8, do_sample=False, ignore_eos=True)
+    assert opened == [] or c_interface() is None

@@ -74,6 +74,7 @@ def test_an_imposed_window_is_exact_in_constant_memory(tmp_path):
     assert report.passed
     with load(folder, threads=1).open_context() as context:
         context.append(prompt)
+        context.append(np.random.default_rng(2).integers(3, 128, 3 * BLOCK))  # rings are full
         held = context.nbytes
         for _ in range(3):
             context.append(np.random.default_rng(2).integers(3, 128, WIDEST))

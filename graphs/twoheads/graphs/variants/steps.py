@@ -56,7 +56,7 @@ __all__ = [
     "step_steps",
 ]
 
-CAPACITIES = (0, 4, 16, 32)
+CAPACITIES = (0, 2, 4, 8, 16, 32)
 """Whole blocks of kept keys that an engine reads, ascending."""
 
 SOURCE_CAPACITIES = (2, 16)

@@ -25,6 +25,7 @@ from twoheads.graphs.variants.batch_steps import BatchAttention
 from twoheads.graphs.variants.decoder import step_obstacle
 from twoheads.graphs.variants.steps import StepEngine, Steps, step_steps
 from twoheads.runtime.backends.onnxruntime_cpu import OnnxRuntimeBackend
+from twoheads.runtime.backends.onnxruntime_shared import SharedEngine
 from twoheads.runtime.backends.protocol import Backend, DeviceBackend, EngineFile, EngineHandle
 from twoheads.runtime.backends.registry import DEVICES
 from twoheads.runtime.bundle.engine_files.check import engine_problem
@@ -41,8 +42,8 @@ class StepEngines:
     """Opens step engines, each at its first use. One thread uses them at a time; their kernels use several.
 
     float32 weights are read where the bundle's file is mapped, by engines of all sizes: they are in memory once.
-    Quantised ones are packed by every open engine, as their kernels are slow otherwise; so of those with equal rows one
-    alone is open.
+    Quantised ones are packed, as their kernels are slow otherwise. Where engines can't share what they packed, of those
+    with equal rows one alone is open.
 
     Args:
         bundle: Where the files are.
@@ -83,10 +84,28 @@ class StepEngines:
         """
         capacity = self.steps.capacity(blocks) or 0
         engine = self.steps.engine(rows, capacity, source)
-        if engine.name not in self._open and self._packed and rows in self._capacity:
-            del self._open[self._capacity[rows]]
+        if engine.name not in self._open and self._packed:
+            other = self._capacity.get(rows, "")
+            if other in self._open and not isinstance(self._open[other], SharedEngine):
+                del self._open[other]
         self._capacity[rows] = engine.name
         return engine, self._opened(engine, dict(zip(self.steps.body.weights, engine.weights, strict=True)))
+
+    def open_for(self, tokens: int) -> None:
+        """Opens what a sequence of ``tokens`` tokens needs, as far as one engine holds all layers.
+
+        Raises:
+            BundleError: As :meth:`body`.
+        """
+        steps = self.steps
+        blocks = tokens // steps.program.block_size
+        for rows in () if steps.layered or steps.source else steps.rows:
+            most = steps.capacity(blocks)
+            reached = [one for one in steps.capacities if most is None or one <= most]
+            for capacity in reached if rows == steps.rows[-1] else reached[-1:]:
+                self.body(rows, capacity)
+        for rows in steps.rows[:-1]:
+            self.heads(rows)
 
     @property
     def identity(self) -> tuple[str, ...]:

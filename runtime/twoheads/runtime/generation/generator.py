@@ -106,6 +106,14 @@ class Generator:
         """What computes."""
         return self._engines
 
+    def open_engines(self, tokens: int) -> None:
+        """Opens what a sequence of ``tokens`` tokens needs, so that the first token does not wait for it.
+
+        Raises:
+            BundleError: An engine is missing, or can't be opened.
+        """
+        self._engines.open_for(tokens)
+
     def open_context(self, kept: KeptBlocks | None = None, source: Any = None, pages: str | None = None) -> Context:
         """An empty sequence, to be continued, cut back and forked; see :class:`Context`.
 

@@ -90,7 +90,7 @@ def _dynamic(part: Any, length: Tensor, layer_type: str | None) -> Tensor:
     frequencies, _ = ROPE_INIT_FUNCTIONS["dynamic"](
         part.config, torch.device("cpu"), seq_len=cast("Any", length), layer_type=layer_type
     )
-    return cast("Tensor", frequencies)
+    return frequencies
 
 
 def _longrope(part: Any, length: Tensor, layer_type: str | None) -> Tensor:
