@@ -87,6 +87,7 @@ def _dynamic(part: Any, length: Tensor, layer_type: str | None) -> Tensor:
     """Frequencies ``[rotary_dim / 2]`` at ``length``; as the library's, which takes a tensor for it."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+    frequencies: Tensor
     frequencies, _ = ROPE_INIT_FUNCTIONS["dynamic"](
         part.config, torch.device("cpu"), seq_len=cast("Any", length), layer_type=layer_type
     )
