@@ -8,18 +8,37 @@ import * as ort from "onnxruntime-web";
 const options = new URLSearchParams(location.search);
 const MODEL = options.get("model") ?? "minilm.onnx";
 const TOKENIZER = options.get("tokenizer") ?? "tokenizer.json";
-const PROVIDER = options.get("ep") ?? "wasm"; // or webgpu
 const LIMIT = Number(options.get("limit") ?? 512); // tokens that the model takes
 
 const show = (id) => document.getElementById(id);
 const status = (text) => (show("status").textContent = text);
 
-async function load() {
+async function fetchTokenizer() {
   const response = await fetch(TOKENIZER);
   if (!response.ok) throw new Error(`${TOKENIZER}: ${response.status} ${response.statusText}`);
-  const tokenizer = new Tokenizer(await response.json(), {});
-  const session = await ort.InferenceSession.create(MODEL, { executionProviders: [PROVIDER] });
-  return { tokenizer, session };
+  return new Tokenizer(await response.json(), {});
+}
+
+/** What runs the model where `wanted` is asked for, and why, if it is something else. */
+async function provider(wanted) {
+  if (wanted !== "webgpu") return { name: "wasm", note: "" };
+  if (!navigator.gpu) return { name: "wasm", note: " This browser has no WebGPU here (it needs https or localhost)." };
+  const adapter = await navigator.gpu.requestAdapter();
+  if (!adapter) return { name: "wasm", note: " WebGPU finds no GPU that it may use." };
+  const { vendor, architecture } = adapter.info;
+  return { name: "webgpu", note: ` The GPU is ${[vendor, architecture].filter(Boolean).join(" ") || "unnamed"}.` };
+}
+
+/** The model on what was chosen. A GPU that can't run it is told with the reason; WASM can always be chosen. */
+async function load(tokenizer, wanted) {
+  const { name, note } = await provider(wanted);
+  try {
+    const session = await ort.InferenceSession.create(MODEL, { executionProviders: [name] });
+    await embed({ session }, [0]); // what an operator lacks shows in a run
+    return { tokenizer, session, name, note };
+  } catch (error) {
+    throw name === "webgpu" ? new Error(`WebGPU can't run this model, choose WASM: ${error.message}`) : error;
+  }
 }
 
 /** Token numbers in parts that the model takes, each with the marks that it wants around a text. */
@@ -69,10 +88,25 @@ function list(found) {
   );
 }
 
-async function main() {
-  const began = performance.now();
-  const loaded = await load();
-  status(`Ready after ${((performance.now() - began) / 1000).toFixed(1)} s, on ${PROVIDER}.`);
+/** Searches on click, on what was chosen last. */
+function connect(tokenizer) {
+  let loaded = null;
+  const open = async () => {
+    show("search").disabled = show("provider").disabled = true;
+    status("Loading the model ...");
+    const began = performance.now();
+    try {
+      await loaded?.session.release();
+      loaded = null;
+      loaded = await load(tokenizer, show("provider").value);
+      window.twoheads = { embed: (ids) => embed(loaded, ids), passages: (text) => passages(loaded, text) };
+      show("search").disabled = false;
+      status(`Ready after ${((performance.now() - began) / 1000).toFixed(1)} s, on ${loaded.name}.${loaded.note}`);
+    } catch (error) {
+      status(`Could not load: ${error.message}`);
+    }
+    show("provider").disabled = false;
+  };
   const run = async () => {
     show("search").disabled = true;
     try {
@@ -89,9 +123,12 @@ async function main() {
     }
   };
   show("search").addEventListener("click", run);
-  show("query").addEventListener("keydown", (event) => event.key === "Enter" && run());
-  show("search").disabled = false;
-  window.twoheads = { embed: (ids) => embed(loaded, ids), passages: (text) => passages(loaded, text) };
+  show("query").addEventListener("keydown", (event) => event.key === "Enter" && !show("search").disabled && run());
+  show("provider").addEventListener("change", open);
+  return open();
 }
 
-main().catch((error) => status(`Could not load: ${error.message}`));
+show("provider").value = options.get("ep") === "webgpu" ? "webgpu" : "wasm";
+fetchTokenizer()
+  .then(connect)
+  .catch((error) => status(`Could not load: ${error.message}`));

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.runtime.generation.decoders import BLOCK, bundle, bundle_folder
+from tests.runtime.generation.decoders import tokens as random_tokens
 from twoheads.compiler import compile_model
 from twoheads.export import write_bundle
 from twoheads.export.one_file.export import export_one_file
@@ -76,3 +78,32 @@ def inputs(minilm_file: Exported) -> list[list[int]]:
     random = np.random.default_rng(0)
     long = [[101, *map(int, random.integers(1000, 29000, length - 2)), 102] for length in (129, 500)]
     return [minilm_file.tokens(SENTENCES[0]), *long]
+
+
+class Continued:
+    """A small decoder's file for generation, and what the runtime generates behind prompts."""
+
+    count = 24
+
+    def __init__(self, name: str, file: Path) -> None:
+        self.name, self.file = name, file
+
+    def prompts(self) -> list[list[int]]:
+        return [random_tokens(length, seed=length) for length in (1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5)]
+
+    def expected(self, prompt: list[int]) -> list[int]:
+        """The most likely tokens, whatever they end."""
+        found: list[int] = []
+        with bundle(self.name).open_context() as context:
+            logits = context.append(prompt)
+            for _ in range(self.count):
+                found.append(int(logits.argmax()))
+                logits = context.step(found[-1])
+        return found
+
+
+@pytest.fixture(scope="session", params=["llama", "qwen"])
+def continued(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Continued:
+    """Of keys and values alone, and with states beside them."""
+    file = tmp_path_factory.mktemp("steps") / "step.onnx"
+    return Continued(request.param, export_one_file(bundle_folder(request.param), file, step=True).file)

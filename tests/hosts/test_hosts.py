@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import http.server
 import json
+import re
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.hosts.conftest import EXAMPLES, SENTENCES, Exported, missing, tool
+from tests.hosts.conftest import EXAMPLES, SENTENCES, Continued, Exported, missing, tool
+from tests.runtime.tiny_bundle import write_tiny
+from tests.runtime.tiny_model import Tiny
+from twoheads.export.one_file.export import export_one_file
+from twoheads.graphs.program.program import Pooling
+from twoheads.runtime import load
 
 pytestmark = pytest.mark.hosts
 
@@ -32,8 +39,8 @@ def near(found: list[float], expected: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The C++ example, built."""
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the C++ examples, built."""
     cmake, folder = tool("cmake", "apt-get install cmake g++"), tmp_path_factory.mktemp("cpp")
     made = run([cmake, "-S", EXAMPLES / "cpp", "-B", folder, "-DCMAKE_BUILD_TYPE=Release"])
     if made.returncode and "onnxruntime" in made.stderr:
@@ -41,7 +48,12 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert made.returncode == 0, made.stderr
     made = run([cmake, "--build", folder])
     assert made.returncode == 0, made.stdout + made.stderr
-    return folder / "run"
+    return folder
+
+
+@pytest.fixture
+def program(programs: Path) -> Path:
+    return programs / "run"
 
 
 def test_cpp(program: Path, minilm_file: Exported, inputs: list[list[int]]) -> None:
@@ -76,6 +88,39 @@ def test_node(packages: Path, minilm_file: Exported, inputs: list[list[int]]) ->
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "holds a number below 0" in refused.stderr
     assert run([node, script]).returncode == 2
+
+
+def continues(command: list[object], continued: Continued, before: tuple[object, ...] = ()) -> None:
+    """A host generates what the runtime does, and tells what is no file for generation, or no token."""
+    for prompt in continued.prompts():
+        result = run([*command, continued.file, continued.count, *before, *prompt])
+        assert result.returncode == 0, result.stderr
+        assert json.loads(result.stdout)["tokens"] == continued.expected(prompt)
+    refused = run([*command, continued.file, 3, *before, 1, 4000])
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "holds a number above" in refused.stderr
+    assert run([*command]).returncode == 2
+
+
+def test_python_with_onnx_runtime_alone_generates(continued: Continued) -> None:
+    continues([sys.executable, "-I", EXAMPLES / "python" / "generate.py"], continued)
+
+
+def test_node_generates(packages: Path, continued: Continued) -> None:
+    continues([tool("node", "install Node.js 20"), packages / "node" / "generate.mjs"], continued, ("-",))
+
+
+def test_cpp_generates(programs: Path, continued: Continued) -> None:
+    continues([programs / "generate"], continued)
+
+
+def test_a_file_for_whole_inputs_generates_nothing(packages: Path, programs: Path, minilm_file: Exported) -> None:
+    node = [tool("node", "install Node.js 20"), packages / "node" / "generate.mjs", minilm_file.file, 3, "-", 101]
+    python = [sys.executable, "-I", EXAMPLES / "python" / "generate.py", minilm_file.file, 3, 101]
+    for command in (node, python, [programs / "generate", minilm_file.file, 3, 101]):
+        refused = run(command)
+        assert refused.returncode == 1
+        assert "does not extend a sequence: export it with --step" in refused.stderr
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -129,13 +174,37 @@ def test_page_searches_in_chromium(packages: Path, site: str, minilm_file: Expor
     assert seen["shown"][0].endswith(SENTENCES[0])
 
 
+def small_model(site_folder: Path) -> tuple[Path, Any]:
+    """A small embedding model's file, as the page's own take minutes on Chromium's software for a GPU."""
+    tiny = Tiny(masks=("full",), pooling=Pooling("mean", normalize=True))
+    bundle = write_tiny(site_folder / "tiny.bundle", tiny)
+    return export_one_file(bundle, site_folder / "browser" / "tiny.onnx", outputs=["embedding"]).file, load(bundle)
+
+
+def test_page_runs_on_webgpu(packages: Path, site: str, tmp_path: Path) -> None:
+    file, loaded = small_model(tmp_path)
+    tokens = [[3], list(range(20)), [7, 1] * 30]
+    seen = drive(packages, f"{site}?model={file.name}&ep=webgpu", query="", texts=[], tokens=tokens, gpu=True)
+    assert re.match(r"Ready after .* s, on webgpu\. The GPU is google swiftshader\.", seen["loaded"]), seen
+    for given, embedding in zip(tokens, seen["embeddings"], strict=True):
+        near(embedding, np.asarray(loaded.run(given, output="embedding").array))
+
+
+def test_page_goes_on_without_a_gpu_and_says_so(packages: Path, site: str, tmp_path: Path) -> None:
+    file, loaded = small_model(tmp_path)
+    seen = drive(packages, f"{site}?model={file.name}", query="", texts=[], tokens=[[5, 6]], choose="webgpu")
+    assert seen["loaded"].startswith("Ready after"), seen
+    assert re.search(r"on wasm\. (WebGPU finds no GPU|This browser has no WebGPU)", seen["loaded"]), seen
+    near(seen["embeddings"][0], np.asarray(loaded.run([5, 6], output="embedding").array))
+
+
 def test_page_tells_what_is_missing(packages: Path, site: str) -> None:
     seen = drive(packages, f"{site}?tokenizer=nowhere.json", query="", texts=[], tokens=[])
     assert seen["loaded"] == "Could not load: nowhere.json: 404 File not found"
 
 
 def test_examples_are_short() -> None:
-    files = [file for folder in ("cpp", "node", "browser") for file in (EXAMPLES / folder).iterdir()]
-    assert len(files) >= 5
+    files = [file for folder in ("cpp", "node", "python", "browser") for file in (EXAMPLES / folder).iterdir()]
+    assert len(files) >= 8
     for file in files:
         assert len(file.read_text(encoding="utf-8").splitlines()) < 150, file

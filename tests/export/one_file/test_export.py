@@ -172,6 +172,23 @@ def test_weights_beside_the_file_are_stored_once_and_give_the_same_numbers(tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "beside.onnx", "beside.onnx.data", "inside.onnx"]
 
 
+def test_files_share_the_weights_beside_them(tmp_path: Path) -> None:
+    bundle, other = write_tiny(tmp_path / "b", Tiny()), write_tiny(tmp_path / "other", Tiny(seed=1))
+    first = export_one_file(bundle, tmp_path / "first.onnx", weights="beside").weights
+    assert first is not None
+    before = first.stat()
+    second = export_one_file(bundle, tmp_path / "second.onnx", outputs=("last",), weights_file=first.name)
+    assert second.weights == first
+    assert (first.stat().st_ino, first.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    session = open_file(second.file)
+    assert session.run(None, {"tokens": random_tokens(Tiny(), 20)[None]})[0].shape[1] == 1
+    for wrong, outputs in ((other, ("last",)), (bundle, ("hidden",))):  # other numbers; without the head's
+        with pytest.raises(InputError, match="does not hold just this model's weights"):
+            export_one_file(wrong, tmp_path / "third.onnx", outputs=outputs, weights_file=first.name)
+    assert first.stat().st_mtime_ns == before.st_mtime_ns
+    assert not (tmp_path / "third.onnx").exists()
+
+
 KILLED = """
 import os, signal, sys
 from twoheads.export.one_file.export import export_one_file
@@ -237,6 +254,9 @@ def test_arguments_of_one_axis_must_have_one_length(tmp_path: Path) -> None:
         ({"outputs": ("hidden", "hidden")}, "names an output twice"),
         ({"key_tile": 24}, "is 24"),
         ({"weights": "outside"}, "is 'outside'"),
+        ({"weights_file": "../f.data"}, r"--weights-file: is '../f.data'"),
+        ({"weights_file": "f.onnx"}, r"--weights-file: is 'f.onnx'"),
+        ({"weights_file": "f.data", "weights": "inside"}, "is of no use to weights inside"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_written(tmp_path: Path, change: Any, told: str) -> None:

@@ -13,7 +13,14 @@ import onnx
 from twoheads.export.bundle.staging import partial_folder, write_error
 from twoheads.export.one_file.comparison import LengthCheck
 from twoheads.export.one_file.forms import STEP, WHOLE, Unfinished
-from twoheads.export.one_file.weights import LARGEST_INSIDE, total_bytes, weights_beside, weights_inside
+from twoheads.export.one_file.weights import (
+    LARGEST_INSIDE,
+    holds_weights,
+    total_bytes,
+    weights_beside,
+    weights_inside,
+    write_weights,
+)
 from twoheads.export.progress import Progress, silent
 from twoheads.graphs.errors import InputError, InternalError
 from twoheads.runtime.bundle.reader import Bundle, read_bundle
@@ -51,6 +58,7 @@ def export_one_file(
     outputs: Sequence[str] = (),
     key_tile: int | None = None,
     weights: str = "auto",
+    weights_file: str | None = None,
     step: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -64,6 +72,8 @@ def export_one_file(
             there are none.
         key_tile: Keys of one attention call, a multiple of the block size; the bundle's own if not given.
         weights: ``inside``, ``beside``, or ``auto``: inside up to :data:`LARGEST_INSIDE` bytes.
+        weights_file: The name of the file beside that holds the weights. One that is there and holds just these is
+            shared.
         step: The file extends a sequence: it takes new tokens and what is kept of those before, and gives what is
             kept then beside its outputs.
         overwrite: Replace files that are there.
@@ -85,10 +95,12 @@ def export_one_file(
         raise InputError("--key-tile", f"is {width}", f"give a multiple of the block size, {program.block_size}")
     report("building the graph")
     model = form.build(source, names, width)
-    data = target.with_name(target.name + ".data") if _is_beside(source, model, weights) else None
-    _check_targets([target, *([] if data is None else [data])], overwrite=overwrite)
+    data = _data_file(target, weights_file) if _is_beside(source, model, weights, weights_file) else None
     try:
-        proto, checks = _write(source, model, target, data, partial(form.compare, outputs=names), report)
+        shared = data is not None and weights_file is not None and _is_shared(source, model, data)
+        _check_targets([target, *([] if data is None or shared else [data])], overwrite=overwrite)
+        compare = partial(form.compare, outputs=names)
+        proto, checks = _write(source, model, target, data, compare, report, shared=shared)
     except OSError as error:
         raise write_error(target, error) from error
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -103,22 +115,30 @@ def _write(
     data: Path | None,
     compare: Callable[..., tuple[LengthCheck, ...]],
     report: Progress,
+    *,
+    shared: bool,
 ) -> tuple[onnx.ModelProto, tuple[LengthCheck, ...]]:
-    """Writes the model, and its weights to ``data`` if that is given, and puts both in place where they agree."""
+    """Writes the model, and its weights to ``data`` if that is given, and puts both in place where they agree.
+
+    What ``data`` is already, where it is ``shared``, stays.
+    """
     with partial_folder(target) as folder:
         written = folder / target.name
         report("writing the weights")
         place = None if data is None else folder / data.name
         if place is None:
-            kept = weights_inside(source, model.weights)
+            proto = model.model(weights_inside(source, model.weights))
         else:
-            kept = weights_beside(source, model.weights, place, place.name)
-        proto = model.model(kept)
+            proto = model.model(weights_beside(source, model.weights, place.name))
+            if shared and data is not None:
+                os.link(data, place)
+            else:
+                write_weights(source, model.weights, place)
         written.write_bytes(proto.SerializeToString(deterministic=True))
         report("running it")
         onnx.checker.check_model(str(written), full_check=True)
         checks = compare(written, source.path, told=str(target))
-        _put(written, target, place, data)
+        _put(written, target, None if shared else place, data)
     return proto, checks
 
 
@@ -130,14 +150,38 @@ def _put(written: Path, target: Path, weights: Path | None, data: Path | None) -
     os.replace(written, target)
 
 
-def _is_beside(bundle: Bundle, model: Unfinished, weights: str) -> bool:
+def _data_file(target: Path, name: str | None) -> Path:
+    """Where weights beside ``target`` lie."""
+    if name is not None and (Path(name).name != name or name == target.name):
+        raise InputError("--weights-file", f"is {name!r}", "say the name of a file beside the model, without a folder")
+    return target.with_name(name or target.name + ".data")
+
+
+def _is_beside(bundle: Bundle, model: Unfinished, weights: str, weights_file: str | None) -> bool:
     """Whether the weights go to a file of their own."""
     size = total_bytes(bundle, model.weights)
     if weights not in ("auto", "inside", "beside"):
         raise InputError("--weights", f"is {weights!r}", "say auto, inside or beside")
+    if weights == "inside" and weights_file is not None:
+        raise InputError("--weights-file", "is of no use to weights inside of the model", "say --weights beside")
     if weights == "inside" and size > LARGEST_FILE:
         raise InputError("--weights", f"of {size / 1e9:.1f} GB do not fit inside of one ONNX file", "say beside")
-    return weights == "beside" or (weights == "auto" and size > LARGEST_INSIDE)
+    return weights == "beside" or weights_file is not None or (weights == "auto" and size > LARGEST_INSIDE)
+
+
+def _is_shared(bundle: Bundle, model: Unfinished, data: Path) -> bool:
+    """Whether the weights are in place already.
+
+    Raises:
+        InputError: There are others.
+    """
+    if not data.exists():
+        return False
+    if not data.is_file() or not holds_weights(bundle, model.weights, data):
+        raise InputError(
+            str(data), "is there and does not hold just this model's weights", "name another --weights-file"
+        )
+    return True
 
 
 def _check_targets(files: list[Path], *, overwrite: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import prod
 from pathlib import Path
 
@@ -13,8 +13,9 @@ from onnx import TensorProto, numpy_helper
 from twoheads.export.one_file.emit.graph import element_type
 from twoheads.graphs.serialization.bundle_format import ALIGNMENT, WeightEntry
 from twoheads.runtime.bundle.reader import Bundle
+from twoheads.runtime.bundle.weights import Weights
 
-__all__ = ["LARGEST_INSIDE", "total_bytes", "weights_beside", "weights_inside"]
+__all__ = ["LARGEST_INSIDE", "holds_weights", "total_bytes", "weights_beside", "weights_inside", "write_weights"]
 
 LARGEST_INSIDE = 256_000_000
 """Bytes of weights that are stored inside of the file unless asked otherwise. A page or a program then has one file to
@@ -33,31 +34,64 @@ def weights_inside(bundle: Bundle, names: Iterable[str]) -> list[TensorProto]:
     return [numpy_helper.from_array(np.ascontiguousarray(weights.view(name)), name) for name in names]
 
 
-def weights_beside(bundle: Bundle, names: Iterable[str], file: Path, location: str) -> list[TensorProto]:
-    """Initializers that refer to ``file``, which is written.
+def weights_beside(bundle: Bundle, names: Sequence[str], location: str) -> list[TensorProto]:
+    """Initializers that refer to a file beside, in which each weight lies once.
 
     Args:
         bundle: Has the weights.
         names: Which; those at one place in the bundle are stored once.
-        file: Where they go.
         location: What the initializers call that file: its name where it will lie in the end.
+    """
+    entries, places = bundle.manifest.weights, _places(bundle, names)
+    return [_external(name, entries[name], location, places[entries[name].offset][0]) for name in names]
+
+
+def write_weights(bundle: Bundle, names: Sequence[str], file: Path) -> None:
+    """Writes the file that :func:`weights_beside` refers to.
 
     Raises:
         OSError: The disk refuses.
     """
     weights = bundle.open_weights()
-    tensors: list[TensorProto] = []
-    places: dict[int, int] = {}
     with file.open("xb") as written:
-        for name in names:
-            entry = bundle.manifest.weights[name]
-            if entry.offset not in places:
-                written.write(bytes(-written.tell() % ALIGNMENT))
-                places[entry.offset] = written.tell()
-                written.write(np.ascontiguousarray(weights.view(name)).reshape(-1).view(np.uint8).data)
-                weights.let_go((name,))
-            tensors.append(_external(name, entry, location, places[entry.offset]))
-    return tensors
+        for place, name in _places(bundle, names).values():
+            written.write(bytes(place - written.tell()))
+            written.write(_bytes(weights, name))
+            weights.let_go((name,))
+
+
+def holds_weights(bundle: Bundle, names: Sequence[str], file: Path) -> bool:
+    """Whether ``file`` is what :func:`write_weights` would write.
+
+    Raises:
+        OSError: It can't be read.
+    """
+    weights, end = bundle.open_weights(), 0
+    with file.open("rb") as held:
+        for place, name in _places(bundle, names).values():
+            data = _bytes(weights, name)
+            if held.read(place - end) != bytes(place - end) or held.read(len(data)) != data:
+                return False
+            end = place + len(data)
+            weights.let_go((name,))
+        return not held.read(1)
+
+
+def _places(bundle: Bundle, names: Iterable[str]) -> dict[int, tuple[int, str]]:
+    """Of each place in the bundle, in order, where its bytes lie in the file beside, and a weight that they are."""
+    places: dict[int, tuple[int, str]] = {}
+    end = 0
+    for name in names:
+        entry = bundle.manifest.weights[name]
+        if entry.offset not in places:
+            start = end + -end % ALIGNMENT
+            places[entry.offset] = start, name
+            end = start + _nbytes(entry)
+    return places
+
+
+def _bytes(weights: Weights, name: str) -> memoryview:
+    return np.ascontiguousarray(weights.view(name)).reshape(-1).view(np.uint8).data
 
 
 def _nbytes(entry: WeightEntry) -> int:

@@ -34,6 +34,10 @@ def command(
         options.WeightsPlace,
         typer.Option("--weights", help="Inside of the file, beside it in FILE.onnx.data, or inside up to 256 MB."),
     ] = options.WeightsPlace.AUTO,
+    weights_file: Annotated[
+        str | None,
+        typer.Option("--weights-file", metavar="NAME", help="Their file beside; one that holds just these is shared."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -58,6 +62,7 @@ def command(
             outputs=[output.value for output in outputs or ()],
             key_tile=key_tile,
             weights=weights.value,
+            weights_file=weights_file,
             step=step,
             overwrite=force,
             progress=progress,
