@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -47,8 +48,12 @@ def pack(packed: Path, tmp_path: Path) -> Path:
 
 
 def change(pack: Path, **facts: Any) -> None:
+    """Another pack, as one who packs would write it."""
     path = pack / PACK
-    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+    data = json.loads(path.read_text()) | facts | {format_module.SEAL: ""}
+    content = json.dumps(data)
+    seal = hashlib.sha256(content.encode()).hexdigest()
+    path.write_text(content.replace(f'"{format_module.SEAL}": ""', f'"{format_module.SEAL}": "{seal}"'))
 
 
 def test_a_pack_holds_what_the_device_needs_and_its_canary_passes(packed: Path) -> None:
@@ -133,6 +138,18 @@ def test_a_pack_damaged_by_a_byte_is_refused_in_one_line(pack: Path, name: str) 
         run_canary(pack)
 
 
+def test_any_byte_of_the_table_of_contents_counts(pack: Path) -> None:
+    file = pack / PACK
+    content = file.read_bytes()
+    for at in range(len(content)):
+        file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(BundleError) as refused:
+            read_pack(pack)
+        assert "\n" not in refused.value.problem
+    file.write_bytes(content)
+    read_pack(pack)
+
+
 def test_a_pack_with_a_file_too_few_or_too_many_is_refused(pack: Path) -> None:
     (pack / "bundle" / "targets" / "more").write_text("x")
     with pytest.raises(BundleError, match="bundle/targets/more: is not listed"):
@@ -182,9 +199,8 @@ def test_a_canary_that_computes_something_else_fails(pack: Path) -> None:
         changed = {name: arrays[name] for name in arrays.files}
     changed["expected"] = changed["expected"] * 1.01
     np.savez(pack / "canary.npz", **changed)
-    data = json.loads((pack / PACK).read_text())
-    data["files"]["canary.npz"] = to_json(file_entry(pack / "canary.npz"))
-    (pack / PACK).write_text(json.dumps(data))
+    files = json.loads((pack / PACK).read_text())["files"]
+    change(pack, files=files | {"canary.npz": to_json(file_entry(pack / "canary.npz"))})
     run = run_canary(pack, threads=1)
     assert not run.passed
     assert 0.005 < run.error < 0.02

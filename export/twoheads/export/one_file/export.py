@@ -120,7 +120,7 @@ def _write(
 ) -> tuple[onnx.ModelProto, tuple[LengthCheck, ...]]:
     """Writes the model, and its weights to ``data`` if that is given, and puts both in place where they agree.
 
-    What ``data`` is already, where it is ``shared``, stays.
+    What ``data`` is already, where it is ``shared``, stays; the model runs on a copy, as ONNX follows no links.
     """
     with partial_folder(target) as folder:
         written = folder / target.name
@@ -130,10 +130,7 @@ def _write(
             proto = model.model(weights_inside(source, model.weights))
         else:
             proto = model.model(weights_beside(source, model.weights, place.name))
-            if shared and data is not None:
-                os.link(data, place)
-            else:
-                write_weights(source, model.weights, place)
+            write_weights(source, model.weights, place)
         written.write_bytes(proto.SerializeToString(deterministic=True))
         report("running it")
         onnx.checker.check_model(str(written), full_check=True)

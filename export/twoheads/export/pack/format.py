@@ -25,13 +25,16 @@ from pathlib import Path
 
 from twoheads.graphs.errors import BundleError
 from twoheads.graphs.serialization.bundle_format import FileEntry
-from twoheads.graphs.serialization.json_codec import FormatError, from_json
+from twoheads.graphs.serialization.json_codec import FormatError, from_json, to_json
 from twoheads.graphs.serialization.relative_path import RelativePath
 
-__all__ = ["BUNDLE", "CANARY", "FORMAT_VERSION", "PACK", "Canary", "Pack", "read_pack"]
+__all__ = ["BUNDLE", "CANARY", "FORMAT_VERSION", "PACK", "Canary", "Pack", "read_pack", "write_pack"]
 
 FORMAT_VERSION = 1
 PACK, CANARY, BUNDLE = "pack.json", "canary.npz", "bundle"
+SEAL = "seal"
+"""The sha256 of ``pack.json`` without it, so that a byte that is another there shows, too."""
+
 COPY_AGAIN = "copy the pack again from where it is whole, or pack again"
 
 
@@ -78,8 +81,25 @@ class Pack:
     files: dict[RelativePath, FileEntry]
 
 
+def write_pack(folder: Path, pack: Pack) -> None:
+    """Writes the table of contents into ``folder``, sealed."""
+    data = dict(to_json(pack)) | {SEAL: ""}
+    content = (json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    empty = f'"{SEAL}": ""'.encode()
+    (folder / PACK).write_bytes(content.replace(empty, f'"{SEAL}": "{_digest(content)}"'.encode()))
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _is_sealed(content: bytes, seal: object) -> bool:
+    """Whether ``content`` is what was sealed: with nothing in the place of the seal it has that sha256."""
+    return isinstance(seal, str) and _digest(content.replace(seal.encode(), b"", 1)) == seal
+
+
 def read_pack(folder: Path) -> Pack:
-    """Reads and checks the pack in ``folder``, every file's size and sha256.
+    """Reads and checks the pack in ``folder``, its own sha256 and every file's.
 
     Raises:
         BundleError: It is no pack, damaged, of another format, for another machine, or for a newer twoheads.
@@ -88,11 +108,14 @@ def read_pack(folder: Path) -> Pack:
     if not path.is_file():
         raise BundleError(str(folder), f"is no pack: it has no {PACK}", "name the folder that `twoheads pack` wrote")
     try:
-        data = json.loads(path.read_bytes())
+        content = path.read_bytes()
+        data = json.loads(content)
         version = data.get("format_version") if isinstance(data, dict) else None
         if isinstance(version, int) and version != FORMAT_VERSION:
             problem = f"has format version {version}, and this twoheads reads version {FORMAT_VERSION}"
             raise BundleError(str(path), problem, "install the wheel in the pack, or pack again")
+        if isinstance(data, dict) and not _is_sealed(content, data.pop(SEAL, None)):
+            raise BundleError(str(path), "is altered: its own sha256 is another", COPY_AGAIN)
         pack = from_json(Pack, data)
     except (OSError, ValueError, FormatError, RecursionError) as error:
         raise BundleError(str(path), f"does not describe a pack: {error}", COPY_AGAIN) from error

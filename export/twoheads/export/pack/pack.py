@@ -15,18 +15,17 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.export.bundle.staging import partial_folder, write_error, written_folder
-from twoheads.export.bundle.writer import file_entry, write_json
+from twoheads.export.bundle.writer import file_entry
 from twoheads.export.engines.tensor_error import relative_error
 from twoheads.export.one_file.comparison import check_lengths, random_arguments
 from twoheads.export.pack.canary import EXPECTED
-from twoheads.export.pack.format import BUNDLE, CANARY, FORMAT_VERSION, PACK, Canary, Pack
+from twoheads.export.pack.format import BUNDLE, CANARY, FORMAT_VERSION, PACK, Canary, Pack, write_pack
 from twoheads.export.pack.trimmed import write_trimmed
 from twoheads.export.pack.wheel import write_wheel
 from twoheads.export.progress import Progress, silent
 from twoheads.graphs.errors import BundleError, InputError, InternalError
 from twoheads.graphs.program.program import Program
 from twoheads.graphs.serialization.bundle_format import TargetEntry
-from twoheads.graphs.serialization.json_codec import to_json
 from twoheads.graphs.serialization.relative_path import RelativePath
 from twoheads.runtime import load
 from twoheads.runtime.backends.emulator import EMULATORS, backend_on_device, emulator_of
@@ -121,7 +120,7 @@ def _write(source: Bundle, target: str, backend: str, entry: TargetEntry, folder
     (folder / "README.md").write_text(_readme(pack, source.program), encoding="utf-8")
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     pack = replace(pack, files={RelativePath(name): file_entry(path) for name, path in files.items()})
-    write_json(folder / PACK, to_json(pack))
+    write_pack(folder, pack)
     return pack
 
 
