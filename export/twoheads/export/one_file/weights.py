@@ -70,7 +70,7 @@ def holds_weights(bundle: Bundle, names: Sequence[str], file: Path) -> bool:
     with file.open("rb") as held:
         for place, name in _places(bundle, names).values():
             data = _bytes(weights, name)
-            if held.read(place - end) != bytes(place - end) or held.read(len(data)) != data:
+            if held.read(place - end) != bytes(place - end) or memoryview(held.read(len(data))) != data:
                 return False
             end = place + len(data)
             weights.let_go((name,))
