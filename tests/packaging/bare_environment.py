@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 import venv
-import zipfile
 from collections.abc import Collection
 from pathlib import Path
 
@@ -14,20 +13,22 @@ from packaging.requirements import Requirement
 __all__ = ["make_bare_environment"]
 
 
-def make_bare_environment(folder: Path, wheel: Path, extras: Collection[str] = (), more: Collection[str] = ()) -> Path:
-    """A virtual environment with ``wheel`` and what it requires; returns its Python.
+def make_bare_environment(
+    folder: Path, installed: Path, extras: Collection[str] = (), more: Collection[str] = ()
+) -> Path:
+    """A virtual environment with the project and what it requires; returns its Python.
 
     Args:
         folder: Where it goes.
-        wheel: The project's wheel.
+        installed: What the project's wheel holds, unpacked: linked, so that Python compiles it once for all.
         extras: Of the project; none for the base install.
         more: Other packages to install beside it.
     """
     venv.EnvBuilder(with_pip=False, symlinks=True).create(folder)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     site = folder / "lib" / version / "site-packages"
-    with zipfile.ZipFile(wheel) as file:
-        file.extractall(site)
+    for part in installed.iterdir():
+        (site / part.name).symlink_to(part)
     (info,) = site.glob("twoheads-*.dist-info")
     found: set[str] = set(more)
     for name in more:

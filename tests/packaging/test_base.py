@@ -33,7 +33,7 @@ class Base:
 
 
 @pytest.fixture(scope="module")
-def base(wheel_file, tmp_path_factory) -> Base:
+def base(installed, tmp_path_factory) -> Base:
     folder = tmp_path_factory.mktemp("base")
     tiny = Tiny(layers=2)
     bundle = write_tiny(folder / "tiny.bundle", tiny)
@@ -41,7 +41,7 @@ def base(wheel_file, tmp_path_factory) -> Base:
     np.save(folder / "tokens.npy", tokens)
     hidden = load(bundle).run(tokens, output="hidden").array
     assert hidden is not None
-    return Base(make_bare_environment(folder / "venv", wheel_file), bundle, folder / "tokens.npy", hidden)
+    return Base(make_bare_environment(folder / "venv", installed), bundle, folder / "tokens.npy", hidden)
 
 
 def test_nothing_heavy_is_there(base, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from contextlib import nullcontext
+from contextlib import ExitStack
 from inspect import signature
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, DynamicCache, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from twoheads.export.emit.rewrites_by_operator import rewrites_by_operator
 from twoheads.export.emit.torchlib_registry import kept_registry
 
 __all__ = ["VOCABULARY", "FirstOutput", "export_model", "export_with_past", "small_model"]
@@ -62,8 +63,11 @@ def export_model(model: nn.Module, path: Path, *, output: str, opset: int, dynam
         dynamic = {"dynamic_axes": {name: {0: "batch", 1: "tokens"} for name in (*names, output)}}
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), kept_registry(opset) if dynamo else nullcontext():
+        with warnings.catch_warnings(), ExitStack() as sooner:
             warnings.simplefilter("ignore")
+            if dynamo:  # the same files, in less time
+                sooner.enter_context(kept_registry(opset))
+                sooner.enter_context(rewrites_by_operator())
             torch.onnx.export(
                 model, arguments, str(path), dynamo=dynamo, opset_version=opset, input_names=names,
                 output_names=[output], verbose=False, **dynamic,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -79,8 +80,8 @@ def test_the_position_table_limits_the_length(module: object, length: int | None
 
 @pytest.mark.parametrize("padding", [0, 1, 2])
 def test_positions_counted_without_padding_reach_the_end_of_their_table_too(padding: int) -> None:
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = RobertaConfig(**sizes, vocab_size=20, max_position_embeddings=40, pad_token_id=padding)  # type: ignore[arg-type]
+    sizes: Any = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = RobertaConfig(**sizes, vocab_size=20, max_position_embeddings=40, pad_token_id=padding)
     found = captured(RobertaModel(config))
     (limit,) = find_position_limits(found.graph, found.program)
     assert limit.length == 40 - 1 - padding

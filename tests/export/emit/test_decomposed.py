@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -117,3 +118,11 @@ def test_the_exporter_decomposes_as_before_afterwards() -> None:
     before = _fx_passes.decompose_with_registry
     tokenwise_model(*_regions(_all_of_them(), 16)[0])
     assert _fx_passes.decompose_with_registry is before
+
+
+def test_nobody_is_told_which_packages_the_exporter_looked_for(caplog: pytest.LogCaptureFixture) -> None:
+    """Its table of translations, made for the first engine, has operators of packages that are not installed."""
+    torchlib_registry._registry.cache_clear()
+    torchlib_registry.translated.cache_clear()
+    tokenwise_model(*_regions(_all_of_them(), 16)[0])
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []

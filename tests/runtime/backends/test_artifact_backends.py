@@ -22,7 +22,7 @@ from twoheads.runtime.backends.emulator import Emulator, EmulatorBackend
 from twoheads.runtime.backends.emulators.in_process import InProcess
 from twoheads.runtime.bundle.artifacts import ArtifactFiles
 
-TINY = Tiny(layers=2, key_tile=32)
+TINY = Tiny(layers=1, key_tile=32)
 
 BACKENDS = {"openvino": "openvino-ir", "iree": "iree", "litert": "litert", "executorch": "executorch"}
 

@@ -39,7 +39,8 @@ def tokenwise_model(region: FxRegion, engine: TokenwiseEngine) -> onnx.ModelProt
         CompileError: An operator has no ONNX form.
     """
     names = [port.name for port in (*engine.inputs, *engine.weights)]
-    program = decomposed_program(region, engine, OPSET)
+    with _quiet_exporter():
+        program = decomposed_program(region, engine, OPSET)
     try:
         with (
             warnings.catch_warnings(),

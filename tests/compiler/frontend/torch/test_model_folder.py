@@ -88,15 +88,14 @@ def test_code_of_the_folder_runs_where_it_is_trusted(own: Path, marker: Path) ->
 
 
 def test_nothing_is_asked(own: Path, marker: Path, tmp_path: Path) -> None:
-    """Every command as a process whose standard input says yes to everything."""
+    """Both commands in a process whose standard input says yes to everything."""
     marker.unlink(missing_ok=True)
-    for command in (["compile", str(own), "-o", str(tmp_path / "b")], ["plan", str(own), "-n", "100"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "twoheads.export.cli", *command], input=b"y\n" * 99, capture_output=True, check=False
-        )
-        assert done.returncode == 1, done.stderr
-        assert b"[y/N]" not in done.stdout + done.stderr
-        assert b"--trust-remote-code" in done.stderr
+    commands = [["compile", str(own), "-o", str(tmp_path / "b")], ["plan", str(own), "-n", "100"]]
+    code = f"from twoheads.export.cli import main\nprint('ended:', [main(words) for words in {commands}])"
+    done = subprocess.run([sys.executable, "-c", code], input=b"y\n" * 99, capture_output=True, check=True)
+    assert b"ended: [1, 1]" in done.stdout, done.stderr
+    assert b"[y/N]" not in done.stdout + done.stderr
+    assert done.stderr.count(b"--trust-remote-code") == len(commands), done.stderr
     assert not marker.exists()
 
 
