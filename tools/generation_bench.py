@@ -157,7 +157,8 @@ def _turn(name: str, model: str, threads: int, length: int, new: int) -> dict[st
     command = [sys.executable, "-m", "tools.generation_bench", model, *map(str, words)]
     row: dict[str, Any] = {"contender": name, "model": Path(model).name, "prompt_tokens": length}
     if Path(model).is_dir():
-        row["model"] += f": {read_bundle(model, check='size', engines=False).manifest.precision}"
+        manifest = read_bundle(model, check="size", engines=False).manifest
+        row["model"] = f"{manifest.source.name}, {manifest.precision}"
     try:
         done = measure(["timeout", str(LIMIT), *command])
     except (ProcessFailedError, OSError) as error:

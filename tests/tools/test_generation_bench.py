@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -52,3 +53,8 @@ def test_the_page_has_every_figure() -> None:
     shown = generation_bench.page(found)
     assert "OTHER BITS" in shown
     assert "| NO |" in shown
+
+
+def test_the_committed_page_is_of_the_committed_figures() -> None:
+    results = generation_bench.RESULTS
+    assert results.with_suffix(".md").read_text() == generation_bench.page(json.loads(results.read_text()))
