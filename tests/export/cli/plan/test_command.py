@@ -66,6 +66,14 @@ def test_plan_predicts_the_time(cli, bundle: Path, device: Path) -> None:
     assert "4 min 24 s with 1 thread of a machine of round numbers (tokenwise 3 min 12 s, attention 72.0 s)" in shown
 
 
+def test_plan_tells_the_formats_of_a_bundle(cli, bundle: Path) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert cli("plan", bundle, "-n", 40, "--json")["precision"] == "float32"
+    changed = manifest | {"weight_dtype": "int4", "products": "int8"}
+    (bundle / "manifest.json").write_text(json.dumps(changed))
+    assert "float32, weights int4, products int8" in cli("plan", bundle, "-n", 40)
+
+
 def test_plan_refuses_other_profiles(cli, bundle: Path, device: Path, tmp_path: Path) -> None:
     other = write_tiny(tmp_path / "other", Tiny(block_size=32, key_tile=32))
     assert "was measured on the engines of tiny with blocks of 16" in cli(

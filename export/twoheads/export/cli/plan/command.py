@@ -39,7 +39,7 @@ __all__ = ["command"]
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """The run to plan: programs, lengths by axis, which rows of which output, on how many threads."""
+    """The run to plan: programs, lengths by axis, rows of which output, on how many threads; a bundle's formats."""
 
     fused: FusedPrograms
     lengths: Mapping[str, int]
@@ -47,6 +47,7 @@ class _Run:
     positions: int | None
     threads: int
     profile: DeviceProfile | None
+    precision: str | None
 
     def schedule(self, program: Program) -> Schedule:
         """The schedule of ``program``, which is that of the bundle or one made of it."""
@@ -94,7 +95,10 @@ def _run_of(subject: Path, asked: PlanOptions) -> _Run:
     threads = asked.threads or available_threads()
     if asked.device is not None and profile is not None:
         threads = device_threads(asked.device, profile, asked.threads)
-    return _Run(fused, lengths, asked.output.value if asked.output else None, rows, threads, profile)
+    formats = (
+        read_bundle(subject, check="size", engines=False).manifest.precision if arguments.is_bundle(subject) else None
+    )
+    return _Run(fused, lengths, asked.output.value if asked.output else None, rows, threads, profile, formats)
 
 
 def _plan_workers(run: _Run, profile: DeviceProfile, asked: PlanOptions) -> None:
@@ -117,11 +121,14 @@ def _plan_one(run: _Run, asked: PlanOptions) -> None:
     spill = NOTHING_SPILLED if limit is None else plan_spill(schedule, limit=limit, disk=True, workers=run.threads)
     profile = run.profile
     if asked.as_json:
-        more = {} if limit is None else {"spill": spill_to_json(spill)}
+        more: dict[str, Any] = {} if limit is None else {"spill": spill_to_json(spill)}
         more |= {} if profile is None else {"device": time_to_json(schedule, profile, run.threads)}
+        more |= {} if run.precision is None else {"precision": run.precision}
         print_json(schedule_to_json(schedule) | more)
         return
     print_schedule(schedule, every_stage=asked.every_stage)
+    if run.precision is not None:
+        print_facts((("precision", run.precision),))
     if profile is not None:
         print_facts((time_fact(predict_run(schedule, profile, run.threads), profile),))
     if limit is not None:
