@@ -53,7 +53,7 @@ def own_sizes(made: Mapping[str, Any]) -> dict[str, Any]:
             kinds = ["linear_attention", "hybrid"] * 2  # hybrid ones share their weights
             return {**sizes, "num_hidden_layers": 4, "layers_block_type": kinds, "mamba_dt_rank": 8}
         case "dbrx":
-            return {"attn_config": {**made["attn_config"], "kv_n_heads": 2, "rope_theta": 10000.0}}
+            return {"attn_config": {**made["attn_config"], "clip_qkv": 8.0, "kv_n_heads": 2, "rope_theta": 10000.0}}
         case "zamba2":
             heads = {"mamba_headdim": inner // made["n_mamba_heads"], "num_query_groups": HEADS}
             both = 2 * made["hidden_size"]

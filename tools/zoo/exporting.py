@@ -51,15 +51,22 @@ def small_model(kind: str) -> nn.Module:
     return FirstOutput(model).eval()
 
 
-def export_model(model: nn.Module, path: Path, *, output: str, opset: int, dynamo: bool, mask: bool = True) -> Path:
-    """Exports a model of ``input_ids`` and, if wanted, ``attention_mask``, with dynamic batch and tokens."""
-    ids = torch.randint(0, VOCABULARY, (2, 11), generator=torch.Generator().manual_seed(0))
+def export_model(
+    model: nn.Module, path: Path, *, output: str, opset: int, dynamo: bool, mask: bool = True, fixed: int | None = None
+) -> Path:
+    """Exports a model of ``input_ids`` and, if wanted, ``attention_mask``.
+
+    Batch and tokens are dynamic, unless there is a ``fixed`` number of tokens: then the batch is one.
+    """
+    shape = (2, 11) if fixed is None else (1, fixed)
+    ids = torch.randint(0, VOCABULARY, shape, generator=torch.Generator().manual_seed(0))
     names = ["input_ids", "attention_mask"][: 1 + mask]
     arguments = (ids, torch.ones_like(ids))[: 1 + mask]
-    if dynamo:
+    dynamic: dict[str, Any] = {}
+    if dynamo and fixed is None:
         sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens", max=100)}
-        dynamic: dict[str, Any] = {"dynamic_shapes": tuple(sizes for _ in names)}
-    else:
+        dynamic = {"dynamic_shapes": tuple(sizes for _ in names)}
+    elif fixed is None:
         dynamic = {"dynamic_axes": {name: {0: "batch", 1: "tokens"} for name in (*names, output)}}
     logging.disable(logging.WARNING)
     try:

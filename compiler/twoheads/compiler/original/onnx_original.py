@@ -16,7 +16,7 @@ import onnx
 from onnx import helper
 
 from twoheads.compiler.frontend.onnx.bind_inputs import bind_inputs
-from twoheads.compiler.frontend.onnx.capture import capture_onnx, spelled_out
+from twoheads.compiler.frontend.onnx.capture import capture_onnx, lifted_graph, spelled_out
 from twoheads.compiler.frontend.onnx.model.graph import OnnxGraph, OnnxNode
 from twoheads.compiler.frontend.onnx.model.read_file import Array, read_onnx
 from twoheads.compiler.frontend.onnx.passes.dequantise import exact_activations
@@ -102,6 +102,7 @@ def load_onnx_original(path: str | Path, results: Sequence[str] = ()) -> OnnxOri
     bound = bind_inputs(read_onnx(path))
     nodes = [exact_activations(node) for node in bound.file.nodes]
     graph = graph_of(bound.file.opsets, nodes, bound.file.weights, names)
+    graph = graph if bound.fixed is None else lifted_graph(bound, graph, names)
     made = {output for node in graph.nodes for output in node.outputs}
     if missing := [name for name in names if name not in made]:
         raise CompileError(

@@ -7,8 +7,8 @@ or none.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
@@ -20,16 +20,28 @@ from twoheads.graphs.program.program import TOKENS, Dim, Input, Value
 
 __all__ = ["Bound", "bind_inputs", "fixed_tokens"]
 
+SHORTEST = 32
+"""Tokens of a file of a fixed number of them at least: experiments take as many."""
+
 SECOND = "m"
 """The axis of an encoder's tokens where a decoder has its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A file whose inputs are its arguments."""
+    """A file whose inputs are its arguments.
+
+    Attributes:
+        file: Without inputs: all but the arguments are computed.
+        arguments: What a run supplies.
+        fixed: The number of tokens that the file is for; ``None`` where it is for any.
+        masks: Its inputs that say which tokens are real, and their types.
+    """
 
     file: OnnxFile
     arguments: tuple[Input, ...]
+    fixed: int | None = None
+    masks: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def bind_inputs(file: OnnxFile) -> Bound:
@@ -42,7 +54,12 @@ def bind_inputs(file: OnnxFile) -> Bound:
     file = _without_optional_past(file, {name for name, kind in kinds.items() if kind == "past"})
     two = any(value.name.startswith("decoder_") and kinds[value.name] == "argument" for value in file.inputs)
     axes = {value.name: _axis(value, two=two) for value in file.inputs}
-    arguments = tuple(_argument(v, axes[v.name]) for v in file.inputs if kinds[v.name] == "argument")
+    fixed = _fixed([value for value in file.inputs if kinds[value.name] == "argument"])
+    arguments = tuple(
+        _argument(v if fixed is None else _freed(v, fixed), axes[v.name])
+        for v in file.inputs
+        if kinds[v.name] == "argument"
+    )
     if not arguments:
         raise CompileError(str(file.path), "has no input of tokens or features", "export the whole model")
     nodes: list[onnx.NodeProto] = []
@@ -52,7 +69,24 @@ def bind_inputs(file: OnnxFile) -> Bound:
             weights[value.name] = _empty(value)
         elif kinds[value.name] != "argument":
             nodes.extend(_bound(value, kinds[value.name], _length_of(value, axes[value.name], arguments), weights))
-    return Bound(replace(file, nodes=(*nodes, *file.nodes), weights={**file.weights, **weights}, inputs=()), arguments)
+    bound = replace(file, nodes=(*nodes, *file.nodes), weights={**file.weights, **weights}, inputs=())
+    return Bound(bound, arguments, fixed, {v.name: v.dtype for v in file.inputs if kinds[v.name] == "ones"})
+
+
+def _fixed(arguments: Sequence[GraphInput]) -> int | None:
+    """The number of tokens of a file whose arguments are whole numbers ``[1, tokens]``, all of one size."""
+    lengths = {value.shape[1] for value in arguments if len(value.shape) == 2 and value.dtype.startswith("int")}
+    sizes = [dim for value in arguments for dim in value.shape[1:]]
+    if len(lengths) != 1 or not all(isinstance(dim, int) and dim > 0 for dim in sizes):
+        return None
+    (length,) = lengths
+    return length if isinstance(length, int) and length >= SHORTEST else None
+
+
+def _freed(value: GraphInput, fixed: int) -> GraphInput:
+    """The argument with no number for its tokens, which come after its batch."""
+    tokens = [at for at, dim in enumerate(value.shape) if dim == fixed and at == 1]
+    return replace(value, shape=tuple("tokens" if at in tokens else dim for at, dim in enumerate(value.shape)))
 
 
 def _kind(value: GraphInput) -> str:

@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 
 from twoheads.compiler.frontend.generation_facts import folder_facts
 from twoheads.compiler.frontend.onnx.attach_attention import attach_attention
-from twoheads.compiler.frontend.onnx.bind_inputs import bind_inputs, fixed_tokens
+from twoheads.compiler.frontend.onnx.bind_inputs import Bound, bind_inputs, fixed_tokens
 from twoheads.compiler.frontend.onnx.choose_outputs import choose_outputs, model_outputs
 from twoheads.compiler.frontend.onnx.model.graph import OnnxGraph, OnnxNode
 from twoheads.compiler.frontend.onnx.model.read_file import OnnxFile, read_onnx
@@ -23,6 +23,7 @@ from twoheads.compiler.frontend.onnx.passes.expand_attention import expand_atten
 from twoheads.compiler.frontend.onnx.passes.expand_contrib import expand_contrib
 from twoheads.compiler.frontend.onnx.passes.fold import fold_onnx, graph_of
 from twoheads.compiler.frontend.onnx.passes.measure import measure_onnx
+from twoheads.compiler.frontend.onnx.passes.prove_lift import any_length
 from twoheads.compiler.frontend.onnx.passes.resolve_lengths import SIZE_OPERANDS, resolve_lengths
 from twoheads.compiler.frontend.onnx.program import OnnxProgram
 from twoheads.compiler.frontend.onnx.sequence_node import sequence_from_onnx
@@ -34,7 +35,7 @@ from twoheads.compiler.recognition.recognise import recognise_attention
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.program.program import Input
 
-__all__ = ["capture_onnx", "onnx_program", "spelled_out"]
+__all__ = ["capture_onnx", "lifted_graph", "onnx_program", "spelled_out"]
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ def onnx_program(file: OnnxFile, outputs: Sequence[str] = ()) -> OnnxProgram:
     bound = bind_inputs(file)
     wanted = list(model_outputs(file, outputs))
     where = str(file.path)
-    graph = fold_onnx(graph_of(bound.file.opsets, bound.file.nodes, bound.file.weights, wanted), wanted)
+    graph = lifted_graph(bound, graph_of(bound.file.opsets, bound.file.nodes, bound.file.weights, wanted), wanted)
     graph = spelled_out(graph, bound.arguments, wanted, where)
     # Tables are found where ONNX Runtime's fused look-ups are spelled out.
     arguments = tuple(replace(entry, limit=_limit(graph, entry.value.name)) for entry in bound.arguments)
@@ -115,6 +116,13 @@ def onnx_program(file: OnnxFile, outputs: Sequence[str] = ()) -> OnnxProgram:
     types |= {name: TensorType(_dtype(array.dtype), array.shape) for name, array in resolved.graph.weights.items()}
     _check_resolved(graph, resolved.graph, inputs, wanted, measured.runs)
     return OnnxProgram(resolved.graph, inputs, types)
+
+
+def lifted_graph(bound: Bound, graph: OnnxGraph, outputs: Sequence[str]) -> OnnxGraph:
+    """The graph folded, and for any number of tokens where the file has a fixed one."""
+    if bound.fixed is None:
+        return fold_onnx(graph, outputs)
+    return fold_onnx(any_length(graph, bound.arguments, bound.masks, bound.fixed, outputs), outputs)
 
 
 def spelled_out(graph: OnnxGraph, arguments: Sequence[Input], outputs: Sequence[str], where: str) -> OnnxGraph:
