@@ -8,6 +8,7 @@ import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from twoheads.graphs.errors import InputError
+from twoheads.runtime.generation.choosing.chooser import Chooser
 from twoheads.runtime.generation.choosing.processors import processors
 from twoheads.runtime.generation.choosing.settings import Settings
 
@@ -15,6 +16,8 @@ CLASSES = 211
 CASES = (
     {"do_sample": True},
     {"do_sample": True, "temperature": 0.7, "top_k": 0, "top_p": 0.8},
+    {"do_sample": True, "temperature": 0.7, "top_k": 0},
+    {"do_sample": True, "top_k": 0, "top_p": 0.8},
     {"do_sample": True, "top_k": 5},
     {"do_sample": True, "top_k": 0, "min_p": 0.1},
     {"do_sample": True, "top_k": 0, "typical_p": 0.4},
@@ -61,6 +64,48 @@ def test_scores_are_those_of_the_library(model, case):
         assert np.array_equal(np.isinf(made), np.isinf(expected))
         assert np.allclose(made, expected, rtol=1e-5, atol=1e-5)
         assert made.dtype == np.float32
+
+
+SAMPLED = (
+    {"temperature": 0.6, "top_k": 0},
+    {"top_k": 20},
+    {"top_k": 0, "top_p": 0.7},
+    {"top_k": 0, "min_p": 0.02},
+    {"top_k": 0, "repetition_penalty": 1.6},
+    {"top_k": 0, "no_repeat_ngram_size": 2},
+    {
+        "temperature": 1.3,
+        "top_k": 60,
+        "top_p": 0.95,
+        "min_p": 0.01,
+        "repetition_penalty": 1.2,
+        "no_repeat_ngram_size": 3,
+    },
+)
+DRAWS, LEAST = 4000, 8
+"""Tokens that are drawn, and how many of a class must be expected for it to be counted alone."""
+
+
+@pytest.mark.parametrize("case", SAMPLED, ids=lambda case: ",".join(case))
+def test_tokens_are_drawn_as_often_as_the_library_says(model, case):
+    """A chi-squared statistic of seeded draws, within six standard deviations of what chance makes of it."""
+    random = np.random.default_rng(3)
+    sequence = [*random.integers(0, 12, 30).tolist(), 5, 7, 5]
+    logits = (2 * random.standard_normal(CLASSES)).astype(np.float32)
+    config = GenerationConfig(do_sample=True, **case)
+    model._prepare_special_tokens(config, device="cpu")
+    theirs = model._get_logits_processor(config, len(sequence))(
+        torch.tensor([sequence]), torch.from_numpy(logits)[None]
+    )
+    expected = DRAWS * torch.softmax(theirs[0].double(), -1).numpy()
+    ours = processors(Settings().changed({"do_sample": True, **case}, "test"), len(sequence))
+    chooser = Chooser(ours, np.random.SeedSequence(11))
+    found = np.bincount([chooser.choose(sequence, logits) for _ in range(DRAWS)], minlength=CLASSES)
+    assert not found[expected == 0].any()
+    often = expected >= LEAST
+    pairs = [(found[often], expected[often]), (found[~often].sum(), expected[~often].sum())]
+    statistic = sum(np.sum((seen - wanted) ** 2 / np.maximum(wanted, 1)) for seen, wanted in pairs)
+    assert abs(statistic - often.sum()) < 6 * np.sqrt(2 * often.sum())
 
 
 @pytest.mark.parametrize("ends", [[-1], [9, -1, CLASSES]])
