@@ -21,10 +21,10 @@ from twoheads.runtime.generation.step import Heads
 
 __all__ = ["with_step_times"]
 
-MEASURE_SECONDS = 0.3
+MEASURE_SECONDS = 0.6
 """Of one form with one number of threads; longer where a step is, as there are several."""
 
-LEAST_STEPS = 3
+LEAST_STEPS = 5
 
 
 def with_step_times(
