@@ -44,7 +44,7 @@ def test_every_step_is_counted_once(name, prompt, new):
 
 
 def test_steps_take_the_form_that_holds_their_context():
-    seconds = {"step_1_0": 2.0, "step_1_4": 4.0, "step_1_16": 8.0, "step_1_tiles_2": 100.0, "step_1_tiles_3": 130.0}
+    seconds = {"step_1_0": 2.0, "step_1_2": 4.0, "step_1_8": 8.0, "step_1_tiles_2": 100.0, "step_1_tiles_3": 130.0}
     profile = _profile("llama", 0.5, **seconds)
     for prompt, expected in ((BLOCK - 2, 2), (BLOCK, 4), (5 * BLOCK, 8), (20 * BLOCK, 1), (33 * BLOCK, 100)):
         found = predict_generation(_steps("llama"), profile, prompt, 2, 1)

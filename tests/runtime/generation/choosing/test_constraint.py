@@ -74,3 +74,12 @@ def test_what_is_no_form_is_refused(tokenizer, form, problem):
     with pytest.raises(InputError, match=problem):
         _constraint(tokenizer[1], **form)
     assert _constraint(tokenizer[1]) is None
+
+
+@pytest.mark.parametrize("form", [{"grammar": r"start: /[^\s\S]/"}, {"regex": r"[^\s\S]"}])
+def test_a_form_that_allows_no_token_says_so(tokenizer, form):
+    constraint = _constraint(tokenizer[1], **form)
+    assert constraint is not None
+    process = constraint.processor(0)
+    with pytest.raises(InputError, match="can't be followed behind 0 tokens: it allows no token"):
+        process([], np.zeros(END + 1, np.float32))

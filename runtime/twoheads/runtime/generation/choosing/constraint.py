@@ -49,7 +49,9 @@ class Constraint:
             bits = np.zeros(-(-len(scores) // 32), np.int32)
             matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
             if matcher.is_error():
-                raise InputError("a constraint", f"can't be followed: {_line(matcher.get_error())}", "loosen it")
+                found = _line(matcher.get_error()).partition(" <state>")[0]  # what follows is llguidance's own state
+                why = "it allows no token" if found.startswith(NOTHING_LEFT) else found
+                raise InputError("a constraint", f"can't be followed behind {len(tokens)} tokens: {why}", "loosen it")
             allowed = np.unpackbits(bits.view(np.uint8), bitorder="little")[: len(scores)].astype(np.bool_)
             return np.where(allowed, scores, np.float32(-np.inf))
 
@@ -115,6 +117,10 @@ def _tokenizer(path: str, classes: int, ends: tuple[int, ...]) -> Any:
         return _module().LLTokenizer(path, n_vocab=classes, eos_token=list(ends))
     except Exception as error:  # the package raises what its Rust code gives
         raise InputError("a constraint", f"can't be had with this tokenizer: {_line(error)}", "leave it out") from error
+
+
+NOTHING_LEFT = "NoExtension"
+"""What llguidance says where nothing may come."""
 
 
 def _line(error: object) -> str:
