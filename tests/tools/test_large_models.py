@@ -79,6 +79,8 @@ RAN = {
     "product_seconds": 5.0,
     "job_killed": True,
     "job_same": True,
+    "job_resume_peak_bytes": 1.9e9,
+    "open_seconds": 0.25,
     "verify_passed": True,
     "verify_layers": 3,
     "verify_worst_ratio": 1.5,
@@ -121,7 +123,7 @@ def test_the_page() -> None:
     }
     page = render(results)
     assert "| 7b, 4 layers, int4 | 4,000 | 2,000 | 1,000 | 1,500 | 1,900 | 100 | 90 | 0.5 |" in page
-    row = "| 2,048 | 3GB | 2,000 | 9 | 17 | 4.0 + 5.0 | 1.00 | 0.5 | 3.0e-06 | the same, to the bit |"
+    row = "| 2,048 | 3GB | 2,000 | 9 | 17 | 4.0 + 5.0 | 1.00 | 0.5 | 3.0e-06 | the same, to the bit | 1,900 | 0.25 |"
     assert f"| 7b, 4 layers, int4 {row}" in page
     assert "| 7b, 4 layers, int4 | 3 | 1.50 | 700 | 8 | yes |" in page
     assert "| 70b | 2,048 | 3,000 | 2 | 9.0 | 1.0 | 6GB | 3.0 |" in page

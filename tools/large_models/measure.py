@@ -79,6 +79,7 @@ def _run(scratch: Path, model: Path, bundle: Path, case: Case) -> dict[str, Any]
     numbers = np.random.default_rng(case.tokens).integers(0, SHAPES[case.size].vocab_size, case.tokens)
     np.save(tokens, numbers)
     weights = bundle / WEIGHTS
+    _, opened = measure_json([sys.executable, "-m", "tools.large_models.open_child", str(bundle)])
     reading, products = reading_seconds(weights), product_seconds(bundle, case.tokens)
     forget_file(weights)
     words: list[object] = ["run", bundle, "--tokens", tokens, "--output", "hidden", "--memory-limit", case.limit]
@@ -90,6 +91,7 @@ def _run(scratch: Path, model: Path, bundle: Path, case: Case) -> dict[str, Any]
         "run_seconds": done.seconds,
         "run_cpu_seconds": done.cpu_seconds,
         "run_peak_bytes": done.peak_bytes,
+        "open_seconds": opened["seconds"],
         "reading_seconds": reading,
         "product_seconds": products,
         **_resumed(scratch, words, out, done.seconds),

@@ -27,7 +27,7 @@ RUNS = """## Runs
 
 The bound is the time of reading the weights once from the disk, and of all products at the speed of float32 products
 of 512 x 512 on all cores, both measured just before. The job is the same run with `--spill`, killed half way and
-resumed.
+resumed. Opened is what `load` takes in a process that has imported it.
 """
 
 PHASES = """## Where the peak of compiling comes from
@@ -89,7 +89,7 @@ _COMPILE = (
 )
 _RUN = (
     *("run", "tokens", "limit", "peak, MB", "seconds", "processor seconds", "bound: reading + products, s"),
-    *("of the bound", "load", "largest distance, relative", "killed and resumed"),
+    *("of the bound", "load", "largest distance, relative", "killed and resumed", "its peak, MB", "opened, s"),
 )
 _VERIFY = ("verified", "layers", "largest error in noise floors", "peak, MB", "seconds", "passed")
 
@@ -108,6 +108,10 @@ def _ran(name: str, row: Mapping[str, Any]) -> list[str]:
     job = "the same, to the bit" if row["job_killed"] and row["job_same"] else "NOT the same"
     job = job if row["job_killed"] else "was done before"
     told = [parts, f"{row['run_seconds'] / bound:.2f}", f"{row['load']:.1f}", f"{row['distance']:.1e}", job]
+    told += [
+        _megabytes(row.get("job_resume_peak_bytes")),
+        f"{row['open_seconds']:.2f}" if "open_seconds" in row else "",
+    ]
     return [name, f"{row['tokens']:,}", row["limit"], _megabytes(row["run_peak_bytes"]), *seconds, *told]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
 
-from twoheads.export.precision.quantised_arrays import dequantise
+from twoheads.export.precision.quantised_arrays import expanded
 from twoheads.runtime.bundle.reader import read_bundle
 
 __all__ = ["bundle_weights", "folder_weights", "reference_hidden"]
@@ -44,10 +44,9 @@ def bundle_weights(bundle: Path) -> Read:
         entry = quantised.get(name)
         if entry is None:
             return torch.from_numpy(np.array(stored.view(name)))
-        arrays = [stored.view(part) for part in entry.stored]
-        rows = dequantise(arrays[0], arrays[1], arrays[2] if len(arrays) > 2 else None)
+        found = expanded(stored.views(entry.stored), transposed=entry.transposed)
         stored.let_go(entry.stored)
-        return torch.from_numpy(np.ascontiguousarray(rows.T if entry.transposed else rows))
+        return torch.from_numpy(found)
 
     return read
 

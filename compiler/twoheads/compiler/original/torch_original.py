@@ -34,7 +34,7 @@ from twoheads.compiler.frontend.torch.operators.impose_attention import (
     imposed_band,
     with_band,
 )
-from twoheads.compiler.frontend.torch.weights.stored_tensor import keeping_last_weight, parameters_as
+from twoheads.compiler.frontend.torch.weights.stored_tensor import StoredTensor, keeping_last_weight, parameters_as
 from twoheads.compiler.original.cut_products import CutProducts
 
 __all__ = ["TorchOriginal"]
@@ -124,10 +124,26 @@ def _run(
     with (
         keeping_sparse(source.module),
         _attention(source.module, implementation, given, imposed=imposed),
+        _stored_experts_one_by_one(source.module),
         _double(source.module, given, enabled=implementation == "plain") as inputs,
     ):
         outputs = hugging_face_outputs(source.module, inputs, **keep)
     return {name: tensor.float() for name, tensor in outputs.items()}
+
+
+@contextmanager
+def _stored_experts_one_by_one(model: Any) -> Generator[None]:
+    """Within it, the library loops over experts whose weights are in their files: its other ways read whole stacks."""
+    stacks = (weight for weight in model.parameters() if isinstance(weight, StoredTensor) and weight.stacked)
+    if next(stacks, None) is None:
+        yield
+        return
+    before = model.config._experts_implementation
+    model.set_experts_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_experts_implementation(before)
 
 
 def _copies(source: LoadedSource, given: Mapping[str, Tensor]) -> int:

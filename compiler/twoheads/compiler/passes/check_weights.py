@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from twoheads.compiler.ir.source_program import Weight
-from twoheads.compiler.ir.weights import in_memory
+from twoheads.compiler.ir.weights import Stacked, in_memory
 from twoheads.graphs.errors import CompileError
 
 __all__ = ["check_weights"]
@@ -25,7 +25,12 @@ def check_weights(weights: Mapping[str, Weight], used: Iterable[str]) -> None:
         CompileError: One holds NaN or infinity; names it and the place of the first.
     """
     for name in sorted(set(used) & weights.keys()):
-        _check(name, in_memory(weights[name]))  # which nobody holds while the next one is read
+        weight = weights[name]
+        if isinstance(weight, Stacked) and weight.stacked:
+            for number in range(weight.shape[0]):
+                _check(f"{name}[{number}]", weight.part(number))
+        else:
+            _check(name, in_memory(weight))  # which nobody holds while the next one is read
 
 
 def _check(name: str, weight: Any) -> None:

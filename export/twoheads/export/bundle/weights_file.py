@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
-from twoheads.compiler.ir.weights import Deferred, in_memory
+from twoheads.compiler.ir.weights import Deferred, in_memory, parts_in_memory
 from twoheads.graphs.errors import CompileError, InternalError
 from twoheads.graphs.serialization.bundle_format import ALIGNMENT, FileEntry, WeightEntry
 from twoheads.runtime.bundle.weights import part_name
@@ -51,8 +51,8 @@ def write_weights(
             read now, that is not contiguous, or that is stored in another floating-point type than it has.
         progress: Called with the bytes written so far.
         hashes: Takes the hex sha256 of each weight, by name.
-        parted: Weights of many experts: of these each entry along the first dimension has a hash of its own, so that it
-            can be read alone.
+        parted: Weights of many experts: of these each entry along the first dimension is read and written alone where
+            that is possible, and has a hash of its own, so that a run can read it alone.
 
     Raises:
         CompileError: The machine is big-endian.
@@ -61,8 +61,8 @@ def write_weights(
     if sys.byteorder != "little":
         raise CompileError(str(path), "this machine is big-endian, and bundles are little-endian", "compile elsewhere")
     entries: dict[str, WeightEntry] = {}
-    places: dict[_Memory, tuple[int, str]] = {}
-    parts: dict[_Memory, list[str]] = {}
+    places: dict[_Memory, tuple[int, list[str]]] = {}
+    split: set[_Memory] = set()
     with path.open("xb") as opened:
         file = _Hashed(opened)
         for name, tensor, dtype in weights:
@@ -70,17 +70,14 @@ def write_weights(
                 raise InternalError(f"weight {name} is written twice")
             memory = _memory(tensor, dtype)
             if memory not in places:
-                array = _array(name, in_memory(tensor), dtype)
-                places[memory] = file.append(array, progress)
-                if name in parted:
-                    parts[memory] = [_hash(part) for part in array]
-                del array
-            place, digest = places[memory]
+                whole = parts_in_memory(tensor) if name in parted else map(in_memory, (tensor,))
+                places[memory] = file.append((_array(name, part, dtype) for part in whole), progress)
+                split |= {memory} if name in parted else set()
+            place, digests = places[memory]
             entries[name] = WeightEntry(place, dtype, tuple(tensor.shape))
-            if hashes is not None and memory in parts:
-                hashes |= {part_name(name, number): part for number, part in enumerate(parts[memory])}
-            elif hashes is not None:
-                hashes[name] = digest
+            names = [part_name(name, number) for number in range(len(digests))] if memory in split else [name]
+            if hashes is not None:
+                hashes |= zip(names, digests, strict=True)
     return entries, FileEntry(file.size, file.digest.hexdigest())
 
 
@@ -90,18 +87,21 @@ class _Hashed:
     def __init__(self, file: BinaryIO) -> None:
         self._file, self.size, self.digest = file, 0, hashlib.sha256()
 
-    def append(self, array: npt.NDArray[Any], progress: Callable[[int], None]) -> tuple[int, str]:
-        """Writes an array; where it begins, and its own hash.
+    def append(self, arrays: Iterable[npt.NDArray[Any]], progress: Callable[[int], None]) -> tuple[int, list[str]]:
+        """Writes arrays one behind the other; where the first begins, and the hash of each.
 
-        Nothing of it is held afterwards: the next one is to have the memory.
+        Nothing of them is held afterwards: the next one is to have the memory.
         """
         self._write(memoryview(bytes(-self.size % ALIGNMENT)))
-        start, own = self.size, hashlib.sha256()
-        for chunk in _chunks(array):
-            self._write(chunk)
-            own.update(chunk)
-            progress(self.size)
-        return start, own.hexdigest()
+        start, digests = self.size, list[str]()
+        for array in arrays:
+            own = hashlib.sha256()
+            for chunk in _chunks(array):
+                self._write(chunk)
+                own.update(chunk)
+                progress(self.size)
+            digests.append(own.hexdigest())
+        return start, digests
 
     def _write(self, chunk: memoryview) -> None:
         self.digest.update(chunk)
@@ -129,13 +129,6 @@ def _array(name: str, tensor: Tensor | npt.NDArray[Any], dtype: str) -> npt.NDAr
     # NumPy has no bfloat16: torch converts.
     plain = tensor.detach()
     return (plain if found == dtype else plain.to(getattr(_torch(), dtype))).contiguous().numpy()
-
-
-def _hash(array: npt.NDArray[Any]) -> str:
-    digest = hashlib.sha256()
-    for chunk in _chunks(array):
-        digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _chunks(array: npt.NDArray[Any]) -> Iterator[memoryview]:

@@ -23,7 +23,7 @@ from twoheads.export.emit.tokenwise import emit_tokenwise
 from twoheads.export.progress import Progress, silent
 from twoheads.graphs.errors import BundleError, CompileError, InternalError
 from twoheads.graphs.program.engines.fused import FusedEngine
-from twoheads.graphs.program.program import Engine, Program, TokenwiseEngine
+from twoheads.graphs.program.program import Engine, ExpertsEngine, Program, TokenwiseEngine
 from twoheads.graphs.serialization.bundle_format import (
     DENSE_EXPERTS,
     ENGINES,
@@ -151,6 +151,9 @@ def _stored_weights(compiled: CompiledModel) -> list[NamedWeight]:
     dtypes: dict[str, str] = {}
     for stage, engine in program.bindings:
         dtypes.update((name, port.dtype) for port, name in zip(engine.weights, stage.weights, strict=True))
+    for mixture in program.mixtures:
+        ports = program.engine_of(ExpertsEngine, mixture.engine).expert_ports
+        dtypes.update((name, port.dtype) for port, name in zip(ports, mixture.weights, strict=True))
     names = program.weights()
     if missing := [name for name in names if name not in compiled.weights]:
         raise InternalError(f"program {program.name} binds {missing[0]!r}, which was not compiled")

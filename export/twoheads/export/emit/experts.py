@@ -1,4 +1,8 @@
-"""The engines of experts as ONNX: two products, the gate between them, and the sum over earlier experts."""
+"""The engines of experts as ONNX: two products, the gate between them, and the sum over earlier experts.
+
+Products with quantised weights compute in float32: kernels that round the other operand pack a constant weight, and
+here weights are inputs.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,9 @@ from collections.abc import Callable, Mapping
 
 import onnx
 
-from twoheads.export.emit.graph_builder import GraphBuilder
+from twoheads.export.emit.graph_builder import DOMAIN, FLOAT32_LEVEL, OPSET, QUANTISED_PRODUCT, GraphBuilder
 from twoheads.graphs.program.engines.experts import ExpertsEngine
+from twoheads.graphs.program.engines.quantised import QUANTISATION_BLOCK
 
 __all__ = ["experts_model"]
 
@@ -19,12 +24,29 @@ def experts_model(engine: ExpertsEngine, variant: str) -> onnx.ModelProto:
     made = _product(graph, engine, "x", "up")
     out = _product(graph, engine, _gated(graph, engine, made), "down")
     graph.node("Add", "prev", graph.node("Mul", out, "share"), output="y")
-    return graph.model(f"{engine.name}.{variant}", inputs, outputs)
+    opsets = {"": OPSET} | ({DOMAIN: 1} if engine.up_bits or engine.down_bits else {})
+    return graph.model(f"{engine.name}.{variant}", inputs, outputs, opsets)
 
 
 def _product(graph: GraphBuilder, engine: ExpertsEngine, rows: str, weight: str) -> str:
     bias = (f"{weight}_bias",) if engine.biased else ()
-    return graph.node("Gemm", rows, weight, *bias, transB=0 if engine.transposed else 1)
+    bits, inner, outer = (
+        (engine.up_bits, engine.width, engine.made)
+        if weight == "up"
+        else (engine.down_bits, engine.inner, engine.width)
+    )
+    if not bits:
+        return graph.node("Gemm", rows, weight, *bias, transB=0 if engine.transposed else 1)
+    values, scales, *offsets = (p.name for p in engine.expert_ports if p.name.startswith(f"{weight}:"))
+    made = graph.node(
+        QUANTISED_PRODUCT, rows, values, scales, domain=DOMAIN, K=inner, N=outer, bits=bits,
+        block_size=QUANTISATION_BLOCK, accuracy_level=FLOAT32_LEVEL,
+    )  # fmt: skip
+    if offsets:
+        blocks = graph.reshape(rows, -1, inner // QUANTISATION_BLOCK, QUANTISATION_BLOCK)
+        sums = graph.node("ReduceSum", blocks, graph.constant([-1]), keepdims=0)
+        made = graph.node("Gemm", sums, offsets[0], made, transB=1)
+    return graph.node("Add", made, *bias) if bias else made
 
 
 def _gated(graph: GraphBuilder, engine: ExpertsEngine, made: str) -> str:

@@ -12,13 +12,31 @@ from onnx import helper, numpy_helper
 
 from twoheads.graphs.program.engines.port import Port
 
-__all__ = ["IR_VERSION", "OPSET", "GraphBuilder", "common_opsets", "declared_port"]
+__all__ = [
+    "DOMAIN",
+    "FLOAT32_LEVEL",
+    "IR_VERSION",
+    "OPSET",
+    "QUANTISED_PRODUCT",
+    "GraphBuilder",
+    "common_opsets",
+    "declared_port",
+]
 
 OPSET = 20
 """Version of the standard ONNX operators; every operator used here is in ONNX Runtime since 1.17."""
 
 IR_VERSION = 9
 """The ONNX file format that belongs to opset 20."""
+
+DOMAIN = "com.microsoft"
+"""Of ONNX Runtime's own operators."""
+
+QUANTISED_PRODUCT = "MatMulNBits"
+"""The one that multiplies with weights of 8 or 4 bits."""
+
+FLOAT32_LEVEL = 1
+"""Its ``accuracy_level`` that computes in float32."""
 
 OLDEST_OPSET = 13
 """Since when the operators that we add between foreign ones have the form in which we use them."""

@@ -1,4 +1,8 @@
-"""A weight's whole numbers, scales and offsets, made when they are written: one weight of a model at a time."""
+"""A weight's whole numbers, scales and offsets, made when they are written: one weight of a model at a time.
+
+Of a stack of experts' weights, one expert's: what waits of a stack until all its values are written are its scales and
+offsets, a sixteenth of its numbers' memory at most.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from twoheads.compiler.ir.weights import in_memory
-from twoheads.export.precision.quantised_arrays import quantise, quantised_shapes
+from twoheads.compiler.ir.weights import Stacked, in_memory
+from twoheads.export.precision.quantised_arrays import quantise
 from twoheads.graphs.errors import CompileError
+from twoheads.graphs.program.engines.quantised import quantised_shapes
 
 __all__ = ["QuantisedPart", "deferred_quantised"]
 
@@ -28,28 +33,45 @@ class _Quantised:
     weight: Any
     bits: int
     transposed: bool
-    waiting: dict[int, Array] = field(default_factory=dict[int, Array])
+    waiting: dict[tuple[int, int], Array] = field(default_factory=dict[tuple[int, int], Array])
 
     def take(self, part: int) -> Array:
-        """The array number ``part``: values, scales, offsets."""
-        if part not in self.waiting:
-            self.waiting = dict(enumerate(_in_chunks(self.name, _rows(self.weight, self.transposed), self.bits)))
-        return self.waiting.pop(part)
+        """The array number ``part``: values, scales, offsets; of a stack, those of all its entries."""
+        if len(self.weight.shape) == 2:
+            return self.take_entry(part, 0)
+        return np.stack([self.take_entry(part, entry) for entry in range(self.weight.shape[0])])
+
+    def take_entry(self, part: int, entry: int) -> Array:
+        """The same of one entry of a stack; of a matrix there is one."""
+        if (part, entry) not in self.waiting:
+            name = self.name if len(self.weight.shape) == 2 else f"{self.name}[{entry}]"
+            made = _in_chunks(name, _rows(self._read(entry), self.transposed), self.bits)
+            # Of a weight that is read anew, what nobody took goes first.
+            self.waiting = {key: array for key, array in self.waiting.items() if key[1] != entry}
+            self.waiting |= {(at, entry): array for at, array in enumerate(made)}
+        return self.waiting.pop((part, entry))
+
+    def _read(self, entry: int) -> Any:
+        if len(self.weight.shape) == 2:
+            return in_memory(self.weight)
+        if isinstance(self.weight, Stacked) and self.weight.stacked:
+            return self.weight.part(entry)
+        return in_memory(self.weight)[entry]
 
 
 @dataclass(frozen=True, eq=False)
 class QuantisedPart:
-    """Values, scales or offsets of a weight: a :class:`twoheads.compiler.ir.weights.Deferred` array."""
+    """Values, scales or offsets of a weight: a :class:`twoheads.compiler.ir.weights.Stacked` array."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     whole: _Quantised
-    part: int
+    at: int
 
     @property
     def key(self) -> tuple[_Quantised, int]:
         """Equal for this part of this weight alone."""
-        return self.whole, self.part
+        return self.whole, self.at
 
     def read(self) -> Array:
         """The array.
@@ -57,7 +79,20 @@ class QuantisedPart:
         Raises:
             CompileError: The weight is not finite.
         """
-        return self.whole.take(self.part)
+        return self.whole.take(self.at)
+
+    @property
+    def stacked(self) -> bool:
+        """Whether it is of a stack of matrices, each of which is quantised alone."""
+        return len(self.whole.weight.shape) == 3
+
+    def part(self, number: int) -> Array:
+        """Of entry ``number`` of a stack.
+
+        Raises:
+            CompileError: It is not finite.
+        """
+        return self.whole.take_entry(self.at, number)
 
 
 def deferred_quantised(name: str, weight: Any, bits: int, *, transposed: bool) -> tuple[QuantisedPart, ...]:
@@ -65,21 +100,20 @@ def deferred_quantised(name: str, weight: Any, bits: int, *, transposed: bool) -
 
     Args:
         name: The weight's, for messages.
-        weight: A matrix, in memory or not: a tensor or an array.
+        weight: A matrix or a stack of them, in memory or not: a tensor or an array.
         bits: 8 or 4.
-        transposed: The product sums over its first dimension.
+        transposed: The product sums over its first dimension; over that of a stack's entries.
     """
-    outer, inner = reversed(weight.shape) if transposed else weight.shape
+    *stack, outer, inner = (*weight.shape[:-2], *reversed(weight.shape[-2:])) if transposed else weight.shape
     whole = _Quantised(name, weight, bits, transposed)
     dtypes = (np.uint8, np.float32, np.float32)
     shapes = quantised_shapes(outer, inner, bits)
-    return tuple(QuantisedPart(shape, np.dtype(dtypes[at]), whole, at) for at, shape in enumerate(shapes))
+    return tuple(QuantisedPart((*stack, *shape), np.dtype(dtypes[at]), whole, at) for at, shape in enumerate(shapes))
 
 
 def _rows(weight: Any, transposed: bool) -> npt.NDArray[np.float32]:
-    """The weight ``[outer, inner]``."""
-    found = in_memory(weight)
-    array = found if isinstance(found, np.ndarray) else found.detach().float().numpy()
+    """The weight in memory as ``[outer, inner]``."""
+    array = weight if isinstance(weight, np.ndarray) else weight.detach().float().numpy()
     array = np.asarray(array, np.float32)
     return array.T if transposed else array
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import onnx
 
@@ -13,13 +13,8 @@ from twoheads.compiler.compiled_model import CompiledModel
 from twoheads.export.emit.tokenwise import EmittedRegion, emit_tokenwise
 from twoheads.export.precision.deferred_quantised import deferred_quantised
 from twoheads.export.precision.number_formats import check_products
-from twoheads.export.precision.quantised_engine import (
-    PRODUCT_LEVELS,
-    Use,
-    quantised_engine,
-    quantised_ports,
-    weight_uses,
-)
+from twoheads.export.precision.quantise_experts import QuantisedAs, expert_plans, quantised_experts
+from twoheads.export.precision.quantised_engine import PRODUCT_LEVELS, Use, quantised_engine, weight_uses
 from twoheads.export.precision.weight_bindings import (
     attention_weights,
     bindings,
@@ -28,7 +23,15 @@ from twoheads.export.precision.weight_bindings import (
     weight_readers,
 )
 from twoheads.graphs.errors import CompileError
-from twoheads.graphs.program.program import Program, TokenwiseEngine, TokenwiseStage
+from twoheads.graphs.program.engines.quantised import quantised_ports
+from twoheads.graphs.program.program import (
+    Engine,
+    ExpertsEngine,
+    ExpertsStage,
+    Program,
+    TokenwiseEngine,
+    TokenwiseStage,
+)
 from twoheads.graphs.serialization.bundle_format import QuantisedWeight
 
 __all__ = ["WEIGHT_BITS", "quantise_weights"]
@@ -40,19 +43,16 @@ TABLE_BITS = 8
 """Of tables that tokens look up, and of the head: a class with a wrong score is wrong at once, nothing averages it."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """How a weight of the source is stored."""
-
-    bits: int
-    transposed: bool
+_Changed: TypeAlias = tuple[TokenwiseEngine, Callable[[onnx.ModelProto], onnx.ModelProto]]
+"""A declaration, and what makes its model of the one with float32 weights."""
 
 
 def quantise_weights(compiled: CompiledModel, weight_dtype: str, products: str = "float32") -> CompiledModel:
     """The same model with the weights of its products, and of tables that tokens look up, as ``weight_dtype``.
 
-    Each weight is read and quantised when the result is written, one at a time. It stays as it is where anything else
-    reads it too, or where its inner dimension is no multiple of 32. With ``int4``, tables and the head have 8 bits.
+    Each weight is read and quantised when the result is written, one at a time; of gathered experts, one expert's. It
+    stays as it is where anything else reads it too, or where its inner dimension is no multiple of 32. With ``int4``,
+    tables and the head have 8 bits.
 
     Args:
         compiled: Of the dtype float32.
@@ -69,7 +69,7 @@ def quantise_weights(compiled: CompiledModel, weight_dtype: str, products: str =
     engines = program.tokenwise_engines
     models = {engine.name: emit_tokenwise(compiled.regions[engine.name], engine) for engine in engines}
     uses = {e.name: weight_uses(models[e.name], e.weights, token_ports(program, e)) for e in engines}
-    plans = _plans(program, uses, bits)
+    plans = _plans(program, uses, bits) | expert_plans(program, bits)
     if not plans:
         raise CompileError(
             f"--weights {weight_dtype}", f"{program.name} has no weight that can be quantised", "leave it out"
@@ -82,7 +82,7 @@ def quantise_weights(compiled: CompiledModel, weight_dtype: str, products: str =
         compiled,
         program=replace(
             program,
-            engines=tuple(changed[e.name][0] if e.name in changed else e for e in program.engines),
+            engines=tuple(_declared(program, e, changed, plans) for e in program.engines),
             body=tuple(_rebound(stage, plans, quantised) for stage in program.body),
             head=tuple(_rebound(stage, plans, quantised) for stage in program.head),
         ),
@@ -99,7 +99,15 @@ def quantise_weights(compiled: CompiledModel, weight_dtype: str, products: str =
     )
 
 
-def _plans(program: Program, uses: Mapping[str, Mapping[str, tuple[Use, ...]]], bits: int) -> dict[str, _Plan]:
+def _declared(
+    program: Program, engine: Engine, changed: Mapping[str, _Changed], plans: Mapping[str, QuantisedAs]
+) -> Engine:
+    if isinstance(engine, ExpertsEngine):
+        return quantised_experts(program, engine, plans)
+    return changed[engine.name][0] if engine.name in changed else engine
+
+
+def _plans(program: Program, uses: Mapping[str, Mapping[str, tuple[Use, ...]]], bits: int) -> dict[str, QuantisedAs]:
     """The weights to quantise: everything that reads one agrees, and all weights of a port agree."""
     readers, other = weight_readers(program), attention_weights(program)
     found: dict[str, set[Use]] = {}
@@ -108,13 +116,13 @@ def _plans(program: Program, uses: Mapping[str, Mapping[str, tuple[Use, ...]]], 
         for port, name in zip(engine.weights, stage.weights, strict=True):
             found.setdefault(name, set()).update(uses[engine.name].get(port.name, ()))
             heads |= {name} if head else set()
-    plans: dict[str, _Plan] = {}
+    plans: dict[str, QuantisedAs] = {}
     for name, ports in readers.items():
         ways = {use.transposed for use in found[name]}
         if name in other or len(ways) != 1 or any(port not in uses[engine] for engine, port in ports):
             continue
         exact = name in heads or any(use.table for use in found[name])
-        plans[name] = _Plan(TABLE_BITS if exact else bits, ways.pop())
+        plans[name] = QuantisedAs(TABLE_BITS if exact else bits, ways.pop())
     while dropped := disagreeing(readers, plans):
         for name in dropped:
             del plans[name]
@@ -122,7 +130,7 @@ def _plans(program: Program, uses: Mapping[str, Mapping[str, tuple[Use, ...]]], 
 
 
 def _quantised(
-    weights: Mapping[str, Any], plans: Mapping[str, _Plan]
+    weights: Mapping[str, Any], plans: Mapping[str, QuantisedAs]
 ) -> tuple[dict[str, Any], dict[str, QuantisedWeight]]:
     kept: dict[str, Any] = {}
     entries: dict[str, QuantisedWeight] = {}
@@ -144,9 +152,7 @@ def _quantised(
     return kept, entries
 
 
-def _changed(
-    program: Program, engine: TokenwiseEngine, plans: Mapping[str, _Plan], level: int
-) -> tuple[TokenwiseEngine, Callable[[onnx.ModelProto], onnx.ModelProto]]:
+def _changed(program: Program, engine: TokenwiseEngine, plans: Mapping[str, QuantisedAs], level: int) -> _Changed:
     """The engine's declaration with quantised weights, and what makes its model of that with float32 weights."""
     stage = next(stage for stage, used, _ in bindings(program) if used.name == engine.name)
     bound = {port.name: plans[n] for port, n in zip(engine.weights, stage.weights, strict=True) if n in plans}
@@ -160,9 +166,9 @@ def _changed(
     return replace(engine, weights=declared), partial(quantised_engine, weights=ports, bits=bits, level=level)
 
 
-def _rebound(stage: Any, plans: Mapping[str, _Plan], quantised: Mapping[str, QuantisedWeight]) -> Any:
+def _rebound(stage: Any, plans: Mapping[str, QuantisedAs], quantised: Mapping[str, QuantisedWeight]) -> Any:
     """The stage with the names of the new weights in place of those that they replace."""
-    if not isinstance(stage, TokenwiseStage) or plans.keys().isdisjoint(stage.weights):
+    if not isinstance(stage, TokenwiseStage | ExpertsStage) or plans.keys().isdisjoint(stage.weights):
         return stage
     entries = [quantised[n].stored if n in plans else (n,) for n in stage.weights]
     return replace(stage, weights=tuple(name for names in entries for name in names))

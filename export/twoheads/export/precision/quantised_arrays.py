@@ -6,14 +6,15 @@ no whole numbers would turn the whole weight into float32 in every call.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from twoheads.graphs.serialization.bundle_format import QUANTISATION_BLOCK
+from twoheads.graphs.program.engines.quantised import QUANTISATION_BLOCK
 
-__all__ = ["dequantise", "quantise", "quantised_shapes"]
+__all__ = ["dequantise", "expanded", "quantise"]
 
 Array = npt.NDArray[Any]
 
@@ -21,18 +22,8 @@ MIDDLE_4 = 8
 """The value of 4 bits that stands for the offset alone."""
 
 
-def quantised_shapes(outer: int, inner: int, bits: int) -> tuple[tuple[int, ...], ...]:
-    """The shapes of a weight ``[outer, inner]``'s values and scales, and of the offsets that 4 bits have beside."""
-    blocks = inner // QUANTISATION_BLOCK
-    return (
-        (outer, blocks, QUANTISATION_BLOCK * bits // 8),
-        (outer, blocks),
-        *(((outer, blocks),) if bits == 4 else ()),
-    )
-
-
 def quantise(weight: Array, bits: int) -> tuple[Array, ...]:
-    """Values, scales and offsets of a finite float32 weight ``[outer, inner]``, as :func:`quantised_shapes` tells.
+    """Values, scales and offsets of a finite float32 weight ``[outer, inner]``, as ``quantised_shapes`` tells.
 
     With 8 bits a block's largest number becomes 127 on its side of the middle, exactly. With 4 bits its least becomes 0
     and its largest 15; where its numbers lie on a coarser lattice of at most 16 points, that is kept as it is: weights
@@ -75,10 +66,16 @@ def _steps(ordered: Array, extent: Array) -> Array:
 
 
 def dequantise(values: Array, scales: Array, offsets: Array | None) -> npt.NDArray[np.float32]:
-    """The weight ``[outer, inner]`` that values, scales and offsets (``None`` with 8 bits) stand for."""
+    """The weight ``[outer, inner]``, or a stack, that values, scales and offsets (``None`` with 8 bits) stand for."""
     if offsets is None:
         numbers = (values.astype(np.float32) - np.float32(128)) * scales[..., None]
     else:
         values = np.stack([values & 15, values >> 4], -1).reshape(*values.shape[:-1], -1)
         numbers = (values.astype(np.float32) - np.float32(MIDDLE_4)) * scales[..., None] + offsets[..., None]
-    return np.asarray(numbers.reshape(len(values), -1), np.float32)
+    return np.asarray(numbers.reshape(*scales.shape[:-1], -1), np.float32)
+
+
+def expanded(parts: Sequence[Array], *, transposed: bool) -> npt.NDArray[np.float32]:
+    """The weight as its source has it, of what is stored of it: values, scales, and with 4 bits offsets."""
+    rows = dequantise(parts[0], parts[1], parts[2] if len(parts) > 2 else None)
+    return np.ascontiguousarray(rows.swapaxes(-1, -2) if transposed else rows)

@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from twoheads.export.emit.graph_builder import DOMAIN, FLOAT32_LEVEL, QUANTISED_PRODUCT
 from twoheads.export.engines.rewritten import RewrittenEngines
-from twoheads.export.precision.quantised_arrays import dequantise
-from twoheads.export.precision.quantised_engine import DOMAIN, FLOAT32_LEVEL, QUANTISED_PRODUCT, rounds_operands
+from twoheads.export.precision.quantised_arrays import expanded
+from twoheads.export.precision.quantised_engine import rounds_operands
 from twoheads.export.verification.original_run import AnyOriginal
 from twoheads.export.verification.widened_run import widened_bundle
 from twoheads.graphs.errors import InputError
@@ -44,14 +45,10 @@ def with_bundle_weights(original: AnyOriginal, bundle: LoadedBundle) -> AnyOrigi
         InputError: A rounded weight is none of the original's.
     """
     weights = bundle.open_weights()
-    found: dict[str, npt.NDArray[np.float32]] = {}
-    for name, entry in bundle.manifest.quantised.items():
-        array = dequantise(
-            weights.view(entry.values),
-            weights.view(entry.scales),
-            None if entry.offsets is None else weights.view(entry.offsets),
-        )
-        found[name] = np.ascontiguousarray(array.T) if entry.transposed else array
+    found = {
+        name: expanded(weights.views(entry.stored), transposed=entry.transposed)
+        for name, entry in bundle.manifest.quantised.items()
+    }
     half = {name: weights.view(name) for name, place in bundle.manifest.weights.items() if place.dtype == "float16"}
     if original.identity.form == "onnx":
         return _with_onnx_weights(cast("OnnxOriginal", original), found, half)

@@ -34,7 +34,6 @@ __all__ = [
     "MANIFEST",
     "PARTIAL",
     "PROGRAM",
-    "QUANTISATION_BLOCK",
     "SIGNATURE",
     "TARGETS",
     "TOKENIZER",
@@ -67,8 +66,6 @@ DENSE_EXPERTS = RelativePath(f"{ENGINES}/dense_experts.json")
 TOKENIZER = RelativePath("tokenizer/tokenizer.json")
 GENERATION = RelativePath("tokenizer/generation.json")
 TARGETS = "targets"
-QUANTISATION_BLOCK = 32
-"""Numbers that share a scale."""
 PARTIAL = "partial"
 """Marks a folder that is being written, ``.NAME.partial-...``; what a killed writer leaves under it never loads."""
 ALIGNMENT = 64
@@ -96,7 +93,7 @@ class WeightEntry:
 class QuantisedWeight:
     """A weight of the source that the bundle holds as small whole numbers and scales.
 
-    Along its inner dimension every :data:`QUANTISATION_BLOCK` numbers share one scale, and with 4 bits one offset. A
+    Along its inner dimension every 32 numbers share one scale, and with 4 bits one offset. A
     number is ``scale * (value - 8) + offset`` then, and with 8 bits ``scale * (value - 128)``.
 
     Attributes:

@@ -24,6 +24,9 @@ __all__ = ["Weights", "part_name"]
 LARGE_BYTES = 1 << 16
 """Smaller weights stay: kernels read norms and biases where they lie."""
 
+CHUNK = 16 << 20
+"""Bytes that are hashed at a time."""
+
 OFTEN_SECONDS = 0.02
 """Between two times that pages are let go while they are read: some 20 MB."""
 
@@ -76,10 +79,19 @@ class Weights:
         size = prod(entry.shape) * dtype.itemsize
         found = self._data[entry.offset : entry.offset + size]
         if (expected := self._unchecked.get(name)) is not None:
-            if hashlib.sha256(found.data).hexdigest() != expected:
+            if self._hash(entry.offset, size) != expected:
                 raise BundleError(str(self._path), f"is altered: its weight {name} has another sha256", RECOMPILE)
             self._unchecked.pop(name, None)  # another thread may have been as quick
         return found.view(dtype).reshape(entry.shape)
+
+    def _hash(self, offset: int, size: int) -> str:
+        """The hex sha256 of bytes of the file, none of which stays in this process's memory behind it."""
+        digest = hashlib.sha256()
+        for start in range(offset, offset + size, CHUNK):
+            stop = min(start + CHUNK, offset + size)
+            digest.update(self._data[start:stop].data)
+            self._advise_bytes(start, stop, "MADV_DONTNEED")
+        return digest.hexdigest()
 
     def part(self, name: str, number: int) -> npt.NDArray[Any]:
         """Entry ``number`` along the first dimension of the weight ``name``, read-only; no other is read.
@@ -133,16 +145,18 @@ class Weights:
         self._advise(names, "MADV_DONTNEED", number)
 
     def _advise(self, names: Iterable[str], advice: str, number: int | None = None) -> None:
-        if self._map is None or not hasattr(mmap, advice):
-            return
         for name in names:
             entry = self._entries.get(name)
             if entry is None:  # an artifact holds it
                 continue
             if number is not None:
                 entry = WeightEntry(entry.offset + number * _part_bytes(entry), entry.dtype, entry.shape[1:])
-            start = -(-entry.offset // mmap.PAGESIZE) * mmap.PAGESIZE
             stop = entry.offset + prod(entry.shape) * np.dtype(entry.dtype).itemsize
-            whole = (stop - start) // mmap.PAGESIZE * mmap.PAGESIZE
-            if whole >= LARGE_BYTES:
-                self._map.madvise(getattr(mmap, advice), start, whole)
+            self._advise_bytes(entry.offset, stop, advice)
+
+    def _advise_bytes(self, start: int, stop: int, advice: str) -> None:
+        """Of the whole pages among these bytes, where they are many."""
+        start = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+        whole = (stop - start) // mmap.PAGESIZE * mmap.PAGESIZE
+        if self._map is not None and whole >= LARGE_BYTES and hasattr(mmap, advice):
+            self._map.madvise(getattr(mmap, advice), start, whole)

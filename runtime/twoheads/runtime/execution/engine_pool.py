@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, TypeAlias, TypeVar
 
 import numpy.typing as npt
@@ -30,6 +31,9 @@ __all__ = ["EngineKey", "EnginePool"]
 
 EngineKey: TypeAlias = tuple[str, str, tuple[str, ...]]
 """What an open engine is: its name, its variant (of attention), the names of its weights (of other engines)."""
+
+PACKED_BYTES = 64 << 20
+"""Of an engine's weights, from which on their pages are let go while they are packed."""
 
 SHARED_ROWS = 128
 """From blocks of so many tokens runs read float32 weights where step engines do: products are 2 to 5 % slower then, and
@@ -122,7 +126,10 @@ class EnginePool:
             if self._artifacts is not None:  # which hold the others themselves
                 named = {port: named[port] for port in self._artifacts.of_stage(stage).host_weights}
             arrays = {port: self.weights.view(name) for port, name in named.items()}
-            handle = self._load(stage, engine.inputs, engine.outputs, arrays)
+            # What is packed is read once; without this all of it would be there beside what is made of it.
+            packed = sum(array.nbytes for array in arrays.values()) if not self._in_place else 0
+            with self.weights.letting_go(tuple(named.values())) if packed >= PACKED_BYTES else nullcontext():
+                handle = self._load(stage, engine.inputs, engine.outputs, arrays)
             if not self._in_place:
                 self.weights.let_go(named.values())
             with self._lock:

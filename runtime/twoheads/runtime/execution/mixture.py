@@ -127,8 +127,9 @@ class _Bound:
         """One call. Rows beyond the tokens are what an earlier call left there: finite, and read by nobody."""
         hidden, share, total = values
         count = len(places)
-        self._rows[:count] = hidden[places]
-        self._before[:count] = total[places]
+        # Where rows are taken to is known, and checked places need no check: nothing lies between.
+        np.take(hidden, places, axis=0, out=self._rows[:count], mode="clip")
+        np.take(total, places, axis=0, out=self._before[:count], mode="clip")
         self._share[:count, 0] = share[places, slots]
         for port, weight in enumerate(weights, 3):
             self._call.bind_input(port, weight)

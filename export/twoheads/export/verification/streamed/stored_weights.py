@@ -7,13 +7,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from twoheads.compiler.frontend.torch.load_source import LoadedSource
 from twoheads.compiler.frontend.torch.weights.stored_tensor import StoredTensor, read_tensor
-from twoheads.export.precision.quantised_arrays import dequantise
+from twoheads.export.precision.quantised_arrays import expanded
 from twoheads.export.verification.lowered_run import require_known
 from twoheads.graphs.serialization.bundle_format import QuantisedWeight
 from twoheads.runtime import LoadedBundle
@@ -35,22 +34,28 @@ def with_stored_bundle_weights(original: LoadedSource, bundle: LoadedBundle) -> 
     require_known((*quantised, *half), tensors)
     made: dict[int, Tensor] = {}
     for name, entry in quantised.items():
-        made[id(tensors[name])] = _stored(tensors[name], partial(_expanded, weights, entry))
+        part = partial(_expanded_part, weights, entry) if tensors[name].ndim == 3 else None
+        made[id(tensors[name])] = _stored(tensors[name], partial(_expanded, weights, entry), part)
     for name in half:
         made[id(tensors[name])] = _stored(tensors[name], partial(_rounded, tensors[name]))
     _put(module, made)
     return replace(original, module=module)
 
 
-def _stored(like: Tensor, read: Callable[[], Tensor]) -> Tensor:
-    return StoredTensor(like.shape, torch.float32, read)
+def _stored(like: Tensor, read: Callable[[], Tensor], part: Callable[[int], Tensor] | None = None) -> Tensor:
+    return StoredTensor(like.shape, torch.float32, read, None, part)
 
 
 def _expanded(weights: Weights, entry: QuantisedWeight) -> Tensor:
-    arrays = [weights.view(part) for part in entry.stored]
-    rows = dequantise(arrays[0], arrays[1], arrays[2] if len(arrays) > 2 else None)
+    found = expanded(weights.views(entry.stored), transposed=entry.transposed)
     weights.let_go(entry.stored)
-    return torch.from_numpy(np.ascontiguousarray(rows.T if entry.transposed else rows))
+    return torch.from_numpy(found)
+
+
+def _expanded_part(weights: Weights, entry: QuantisedWeight, number: int) -> Tensor:
+    """One expert's."""
+    parts = [weights.part(name, number) for name in entry.stored]
+    return torch.from_numpy(expanded(parts, transposed=entry.transposed))
 
 
 def _rounded(own: Tensor) -> Tensor:

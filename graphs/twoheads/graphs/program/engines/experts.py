@@ -7,6 +7,7 @@ from functools import lru_cache
 from math import isfinite
 
 from twoheads.graphs.program.engines.port import Port
+from twoheads.graphs.program.engines.quantised import QUANTISATION_BLOCK, quantised_ports
 
 __all__ = [
     "GATES",
@@ -59,7 +60,9 @@ class ExpertsEngine:
         transposed: 1 where products read weights ``[in, out]``, 0 for ``[out, in]``.
         biased: 1 where both products have a bias.
         block_size: Rows of the largest file.
-        dtype: Of all ports.
+        dtype: Of all ports but those of quantised weights.
+        up_bits: Of the first product's weights: 8 or 4, or 0 where they are of ``dtype``.
+        down_bits: The same of the second's.
     """
 
     name: str
@@ -75,6 +78,8 @@ class ExpertsEngine:
     biased: int
     block_size: int
     dtype: str
+    up_bits: int = 0
+    down_bits: int = 0
 
     kind = "experts"
     weights = ()
@@ -105,13 +110,22 @@ class ExpertsEngine:
 
     @property
     def expert_ports(self) -> tuple[Port, ...]:
-        """The weights of one expert, in the order of a stage's ``weights``: first product, its bias, second, its."""
+        """The weights of one expert, in the order of a stage's ``weights``: first product, its bias, second, its.
+
+        A quantised one is several ports: values, scales, and with 4 bits zeros; they begin with the outer dimension.
+        """
         up, down = (self.made, self.width), (self.width, self.inner)
         if self.transposed:
             up, down = up[::-1], down[::-1]
-        ports = [Port("up", self.dtype, up), Port("up_bias", self.dtype, (self.made,))]
-        ports += [Port("down", self.dtype, down), Port("down_bias", self.dtype, (self.width,))]
-        return tuple(ports if self.biased else ports[::2])
+        ports: list[Port] = []
+        for name, shape, bits, bias in (
+            ("up", up, self.up_bits, self.made),
+            ("down", down, self.down_bits, self.width),
+        ):
+            port = Port(name, self.dtype, shape)
+            ports += quantised_ports(port, bits, transposed=bool(self.transposed)) if bits else (port,)
+            ports += [Port(f"{name}_bias", self.dtype, (bias,))] if self.biased else []
+        return tuple(ports)
 
     @property
     def made(self) -> int:
@@ -147,8 +161,12 @@ class ExpertsEngine:
 
     @property
     def workspace(self) -> int:
-        """Bytes of the arrays of one call of the largest file: its ports but for weights, and inner rows."""
-        return 4 * self.block_size * (4 * self.width + 2 * self.made + 2 * self.inner)
+        """Bytes of the arrays of one call of the largest file: its ports but for weights, and inner rows.
+
+        Beside them a quantised weight's numbers, which kernels expand.
+        """
+        expanded = max(self.made if self.up_bits else 0, self.inner if self.down_bits else 0) * self.width
+        return 4 * self.block_size * (4 * self.width + 2 * self.made + 2 * self.inner) + 4 * expanded
 
 
 def rows_variant(rows: int) -> str:
@@ -209,10 +227,21 @@ def expert_problem(engine: ExpertsEngine, block_size: int) -> str | None:
         return f"has the gate {engine.gate!r} with alpha {engine.alpha:g} and layout {engine.layout!r}"
     if not (isfinite(engine.alpha) and isfinite(engine.limit) and engine.limit >= 0):
         return f"has the numbers limit {engine.limit:g} and alpha {engine.alpha:g}"
+    if problem := _bits_problem(engine):
+        return problem
     if engine.block_size != block_size:
         return f"computes blocks of {engine.block_size} rows, the program has {block_size}"
     if not 1 <= engine.chosen <= engine.experts:
         return f"chooses {engine.chosen} of {engine.experts} experts"
     if min(engine.width, engine.inner) < 1 or {engine.transposed, engine.biased} - {0, 1}:
         return "has sizes that no expert has"
+    return None
+
+
+def _bits_problem(engine: ExpertsEngine) -> str | None:
+    for name, bits, inner in (("up", engine.up_bits, engine.width), ("down", engine.down_bits, engine.inner)):
+        if bits not in (0, 4, 8):
+            return f"has weights {name} of {bits} bits"
+        if bits and (inner % QUANTISATION_BLOCK or engine.dtype != "float32"):
+            return f"has weights {name} of {bits} bits, of {inner} {engine.dtype} numbers a row"
     return None

@@ -213,3 +213,38 @@ def test_a_library_without_these_functions_loads_as_ever(llama: Path, monkeypatc
     assert library.safe_open is original
     monkeypatch.setattr("twoheads.compiler.frontend.torch.load_source.deferred_loading", nullcontext)
     assert not any(isinstance(p, StoredTensor) for p in load_source(llama, deferred=True).module.parameters())
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("experts", ["grouped", "dense"])
+def test_experts_are_read_one_by_one(
+    mixtral: Path, stacked: bool, experts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a file has them apart, as published models do, or stacked: no more than one expert's matrix is read."""
+    path = mixtral
+    if stacked:
+        path = tmp_path / "stacked"
+        path.mkdir()
+        model = MixtralForCausalLM.from_pretrained(mixtral)
+        save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, path / "model.safetensors")
+        (path / "config.json").write_bytes((mixtral / "config.json").read_bytes())
+    read: list[torch.Size] = []
+    for name in ("read", "part"):
+        monkeypatch.setattr(StoredTensor, name, _noted(getattr(StoredTensor, name), read))
+    compiled = compile_model(path, block_size=16, experts=experts)
+    stacks = [weight for weight in compiled.weights.values() if isinstance(weight, StoredTensor) and weight.ndim == 3]
+    assert len(stacks) == 4
+    assert all(stack.stacked for stack in stacks)
+    write_bundle(quantise_weights(compiled, "int8"), tmp_path / "bundle", generation=False)
+    assert read
+    whole = [shape for shape in read if len(shape) == 3]
+    assert not whole if experts == "grouped" else len(whole) <= 4, "the dense engines' one stack is written whole"
+
+
+def _noted(original: Any, read: list[torch.Size]) -> Any:
+    def noted(self: StoredTensor, *arguments: Any) -> torch.Tensor:
+        found: torch.Tensor = original(self, *arguments)
+        read.append(found.shape)
+        return found
+
+    return noted

@@ -78,11 +78,6 @@ _REFUSED: Mapping[str, tuple[str, str]] = {
         "reads the keys and values of another model: it guesses that model's next tokens, and is none alone",
         "compile the model that it assists; `generate --draft` takes any smaller model of the same vocabulary",
     ),
-    r"PerceiverModel": (
-        "reads its input into a fixed number of latent vectors, and its decoder asks for as many outputs as it has "
-        "positions: no length of the input is that of its output",
-        _TRANSFORMER,
-    ),
     r"TapasEmbeddings": (
         "numbers tokens within the cells of a table, which the content of its token types says",
         "compile an encoder of plain text",
@@ -101,7 +96,7 @@ _REFUSED: Mapping[str, tuple[str, str]] = {
         "attends in a pyramid of grids, each of which has other tokens than the one before",
         _ONE_GRID,
     ),
-    r"TimesformerSelfAttention|VideoPrismTemporalEmbeddings": (
+    r"TimesformerSelfAttention": (
         "attends to places of one frame and to frames of one place in turns: its tokens lie along two axes",
         "compile a video model with one sequence of patches (VideoMAE, ViViT)",
     ),

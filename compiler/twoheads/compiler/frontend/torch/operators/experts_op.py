@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from twoheads.compiler.frontend.torch.weights.stored_tensor import read_by_parts
+
 __all__ = ["EXPERTS", "Gate", "experts_op"]
 
 
@@ -50,8 +52,7 @@ _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@torch.library.custom_op("twoheads::experts", mutates_args=())
-def experts_op(
+def _gathered(
     hidden: Tensor,
     index: Tensor,
     share: Tensor,
@@ -90,11 +91,16 @@ def experts_op(
         if not 0 <= expert < len(up):
             continue
         rows, slots = torch.where(index == expert)
+        # Stored weights are read here, one expert's at a time.
         first, last = (part[expert].mT if transposed else part[expert] for part in (up, down))
         made = functional.linear(hidden[rows], first, None if up_bias is None else up_bias[expert])
         made = functional.linear(act(made), last, None if down_bias is None else down_bias[expert])
         total.index_add_(0, rows, made * share[rows, slots, None])
     return total
+
+
+experts_op = torch.library.custom_op("twoheads::experts", _gathered, mutates_args=())
+read_by_parts(torch.ops.twoheads.experts.default, _gathered)
 
 
 @experts_op.register_fake

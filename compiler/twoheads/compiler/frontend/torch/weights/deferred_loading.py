@@ -3,7 +3,8 @@
 The library does all that it always does: it maps names, converts layouts, stacks experts, ties weights, makes buffers.
 Only what it takes for a tensor is a :class:`StoredTensor`. A conversion (of blocks of a GGUF file, of experts into one
 array) runs once while the model is loaded, so that the library sees its errors and its shapes, and again whenever the
-weight is read; what it made is not kept.
+weight is read; what it made is not kept. Where all it does is to stack experts, it runs without numbers while the model
+is loaded, and of one expert alone when that is asked for; so does a stack that lies in the file as it is.
 
 Four functions of the library are ours for that time. Where a version of it lacks one of them, it loads as ever.
 """
@@ -14,7 +15,7 @@ import mmap
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, cast
 from unittest.mock import patch
 
 import numpy as np
@@ -28,6 +29,9 @@ __all__ = ["SMALL", "deferred_loading"]
 
 SMALL = 1 << 16
 """Entries of a tensor that is loaded at once: norms, biases, sinks, tables of distances."""
+
+STACK_DIMENSIONS = 3
+"""Of the weights of all experts of a layer."""
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Types of a safetensors file whose tensors stay there; others are loaded."""
@@ -86,7 +90,13 @@ class _File:
         reopen, shape, dtype = self._reopen, tuple(found.get_shape()), DTYPES.get(found.get_dtype())
         if dtype is None or _count(shape) <= SMALL:
             return found
-        return _Slice(found, StoredTensor(shape, dtype, lambda: reopen().get_tensor(name)))
+
+        def part(number: int) -> Tensor:
+            entry: Tensor = reopen().get_slice(name)[number]
+            return entry
+
+        stack = part if len(shape) == STACK_DIMENSIONS else None
+        return _Slice(found, StoredTensor(shape, dtype, lambda: reopen().get_tensor(name), None, stack))
 
 
 class _Slice:
@@ -109,24 +119,57 @@ def _deferred_conversion(original: Callable[..., Any]) -> Callable[..., Any]:
     def convert(converter: Any, name: str, **options: Any) -> Any:
         collected: Mapping[str, list[Tensor]] = converter.materialize_tensors()
 
-        def run(**changed: Any) -> dict[str, Any]:
-            converter.collected_tensors = {key: [read_tensor(t) for t in tensors] for key, tensors in collected.items()}
+        def run(take: _Take, **changed: Any) -> dict[str, Any]:
+            converter.collected_tensors = {key: take(tensors) for key, tensors in collected.items()}
             return dict(original(converter, name, **(options | changed)))
 
-        made = run()
         if not any(isinstance(tensor, StoredTensor) for tensors in collected.values() for tensor in tensors):
-            return made
-        return {target: _deferred(found, target, run) for target, found in made.items()}
+            return run(_all)
+        made = run(_shapes) if _stacks(converter, options) else {}
+        if any(_only(found).numel() <= SMALL for found in made.values()) or not made:
+            return {target: _deferred(found, target, run) for target, found in run(_all).items()}
+        return {target: _deferred(found, target, run, stacked=True) for target, found in made.items()}
 
     return convert
 
 
-def _deferred(found: Any, target: str, run: Callable[..., dict[str, Any]]) -> Any:
+_Take: TypeAlias = Callable[[list[Tensor]], list[Tensor]]
+"""What of a key's collected tensors a conversion is given."""
+
+
+def _all(tensors: list[Tensor]) -> list[Tensor]:
+    return [read_tensor(tensor) for tensor in tensors]
+
+
+def _shapes(tensors: list[Tensor]) -> list[Tensor]:
+    return [torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for tensor in tensors]
+
+
+def _stacks(converter: Any, options: Mapping[str, Any]) -> bool:
+    """Whether all that a conversion does is to stack experts and to join the matrices of each."""
+    from transformers.core_model_loading import Concatenate, MergeModulelist
+
+    first, *rest = converter.operations
+    quantises = options.get("hf_quantizer") is not None and converter.quantization_operation is not None
+    joins = all(type(each) is Concatenate and each.dim >= 1 for each in rest)
+    return type(first) is MergeModulelist and first.dim == 0 and joins and not quantises
+
+
+def _deferred(found: Any, target: str, run: Callable[..., dict[str, Any]], *, stacked: bool = False) -> Any:
     """What a conversion made, as a stored tensor where it is a large one."""
     tensor = _only(found)
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.numel() <= SMALL:
         return found
-    return StoredTensor(tensor.shape, tensor.dtype, lambda: _only(run(loading_info=None)[target]).contiguous())
+
+    def part(number: int) -> Tensor:
+        (entry,) = _only(run(lambda tensors: _all(tensors[number : number + 1]), loading_info=None)[target])
+        return cast("Tensor", entry).contiguous()
+
+    def whole() -> Tensor:
+        made: Tensor = _only(run(_all, loading_info=None)[target])
+        return made.contiguous()
+
+    return StoredTensor(tensor.shape, tensor.dtype, whole, None, part if stacked else None)
 
 
 def _only(found: Any) -> Any:

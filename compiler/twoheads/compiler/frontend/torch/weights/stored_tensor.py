@@ -1,8 +1,9 @@
 """A tensor whose numbers stay where they are stored: every operator that needs them reads them, and forgets them.
 
 To torch it is a tensor of its shape and dtype. An operator that is called with one computes with what
-:meth:`StoredTensor.read` returns; only an alias and a cast to another dtype give a stored tensor again. So a model with
-such parameters computes what it always does, and holds a weight only while an operator runs on it.
+:meth:`StoredTensor.read` returns; only an alias, a cast to another dtype and one entry of a stack give a stored tensor
+again. So a model with such parameters computes what it always does, and holds a weight only while an operator runs on
+it; of the experts' weights, which the library stacks, one expert's.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -18,7 +20,14 @@ from torch.utils._pytree import tree_map_only
 
 from twoheads.graphs.errors import InternalError
 
-__all__ = ["StoredTensor", "keeping_last_weight", "parameters_as", "read_tensor", "unset_parameters"]
+__all__ = [
+    "StoredTensor",
+    "keeping_last_weight",
+    "parameters_as",
+    "read_by_parts",
+    "read_tensor",
+    "unset_parameters",
+]
 
 
 @dataclass
@@ -63,9 +72,11 @@ class StoredTensor(torch.Tensor):
         dtype: Its type.
         read: Returns its numbers, in this shape and type.
         key: Equal for tensors that are the same numbers; ``read`` itself by default.
+        part: Returns one entry along the first dimension, where that reads no other.
     """
 
     _read: Callable[[], Tensor]
+    _part: Callable[[int], Tensor] | None
     key: object
 
     def __new__(
@@ -74,9 +85,10 @@ class StoredTensor(torch.Tensor):
         dtype: torch.dtype,
         read: Callable[[], Tensor],
         key: object = None,
+        part: Callable[[int], Tensor] | None = None,
     ) -> StoredTensor:
         made = cast("StoredTensor", cast("Any", torch.Tensor)._make_wrapper_subclass(cls, shape, dtype=dtype))
-        made._read, made.key = read, read if key is None else key
+        made._read, made._part, made.key = read, part, read if key is None else key
         return made
 
     __torch_function__: Any = cast("Any", torch)._C._disabled_torch_function_impl
@@ -87,16 +99,35 @@ class StoredTensor(torch.Tensor):
         Raises:
             InternalError: What was stored has another shape or type.
         """
-        found = _LAST.read(self.key, self._read)
-        if found.shape != self.shape or found.dtype != self.dtype:
-            raise InternalError(
-                f"a stored weight is {found.dtype} {tuple(found.shape)}, not {self.dtype} {tuple(self.shape)}"
-            )
-        return found
+        return _checked(_LAST.read(self.key, self._read), self.shape, self.dtype)
+
+    @property
+    def stacked(self) -> bool:
+        """Whether entries along its first dimension can be read one by one."""
+        return self._part is not None
+
+    def part(self, number: int) -> Tensor:
+        """The numbers of one entry along the first dimension.
+
+        Raises:
+            InternalError: What was stored has another shape or type, or can't be read so.
+        """
+        if self._part is None:
+            raise InternalError("a stored weight that is no stack was asked for one entry")
+        return _checked(self._part(number), self.shape[1:], self.dtype)
+
+    def entry(self, number: int) -> Tensor:
+        """One entry along the first dimension, not read yet; of what is no stack, read now."""
+        number = range(self.shape[0])[number]
+        if self._part is None:
+            return self.read()[number]
+        return StoredTensor(self.shape[1:], self.dtype, partial(self.part, number))
 
     def cast(self, dtype: torch.dtype) -> StoredTensor:
         """The same numbers in another type, converted when they are read."""
-        return StoredTensor(self.shape, dtype, lambda: self._read().to(dtype))
+        part = self._part
+        cast_part = None if part is None else lambda number: part(number).to(dtype)
+        return StoredTensor(self.shape, dtype, lambda: self._read().to(dtype), None, cast_part)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -105,11 +136,29 @@ class StoredTensor(torch.Tensor):
         kwargs = kwargs or {}
         first = args[0] if args else None
         if func in (torch.ops.aten.detach.default, torch.ops.aten.alias.default) and isinstance(first, StoredTensor):
-            return StoredTensor(first.shape, first.dtype, first._read, first.key)
+            return StoredTensor(first.shape, first.dtype, first._read, first.key, first._part)
         if func is torch.ops.aten._to_copy.default and isinstance(first, StoredTensor) and kwargs.keys() <= _CASTS:
             return first.cast(kwargs.get("dtype") or first.dtype)
+        if func is torch.ops.aten.select.int and isinstance(first, StoredTensor) and args[1] in (0, -first.ndim):
+            return first.entry(args[2])
+        if func in _BY_PARTS:
+            return _BY_PARTS[func](*args, **kwargs)
         args, kwargs = tree_map_only(StoredTensor, StoredTensor.read, (args, kwargs))
         return func(*args, **kwargs)
+
+
+_BY_PARTS: dict[Any, Callable[..., Any]] = {}
+
+
+def read_by_parts(operator: Any, compute: Callable[..., Any]) -> None:
+    """Has ``operator`` computed by ``compute`` where it is called with stored tensors, which takes their entries."""
+    _BY_PARTS[operator] = compute
+
+
+def _checked(found: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    if found.shape != shape or found.dtype != dtype:
+        raise InternalError(f"a stored weight is {found.dtype} {tuple(found.shape)}, not {dtype} {tuple(shape)}")
+    return found
 
 
 _CASTS = {"dtype", "device", "non_blocking"}
