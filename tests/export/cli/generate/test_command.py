@@ -7,9 +7,11 @@ import json
 import re
 
 import numpy as np
+import pytest
 
 from tests.runtime.generation.decoders import bundle_folder
 from tests.runtime.tiny_bundle import rehash
+from twoheads.runtime.measurement import engine_meter, step_meter
 
 
 def test_json_tells_the_continuation_and_what_it_took(cli, bundle, tmp_path):
@@ -192,3 +194,16 @@ def test_a_draft_has_the_same_vocabulary(cli, bundle, copied):
     other = bundle_folder("llama")
     assert "a vocabulary of 64 tokens" in cli(*words, "--draft", other).refused()
     assert "--draft" in cli(*words, "--draft", bundle, "--speculate").refused()
+
+
+def test_the_time_is_foretold_by_a_profile_of_steps(cli, bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine_meter, "MEASURE_SECONDS", 0.0)
+    monkeypatch.setattr(step_meter, "MEASURE_SECONDS", 0.0)
+    path, plan = tmp_path / "steps.json", ("plan", bundle, "--length", 24, "--generate", 8)
+    assert "step_head" in cli("profile", bundle, "--generation", "-o", path, "--threads", 1).out
+    timed = cli(*plan, "--device", path, "--json").json["device"]
+    assert timed["first_token_seconds"] > 0
+    assert timed["later_seconds"] * timed["tokens_per_second"] == pytest.approx(7)
+    assert "the first token after" in cli(*plan, "--device", path).out
+    cli("profile", bundle, "-o", path, "--threads", 1)
+    assert "--generation" in cli(*plan, "--device", path).refused()
