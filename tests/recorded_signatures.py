@@ -48,13 +48,14 @@ def calls_bound(program: Path, package: str) -> set[str]:
         TypeError: The package would refuse a call.
     """
     members = {_called_as(member): member for member, written in MEMBERS[package].items() if written is not None}
+    tree = ast.parse(program.read_text(encoding="utf-8"))
+    own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     found: set[str] = set()
-    for node in ast.walk(ast.parse(program.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        own = isinstance(node.func, ast.Name) and not name[:1].isupper()  # a function of the file itself
-        if name in members and not own:
+        if name in members and not (isinstance(node.func, ast.Name) and name in own):
             words = {word.arg: None for word in node.keywords if word.arg is not None}
             recorded(package, members[name]).bind(*node.args, **words)
             found.add(members[name])

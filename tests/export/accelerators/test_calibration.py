@@ -175,7 +175,7 @@ def test_what_can_not_be_calibrated_is_refused(bundle: Path, fake: Path, tmp_pat
 
     with pytest.raises(InputError, match=r"ranges of values\n  fix: --calibrate FILE"):
         build()
-    with pytest.raises(InputError, match="is for int8, w8, w4, and fp32 has no use for it"):
+    with pytest.raises(InputError, match="lose something, and fp32 has no use for it"):
         build(precision="fp32", words=text(2000))
     with pytest.raises(InputError, match=r"too short: 5 runs of \d+ tokens are needed, and a part of it has 6"):
         build(words=text(30))
@@ -218,8 +218,13 @@ def test_rockchips_toolkit_reads_a_line_of_files_for_every_sample(
     kind = onnx.TensorProto.FLOAT
     ports = [onnx.helper.make_tensor_value_info(name, kind, [2]) for name in ("b", "a")]
     made = onnx.helper.make_tensor_value_info("y", kind, [2])
-    add = onnx.helper.make_node("Add", ["b", "a"], ["y"])
-    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([add], "g", ports, [made])), tmp_path / "e.onnx")
+    nodes = [onnx.helper.make_node("Add", ["b", "a"], ["c"]), onnx.helper.make_node("MatMul", ["c", "w"], ["y"])]
+    weight = onnx.numpy_helper.from_array(np.eye(2, dtype=np.float32), "w")
+    for name, graph in (
+        ("e", onnx.helper.make_graph(nodes, "g", ports, [made], [weight])),
+        ("attention", onnx.helper.make_graph([onnx.helper.make_node("Add", ["b", "a"], ["y"])], "g", ports, [made])),
+    ):
+        onnx.save(onnx.helper.make_model(graph), tmp_path / f"{name}.onnx")
     samples = [str(tmp_path / f"e.{number}.npz") for number in range(2)]
     for number, file in enumerate(samples):
         np.savez(file, a=np.full(2, number), b=np.full(2, 10 + number))
@@ -235,3 +240,5 @@ def test_rockchips_toolkit_reads_a_line_of_files_for_every_sample(
     assert options["do_quantization"] is True
     lines = Path(options["dataset"]).read_text().splitlines()
     assert [[np.load(file)[0] for file in line.split()] for line in lines] == [[10, 0], [11, 1]]
+    program.build(request | {"name": "attention", "onnx": str(tmp_path / "attention.onnx")})
+    assert asked[1] == {"do_quantization": False}, "what multiplies by no weights stays in half precision"

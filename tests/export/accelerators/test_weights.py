@@ -33,8 +33,8 @@ def products(w: Any, u: Any) -> tuple[onnx.ModelProto, dict[str, Any]]:
     return model(nodes, {"x": [16, 256]}, outputs, w=w, u=u, b=np.arange(len(w))), {"x": x}
 
 
-@pytest.mark.parametrize(("precision", "group", "levels"), [("w8", 256, 127), ("w4", 128, 7)])
-def test_each_group_of_a_column_is_rounded_by_its_own_largest_number(precision: str, group: int, levels: int) -> None:
+@pytest.mark.parametrize(("bits", "group", "levels"), [(8, 256, 127), (4, 128, 7)])
+def test_each_group_of_a_column_is_rounded_by_its_own_largest_number(bits: int, group: int, levels: int) -> None:
     random = np.random.default_rng(0)
     w, u = random.standard_normal((24, 256)), random.standard_normal((256, 8))
     w[:, 128:] *= 100  # in 4 bits the first half keeps its own scale
@@ -45,13 +45,12 @@ def test_each_group_of_a_column_is_rounded_by_its_own_largest_number(precision: 
         step = np.abs(parts).max(-1, keepdims=True) / np.float32(levels)
         return (np.rint(parts / step) * step).reshape(columns.shape)
 
-    small = compress_weights(engine, precision)
+    small = compress_weights(engine, bits)
     onnx.checker.check_model(small)
     found = run_on_host(small, [given])[0]
     np.testing.assert_allclose(found["y"], given["x"] @ rounded(w).T + np.arange(24), rtol=1e-4, atol=2e-3)
     np.testing.assert_allclose(found["z"], given["x"] @ rounded(u.T).T, rtol=1e-4, atol=1e-4)
     whole = {tensor.name: tensor for tensor in small.graph.initializer if tensor.name.endswith(".whole")}
-    bits = 4 if precision == "w4" else 8
     assert {len(tensor.raw_data) for tensor in whole.values()} == {24 * 256 * bits // 8, 8 * 256 * bits // 8}
     assert {tensor.name for tensor in small.graph.initializer} >= {"b"}
     assert "w" not in {tensor.name for tensor in small.graph.initializer}
@@ -61,7 +60,7 @@ def test_weights_that_have_few_values_lose_nothing() -> None:
     whole = np.random.default_rng(0).integers(-7, 8, (24, 256)).astype(np.float32)
     whole[:, ::128] = 7
     engine, given = products(whole / 8, whole[:8].T / 4)
-    (want,), (found,) = (run_on_host(one, [given]) for one in (engine, compress_weights(engine, "w4")))
+    (want,), (found,) = (run_on_host(one, [given]) for one in (engine, compress_weights(engine, 4)))
     for name in want:
         np.testing.assert_allclose(found[name], want[name], rtol=1e-5, atol=1e-5)
 
@@ -71,7 +70,7 @@ def test_odd_counts_and_zeros() -> None:
     w[1] = 0
     engine = model([("Gemm", ["x", "w"], ["y"], {"transB": 1})], {"x": [2, 5]}, {"y": [2, 3]}, w=w)
     given = {"x": np.ones((2, 5), np.float32)}
-    found = run_on_host(compress_weights(engine, "w4"), [given])[0]["y"]
+    found = run_on_host(compress_weights(engine, 4), [given])[0]["y"]
     np.testing.assert_array_equal(found[:, 1], 0)
     np.testing.assert_allclose(found, given["x"] @ w.T, atol=0.6)
 
@@ -102,6 +101,12 @@ def test_a_whole_run_and_what_it_costs(path: Path) -> None:
     assert sizes["w4"] < sizes["w8"] < sizes["fp32"]
 
 
+def test_engines_that_a_real_npu_garbles_in_whole_numbers_are_refused_unasked(path: Path) -> None:
+    with pytest.raises(CompileError, match=r"refuses .*: its w8a16 values are off by \d+% of the largest"):
+        build_target(path, "qnn", precision="w8a16", calibrate=text(2000), allow_loss=True)
+    assert not read_bundle(path).manifest.targets
+
+
 def test_what_ruins_the_model_is_refused_and_nothing_is_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "MOST", -1.0)
     with pytest.raises(CompileError, match=r"(?s)ruins the model in w4: perplexity .* becomes .*--allow-loss"):
@@ -129,11 +134,11 @@ def test_a_text_has_to_tell_what_it_costs(path: Path) -> None:
         build_target(path, "openvino", precision="w4")
     with pytest.raises(InputError, match="a fifth of the text has 0 tokens"):
         build_target(path, "openvino", precision="w8", calibrate="x")
-    with pytest.raises(InputError, match="is for int8, w8, w4, and fp32 has no use for it"):
+    with pytest.raises(InputError, match="lose something, and fp32 has no use for it"):
         build_target(path, "openvino", calibrate=text(2000))
 
 
 def test_small_weights_are_numbers_that_onnx_reads() -> None:
     engine, _ = products(np.eye(24, 256), np.ones((256, 8)))
-    small = {t.name: numpy_helper.to_array(t) for t in compress_weights(engine, "w4").graph.initializer}
+    small = {t.name: numpy_helper.to_array(t) for t in compress_weights(engine, 4).graph.initializer}
     assert small["u.w4.0.whole"].astype(np.int8).min() == 7

@@ -282,6 +282,7 @@ def test_what_is_wrong_on_the_command_line_is_said(path, tmp_path, capsys):
         ([path, "--against", "abacus"], "use one of: onnxruntime"),
         ([path, "--against", "reference", "--precision", "fp16"], "is a backend"),
         ([path, "--against", "qnn", "--precision", "fp64"], "use one of: fp16"),
+        ([path, "--against", "qnn", "--precision", "w8a16"], "ranges of runs over a text"),
         ([path, "--against", "reference", "--engine", "x"], "there is no 'x'"),
         ([model, "--against", "reference", "--engine", "norm"], "--engine"),
         ([path, "--against", "reference", "--inputs", tmp_path / "i.npz"], "--inputs"),

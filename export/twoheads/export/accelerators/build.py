@@ -15,9 +15,9 @@ import onnx
 
 from twoheads.export.accelerators.calibration import Calibration, EngineInputs, calibrate_by, inputs_of, run_on_host
 from twoheads.export.accelerators.compiler_process import Compiler, Outcome, find_compiler, run_compiler
-from twoheads.export.accelerators.loss import LOSSY, Loss, measure_loss, refuse_loss
-from twoheads.export.accelerators.prepare_engine import is_narrow, prepare_engine, round_engine
-from twoheads.export.accelerators.rewrites.compress_weights import WEIGHT_BITS
+from twoheads.export.accelerators.loss import Loss, measure_loss, refuse_loss
+from twoheads.export.accelerators.precisions import LOSSY, PRECISIONS
+from twoheads.export.accelerators.prepare_engine import prepare_engine, round_engine
 from twoheads.export.accelerators.rewrites.host_part import Parts, split_host_part
 from twoheads.export.accelerators.target import Target, choose, load_target
 from twoheads.export.accelerators.target_files import artifact_files, link_file, made_files, write_target
@@ -100,7 +100,7 @@ def build_target(
         precision: One of the target's; its first if not given.
         device: One of the target's; its first if not given.
         python: That of the environment with the compiler.
-        calibrate: For int8, w8 and w4, a text of a few thousand words like those that will be run: ranges of values are
+        calibrate: For what is lossy, a text of a few thousand words like those that will be run: ranges of values are
             taken from runs over it, and its last fifth tells what the precision costs.
         check: Also run what was built, where something can, and compare it with ONNX Runtime.
         strict: Fail if anything is left to the host.
@@ -111,8 +111,7 @@ def build_target(
     Raises:
         BundleError: The bundle is damaged, or the disk refuses.
         CompileError: The compiler refuses an engine, a strict build leaves nodes to the host, or too much is lost.
-        InputError: There is no such target, precision or device, its compiler is not installed, or ``calibrate`` is
-            missing, of no use, or too short.
+        InputError: No such target, precision or device; no compiler; or ``calibrate`` is missing, of no use or short.
     """
     bundle = read_bundle(path)
     with scratch_folder() as scratch:
@@ -128,13 +127,14 @@ def build_target(
             progress=progress,
         )
         _refuse(built, name, strict=strict)
+        loss = None
         if calibrate is not None:
             (progress or silent)("measure what it costs")
             compiler = find_compiler(load_target(name), python, built.entry.device)
-            built = replace(built, loss=measure_loss(bundle, name, built.entry, scratch, compiler, calibrate))
-            refuse_loss(built.loss, name, built.entry.precision, allowed=allow_loss)
+            loss = measure_loss(bundle, name, built.entry, scratch, compiler, calibrate, checked=check)
+            refuse_loss(loss, name, built.entry.precision, allowed=allow_loss)
         write_target(bundle, name, built.entry, scratch, sign)
-    return built
+    return replace(built, loss=loss)
 
 
 def build_engines(
@@ -175,10 +175,11 @@ def build_engines(
     report(f"find the compiler of {name}")
     compiler = find_compiler(target, python, chosen)
     calibration = None
-    if calibrate is not None and wanted not in WEIGHT_BITS:
+    if calibrate is not None and PRECISIONS[wanted].ranges:
         report("record values of runs over the text")
         calibration = calibrate_by(bundle, calibrate)
-    build = _Build(bundle, target, compiler, wanted, chosen, check and target.emulator is not None, calibration)
+    checked = (check or PRECISIONS[wanted].rounded_weights is not None) and target.emulator is not None
+    build = _Build(bundle, target, compiler, wanted, chosen, checked, calibration)
     (scratch / name).mkdir()
     plan = _plan(build, scratch, once=once)
     requests = plan.requests
@@ -195,10 +196,11 @@ def build_engines(
 def _require_text(name: str, precision: str, text: str | None) -> None:
     """Ranges that random numbers have would be no statement about a model's values."""
     if precision in LOSSY and text is None:
-        problem = f"{name} needs to know the ranges of values" if precision == "int8" else "nothing tells what it costs"
+        needed = f"{name} needs to know the ranges of values"
+        problem = needed if PRECISIONS[precision].ranges else "nothing tells what it costs"
         raise InputError(f"--precision {precision}", problem, "--calibrate FILE, a text like those to run")
     if precision not in LOSSY and text is not None:
-        problem = f"is for {', '.join(LOSSY)}, and {precision} has no use for it"
+        problem = f"is for precisions that lose something, and {precision} has no use for it"
         raise InputError("--calibrate", problem, "leave it out")
 
 
@@ -221,12 +223,12 @@ def _plan(build: _Build, scratch: Path, *, once: bool) -> _Plan:
     for mixture in build.bundle.program.mixtures:
         problem = "gathers tokens by expert: its engines take weights as inputs, which compilers have inside"
         raise InputError(f"stage {mixture.name}", problem, "compile with --experts dense")
-    for job in engine_jobs(build.bundle, once=once, half=is_narrow(build.precision)):
+    for job in engine_jobs(build.bundle, once=once, half=PRECISIONS[build.precision].narrow):
         model = engine_model(build.bundle, job)
         parts = prepare_engine(model, build.target, build.precision, job.name, job.stock)
         fed = inputs_of(build.calibration, job, parts.host, build.target)
-        if parts.accelerator is not None and build.target.typed and build.precision == "int8":
-            parts = Parts(parts.host, round_engine(parts.accelerator, fed.samples))
+        if parts.accelerator is not None:
+            parts = Parts(parts.host, round_engine(parts.accelerator, build.target, build.precision, fed.samples))
         content = b"" if parts.accelerator is None else parts.accelerator.SerializeToString(deterministic=True)
         key = _key(build, content + fed.digest())
         host = None if parts.host is None else _write_host_part(build, job, scratch / name)
@@ -257,12 +259,18 @@ def _judge(
             refused[job.name] = outcome.error
         elif error is not None and not math.isfinite(error):
             refused[job.name] = "its emulator gives values that are not numbers"
-        elif error is not None and error > WORST:
+        elif error is not None and error > _worst(build.precision):
             refused[job.name] = f"its {build.precision} values are off by {error:.0%} of the largest"
         else:
             made = made_files(folder, job.name)
             artifacts[job.name] = Artifact(key, job.stages, made, outcome.seconds, outcome.off, error, host)
     return artifacts, refused
+
+
+def _worst(precision: str) -> float:
+    """What passes: of whole numbers by QDQ less, since Qualcomm's arithmetic garbles some small engines of them."""
+    about = PRECISIONS[precision]
+    return WORST if about.rounded_weights is None else about.limit
 
 
 def _write_host_part(build: _Build, job: EngineJob, folder: Path) -> HostPart:

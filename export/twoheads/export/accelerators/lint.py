@@ -8,7 +8,8 @@ from math import prod
 
 import onnx
 
-from twoheads.export.accelerators.prepare_engine import is_narrow, prepare_engine
+from twoheads.export.accelerators.precisions import PRECISIONS
+from twoheads.export.accelerators.prepare_engine import prepare_engine
 from twoheads.export.accelerators.target import Rule, Target
 from twoheads.export.engines.jobs import engine_file_model, engine_jobs
 from twoheads.graphs.errors import InternalError
@@ -51,7 +52,7 @@ def lint_bundle(bundle: Bundle, target: Target) -> tuple[Finding, ...]:
     """Every finding in every engine of ``bundle``, in the form in which the compiler gets it at the first precision."""
     findings: list[Finding] = []
     precision = target.precisions[0]
-    for job in engine_jobs(bundle, once=True, half=is_narrow(precision)):
+    for job in engine_jobs(bundle, once=True, half=PRECISIONS[precision].narrow):
         model = engine_file_model(bundle, job)
         try:
             prepared = prepare_engine(model, target, precision, job.name, job.stock).accelerator

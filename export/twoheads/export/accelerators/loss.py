@@ -22,10 +22,7 @@ from twoheads.runtime import LoadedBundle, load
 from twoheads.runtime.backends.emulator import EMULATORS, EmulatorBackend, emulator_of
 from twoheads.runtime.bundle.reader import Bundle, read_bundle
 
-__all__ = ["LOSSY", "MOST", "Loss", "measure_loss", "refuse_loss"]
-
-LOSSY = ("int8", "w8", "w4")
-"""Precisions that are chosen for their size, and whose loss depends on the model."""
+__all__ = ["MOST", "Loss", "measure_loss", "refuse_loss"]
 
 MOST = 0.05
 """The largest share that may be lost unasked."""
@@ -58,7 +55,7 @@ class Loss:
 
 
 def measure_loss(
-    bundle: Bundle, name: str, entry: TargetEntry, scratch: Path, compiler: Compiler, text: str
+    bundle: Bundle, name: str, entry: TargetEntry, scratch: Path, compiler: Compiler, text: str, *, checked: bool
 ) -> Loss | None:
     """Runs the bundle in float32 and as built over the last part of ``text``; ``None`` where nothing here can.
 
@@ -69,12 +66,15 @@ def measure_loss(
         scratch: A folder for a bundle of links.
         compiler: Whose environment has the runtime.
         text: No part of what ranges were taken from.
+        checked: Whether the build kept what a simulator runs.
     """
     try:
         backend = emulator_of(name)
     except InputError:
         return None
     anywhere = EMULATORS[backend].anywhere
+    if EMULATORS[backend].checked and not checked:
+        return None
     if (anywhere is not None and entry.device not in anywhere) or entry.precision not in EMULATORS[backend].precisions:
         return None
     plain = load(bundle.path, check="size")

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 from twoheads.export.accelerators.compiler_process import find_compiler
+from twoheads.export.accelerators.precisions import PRECISIONS
 from twoheads.export.accelerators.prepare_engine import prepare_engine
 from twoheads.export.accelerators.rewrites.hidden_scores import raise_masks
 from twoheads.export.accelerators.target import Target, choose, load_target, target_names
@@ -23,7 +24,7 @@ from twoheads.runtime.bundle.reader import Bundle
 
 __all__ = ["Against", "Case", "engine_case", "file_case", "find_against"]
 
-TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 5e-2, "int8": 2e-1}
+TOLERANCES = {name: min(precision.limit, 2e-1) for name, precision in PRECISIONS.items()}
 """By precision: some times what correct engines of real models differ by, of which those of fp16 reach 8e-3."""
 
 
@@ -97,6 +98,9 @@ def find_against(
         raise InputError("--against", f"{name!r} is unknown", f"use one of: {choices}")
     target = load_target(name)
     wanted = choose("--precision", precision, target.precisions, name)
+    if PRECISIONS[wanted].rounded_weights is not None:
+        problem = f"{wanted} is rounded by the ranges of runs over a text, which this command does not make"
+        raise InputError("--precision", problem, "debug in fp16, and see with build --check what rounding costs")
     chosen = choose("--device", device, target.devices, name) if device or target.devices else None
     compiler = find_compiler(target, python, chosen)
     limit = TOLERANCES[wanted] if tolerance is None else tolerance

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from twoheads.export.accelerators.precisions import PRECISIONS
 from twoheads.export.bundle.staging import partial_folder, write_error, written_folder
 from twoheads.export.bundle.writer import file_entry
 from twoheads.export.engines.tensor_error import relative_error
@@ -34,9 +35,6 @@ from twoheads.runtime.bundle.reader import Bundle, read_bundle
 __all__ = ["ARCHIVE", "Packed", "pack_bundle"]
 
 ARCHIVE = ".tar.gz"
-
-LIMITS = {"fp32": 1e-4, "bf16": 5e-2, "fp16": 2e-2, "w8": 1e-1, "w4": 5e-1, "int8": 5e-1}
-"""The largest error that passes in a precision where nothing could be measured."""
 
 SLACK = 4.0
 """How much more than the measured error passes: another device of the same target rounds in other places."""
@@ -126,7 +124,7 @@ def _write(source: Bundle, target: str, backend: str, entry: TargetEntry, folder
 
 def _write_canary(source: Bundle, folder: Path, backend: str, entry: TargetEntry) -> Canary:
     """Runs a small input in float32 and, where they run here, on the artifacts."""
-    program, limit = source.program, LIMITS[entry.precision]
+    program, limit = source.program, PRECISIONS[entry.precision].limit
     given = random_arguments(program, check_lengths(program)[-1])
     output = "last" if program.default_output == "logits" and not program.pooled_logits else program.default_output
     if output == "embedding":  # of random tokens it is a small mean, of which rounding is a large share
@@ -141,7 +139,7 @@ def _write_canary(source: Bundle, folder: Path, backend: str, entry: TargetEntry
     if not error <= limit:
         problem = f"is off by {error:.1e} on what was built, more than {entry.precision} explains ({limit})"
         raise BundleError(str(source.path), problem, "build with --check and see which engine it is")
-    return Canary(output, error, max(SLACK * error, LIMITS["fp32"]))
+    return Canary(output, error, max(SLACK * error, PRECISIONS["fp32"].limit))
 
 
 def _on_artifacts(

@@ -34,8 +34,14 @@ EMPTY = frozenset({"mask", "lse", "prev_lse"})
 HALF = ("fp32", "bf16", "fp16")
 """Precisions of backends that compute in what an artifact says."""
 
+HALF_RANGE = frozenset({"fp16", "w8a16", "w4a16", "palette8", "palette4"})
+"""Precisions whose values have float16's range."""
+
 WEIGHTS = ("fp32", "w8", "w4")
 """Of backends that multiply in float32, by weights that may be stored in 8 or 4 bits."""
+
+SIXTEEN = (*HALF, "w8a16", "w4a16")
+"""Of backends that also multiply whole numbers: activations of 16 bits by weights of 8 or 4."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,7 @@ class Emulator:
         in_process: Whether it runs in this process where it can be imported.
         emulates: Whether it stands for another device's runtime, which has a name of its own.
         anywhere: Of its devices those that every machine has; ``None``: it runs artifacts for all of them anywhere.
+        checked: Whether it runs only what ``build --check`` keeps for it.
         machine_code: Whether artifacts are code for one kind of processor, that on which they were built.
     """
 
@@ -61,19 +68,22 @@ class Emulator:
     machine_code: bool = False
     anywhere: tuple[str, ...] | None = None
     emulates: bool = False
+    checked: bool = False
 
 
 EMULATORS: Mapping[str, Emulator] = {
-    "qnn-emulator": Emulator("qnn", "run_qnn", ("onnxruntime", "onnxruntime-qnn"), HALF, emulates=True),
-    "qnn": Emulator("qnn", "run_qnn", ("onnxruntime", "onnxruntime-qnn"), HALF, in_process=True),
-    "rknn-simulator": Emulator("rknn", "run_rknn", ("'setuptools<81'", "rknn-toolkit2"), HALF, emulates=True),
+    "qnn-emulator": Emulator("qnn", "run_qnn", ("onnxruntime", "onnxruntime-qnn"), SIXTEEN, emulates=True),
+    "qnn": Emulator("qnn", "run_qnn", ("onnxruntime", "onnxruntime-qnn"), SIXTEEN, in_process=True),
+    "rknn-simulator": Emulator(
+        "rknn", "run_rknn", ("'setuptools<81'", "rknn-toolkit2"), (*HALF, "int8"), emulates=True, checked=True
+    ),
     "rknn": Emulator("rknn", "run_rknnlite", ("rknn-toolkit-lite2",), (*HALF, "int8"), in_process=True),
     "onnxruntime-int8": Emulator("onnxruntime", "run_onnxruntime", ("onnxruntime",), ("int8",)),
     "openvino-ir": Emulator("openvino", "run_openvino", ("openvino",), WEIGHTS, True, anywhere=("CPU",)),
     "litert": Emulator("litert", "run_litert", ("ai-edge-litert",), WEIGHTS, in_process=True),
-    "executorch": Emulator("executorch", "run_executorch", ("executorch",), ("fp32",)),
+    "executorch": Emulator("executorch", "run_executorch", ("executorch",), ("fp32", "w8a8", "w4a8")),
     "iree": Emulator("iree", "run_iree", ("iree-base-runtime",), ("fp32",), in_process=True, machine_code=True),
-    "coreml": Emulator("coreml", "run_coreml", ("coremltools",), HALF, in_process=True),
+    "coreml": Emulator("coreml", "run_coreml", ("coremltools",), (*HALF, "palette8", "palette4"), in_process=True),
     "tensorrt-engine": Emulator("tensorrt", "run_tensorrt", ("tensorrt", "polygraphy"), HALF, in_process=True),
     "tensorrt-rtx": Emulator(
         "tensorrt-rtx", "run_tensorrt_rtx", ("tensorrt-rtx-cu12", "polygraphy"), HALF, in_process=True
@@ -179,7 +189,7 @@ class EmulatorBackend:
         host = None
         if files.host is not None:
             host = open_session(files.host, {port: weights[port] for port in files.host_weights})
-        engine = EmulatorEngine(self._idle, files, host, inputs, outputs, half=files.precision == "fp16")
+        engine = EmulatorEngine(self._idle, files, host, inputs, outputs, half=files.precision in HALF_RANGE)
         engine.check_ports()
         return engine
 

@@ -17,10 +17,7 @@ from onnx import TensorProto, helper, numpy_helper, version_converter
 from twoheads.export.accelerators.rewrites.opset import opset
 from twoheads.export.accelerators.rewrites.smooth_channels import is_weighted
 
-__all__ = ["GROUP", "WEIGHT_BITS", "compress_weights"]
-
-WEIGHT_BITS = {"w8": 8, "w4": 4}
-"""Precisions that are of weights alone."""
+__all__ = ["GROUP", "compress_weights", "whole_tensor"]
 
 GROUP = 128
 """Numbers of a column that share a scale, in 4 bits."""
@@ -31,14 +28,13 @@ FOUR_BITS_SINCE = 21
 Array = npt.NDArray[Any]
 
 
-def compress_weights(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
-    """The model with the weights of its products in ``precision``, one of :data:`WEIGHT_BITS`.
+def compress_weights(model: onnx.ModelProto, bits: int) -> onnx.ModelProto:
+    """The model with the weights of its products in whole numbers.
 
     Args:
         model: An engine with its weights.
-        precision: What they become.
+        bits: Of a number, 8 or 4.
     """
-    bits = WEIGHT_BITS[precision]
     if bits == 4 and opset(model) < FOUR_BITS_SINCE:
         model = version_converter.convert_version(model, FOUR_BITS_SINCE)
     compressed = onnx.ModelProto()
@@ -77,7 +73,7 @@ def _weight(name: str, inner: int, array: Array, bits: int) -> tuple[list[onnx.N
     whole = np.rint(np.divide(grouped, steps, out=np.zeros_like(grouped), where=steps != 0)).astype(np.int8)
     base = f"{name}.w{bits}.{inner}"
     parts = [
-        _tensor(f"{base}.whole", whole, bits),
+        whole_tensor(f"{base}.whole", whole, bits),
         numpy_helper.from_array(steps.astype(np.float32), f"{base}.steps"),
         numpy_helper.from_array(np.array(array.shape, np.int64), f"{base}.shape"),
     ]
@@ -89,7 +85,7 @@ def _weight(name: str, inner: int, array: Array, bits: int) -> tuple[list[onnx.N
     return nodes, parts
 
 
-def _tensor(name: str, whole: Array, bits: int) -> TensorProto:
+def whole_tensor(name: str, whole: Array, bits: int) -> TensorProto:
     """The whole numbers, two to a byte where they have 4 bits, the first in the lower half."""
     if bits == 8:
         return numpy_helper.from_array(whole, name)

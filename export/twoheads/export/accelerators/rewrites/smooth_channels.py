@@ -16,7 +16,7 @@ import onnx
 import onnxruntime  # type: ignore[import-untyped]
 from onnx import helper, numpy_helper
 
-__all__ = ["is_weighted", "smooth_channels"]
+__all__ = ["channel_sizes", "is_weighted", "smooth_channels"]
 
 SMALLEST = 1e-5
 """Channels are taken to have at least this share of the largest one's size: nothing is divided by zero."""
@@ -48,7 +48,7 @@ def smooth_channels(model: onnx.ModelProto, samples: Sequence[Arrays]) -> onnx.M
         if is_weighted(node, constants):
             readers.setdefault(node.input[0], []).append(node)
     divisions: dict[str, onnx.NodeProto] = {}
-    for name, size in _channel_sizes(model, tuple(readers), samples).items():
+    for name, size in channel_sizes(model, tuple(readers), samples).items():
         weights = [_by_column(node, constants) for node in readers[name]]
         factors = _factors(size, np.abs(np.concatenate(weights)).max(0))
         for node, weight in zip(readers[name], weights, strict=True):
@@ -59,7 +59,7 @@ def smooth_channels(model: onnx.ModelProto, samples: Sequence[Arrays]) -> onnx.M
     return smoothed
 
 
-def _channel_sizes(model: onnx.ModelProto, names: Sequence[str], samples: Sequence[Arrays]) -> dict[str, Any]:
+def channel_sizes(model: onnx.ModelProto, names: Sequence[str], samples: Sequence[Arrays]) -> dict[str, Any]:
     """The largest magnitude ``[channels]`` of every value of ``names`` that is not zero everywhere."""
     tapped = onnx.ModelProto()
     tapped.CopyFrom(model)

@@ -9,7 +9,14 @@ import coremltools
 import numpy as np
 import onnx
 import torch
+from coremltools.optimize.coreml import OpPalettizerConfig, OptimizationConfig, palettize_weights
 from torch_module import torch_module
+
+PALETTES = {"palette8": 8, "palette4": 4}
+"""Bits of an index."""
+
+GROUP = 16
+"""Columns of a weight that share their numbers."""
 
 
 def identify() -> dict[str, str]:
@@ -23,7 +30,8 @@ def build(request: dict[str, Any]) -> None:
     with np.load(request["inputs"]) as given:
         inputs = tuple(torch.from_numpy(given[port.name]) for port in graph.input)
     program = torch.export.export(module, inputs).run_decompositions({})
-    precision = {"fp16": coremltools.precision.FLOAT16, "fp32": coremltools.precision.FLOAT32}[request["precision"]]
+    half = request["precision"] != "fp32"
+    precision = coremltools.precision.FLOAT16 if half else coremltools.precision.FLOAT32
     model = coremltools.convert(
         program,
         outputs=[coremltools.TensorType(name=port.name, dtype=np.float32) for port in graph.output],
@@ -32,9 +40,17 @@ def build(request: dict[str, Any]) -> None:
         compute_precision=precision,
         skip_model_load=True,
     )
+    if request["precision"] in PALETTES:
+        model = _palettised(model, PALETTES[request["precision"]])
     package = Path(request["folder"]) / f"{request['name']}.mlpackage"
     _with_names(model, [port.name for port in graph.input]).save(str(package))
     _check(package, graph)
+
+
+def _palettised(model: Any, bits: int) -> Any:
+    """The model, each weight an index into the few numbers of its group of columns, found by k-means."""
+    how = OpPalettizerConfig(mode="kmeans", nbits=bits, granularity="per_grouped_channel", group_size=GROUP)
+    return palettize_weights(model, OptimizationConfig(global_config=how))
 
 
 def _with_names(model: Any, names: list[str]) -> Any:

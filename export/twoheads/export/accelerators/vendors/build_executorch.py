@@ -1,4 +1,8 @@
-"""ExecuTorch for CPUs: a program of each engine whose nodes XNNPACK computes, and what its delegate did not take."""
+"""ExecuTorch for CPUs: a program of each engine whose nodes XNNPACK computes, and what its delegate did not take.
+
+In ``w8a8`` and ``w4a8`` products with weights multiply whole numbers: a row of activations is rounded to 8 bits in the
+run, by its own range; weights have 8 bits and a scale a column, or 4 bits and a scale for every 32.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,11 @@ from executorch.exir import to_edge_transform_and_lower
 from executorch.runtime import Runtime
 from torch import fx
 from torch_module import torch_module
+from torchao.quantization import Int8DynamicActivationIntxWeightConfig, PerAxis, PerGroup, quantize_
+from torchao.quantization.granularity import Granularity
+
+GROUP = 32
+"""Weights of 4 bits that share a scale: XNNPACK takes multiples of 32 that divide the rows of a matrix."""
 
 LEFT = "outside of the delegate: "
 
@@ -28,6 +37,8 @@ def build(request: dict[str, Any]) -> None:
     module, graph = torch_module(request["onnx"])
     with np.load(request["inputs"]) as given:
         inputs = tuple(torch.from_numpy(given[port.name]) for port in graph.input)
+    if request["precision"] != "fp32":
+        _round(module, request["precision"])
     lowered = to_edge_transform_and_lower(torch.export.export(module, inputs), partitioner=[XnnpackPartitioner()])
     for node in lowered.exported_program().graph.nodes:
         if node.op == "call_function" and not _is_delegated(node):
@@ -38,6 +49,20 @@ def build(request: dict[str, Any]) -> None:
         values = Runtime.get().load_program(target).load_method("forward").execute(list(inputs))
         outputs = {port.name: value.numpy() for port, value in zip(graph.output, values, strict=True)}
         np.savez(request["outputs"], **outputs)
+
+
+def _round(module: fx.GraphModule, precision: str) -> None:
+    """Rounds the weights of products, and lets rows of activations be rounded in the run; in place."""
+    weights: dict[str, tuple[torch.dtype, Granularity]] = {
+        "w8a8": (torch.int8, PerAxis(0)),
+        "w4a8": (torch.int4, PerGroup(GROUP)),
+    }
+    dtype, granularity = weights[precision]
+    quantize_(module, Int8DynamicActivationIntxWeightConfig(weight_dtype=dtype, weight_granularity=granularity))
+    whole = [layer for layer in module.modules() if isinstance(layer, torch.nn.Linear)]
+    left = [layer for layer in whole if type(layer.weight.data) is torch.Tensor]
+    if left:
+        raise ValueError(f"{len(left)} of {len(whole)} weights were not rounded to {precision}")
 
 
 def _is_delegated(node: fx.Node) -> bool:

@@ -24,12 +24,18 @@ def identify() -> dict[str, str]:
 
 
 def build(request: dict[str, Any]) -> None:
-    """Builds in half precision, or in int8 by the ranges of the request's samples, and simulates if asked."""
+    """Builds in half precision, or in int8 by the ranges of the request's samples, and simulates if asked.
+
+    An engine that multiplies by no weights, as attention's, stays in half precision: 8 bits ruin a softmax. Elsewhere a
+    column of a weight has a scale.
+    """
+    whole = request["precision"] == "int8" and _has_weights(request["onnx"])
     compiler = RKNN(verbose=True)
     try:
-        _checked("config", compiler.config(target_platform=request["device"], float_dtype="float16"))
+        how = {"quantized_dtype": "w8a8", "quantized_method": "channel"} if whole else {}
+        _checked("config", compiler.config(target_platform=request["device"], float_dtype="float16", **how))
         _checked("load_onnx", compiler.load_onnx(model=request["onnx"]))
-        if request["precision"] == "int8":
+        if whole:
             _checked("build", compiler.build(do_quantization=True, dataset=_dataset(request)))
         else:
             _checked("build", compiler.build(do_quantization=False))
@@ -37,11 +43,27 @@ def build(request: dict[str, Any]) -> None:
         _declare_ports(request)
         if request["outputs"]:
             _simulate(compiler, request)
-        if request["outputs"] and request["precision"] != "int8":
-            # The simulator takes no .rknn file, so what it ran stays beside it, for whole runs in half precision.
-            shutil.copy(request["onnx"], Path(request["folder"]) / f"{request['name']}.onnx")
+            _keep_source(request, whole)
     finally:
         compiler.release()
+
+
+def _has_weights(path: str) -> bool:
+    graph = onnx.load(path, load_external_data=False).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    return any(node.op_type in ("MatMul", "Gemm") and constants & set(node.input[:2]) for node in graph.node)
+
+
+def _keep_source(request: dict[str, Any], whole: bool) -> None:
+    """Leaves what the simulator built from beside the artifact, for whole runs: it takes no ``.rknn`` file."""
+    base = Path(request["folder"]) / request["name"]
+    shutil.copy(request["onnx"], f"{base}.onnx")
+    if whole:
+        samples: dict[str, Any] = {}
+        for at, file in enumerate(request["samples"]):
+            with np.load(file) as given:
+                samples |= {f"{at}.{port}": given[port] for port in given.files}
+        np.savez(f"{base}.npz", **samples)
 
 
 def _declare_ports(request: dict[str, Any]) -> None:

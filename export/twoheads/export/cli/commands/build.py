@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from twoheads.export.accelerators.precisions import LOSSY
 from twoheads.export.accelerators.target import load_target
 from twoheads.export.cli.shared import arguments, options
 from twoheads.export.cli.shared.console import (
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from twoheads.export.accelerators.loss import Loss
 
 __all__ = ["command"]
+
+UNKNOWN = "not measured: nothing here runs what was built (rknn: --check keeps what its simulator runs)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ class BuildOptions:
         typer.Option(
             "--calibrate",
             metavar="FILE",
-            help="For int8, w8 and w4: a text like those to run, for ranges of values, and for what it costs.",
+            help="For int8, w8 and the like: a text like those to run, for ranges of values, and for what it costs.",
         ),
     ] = None
     allow_loss: Annotated[
@@ -132,6 +135,7 @@ def _print(built: Built, target: str) -> None:
             ("artifacts", f"{len(rows)}, of which {built.reused} were kept from before"),
             ("size", size_text(sum(built.sizes.values()))),
             *(() if built.loss is None else (("costs", _cost(built.loss)),)),
+            *((("costs", UNKNOWN),) if built.loss is None and entry.precision in LOSSY else ()),
         )
     )
     if off := sum(bool(artifact.off) for artifact in entry.artifacts.values()):

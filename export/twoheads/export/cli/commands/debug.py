@@ -127,13 +127,13 @@ def command(
 
 
 def _engine_cases(path: Path, against: Against, names: list[str] | None, text: str | None) -> Iterator[Case]:
-    from twoheads.export.accelerators.prepare_engine import is_narrow
+    from twoheads.export.accelerators.precisions import PRECISIONS
     from twoheads.export.debug.cases import engine_case
     from twoheads.export.debug.layers import selected_jobs
     from twoheads.export.engines.recording import record_inputs
 
     bundle = read_bundle(path, check="size")
-    jobs = selected_jobs(bundle, names or (), half=is_narrow(against.precision))
+    jobs = selected_jobs(bundle, names or (), half=PRECISIONS[against.precision].narrow)
     recorded = record_inputs(bundle, text=text)
     cases = (engine_case(bundle, job, against, recorded) for job in jobs)
     return (case for case in cases if case is not None)

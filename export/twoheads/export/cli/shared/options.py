@@ -133,6 +133,12 @@ class BuildPrecision(StrEnum):
     INT8 = "int8"
     W8 = "w8"
     W4 = "w4"
+    W8A8 = "w8a8"
+    W4A8 = "w4a8"
+    W8A16 = "w8a16"
+    W4A16 = "w4a16"
+    PALETTE8 = "palette8"
+    PALETTE4 = "palette4"
 
 
 class Output(StrEnum):

@@ -1,0 +1,126 @@
+"""An engine whose products with weights multiply whole numbers: activations of 16 bits, weights of 8 or 4, as QDQ.
+
+A column of a weight has a scale. What is multiplied, and the product, have one each, by the magnitudes that they have
+in runs over a text; twice that fits, for which 16 bits spare one. Biases, norms, softmax and attention stay in half
+precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper, version_converter
+
+from twoheads.export.accelerators.rewrites.compress_weights import whole_tensor
+from twoheads.export.accelerators.rewrites.opset import opset
+from twoheads.export.accelerators.rewrites.smooth_channels import channel_sizes, is_weighted
+
+__all__ = ["round_weighted"]
+
+SINCE = 21
+"""The operator set in which whole numbers of 16 and 4 bits are quantised and dequantised."""
+
+ZERO = 32768
+"""The whole number of 16 bits that stands for zero."""
+
+ROOM = 2.0
+"""How much larger than in the text's runs a value may be."""
+
+SMALLEST = 1e-6
+"""What is zero in all runs is taken to be so large."""
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+def round_weighted(model: onnx.ModelProto, bits: int, samples: Sequence[Arrays]) -> onnx.ModelProto:
+    """The model with its ``MatMul`` and ``Gemm`` by constant matrices in whole numbers.
+
+    Args:
+        model: An engine with its weights.
+        bits: Of a weight, 8 or 4.
+        samples: Its inputs, call by call.
+    """
+    rounded = onnx.ModelProto()
+    rounded.CopyFrom(model if opset(model) >= SINCE else version_converter.convert_version(model, SINCE))
+    graph = rounded.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    products = [node for node in graph.node if is_weighted(node, constants)]
+    names = tuple(dict.fromkeys(name for node in products for name in (node.input[0], *node.output)))
+    sizes = {name: float(size.max()) for name, size in channel_sizes(rounded, names, samples).items()}
+    work = _Work(graph, sizes, bits)
+    for node in list(graph.node):
+        if is_weighted(node, constants):
+            work.multiply(node, numpy_helper.to_array(constants[node.input[1]]))
+        else:
+            work.nodes.append(node)
+    read = {name for node in work.nodes for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in read]
+    del graph.node[:], graph.initializer[:], graph.value_info[:]
+    graph.node.extend(work.nodes)
+    graph.initializer.extend(kept)
+    return rounded
+
+
+@dataclass(slots=True)
+class _Work:
+    """A graph under construction: its constants, what is known of it, and the nodes so far."""
+
+    graph: onnx.GraphProto
+    sizes: Mapping[str, float]
+    bits: int
+    nodes: list[onnx.NodeProto] = field(default_factory=list[onnx.NodeProto])
+    made: set[str] = field(default_factory=set[str])
+
+    def multiply(self, node: onnx.NodeProto, weight: npt.NDArray[Any]) -> None:
+        """``x w + b`` by whole numbers, but for ``b``."""
+        transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+        result, bias = node.output[0], node.input[2:]
+        product = f"{result}.product" if bias else result
+        operands = self._activation(node.input[0]), self._weight(node.input[1], weight, axis=0 if transposed else 1)
+        attributes = {"transB": 1} if transposed else {}
+        self._node(node.op_type, *operands, to=f"{result}.exact", **attributes)
+        self._activation(f"{result}.exact", to=product, size=self.sizes.get(result, 0.0))
+        if bias:
+            self._node("Add", product, bias[0], to=result)
+
+    def _activation(self, name: str, to: str = "", size: float | None = None) -> str:
+        """``name`` in 16 bits, and that as a number again."""
+        to = to or f"{name}.a16"
+        if to not in self.made:
+            largest = max(self.sizes.get(name, 0.0) if size is None else size, SMALLEST) * ROOM
+            facts = (
+                self._constant(f"{to}.step", np.array(largest / (ZERO - 1), np.float32)),
+                self._constant(f"{to}.zero", np.array(ZERO, np.uint16)),
+            )
+            self._node("QuantizeLinear", name, *facts, to=f"{to}.whole")
+            self._node("DequantizeLinear", f"{to}.whole", *facts, to=to)
+        return to
+
+    def _weight(self, name: str, array: npt.NDArray[Any], axis: int) -> str:
+        """The matrix ``name`` in whole numbers with a scale for every index of ``axis``."""
+        to = f"{name}.w{self.bits}.{axis}"
+        if to not in self.made:
+            levels = 2 ** (self.bits - 1) - 1
+            step = (np.maximum(np.abs(array).max(1 - axis), SMALLEST) / levels).astype(np.float32)
+            whole = np.rint(array / np.expand_dims(step, 1 - axis)).clip(-levels, levels).astype(np.int8)
+            for tensor in (
+                whole_tensor(f"{to}.whole", whole, self.bits),
+                numpy_helper.from_array(step, f"{to}.steps"),
+                whole_tensor(f"{to}.zeros", np.zeros(step.shape, np.int8), self.bits),
+            ):
+                self.graph.initializer.append(tensor)
+            self._node("DequantizeLinear", f"{to}.whole", f"{to}.steps", f"{to}.zeros", to=to, axis=axis)
+        return to
+
+    def _constant(self, name: str, array: npt.NDArray[Any]) -> str:
+        self.graph.initializer.append(numpy_helper.from_array(array, name))
+        return name
+
+    def _node(self, operator: str, *inputs: str, to: str, **attributes: Any) -> None:
+        self.made.add(to)
+        self.nodes.append(helper.make_node(operator, list(inputs), [to], name=to, **attributes))
