@@ -56,7 +56,7 @@ def test_a_size_of_features_may_equal_the_number_of_tokens(sizes: dict[str, int]
 
 
 def test_a_width_that_equals_the_number_of_tokens_is_refused() -> None:
-    with pytest.raises(CompileError, match="17 tokens can't be told from its other sizes"):
+    with pytest.raises(CompileError, match="17 tokens that no axis could be made of: another size is the same"):
         capture(load_source(vision(hidden_size=17, num_attention_heads=1)))
 
 

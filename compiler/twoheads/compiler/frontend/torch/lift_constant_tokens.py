@@ -101,7 +101,8 @@ def lift_constant_tokens(
     exported = _export(trunk, order, parts, axes, where)
     lifted = _merge(graph, parts, order, exported, axes)
     if left := constant_token_counts(lifted.graph):
-        raise CompileError(where, f"its {min(left)} tokens can't be told from its other sizes", REMEDY)
+        why = "another size is the same, or an operator holds their number"
+        raise CompileError(where, f"attends to {min(left)} tokens that no axis could be made of: {why}", REMEDY)
     return lifted
 
 

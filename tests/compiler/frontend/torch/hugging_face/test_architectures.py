@@ -102,6 +102,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
         lambda: hf.ViTMAEModel(hf.ViTMAEConfig(**VISION, image_size=32, patch_size=8)),
         "random numbers",
     ),
+    "CPM-Ant": (
+        lambda: hf.CpmAntForCausalLM(hf.CpmAntConfig(**SIZES, dim_head=8)),
+        "hides token 0 wherever it stands",
+    ),
     "FNet": (
         lambda: hf.FNetModel(hf.FNetConfig(vocab_size=61, hidden_size=32, num_hidden_layers=1)),
         "Fourier transform",

@@ -30,8 +30,8 @@ _ONE_GRID = "compile a vision transformer of one grid of patches (ViT, DINOv2, S
 _ENCODER = "compile the model below its head"
 _REFUSED: Mapping[str, tuple[str, str]] = {
     r"RwkvSelfAttention|xLSTM": (
-        "is a recurrence: a token depends on a state that is made of all tokens before it, one after the other",
-        _TRANSFORMER,
+        "is a recurrence whose sums are scaled by a running maximum of all tokens before, which none of the scans is",
+        "compile a model of another recurrence (Mamba, gated delta rule, lightning attention) or a transformer",
     ),
     r"DeepseekV4(HCA|CSA)Compressor": (
         "makes keys that stand for windows of tokens, some of which an indexer chooses by their content: tiles are "
@@ -78,6 +78,11 @@ _REFUSED: Mapping[str, tuple[str, str]] = {
         "reads the keys and values of another model: it guesses that model's next tokens, and is none alone",
         "compile the model that it assists; `generate --draft` takes any smaller model of the same vocabulary",
     ),
+    r"PerceiverModel": (
+        "reads its input into a fixed number of latent vectors, and its decoder asks for as many outputs as it has "
+        "positions: no length of the input is that of its output",
+        _TRANSFORMER,
+    ),
     r"TapasEmbeddings": (
         "numbers tokens within the cells of a table, which the content of its token types says",
         "compile an encoder of plain text",
@@ -96,7 +101,7 @@ _REFUSED: Mapping[str, tuple[str, str]] = {
         "attends in a pyramid of grids, each of which has other tokens than the one before",
         _ONE_GRID,
     ),
-    r"TimesformerSelfAttention": (
+    r"TimesformerSelfAttention|VideoPrismTemporalEmbeddings": (
         "attends to places of one frame and to frames of one place in turns: its tokens lie along two axes",
         "compile a video model with one sequence of patches (VideoMAE, ViViT)",
     ),
