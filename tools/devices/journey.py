@@ -237,7 +237,8 @@ def _run(original: Original, command: list[str], place: Path, environment: dict[
 
 
 def _told(command: list[str], place: Path, environment: dict[str, str]) -> Any:
-    return json.loads(_checked(command, place, environment))
+    said = _checked(command, place, environment)
+    return json.loads(said[said.index("{") :])  # Qualcomm's library writes a line of its own before
 
 
 def _checked(command: list[str], place: Path, environment: Mapping[str, str]) -> str:
