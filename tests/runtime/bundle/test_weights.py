@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -145,3 +147,28 @@ def test_large_weights_are_hashed_in_pieces(tmp_path: Path, monkeypatch: pytest.
         path.write_bytes(damaged)
         with pytest.raises(BundleError, match="its weight a has another sha256"):
             Weights(path, entries, hashes).view("a")
+
+
+def test_pages_are_let_go_while_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads meanwhile gets the same numbers, and nobody lets go afterwards."""
+    numbers = np.arange(1 << 18, dtype=np.float32)
+    (tmp_path / "weights.bin").write_bytes(numbers.tobytes())
+    weights = Weights(tmp_path / "weights.bin", {"w": WeightEntry(0, "float32", numbers.shape)})
+    times: list[int] = []
+    twice, let_go = threading.Event(), Weights.let_go
+
+    def counted(self: Weights, names: Any) -> None:
+        let_go(self, names)
+        times.append(threading.get_ident())
+        if len(times) > 1:
+            twice.set()
+
+    monkeypatch.setattr(Weights, "let_go", counted)
+    with weights.letting_go(["w"]):
+        assert twice.wait(60)
+        np.testing.assert_array_equal(weights.view("w"), numbers)
+    seen = len(times)
+    assert times[0] != times[-1] == threading.get_ident()
+    time.sleep(0.1)
+    assert len(times) == seen
+    np.testing.assert_array_equal(weights.view("w"), numbers)
