@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -100,3 +101,18 @@ def test_a_runtime_that_is_not_installed_says_how_to_get_it(tmp_path: Path, monk
     (tmp_path / "run_fake.py").write_text("import no_such_runtime")
     with pytest.raises(InputError, match=r"(?s)backend fake.*no_such_runtime.*pip install fake"):
         opened(monkeypatch, "run_fake", "good", tmp_path)
+
+
+def test_what_a_library_prints_while_it_opens_is_no_part_of_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    name = numbered(tmp_path / "run_fake.py", [2, 3])
+    file = tmp_path / "run_fake.py"
+    says = 'import ctypes\n\nputs = ctypes.CDLL(None).puts\nputs(b"imported")\n'
+    file.write_text(says + file.read_text().replace("    ports =", '    puts(b"opened")\n    ports ='))
+    opened(monkeypatch, name, "good", tmp_path)
+    print("{}", flush=True)
+    ctypes.CDLL(None).fflush(None)
+    told = capfd.readouterr()
+    assert told.out == "{}\n"
+    assert told.err == "imported\nopened\n"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib.util
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +42,8 @@ class InProcess:
         loaded = importlib.util.module_from_spec(found)
         sys.path.insert(0, str(folder))  # as in a worker: a module may build on one beside it
         try:
-            found.loader.exec_module(loaded)
+            with _printing_to_errors():
+                found.loader.exec_module(loaded)
         except Exception as error:  # whatever an import raises is told
             raise EmulatorError(f"{type(error).__name__}: {error}"[:LONGEST_ERROR]) from error
         finally:
@@ -55,7 +59,8 @@ class InProcess:
         """
         if path not in self._open:
             try:
-                inputs, outputs, run = self._module.open_artifact(str(path.absolute()), device)
+                with _printing_to_errors():
+                    inputs, outputs, run = self._module.open_artifact(str(path.absolute()), device)
             except Exception as error:
                 raise _refused(path, error) from error
             taken, made = (tuple(ArtifactPort.declared(*port) for port in side) for side in (inputs, outputs))
@@ -83,3 +88,18 @@ def _refused(path: Path, error: Exception) -> BundleError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = (lines[-1] if lines else "no message")[:LONGEST_ERROR]
     return BundleError(str(path), f"its runtime fails: {type(error).__name__}: {said}", "build the bundle again")
+
+
+@contextlib.contextmanager
+def _printing_to_errors() -> Generator[None]:
+    """What compiled code prints meanwhile goes to the error stream: standard output may be one JSON document."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        if os.name == "posix":
+            ctypes.CDLL(None).fflush(None)  # else lines wait in C's buffer and follow later
+        os.dup2(kept, 1)
+        os.close(kept)
