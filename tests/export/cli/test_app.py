@@ -197,7 +197,7 @@ def test_plan_of_a_source_and_of_its_bundle_agree(cli, tiny_llama, bundle):
     from_source = cli("plan", tiny_llama, "--length", 100, "--block-size", 16, "--json")
     from_bundle = cli("plan", bundle, "--length", 100, "--json")
     assert from_source.code == from_bundle.code == 0, from_source.err + from_bundle.err
-    assert from_source.json == from_bundle.json
+    assert from_source.json | {"precision": "float32"} == from_bundle.json  # how weights are stored, compile decides
     plan = from_bundle.json
     assert plan["length"] == 100
     assert plan["blocks"] == 7
