@@ -16,6 +16,8 @@ from twoheads.graphs.costs.stage_costs import StageCosts, StagePlan
 from twoheads.graphs.errors import InputError, InternalError
 from twoheads.graphs.masks.expressions import Causal, Mask, parse_mask
 from twoheads.graphs.masks.tiles import row_segments
+from twoheads.graphs.program.engines.port import Port
+from twoheads.graphs.program.engines.quantised import LONG_ROW, quantised_shapes
 from twoheads.graphs.program.lengths import check_limit
 from twoheads.graphs.program.program import (
     AttentionStage,
@@ -120,6 +122,18 @@ def test_of_a_large_table_the_pages_of_as_many_rows_as_tokens_count() -> None:
     assert whole - found == make_schedule(THREE, 40, output="logits").memory.weights - small, "the head packs its own"
     copied = StageCosts(program, {"n": 40}, 0).weights(program.body, mapped=False)
     assert sum(copied.values()) - small == (rows - table.shape[0]) * 128, "a device holds all of it"
+
+
+@pytest.mark.parametrize(("inner", "copies"), [(LONG_ROW, 1), (2 * LONG_ROW, 2)])
+def test_long_rows_of_4_bits_are_kept_twice(inner: int, copies: int) -> None:
+    """Their pieces stay in memory beside what ONNX Runtime packs of them."""
+    first, *engines = THREE.engines
+    assert isinstance(first, TokenwiseEngine)
+    table, weight, *others = first.weights
+    values = Port(weight.name, "uint8", quantised_shapes(64, inner, 4)[0])
+    program = replace(THREE, engines=(replace(first, weights=(table, values, *others)), *engines))
+    small, found = (make_schedule(which, 40, output="hidden").memory.weights for which in (THREE, program))
+    assert found - small == copies * values.nbytes - weight.nbytes
 
 
 def test_keys_and_values_are_padded_to_whole_tiles_and_others_to_blocks() -> None:

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from twoheads.export.emit.graph_builder import DOMAIN, FLOAT32_LEVEL, QUANTISED_PRODUCT
 from twoheads.graphs.program.engines.port import Port
-from twoheads.graphs.program.engines.quantised import QUANTISATION_BLOCK
+from twoheads.graphs.program.engines.quantised import LONG_ROW, QUANTISATION_BLOCK
 from twoheads.graphs.serialization.bundle_format import FULL_PRECISION, Manifest
 
 __all__ = [
@@ -36,12 +36,10 @@ Blocks of 128 and 256 rows, one thread of an AVX2 processor, as shares of the fl
 (in float32 0.4 to 0.6), 4 bits in float32 0.75 to 0.85. ``MatMulInteger`` with one scale for each token reaches 1.2 to
 1.5 there, and costs SmolLM2-135M 3.3 of its perplexity of 19.9, where blocks of 32 cost nothing."""
 
-LONG_ROW = 2048
-"""Numbers of a row beyond which kernels of 4 bits in float32 are given pieces of it: they sum one by one."""
-
 PIECE = 512
-"""Numbers of such a piece. The error of a product, as a share of its numbers' spread, with rows of 4,096 and 11,008:
-1.1e-6 and 1.9e-6 in one piece, 4e-7 in pieces, 3e-7 in float32. Pieces take a tenth more time than one."""
+"""Numbers of a piece of a long row; the kernel of 4 bits in float32 sums a row one by one. The error of a product, as a
+share of its numbers' spread, with rows of 4,096 and 11,008: 1.1e-6 and 1.9e-6 in one piece, 4e-7 in pieces, 3e-7 in
+float32. Pieces take a tenth more time than one."""
 
 BRANCHES = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 VIEWS = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"})

@@ -17,6 +17,7 @@ from twoheads.graphs.costs.maskless_costs import oracle_costs, stock_costs
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.program.axes import axis_length
 from twoheads.graphs.program.engines.fused import FusedEngine
+from twoheads.graphs.program.engines.quantised import reads_in_pieces
 from twoheads.graphs.program.fused import FusedStage
 from twoheads.graphs.program.lengths import is_cross, value_rows
 from twoheads.graphs.program.program import (
@@ -215,7 +216,9 @@ class StageCosts:
 def _mapped(port: Port, rows: int, *, table: bool) -> int:
     """Resident bytes of a mapped weight; of a ``table`` the pages of any ``rows`` rows, which may begin within one."""
     if not table:
-        return 2 * port.nbytes if port.dtype == "float16" else port.nbytes
+        # ONNX Runtime keeps the pieces that it cuts a weight into beside what it packs of them.
+        twice = port.dtype == "float16" or reads_in_pieces(port)
+        return 2 * port.nbytes if twice else port.nbytes
     pages = 1 + -(-port.nbytes // port.shape[0] // PAGE_BYTES)
     return min(port.nbytes, rows * pages * PAGE_BYTES)
 
