@@ -21,6 +21,9 @@ __all__ = ["InProcess"]
 
 HERE = Path(__file__).parent
 
+FLUSH: Any = ctypes.CDLL(None).fflush if os.name == "posix" else None
+"""C's, of all its streams."""
+
 Ports = tuple[ArtifactPort, ...]
 
 
@@ -99,7 +102,7 @@ def _printing_to_errors() -> Generator[None]:
     try:
         yield
     finally:
-        if os.name == "posix":
-            ctypes.CDLL(None).fflush(None)  # else lines wait in C's buffer and follow later
+        if FLUSH is not None:
+            FLUSH(None)  # else lines wait in C's buffer and follow later
         os.dup2(kept, 1)
         os.close(kept)
