@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.runtime.generation.decoders import llama
 from twoheads.compiler import compile_model
 from twoheads.compiler.compiled_model import CompiledModel
 from twoheads.export import quantise_weights, write_bundle
@@ -48,18 +47,7 @@ class Recording(OnnxRuntimeBackend):
 
 @cache
 def _compiled(block: int) -> CompiledModel:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
-        initializer_range=0.3,
-    )
-    return compile_model(LlamaForCausalLM(config).eval(), block_size=block)
+    return compile_model(llama(), block_size=block)
 
 
 def _runs(bundle: Any, length: int, **options: Any) -> tuple[Any, Any, dict[str, str], dict[str, str]]:
