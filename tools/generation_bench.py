@@ -4,9 +4,12 @@ python -m tools.generation_bench MODEL.gguf --bundle OURS --bundle OURS_4_BITS  
 python -m tools.generation_bench MODEL.gguf --bundle OURS --extra                 # copies, beginnings, 32 at once
 python -m tools.generation_bench MODEL.gguf --bundle OURS --proofs 1 257 2000     # each step against the original
 python -m tools.generation_bench MODEL.gguf --bundle OURS --memory                # what step engines add to a run
+python -m tools.generation_bench MODEL.gguf --bundle OURS --genai FOLDER          # and ONNX Runtime GenAI, see below
 
 Every contender loads in a process of its own for each prompt, and nobody else computes meanwhile. Whoever is not
-installed, or fails, is a row with the reason. Figures are added to docs/results/generation.json, and the page beside
+installed, or fails, is a row with the reason. ONNX Runtime GenAI reads folders that its own builder makes
+(``python -m onnxruntime_genai.models.builder -i HUGGING_FACE_FOLDER -o FOLDER -p int4 -e cpu -c CACHE --extra_options
+int4_accuracy_level=4``, and ``-p fp32``). Figures are added to docs/results/generation.json, and the page beside
 it is written anew.
 """
 
@@ -30,7 +33,16 @@ from twoheads.runtime.bundle.reader import read_bundle
 __all__ = ["main", "page"]
 
 LENGTHS = (128, 2048, 8192)
-PACKAGES = ("numpy", "onnxruntime", "openvino", "openvino-genai", "torch", "transformers", "llama-cpp-python")
+PACKAGES = (
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-genai",
+    "openvino",
+    "openvino-genai",
+    "torch",
+    "transformers",
+    "llama-cpp-python",
+)
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "generation.json"
 LIMIT = 900
 """Seconds that a contender may take for one prompt."""
@@ -112,6 +124,27 @@ def _llama_cpp(model: str, threads: int, prompt: list[int], new: int) -> Timed:
     return times[0], times[1:]
 
 
+def _onnxruntime_genai(model: str, threads: int, prompt: list[int], new: int) -> Timed:
+    import onnxruntime_genai as genai  # type: ignore[import-not-found]
+
+    config = genai.Config(model)
+    config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
+    loaded = genai.Model(config)
+    params = genai.GeneratorParams(loaded)
+    params.set_search_options(max_length=len(prompt) + new + 8, min_length=len(prompt) + new + 8, do_sample=False)
+    first = genai.Generator(loaded, params)
+    first.append_tokens(prompt[:4])
+    first.generate_next_token()
+    del first
+    generator = genai.Generator(loaded, params)
+    began, times = time.perf_counter(), list[float]()
+    generator.append_tokens(prompt)
+    for _ in range(new):
+        generator.generate_next_token()
+        times.append(time.perf_counter() - began)
+    return times[0], times[1:]
+
+
 def _held(stage: int) -> Callable[[str, int, list[int], int], Timed]:
     """What a process does whose memory is measured: a run, and as ``stage`` says, engines are opened, tokens made."""
 
@@ -142,7 +175,10 @@ CONTENDERS: dict[str, Callable[[str, int, list[int], int], Timed]] = {
     "transformers": _transformers,
     "OpenVINO GenAI": _openvino,
     "llama.cpp": _llama_cpp,
+    "ONNX Runtime GenAI": _onnxruntime_genai,
 }
+OF_FOLDERS = ("twoheads", "ONNX Runtime GenAI")
+"""Contenders that do not read the GGUF file itself."""
 
 
 def _child(name: str, model: str, threads: int, length: int, new: int) -> None:
@@ -156,7 +192,7 @@ def _turn(name: str, model: str, threads: int, length: int, new: int) -> dict[st
     words = ["--child", name, "--threads", threads, "--length", length, "--new", new]
     command = [sys.executable, "-m", "tools.generation_bench", model, *map(str, words)]
     row: dict[str, Any] = {"contender": name, "model": Path(model).name, "prompt_tokens": length}
-    if Path(model).is_dir():
+    if name in HELD or name == "twoheads":
         manifest = read_bundle(model, check="size", engines=False).manifest
         row["model"] = f"{manifest.source.name}, {manifest.precision}"
     try:
@@ -212,10 +248,7 @@ def _proofs(source: str, bundle: str, prompts: Sequence[int], new: int, pages: s
 def page(found: dict[str, Any]) -> str:
     """The page of all figures."""
     lines = ["# Generating beside others", "", machine_line(found["machine"]), ""]
-    lines += [
-        "Written by `python -m tools.generation_bench`. Each contender alone, in turns. ONNX Runtime GenAI is not"
-    ]
-    lines += ["among them: it reads models that its own builder makes.", ""]
+    lines += ["Written by `python -m tools.generation_bench`. Each contender alone, in turns.", ""]
     if rows := found.get("turns"):
         lines += table(
             ("contender", "model", "prompt", "first token, s", "tokens/s", "peak, MB"), map(_turn_cells, rows), left=2
@@ -274,6 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("model", help="the GGUF file that all of them read")
     parser.add_argument("--bundle", action="append", default=[], help="of ours; several times for several")
+    parser.add_argument("--genai", action="append", default=[], help="folder of ONNX Runtime GenAI's builder")
     parser.add_argument("--length", type=int, action="append", help="tokens of a prompt")
     parser.add_argument("--new", type=int, default=33, help="new tokens")
     parser.add_argument("--threads", type=int, default=2)
@@ -298,7 +332,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for bundle in given.bundle:
             found.setdefault("proofs", []).extend(_proofs(given.model, bundle, given.proofs, given.new, given.pages))
     else:
-        others = [(name, given.model) for name in CONTENDERS if name != "twoheads"]
+        others = [(name, given.model) for name in CONTENDERS if name not in OF_FOLDERS]
+        others += [("ONNX Runtime GenAI", folder) for folder in given.genai]
         takers = [*(("twoheads", bundle) for bundle in given.bundle), *others]
         lengths = given.length or LENGTHS
         found["turns"] = [_turn(*taker, given.threads, length, given.new) for length in lengths for taker in takers]
