@@ -1,10 +1,12 @@
 """Whether rounding grows along a sequence: distances from float64 in every tenth of 100,000 tokens.
 
-The library computes in blocks with its own cache, in float64 and in float32; the bundle in one run.
+The library computes in blocks with its own cache, in float64 and in float32; the bundle in one run. Each of the three
+is kept in the scratch folder: who was stopped goes on with what is missing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -35,11 +37,15 @@ def drift(name: str, scratch: Path, tokens: int) -> list[dict[str, Any]]:
     if not path.exists():
         write_bundle(compile_model(model, block_size=BLOCK), path, generation=False)
     ids = token_input(tokens, shape.drift["vocab_size"])
-    ours = load(path).run(ids, output="hidden").array
-    assert ours is not None
-    library = _in_pieces(model, ids)
-    model.set_experts_implementation("eager")  # the faster one has no float64
-    exact = _in_pieces(model.double(), ids)
+
+    def exactly() -> Any:
+        model.set_experts_implementation("eager")  # the faster one has no float64
+        return _in_pieces(model.double(), ids)
+
+    kept = scratch / f"{name}-drift-{tokens}"
+    ours = _kept(kept, "ours", lambda: load(path).run(ids, output="hidden").array)
+    library = _kept(kept, "library", lambda: _in_pieces(model, ids))
+    exact = _kept(kept, "exact", exactly)
     edges = [tokens * part // PARTS for part in range(PARTS + 1)]
     return [
         {
@@ -50,6 +56,17 @@ def drift(name: str, scratch: Path, tokens: int) -> list[dict[str, Any]]:
         }
         for start, stop in pairwise(edges)
     ]
+
+
+def _kept(folder: Path, what: str, compute: Callable[[], Any]) -> Any:
+    """What was computed, from its file if there is one."""
+    path = folder / f"{what}.npy"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".part.npy")
+        np.save(unfinished, compute())
+        unfinished.rename(path)
+    return np.load(path)
 
 
 def _in_pieces(model: Any, ids: Any) -> Any:
