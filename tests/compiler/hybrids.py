@@ -24,6 +24,8 @@ HYBRIDS = {
     "mamba": "MambaForCausalLM",
     "jamba": "JambaForCausalLM",
     "recurrent_gemma": "RecurrentGemmaForCausalLM",
+    "rwkv": "RwkvForCausalLM",
+    "xlstm": "xLSTMForCausalLM",
 }
 """The class that is made of each type."""
 
@@ -38,4 +40,7 @@ def hybrid(kind: str) -> Any:
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.12)
+    for name, parameter in model.named_parameters():
+        if name.endswith("igate_preact.bias"):  # xLSTM writes next to nothing into its memory before it is trained
+            torch.nn.init.normal_(parameter)
     return model

@@ -17,7 +17,7 @@ from twoheads.export import verify, write_bundle
 from twoheads.runtime import load
 from twoheads.runtime.stages.scan import _Chain  # pyright: ignore[reportPrivateUsage]
 
-KINDS = ("lfm2", "kimi_linear", "falcon_h1", "minimax", "jamba", "recurrent_gemma")
+KINDS = ("lfm2", "kimi_linear", "falcon_h1", "minimax", "jamba", "recurrent_gemma", "rwkv", "xlstm")
 """One of each scan, of decays by head and by channel, with attention beside or behind it."""
 
 BLOCK = 16
@@ -88,6 +88,23 @@ def _other_gate(model: Any) -> None:
         parameter += torch.nn.functional.softplus(parameter) / torch.sigmoid(parameter) * 0.001
 
 
+def _other_time_decay(model: Any) -> None:
+    """RWKV's decay is the exponential of this."""
+    for parameter in _named(model, "time_decay"):
+        parameter += 0.001
+
+
+def _other_bonus(model: Any) -> None:
+    for parameter in _named(model, "time_first"):
+        parameter += 0.001
+
+
+def _other_forget_gate(model: Any) -> None:
+    """xLSTM's decay is the logarithm of a gate's sigmoid."""
+    for parameter in _named(model, "fgate_preact.bias"):
+        parameter += torch.nn.functional.logsigmoid(parameter) / torch.sigmoid(-parameter) * 0.001
+
+
 def _short_of_a_row(model: Any) -> None:
     for parameter in _named(model, "conv1d.weight"):
         parameter[..., 0] = 0
@@ -112,6 +129,9 @@ MUTATIONS = [
     ("jamba", _other_experts),
     ("recurrent_gemma", _other_gate),
     ("lfm2", _short_of_a_gated_row),
+    ("rwkv", _other_time_decay),
+    ("rwkv", _other_bonus),
+    ("xlstm", _other_forget_gate),
 ]
 
 

@@ -26,6 +26,7 @@ SCANS: dict[str, tuple[str, dict[str, int]]] = {
     "decayed_attention": ("decayed_attention", HEADS),
     "diagonal_scan": ("diagonal_scan", {"width": 5}),
     "selective_scan": ("selective_scan", {"states": 3, "width": 5}),
+    "max_scan": ("max_scan", {"width": 5}),
 }
 """Operators with their sizes."""
 

@@ -29,10 +29,12 @@ _OWN: Mapping[str, Mapping[str, Any]] = {
         "num_cross_attention_heads": HEADS,
     },
     "reformer": {"axial_pos_embds_dim": [16, 48], "axial_pos_shape": [16, 16]},
+    "rwkv": {"attention_hidden_size": 64},
     "timesformer": {"num_frames": 2},
     "videomae": {"num_frames": 4, "decoder_num_hidden_layers": 1},
     "vivit": {"num_frames": 4, "image_size": 48},
     "wav2vec2-bert": {"feature_projection_input_dim": 48},
+    "xlstm": {"num_blocks": 2, "qk_dim_factor": 1.0},  # the width of queries is a multiple of 64
     "xmod": {"default_language": "en_XX"},
     "zaya": {"num_experts_per_tok": 1},
 }  # fmt: skip

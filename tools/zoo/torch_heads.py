@@ -109,19 +109,35 @@ _ONE_SIZE = (
     family("CLIP, images", hf.CLIPVisionModel, hf.CLIPVisionConfig, IMAGE, lengths=(50,)),
 )
 
-TASKS = (*_HEADS, *_TWO_SEQUENCES, *_BY_DISTANCE, *_ONE_SIZE)
-"""Models with a head, with a decoder beside an encoder, with scores of distance, or of images and audio."""
+_RECURRENT = (
+    family("RWKV", hf.RwkvForCausalLM, hf.RwkvConfig, {}, vocab_size=67, hidden_size=32, num_hidden_layers=2),
+    family(
+        "xLSTM",
+        hf.xLSTMForCausalLM,
+        hf.xLSTMConfig,
+        {},
+        vocab_size=67,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_heads=2,
+        ffn_round_up_to_multiple_of=32,
+    ),
+)
+
+TASKS = (*_HEADS, *_TWO_SEQUENCES, *_BY_DISTANCE, *_ONE_SIZE, *_RECURRENT)
+"""Models with a head, with a decoder beside an encoder, with scores of distance, of images and audio, or of states."""
 
 REFUSED = (
     family(
-        "RWKV",
-        hf.RwkvForCausalLM,
-        hf.RwkvConfig,
+        "FNet",
+        hf.FNetModel,
+        hf.FNetConfig,
         {},
         vocab_size=67,
         hidden_size=32,
         num_hidden_layers=2,
-        refusal="recurrence",
+        intermediate_size=48,
+        refusal="Fourier transform",
     ),
     family(
         "ProphetNet",

@@ -152,6 +152,18 @@ def mamba() -> Any:
     return hybrid("mamba")
 
 
+@cache
+def rwkv() -> Any:
+    """States alone, one of them a maximum of all tokens."""
+    return hybrid("rwkv")
+
+
+@cache
+def xlstm() -> Any:
+    """Matrices as states, scaled by such a maximum, which is in the result."""
+    return hybrid("xlstm")
+
+
 MODELS = {
     "llama": llama,
     "gemma": gemma,
@@ -161,6 +173,8 @@ MODELS = {
     "marian": marian,
     "whisper": whisper,
     "mamba": mamba,
+    "rwkv": rwkv,
+    "xlstm": xlstm,
 }
 MIXTURES: dict[str, Any] = {name: partial(mixture, name) for name in ("olmoe", "gpt_oss")}
 """Models with mixtures of experts, which are gathered by expert; the second has windows, sinks and biases."""

@@ -43,6 +43,7 @@ _SIZES: Mapping[str, Callable[[_Shapes, _Shapes], dict[str, int]]] = {
     "gated_delta_rule": _delta,
     "decayed_attention": _heads,
     "diagonal_scan": lambda tokens, _: {"width": tokens[0][2]},
+    "max_scan": lambda tokens, _: {"width": tokens[0][2]},
     "selective_scan": lambda tokens, weights: {"states": weights[0][1], "width": weights[0][0]},
 }
 """By the operator's name."""

@@ -26,6 +26,7 @@ CASES = {
     "attention-alone": ("decayed_attention", {**HEADS, "groups": 4}),
     "diagonal": ("diagonal_scan", {"width": 7}),
     "selective": ("selective_scan", {"states": 4, "width": 7}),
+    "maximum": ("max_scan", {"width": 7}),
 }
 BLOCKS = [(64, 64), (64, 16), (24, 8), (15, 1), (1, 1)]
 
@@ -99,7 +100,7 @@ def test_extreme_decays_are_exact(case: str, low: float, high: float) -> None:
     assert _error(engine, scan_model(engine), low, high) < 1e-6
 
 
-@pytest.mark.parametrize("case", ["delta", "channels", "attention", "selective"])
+@pytest.mark.parametrize("case", ["delta", "channels", "attention", "selective", "maximum"])
 def test_long_chains_do_not_drift(case: str) -> None:
     engine = _engine(case, 16, 16)
     assert _error(engine, scan_model(engine), 1e-4, 1e-2, blocks=200) < 3e-6
@@ -119,7 +120,7 @@ def test_equal_keys_are_exact(case: str) -> None:
     assert np.abs(y - wanted).max() / np.abs(wanted).max() < 2e-6
 
 
-@pytest.mark.parametrize("case", ["delta", "channels", "attention", "diagonal"])
+@pytest.mark.parametrize("case", ["delta", "channels", "attention", "diagonal", "maximum"])
 def test_a_decay_of_everything_is_no_nan(case: str) -> None:
     engine = _engine(case, 16, 16)
     feeds = _feeds(engine, np.random.default_rng(0), 1e-3, 1)

@@ -14,6 +14,7 @@ SIZES = {
     "decayed_attention": {"groups": 2, "heads": 4, "key_dim": 3, "value_dim": 5},
     "diagonal_scan": {"width": 3},
     "selective_scan": {"states": 2, "width": 3},
+    "max_scan": {"width": 3},
 }
 CASES = [*SIZES.items(), ("gated_delta_rule", SIZES["gated_delta_rule"] | {"by_channel": 1})]
 
@@ -58,7 +59,11 @@ def test_blocks_in_succession_are_the_whole(operator: str, sizes: dict[str, int]
 @pytest.mark.parametrize(("operator", "sizes"), CASES)
 def test_padding_leaves_the_state(operator: str, sizes: dict[str, int]) -> None:
     tokens, weights, state = _inputs(operator, sizes, 5)
-    _, after = OPERATORS[operator].apply(sizes, [np.zeros_like(array) for array in tokens], weights, state)
+    form = OPERATORS[operator]
+    nothing = [
+        np.full_like(array, form.absent.get(port, 0)) for port, array in zip(form.tokens(sizes), tokens, strict=True)
+    ]
+    _, after = form.apply(sizes, nothing, weights, state)
     kept = operator != "causal_conv"
     assert np.array_equal(after, state) == kept
 
@@ -89,6 +94,17 @@ def test_selective_scans_are_diagonal_scans() -> None:
     y, _ = OPERATORS["selective_scan"].apply(sizes, (dt, x, b, c), (a,), state)
     plain, _ = OPERATORS["diagonal_scan"].apply({"width": 3}, (dt * a[:, 0], dt * x * b), (), state[..., 0])
     np.testing.assert_allclose(y, plain * c, rtol=1e-12)
+
+
+def test_a_maximum_is_that_of_all_decayed_numbers() -> None:
+    (decay, x), _, state = _inputs("max_scan", {"width": 3}, 9)
+    y, after = OPERATORS["max_scan"].apply({"width": 3}, (decay, x), (), state)
+    for t in range(9):
+        of_each = [x[0, s] + decay[0, s + 1 : t + 1].sum(0) for s in range(t + 1)]
+        np.testing.assert_allclose(y[0, t, 3:], np.max([*of_each, state[0] + decay[0, : t + 1].sum(0)], 0), rtol=1e-12)
+    assert np.array_equal(y[0, 1:, :3], y[0, :-1, 3:])
+    assert np.array_equal(y[0, 0, :3], state[0])
+    assert np.array_equal(after, y[:, -1, 3:])
 
 
 @pytest.mark.parametrize(

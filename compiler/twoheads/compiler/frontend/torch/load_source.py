@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from twoheads.compiler.frontend.generation_facts import generation_facts
+from twoheads.compiler.frontend.torch.hugging_face.layers.exponential_layers import rescale_once
 from twoheads.compiler.frontend.torch.hugging_face.layers.sparse_layers import dense_length
 from twoheads.compiler.frontend.torch.hugging_face.refused_layers import refuse_known
 from twoheads.compiler.frontend.torch.model_folder import model_class_of, never_asking, read_model_config
@@ -180,6 +181,7 @@ def _without_weights(model_class: Any, config: Any, *, trust: bool) -> nn.Module
     for parameter in module.parameters():
         if parameter.numel() <= SMALL:
             nn.init.normal_(parameter)
+    rescale_once(module, weights=False)
     return cast("nn.Module", module)
 
 
@@ -200,6 +202,7 @@ def _hugging_face(
 ) -> LoadedSource:
     text_config = cast("Any", module).config.get_text_config()
     refuse_known(module)
+    rescale_once(module)
     inputs = hugging_face_inputs(name, module)
     return LoadedSource(
         identity=_identity(name, form, module, _stable_config(text_config)),

@@ -1,19 +1,21 @@
-"""Scans whose state is one number, or a few, for every channel: short convolutions, diagonal and selective scans.
+"""Scans whose state is one number, or a few, for every channel: convolutions, maxima, diagonal and selective scans.
 
 A diagonal state has no product of queries and keys. The tokens of all chunks that stand at one place of their chunk are
 one array, so that a block takes as many steps as a chunk has places, each for all chunks. Then the chunks are joined by
 their last states, one after the other. The sums of decays that this takes are products with a triangle of ones.
+A maximum is the same with sums in the place of products, and maxima in the place of sums.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from twoheads.export.emit.scans.scan_graph import LOWEST, ScanGraph
+from twoheads.graphs.program.engines.scan_operators import NOTHING
 
-__all__ = ["causal_conv", "diagonal_scan", "selective_scan"]
+__all__ = ["causal_conv", "diagonal_scan", "max_scan", "selective_scan"]
 
 
 def causal_conv(graph: ScanGraph) -> tuple[str, str]:
@@ -41,8 +43,24 @@ def diagonal_scan(graph: ScanGraph) -> tuple[str, str]:
     exps = [graph.node("Exp", graph.reshape(each, *shape)) for each in (logs, sums)]
     factors, kept = (graph.parts(each, 0, graph.chunk) for each in exps)
     added = graph.parts(_by_place(graph, "x", width), 0, graph.chunk)
-    rows, state = _states(graph, factors, kept, added, graph.reshape("state", 1, 1, width))
+    _, rows, state = _states(graph, factors, kept, added, graph.reshape("state", 1, 1, width))
     return _by_token(graph, rows, width), state
+
+
+def max_scan(graph: ScanGraph) -> tuple[str, str]:
+    """``y`` and the next state."""
+    width = graph.sizes["width"]
+    logs = _by_place(graph, graph.node("Max", "decay", graph.constant(NOTHING)), width)
+    sums = graph.node("MatMul", graph.upto(graph.chunk), graph.reshape(logs, graph.chunk, -1))
+    kept = graph.reshape(sums, graph.chunk, graph.chunks, width)
+    decays, kept_at, added = (graph.parts(each, 0, graph.chunk) for each in (logs, kept, _by_place(graph, "x", width)))
+
+    def larger(before: str, decay: str, new: str) -> str:
+        return graph.node("Max", graph.node("Add", before, decay), new)
+
+    before, rows, state = _states(graph, decays, kept_at, added, graph.reshape("state", 1, 1, width), larger)
+    both = [_by_token(graph, each, width) for each in ([before, *rows[:-1]], rows)]
+    return graph.node("Concat", *both, axis=2), state
 
 
 def selective_scan(graph: ScanGraph) -> tuple[str, str]:
@@ -68,7 +86,7 @@ def selective_scan(graph: ScanGraph) -> tuple[str, str]:
 
     added = [graph.node("Mul", *pair) for pair in zip(columns(inputs), rows("b", 1, states), strict=True)]
     first = graph.reshape("state", 1, 1, width, states)
-    places, state = _states(graph, decays(dt), decays(sums), added, first)
+    _, places, state = _states(graph, decays(dt), decays(sums), added, first)
     read = [graph.node("MatMul", *pair) for pair in zip(places, rows("c", states, 1), strict=True)]
     return _by_token(graph, read, width), state
 
@@ -85,9 +103,14 @@ def _by_token(graph: ScanGraph, places: Sequence[str], width: int) -> str:
 
 
 def _states(
-    graph: ScanGraph, factors: Sequence[str], kept: Sequence[str], added: Sequence[str], state: str
-) -> tuple[list[str], str]:
-    """The states at every place, and the last one.
+    graph: ScanGraph,
+    factors: Sequence[str],
+    kept: Sequence[str],
+    added: Sequence[str],
+    state: str,
+    step: Callable[[str, str, str], str] | None = None,
+) -> tuple[str, list[str], str]:
+    """The states before the first place, ``[1, chunks, ...]``, those at every place, and the last one.
 
     Args:
         graph: Where the operators go.
@@ -95,14 +118,15 @@ def _states(
         kept: What is left there of the state at the chunk's beginning.
         added: What a token adds.
         state: That at the block's beginning, ``[1, 1, ...]``.
+        step: Makes a state of the one before, of what is left of it and of what is added; products and sums by default.
     """
+    after = step or (lambda before, factor, new: graph.node("Add", graph.node("Mul", before, factor), new))
     inside = [added[0]]
     for factor, new in zip(factors[1:], added[1:], strict=True):
-        inside.append(graph.node("Add", graph.node("Mul", inside[-1], factor), new))
+        inside.append(after(inside[-1], factor, new))
     begins = [state]
     ends = zip(*(graph.parts(value, 1, graph.chunks) for value in (kept[-1], inside[-1])), strict=True)
     for factor, new in ends:
-        begins.append(graph.node("Add", graph.node("Mul", begins[-1], factor), new))
+        begins.append(after(begins[-1], factor, new))
     before = graph.joined(begins[:-1], 1)
-    whole = [graph.node("Add", graph.node("Mul", before, f), new) for f, new in zip(kept, inside, strict=True)]
-    return whole, begins[-1]
+    return before, [after(before, f, new) for f, new in zip(kept, inside, strict=True)], begins[-1]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import onnx
 
-from twoheads.export.emit.scans.channels import causal_conv, diagonal_scan, selective_scan
+from twoheads.export.emit.scans.channels import causal_conv, diagonal_scan, max_scan, selective_scan
 from twoheads.export.emit.scans.heads import decayed_attention, gated_delta_rule
 from twoheads.export.emit.scans.scan_graph import ScanGraph
 from twoheads.graphs.program.engines.scan import COUNT, STEP, ScanEngine
@@ -19,6 +19,7 @@ FORMS: Mapping[str, Callable[[ScanGraph], tuple[str, str]]] = {
     "gated_delta_rule": gated_delta_rule,
     "decayed_attention": decayed_attention,
     "diagonal_scan": diagonal_scan,
+    "max_scan": max_scan,
     "selective_scan": selective_scan,
 }
 """Every operator's form: it reads the ports by their names, and gives ``y`` and the next state."""
@@ -32,6 +33,7 @@ def scan_model(engine: ScanEngine, variant: str = "block") -> onnx.ModelProto:
     for made, port in zip(FORMS[engine.operator](graph), outputs, strict=True):
         graph.reshape(made, *port.shape, output=port.name)
     if graph.count:
-        shapes = OPERATORS[engine.operator].tokens(graph.sizes)
-        graph.hide([(port, len(shape) - shape.index(ROWS) - 1) for port, shape in shapes.items()])
+        form = OPERATORS[engine.operator]
+        shapes = form.tokens(graph.sizes).items()
+        graph.hide([(port, len(shape) - shape.index(ROWS) - 1, form.absent.get(port, 0)) for port, shape in shapes])
     return graph.model(f"{engine.name}.{variant}", inputs, outputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,22 +35,29 @@ class ScanGraph(GraphBuilder):
         self.chunks = engine.block_size // engine.chunk
         self.count = ""
 
-    def hide(self, tokens: Iterable[tuple[str, int]]) -> None:
-        """Puts zeros in the place of tokens that are not there, before all else.
+    def hide(self, tokens: Sequence[tuple[str, int, float]]) -> None:
+        """Takes tokens that are not there out, before all else.
 
         Args:
-            tokens: The ports of token values, each with the dimensions behind that of its tokens.
+            tokens: The ports of token values, each with the dimensions behind that of its tokens, and with the number
+                that stands for no token.
         """
-        read = {port: f"{port}/there" for port, _ in tokens}
+        read = {port: f"{port}/there" for port, *_ in tokens}
         for node in self.nodes:
             node.input[:] = [read.get(name, name) for name in node.input]
         before, self.nodes = self.nodes, []
         places = self.array("places", np.arange(self.rows, dtype=np.int64))
         less = self.node("Less", places, self.count, output="there/less")
         there = self.node("Cast", less, output="there", to=TensorProto.FLOAT)
-        for port, behind in tokens:
+        for port, behind, absent in tokens:
             factor = self.reshape(there, self.rows, *[1] * behind, output=f"{port}/factor")
-            self.node("Mul", port, factor, output=read[port])
+            if absent:
+                numbers = self.node("Mul", port, factor, output=f"{port}/numbers")
+                missing = self.node("Sub", self.constant(1.0), factor, output=f"{port}/missing")
+                filled = self.node("Mul", missing, self.constant(absent), output=f"{port}/filled")
+                self.node("Add", numbers, filled, output=read[port])
+            else:
+                self.node("Mul", port, factor, output=read[port])
         self.nodes += before
 
     def upto(self, size: int) -> str:

@@ -19,23 +19,27 @@ operator                token values                           for each token ``
                                                                2402.19427)
 ``selective_scan``      ``dt x [1, n, D]``, ``b c [1, n, S]``  ``h = exp(dt a) h + dt b x``, ``y = c h``, with a weight
                                                                ``a [D, S]``; Mamba (arXiv 2312.00752)
+``max_scan``            ``decay x [1, n, D]``                  ``m' = max(m + decay, x)``, ``y = (m, m')``: what
+                                                               exponentials are scaled by in RWKV (arXiv 2305.13048)
+                                                               and xLSTM (arXiv 2405.04517)
 ======================  =====================================  ========================================================
 
 Decays are logarithms, not above 0. ``G`` heads of queries and keys serve ``H`` heads, ``H / G`` neighbours each.
 
-Tokens of zeros leave every state as it is, but for that of ``causal_conv``: a block's padding does no harm.
+Tokens of zeros leave every state as it is, but for that of ``causal_conv``: a block's padding does no harm. A maximum
+is left by an ``x`` of :data:`NOTHING`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["OPERATORS", "ROWS", "SIGNS", "ScanOperator", "Shape", "Sizes", "scan_problem"]
+__all__ = ["NOTHING", "OPERATORS", "ROWS", "SIGNS", "ScanOperator", "Shape", "Sizes", "scan_problem"]
 
 Array: TypeAlias = npt.NDArray[Any]
 Sizes: TypeAlias = Mapping[str, int]
@@ -44,6 +48,9 @@ Shape: TypeAlias = tuple[int | str, ...]
 ROWS = "n"
 """The dimension of a port that runs over the tokens of a block."""
 
+
+NOTHING = -1e30
+"""The ``x`` of a maximum that no number is below, and a decay that leaves nothing of one. Its sums are finite."""
 
 SIGNS = {"a": -1, "beta": 1, "decay": -1, "dt": 1}
 """The ports whose numbers have one sign; with the other one, states would grow without bound."""
@@ -65,6 +72,7 @@ class ScanOperator:
             the output and the next state. For proofs and tests; no run calls it.
         chunk: Tokens of a chunk that is as fast as any, a power of 2.
         switches: Those of the sizes that are 0 or 1; the others are 1 or more.
+        absent: What a token value is where there is no token; 0 for those that are not named.
     """
 
     sizes: tuple[str, ...]
@@ -77,6 +85,7 @@ class ScanOperator:
     apply: Callable[[Sizes, Sequence[Array], Sequence[Array], Array], tuple[Array, Array]]
     chunk: int
     switches: frozenset[str] = frozenset()
+    absent: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 def scan_problem(operator: str, sizes: Sizes) -> str | None:
@@ -174,6 +183,14 @@ def _diagonal(s: Sizes, tokens: Sequence[Array], weights: Sequence[Array], state
     return np.stack(made, 1), h
 
 
+def _maximum(s: Sizes, tokens: Sequence[Array], weights: Sequence[Array], state: Array) -> tuple[Array, Array]:
+    m, made = np.array(state, np.float64), list[Array]()
+    for decay, x in zip(*(np.asarray(each, np.float64)[0] for each in tokens), strict=True):
+        before, m = m, np.maximum(m + decay, x)
+        made.append(np.concatenate([before, m], -1))
+    return np.stack(made, 1), m
+
+
 def _selective(s: Sizes, tokens: Sequence[Array], weights: Sequence[Array], state: Array) -> tuple[Array, Array]:
     a = np.asarray(weights[0], np.float64)
     h, made = np.array(state[0], np.float64), list[Array]()
@@ -258,6 +275,18 @@ OPERATORS: Mapping[str, ScanOperator] = {
         lambda s, rows, chunk: 6 * rows * s["width"] * s["states"],
         _selective,
         16,
+    ),
+    "max_scan": ScanOperator(
+        ("width",),
+        lambda s: dict.fromkeys(("decay", "x"), (1, ROWS, s["width"])),
+        _no_weights,
+        lambda s: (1, s["width"]),
+        lambda s: (1, ROWS, 2 * s["width"]),
+        lambda s, rows, chunk: 2 * rows * s["width"],
+        lambda s, rows, chunk: 8 * rows * s["width"],
+        _maximum,
+        16,
+        absent={"x": NOTHING},
     ),
 }
 """Every operator by name."""

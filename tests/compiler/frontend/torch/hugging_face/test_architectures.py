@@ -90,10 +90,6 @@ REFUSED: dict[str, tuple[Any, str]] = {
         lambda: hf.LongformerForSequenceClassification(hf.LongformerConfig(**SIZES, attention_window=8)),
         "global attention",
     ),
-    "RWKV": (
-        lambda: hf.RwkvModel(hf.RwkvConfig(vocab_size=61, hidden_size=32, num_hidden_layers=2)),
-        r"blocks\.0\.attention .*recurrence",
-    ),
     "a sparse indexer": (
         lambda: hf.MiniMaxM3VLForCausalLM(minimax_m3()),
         r"layers\.1\.self_attn\.indexer .*by their content which keys",

@@ -27,6 +27,8 @@ SCANS = {
     "mamba": {"causal_conv", "selective_scan"},
     "jamba": {"causal_conv", "selective_scan"},
     "recurrent_gemma": {"causal_conv", "diagonal_scan"},
+    "rwkv": {"causal_conv", "diagonal_scan", "max_scan"},
+    "xlstm": {"decayed_attention", "max_scan"},
 }
 
 

@@ -56,6 +56,7 @@ CASES = {
     "decayed_attention": _attention,
     "selective_scan": _selective,
     "diagonal_scan": _diagonal,
+    "max_scan": _diagonal,
 }
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from twoheads.compiler.frontend.torch.hugging_face.layers.conv_layers import CONV_LAYERS
 from twoheads.compiler.frontend.torch.hugging_face.layers.expert_layers import EXPERT_LAYERS
+from twoheads.compiler.frontend.torch.hugging_face.layers.exponential_layers import EXPONENTIAL_LAYERS
 from twoheads.compiler.frontend.torch.hugging_face.layers.language_layers import LANGUAGE_LAYERS
 from twoheads.compiler.frontend.torch.hugging_face.layers.padding_masks import PADDING_MASKS
 from twoheads.compiler.frontend.torch.hugging_face.layers.recurrent_layers import RECURRENT_LAYERS
@@ -173,6 +174,7 @@ def _gaussian_topk(part: Any, inputs: Tensor) -> Tensor:
 _REPLACEMENTS: Mapping[str, Mapping[str, _Method]] = {
     **CONV_LAYERS,
     **EXPERT_LAYERS,
+    **EXPONENTIAL_LAYERS,
     **LANGUAGE_LAYERS,
     **PADDING_MASKS,
     **RECURRENT_LAYERS,

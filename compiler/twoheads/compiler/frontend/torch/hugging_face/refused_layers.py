@@ -29,9 +29,9 @@ _TRANSFORMER = "compile a model whose tokens meet in softmax attention only"
 _ONE_GRID = "compile a vision transformer of one grid of patches (ViT, DINOv2, SigLIP)"
 _ENCODER = "compile the model below its head"
 _REFUSED: Mapping[str, tuple[str, str]] = {
-    r"RwkvSelfAttention|xLSTM": (
-        "is a recurrence whose sums are scaled by a running maximum of all tokens before, which none of the scans is",
-        "compile a model of another recurrence (Mamba, gated delta rule, lightning attention) or a transformer",
+    r"^mLSTM(Block|Layer|Backend)$": (
+        "computes its recurrence by the package xlstm, whose kernels no graph holds",
+        "uninstall the package: transformers has code of its own for the same weights",
     ),
     r"DeepseekV4(HCA|CSA)Compressor": (
         "makes keys that stand for windows of tokens, some of which an indexer chooses by their content: tiles are "

@@ -19,6 +19,7 @@ __all__ = [
     "decayed_attention",
     "diagonal_scan",
     "gated_delta_rule",
+    "max_scan",
     "selective_scan",
 ]
 
@@ -168,6 +169,31 @@ def _(decay: Tensor, x: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
+@torch.library.custom_op("twoheads::max_scan", mutates_args=())
+def max_scan(decay: Tensor, x: Tensor) -> Tensor:
+    """A maximum that decays: ``m' = max(m + decay, x);  y = (m, m')``.
+
+    Args:
+        decay: At most 0, ``[1, n, D]``.
+        x: ``[1, n, D]``.
+
+    Returns:
+        ``[1, n, 2 D]``: the maximum before each token, and the one behind it. It begins as 0.
+    """
+    state = torch.zeros_like(x[:, 0])
+    rows: list[Tensor] = []
+    for t in range(x.shape[1]):
+        after = torch.maximum(state + decay[:, t], x[:, t])
+        rows.append(torch.cat([state, after], -1))
+        state = after
+    return torch.stack(rows, 1)
+
+
+@max_scan.register_fake
+def _(decay: Tensor, x: Tensor) -> Tensor:
+    return x.new_empty((*x.shape[:2], 2 * x.shape[2]))
+
+
 CAUSAL_CONV = torch.ops.twoheads.causal_conv.default
 """What graphs call :func:`causal_conv`."""
 
@@ -179,6 +205,7 @@ SCANS: Mapping[str, tuple[str, int]] = {
         ("decayed_attention", 4),
         ("selective_scan", 4),
         ("diagonal_scan", 2),
+        ("max_scan", 2),
     )
 }
 """By the name that graphs give it: the scan operator that a torch operator is, and how many token values come first."""

@@ -12,7 +12,7 @@ from torch.nn import functional
 from twoheads.compiler.frontend.torch.operators.scan_ops import decayed_attention, diagonal_scan
 from twoheads.graphs.errors import CompileError
 
-__all__ = ["RECURRENT_LAYERS"]
+__all__ = ["RECURRENT_LAYERS", "require_none"]
 
 _RATE = 8.0
 """The constant of the RG-LRU's gate (De et al., arXiv 2402.19427, equation 4)."""
@@ -27,7 +27,7 @@ def _lightning_attention(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """MiniMax: linear attention with a constant decay a head (Qin et al., arXiv 2401.04658)."""
-    _require_none(part, attention_mask=attention_mask, cache=cache)
+    require_none(part, attention_mask=attention_mask, cache=cache)
     batch, length, _width = hidden_states.shape
     states = part.act_fn(part.qkv_proj(hidden_states))
     states = states.reshape(batch, length, part.num_attention_heads, 3 * part.head_dim)
@@ -64,8 +64,12 @@ def _recurrent_block(
     return part.linear_out(part.rg_lru(branch, position_ids) * part.act_fn(part.linear_y(input_states))), None
 
 
-def _require_none(part: Any, **given: Any) -> None:
-    """Refuses a mask of padding and an earlier state: nothing else says what a layer under a scan sees."""
+def require_none(part: Any, **given: Any) -> None:
+    """Refuses a mask of padding and an earlier state: nothing else says what a layer under a scan sees.
+
+    Raises:
+        CompileError: Names the layer and what it is given.
+    """
     for name, value in given.items():
         if value is not None:
             problem = f"is given {name!r}, which its recurrence does not take"
