@@ -22,6 +22,7 @@ from twoheads.compiler.passes.partition import Partition, Region, partition
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.masks.policy import Policy, parse_policy
 from twoheads.graphs.program.program import Program
+from twoheads.graphs.serialization.bundle_format import WHOLE
 from twoheads.graphs.variants.key_tiles import LARGEST_TILE, other_key_tiles
 from twoheads.graphs.variants.model_steps import MODEL, model_obstacle
 from twoheads.graphs.variants.window_steps import MOST_TILES, WINDOW, window_steps
@@ -33,7 +34,7 @@ __all__ = ["LOWERINGS", "compile_model", "plan_model"]
 
 logger = logging.getLogger(__name__)
 
-LOWERINGS = ("auto", "tile", "window", "model", "stock", "oracle")
+LOWERINGS = ("auto", "tile", "window", "model", "stock", "oracle", WHOLE)
 
 EXPERTS_WAYS = ("auto", "dense", "grouped")
 """How mixtures of experts may be computed."""
@@ -66,14 +67,14 @@ def compile_model(
     Args:
         source: A Hugging Face folder, a ``.gguf`` or ``.onnx`` file, a transformers model or any other torch
             module. An ONNX file needs no torch.
-        example_inputs: For any other torch module: its tensor arguments by position or name, each ``[1, tokens, ...]``.
+        example_inputs: Of another torch module: its arguments by position or name, ``[1, tokens, ...]`` or of one size.
         block_size: Tokens of a query block: a multiple of 8 from 16 to 4096.
         key_tile: Tokens of a key tile, a multiple of ``block_size``; equal to it by default, and the bundle then offers
             wider ones beside (``load(tune=...)``).
         lowering: ``tile``, ``window`` (the same, and a windowed layer of a single input is one call a block), ``model``
             (all layers of a single input are one call a block, where each is a causal window or a scan), ``stock``
-            (softmax attention and nothing else), ``oracle`` (a plain small transformer that is told its parameters), or
-            ``auto``: ``tile``, which is as fast as these where calls cost nothing.
+            (softmax attention and nothing else), ``oracle`` (a plain small transformer that is told its parameters),
+            ``whole`` (a model of one input size is one engine), or ``auto``: ``tile``, as fast where calls are free.
         attention: ``full``, or by name an approximation such as ``window:1024+sinks:4``; see
             :mod:`twoheads.graphs.masks.policy`.
         experts: How mixtures of experts are computed: ``grouped`` by expert, ``dense`` (every expert on every token,
@@ -95,7 +96,7 @@ def compile_model(
     policy = _check_policy(attention, lowering)
     tell("loading the model")
     options: dict[str, Any] = {"results": results, "trust": trust_remote_code, "experts": (experts, block_size)}
-    front = _front(source, example_inputs, weights=True, **options)
+    front = _front(source, example_inputs, weights=True, whole=lowering == WHOLE, **options)
     tell("capturing its graph")
     captured, parts, imposed = _capture_and_partition(front, policy)
     if not allow_non_finite:
@@ -131,7 +132,7 @@ def plan_model(
     policy = _check_policy(attention, lowering)
     tell("reading the configuration")
     options: dict[str, Any] = {"results": results, "trust": trust_remote_code, "experts": (experts, block_size)}
-    front = _front(source, example_inputs, weights=False, **options)
+    front = _front(source, example_inputs, weights=False, whole=lowering == WHOLE, **options)
     tell("capturing its graph")
     captured, parts, _ = _capture_and_partition(front, policy)
     program = _lower(captured, parts, block_size, tile, lowering, (oracle_layers, oracle_heads)).program
@@ -194,6 +195,7 @@ def _front(
     results: Sequence[str],
     trust: bool,
     experts: tuple[str, int],
+    whole: bool,
 ) -> Callable[[], Captured]:
     """The model, loaded by the front door for its kind: what captures it."""
     if experts[0] not in EXPERTS_WAYS:
@@ -204,6 +206,9 @@ def _front(
     if isinstance(source, str | Path) and Path(source).suffix == ".onnx":
         from twoheads.compiler.frontend.onnx.capture import capture_onnx
 
+        if whole:
+            problem = "is for models that the library or torch holds: an ONNX file of one size is one engine already"
+            raise CompileError("--lowering whole", problem, "run the file with ONNX Runtime, or leave the option out")
         if experts[0] == "grouped":
             problem = "is for models that the library loads: a file's operators say nothing of experts"
             raise CompileError("--experts grouped", problem, "leave it out")
@@ -212,16 +217,17 @@ def _front(
     if results:
         raise CompileError("results", "are named for a source that is no ONNX file", "leave them out")
     from twoheads.compiler.frontend.torch.capture import capture
+    from twoheads.compiler.frontend.torch.capture_whole import capture_whole
     from twoheads.compiler.frontend.torch.hugging_face.grouped_experts import ExpertsChoice
     from twoheads.compiler.frontend.torch.load_source import load_source
     from twoheads.compiler.original.prove_capture import prove_capture
 
     loaded = load_source(
-        source, example_inputs=example_inputs, weights=weights, trust_remote_code=trust, deferred=weights
+        source, example_inputs=example_inputs, weights=weights, trust_remote_code=trust, deferred=weights, whole=whole
     )
 
     def proven() -> Captured:
-        found = capture(loaded, ExpertsChoice(*experts))
+        found = capture_whole(loaded) if whole else capture(loaded, ExpertsChoice(*experts))
         if weights:
             prove_capture(loaded, found)
         return found
@@ -244,6 +250,9 @@ def _check_options(block_size: int, key_tile: int | None, lowering: str) -> int:
 
 def _check_policy(attention: str, lowering: str) -> Policy:
     policy = parse_policy(attention)
+    if lowering == WHOLE and attention != "full":
+        problem = "is a policy on attention by tiles, and a whole model has none"
+        raise CompileError(f"--attention {attention}", problem, "choose --lowering tile, or leave the policy out")
     if policy.samples and lowering not in ("auto", "tile"):
         raise CompileError(
             f"--attention {attention}", f"samples keys, which the lowering {lowering!r} can't", "choose --lowering tile"

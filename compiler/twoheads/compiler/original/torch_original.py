@@ -25,7 +25,7 @@ from twoheads.compiler.frontend.torch.hugging_face.library_attention import (
     using_attention,
 )
 from twoheads.compiler.frontend.torch.load_source import LoadedSource
-from twoheads.compiler.frontend.torch.model_outputs import hugging_face_outputs, named_outputs
+from twoheads.compiler.frontend.torch.model_outputs import hugging_face_outputs, named_outputs, whole_outputs
 from twoheads.compiler.frontend.torch.operators.attention_op import plain_attention
 from twoheads.compiler.frontend.torch.operators.impose_attention import (
     Band,
@@ -97,6 +97,8 @@ def _run_original(
     keep = {"logits_to_keep": positions} if positions is not None and "logits_to_keep" in forward else {}
     with impose(imposition), CutProducts(cut) if cut else nullcontext(), keeping_last_weight():
         outputs = _run(source, given, keep, implementation, imposed=imposition is not None)
+    if source.whole:
+        outputs = whole_outputs(outputs, source.identity.name)
     hidden, logits = outputs["hidden"][0], outputs.get("logits")
     if logits is None:
         return hidden, None
@@ -194,7 +196,8 @@ def _fused_name(module: torch.nn.Module) -> str:
 def _score_bytes(module: torch.nn.Module, given: Mapping[str, Tensor]) -> int:
     """Bytes of the scores of one eager attention over the longest of the inputs."""
     config = cast("Any", module).config.get_text_config()
-    heads = int(getattr(config, "num_attention_heads", None) or 1)
+    heads: int | list[int] = getattr(config, "num_attention_heads", None) or 1
+    heads = max(heads) if isinstance(heads, list) else heads  # one for every stage of a pyramid
     return max(4 * heads * tensor.shape[0] * tensor.shape[1] ** 2 for tensor in given.values())
 
 

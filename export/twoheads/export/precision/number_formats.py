@@ -6,7 +6,7 @@ from twoheads.graphs.errors import CompileError
 
 __all__ = ["check_dtype", "check_products"]
 
-NARROW_LOWERINGS = ("auto", "tile")
+NARROW_LOWERINGS = ("auto", "tile", "whole")
 
 
 def check_dtype(dtype: str, *, lowering: str, weight_dtype: str) -> None:

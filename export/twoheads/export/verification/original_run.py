@@ -16,7 +16,7 @@ from twoheads.export.verification.approximation import imposition
 from twoheads.export.verification.noise_floor import CUTS, Floor, Floors, pooled
 from twoheads.graphs.errors import InputError, InternalError
 from twoheads.graphs.program.program import Pooling
-from twoheads.graphs.serialization.bundle_format import SourceIdentity
+from twoheads.graphs.serialization.bundle_format import WHOLE, SourceIdentity
 from twoheads.runtime import LoadedBundle
 
 if TYPE_CHECKING:
@@ -146,7 +146,9 @@ def _load(
     if not isinstance(source, str | Path) or Path(source).suffix != ".onnx":
         from twoheads.compiler.frontend.torch.load_source import load_source
 
-        return load_source(source, example_inputs=example_inputs, trust_remote_code=trust, deferred=deferred)
+        whole = bundle.manifest.lowering == WHOLE
+        examples = _zeros(bundle) if whole and example_inputs is None else example_inputs
+        return load_source(source, example_inputs=examples, trust_remote_code=trust, deferred=deferred, whole=whole)
     if bundle.manifest.approximations:
         raise InputError(
             str(source),
@@ -156,6 +158,14 @@ def _load(
     from twoheads.compiler.original.onnx_original import load_onnx_original
 
     return load_onnx_original(source, results)
+
+
+def _zeros(bundle: LoadedBundle) -> dict[str, Tensor]:
+    """An example of every argument of a whole model, whose shapes the bundle has."""
+    import torch
+
+    arguments = (entry.value for entry in bundle.program.inputs if entry.source == "argument")
+    return {value.name: torch.zeros(value.block_shape(0), dtype=getattr(torch, value.dtype)) for value in arguments}
 
 
 def _check_same_source(compiled: SourceIdentity, found: SourceIdentity, bundle: str) -> None:

@@ -39,6 +39,7 @@ __all__ = [
     "TOKENIZER",
     "WEIGHTS",
     "WEIGHT_HASHES",
+    "WHOLE",
     "Artifact",
     "FileEntry",
     "HostPart",
@@ -52,6 +53,8 @@ __all__ = [
 
 FORMAT_VERSION = 6
 """Another number for every field or file that a reader of the version before refuses or misreads."""
+WHOLE = "whole"
+"""A manifest's ``lowering`` where the model is one engine of its only input size."""
 FULL_PRECISION = "float32"
 """A manifest's ``precision`` where nothing is rounded further than the original's numbers."""
 MANIFEST = RelativePath("manifest.json")

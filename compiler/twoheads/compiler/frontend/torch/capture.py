@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
-from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
-from torch._ops import OpOverload
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind, OutputKind
 
 from twoheads.compiler.frontend.torch.experts_node import experts_from_fx, is_experts
-from twoheads.compiler.frontend.torch.export_source import ROOT, export_source
+from twoheads.compiler.frontend.torch.export_source import export_source
+from twoheads.compiler.frontend.torch.exported_parts import (
+    argument_names,
+    read_outputs,
+    read_program,
+    require_no_chance,
+    require_weights,
+    tokenwise_node,
+)
 from twoheads.compiler.frontend.torch.fx.attach_attention import attach_attention_fx
 from twoheads.compiler.frontend.torch.fx.attention_node import attention_from_fx, is_attention
 from twoheads.compiler.frontend.torch.fx.axes import AxisNames
 from twoheads.compiler.frontend.torch.fx.causal_convs import scan_causal_convs
-from twoheads.compiler.frontend.torch.fx.lengths_from_sizes import lengths_from_sizes, uses_length
-from twoheads.compiler.frontend.torch.fx.normalize import generated_source, normalize_fx
+from twoheads.compiler.frontend.torch.fx.lengths_from_sizes import lengths_from_sizes
+from twoheads.compiler.frontend.torch.fx.normalize import normalize_fx
 from twoheads.compiler.frontend.torch.fx.positions_from_constants import positions_from_constants
 from twoheads.compiler.frontend.torch.fx.program import FxProgram, is_scalar
 from twoheads.compiler.frontend.torch.fx.scan_node import is_scan, scan_from_fx
@@ -41,43 +46,22 @@ from twoheads.compiler.ir.source_graph import (
     Node,
     SequenceNode,
     SourceGraph,
-    TokenwiseNode,
     needed_nodes,
-    place_of,
 )
 from twoheads.compiler.ir.source_program import Captured
 from twoheads.compiler.recognition.recognise import recognise_attention
 from twoheads.graphs.errors import CompileError
-from twoheads.graphs.program.program import TOKENS, Input, Limit, Value
+from twoheads.graphs.program.program import TOKENS, Input, Limit
 
 __all__ = ["capture"]
 
 logger = logging.getLogger(__name__)
-
-_INDEX_VIEWS = (
-    torch.ops.aten.view.default,
-    torch.ops.aten.reshape.default,
-    torch.ops.aten.unsqueeze.default,
-    torch.ops.aten.to.dtype,
-    torch.ops.aten.contiguous.default,
-    torch.ops.aten.clone.default,
-    torch.ops.aten.transpose.int,
-    torch.ops.aten.permute.default,
-    torch.ops.aten.slice.Tensor,
-    torch.ops.aten.where.ScalarSelf,
-    torch.ops.aten.where.self,  # a wrapper's ordinary token in the place of its image's
-)
 
 _HALF = (torch.bfloat16, torch.float16)
 _CASTS = (torch.ops.aten.to.dtype, torch.ops.aten._to_copy.default)
 
 _AXES = "mklpqrst"
 """Names of the token axes beside ``n``, that of the last hidden states."""
-
-_VIEWS = frozenset(
-    "alias unsqueeze squeeze expand view reshape transpose permute contiguous to dropout".split()  # noqa: SIM905
-)
-"""Operators that move no information."""
 
 
 def capture(source: LoadedSource, experts: ExpertsChoice = DENSE) -> Captured:
@@ -89,33 +73,19 @@ def capture(source: LoadedSource, experts: ExpertsChoice = DENSE) -> Captured:
         CompileError: The model can't be exported, or some of its attention is not captured (layers are named).
     """
     exported = export_source(source, experts)
-    arguments = {
-        str(node): name for node, name in zip(exported.graph_signature.user_inputs, source.inputs, strict=True)
-    }
+    arguments = argument_names(exported, source)
     graph, axes = _with_token_axes(exported, source, arguments)
-    weights = _weight_names(exported)
     _normalize(graph, axes)
-
-    def read_program() -> FxProgram:
-        names = {node.name: arguments.get(node.name) or weights.get(node.name) or node.name for node in graph.nodes}
-        return FxProgram(
-            nodes={node.name: node for node in graph.nodes if node.op != "output"},
-            placeholders={node.name: names[node.name] for node in graph.nodes if node.op == "placeholder"},
-            inputs=tuple(_inputs(graph, source, arguments, axes)),
-            weights={weights[node.name]: _tensor(exported, node) for node in graph.nodes if node.name in weights},
-            axes=axes,
-        )
-
-    program = read_program()
+    program = read_program(exported, graph, source, axes)
     if positions_from_constants(graph, program):
-        program = read_program()
+        program = read_program(exported, graph, source, axes)
     found = recognise_attention(FxView(source.identity.name, program))
     recognised, bias_weights = attach_attention_fx(graph, program, found)
     operands = {name for attention in recognised.values() for name in attention.inputs}
     renamed = normalize_sequence(graph, axes.constants, operands)
     recognised = {name: _renamed(attention, renamed) for name, attention in recognised.items()}
-    program = read_program()
-    outputs = _outputs(exported, graph)
+    program = read_program(exported, graph, source, axes)
+    outputs = read_outputs(exported, graph)
     nodes, extra_weights = _source_nodes(program, outputs, recognised)
     program = program.with_weights(bias_weights | extra_weights)
     source_graph = SourceGraph(
@@ -128,7 +98,7 @@ def capture(source: LoadedSource, experts: ExpertsChoice = DENSE) -> Captured:
         max_length=_longest(exported, axes, found),
         limits=_limits(source, program.inputs),
     )
-    _require_no_chance(source_graph)
+    require_no_chance(source_graph)
     _require_all_attention(source, source_graph, {name for node in nodes for name in node.inputs})
     return Captured(
         source_graph,
@@ -175,7 +145,7 @@ def _with_token_axes(
 
     A constant number of tokens (a vision transformer's) becomes an axis of its own.
     """
-    graph, name = exported.graph_module.graph, _outputs(exported, exported.graph_module.graph)["hidden"]
+    graph, name = exported.graph_module.graph, read_outputs(exported, exported.graph_module.graph)["hidden"]
     hidden = next(node for node in graph.nodes if node.name == name)
     symbols = dict.fromkeys(_symbols(hidden.meta["val"].shape))
     dims: dict[str, tuple[int, str]] = {}
@@ -221,58 +191,6 @@ def _limits(source: LoadedSource, inputs: Sequence[Input]) -> tuple[Limit, ...]:
     return (replace(source.dense, axis=axes.get(next(iter(source.inputs))) or TOKENS),)
 
 
-def _weight_names(exported: ExportedProgram) -> dict[str, str]:
-    """Source-graph name of every weight by placeholder name."""
-    kinds = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
-    specs = [spec for spec in exported.graph_signature.input_specs if spec.kind in kinds]
-    return {cast("Any", spec.arg).name: cast("str", spec.target).removeprefix(f"{ROOT}.") for spec in specs}
-
-
-def _tensor(exported: ExportedProgram, placeholder: fx.Node) -> Tensor:
-    spec = next(s for s in exported.graph_signature.input_specs if cast("Any", s.arg).name == placeholder.name)
-    target = cast("str", spec.target)
-    tensor = exported.state_dict[target] if target in exported.state_dict else exported.constants[target]
-    return cast("Tensor", tensor).detach().to(placeholder.meta["val"].dtype)
-
-
-def _inputs(graph: fx.Graph, source: LoadedSource, arguments: Mapping[str, str], axes: AxisNames) -> Iterator[Input]:
-    for node in graph.nodes:
-        if node.op != "placeholder":
-            continue
-        type_ = axes.type(node.meta["val"])
-        generated = generated_source(node)
-        if generated is not None:
-            kind, axis = generated
-            yield Input(Value(node.name, type_.dtype, type_.shape), kind, None, axis if kind == "length" else None)
-        elif node.name in arguments:
-            name = arguments[node.name]
-            yield Input(Value(name, type_.dtype, type_.shape), source.inputs[name].source, _vocabulary(node))
-
-
-def _vocabulary(node: fx.Node) -> int | None:
-    """Rows of the smallest embedding table that is indexed by the input itself or by a view of it."""
-    tables: list[int] = []
-    for user in node.users:
-        if user.target is torch.ops.aten.embedding.default and user.args[1] is node:
-            tables.append(cast("fx.Node", user.args[0]).meta["val"].shape[0])
-        elif user.target in _INDEX_VIEWS:
-            tables.extend(rows for rows in (_vocabulary(user),) if rows is not None)
-    return min(tables, default=None)
-
-
-def _outputs(exported: ExportedProgram, graph: fx.Graph) -> dict[str, str]:
-    keys = cast("Any", exported.call_spec.out_spec).context  # keys of the wrapper's dictionary, in order
-    results = cast("tuple[fx.Node, ...]", next(iter(reversed(list(graph.nodes)))).args[0])
-    for spec in exported.graph_signature.output_specs:
-        if spec.kind is not OutputKind.USER_OUTPUT:
-            raise CompileError(
-                f"{spec.target}".removeprefix(f"{ROOT}."),
-                "is written to by the forward pass, so what a run gives would depend on the runs before it",
-                "keep what a pass computes out of the model's weights and buffers",
-            )
-    return {key: node.name for key, node in zip(cast("list[str]", keys), results, strict=True)}
-
-
 def _source_nodes(
     program: FxProgram, outputs: Mapping[str, str], recognised: Mapping[str, AttentionNode]
 ) -> tuple[tuple[Node, ...], dict[str, Tensor]]:
@@ -295,59 +213,8 @@ def _source_nodes(
         elif is_sequence(node):
             nodes[name] = sequence_from_fx(program, node, layer_of(node))
         else:
-            nodes[name] = _tokenwise_node(program, node)
+            nodes[name] = tokenwise_node(program, node)
     return needed_nodes(nodes.values(), outputs.values()), extra_weights
-
-
-def _tokenwise_node(program: FxProgram, node: fx.Node) -> TokenwiseNode:
-    inputs: dict[str, int] = {}
-
-    def render(operand: fx.Node) -> Any:
-        if is_scalar(operand):
-            value = operand.meta["val"]
-            return _Text(str(program.axes.dim(value)) if isinstance(value, torch.SymInt) else str(value))
-        return _Text(f"%{inputs.setdefault(program.source_name(operand), len(inputs))}")
-
-    args, kwargs = fx.map_arg((node.args, node.kwargs), render)
-    words = [repr(argument) for argument in args] + [f"{key}={value!r}" for key, value in sorted(kwargs.items())]
-    target = str(node.target) if isinstance(node.target, OpOverload) else cast("Any", node.target).__name__
-    value = node.meta.get("val")
-    type_ = program.axes.type(value) if isinstance(value, Tensor) else None
-    text = f"{target}({', '.join(words)})"
-    is_view = target.startswith("aten.") and target.split(".")[1] in _VIEWS
-    return TokenwiseNode(node.name, text, tuple(inputs), type_, layer_of(node), uses_length(node), is_view)
-
-
-_RANDOM = tuple(f"aten.{name}" for name in ("rand", "bernoulli", "multinomial", "normal", "uniform", "exponential"))
-"""Beginnings of operators that draw random numbers."""
-
-
-class _Text(str):
-    """A string that prints without quotes inside a rendered argument list."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return str(self)
-
-
-def _require_no_chance(graph: SourceGraph) -> None:
-    """Refuses numbers drawn at random (the masked patches of an autoencoder): nothing could be compared with them."""
-    for node in graph.nodes:
-        if isinstance(node, TokenwiseNode) and node.op.startswith(_RANDOM):
-            raise CompileError(
-                place_of(node.layer, node.name),
-                f"draws random numbers, {node.op.split('(')[0]}: two runs of the model differ",
-                "compile a model whose result depends on its input only",
-            )
-
-
-def _require_weights(source: LoadedSource, used: Set[str]) -> None:
-    """Refuses a model that uses a weight which its files lack."""
-    if lost := sorted(source.missing_weights & used):
-        raise CompileError(
-            source.identity.name, f"has no weight {lost[0]} ({len(lost)} missing)", "download the complete model"
-        )
 
 
 def _require_all_attention(source: LoadedSource, graph: SourceGraph, used: Set[str]) -> None:
@@ -356,7 +223,7 @@ def _require_all_attention(source: LoadedSource, graph: SourceGraph, used: Set[s
     Raises:
         CompileError: Names layers or a weight.
     """
-    _require_weights(source, used)
+    require_weights(source, used)
     captured = [node.layer for node in graph.cuts if not isinstance(node, SequenceNode | ExpertsNode)]
     if len(captured) >= max(1, source.layers):
         return

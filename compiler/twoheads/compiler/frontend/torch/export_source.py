@@ -16,8 +16,9 @@ from torch.export import ExportedProgram
 from twoheads.compiler.frontend.torch.hugging_face.architectures import replaced
 from twoheads.compiler.frontend.torch.hugging_face.grouped_experts import DENSE, ExpertsChoice
 from twoheads.compiler.frontend.torch.hugging_face.hooks import hooked
+from twoheads.compiler.frontend.torch.hugging_face.library_attention import EAGER, using_attention
 from twoheads.compiler.frontend.torch.load_source import LoadedSource
-from twoheads.compiler.frontend.torch.model_outputs import hugging_face_outputs, named_outputs
+from twoheads.compiler.frontend.torch.model_outputs import hugging_face_outputs, named_outputs, whole_outputs
 from twoheads.compiler.frontend.torch.repeats.copy_layers import EqualLayers
 from twoheads.compiler.frontend.torch.weights.stored_tensor import unset_parameters
 from twoheads.graphs.errors import CompileError
@@ -37,6 +38,7 @@ class _Wrapper(nn.Module):
         super().__init__()
         self.module = source.module
         self.hugging_face = source.hugging_face
+        self.whole = source.whole
         self.check = check
 
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -44,6 +46,8 @@ class _Wrapper(nn.Module):
             outputs = hugging_face_outputs(self.module, inputs)
         else:
             outputs = named_outputs(self.module(**inputs), type(self.module).__name__)
+        if self.whole:
+            outputs = whole_outputs(outputs, type(self.module).__name__)
         self.check(outputs.values())
         return outputs
 
@@ -96,9 +100,13 @@ def export_source(source: LoadedSource, experts: ExpertsChoice = DENSE) -> Expor
 
 @contextmanager
 def _capturing(source: LoadedSource, experts: ExpertsChoice) -> Generator[None]:
-    """A transformers model under our hooks and replacements."""
+    """A transformers model under our hooks and replacements, or whole, under the library's own eager code."""
     if not source.hugging_face:
         yield
+        return
+    if source.whole:
+        with using_attention(source.module, EAGER):
+            yield
         return
     with hooked(source.module, experts), replaced(source.module):
         yield

@@ -30,7 +30,10 @@ ATTENTIONS = ("twoheads.attention.default", "aten.scaled_dot_product_attention.d
 HINT = 29
 """Example size of an axis that is dynamic already."""
 
-REMEDY = "compile it for an input size whose number of tokens no other dimension of the model has"
+REMEDY = (
+    "compile it for an input size whose number of tokens no other dimension of the model has, or with --lowering whole "
+    "as one engine of its whole size, in which nothing is tiled"
+)
 
 _SPREAD_BY = (
     aten.add.Tensor,

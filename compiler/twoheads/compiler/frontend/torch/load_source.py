@@ -10,7 +10,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,14 @@ from twoheads.compiler.frontend.generation_facts import generation_facts
 from twoheads.compiler.frontend.torch.hugging_face.layers.exponential_layers import rescale_once
 from twoheads.compiler.frontend.torch.hugging_face.layers.sparse_layers import dense_length
 from twoheads.compiler.frontend.torch.hugging_face.refused_layers import refuse_known
-from twoheads.compiler.frontend.torch.model_folder import model_class_of, never_asking, read_model_config
+from twoheads.compiler.frontend.torch.model_folder import (
+    folder_tokenizer,
+    image_size_of,
+    model_class_of,
+    never_asking,
+    read_model_config,
+    tokenizer_bytes,
+)
 from twoheads.compiler.frontend.torch.source_inputs import SourceInput, attention_layers, hugging_face_inputs
 from twoheads.compiler.frontend.torch.source_pooling import default_pooling, embedder_of, stage_pooling
 from twoheads.compiler.frontend.torch.unused_weights import refuse_unused_weights
@@ -32,6 +39,9 @@ from twoheads.graphs.serialization.bundle_format import SourceIdentity
 __all__ = ["LoadedSource", "load_source"]
 
 logger = logging.getLogger(__name__)
+
+
+Examples: TypeAlias = "Mapping[str, Tensor] | tuple[Tensor, ...] | None"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +61,7 @@ class LoadedSource:
         generation_json: What it says about generating; see
             :mod:`~twoheads.compiler.frontend.generation_facts`. ``None`` where it does not generate.
         dense: The longest input that a model of sparse attention attends to in full: it ends there.
+        whole: Whether it is to be one engine of its only input size.
     """
 
     identity: SourceIdentity
@@ -64,6 +75,7 @@ class LoadedSource:
     tokenizer_json: bytes | None
     generation_json: bytes | None = None
     dense: Limit | None = None
+    whole: bool = False
 
 
 def load_source(
@@ -73,6 +85,7 @@ def load_source(
     weights: bool = True,
     trust_remote_code: bool = False,
     deferred: bool = False,
+    whole: bool = False,
 ) -> LoadedSource:
     """Loads a model. Code that a folder brings never runs, unless the caller says that it is trusted.
 
@@ -86,12 +99,27 @@ def load_source(
         deferred: Leave large weights in their files: the module's parameters are
             :class:`~twoheads.compiler.frontend.torch.weights.stored_tensor.StoredTensor`, each of which is read
             whenever an operator computes with it.
+        whole: The model is to be one engine of its only input size: what can't be cut into blocks is not refused.
 
     Raises:
-        CompileError: It is no model, not supported, or incomplete.
+        CompileError: It is no model, not supported, or incomplete; or it is to be whole and takes any length.
     """
+    loaded = _load(source, example_inputs, weights=weights, trust=trust_remote_code, deferred=deferred, whole=whole)
+    if whole and (cut := [name for name, entry in loaded.inputs.items() if entry.token_axis is not None]):
+        raise CompileError(
+            loaded.identity.name,
+            f"takes {cut[0]} of any length, and one engine of the whole model would have a single length for good",
+            "leave --lowering whole out: its blocks are compiled, and any length runs",
+        )
+    return loaded
+
+
+def _load(
+    source: str | Path | nn.Module, examples: Examples, *, weights: bool, trust: bool, deferred: bool, whole: bool
+) -> LoadedSource:
+    """See :func:`load_source`."""
     if isinstance(source, nn.Module):
-        return _from_module(source, example_inputs)
+        return _from_module(source, examples, whole=whole)
     path = Path(source)
     if not path.exists():
         raise CompileError(
@@ -99,7 +127,7 @@ def load_source(
         )
     if path.is_dir():
         with _reading(str(path)), deferred_loading() if deferred else nullcontext():
-            return _from_folder(path, weights=weights, trust=trust_remote_code)
+            return _from_folder(path, weights=weights, trust=trust, whole=whole, examples=examples if whole else None)
     if path.suffix == ".gguf":
         with _reading(str(path)), deferred_loading() if deferred else nullcontext():
             return _from_gguf(path, weights=weights)
@@ -110,7 +138,7 @@ def load_source(
     )
 
 
-def _from_folder(path: Path, *, weights: bool, trust: bool) -> LoadedSource:
+def _from_folder(path: Path, *, weights: bool, trust: bool, whole: bool, examples: Examples) -> LoadedSource:
     from transformers import AutoConfig, AutoModel
 
     name, embedder = path.resolve().name, embedder_of(path)
@@ -127,9 +155,10 @@ def _from_folder(path: Path, *, weights: bool, trust: bool) -> LoadedSource:
             raise CompileError(str(path), "has no weights (*.safetensors)", "download the complete model folder")
         module, missing = _load_weights(model_class, path, options)
     pooling = default_pooling(module) if embedder is None else stage_pooling(embedder)
-    tokenizer = _folder_tokenizer(path, options) if weights else None
+    tokenizer = folder_tokenizer(path, options) if weights else None
     facts = generation_facts(module, folder=path) if weights else None
-    return _hugging_face(name, "folder", module, missing, pooling, tokenizer, facts)
+    fixed = _Whole(image_size_of(path), _named(module, examples)) if whole else None
+    return _hugging_face(name, "folder", module, missing, pooling, tokenizer, facts, fixed)
 
 
 def _from_gguf(path: Path, *, weights: bool) -> LoadedSource:
@@ -148,7 +177,7 @@ def _from_gguf(path: Path, *, weights: bool) -> LoadedSource:
     module, missing = _load_weights(AutoModelForCausalLM, path.parent, {**options, "config": gguf_config(path)})
     tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, **options)
     facts = generation_facts(module, tokenizer=tokenizer)
-    return _hugging_face(path.stem, "gguf", module, missing, None, _tokenizer_bytes(tokenizer), facts)
+    return _hugging_face(path.stem, "gguf", module, missing, None, tokenizer_bytes(tokenizer), facts)
 
 
 @contextmanager
@@ -191,6 +220,24 @@ def _load_weights(model_class: Any, folder: Path, options: Mapping[str, Any]) ->
     return cast("nn.Module", module).eval(), frozenset(info["missing_keys"])
 
 
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """The only size of a model that is to be whole.
+
+    Attributes:
+        image: Height and width of its images, where its configuration does not say.
+        examples: Of its arguments; made from its configuration if there are none.
+    """
+
+    image: tuple[int, int] | None
+    examples: Mapping[str, Tensor]
+
+    def inputs(self, name: str, module: nn.Module) -> Mapping[str, SourceInput]:
+        """The arguments of a transformers model."""
+        given = {argument: SourceInput(example, None, "argument") for argument, example in self.examples.items()}
+        return given or hugging_face_inputs(name, module, self.image)
+
+
 def _hugging_face(
     name: str,
     form: str,
@@ -199,11 +246,13 @@ def _hugging_face(
     pooling: Pooling | None,
     tokenizer: bytes | None,
     generation: bytes | None,
+    whole: _Whole | None = None,
 ) -> LoadedSource:
     text_config = cast("Any", module).config.get_text_config()
-    refuse_known(module)
+    if whole is None:
+        refuse_known(module)
     rescale_once(module)
-    inputs = hugging_face_inputs(name, module)
+    inputs = hugging_face_inputs(name, module) if whole is None else whole.inputs(name, module)
     return LoadedSource(
         identity=_identity(name, form, module, _stable_config(text_config)),
         module=module,
@@ -216,6 +265,7 @@ def _hugging_face(
         tokenizer_json=tokenizer,
         generation_json=generation,
         dense=dense_length(module),
+        whole=whole is not None,
     )
 
 
@@ -228,23 +278,22 @@ def _trained_length(name: str, config: Any) -> int | None:
     return length
 
 
-def _from_module(module: nn.Module, example_inputs: Mapping[str, Tensor] | tuple[Tensor, ...] | None) -> LoadedSource:
+def _from_module(module: nn.Module, example_inputs: Examples, *, whole: bool) -> LoadedSource:
     from transformers import PreTrainedModel
 
     module = module.eval()
-    if isinstance(module, PreTrainedModel) and example_inputs is None:
+    if isinstance(module, PreTrainedModel) and (example_inputs is None or whole):
         name = type(module).__name__
-        facts = generation_facts(module)
-        return _hugging_face(name, "module", module, frozenset(), default_pooling(module), None, facts)
+        facts = None if whole else generation_facts(module)
+        fixed = _Whole(None, _named(module, example_inputs)) if whole else None
+        return _hugging_face(name, "module", module, frozenset(), default_pooling(module), None, facts, fixed)
     if not example_inputs:
         raise CompileError(
             type(module).__name__,
             "a torch module needs example inputs to be captured",
             "pass example_inputs=(tensor, ...), each [1, tokens, ...]",
         )
-    if not isinstance(example_inputs, Mapping):
-        names = list(inspect.signature(module.forward).parameters)
-        example_inputs = dict(zip(names, example_inputs, strict=False))
+    example_inputs = _named(module, example_inputs)
     for name, example in example_inputs.items():
         if example.ndim not in (2, 3, 4) or example.shape[0] != 1 or example.shape[1] < 3:
             raise CompileError(
@@ -257,7 +306,16 @@ def _from_module(module: nn.Module, example_inputs: Mapping[str, Tensor] | tuple
         for name, example in example_inputs.items()
     }
     identity = _identity(type(module).__name__, "module", module, {})
-    return LoadedSource(identity, module, inputs, False, 0, frozenset(), None, None, None)
+    return LoadedSource(identity, module, inputs, False, 0, frozenset(), None, None, None, whole=whole)
+
+
+def _named(module: nn.Module, examples: Examples) -> Mapping[str, Tensor]:
+    """Example inputs by the names of the module's arguments."""
+    if examples is None:
+        return {}
+    if isinstance(examples, Mapping):
+        return examples
+    return dict(zip(inspect.signature(module.forward).parameters, examples, strict=False))
 
 
 def _stable_config(config: Any) -> dict[str, Any]:
@@ -279,50 +337,3 @@ def _identity(name: str, form: str, module: nn.Module, config: dict[str, Any]) -
     shapes = {key: list(tensor.shape) for key, tensor in module.named_parameters()}
     text = json.dumps([type(module).__name__, config, shapes], sort_keys=True, default=str)
     return SourceIdentity(name, form, type(module).__name__, hashlib.sha256(text.encode()).hexdigest())
-
-
-def _folder_tokenizer(path: Path, options: Mapping[str, Any]) -> bytes | None:
-    ready = path / "tokenizer.json"
-    if ready.is_file():
-        return _checked_tokenizer(ready)
-    from transformers import AutoTokenizer
-
-    try:
-        return _tokenizer_bytes(AutoTokenizer.from_pretrained(path, **options))
-    except Exception as error:
-        files = sorted(file.name for pattern in _TOKENIZERS for file in path.glob(pattern))
-        if not files:  # a model without a tokenizer is fine
-            logger.info("%s has no tokenizer: %s", path, error)
-            return None
-        raise CompileError(
-            str(path / files[0]),
-            f"is a tokenizer that can't be read: {' '.join(str(error).split())[:200]}",
-            "save it as tokenizer.json, install what the message asks for (pip install sentencepiece), or remove the "
-            "tokenizer's files to compile without one",
-        ) from error
-
-
-_TOKENIZERS = ("*.model", "vocab.*", "merges.txt", "tokenizer_config.json")
-"""Files of a tokenizer that is not a ``tokenizer.json``."""
-
-
-def _checked_tokenizer(path: Path) -> bytes:
-    """The contents of a ``tokenizer.json`` that the `tokenizers` library reads.
-
-    Raises:
-        CompileError: It can't be read.
-    """
-    from tokenizers import Tokenizer
-
-    data = path.read_bytes()
-    try:
-        Tokenizer.from_buffer(data)
-    except Exception as error:
-        fix = "download it again, or remove it to compile without a tokenizer"
-        raise CompileError(str(path), f"is no tokenizer: {' '.join(str(error).split())[:200]}", fix) from error
-    return data
-
-
-def _tokenizer_bytes(tokenizer: Any) -> bytes | None:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    return cast("str", backend.to_str()).encode() if backend is not None else None

@@ -6,6 +6,7 @@ these happens unless the caller has said that the folder is trusted; each is ref
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -14,9 +15,21 @@ from typing import Any, cast
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.serialization.read_json import LARGEST, read_json
 
-__all__ = ["CONFIG", "model_class_of", "never_asking", "read_folder_json", "read_model_config", "require_below"]
+__all__ = [
+    "CONFIG",
+    "image_size_of",
+    "model_class_of",
+    "never_asking",
+    "read_folder_json",
+    "read_model_config",
+    "require_below",
+]
+
+logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"
+
+PROCESSOR = "preprocessor_config.json"
 
 INDEXES = "*.index.json"
 """Files that say in which file each weight lies."""
@@ -89,6 +102,26 @@ def require_below(folder: Path, name: Any, where: Path) -> Path:
     if path.is_absolute() or ".." in path.parts:
         raise CompileError(str(where), f"names {name!r}, which is no plain path below the folder", DOWNLOAD)
     return folder.joinpath(*path.parts)
+
+
+def image_size_of(folder: Path) -> tuple[int, int] | None:
+    """Height and width of the images that the folder's processor makes; ``None`` where it does not say.
+
+    Raises:
+        CompileError: Its file is damaged.
+    """
+    path = folder / PROCESSOR
+    found = read_folder_json(path) if path.is_file() else None
+    entries = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+    for name in ("crop_size", "size"):
+        size = entries.get(name)
+        if isinstance(size, dict):
+            sides = cast("dict[str, Any]", size)
+            size = [sides.get(side, sides.get("shortest_edge")) for side in ("height", "width")]
+        pair = (size, size) if isinstance(size, int) else tuple(cast("list[Any]", size or ()))
+        if len(pair) == 2 and all(type(side) is int and side > 0 for side in pair):
+            return pair
+    return None
 
 
 @contextmanager
@@ -225,3 +258,60 @@ def _refuse_weights_elsewhere(folder: Path) -> None:
             raise CompileError(str(index), "does not say in which file each weight lies (weight_map)", DOWNLOAD)
         for name in dict.fromkeys(map(str, cast("dict[str, Any]", files).values())):
             require_below(folder, name, index)
+
+
+def folder_tokenizer(path: Path, options: Mapping[str, Any]) -> bytes | None:
+    """The contents of a folder's ``tokenizer.json``, made by the library where there is none; ``None`` without one.
+
+    Args:
+        path: The folder.
+        options: For the library's own ``from_pretrained``.
+
+    Raises:
+        CompileError: It can't be read.
+    """
+    ready = path / "tokenizer.json"
+    if ready.is_file():
+        return _checked_tokenizer(ready)
+    from transformers import AutoTokenizer
+
+    try:
+        return tokenizer_bytes(AutoTokenizer.from_pretrained(path, **options))
+    except Exception as error:
+        files = sorted(file.name for pattern in _TOKENIZERS for file in path.glob(pattern))
+        if not files:  # a model without a tokenizer is fine
+            logger.info("%s has no tokenizer: %s", path, error)
+            return None
+        raise CompileError(
+            str(path / files[0]),
+            f"is a tokenizer that can't be read: {' '.join(str(error).split())[:200]}",
+            "save it as tokenizer.json, install what the message asks for (pip install sentencepiece), or remove the "
+            "tokenizer's files to compile without one",
+        ) from error
+
+
+_TOKENIZERS = ("*.model", "vocab.*", "merges.txt", "tokenizer_config.json")
+"""Files of a tokenizer that is not a ``tokenizer.json``."""
+
+
+def _checked_tokenizer(path: Path) -> bytes:
+    """The contents of a ``tokenizer.json`` that the `tokenizers` library reads.
+
+    Raises:
+        CompileError: It can't be read.
+    """
+    from tokenizers import Tokenizer
+
+    data = path.read_bytes()
+    try:
+        Tokenizer.from_buffer(data)
+    except Exception as error:
+        fix = "download it again, or remove it to compile without a tokenizer"
+        raise CompileError(str(path), f"is no tokenizer: {' '.join(str(error).split())[:200]}", fix) from error
+    return data
+
+
+def tokenizer_bytes(tokenizer: Any) -> bytes | None:
+    """One of the library's tokenizers as a file's contents; ``None`` for one of another kind."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return cast("str", backend.to_str()).encode() if backend is not None else None

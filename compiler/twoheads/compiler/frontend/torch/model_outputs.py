@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from twoheads.compiler.frontend.torch.hugging_face.layers.padding_masks import ones_for
 from twoheads.graphs.errors import CompileError
 
-__all__ = ["hugging_face_outputs", "named_outputs"]
+__all__ = ["hugging_face_outputs", "named_outputs", "whole_outputs"]
 
 CACHES = ("use_cache", "use_mems_eval")
 """Settings that make a model return what later tokens need; XLNet's memory is cut to a length, which is no limit."""
@@ -67,6 +67,32 @@ def hugging_face_outputs(module: nn.Module, inputs: Mapping[str, Tensor], **opti
     if seen[-1] is logits:  # the decoder's own projection makes them
         return {"hidden": logits}
     return {"hidden": seen[-1], "logits": logits}
+
+
+def whole_outputs(outputs: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """The results of a model of one size, ``hidden`` as rows ``[1, rows, width]``.
+
+    Args:
+        outputs: Of :func:`hugging_face_outputs` or :func:`named_outputs`. A map ``[1, channels, height, width]`` has a
+            row of channels for every place, row by row of the image (of a video frame by frame). One vector
+            ``[1, width]`` is one row.
+        where: The model's name.
+
+    Raises:
+        CompileError: The logits are more than one row of the whole input.
+    """
+    hidden, logits = outputs["hidden"], outputs.get("logits")
+    hidden = hidden[:, None] if hidden.ndim == 2 else hidden
+    rows = hidden.flatten(2).transpose(1, 2) if hidden.ndim > 3 else hidden
+    if logits is None or logits is outputs["hidden"]:
+        return {"hidden": rows}
+    if logits.ndim != 2:
+        raise CompileError(
+            where,
+            f"has logits of the shape {list(logits.shape)}: whole models have one row of them, [1, classes]",
+            "compile the model below its head",
+        )
+    return {"hidden": rows, "logits": logits}
 
 
 def _backbones(model: Any) -> list[nn.Module]:

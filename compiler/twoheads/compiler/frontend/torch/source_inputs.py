@@ -33,12 +33,13 @@ class SourceInput:
     source: str
 
 
-def hugging_face_inputs(name: str, module: nn.Module) -> dict[str, SourceInput]:
+def hugging_face_inputs(name: str, module: nn.Module, size: tuple[int, int] | None = None) -> dict[str, SourceInput]:
     """The arguments that a transformers model needs: its main one, token types, a decoder's tokens.
 
     Args:
         name: The model's, for messages.
         module: The model.
+        size: Height and width of its images, where its configuration does not say.
 
     Raises:
         CompileError: Its main argument is none that this version knows the shape of.
@@ -55,7 +56,8 @@ def hugging_face_inputs(name: str, module: nn.Module) -> dict[str, SourceInput]:
             f"{type(module).__name__} takes {argument}, which this version can't make an example of",
             f"compile a model that takes one of {', '.join(_MAIN)}",
         )
-    inputs = {argument: main(model.config)}
+    unsaid = size is not None and not getattr(getattr(model.config, "vision_config", model.config), "image_size", None)
+    inputs = {argument: _image(model.config, size) if unsaid and main is _image else main(model.config)}
     if "token_type_ids" in parameters and getattr(model.config.get_text_config(), "type_vocab_size", None):
         inputs["token_type_ids"] = _tokens(EXAMPLE_LENGTH, "zeros")
     if getattr(model.config, "is_encoder_decoder", False) and "decoder_input_ids" in parameters:
@@ -90,13 +92,13 @@ def _ids(_config: Any) -> SourceInput:
     return _tokens(EXAMPLE_LENGTH, "argument")
 
 
-def _image(config: Any) -> SourceInput:
+def _image(config: Any, other: tuple[int, int] | None = None) -> SourceInput:
     """``[1, channels, height, width]`` of the configured size; a model of one size is not cut along its input.
 
     A model of videos has ``frames`` before the channels.
     """
     vision = getattr(config, "vision_config", config)
-    size = _said(vision, "image_size")
+    size = other or _said(vision, "image_size")
     height, width = (size, size) if isinstance(size, int) else tuple(size)
     frames = getattr(vision, "num_frames", None)
     shape = (1, *([int(frames)] if frames else []), int(getattr(vision, "num_channels", 3)), height, width)

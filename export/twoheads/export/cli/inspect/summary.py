@@ -19,6 +19,7 @@ from twoheads.export.cli.shared.console import (
     print_facts,
     size_text,
 )
+from twoheads.graphs.program.lengths import input_axes
 from twoheads.graphs.program.program import (
     Engine,
     ExpertsEngine,
@@ -28,7 +29,7 @@ from twoheads.graphs.program.program import (
     Program,
     ScanEngine,
 )
-from twoheads.graphs.serialization.bundle_format import SIGNATURE, TOKENIZER, Manifest, TargetEntry
+from twoheads.graphs.serialization.bundle_format import SIGNATURE, TOKENIZER, WHOLE, Manifest, TargetEntry
 from twoheads.graphs.variants.model_steps import MODEL
 from twoheads.graphs.variants.window_steps import WINDOW
 from twoheads.runtime.bundle.signature import required_key
@@ -39,6 +40,7 @@ __all__ = ["engine_signature", "print_summary"]
 LOWERING_NOTES = {
     WINDOW: ": a windowed layer of a single input is one call a block",
     MODEL: ": all layers of a single input are one call a block",
+    WHOLE: ": one engine of the only input size",
 }
 
 
@@ -51,7 +53,8 @@ def print_summary(path: Path, manifest: Manifest, program: Program) -> None:
     short, alone = packs_up_to(manifest, program), one_call_up_to(manifest, program)
     moved = sum(stage.on_host for stage in program.body)
     moving = f" ({moved} of them move rows and call no engine)" if moved else ""
-    longest = "any" if limit is None else f"up to {limit.length} tokens ({limit.reason})"
+    free = "any" if input_axes(program) else "one size"
+    longest = free if limit is None else f"up to {limit.length} tokens ({limit.reason})"
     longest += "".join(f"; {other.axis} up to {other.length} ({other.reason})" for other in program.other_limits)
     print_facts(
         (

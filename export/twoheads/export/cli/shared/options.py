@@ -62,6 +62,7 @@ class Lowering(StrEnum):
     MODEL = "model"
     STOCK = "stock"
     ORACLE = "oracle"
+    WHOLE = "whole"
 
 
 class Experts(StrEnum):

@@ -26,7 +26,8 @@ def refuse_known(module: nn.Module) -> None:
 
 
 _TRANSFORMER = "compile a model whose tokens meet in softmax attention only"
-_ONE_GRID = "compile a vision transformer of one grid of patches (ViT, DINOv2, SigLIP)"
+_WHOLE = "--lowering whole compiles it as one engine of its whole size: nothing is tiled"
+_ONE_GRID = f"{_WHOLE}; or compile a vision transformer of one grid of patches (ViT, DINOv2, SigLIP)"
 _ENCODER = "compile the model below its head"
 _REFUSED: Mapping[str, tuple[str, str]] = {
     r"^mLSTM(Block|Layer|Backend)$": (
@@ -103,12 +104,12 @@ _REFUSED: Mapping[str, tuple[str, str]] = {
     ),
     r"TimesformerSelfAttention|VideoPrismTemporalEmbeddings": (
         "attends to places of one frame and to frames of one place in turns: its tokens lie along two axes",
-        "compile a video model with one sequence of patches (VideoMAE, ViViT)",
+        f"{_WHOLE}; or compile a video model with one sequence of patches (VideoMAE, ViViT)",
     ),
     r"FocalNetModulation|^(ResNet|RegNet|ConvNext|ConvNextV2|DINOv3ConvNext|MobileNetV1|MobileNetV2|EfficientNet|"
     r"PoolFormer|Bit)Model$": (
-        "is a convolutional network: it has no attention, so it is one graph of a fixed shape already",
-        "export it with torch.onnx.export",
+        "is a convolutional network: it has no attention, so there are no tokens to cut into blocks",
+        _WHOLE,
     ),
 }  # fmt: skip
 """Reason and remedy by a pattern of class names."""
