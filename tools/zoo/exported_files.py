@@ -193,6 +193,14 @@ def _static_int8(path: Path, kind: str) -> Path:
     return made
 
 
+def _dynamic_int8(path: Path, kind: str) -> Path:
+    """Weights of eight bits, and activations that are quantised by their range over all tokens."""
+    from onnxruntime.quantization import quantize_dynamic  # type: ignore[import-untyped]
+
+    quantize_dynamic(path, made := path.with_suffix(".int8.onnx"))
+    return made
+
+
 def _merged(path: Path, kind: str) -> Path:
     """Two copies of the model behind an ``If`` that a switch decides, as decoders with and without a past come."""
     whole = onnx.load(str(path)).graph
@@ -228,6 +236,7 @@ TOOLS: Mapping[str, Callable[[Path, str], Path]] = {
     "external": _external,
     "four bits": _four_bits,
     "static int8": _static_int8,
+    "dynamic int8": _dynamic_int8,
     "merged": _merged,
 }
 
@@ -255,6 +264,8 @@ ZOO = (
     ZooFile("llama", "legacy four bits", 17),
     ZooFile("llama", "legacy merged", 17),
     ZooFile("bert", "legacy static int8", 17, "eager"),
+    ZooFile("bert", "legacy dynamic int8", 17, "eager"),
+    ZooFile("llama", "legacy dynamic int8", 17),
     ZooFile("gpt2", "legacy optimised", 14, "eager"),
     ZooFile("gpt2", "dynamo by runtime", 18),
     ZooFile("gpt2", "legacy external", 17, "eager"),

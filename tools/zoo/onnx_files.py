@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -25,6 +24,7 @@ MAKERS = {
     "native-half": "torch.onnx.export, TorchScript, model in float16",
     "legacy four bits": "onnxruntime MatMulNBits quantizer",
     "legacy static int8": "onnxruntime static quantizer, QDQ",
+    "legacy dynamic int8": "onnxruntime quantize_dynamic",
     "legacy merged": "two branches of an If, as merged decoders",
     "legacy external": "onnx.save, external data",
     "dynamo external": "onnx.save, external data",
@@ -47,23 +47,8 @@ def _hand_made(name: str) -> Entry:
     return Entry(name, "onnx", f"onnx.helper, opset {opset}", make)
 
 
-def _quantised(folder: Path) -> Path:
-    from onnxruntime.quantization import quantize_dynamic  # type: ignore[import-untyped]
-
-    file = ZooFile("bert", "legacy", 17, "eager").make(folder / "float.onnx")
-    quantize_dynamic(file, folder / "model.onnx")
-    return folder / "model.onnx"
-
-
-def _refused(family: str, maker: str, make: Callable[[Path], Path], refusal: str) -> Entry:
-    return Entry(family, "onnx", maker, make, refusal=refusal)
-
-
 ONNX_FILES = (*(_exported(file) for file in ZOO), *(_hand_made(name) for name in HAND_MADE))
 """What runs at any length."""
 
-REFUSED_FILES = (
-    _exported(ZooFile("deberta", "legacy", 17, "eager"), "terms of the scores that depend on act"),
-    _refused("bert, int8", "onnxruntime quantize_dynamic", _quantised, "scale taken over all tokens"),
-)
+REFUSED_FILES = (_exported(ZooFile("deberta", "legacy", 17, "eager"), "terms of the scores that depend on act"),)
 """What can't be exact."""

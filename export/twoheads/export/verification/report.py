@@ -108,7 +108,7 @@ class VerifyReport:
                 return (
                     f"two evaluations of the original differ by {share:.2%} of the largest magnitude ({check.output}): "
                     "that is no rounding. Its fused and its eager code are different models, or it decides by a hair "
-                    "(which expert a token goes to)"
+                    "(which expert a token goes to, or which whole number a quantised activation becomes)"
                 )
         return None
 

@@ -19,6 +19,7 @@ from twoheads.compiler.frontend.onnx.choose_outputs import choose_outputs, model
 from twoheads.compiler.frontend.onnx.model.graph import OnnxGraph, OnnxNode
 from twoheads.compiler.frontend.onnx.model.read_file import OnnxFile, read_onnx
 from twoheads.compiler.frontend.onnx.passes.dequantise import dequantise
+from twoheads.compiler.frontend.onnx.passes.dynamic_scales import QUANTISED, spell_dynamic_scales
 from twoheads.compiler.frontend.onnx.passes.expand_attention import expand_attention
 from twoheads.compiler.frontend.onnx.passes.expand_contrib import expand_contrib
 from twoheads.compiler.frontend.onnx.passes.fold import fold_onnx, graph_of
@@ -127,12 +128,13 @@ def lifted_graph(bound: Bound, graph: OnnxGraph, outputs: Sequence[str]) -> Onnx
 
 def spelled_out(graph: OnnxGraph, arguments: Sequence[Input], outputs: Sequence[str], where: str) -> OnnxGraph:
     """The graph in standard operators; the same graph if it is already."""
-    special = ("Attention", "SimplifiedLayerNormalization")
+    special = {"Attention", "SimplifiedLayerNormalization", *QUANTISED}
     if all(not node.proto.domain and node.proto.op_type not in special for node in graph.nodes):
         return graph
     graph = dequantise(graph)
     types = measure_onnx(graph, arguments, outputs, where).types
-    return fold_onnx(expand_contrib(expand_attention(graph, types), types), outputs)
+    graph = expand_attention(spell_dynamic_scales(graph, types), types)
+    return fold_onnx(expand_contrib(graph, types), outputs)
 
 
 def _dtype(dtype: np.dtype[np.generic]) -> str:

@@ -4,7 +4,7 @@ Caches (``present...``) and attention weights are no results. Of what is left:
 
 * an output that is computed from another one is the logits, that other the last hidden states;
 * an output called logits, scores or prediction, of one row a token, is the logits; the last hidden states are what its
-  last product with a weight reads;
+  last product with a weight reads, if the logits of a token need nothing else;
 * one row for the whole input (a classifier, a sentence embedding) is the logits; the last hidden states are the token
   values that it was reduced from;
 * otherwise the first output of one row a token is the last hidden states, and there are no logits.
@@ -64,6 +64,7 @@ def choose_outputs(
     """
     by_name = {node.name: node for node in nodes}
     types = program.types
+    arguments = {entry.value.name for entry in program.inputs if entry.source == "argument"}
     if len(chosen) == 2:
         hidden, logits = (next(safe for safe, name in names.items() if name == one) for one in chosen)
         return Outputs(hidden, logits)
@@ -76,7 +77,8 @@ def choose_outputs(
                 return Outputs(name, other)
     for name in _called_logits(tokens, names) or tokens[:1]:
         before = _before_product(by_name, types, name) if LOGITS.search(names[name]) else None
-        return Outputs(before, name) if before else Outputs(name, None)
+        alone = before is not None and not _upstream(by_name, name, without=before) & arguments
+        return Outputs(before, name) if before and alone else Outputs(name, None)
     for name in rows:
         if source := _reduced_from(by_name, types, name):
             return Outputs(source, name)
@@ -91,9 +93,9 @@ def _called_logits(candidates: Iterable[str], names: Mapping[str, str]) -> list[
     return [name for name in candidates if LOGITS.search(names[name])]
 
 
-def _upstream(nodes: Mapping[str, Node], name: str) -> set[str]:
-    """Names of everything that a value is computed from."""
-    seen: set[str] = set()
+def _upstream(nodes: Mapping[str, Node], name: str, without: str = "") -> set[str]:
+    """Names of everything that a value is computed from, on ways that do not go through ``without``."""
+    seen = {without}
     stack = list(nodes[name].inputs) if name in nodes else []
     while stack:
         at = stack.pop()

@@ -40,13 +40,10 @@ DOMAINS = ("", "ai.onnx", "com.microsoft")
 REFUSED = {
     **dict.fromkeys(("If", "Loop", "Scan"), ("is control flow", "export without branches and loops")),
     **dict.fromkeys(
-        ("LSTM", "GRU", "RNN"), ("is recurrent: every token waits for the one before", "only transformers are compiled")
-    ),
-    **dict.fromkeys(
-        ("DynamicQuantizeLinear", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"),
+        ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM", "AttnLSTM"),
         (
-            "quantises with a scale taken over all tokens, so that every token depends on all others",
-            "use the file's float version, or one with static quantisation",
+            "is a recurrence whose state goes through gates from token to token: no block can start in its middle",
+            "compile a transformer, or a model of a recurrence that is linear in its state (Mamba, gated delta rule)",
         ),
     ),
     **dict.fromkeys(
