@@ -195,7 +195,7 @@ def _static_int8(path: Path, kind: str) -> Path:
 
 def _dynamic_int8(path: Path, kind: str) -> Path:
     """Weights of eight bits, and activations that are quantised by their range over all tokens."""
-    from onnxruntime.quantization import quantize_dynamic  # type: ignore[import-untyped]
+    from onnxruntime.quantization import quantize_dynamic
 
     quantize_dynamic(path, made := path.with_suffix(".int8.onnx"))
     return made
