@@ -9,10 +9,20 @@ __all__ = ["HEADS", "own_sizes"]
 
 HEADS = 4
 
+_ROPE: Mapping[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
+
 _OWN: Mapping[str, Mapping[str, Any]] = {
-    "dory": {"n_input_layers": 1, "n_recurrent_layers": 1, "n_output_layers": 1},
+    "cohere_compass_text": {
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": dict.fromkeys(("sliding_attention", "full_attention"), _ROPE | {"mrope_section": [4, 2, 2]}),
+    },
+    "dory": {  # its files count attentions and their networks apart
+        "num_hidden_layers": 6, "n_input_layers": 2, "n_recurrent_layers": 2, "n_output_layers": 2,
+        "layer_types": ["sliding_attention", "mlp", "sliding_attention", "mlp", "full_attention", "mlp"],
+    },
+    "blt": {"encoder_hash_byte_group_vocab": 211},
     "dots1": {"n_shared_experts": 1},
-    "dots3_note_text": {"swa_head_dim": 20},
+    "dots3_note_text": {"head_dim": 20, "swa_head_dim": 20},
     "esm": {"pad_token_id": 195, "mask_token_id": 196},
     "esmc": {"num_key_value_heads": HEADS},
     "hunyuan_v1_dense": {"head_dim": 16},
@@ -45,6 +55,10 @@ def own_sizes(made: Mapping[str, Any]) -> dict[str, Any]:
     """Entries of one type's configuration, all of whose other sizes are small already."""
     inner = made.get("hidden_size", 64) * made.get("expand", made.get("mamba_expand", 2))
     match made.get("model_type"):
+        case "gemma3n_vision":  # the smallest network of the package timm that gives an image's tokens
+            return {"architecture": "test_vit"}
+        case "gemma3n_audio":
+            return {"conf_num_hidden_layers": 1, "conf_num_attention_heads": HEADS, "input_feat_size": 16}
         case "mamba2":
             return {"head_dim": inner // made["num_heads"], "n_groups": 2}
         case "falcon_h1":

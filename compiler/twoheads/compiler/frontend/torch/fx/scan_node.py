@@ -47,7 +47,10 @@ def _value(program: FxProgram, operand: fx.Node, layer: str, operator: str) -> s
 
 
 def _weight(program: FxProgram, operand: fx.Node, layer: str, operator: str, made: dict[str, Tensor]) -> str:
-    """The weight's name; a number that is computed from weights becomes one of its own, named after the first."""
+    """The weight's name; a number that is computed from weights becomes one of its own.
+
+    It is named after the first of them, and after itself: heads take their parts of one weight.
+    """
     name = program.source_name(operand)
     if name in program.weights:
         return name
@@ -57,5 +60,6 @@ def _weight(program: FxProgram, operand: fx.Node, layer: str, operator: str, mad
     if {entry.value.name for entry in program.inputs} & set(sources) or not leaves:
         problem = f"is computed from the input, where {operator} reads a learned weight"
         raise CompileError(place_of(layer, name), problem, "use a model with learned constants there")
-    made[f"{leaves[0]}.{operator}"] = torch.from_numpy(program.evaluate((name,), {})[name]).contiguous()
-    return f"{leaves[0]}.{operator}"
+    own = f"{leaves[0]}.{name}"
+    made[own] = torch.from_numpy(program.evaluate((name,), {})[name]).contiguous()
+    return own

@@ -71,6 +71,11 @@ _REFUSED: Mapping[str, tuple[str, str]] = {
         "reads the row of the last end token, wherever the input has it, and fails where it has none",
         _ENCODER,
     ),
+    r"^BltModel$": (
+        "cuts its bytes into patches where a small model's entropy says, and attends to patches: which bytes share one "
+        "depends on content",
+        "compile a model of tokens",
+    ),
     r"CpmAntModel": (
         "hides token 0 wherever it stands in the input, and puts tokens of its own before it",
         "compile a decoder whose mask is given",

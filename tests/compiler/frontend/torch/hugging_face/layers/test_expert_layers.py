@@ -32,7 +32,16 @@ def _jetmoe() -> Any:
     return hf.JetMoeForCausalLM(hf.JetMoeConfig(**SIZES, kv_channels=8))
 
 
-@pytest.mark.parametrize("make", [_llama4, _jetmoe])
+def _dbrx() -> Any:
+    experts: Any = {"hidden_size": 32, "ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2}
+    config = hf.DbrxConfig(
+        vocab_size=40, d_model=32, n_heads=4, n_layers=2, max_seq_len=64, ffn_config=experts,
+        attn_config={"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
+    )  # fmt: skip
+    return hf.DbrxForCausalLM(config)
+
+
+@pytest.mark.parametrize("make", [_llama4, _jetmoe, _dbrx])
 def test_experts_of_every_token_weighted(make: Callable[[], Any]) -> None:
     torch.manual_seed(0)
     model = make().eval()

@@ -69,9 +69,21 @@ def _jetmoe_reduce(part: Any, layer_input: Tensor, chosen: tuple[Tensor, Tensor]
     return made
 
 
+def _dbrx_experts(part: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    rows = hidden_states.reshape(-1, part.hidden_size)
+    shape = (part.num_experts, part.ffn_hidden_size, part.hidden_size)
+    weights = [weight.view(shape) for weight in (part.mlp.w1, part.mlp.v1, part.mlp.w2)]
+    total = torch.zeros_like(rows)
+    for expert in range(part.num_experts):
+        share = (top_k_weights * (top_k_index == expert)).sum(-1, keepdim=True)
+        total = total + share * part.mlp(rows, *(weight[expert] for weight in weights))
+    return total.view(hidden_states.shape)
+
+
 EXPERT_LAYERS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     "Llama4TextMoe": {"forward": _llama4_moe},
     "JetMoeMoE": {"forward": _jetmoe_moe},
+    "DbrxExperts": {"forward": _dbrx_experts},
     "JetMoeMoA": {"map": _jetmoe_map, "reduce": _jetmoe_reduce},
 }
 """By the name of the library's class: the methods that are replaced while it is captured."""

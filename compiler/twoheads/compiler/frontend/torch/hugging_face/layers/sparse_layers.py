@@ -80,7 +80,7 @@ def _doge(
     return part.o_proj(mixed.transpose(1, 2).reshape(*shape[:2], -1)), None
 
 
-_INDEXERS = ("AXK2Indexer", "DeepseekV32Indexer", "GlmMoeDsaIndexer", "HYV4Indexer")
+_INDEXERS = ("AXK2Indexer", "DeepseekV32Indexer", "Dots3NoteTextIndexer", "GlmMoeDsaIndexer", "HYV4Indexer")
 _KEYS: Mapping[str, str] = {**dict.fromkeys(_INDEXERS, "index_topk"), "DogeAttention": "keep_window_size"}
 """By the name of the library's class: its attribute that says how many keys a query attends to at most."""
 
