@@ -2,7 +2,8 @@
 
 Every type runs in a process of its own with a limit of time and memory. Results are kept in
 ``docs/results/breadth.json`` as they come: a second call goes on where the first one ended, and calls may run at the
-same time. The page beside it is written from them.
+same time. The page beside it is written from them. A few types need packages that nothing else does: ``timm`` and
+``torchvision`` (Gemma 3n with its towers, DETR).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ __all__ = ["HEADS", "own_sizes"]
 
 HEADS = 4
 
-_ROPE: Mapping[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
+_ROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
 
 _OWN: Mapping[str, Mapping[str, Any]] = {
     "cohere_compass_text": {
