@@ -14,6 +14,7 @@ from tools.devices import __main__ as command
 from tools.devices.journey import PLAIN, Row, runnable
 from tools.devices.original import Original
 from tools.devices.page import render
+from tools.devices.precisions import Cost, lossy
 from twoheads.graphs.errors import InputError
 
 ROW = Row(
@@ -38,6 +39,7 @@ ROW = Row(
     off=3,
     host_parts=7,
     emulated=True,
+    refused=None,
 )
 ORIGINAL = Original("smollm2", Path("nowhere"), np.arange(1024), "logits", np.eye(1024, 3, dtype=np.float32))
 
@@ -88,6 +90,48 @@ def test_a_journey_that_fails_is_told_and_leaves_the_others(run: Any) -> None:
     assert code == 0
     assert not figures["failed"]
     assert [row["target"] for row in figures["rows"]] == ["litert", "qnn"]
+
+
+def test_what_build_refuses_is_told(run: Any) -> None:
+    _, page, _ = run(qnn=replace(ROW, precision="int8", refused=0.0571))
+    assert "- qnn, smollm2: `build` refuses it, for it costs 5.7% on the end of the text" in page
+
+
+def test_what_precisions_cost_is_a_table(run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run(qnn=ROW)
+    asked: list[tuple[str, str]] = []
+
+    def costs(name: str, _path: Path, cases: Any, _block: int, _text: str, told: Any) -> None:
+        asked.extend(cases)
+        told(Cost("litert", "w4", name, "litert", 80_000_000, "perplexity", 512, 10.52, 31.99, 2.04))
+        told(Cost("qnn", "w4a16", name, "qnn-emulator", problem="its values are off"))
+
+    monkeypatch.setattr(command, "costs", costs)
+    monkeypatch.setattr(command, "model_file", Path)
+    out = tmp_path / "devices.md"
+    assert command.main(["--models", "smollm2", "--precisions", "litert:w4", "qnn:w4a16", "--out", str(out)]) == 0
+    page = out.read_text(encoding="utf-8")
+    assert asked == [("litert", "w4"), ("qnn", "w4a16")]
+    row = "| smollm2 | litert | w4 | litert | 80 MB | perplexity | 512 | 10.52 | 31.99 | +204.0% | refuses |"
+    assert row in page
+    assert "| its values are off |" in page
+    assert "| qnn | qnn |" in page, "journeys are kept"
+    with pytest.raises(SystemExit, match="nothing here measures litert:fp32"):
+        command.main(["--precisions", "litert:fp32", "--out", str(out)])
+
+
+def test_precisions_that_lose_something_are_measured_where_something_runs_them() -> None:
+    assert ("coreml", "palette4") in lossy()
+    assert {target for target, _ in lossy()} == {
+        "openvino",
+        "litert",
+        "executorch",
+        "onnxruntime",
+        "qnn",
+        "rknn",
+        "coreml",
+    }
+    assert not {precision for _, precision in lossy()} & {"fp32", "fp16", "bf16"}
 
 
 def test_results_of_another_shape_are_no_result() -> None:

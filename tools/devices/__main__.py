@@ -3,8 +3,9 @@
 ``python -m tools.devices`` goes the whole way of each: compile, build, pack, copy to an empty folder, install what the
 pack's README says into an environment of its own, ``twoheads canary``, ``./run`` on a text, and the result beside the
 original in float32. ``--targets openvino --models minilm`` measures these alone and keeps what the file says of others.
-A target whose compiler is not installed is told, with the command that installs it. ``--page`` writes the page from the
-file and measures nothing.
+A target whose compiler is not installed is told, with the command that installs it. ``--precisions`` measures what
+lossy precisions cost instead, all or those that are named, as ``qnn:w8a16``. ``--page`` writes the page from the file
+and measures nothing.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from tools.devices.journey import PLAIN, Row, runnable, travel
-from tools.devices.original import CASES, TEXT, load_original
+from tools.devices.original import CASES, TEXT, load_original, model_file
 from tools.devices.page import render
+from tools.devices.precisions import Cost, costs, lossy
 from tools.machine import machine
 from twoheads.graphs.errors import TwoheadsError
 
@@ -40,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--models", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--length", type=int, help="tokens; by default 500 of MiniLM, 1,024 of SmolLM2")
     parser.add_argument("--block-size", type=int, default=128)
+    parser.add_argument("--precisions", nargs="*", metavar="TARGET:PRECISION", help="measure what these cost instead")
     parser.add_argument("--page", action="store_true", help="write the page alone")
     parser.add_argument("--out", type=Path, default=PAGE)
     options = parser.parse_args(arguments)
@@ -50,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if file.exists():
         figures = json.loads(file.read_text(encoding="utf-8"))
     failed = False
-    for model in [] if options.page else options.models:
+    if options.precisions is not None:
+        _measure_precisions(figures, file, options)
+    for model in [] if options.page or options.precisions is not None else options.models:
         original = load_original(model, options.length)
         for target in options.targets:
             row, problem = _try(original, target, options.block_size)
@@ -60,6 +65,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     options.out.write_text(render(figures), encoding="utf-8")
     return int(failed)
+
+
+def _measure_precisions(figures: dict[str, Any], file: Path, options: argparse.Namespace) -> None:
+    """Puts each in the place of an earlier figure, and the file on the disk after each."""
+    named = {tuple(one.split(":")) for one in options.precisions}
+    cases = [case for case in lossy() if not named or case in named]
+    if unknown := named - set(cases):
+        raise SystemExit(f"nothing here measures {', '.join(':'.join(one) for one in sorted(unknown))}")
+    text = TEXT.read_text(encoding="utf-8")[-CALIBRATION:]
+
+    def keep(cost: Cost) -> None:
+        logger.info("%s", cost)
+        place = cost.target, cost.precision, cost.model
+        others = [one for one in figures.get("costs", []) if (one["target"], one["precision"], one["model"]) != place]
+        rows = sorted([*others, asdict(cost)], key=lambda one: (one["model"], one["target"], one["precision"]))
+        figures.update(costs=rows, machine=machine(("onnxruntime", "torch")))
+        file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+    for model in options.models:
+        costs(model, model_file(model), cases, options.block_size, text, keep)
 
 
 def _try(original: Any, target: str, block_size: int) -> tuple[Row | None, str | None]:

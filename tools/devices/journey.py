@@ -19,7 +19,8 @@ import onnx
 from tools.devices.original import Original
 from twoheads.compiler import compile_model
 from twoheads.export import write_bundle
-from twoheads.export.accelerators.build import build_target
+from twoheads.export.accelerators.build import Built, build_target
+from twoheads.export.accelerators.loss import MOST
 from twoheads.export.accelerators.target import load_target
 from twoheads.export.pack.format import Pack
 from twoheads.export.pack.pack import pack_bundle
@@ -66,6 +67,7 @@ class Row:
         off: Nodes that the compiler's report leaves to the host.
         host_parts: Nodes that are cut off the engines for the host.
         emulated: Whether an emulator computed, whose time is not the device's.
+        refused: What it costs where ``build`` refuses it for that, and it was taken with ``--allow-loss``.
     """
 
     target: str
@@ -89,6 +91,7 @@ class Row:
     off: int
     host_parts: int
     emulated: bool
+    refused: float | None
 
 
 def travel(original: Original, target: str, block_size: int, calibration: str) -> Row:
@@ -112,40 +115,37 @@ def travel(original: Original, target: str, block_size: int, calibration: str) -
         bundle = write_bundle(compile_model(original.path, block_size=block_size, lowering=lowering), folder / "bundle")
         logger.info("%s, %s: building", original.name, target)
         precision = load_target(target).precisions[0]
-        entry = build_target(
+        built = build_target(
             bundle,
             target,
             calibrate=calibration if precision == "int8" else None,
             check=target == "rknn",  # whose simulator runs what a checked build keeps
-        ).entry
-        packed = pack_bundle(bundle, target, folder / "pack")
+            allow_loss=True,
+        )
+        packed = pack_bundle(bundle, target, folder / "pack", backend=STAND_INS.get(target))
         place = folder / "device"
         shutil.copytree(packed.path, place)  # what a copy to a device does
         shutil.rmtree(packed.path)
-        parts = _host_nodes(bundle, target, entry)
+        parts = _host_nodes(bundle, target, built.entry)
         shutil.rmtree(bundle)
-        return _on_the_device(original, packed.pack, entry, place, block_size, lowering, parts)
+        return _on_the_device(original, packed.pack, built, place, block_size, lowering, parts)
 
 
 def _on_the_device(
-    original: Original, pack: Pack, entry: TargetEntry, place: Path, block_size: int, lowering: str, parts: int
+    original: Original, pack: Pack, built: Built, place: Path, block_size: int, lowering: str, parts: int
 ) -> Row:
-    size, backend = _bytes(place), STAND_INS.get(pack.target, pack.backend)
-    packages, line = EMULATORS[backend].packages, _install_line(place)
-    if backend != pack.backend:  # whose packages are for another processor
-        line = line.replace(" ".join(map(_quoted, pack.packages)), " ".join(map(_quoted, packages)))
-    environment = _install(line, place)
+    size, entry = _bytes(place), built.entry
+    environment = _install(_install_line(place), place)
     logger.info("%s, %s: canary", original.name, pack.target)
-    canary = _told(["twoheads", "canary", ".", "--json", "--backend", backend], place, environment)
-    command = ["./run"] if backend == pack.backend else ["twoheads", "run", "bundle", "--backend", backend]
-    found, report = _run(original, command, place, environment)
+    canary = _told(["twoheads", "canary", ".", "--json"], place, environment)
+    found, report = _run(original, ["./run"], place, environment)
     return Row(
         target=pack.target,
-        backend=backend,
+        backend=pack.backend,
         device=pack.device,
         precision=pack.precision,
         compiler=f"{entry.compiler} {entry.version.partition('-')[0]}",
-        packages=_versions(packages, place, environment),
+        packages=_versions(pack.packages, place, environment),
         block_size=block_size,
         lowering=lowering,
         pack_bytes=size,
@@ -153,7 +153,8 @@ def _on_the_device(
         canary_limit=canary["limit"],
         off=sum(len(artifact.off) for artifact in entry.artifacts.values()),
         host_parts=parts,
-        emulated=backend in EMULATED,
+        emulated=pack.backend in EMULATED,
+        refused=None if built.loss is None or built.loss.share <= MOST else built.loss.share,
         **_of_the_run(original, found, report),
     )
 
@@ -183,6 +184,7 @@ def _bare_bundle(original: Original, block_size: int, folder: Path) -> Row:
         off=0,
         host_parts=0,
         emulated=False,
+        refused=None,
         **_of_the_run(original, found, report),
     )
 
@@ -199,11 +201,6 @@ def _of_the_run(original: Original, found: Any, report: Mapping[str, Any]) -> di
         "calls": report["engine_calls"],
         "seconds": report["seconds"],
     }
-
-
-def _quoted(package: str) -> str:
-    """As the README has it."""
-    return package if package.startswith("'") else f"'{package}'"
 
 
 def _install_line(place: Path) -> str:
@@ -270,5 +267,9 @@ def _bytes(folder: Path) -> int:
 
 def runnable() -> tuple[str, ...]:
     """The targets whose artifacts something runs on this processor, be it an emulator."""
-    here = [name for name, one in EMULATORS.items() if one.emulates or one.target not in NOWHERE_HERE]
+    here = [
+        name
+        for name, one in EMULATORS.items()
+        if not one.weights_alone and (one.emulates or one.target not in NOWHERE_HERE)
+    ]
     return tuple(dict.fromkeys(EMULATORS[name].target for name in here))

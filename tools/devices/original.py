@@ -15,7 +15,7 @@ from tools.fetch_models import model_path
 from twoheads.compiler.frontend.torch.load_source import load_source
 from twoheads.compiler.original.torch_original import TorchOriginal
 
-__all__ = ["CASES", "Original", "load_original"]
+__all__ = ["CASES", "Original", "load_original", "model_file"]
 
 ROOT = Path(__file__).parents[2]
 TEXT = ROOT / "tools" / "data" / "founding_documents.txt"
@@ -54,11 +54,17 @@ class Original:
         return error, float((found.argmax(-1) == self.expected.argmax(-1)).mean())
 
 
-def load_original(name: str, length: int | None = None) -> Original:
-    """The model ``name`` with the first ``length`` tokens of a text, or as many as its case has."""
+def model_file(name: str) -> Path:
+    """Where the model's files are, which have to be there."""
     path = model_path(name, ROOT / ".cache" / "models")
     if path is None:
         raise SystemExit(f"fetch the model first: python -m tools.fetch_models {name}")
+    return path
+
+
+def load_original(name: str, length: int | None = None) -> Original:
+    """The model ``name`` with the first ``length`` tokens of a text, or as many as its case has."""
+    path = model_file(name)
     source = load_source(path)
     assert source.tokenizer_json is not None
     most, output = CASES[name]

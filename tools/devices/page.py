@@ -6,6 +6,7 @@ from typing import Any
 
 from tools.machine import machine_line
 from tools.markdown import table
+from twoheads.export.accelerators.loss import MOST
 from twoheads.export.accelerators.target import load_target
 from twoheads.runtime.backends.emulator import EMULATORS
 from twoheads.runtime.backends.onnxruntime_provider import PROVIDERS
@@ -29,6 +30,18 @@ nodes that the compiler's own report leaves to it, and those of parts that are c
 would garble them (look-ups of tokens, angles of positions). The vendor's emulators compute every call as the chip
 would; their times say nothing about a chip.
 """
+
+COSTS = """
+## What precisions cost
+
+Every precision of a target that loses something, built by `build --precision NAME --calibrate FILE`, and run on the end
+of that text by what the table names: runtimes and emulators, and for Core ML its packages' weights in float32, since
+only macOS runs them (`coreml-weights`: what palettes cost, not what a Mac computes). A perplexity that grows by more
+than 5 %, or hidden states that are off by more, are refused unless `--allow-loss`.
+
+"""
+
+REFUSED = "`build` refuses it, for it costs {:.1%} on the end of the text; it was taken with `--allow-loss`"
 
 FAKED = """
 ## What could only be faked
@@ -58,8 +71,14 @@ def render(figures: dict[str, Any]) -> str:
     for title, cells in rows.items():
         lines += [f"**{title}**", "", *table((*headings, "calls", "seconds", "on the host"), cells, left=4)]
     lines.append(HOST)
+    for row in figures["rows"]:
+        if row.get("refused") is not None:
+            lines.append(f"- {row['target']}, {row['model']}: {REFUSED.format(row['refused'])}")
     for failed in figures["failed"]:
         lines.append(f"- {failed['target']}, {failed['model']}: {failed['problem']}")
+    if figures.get("costs"):
+        headings = ("model", "target", "precision", "measured by", "artifacts", "measure", "tokens")
+        lines.append(COSTS + "\n".join(table((*headings, "float32", "built", "lost", "build"), _lost(figures), left=4)))
     lines.append(FAKED + "\n".join(table(("backend", "artifacts of", "lacks here"), _faked(), left=3)))
     names = ", ".join(f"`onnxruntime:{name}` ({provider.name})" for name, provider in PROVIDERS.items())
     lines.append(f"The same holds for the bundle's own engines by {names}, and for `openvino:GPU` and `openvino:NPU`.")
@@ -88,6 +107,21 @@ def _cells(row: dict[str, Any]) -> tuple[object, ...]:
         f"{row['seconds']:.1f}" + (" (emulated)" if row["emulated"] else ""),
         ", ".join(filter(None, host)) or "nothing",
     )
+
+
+def _lost(figures: dict[str, Any]) -> list[tuple[object, ...]]:
+    """A row for every target and precision, also where nothing came of it."""
+    rows: list[tuple[object, ...]] = []
+    for one in figures["costs"]:
+        which = (one["model"], one["target"], one["precision"], one["backend"])
+        if one["problem"]:
+            rows.append((*which, "", "", "", "", "", "", one["problem"]))
+            continue
+        numbers = [f"{one[side]:.2f}" if one["before"] else "" for side in ("before", "after")]
+        refused = "refuses" if one["share"] > MOST else "takes it"
+        size = f"{one['bytes'] / 1e6:.0f} MB"
+        rows.append((*which, size, one["measure"], one["tokens"], *numbers, f"{one['share']:+.1%}", refused))
+    return rows
 
 
 def _faked() -> list[tuple[object, ...]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import sys
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -116,3 +118,32 @@ def test_what_a_library_prints_while_it_opens_is_no_part_of_the_output(
     told = capfd.readouterr()
     assert told.out == "{}\n"
     assert told.err == "imported\nopened\n"
+
+
+def test_artifacts_that_two_threads_open_at_once_leave_the_output_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The second begins while the first is inside, and ends after it."""
+    name = numbered(tmp_path / "run_fake.py", [2, 3])
+    first, second, ended = threading.Event(), threading.Event(), threading.Event()
+    stages = {"first": (first, second), "second": (second, ended)}
+    monkeypatch.setattr(sys, "stages_of_a_test", stages, raising=False)
+    file = tmp_path / "run_fake.py"
+    waits = """    import sys
+    told, awaited = sys.stages_of_a_test[path.rpartition("/")[2]]
+    told.set()
+    assert awaited.wait(30)
+    ports ="""
+    file.write_text(file.read_text().replace("    ports =", waits))
+
+    def open_first() -> None:
+        opened(monkeypatch, name, "first", tmp_path)
+        ended.set()
+
+    one = threading.Thread(target=open_first)
+    one.start()
+    assert first.wait(30)
+    opened(monkeypatch, name, "second", tmp_path)
+    one.join()
+    print("{}", flush=True)
+    assert capfd.readouterr().out == "{}\n"

@@ -34,6 +34,7 @@ from twoheads.graphs.errors import CompileError, InputError
 from twoheads.graphs.scratch import scratch_folder
 from twoheads.graphs.serialization.bundle_format import TARGETS, Artifact, HostPart, TargetEntry
 from twoheads.graphs.serialization.relative_path import RelativePath
+from twoheads.runtime.backends.emulator import EMULATORS, measures
 from twoheads.runtime.bundle.reader import Bundle, read_bundle
 
 __all__ = ["Built", "build_engines", "build_target"]
@@ -131,7 +132,7 @@ def build_target(
         if calibrate is not None:
             (progress or silent)("measure what it costs")
             compiler = find_compiler(load_target(name), python, built.entry.device)
-            loss = measure_loss(bundle, name, built.entry, scratch, compiler, calibrate, checked=check)
+            loss = measure_loss(bundle, name, built.entry, scratch, compiler, calibrate)
             refuse_loss(loss, name, built.entry.precision, allowed=allow_loss)
         write_target(bundle, name, built.entry, scratch, sign)
     return replace(built, loss=loss)
@@ -178,7 +179,7 @@ def build_engines(
     if calibrate is not None and PRECISIONS[wanted].ranges:
         report("record values of runs over the text")
         calibration = calibrate_by(bundle, calibrate)
-    checked = (check or PRECISIONS[wanted].rounded_weights is not None) and target.emulator is not None
+    checked = (check or _is_always_checked(name, wanted)) and target.emulator is not None
     build = _Build(bundle, target, compiler, wanted, chosen, checked, calibration)
     (scratch / name).mkdir()
     plan = _plan(build, scratch, once=once)
@@ -191,6 +192,12 @@ def build_engines(
         for job, artifact in artifacts.items()
     }
     return Built(TargetEntry(compiler.name, compiler.version, wanted, chosen, artifacts), refused, plan.kept, sizes)
+
+
+def _is_always_checked(name: str, precision: str) -> bool:
+    """Whether engines are run unasked: where an emulator is known to garble some, or runs only what a check keeps."""
+    backend = measures(name, precision) if precision in LOSSY else None
+    return PRECISIONS[precision].rounded_weights is not None or (backend is not None and EMULATORS[backend].checked)
 
 
 def _require_text(name: str, precision: str, text: str | None) -> None:

@@ -19,7 +19,7 @@ from twoheads.graphs.program.lengths import input_axes
 from twoheads.graphs.serialization.bundle_format import MANIFEST, TargetEntry
 from twoheads.graphs.serialization.json_codec import to_json
 from twoheads.runtime import LoadedBundle, load
-from twoheads.runtime.backends.emulator import EMULATORS, EmulatorBackend, emulator_of
+from twoheads.runtime.backends.emulator import EMULATORS, EmulatorBackend, measures
 from twoheads.runtime.bundle.reader import Bundle, read_bundle
 
 __all__ = ["MOST", "Loss", "measure_loss", "refuse_loss"]
@@ -55,7 +55,7 @@ class Loss:
 
 
 def measure_loss(
-    bundle: Bundle, name: str, entry: TargetEntry, scratch: Path, compiler: Compiler, text: str, *, checked: bool
+    bundle: Bundle, name: str, entry: TargetEntry, scratch: Path, compiler: Compiler, text: str
 ) -> Loss | None:
     """Runs the bundle in float32 and as built over the last part of ``text``; ``None`` where nothing here can.
 
@@ -66,16 +66,12 @@ def measure_loss(
         scratch: A folder for a bundle of links.
         compiler: Whose environment has the runtime.
         text: No part of what ranges were taken from.
-        checked: Whether the build kept what a simulator runs.
     """
-    try:
-        backend = emulator_of(name)
-    except InputError:
+    backend = measures(name, entry.precision)
+    if backend is None:
         return None
     anywhere = EMULATORS[backend].anywhere
-    if EMULATORS[backend].checked and not checked:
-        return None
-    if (anywhere is not None and entry.device not in anywhere) or entry.precision not in EMULATORS[backend].precisions:
+    if anywhere is not None and entry.device not in anywhere:
         return None
     plain = load(bundle.path, check="size")
     tokens = _last_tokens(plain, text)

@@ -52,7 +52,13 @@ class Packed:
 
 
 def pack_bundle(
-    bundle: str | Path, target: str, out: str | Path, *, overwrite: bool = False, progress: Progress | None = None
+    bundle: str | Path,
+    target: str,
+    out: str | Path,
+    *,
+    backend: str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> Packed:
     """Packs what ``bundle`` holds for ``target`` into the folder or the archive ``out``.
 
@@ -60,23 +66,24 @@ def pack_bundle(
         bundle: A bundle for which ``twoheads build`` ran.
         target: The target's name.
         out: A folder to create, or a file that ends in ``.tar.gz``.
+        backend: What runs the pack, by default the target's on its device; its emulator's for a pack that runs without.
         overwrite: Replace a pack that is there.
         progress: Called as ``progress(phase, done, total)``.
 
     Raises:
-        InputError: The bundle was not built for that target, or nothing of ours runs its artifacts.
+        InputError: The bundle was not built for that target, or nothing of ours, or not ``backend``, runs it.
         BundleError: The bundle is damaged, something else is at ``out``, or the disk refuses.
     """
     report = progress or silent
     source = read_bundle(bundle)
-    backend = backend_on_device(target)
+    runs = _backend(target, backend)
     entry = source.manifest.targets.get(RelativePath(target))
     if entry is None:
         raise InputError(str(bundle), f"was not built for {target}", f"twoheads build {bundle} --target {target}")
     path = Path(out)
     if not path.name.endswith(ARCHIVE):
         with written_folder(path, overwrite=overwrite, check_replaceable=_check_is_pack) as folder:
-            pack = _write(source, target, backend, entry, folder, report)
+            pack = _write(source, target, runs, entry, folder, report)
         return Packed(path, pack, _sizes(pack))
     if path.exists() and not overwrite:
         raise InputError(str(path), "exists already", "name another place, or replace it with --force")
@@ -84,7 +91,7 @@ def pack_bundle(
         with partial_folder(path) as scratch:
             folder = scratch / path.name.removesuffix(ARCHIVE)
             folder.mkdir()
-            pack = _write(source, target, backend, entry, folder, report)
+            pack = _write(source, target, runs, entry, folder, report)
             report("compressing")
             archive = scratch / "archive"
             _compress(folder, archive)
@@ -94,9 +101,20 @@ def pack_bundle(
     return Packed(path, pack, _sizes(pack))
 
 
+def _backend(target: str, asked: str | None) -> str:
+    """The name of what will run the pack."""
+    usual = backend_on_device(target)
+    known = [name for name, one in EMULATORS.items() if one.target == target]
+    if asked is not None and asked not in known:
+        raise InputError(
+            f"--backend {asked}", f"does not run what is built for {target}", f"use one of: {', '.join(known)}"
+        )
+    return asked or usual
+
+
 def _write(source: Bundle, target: str, backend: str, entry: TargetEntry, folder: Path, report: Progress) -> Pack:
     report("copying what the device needs")
-    write_trimmed(source, target, folder / BUNDLE)
+    write_trimmed(source, target, folder / BUNDLE, sources=EMULATORS[backend].checked)
     write_wheel(folder)
     report("running the canary")
     canary = _write_canary(source, folder, emulator_of(target), entry)
@@ -132,7 +150,9 @@ def _write_canary(source: Bundle, folder: Path, backend: str, entry: TargetEntry
     expected = _result(load(source.path, check="size").run(given, output=output).array)
     arrays: dict[str, Any] = {**given, EXPECTED: expected}
     np.savez(folder / CANARY, **arrays)
-    found = _on_artifacts(folder, backend, entry, given, output)
+    # What a simulator runs in the place of artifacts may be left out of the pack.
+    place = source.path if EMULATORS[backend].checked else folder / BUNDLE
+    found = _on_artifacts(place, backend, entry, given, output)
     if found is None:
         return Canary(output, None, limit)
     error = relative_error(found, expected)
@@ -143,14 +163,14 @@ def _write_canary(source: Bundle, folder: Path, backend: str, entry: TargetEntry
 
 
 def _on_artifacts(
-    folder: Path, backend: str, entry: TargetEntry, given: Mapping[str, Array], output: str
+    place: Path, backend: str, entry: TargetEntry, given: Mapping[str, Array], output: str
 ) -> Array | None:
     """The result on the artifacts, or ``None`` where their runtime or their device is not here."""
     anywhere = EMULATORS[backend].anywhere
     if anywhere is not None and entry.device not in anywhere:
         return None
     try:
-        return _result(load(folder / BUNDLE, backend=backend, check="size").run(given, output=output).array)
+        return _result(load(place, backend=backend, check="size").run(given, output=output).array)
     except InputError as error:
         if error.where != f"backend {backend}":
             raise

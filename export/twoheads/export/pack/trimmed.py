@@ -16,37 +16,64 @@ from twoheads.graphs.serialization.bundle_format import (
     TOKENIZER,
     WEIGHTS,
     FileEntry,
+    TargetEntry,
     WeightEntry,
 )
 from twoheads.graphs.serialization.json_codec import to_json
 from twoheads.graphs.serialization.relative_path import RelativePath
 from twoheads.graphs.variants.choose import fused_steps
+from twoheads.runtime.backends.emulator import EMULATORS
 from twoheads.runtime.bundle.reader import Bundle
 
-__all__ = ["write_trimmed"]
+__all__ = ["SOURCES", "write_trimmed"]
+
+SOURCES = (".onnx", ".npz")
+"""What a build keeps for a simulator beside an artifact: the model, and the calls whose ranges were taken."""
 
 
-def write_trimmed(source: Bundle, target: str, folder: Path) -> None:
-    """Writes the new folder ``folder``; weights that only artifacts read are declared and not stored."""
+def write_trimmed(source: Bundle, target: str, folder: Path, *, sources: bool = False) -> None:
+    """Writes the new folder ``folder``; weights that only artifacts read are declared and not stored.
+
+    Args:
+        source: The bundle.
+        target: Of whose artifacts.
+        folder: A place where nothing is.
+        sources: Whether to keep what a build keeps for a simulator that takes no artifact.
+    """
     manifest = source.manifest
-    kept = [name for name in manifest.files if _belongs(name, target)]
+    entry = manifest.targets[RelativePath(target)]
+    if not sources and any(one.target == target and one.checked for one in EMULATORS.values()):
+        entry = _without_sources(entry)
+    left = {file for artifact in manifest.targets[RelativePath(target)].artifacts.values() for file in artifact.files}
+    left -= {file for artifact in entry.artifacts.values() for file in artifact.files}
+    leaves = {f"{TARGETS}/{target}/{file}" for file in left}
+    kept = [name for name in manifest.files if _belongs(name, target) and name not in leaves]
     for name in kept:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source.file(name), path)
     files = {name: manifest.files[name] for name in kept}
     entries = _write_weights(source, target, folder, files)
-    left = {name: replace(entry, offset=0) for name, entry in manifest.weights.items() if name not in entries}
+    built_in = {name: replace(weight, offset=0) for name, weight in manifest.weights.items() if name not in entries}
     trimmed = replace(
         manifest,
         weights=entries,
         packed_for=target,
-        built_in=left,
+        built_in=built_in,
         files=dict(sorted(files.items())),
-        targets={RelativePath(target): manifest.targets[RelativePath(target)]},
+        targets={RelativePath(target): entry},
         other_key_tiles=(),
     )
     write_json(folder / MANIFEST, to_json(trimmed))
+
+
+def _without_sources(entry: TargetEntry) -> TargetEntry:
+    """What was built, and nothing that it was built from."""
+    artifacts = {
+        name: replace(artifact, files=tuple(file for file in artifact.files if not file.endswith(SOURCES)))
+        for name, artifact in entry.artifacts.items()
+    }
+    return replace(entry, artifacts=artifacts)
 
 
 def _belongs(name: str, target: str) -> bool:

@@ -22,7 +22,7 @@ from twoheads.runtime.backends.onnxruntime_cpu import OnnxRuntimeEngine, open_se
 from twoheads.runtime.backends.protocol import EngineFile
 from twoheads.runtime.bundle.artifacts import ArtifactFiles
 
-__all__ = ["EMULATORS", "Emulator", "EmulatorBackend", "backend_on_device", "emulator_of", "environment_of"]
+__all__ = ["EMULATORS", "Emulator", "EmulatorBackend", "backend_on_device", "emulator_of", "environment_of", "measures"]
 
 LARGEST = 65504.0
 """The largest float16 number."""
@@ -43,6 +43,9 @@ WEIGHTS = ("fp32", "w8", "w4")
 SIXTEEN = (*HALF, "w8a16", "w4a16")
 """Of backends that also multiply whole numbers: activations of 16 bits by weights of 8 or 4."""
 
+PALETTES = ("palette8", "palette4")
+"""Of Core ML: weights are indices into a few numbers."""
+
 
 @dataclass(frozen=True, slots=True)
 class Emulator:
@@ -56,7 +59,9 @@ class Emulator:
         in_process: Whether it runs in this process where it can be imported.
         emulates: Whether it stands for another device's runtime, which has a name of its own.
         anywhere: Of its devices those that every machine has; ``None``: it runs artifacts for all of them anywhere.
-        checked: Whether it runs only what ``build --check`` keeps for it.
+        checked: Whether it runs only what ``build --check`` keeps for it, as does a build whose loss is measured.
+        weights_alone: Whether it multiplies an artifact's weights in float32, which tells what they cost, and nothing
+            of what the device computes.
         machine_code: Whether artifacts are code for one kind of processor, that on which they were built.
     """
 
@@ -69,6 +74,7 @@ class Emulator:
     anywhere: tuple[str, ...] | None = None
     emulates: bool = False
     checked: bool = False
+    weights_alone: bool = False
 
 
 EMULATORS: Mapping[str, Emulator] = {
@@ -83,7 +89,10 @@ EMULATORS: Mapping[str, Emulator] = {
     "litert": Emulator("litert", "run_litert", ("ai-edge-litert",), WEIGHTS, in_process=True),
     "executorch": Emulator("executorch", "run_executorch", ("executorch",), ("fp32", "w8a8", "w4a8")),
     "iree": Emulator("iree", "run_iree", ("iree-base-runtime",), ("fp32",), in_process=True, machine_code=True),
-    "coreml": Emulator("coreml", "run_coreml", ("coremltools",), (*HALF, "palette8", "palette4"), in_process=True),
+    "coreml-weights": Emulator(
+        "coreml", "run_coreml_weights", ("onnxruntime",), PALETTES, emulates=True, checked=True, weights_alone=True
+    ),
+    "coreml": Emulator("coreml", "run_coreml", ("coremltools",), (*HALF, *PALETTES), in_process=True),
     "tensorrt-engine": Emulator("tensorrt", "run_tensorrt", ("tensorrt", "polygraphy"), HALF, in_process=True),
     "tensorrt-rtx": Emulator(
         "tensorrt-rtx", "run_tensorrt_rtx", ("tensorrt-rtx-cu12", "polygraphy"), HALF, in_process=True
@@ -100,7 +109,7 @@ def emulator_of(target: str) -> str:
     Raises:
         InputError: There is none.
     """
-    found = next((name for name, emulator in EMULATORS.items() if emulator.target == target), None)
+    found = next((name for name, one in EMULATORS.items() if one.target == target and not one.weights_alone), None)
     if found is None:
         known = ", ".join(dict.fromkeys(emulator.target for emulator in EMULATORS.values()))
         raise InputError(f"target {target}", "nothing here runs its artifacts", f"use one of: {known}")
@@ -115,6 +124,12 @@ def backend_on_device(target: str) -> str:
     """
     emulator_of(target)
     return next(name for name, one in EMULATORS.items() if one.target == target and not one.emulates)
+
+
+def measures(target: str, precision: str) -> str | None:
+    """The backend that tells here what artifacts of ``precision`` cost a model; ``None`` where there is none."""
+    rows = EMULATORS.items()
+    return next((name for name, one in rows if one.target == target and precision in one.precisions), None)
 
 
 def environment_of(target: str) -> Path:

@@ -31,6 +31,7 @@ ARTIFACT_BACKENDS = (
     "litert",
     "executorch",
     "iree",
+    "coreml-weights",
     "coreml",
     "tensorrt-engine",
     "tensorrt-rtx",

@@ -1,8 +1,9 @@
 """An engine whose products with weights multiply whole numbers: activations of 16 bits, weights of 8 or 4, as QDQ.
 
-A column of a weight has a scale. What is multiplied, and the product, have one each, by the magnitudes that they have
-in runs over a text; twice that fits, for which 16 bits spare one. Biases, norms, softmax and attention stay in half
-precision.
+A column of a weight has a scale; in 4 bits every 128 numbers of it have, or 64 where 128 do not divide it: whole
+numbers from 1 to 15 times the column's, as Qualcomm's blocks are. What is multiplied, and the product, have one each,
+by the magnitudes that they have in runs over a text; twice that fits, for which 16 bits spare one. Biases, norms,
+softmax and attention stay in half precision.
 """
 
 from __future__ import annotations
@@ -30,6 +31,12 @@ ZERO = 32768
 
 ROOM = 2.0
 """How much larger than in the text's runs a value may be."""
+
+GROUPS = (128, 64)
+"""Numbers of a column that share a scale in 4 bits: the first that divides it."""
+
+FINEST = 15
+"""By how much the scale of a group may be larger than its column's."""
 
 SMALLEST = 1e-6
 """What is zero in all runs is taken to be so large."""
@@ -81,9 +88,14 @@ class _Work:
         transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
         result, bias = node.output[0], node.input[2:]
         product = f"{result}.product" if bias else result
-        operands = self._activation(node.input[0]), self._weight(node.input[1], weight, axis=0 if transposed else 1)
-        attributes = {"transB": 1} if transposed else {}
-        self._node(node.op_type, *operands, to=f"{result}.exact", **attributes)
+        rows, axis = (weight.T, 0) if transposed else (weight, 1)
+        group = next((size for size in GROUPS if self.bits == 4 and len(rows) % size == 0), None)
+        if group is not None:  # as the product that Qualcomm's compiler knows groups of
+            operands = self._activation(node.input[0]), self._grouped(f"{node.input[1]}.{axis}", rows, group)
+            self._node("MatMul", *operands, to=f"{result}.exact")
+        else:
+            operands = self._activation(node.input[0]), self._weight(node.input[1], weight, axis)
+            self._node(node.op_type, *operands, to=f"{result}.exact", **({"transB": 1} if transposed else {}))
         self._activation(f"{result}.exact", to=product, size=self.sizes.get(result, 0.0))
         if bias:
             self._node("Add", product, bias[0], to=result)
@@ -115,6 +127,29 @@ class _Work:
             ):
                 self.graph.initializer.append(tensor)
             self._node("DequantizeLinear", f"{to}.whole", f"{to}.steps", f"{to}.zeros", to=to, axis=axis)
+        return to
+
+    def _grouped(self, name: str, rows: npt.NDArray[Any], group: int) -> str:
+        """The matrix ``rows``, which sums run over the rows of, with a scale for ``group`` of them.
+
+        The compiler rounds: it takes the numbers themselves beside the scales, in two factors.
+        """
+        to = f"{name}.w4.{group}"
+        if to not in self.made:
+            blocks = rows.reshape(len(rows) // group, group, -1)
+            needed = np.maximum(np.abs(blocks).max(1), SMALLEST) / 7
+            column = (needed.max(0) / FINEST).astype(np.float32)
+            factors = np.ceil(needed / column * (1 - 1e-6)).clip(1, FINEST).astype(np.uint8)
+            zeros = whole_tensor(f"{to}.zeros", np.zeros(factors.shape, np.int8), 4)
+            self.graph.initializer.append(zeros)
+            exact = self._constant(f"{to}.exact", np.ascontiguousarray(rows, np.float32))
+            both = self._constant(f"{to}.factors", factors), self._constant(f"{to}.column", column)
+            none = self._constant(f"{to}.none", np.zeros(column.shape, np.uint8))
+            known = self._constant(f"{to}.known", factors * column)
+            self._node("DequantizeLinear", *both, none, to=f"{to}.steps", axis=1)
+            blocked: dict[str, Any] = {"axis": 0, "block_size": group}
+            self._node("QuantizeLinear", exact, f"{to}.steps", zeros.name, to=f"{to}.whole", **blocked)
+            self._node("DequantizeLinear", f"{to}.whole", known, zeros.name, to=to, **blocked)
         return to
 
     def _constant(self, name: str, array: npt.NDArray[Any]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import torch
 from coremltools.optimize.coreml import OpPalettizerConfig, OptimizationConfig, palettize_weights
+from onnx import numpy_helper
 from torch_module import torch_module
 
 PALETTES = {"palette8": 8, "palette4": 4}
@@ -17,6 +18,9 @@ PALETTES = {"palette8": 8, "palette4": 4}
 
 GROUP = 16
 """Columns of a weight that share their numbers."""
+
+UNLIKE = 0.7
+"""A weight is at most so far from what it became, as a share of its norm; another one is at 1.4."""
 
 
 def identify() -> dict[str, str]:
@@ -42,6 +46,7 @@ def build(request: dict[str, Any]) -> None:
     )
     if request["precision"] in PALETTES:
         model = _palettised(model, PALETTES[request["precision"]])
+        _keep_weights(model, request)
     package = Path(request["folder"]) / f"{request['name']}.mlpackage"
     _with_names(model, [port.name for port in graph.input]).save(str(package))
     _check(package, graph)
@@ -51,6 +56,29 @@ def _palettised(model: Any, bits: int) -> Any:
     """The model, each weight an index into the few numbers of its group of columns, found by k-means."""
     how = OpPalettizerConfig(mode="kmeans", nbits=bits, granularity="per_grouped_channel", group_size=GROUP)
     return palettize_weights(model, OptimizationConfig(global_config=how))
+
+
+def _keep_weights(model: Any, request: dict[str, Any]) -> None:
+    """Writes the engine with the weights that the package has, which tells here what they cost."""
+    engine = onnx.load(request["onnx"])
+    tensors = [tensor for tensor in engine.graph.initializer if len(tensor.dims) == 2]
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in tensors}
+    for operation in model._mil_program.functions["main"].operations:
+        if operation.op_type != "constexpr_lut_to_dense":
+            continue
+        found = np.asarray(operation.materialized_val_inference(), np.float32)
+        off, name, same = min(
+            (float(np.linalg.norm(one - array)) / float(np.linalg.norm(array)), name, not side)
+            for name, array in arrays.items()
+            for side, one in enumerate((found, found.T))
+            if found.ndim == 2 and one.shape == array.shape
+        )
+        if off > UNLIKE:
+            raise ValueError(f"{operation.name} is near none of the engine's weights")
+        tensor = next(tensor for tensor in tensors if tensor.name == name)
+        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(found if same else found.T), name))
+    path = Path(request["folder"]) / f"{request['name']}.onnx"
+    path.write_bytes(engine.SerializeToString(deterministic=True))
 
 
 def _with_names(model: Any, names: list[str]) -> Any:

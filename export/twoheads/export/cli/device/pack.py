@@ -24,6 +24,9 @@ def command(
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="DIR|FILE.tar.gz", help="The folder or archive to create.")
     ],
+    backend: Annotated[
+        str | None, typer.Option("--backend", metavar="NAME", help="What will run it, if not the device: an emulator.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a pack that is there.")] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -41,7 +44,7 @@ def command(
     from twoheads.export.pack.pack import pack_bundle
 
     with PhaseProgress() as progress:
-        packed = pack_bundle(bundle, target, out, overwrite=force, progress=progress)
+        packed = pack_bundle(bundle, target, out, backend=backend, overwrite=force, progress=progress)
     if as_json:
         facts = {key: value for key, value in to_json(packed.pack).items() if key != "files"}
         print_json({"path": str(out), **facts, "sizes": dict(packed.sizes)})

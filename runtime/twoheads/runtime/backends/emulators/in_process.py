@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import importlib.util
 import os
 import sys
-from collections.abc import Generator, Mapping
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ class InProcess:
         loaded = importlib.util.module_from_spec(found)
         sys.path.insert(0, str(folder))  # as in a worker: a module may build on one beside it
         try:
-            with _printing_to_errors():
+            with _PRINTING_TO_ERRORS:
                 found.loader.exec_module(loaded)
         except Exception as error:  # whatever an import raises is told
             raise EmulatorError(f"{type(error).__name__}: {error}"[:LONGEST_ERROR]) from error
@@ -62,7 +62,7 @@ class InProcess:
         """
         if path not in self._open:
             try:
-                with _printing_to_errors():
+                with _PRINTING_TO_ERRORS:
                     inputs, outputs, run = self._module.open_artifact(str(path.absolute()), device)
             except Exception as error:
                 raise _refused(path, error) from error
@@ -93,16 +93,31 @@ def _refused(path: Path, error: Exception) -> BundleError:
     return BundleError(str(path), f"its runtime fails: {type(error).__name__}: {said}", "build the bundle again")
 
 
-@contextlib.contextmanager
-def _printing_to_errors() -> Generator[None]:
-    """What compiled code prints meanwhile goes to the error stream: standard output may be one JSON document."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        if FLUSH is not None:
-            FLUSH(None)  # else lines wait in C's buffer and follow later
-        os.dup2(kept, 1)
-        os.close(kept)
+class _Redirection:
+    """Standard output, while compiled code of any thread may print: the first of them turns it, the last one back."""
+
+    def __init__(self) -> None:
+        self._changing = threading.Lock()
+        self._inside = 0
+        self._kept = -1
+
+    def __enter__(self) -> None:
+        with self._changing:
+            self._inside += 1
+            if self._inside == 1:
+                sys.stdout.flush()
+                self._kept = os.dup(1)
+                os.dup2(2, 1)
+
+    def __exit__(self, *_: object) -> None:
+        with self._changing:
+            self._inside -= 1
+            if self._inside == 0:
+                if FLUSH is not None:
+                    FLUSH(None)  # else lines wait in C's buffer and follow later
+                os.dup2(self._kept, 1)
+                os.close(self._kept)
+
+
+_PRINTING_TO_ERRORS = _Redirection()
+"""What compiled code prints meanwhile goes to the error stream: standard output may be one JSON document."""
