@@ -77,8 +77,8 @@ def render(figures: dict[str, Any]) -> str:
     for failed in figures["failed"]:
         lines.append(f"- {failed['target']}, {failed['model']}: {failed['problem']}")
     if figures.get("costs"):
-        headings = ("model", "target", "precision", "measured by", "artifacts", "measure", "tokens")
-        lines.append(COSTS + "\n".join(table((*headings, "float32", "built", "lost", "build"), _lost(figures), left=4)))
+        columns = ("model", "target", "precision", "measured by", "artifacts", "measure", "tokens")
+        lines.append(COSTS + "\n".join(table((*columns, "float32", "built", "lost", "build"), _lost(figures), left=4)))
     lines.append(FAKED + "\n".join(table(("backend", "artifacts of", "lacks here"), _faked(), left=3)))
     names = ", ".join(f"`onnxruntime:{name}` ({provider.name})" for name, provider in PROVIDERS.items())
     lines.append(f"The same holds for the bundle's own engines by {names}, and for `openvino:GPU` and `openvino:NPU`.")
