@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from twoheads.compiler.compiled_model import CompiledModel
 from twoheads.compiler.ir.source_program import Captured
+from twoheads.compiler.known_decoders import known_decoder
 from twoheads.compiler.lowering.oracle import lower_oracle
 from twoheads.compiler.lowering.stock import lower_stock
 from twoheads.compiler.lowering.tile import Lowered, lower_tile
@@ -132,6 +133,12 @@ def plan_model(
     policy = _check_policy(attention, lowering)
     tell("reading the configuration")
     options: dict[str, Any] = {"results": results, "trust": trust_remote_code, "experts": (experts, block_size)}
+    plain = policy.exact and experts == "auto" and not results and not trust_remote_code
+    if plain and lowering in ("auto", "tile", WINDOW, MODEL) and isinstance(source, str | Path):
+        known = known_decoder(Path(source), block_size, tile)
+        if known is not None:
+            _chosen(lowering, known)
+            return known
     front = _front(source, example_inputs, weights=False, whole=lowering == WHOLE, **options)
     tell("capturing its graph")
     captured, parts, _ = _capture_and_partition(front, policy)

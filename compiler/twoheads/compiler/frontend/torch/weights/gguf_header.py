@@ -9,16 +9,16 @@ from __future__ import annotations
 import hashlib
 import mmap
 import struct
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.scratch import scratch_folder
 
-__all__ = ["LeanGguf", "check_gguf", "gguf_config", "gguf_config_digest", "lean_gguf"]
+__all__ = ["GgufFacts", "LeanGguf", "check_gguf", "gguf_config", "gguf_config_digest", "gguf_facts", "lean_gguf"]
 
 TOKENIZER, TOKENS = b"tokenizer.", b"tokenizer.ggml.tokens"
 LAYERS, FEW_LAYERS = b".block_count", 32
@@ -31,8 +31,11 @@ MOST_DIMENSIONS = 8
 """Of a tensor; the library has 4."""
 
 STRING, ARRAY = 8, 9
-SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-"""Bytes of a value by the number of its type."""
+FORMATS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+"""How a value is packed, by the number of its type."""
+
+SIZES = {kind: struct.calcsize(layout) for kind, layout in FORMATS.items()}
+"""Its bytes."""
 
 
 def gguf_config(path: Path) -> Any:
@@ -86,6 +89,33 @@ def _counted(config: Any) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class GgufFacts:
+    """What a header says of a model.
+
+    Attributes:
+        entries: Numbers and texts by key; ``None`` for lists.
+        tokens: Of the tokenizer's vocabulary; 0 where there is none.
+        tensors: Their names.
+    """
+
+    entries: Mapping[str, int | float | str | None]
+    tokens: int
+    tensors: frozenset[str]
+
+
+def gguf_facts(path: Path) -> GgufFacts:
+    """What the header of ``path`` says; needs none of the libraries.
+
+    Raises:
+        OSError, ValueError, KeyError, struct.error: It can't be read, or its header is damaged or of another kind.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        header = _Header(data)
+        _, tokens = header.cut()
+        return GgufFacts(header.entries, tokens, frozenset(header.tensors))
+
+
+@dataclass(frozen=True, slots=True)
 class LeanGguf:
     """A GGUF file without the tokenizer's long lists.
 
@@ -124,6 +154,8 @@ class _Header:
 
     data: mmap.mmap
     at: int = 0
+    entries: dict[str, int | float | str | None] = field(default_factory=dict[str, int | float | str | None])
+    tensors: set[str] = field(default_factory=set[str])
 
     def cut(self) -> tuple[list[bytes], int]:
         """The bytes up to the tensors' contents, with cut lists; and how many tokens there were."""
@@ -141,13 +173,13 @@ class _Header:
                 parts.append(short)
                 tokens = count if key == TOKENS else tokens
             else:
-                self._skip(kind)
+                self.entries[key.decode(errors="replace")] = self._value(kind)
                 parts.append(self.data[start : self.at])
                 if key.endswith(LAYERS) and kind in SIZES:
                     self._check_layers(SIZES[kind], tensors)
         start = self.at
         for _ in range(tensors):
-            self._string()
+            self.tensors.add(self._string().decode(errors="replace"))
             (dimensions,) = self._take("<I")
             if dimensions > MOST_DIMENSIONS:
                 raise ValueError(f"a tensor of {dimensions} dimensions")
@@ -169,8 +201,15 @@ class _Header:
         self._skip_items(kind, count - min(count, CUT))
         return count, short
 
-    def _skip(self, kind: int) -> None:
-        self._skip_items(*((kind, 1) if kind != ARRAY else self._take("<IQ")))
+    def _value(self, kind: int) -> int | float | str | None:
+        """The value that comes here, which is passed over; ``None`` for a list."""
+        if kind == ARRAY:
+            self._skip_items(*self._take("<IQ"))
+            return None
+        if kind == STRING:
+            return self._string().decode(errors="replace")
+        value: int | float = self._take(FORMATS[kind])[0]
+        return value
 
     def _skip_items(self, kind: int, count: int) -> None:
         if kind != STRING:

@@ -1,0 +1,137 @@
+"""Programs that are known without a capture are those that the capture gives, and what is not known is captured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+
+from twoheads.compiler import known_decoders, plan_model
+from twoheads.compiler.known_decoders import known_decoder
+from twoheads.graphs.errors import CompileError
+from twoheads.graphs.program.printer import print_program
+
+PIPELINE = import_module("twoheads.compiler.compile_model")
+"""The module: its name in the package is that of a function."""
+
+Write = Callable[[gguf.GGUFWriter], None]
+
+
+def write(path: Path, architecture: str, more: Write = lambda _writer: None, **given: Any) -> Path:
+    """A header of a decoder and its tables of tokens; sizes differ, so that none passes for another."""
+    usual = {"layers": 3, "hidden": 48, "inner": 80, "heads": 6, "kv_heads": 2, "tokens": 37, "head": True}
+    sizes: dict[str, Any] = usual | given
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_name(sizes.get("name", "tiny"))
+    writer.add_context_length(64)
+    writer.add_embedding_length(sizes["hidden"])
+    writer.add_block_count(sizes["layers"])
+    writer.add_feed_forward_length(sizes["inner"])
+    writer.add_head_count(sizes["heads"])
+    writer.add_head_count_kv(sizes["kv_heads"])
+    writer.add_layer_norm_rms_eps(1e-5)
+    if "head_dim" in sizes:
+        writer.add_rope_dimension_count(sizes["head_dim"])
+    more(writer)
+    writer.add_string("quantize.imatrix.file", "a.dat")
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([f"word{number}" for number in range(sizes["tokens"])])
+    for name in ("token_embd.weight", "output.weight")[: 1 + sizes["head"]]:
+        writer.add_tensor(name, np.zeros((sizes["tokens"], sizes["hidden"]), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Plans by the capture."""
+    monkeypatch.setattr(PIPELINE, "known_decoder", lambda *_: None)
+    return plan_model
+
+
+@pytest.mark.parametrize(
+    ("architecture", "given"),
+    [
+        ("llama", {"head_dim": 32}),
+        ("llama", {"layers": 2, "head": False, "tokens": 48, "inner": 48}),
+        ("llama", {"heads": 1, "kv_heads": 1}),
+        ("qwen2", {"head": False}),
+        ("qwen2", {"heads": 4, "kv_heads": 4, "layers": 11}),
+        ("qwen3", {}),
+        ("qwen3", {"head_dim": 128, "heads": 3, "kv_heads": 3, "head": False}),
+    ],
+    ids=str,
+)
+def test_it_is_the_program_of_a_capture(
+    tmp_path: Path, captured: Callable[..., Any], architecture: str, given: dict[str, Any]
+) -> None:
+    path = write(tmp_path / "a model.gguf", architecture, **given)
+    known = known_decoder(path, 32, 64)
+    assert known is not None
+    found = captured(path, block_size=32, key_tile=64)
+    assert print_program(known) == print_program(found)
+    assert known == found
+
+
+def test_a_real_model(smollm2: Path, captured: Callable[..., Any]) -> None:
+    assert known_decoder(smollm2, 256, 256) == captured(smollm2)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "more", "given"),
+    [
+        ("llama", lambda writer: writer.add_rope_scaling_factor(2.0), {}),
+        ("llama", lambda writer: writer.add_sliding_window(16), {}),
+        ("llama", lambda writer: writer.add_expert_count(4), {}),
+        ("llama", lambda writer: writer.add_uint32("split.count", 2), {}),
+        ("llama", lambda writer: writer.add_key_length(16), {"head_dim": 32}),
+        ("llama", lambda _writer: None, {"name": "Mistral"}),
+        ("llama", lambda _writer: None, {"layers": 1}),
+        ("llama", lambda _writer: None, {"heads": 5, "kv_heads": 5}),
+        ("llama", lambda _writer: None, {"heads": 6, "kv_heads": 4}),
+        ("llama", lambda _writer: None, {"kv_heads": [2, 2, 2]}),
+        ("qwen3", lambda writer: writer.add_key_length(64), {}),
+        ("gemma2", lambda _writer: None, {}),
+    ],
+)
+def test_what_says_more_or_something_else_is_not_known(
+    tmp_path: Path, architecture: str, more: Write, given: dict[str, Any]
+) -> None:
+    assert known_decoder(write(tmp_path / "model.gguf", architecture, more, **given), 16, 16) is None
+
+
+def test_other_readers_and_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "model.gguf", "llama")
+    assert known_decoder(path, 16, 16) is not None
+    path.write_bytes(path.read_bytes()[:-4000][:200])
+    assert known_decoder(path, 16, 16) is None
+    assert known_decoder(path.with_name("none.gguf"), 16, 16) is None
+    assert known_decoder(tmp_path, 16, 16) is None
+    write(path, "llama")
+    monkeypatch.setattr(known_decoders, "version", lambda _name: "6.0")
+    assert known_decoder(path, 16, 16) is None
+
+
+def test_it_is_planned_without_a_capture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "model.gguf", "llama")
+    expected = plan_model(path, block_size=16)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("captured")
+
+    monkeypatch.setattr(PIPELINE, "_front", refuse)
+    assert plan_model(path, block_size=16) == expected
+    with pytest.raises(CompileError, match="window"):
+        plan_model(path, block_size=16, lowering="window")
+    options: tuple[dict[str, Any], ...] = ({"lowering": "stock"}, {"attention": "window:16"}, {"experts": "dense"})
+    for option in options:
+        with pytest.raises(AssertionError, match="captured"):
+            plan_model(path, block_size=16, **option)
