@@ -17,7 +17,7 @@ from twoheads.graphs.costs.maskless_costs import oracle_costs, stock_costs
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.program.axes import axis_length
 from twoheads.graphs.program.engines.fused import FusedEngine
-from twoheads.graphs.program.engines.quantised import reads_in_pieces
+from twoheads.graphs.program.engines.quantised import numbers_beside
 from twoheads.graphs.program.fused import FusedStage
 from twoheads.graphs.program.lengths import is_cross, value_rows
 from twoheads.graphs.program.program import (
@@ -50,8 +50,9 @@ LONGEST_BY_ROWS = 1 << 20
 INDEX_BYTES = 8
 """Of a whole number."""
 
-PAGE_BYTES = 4096
-"""Of a mapped file's pages."""
+AROUND_BYTES = 1 << 16
+"""Of a mapped file's pages that Linux maps around one that is read, as far as they are in its cache: all are where the
+file was hashed or written before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,11 +217,8 @@ class StageCosts:
 def _mapped(port: Port, rows: int, *, table: bool) -> int:
     """Resident bytes of a mapped weight; of a ``table`` the pages of any ``rows`` rows, which may begin within one."""
     if not table:
-        # ONNX Runtime keeps the pieces that it cuts a weight into beside what it packs of them.
-        twice = port.dtype == "float16" or reads_in_pieces(port)
-        return 2 * port.nbytes if twice else port.nbytes
-    pages = 1 + -(-port.nbytes // port.shape[0] // PAGE_BYTES)
-    return min(port.nbytes, rows * pages * PAGE_BYTES)
+        return 2 * port.nbytes if port.dtype == "float16" else port.nbytes
+    return min(port.nbytes, rows * (AROUND_BYTES + port.nbytes // port.shape[0]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +247,10 @@ def _tokenwise_plan(costs: StageCosts, stage: TokenwiseStage, head: bool) -> Sta
 
 
 def _tokenwise_transient(costs: StageCosts, stage: TokenwiseStage) -> int:
-    return 2 * port_bytes(costs.program.engine_of(TokenwiseEngine, stage.engine).ports())
+    engine = costs.program.engine_of(TokenwiseEngine, stage.engine)
+    # The widest product of 4 bits has partial results beside its own, and pieces of what it reads.
+    beside = max((numbers_beside(port) for port in engine.weights), default=0)
+    return 2 * port_bytes(engine.ports()) + 4 * costs.program.block_size * beside
 
 
 def _fused_transient(costs: StageCosts, stage: FusedStage) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from twoheads.graphs.costs.stage_costs import StageCosts
 from twoheads.graphs.errors import InputError
@@ -34,6 +35,7 @@ class SpillPlan:
         memory: What remains in memory, by what holds it; ``None`` where nothing was asked for.
         limit: The limit that this fits into, in bytes; ``None`` for none.
         streamed: Whether weights are in memory for the stage that reads them only.
+        ahead: Whether an engine is opened while the one before it computes; there is memory for the weights of both.
     """
 
     values: frozenset[str] = frozenset()
@@ -41,6 +43,7 @@ class SpillPlan:
     memory: MemoryPlan | None = None
     limit: int | None = None
     streamed: bool = False
+    ahead: bool = False
 
 
 NOTHING_SPILLED = SpillPlan()
@@ -67,7 +70,7 @@ def plan_spill(schedule: Schedule, *, limit: int | None, disk: bool, workers: in
         return costs.plan(costs.spillable, limit) if disk else plan
     plan = costs.plan(frozenset(), limit, streamed=costs.streams)
     if _total(plan) <= limit:
-        return plan
+        return costs.ahead(plan)
     fullest = costs.plan(costs.spillable, limit, streamed=costs.streams)
     if not disk or _total(fullest) > limit:
         raise _refusal(schedule, fullest, limit, disk=disk)
@@ -75,7 +78,7 @@ def plan_spill(schedule: Schedule, *, limit: int | None, disk: bool, workers: in
         plan = costs.plan(plan.values | names, limit, streamed=costs.streams)
         if _total(plan) <= limit:
             break
-    return plan
+    return costs.ahead(plan)
 
 
 class _Spilling:
@@ -96,7 +99,7 @@ class _Spilling:
             for value in values
             if value.axis is not None
         }
-        self._streamed = self._streamed_memory()
+        self._streamed, self._ahead = self._streamed_memory()
         self.streams = self._streamed.total < schedule.memory.total
         whole = _whole_values(self._body) | ({program.hidden} if schedule.output == "embedding" else set())
         self.spillable = frozenset(
@@ -115,17 +118,30 @@ class _Spilling:
         memory = replace(self._streamed if streamed else self._schedule.memory, values=self._peak(resident))
         return SpillPlan(spilled, self._peak(on_disk), memory, limit, streamed)
 
-    def _streamed_memory(self) -> MemoryPlan:
-        """The plan with the engines of one stage open at a time, of those that hold weights; the head is one stage."""
+    def ahead(self, plan: SpillPlan) -> SpillPlan:
+        """The same with each engine opened while the one before it computes, if that fits the limit."""
+        if not plan.streamed or plan.memory is None or plan.limit is None:
+            return plan
+        memory = replace(plan.memory, weights=self._ahead)
+        return replace(plan, memory=memory, ahead=True) if memory.total <= plan.limit else plan
+
+    def _streamed_memory(self) -> tuple[MemoryPlan, int]:
+        """The plan with the engines of one stage open at a time, of those that hold weights; the head is one stage.
+
+        Beside it the bytes of weights where an engine is opened while the one before it computes.
+        """
         bound = {stage.name for stage, _ in self._schedule.program.bindings}
         steps = [(stage,) for stage in self._body if stage.name in bound] + [self._head]
-        heaviest = max(sum(self._costs.weights(step, mapped=True).values()) for step in steps)
+        sizes = [sum(self._costs.weights(step, mapped=True).values()) for step in steps]
         program = self._schedule.program
         wanted = {stage.engine for stage in self._body}
         mixed = (e for e in program.engines if isinstance(e, ExpertsEngine) and e.name in wanted)
         # An expert's weights are let go behind it; those of the next one may be on their way.
-        heaviest = max([heaviest, *(2 * engine.expert_bytes for engine in mixed)])
-        return replace(self._schedule.memory, weights=heaviest)
+        experts = [2 * engine.expert_bytes for engine in mixed]
+        both = [one + following for one, following in pairwise(sizes)]
+        largest = max(experts, default=0)
+        ahead = max([*both, *sizes, largest + max(sizes)] if experts else [*both, *sizes])
+        return replace(self._schedule.memory, weights=max(*sizes, largest)), ahead
 
     def _peak(self, sizes: Mapping[str, int]) -> int:
         return self._costs.liveness(self._body, self._kept, sizes)[1]

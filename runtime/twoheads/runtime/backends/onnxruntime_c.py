@@ -21,6 +21,7 @@ VERSION = 12
 FUNCTIONS: dict[str, tuple[int, tuple[Any, ...]]] = {
     "CreateEnv": (3, (c_int, c_char_p, c_void_p)),
     "CreateSessionOptions": (10, (c_void_p,)),
+    "DisableMemPattern": (17, (c_void_p,)),
     "SetSessionLogSeverityLevel": (22, (c_void_p, c_int)),
     "SetIntraOpNumThreads": (24, (c_void_p, c_int)),
     "SetInterOpNumThreads": (25, (c_void_p, c_int)),

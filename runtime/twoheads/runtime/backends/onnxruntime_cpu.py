@@ -60,7 +60,7 @@ class OnnxRuntimeBackend:
         tensors = {name: self._wrap(array) for name, array in file.weights.items()}
         # Kernels of quantised weights need them packed, or would turn them into float32 in every call.
         how = {"own_weights": file.own_weights, "packed": quantised or not file.shared}
-        session = _open(self.module, file.path, tensors, file.threads, **how)
+        session = _open(self.module, file.path, tensors, file.threads, **how, planned=not file.large_calls)
         check_ports(file, session_ports(session.get_inputs()), session_ports(session.get_outputs()))
         return OnnxRuntimeEngine(file.path, session, tuple(tensors.values()))
 
@@ -90,8 +90,10 @@ def _open(
     *,
     own_weights: bool = False,
     packed: bool = True,
+    planned: bool = True,
 ) -> Any:
     options = session_options(ort, threads)
+    options.enable_mem_pattern = planned
     if not packed:
         options.add_session_config_entry("session.disable_prepacking", "1")
     if own_weights or not packed:

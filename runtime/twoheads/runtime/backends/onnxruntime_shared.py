@@ -173,6 +173,8 @@ def _fill(
 ) -> None:
     """Sets what a session is opened with."""
     interface.call("SetSessionLogSeverityLevel", options, 3)
+    if file.large_calls:
+        interface.call("DisableMemPattern", options)
     interface.call("SetIntraOpNumThreads", options, file.threads)
     interface.call("SetInterOpNumThreads", options, 1)
     for name, setting in settings.items():

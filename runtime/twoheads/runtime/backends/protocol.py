@@ -28,6 +28,10 @@ __all__ = [
 ]
 
 
+LARGE_CALL = 4 << 20
+"""Bytes of the ports of a large call, weights not among them."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineFile:
     """A file of a bundle, and what it is opened with.
@@ -49,6 +53,15 @@ class EngineFile:
     threads: int = 1
     own_weights: bool = False
     shared: bool = False
+
+    @property
+    def large_calls(self) -> bool:
+        """Whether a call's arrays are so large that finding memory for each costs nothing beside computing it.
+
+        ONNX Runtime lays out the intermediate arrays of a call in one piece, once it has seen a call: that is as much
+        memory again as what the first call's arrays took, which its arena keeps.
+        """
+        return sum(port.nbytes for port in (*self.inputs, *self.outputs)) >= LARGE_CALL
 
 
 class Call(Protocol):

@@ -34,6 +34,7 @@ class RunPlan:
         spilled: Names of the values that live in files.
         job: Keeps all values, and checkpoints; ``None`` for a run that can't be resumed.
         streamed: Whether engines with weights are open for their stage only.
+        ahead: Whether each of these is opened while the one before it computes.
     """
 
     schedule: Schedule
@@ -41,6 +42,7 @@ class RunPlan:
     spilled: frozenset[str] = frozenset()
     job: Job | None = None
     streamed: bool = False
+    ahead: bool = False
 
 
 class Running(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 
 from twoheads.graphs.program.program import ExpertsStage, Stage, TokenwiseStage
@@ -19,11 +20,15 @@ class WeightStream:
 
     Args:
         engines: Of the run.
+        ahead: A thread opens the engines of each stage while the one before it computes.
     """
 
-    def __init__(self, engines: EnginePool) -> None:
+    def __init__(self, engines: EnginePool, *, ahead: bool = False) -> None:
         self._engines = engines
+        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="twoheads-weights") if ahead else None
+        self._opening: Future[None] | None = None
         self._open: tuple[TokenwiseStage, ...] = ()
+        self._following: tuple[TokenwiseStage, ...] = ()
         self._after: dict[str, tuple[TokenwiseStage, ...]] = {}
 
     def begin(self, body: Sequence[Stage], head: Sequence[Stage]) -> list[Stage]:
@@ -45,19 +50,28 @@ class WeightStream:
         """
         entered = tuple(stage for stage in stages if isinstance(stage, TokenwiseStage))
         if any(isinstance(stage, ExpertsStage) for stage in stages):  # which lets its experts go itself
-            self._let_go()
+            self._let_go(keep=self._following)
         if not entered:
             return
+        if self._opening is not None:
+            self._opening.result()
         self._let_go(keep=entered)
-        for stage in entered:
-            self._engines.tokenwise(stage)
-        self._open = entered
-        for stage in self._after.get(entered[0].name, ()):
+        self._open_all(entered)
+        self._open, self._following = entered, self._after.get(entered[0].name, ())
+        for stage in self._following:
             self._engines.weights.read_ahead(stage.weights)
+        if self._ahead is not None:
+            self._opening = self._ahead.submit(self._open_all, self._following)
 
     def end(self) -> None:
         """Lets everything go."""
+        if self._ahead is not None:
+            self._ahead.shutdown()
         self._let_go()
+
+    def _open_all(self, stages: Sequence[TokenwiseStage]) -> None:
+        for stage in stages:
+            self._engines.tokenwise(stage)
 
     def _let_go(self, keep: Sequence[TokenwiseStage] = ()) -> None:
         self._engines.close_weighted(keep)

@@ -108,7 +108,7 @@ def execute(
     count = None if own is None else sum(map(len, own))
     schedule = group.schedule(context, count, by_blocks=job is not None or not executor.variants)
     kept = context.spill_plan(schedule, job)
-    plan = RunPlan(schedule, group.packing, kept.values, job, kept.streamed)
+    plan = RunPlan(schedule, group.packing, kept.values, job, kept.streamed, kept.ahead)
     watch, finite = _Watch(schedule.engine_calls, progress, job), FiniteRows(schedule.program.values())
     with executor.start(plan, None if progress is None and job is None else watch.tick) as run:
         watch.begin(run)

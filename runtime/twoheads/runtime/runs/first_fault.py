@@ -50,7 +50,7 @@ def _first_fault(
     """The first stage of the body with such a value, the value, and the first token; ``None`` if all are finite."""
     schedule = context.schedule(request.lengths, output, by_blocks=True)
     kept = context.spill_plan(schedule)
-    with executor.start(RunPlan(schedule, spilled=kept.values, streamed=kept.streamed), None) as run:
+    with executor.start(RunPlan(schedule, None, kept.values, None, kept.streamed, kept.ahead), None) as run:
         run.prepare()
         for stage in run.stages(request.arrays):
             if (found := _odd_value(run, stage)) is not None:

@@ -64,7 +64,7 @@ class HostExecutor:
                 job=plan.job,
             )
             if plan.streamed:
-                run.stream = WeightStream(run.engines)
+                run.stream = WeightStream(run.engines, ahead=plan.ahead)
                 run.lets_go = True
             if plan.job is not None:
                 Checkpoints(plan.job, run)

@@ -70,7 +70,7 @@ class EncoderRun:
         program, process = context.program, context.process_bytes
         schedule = make_schedule(program, checked.lengths, output=SOURCE, workers=context.threads, process=process)
         kept = context.spill_plan(schedule)
-        with self._host().start(RunPlan(schedule, spilled=kept.values, streamed=kept.streamed), None) as run:
+        with self._host().start(RunPlan(schedule, None, kept.values, None, kept.streamed, kept.ahead), None) as run:
             run.prepare()
             run.body(complete_arrays(program, checked.lengths, checked.arrays))
             return {value.name: np.array(run.stores[value.name].whole()) for value in source_values(program)}, run.calls

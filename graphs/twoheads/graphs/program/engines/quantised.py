@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twoheads.graphs.program.engines.port import Port
 
-__all__ = ["LONG_ROW", "QUANTISATION_BLOCK", "quantised_ports", "quantised_shapes", "reads_in_pieces"]
+__all__ = ["LONG_ROW", "QUANTISATION_BLOCK", "numbers_beside", "quantised_ports", "quantised_shapes"]
 
 QUANTISATION_BLOCK = 32
 """Numbers of a weight that share a scale."""
@@ -30,12 +30,12 @@ def quantised_ports(port: Port, bits: int, *, transposed: bool) -> tuple[Port, .
     return tuple(Port(f"{port.name}:{part}", "uint8" if not at else "float32", s) for at, (part, s) in enumerate(named))
 
 
-def reads_in_pieces(port: Port) -> bool:
-    """Whether these are the values of 4 bits of a weight with rows longer than :data:`LONG_ROW`."""
-    packed = QUANTISATION_BLOCK * 4 // 8
-    return (
-        port.dtype == "uint8"
-        and len(port.shape) == 3
-        and port.shape[2] == packed
-        and port.shape[1] * QUANTISATION_BLOCK > LONG_ROW
-    )
+def numbers_beside(port: Port) -> int:
+    """Numbers that a product with the weight of 4 bits whose values these are has in memory for a row of tokens.
+
+    Beside the row and the result: the result without offsets; of long rows pieces of the row, and two partial results.
+    """
+    if port.dtype != "uint8" or len(port.shape) != 3 or port.shape[2] != QUANTISATION_BLOCK * 4 // 8:
+        return 0
+    outer, inner = port.shape[0], port.shape[1] * QUANTISATION_BLOCK
+    return 3 * outer + inner if inner > LONG_ROW else outer
