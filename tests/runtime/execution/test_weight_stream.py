@@ -33,8 +33,10 @@ def least(bundle, output="logits"):
     """Bytes that hold everything with the weights of one stage at a time."""
     schedule = load(bundle).schedule(len(TOKENS), output, by_blocks=True)
     ahead = plan_spill(schedule, limit=schedule.peak_bytes - 1, disk=False, workers=1)
+    assert ahead.memory is not None
     assert ahead.ahead
     plan = plan_spill(schedule, limit=ahead.memory.total - 1, disk=False, workers=1)
+    assert plan.memory is not None
     assert (plan.streamed, plan.ahead) == (True, False)
     assert plan.memory.total < ahead.memory.total
     return plan.memory.total
@@ -103,6 +105,7 @@ def test_values_are_spilled_only_where_streaming_is_not_enough(bundle):
     assert streamed.memory is not None
     assert streamed.memory.weights < all_weights
     alone = plan_spill(schedule, limit=streamed.memory.total - 1, disk=True, workers=1)
+    assert alone.memory is not None
     assert (alone.ahead, alone.values) == (False, frozenset())
     less = plan_spill(schedule, limit=alone.memory.total - 1, disk=True, workers=1)
     assert less.streamed
