@@ -91,3 +91,41 @@ def test_padding_is_left_out_and_lists_and_limits_keep_to_the_tiles(
 
 def test_a_bundle_without_its_engine_is_refused(tmp_path: Path) -> None:
     assert_needs_its_engine(tmp_path, MODELS["one window"], "model", "model_step", "no causal window")
+
+
+@pytest.mark.parametrize("name", ["one window", "sink tokens"])
+def test_memory_does_not_grow_but_for_what_goes_in(bundles: dict[str, tuple[Tiny, LoadedBundle]], name: str) -> None:
+    tiny, bundle = bundles[name]
+    beside: list[int] = []
+    for length in (100, 1_000, 10_000):
+        report = bundle.run(random_tokens(tiny, length), output="last").report
+        assert report.store_bytes == bundle.schedule(length, "last").memory.values
+        inputs = (entry.value.nbytes(-(-length // 16) * 16) for entry in bundle.program.inputs)
+        beside.append(report.store_bytes - sum(inputs))
+    assert len(set(beside)) == 1
+
+
+@pytest.mark.parametrize("positions", [[-1], [0], [70, 3, 70], [0, 15, 16, 40, 99]])
+def test_rows_of_dropped_hidden_states_are_those_of_all(
+    bundles: dict[str, tuple[Tiny, LoadedBundle]], positions: list[int]
+) -> None:
+    tiny, bundle = bundles["sink tokens"]
+    tokens = random_tokens(tiny, 100)
+    every = bundle.run(tokens, output="logits").array
+    assert every is not None
+    result = bundle.run(tokens, output="logits", positions=positions)
+    assert result.array is not None
+    assert np.array_equal(result.array, every[positions])
+    assert result.report.store_bytes <= bundle.schedule(100, "logits", positions=len(positions)).memory.values
+
+
+def test_hidden_states_that_were_handed_over_stay_what_they_are(
+    bundles: dict[str, tuple[Tiny, LoadedBundle]],
+) -> None:
+    tiny, bundle = bundles["one window"]
+    first = bundle.run(random_tokens(tiny, 64), output="hidden").array
+    assert first is not None
+    kept = first.copy()
+    for seed in (1, 2):
+        bundle.run(random_tokens(tiny, 64, seed), output="hidden")
+    assert np.array_equal(first, kept)

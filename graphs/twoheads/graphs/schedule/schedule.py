@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
+
+import numpy as np
 
 from twoheads.graphs.costs.attention_costs import attention_rows
 from twoheads.graphs.costs.call_formulas import symbols
@@ -16,6 +19,7 @@ from twoheads.graphs.costs.long_inputs import too_long
 from twoheads.graphs.costs.stage_costs import CHAINED, StageCosts, StagePlan
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.masks.tiles import Segment
+from twoheads.graphs.program.fused import FusedStage
 from twoheads.graphs.program.lengths import check_limit, is_cross, main_length, resolve_lengths, value_rows
 from twoheads.graphs.program.program import AttentionStage, Program, Stage, Value
 from twoheads.graphs.variants.decoder import source_values
@@ -135,6 +139,11 @@ class Schedule:
         """Peak resident memory of a run, in bytes."""
         return self.memory.total
 
+    @property
+    def drops_rows(self) -> bool:
+        """Whether only those blocks of the hidden states are kept that the head reads rows of."""
+        return _drops_rows(self.program, needed_stages(self.program, self.output)[0], self.positions)
+
     def value_rows(self, value: Value) -> int:
         """Rows of ``value`` along its axis; 1 for a row value."""
         return value_rows(value, self.lengths)
@@ -194,7 +203,8 @@ def make_schedule(
     body, head = needed_stages(program, output)
     costs = StageCosts(program, lengths, head_rows)
     stages = (*(costs.plan(stage) for stage in body), *(costs.plan(stage, head=True) for stage in head))
-    released, values = costs.liveness(body, _last_values(program, output))
+    few = _few_rows(costs, body, head_rows)
+    released, values = costs.liveness(body, _last_values(program, output), few)
     calling = 1 if any(plan.kind == "model" for plan in stages) else workers
     calling_head = min(calling, max(1, -(-head_rows // program.block_size)))
     needs = [(1 if stage.alone else calling) * costs.transient(stage) for stage in body]
@@ -213,6 +223,27 @@ def make_schedule(
         memory=MemoryPlan(values, sum(weights), workspace, process),
         release_after=released,
     )
+
+
+def _drops_rows(program: Program, body: tuple[Stage, ...], head_rows: int) -> bool:
+    """Where one stage makes the hidden states block by block, in order, and nothing but the head reads them."""
+    makes = any(isinstance(stage, FusedStage) and stage.whole and program.hidden in _made(stage) for stage in body)
+    return head_rows > 0 and makes and not any(program.hidden in stage.inputs for stage in body)
+
+
+def _made(stage: Stage) -> list[str]:
+    return [value.name for value in stage.outputs]
+
+
+def _few_rows(costs: StageCosts, body: tuple[Stage, ...], head_rows: int) -> dict[str, int] | None:
+    """Bytes of all values, with those blocks of the hidden states alone that are kept; ``None`` where all are."""
+    program = costs.program
+    if not _drops_rows(program, body, head_rows):
+        return None
+    sizes = {value.name: costs.nbytes(value) for value in program.values()}
+    hidden = program.value(program.hidden)
+    block = prod(hidden.block_shape(program.block_size)) * np.dtype(hidden.dtype).itemsize
+    return sizes | {hidden.name: min(sizes[hidden.name], head_rows * block)}
 
 
 def _head_rows(program: Program, output: str, rows: int, positions: int | None) -> int:

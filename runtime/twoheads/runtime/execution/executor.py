@@ -35,6 +35,7 @@ class RunPlan:
         job: Keeps all values, and checkpoints; ``None`` for a run that can't be resumed.
         streamed: Whether engines with weights are open for their stage only.
         ahead: Whether each of these is opened while the one before it computes.
+        rows: The rows of the hidden states that are taken behind it, if others need not be kept.
     """
 
     schedule: Schedule
@@ -43,6 +44,7 @@ class RunPlan:
     job: Job | None = None
     streamed: bool = False
     ahead: bool = False
+    rows: npt.NDArray[np.int64] | None = None
 
 
 class Running(Protocol):

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 from twoheads.graphs.masks.tiles import Segment
 from twoheads.graphs.program.program import AttentionStage, Stage
 from twoheads.graphs.schedule.schedule import Schedule
@@ -91,6 +94,7 @@ class RunState:
         folder: Where these files are.
         job: Keeps all values in its folder.
         only: The blocks that are computed of a token-wise or attention stage; ``None`` for all.
+        rows: The rows of the hidden states that are taken behind the run; ``None`` if all must be there.
     """
 
     def __init__(
@@ -104,6 +108,7 @@ class RunState:
         folder: Path | None = None,
         job: Job | None = None,
         only: Collection[int] | None = None,
+        rows: npt.NDArray[np.int64] | None = None,
     ) -> None:
         self.program = program = schedule.program
         self.schedule = schedule
@@ -112,6 +117,8 @@ class RunState:
         self.crew = crew
         self.packing = packing
         self.only = None if only is None else frozenset(only)
+        few = rows is not None and job is None and schedule.drops_rows
+        self._taken = np.unique(rows // program.block_size).tolist() if few and rows is not None else None
         self.stores = Stores(
             rows=schedule.value_rows,
             block_size=program.block_size,
@@ -205,6 +212,10 @@ class RunState:
     def blocks(self, count: int) -> list[int]:
         """Those of a stage's ``count`` blocks that are computed."""
         return [block for block in range(count) if self.only is None or block in self.only]
+
+    def held(self, name: str) -> Collection[int] | None:
+        """The blocks of the value ``name`` that are kept; ``None`` for all."""
+        return self._taken if name == self.program.hidden and self._taken is not None else self.only
 
     def query_rows(self, stage: AttentionStage) -> list[Row]:
         """The computed query blocks with their tiles, longest first: the last to finish is then a short one.

@@ -119,6 +119,10 @@ class ValueStore:
             return self.tile(tile)
         return self._tokens(tile, part * self.block_size, (part + 1) * self.block_size)
 
+    def holds(self, block: int) -> bool:
+        """Whether block ``block`` is held."""
+        return self._slots is None or block // self.blocks_per_tile in self._slots
+
     def tile(self, tile: int) -> npt.NDArray[Any]:
         """Tile ``tile`` as a contiguous view."""
         view: npt.NDArray[Any] = self.array[self._slot(tile)]
@@ -203,10 +207,17 @@ class ValueStore:
 
     def places(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Where the rows ``positions``, whose tiles are held, lie in :meth:`rows`."""
+        if self._slots is None:
+            return positions
         tiles, within = np.divmod(positions, self.block_size * self.blocks_per_tile)
         slots = np.array([self._slot(int(tile)) for tile in tiles], np.int64)
         places: npt.NDArray[np.int64] = slots * (self.block_size * self.blocks_per_tile) + within
         return places
+
+    def take(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """The rows ``positions`` of a block-major value, a copy."""
+        rows: npt.NDArray[Any] = self.rows()[self.places(positions)]
+        return rows
 
 
 class Stores:
@@ -311,6 +322,10 @@ class Stores:
                     self._spare.give(store.memory)
             if store is not None and store.path is not None:
                 store.path.unlink(missing_ok=True)
+
+    def hand_over(self, name: str) -> None:
+        """Leaves the memory of the value ``name`` to whoever reads it now: no later run gets it."""
+        self._stores[name].memory = None
 
     def close(self) -> None:
         """Leaves memory for the next run; the values that are still there are given up, but for their files."""

@@ -108,7 +108,8 @@ def execute(
     count = None if own is None else sum(map(len, own))
     schedule = group.schedule(context, count, by_blocks=job is not None or not executor.variants)
     kept = context.spill_plan(schedule, job)
-    plan = RunPlan(schedule, group.packing, kept.values, job, kept.streamed, kept.ahead)
+    rows = None if own is None else np.concatenate(own)
+    plan = RunPlan(schedule, group.packing, kept.values, job, kept.streamed, kept.ahead, rows)
     watch, finite = _Watch(schedule.engine_calls, progress, job), FiniteRows(schedule.program.values())
     with executor.start(plan, None if progress is None and job is None else watch.tick) as run:
         watch.begin(run)
@@ -116,7 +117,7 @@ def execute(
         prepared = watch.begin(run)
         try:
             run.body(group.inputs(schedule.program))
-            taken = take_output(run, schedule, None if own is None else np.concatenate(own), sink, finite)
+            taken = take_output(run, schedule, rows, sink, finite)
         finally:
             watch.tell(now=True)
         seconds = watch.seconds

@@ -62,6 +62,7 @@ class HostExecutor:
                 spilled=plan.spilled,
                 folder=self._folder,
                 job=plan.job,
+                rows=plan.rows,
             )
             if plan.streamed:
                 run.stream = WeightStream(run.engines, ahead=plan.ahead)
@@ -125,10 +126,14 @@ class HostRun(RunState):
         store = self.stores[self.program.hidden]
         count, size = store.length if positions is None else len(positions), store.block_size
         if sink is None:
-            wanted = store.rows()[:count] if positions is None else store.rows()[positions]
-            return wanted.astype(np.float32)
+            if positions is not None:
+                return store.take(positions).astype(np.float32)
+            if store.memory is None or store.array.dtype != np.float32:
+                return store.rows()[:count].astype(np.float32)
+            self.stores.hand_over(store.value.name)  # who gets the rows gets their memory: a copy would take as much
+            return store.rows()[:count]
         for at in range(0, count, size):
-            block = store.block(at // size)[0] if positions is None else store.rows()[positions[at : at + size]]
+            block = store.block(at // size)[0] if positions is None else store.take(positions[at : at + size])
             sink.write(at, block[: count - at].astype(np.float32, copy=False))
         return None
 
@@ -137,7 +142,7 @@ def run_stage(run: RunState, stage: Stage) -> None:
     """Computes ``stage``, or the run's blocks of it, from its inputs' stores; frees what no later stage reads."""
     began = time.perf_counter()
     partly = run.checkpoints is not None and run.checkpoints.is_partly_done(stage)
-    stores = [run.stores.allocate(value, reopen=partly, blocks=run.only) for value in stage.outputs]
+    stores = [run.stores.allocate(value, reopen=partly, blocks=run.held(value.name)) for value in stage.outputs]
     runner = RUNNERS.of(stage)
     runner.run(run, stage)
     # Each call of a chain needs the one before it; calls of other stages need none of their own.

@@ -50,13 +50,16 @@ class _Shared:
         """What computes a block, for one thread; of a whole one, to be called for all of them, in order."""
         run, stage = self._run, self._stage
         call, wrap = run.engines.tokenwise(stage).new_call(), run.backend.tensor
-        count = run.counters[stage.name].worker()
+        count, outputs = run.counters[stage.name].worker(), self._outputs
+        dropped = [np.empty(store.value.block_shape(store.block_size), store.value.dtype) for store in outputs]
 
         def block(at: int) -> None:
             given = [self._given(read, at) for read in stage.reads]
             for port, tensor in enumerate(given):
                 call.bind_input(port, tensor)
-            written = [*(store.block(at) for store in self._outputs)]
+            written = [
+                store.block(at) if store.holds(at) else spare for store, spare in zip(outputs, dropped, strict=True)
+            ]
             for port, array in enumerate(written):
                 call.bind_output(port, wrap(array))
             for port, ring in enumerate(self._rings.values(), len(written)):

@@ -193,5 +193,5 @@ class _Worker:
         hidden = self._head.hidden
         if self._head.positions is None:
             return hidden.block(block)
-        self._packed[0, : stop - start] = hidden.rows()[self._head.positions[start:stop]]
+        self._packed[0, : stop - start] = hidden.take(self._head.positions[start:stop])
         return self._packed
