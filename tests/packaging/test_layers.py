@@ -31,6 +31,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("masks",),
         ("program", "serialization"),
         ("variants",),
+        ("variants.in_place",),
         ("costs",),
         ("schedule",),
         ("prediction",),
@@ -68,7 +69,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "export": (
         (".", "accelerators.rewrites", "accelerators.vendors", "cli.shared", "emit", "engines"),
-        ("emit.scans",),
+        ("emit.lean", "emit.scans"),
         (
             "emit.fused",
             "precision",

@@ -19,7 +19,7 @@ def test_a_block_is_off_by_half_a_scale_at_most(name):
     given = [rng.standard_normal(array.shape).astype(array.dtype) * 3 for array in kept.opened]
     given[0][:, 0] = 0
     kept.reserve(1)
-    kept.write(0, given, BLOCK)
+    kept.write(0, dict(enumerate(given)), BLOCK)
     kept.complete(0)
     for at, array in enumerate(given):
         found = kept.tile(at, None, 0)[:, :, :BLOCK]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from twoheads.export.bundle.engine_files import save_engine
 from twoheads.export.emit.fused.batch import batch_attention_model
+from twoheads.export.emit.fused.in_place import in_place_model
 from twoheads.export.emit.fused.step import step_model
 from twoheads.export.emit.scans.scan import scan_model
 from twoheads.export.emit.tile_attention import attention_model
@@ -15,6 +16,7 @@ from twoheads.export.emit.tokenwise import emit_tokenwise
 from twoheads.graphs.program.engines.scan import STEP as SCAN_STEP
 from twoheads.graphs.serialization.bundle_format import ENGINES, WEIGHTS, WeightEntry
 from twoheads.graphs.variants.batch_steps import BATCH_ROWS, BatchSteps
+from twoheads.graphs.variants.in_place.in_place_steps import InPlaceSteps, in_place_steps
 from twoheads.graphs.variants.stage_run import with_rows
 from twoheads.graphs.variants.steps import StepEngine, Steps, step_steps
 from twoheads.runtime.bundle.weights import Weights
@@ -47,6 +49,7 @@ def write_steps(
     if steps is None:
         return
     engines = tuple(steps.engines)
+    in_place = in_place_steps(compiled.program)
     total = len(engines) + len(steps.rows) - 1
     done = 0
     for rows in steps.rows:
@@ -57,6 +60,8 @@ def write_steps(
                 if not _write_step(steps, engine, used, folder, entries):
                     return
                 done += 1
+        if in_place is not None and rows == 1:
+            _write_in_place(in_place, used, folder, entries)
         if rows != compiled.program.block_size:
             _write_heads(steps, rows, used, folder, entries)
             done += 1
@@ -106,6 +111,18 @@ def _write_step(
     bound = {port.name: entries[name] for name, port in steps.body.weights.items()}
     save_engine(model, folder / ENGINES / f"{engine.name}.onnx", engine.inputs, engine.outputs, bound)
     return True
+
+
+def _write_in_place(
+    steps: InPlaceSteps, models: Mapping[str, onnx.ModelProto], folder: Path, entries: Mapping[str, WeightEntry]
+) -> None:
+    """What takes one row on ONNX Runtime's processors."""
+    view = Weights(folder / WEIGHTS, dict(entries)).view
+    bound = {port.name: entries[name] for name, port in steps.steps.body.weights.items()}
+    for engine in steps.engines:
+        model = in_place_model(steps, engine, models, view)
+        if model is not None:
+            save_engine(model, folder / ENGINES / f"{engine.name}.onnx", engine.inputs, engine.outputs, bound)
 
 
 def _write_heads(

@@ -137,7 +137,7 @@ def generation_plan(program: Program, prompt: int, new: int, source: int = 0) ->
     for made in continuation.later():
         last = calls(made)
         later += last
-    kept = _kept_bytes(steps, prompt + new - 1, source)
+    kept = _kept_bytes(steps, prompt + new - 1, source, in_place=new > 1)
     return GenerationPlan(prompt, new, begin, later, last, source, kept)
 
 
@@ -183,9 +183,11 @@ def _source_tiles(steps: Steps, source: int) -> tuple[int, int]:
     return -(-source // width) if width else 0, width
 
 
-def _kept_bytes(steps: Steps, tokens: int, source: int) -> int:
+def _kept_bytes(steps: Steps, tokens: int, source: int, *, in_place: bool) -> int:
     block = steps.program.block_size
     blocks = tokens // block
+    if in_place and steps.in_place:  # the last step found room for its own block
+        blocks = min(max(blocks, (tokens - 1) // block + 1), max(blocks, CAPACITIES[-1]))
     capacity = steps.capacity(blocks if steps.source_capacity(source) is not None else max(blocks, CAPACITIES[-1]))
     count, width = _source_tiles(steps, source)
     total = 4 * sum(port.nbytes for port in steps.states) + sum(value.nbytes(count * width) for value in steps.source)

@@ -14,13 +14,14 @@ Like the program for short inputs (:mod:`twoheads.graphs.variants.one_block`) th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from twoheads.graphs.errors import InternalError
-from twoheads.graphs.masks.bands import band_of
-from twoheads.graphs.masks.expressions import Mask
+from twoheads.graphs.masks.expressions import Causal, Mask
+from twoheads.graphs.masks.rings import Ring, ring_of, widest_ring
 from twoheads.graphs.program.axes import axis_inputs, axis_length
 from twoheads.graphs.program.engines.fused import FusedEngine
 from twoheads.graphs.program.engines.port import Port
@@ -50,7 +51,6 @@ __all__ = [
     "STEP",
     "Added",
     "KeptRows",
-    "Ring",
     "StepEngine",
     "Steps",
     "step_steps",
@@ -82,33 +82,6 @@ SOURCE_MASK = "source_mask"
 
 HIDDEN = -1e30
 """What is added to the scores of keys that a query does not see."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ring:
-    """Whole blocks that a windowed layer keeps: the last ``before`` ones and, for its sink tokens, the first of all.
-
-    One block more is kept than the window reaches, so that a sequence can be cut back by up to a block.
-    """
-
-    before: int
-    first: bool
-
-    @property
-    def blocks(self) -> int:
-        """Blocks that are kept."""
-        return self.first + self.before
-
-    def slot(self, block: int) -> int:
-        """Where whole block ``block`` lies; it replaces what no later query sees."""
-        if self.first and block == 0:
-            return 0
-        return self.first + (block - self.first) % self.before
-
-    def held(self, blocks: int) -> dict[int, int]:
-        """Of ``blocks`` whole blocks those that are there, by slot."""
-        found = {self.slot(block): block for block in range(max(0, blocks - self.before), blocks)}
-        return found | ({0: 0} if self.first and blocks else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +189,24 @@ class Steps:
     def layered(self) -> bool:
         """Whether every step is computed stage by stage, as no engine holds all layers."""
         return bool(self.body.mixtures)
+
+    @property
+    def in_place(self) -> tuple[AttentionStage, ...]:
+        """The attentions of one row that ONNX Runtime computes so that keys and values are written where they are kept.
+
+        They see all keys before them, without bias or sinks, and share keys and values with no other.
+        """
+        if self.source or self.layered:
+            return ()
+        readers = Counter(name for stage in self.body.attentions for name in (stage.key, stage.value))
+        rings = {entry.value.name for entry in self.kept if entry.ring is not None}
+        return tuple(
+            stage
+            for stage in self.body.attentions
+            if readers[stage.key] == readers[stage.value] == 1
+            and stage.key not in rings
+            and _is_plain(stage, self.program.engine_of(AttentionEngine, stage.engine))
+        )
 
     @property
     def states(self) -> tuple[Port, ...]:
@@ -366,8 +357,8 @@ def step_steps(program: Program) -> Steps | None:
     rings: dict[str, list[Ring | None]] = {}
     for stage in attentions:
         for name in (stage.key, stage.value):
-            rings.setdefault(name, []).append(_ring(stage.mask, program.block_size))
-    shared = {name: _widest(found) for name, found in rings.items()}
+            rings.setdefault(name, []).append(ring_of(stage.mask, program.block_size))
+    shared = {name: widest_ring(found) for name, found in rings.items()}
     added: dict[Added, int] = {}
     layers: list[tuple[str, int]] = []
     for stage in attentions:
@@ -380,15 +371,7 @@ def step_steps(program: Program) -> Steps | None:
     return Steps(program, body, kept, tuple(added), tuple(layers), part.source)
 
 
-def _ring(mask: Mask, block: int) -> Ring | None:
-    band = band_of(mask)
-    if band is None or band.left >= 1 << 40 or band.sinks > block:
-        return None
-    return Ring(-(-band.left // block) + 1, band.sinks > 0)
-
-
-def _widest(rings: list[Ring | None]) -> Ring | None:
-    known = [ring for ring in rings if ring is not None]
-    if len(known) < len(rings):
-        return None
-    return Ring(max(ring.before for ring in known), any(ring.first for ring in known))
+def _is_plain(stage: AttentionStage, engine: AttentionEngine) -> bool:
+    plain = stage.sinks is None and stage.bias is None and isinstance(stage.mask, Causal)
+    heads = engine.head_dim == engine.v_head_dim and not engine.softcap and not engine.distances and engine.scale > 0
+    return plain and heads and engine.dtype == "float32"

@@ -28,11 +28,14 @@ class AddedScores:
         self._block = steps.program.block_size
         self._entries = [_Entry(added, weights) for added in steps.added]
 
-    def fill(self, arrays: list[npt.NDArray[np.float32]], positions: npt.NDArray[np.int64], capacity: int) -> None:
-        """Writes what is added for queries at ``positions``, which lie in one block, into ``arrays``."""
+    def fill(
+        self, arrays: list[npt.NDArray[np.float32] | None], positions: npt.NDArray[np.int64], capacity: int
+    ) -> None:
+        """Writes what is added for queries at ``positions``, which lie in one block, into the ``arrays`` there are."""
         open_block = int(positions[0]) // self._block
         for entry, array in zip(self._entries, arrays, strict=True):
-            entry.fill(array, positions, entry.places(open_block, capacity, self._block))
+            if array is not None:
+                entry.fill(array, positions, entry.places(open_block, capacity, self._block))
 
     def fill_tile(
         self,

@@ -68,7 +68,7 @@ class Context:
         self._kept: KeptBlocks | None = KeptBlocks(engines.steps) if kept is None else kept
         self._states = KeptStates(engines.steps)
         self.source = KeptSource(engines.steps, {}) if source is None else source
-        self._steps: dict[tuple[int, bool], BoundStep | LongStep] = {}
+        self._steps: dict[tuple[int, bool, bool], BoundStep | LongStep] = {}
         self._heads: dict[int, Heads] = {}
         self._steady = 0
         """Tokens from the start whose keys ``append`` computed."""
@@ -395,20 +395,27 @@ class Context:
     def _run(self, tokens: npt.NDArray[np.int64], first: int, count: int, rows: int) -> npt.NDArray[Any]:
         """One call: tokens that are there already are computed again, and left as they are."""
         kept, block = self._arrays(), self.engines.steps.program.block_size
+        in_place = self.engines.in_place if rows == 1 and kept.own else None
+        if in_place is not None and in_place.capacity(first // block) is None:
+            in_place = None
         # Layer by layer, whole blocks are read in tiles of the widest capacity.
-        if kept.reserve(max(first // block, CAPACITIES[-1] if self.source.capacity is None else 0)):
+        room = first // block + (in_place is not None)
+        if kept.reserve(max(room, CAPACITIES[-1] if self.source.capacity is None else 0)):
             self._steps.clear()
         steps = self.engines.steps
         wide = steps.capacity(first // block) is None or self.source.capacity is None
         long = wide or kept.rounds or steps.layered
-        key = (rows, long)
+        key = (rows, long, in_place is not None)
         if key not in self._steps:
-            self._steps[key] = (LongStep if long else BoundStep)(self.engines, rows, kept, self.source)
+            if long:
+                self._steps[key] = LongStep(self.engines, rows, kept, self.source)
+            else:
+                self._steps[key] = BoundStep(self.engines, rows, kept, self.source, in_place)
         step = self._steps[key]
         step.run(tokens, first, self.added, self._states)
         self._states.move(first + count)
         skip = len(self.tokens) - first
-        kept.write(len(self.tokens) % block, step.new, count - skip, skip)
+        step.keep(kept, len(self.tokens), count - skip, skip)
         self.tokens.extend(int(token) for token in tokens[skip:])
         if len(self.tokens) % block == 0:
             self._complete()

@@ -23,6 +23,7 @@ from twoheads.graphs.program.program import (
 from twoheads.graphs.serialization.bundle_format import ENGINES
 from twoheads.graphs.variants.batch_steps import BatchAttention
 from twoheads.graphs.variants.decoder import step_obstacle
+from twoheads.graphs.variants.in_place.in_place_steps import InPlaceSteps, in_place_steps
 from twoheads.graphs.variants.steps import StepEngine, Steps, step_steps
 from twoheads.runtime.backends.onnxruntime_cpu import OnnxRuntimeBackend
 from twoheads.runtime.backends.onnxruntime_shared import SharedEngine
@@ -54,6 +55,7 @@ class StepEngines:
 
     Attributes:
         steps: What the engines compute.
+        in_place: Steps of one row that write keys in place, if the model and the bundle have them and they can run.
         backend: What runs them.
         calls: Engine calls so far, of all who use them.
 
@@ -65,6 +67,7 @@ class StepEngines:
         self, bundle: Bundle, weights: Weights, backend: Backend, *, threads: int, precision: str = "f32"
     ) -> None:
         self.steps = _checked(bundle, backend)
+        self.in_place = _in_place(bundle, backend)
         self.backend = backend
         self.calls = 0
         self._bundle = bundle
@@ -89,7 +92,19 @@ class StepEngines:
             if other in self._open and not isinstance(self._open[other], SharedEngine):
                 del self._open[other]
         self._capacity[rows] = engine.name
-        return engine, self._opened(engine, dict(zip(self.steps.body.weights, engine.weights, strict=True)))
+        return engine, self._whole(engine)
+
+    def in_place_body(self, steps: InPlaceSteps, capacity: int) -> tuple[StepEngine, EngineHandle]:
+        """The engine for a row that is written in place, into arrays of ``capacity`` whole blocks.
+
+        Raises:
+            BundleError: As :meth:`body`.
+        """
+        engine = steps.engine(capacity)
+        return engine, self._whole(engine)
+
+    def _whole(self, engine: StepEngine) -> EngineHandle:
+        return self._opened(engine, dict(zip(self.steps.body.weights, engine.weights, strict=True)))
 
     def open_for(self, tokens: int) -> None:
         """Opens what a sequence of ``tokens`` tokens needs, as far as one engine holds all layers.
@@ -101,6 +116,10 @@ class StepEngines:
         blocks = tokens // steps.program.block_size
         for rows in () if steps.layered or steps.source else steps.rows:
             most = steps.capacity(blocks)
+            room = None if self.in_place is None or rows > 1 else self.in_place.capacity(blocks)
+            if self.in_place is not None and room is not None:
+                self.in_place_body(self.in_place, room)
+                continue
             reached = [one for one in steps.capacities if most is None or one <= most]
             for capacity in reached if rows == steps.rows[-1] else reached[-1:]:
                 self.body(rows, capacity)
@@ -205,6 +224,12 @@ class StepEngines:
             return self.backend.load_engine(file)
         with self._weights.letting_go(weights):
             return self.backend.load_engine(file)
+
+
+def _in_place(bundle: Bundle, backend: Backend) -> InPlaceSteps | None:
+    steps = in_place_steps(bundle.program) if isinstance(backend, OnnxRuntimeBackend) else None
+    held = steps is not None and all(bundle.has(bundle.engine_file(engine.name)) for engine in steps.engines)
+    return steps if held else None
 
 
 def _first_engine(steps: Steps) -> str:

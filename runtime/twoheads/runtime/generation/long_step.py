@@ -39,7 +39,6 @@ class LongStep:
 
     Attributes:
         hidden: The hidden states of the last call, ``[1, rows, width]``.
-        new: Its keys and values, in the order of ``Steps.kept``.
     """
 
     def __init__(self, engines: StepEngines, rows: int, kept: KeptBlocks, source: KeptSource) -> None:
@@ -58,7 +57,7 @@ class LongStep:
         self._tile_calls: dict[tuple[str, str], Any] = {}
         self._partial: dict[tuple[int, ...], list[tuple[Array, Array]]] = {}
         self.hidden = self._values[steps.program.hidden]
-        self.new: list[Array] = [self._values[entry.value.name] for entry in steps.kept]
+        self._new = {at: self._values[entry.value.name] for at, entry in enumerate(steps.kept)}
 
     def _call(self, stage: TokenwiseStage | AttentionStage | ScanStage | ExpertsStage) -> Any:
         """A call of a token-wise stage or a scan, bound to the values; what makes the calls of experts; or ``None``."""
@@ -106,6 +105,10 @@ class LongStep:
                     call.bind_output(1, wrap(spare))
                 call.run()
                 self._engines.calls += 1
+
+    def keep(self, kept: KeptBlocks, first: int, count: int, skip: int) -> None:
+        """The last call's keys and values become those of ``count`` tokens from ``first``, without ``skip`` before."""
+        kept.write(first % self._block, self._new, count, skip)
 
     def _attend(
         self, stage: AttentionStage, first: int, count: int, added: AddedScores, filled: set[tuple[int, int]]

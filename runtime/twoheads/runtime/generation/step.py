@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.program.engines.scan import COUNT
+from twoheads.graphs.variants.in_place.in_place_steps import NEXT, PLACE, InPlaceSteps
 from twoheads.graphs.variants.steps import INDEX, MASK, SOURCE, SOURCE_MASK
 from twoheads.runtime.generation.added import AddedScores
 from twoheads.runtime.generation.engines import StepEngines
@@ -28,29 +29,44 @@ class BoundStep:
         rows: Tokens of a call.
         kept: The context's keys and values, which must stay where they are.
         source: What it reads of an encoder, likewise.
+        in_place: How one row is written in place, if it is.
 
     Attributes:
         hidden: The hidden states of the last call, ``[1, rows, width]``.
-        new: Its keys and values, in the order of ``Steps.kept``.
     """
 
-    def __init__(self, engines: StepEngines, rows: int, kept: KeptBlocks, source: KeptSource) -> None:
-        self._engines, self._rows = engines, rows
+    def __init__(
+        self,
+        engines: StepEngines,
+        rows: int,
+        kept: KeptBlocks,
+        source: KeptSource,
+        in_place: InPlaceSteps | None = None,
+    ) -> None:
+        self._engines, self._rows, self._kept = engines, rows, kept
+        self._written = () if in_place is None else in_place.kept
         steps = engines.steps
         self._block = steps.program.block_size
         self._capacity = kept.capacity
-        engine, handle = engines.body(rows, kept.capacity, source.capacity or 0)
+        if in_place is None:
+            engine, handle = engines.body(rows, kept.capacity, source.capacity or 0)
+        else:
+            engine, handle = engines.in_place_body(in_place, kept.capacity)
         self._arrays = {
             port.name: np.zeros(port.shape, port.dtype)
             for port in engine.inputs
             if not port.name.startswith(("past_", "open_", "state_", SOURCE))
         }
         self._feeds = [(entry.source, self._arrays[f"input_{at}"]) for at, entry in enumerate(_inputs(engines))]
-        self._added = [self._arrays[f"{MASK}_{at}"] for at in range(len(steps.added))]
+        self._added = [self._arrays.get(f"{MASK}_{at}") for at in range(len(steps.added))]
         self._ports = len(engine.inputs) - len(steps.states), len(engine.outputs) - len(steps.states)
-        outputs = {port.name: np.zeros(port.shape, port.dtype) for port in engine.outputs[: self._ports[1]]}
+        written = {f"{NEXT}past_{at}": kept.past[at] for at in self._written}
+        outputs = {
+            port.name: written[port.name] if port.name in written else np.zeros(port.shape, port.dtype)
+            for port in engine.outputs[: self._ports[1]]
+        }
         self.hidden = outputs["hidden"]
-        self.new: list[Array] = [outputs[f"new_{at}"] for at in range(len(steps.kept))]
+        self._new = {at: outputs[f"new_{at}"] for at in range(len(steps.kept)) if at not in self._written}
         given = dict(self._arrays)
         given |= {f"past_{at}": array for at, array in enumerate(kept.past)}
         given |= {f"open_{at}": array for at, array in enumerate(kept.opened)}
@@ -84,6 +100,9 @@ class BoundStep:
             place = first % self._block
             index[place : place + count] = self._block + np.arange(count)
         added.fill(self._added, positions, self._capacity)
+        if PLACE in self._arrays:
+            self._arrays[PLACE][0] = first
+            self._kept.show(self._written, first)
         if COUNT in self._arrays:
             self._arrays[COUNT][0] = count
         wrap = self._engines.backend.tensor
@@ -92,6 +111,12 @@ class BoundStep:
             self._call.bind_output(self._ports[1] + number, wrap(spare))
         self._call.run()
         self._engines.calls += 1
+
+    def keep(self, kept: KeptBlocks, first: int, count: int, skip: int) -> None:
+        """The last call's keys and values become those of ``count`` tokens from ``first``, without ``skip`` before."""
+        kept.write(first % self._block, self._new, count, skip)
+        if self._written:
+            kept.take_shown(self._written, first)
 
 
 class Heads:

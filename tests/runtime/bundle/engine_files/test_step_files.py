@@ -51,6 +51,27 @@ def test_a_step_engine_that_is_none_of_ours(tmp_path, change, words):
         loaded.generate(tokens(5), max_new_tokens=3)
 
 
+def _attention_scale(model):
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "GroupQueryAttention" and attribute.name == "scale":
+                attribute.f *= 1.5
+
+
+@pytest.mark.parametrize(("change", "words"), [(_attention_scale, "multiplies with"), (_offset, "has the weight")])
+def test_an_engine_that_writes_in_place_is_checked_as_well(tmp_path, change, words):
+    folder = shutil.copytree(bundle_folder("llama"), tmp_path / "b")
+    for path in (folder / "engines").glob("step_in_place_*.onnx"):
+        model = onnx.load(path, load_external_data=False)
+        change(model)
+        path.write_bytes(model.SerializeToString())
+        rehash(folder, f"engines/{path.name}")
+    with load(folder).open_context() as context:
+        context.append(tokens(5))
+        with pytest.raises(BundleError, match=words):
+            context.step(3)
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma"])
 def test_every_step_engine_is_declared_and_agrees(name):
     bundle = read_bundle(bundle_folder(name))

@@ -22,7 +22,7 @@ from twoheads.graphs.program.wiring import ReadWeight
 from twoheads.graphs.variants.stage_run import with_rows
 from twoheads.graphs.variants.steps import INDEX, MASK, SOURCE, SOURCE_MASK, KeptRows, StepEngine, Steps
 
-__all__ = ["step_model"]
+__all__ = ["StepGraph", "step_model"]
 
 
 def step_model(
@@ -40,25 +40,31 @@ def step_model(
         A model whose inputs are the engine's inputs followed by its weights, all by port name; ``None`` where the
         graphs can't be joined: they use an old operator set, functions or subgraphs.
     """
-    return _Joined(steps, engine, engines, weight).model(engine)
+    return StepGraph(steps, engine, engines, weight).model(engine)
 
 
-class _Joined(JoinedRegions):
-    """The graph under construction."""
+class StepGraph(JoinedRegions):
+    """The graph under construction.
+
+    Attributes:
+        program: The tile program for as many rows.
+        kept: The keys and values of all layers by name, each with its number.
+    """
 
     def __init__(
         self, steps: Steps, engine: StepEngine, engines: Mapping[str, onnx.ModelProto], weight: ReadWeight
     ) -> None:
         names = dict(zip(steps.fed, (port.name for port in engine.inputs), strict=False))
         names[steps.program.hidden] = "hidden"
-        names |= {entry.value.name: f"new_{at}" for at, entry in enumerate(steps.kept)}
+        made = {port.name for port in engine.outputs}
+        names |= {entry.value.name: f"new_{at}" for at, entry in enumerate(steps.kept) if f"new_{at}" in made}
         names |= {value.name: f"{SOURCE}_{at}" for at, value in enumerate(steps.source)}
         weights = {name: port.name for name, port in steps.body.weights.items()}
         inside = tuple(stage for stage in steps.body.inside if not isinstance(stage, ExpertsStage))
         super().__init__(inside, engines, names, weights, weight)
-        self._program = with_rows(steps.program, engine.rows)
+        self.program = with_rows(steps.program, engine.rows)
         self._rows, self._capacity, self._block = engine.rows, engine.capacity, steps.program.block_size
-        self._kept = {entry.value.name: (at, entry) for at, entry in enumerate(steps.kept)}
+        self.kept = {entry.value.name: (at, entry) for at, entry in enumerate(steps.kept)}
         self._added = dict(steps.layers)
         self._states = {stage.name: port.name for (stage, _), port in zip(steps.body.scans, steps.states, strict=True)}
         self._whole: dict[str, str] = {}
@@ -66,7 +72,7 @@ class _Joined(JoinedRegions):
 
     def attention(self, stage: AttentionStage) -> None:
         """Appends softmax attention of the rows over whole blocks and the open one, or over an encoder's tokens."""
-        graph, engine = self.graph, self._program.engine_of(AttentionEngine, stage.engine)
+        graph, engine = self.graph, self.program.engine_of(AttentionEngine, stage.engine)
         query, heads = self.name(stage.query), engine.kv_num_heads
         keys, values = self._parts(stage.key), self._parts(stage.value)
         parts = [scores_of(graph, replace(engine, key_tile=width), query, name) for name, width in keys]
@@ -87,7 +93,7 @@ class _Joined(JoinedRegions):
     def scan(self, stage: ScanStage) -> None:
         """Appends a scan of the rows, from the state before them to the one behind those that are there."""
         state = self._states[stage.name]
-        model = scan_model(self._program.engine_of(ScanEngine, stage.engine), SCAN_STEP)
+        model = scan_model(self.program.engine_of(ScanEngine, stage.engine), SCAN_STEP)
         self.add_scan(stage, model, state, COUNT, state=f"next_{state}")
 
     def _parts(self, value: str) -> list[tuple[str, int]]:
@@ -95,9 +101,9 @@ class _Joined(JoinedRegions):
 
         Those of cross attention are of one port.
         """
-        if value not in self._kept:
+        if value not in self.kept:
             return [(self.name(value), self._source)]
-        at, entry = self._kept[value]
+        at, entry = self.kept[value]
         past = [(f"past_{at}", entry.blocks(self._capacity) * self._block)] if self._capacity else []
         return [*past, (self._open(at, entry), self._block)]
 
@@ -116,7 +122,7 @@ class _Joined(JoinedRegions):
         """The scores ``[kv_heads, group * rows, keys]`` plus what is added to them."""
         graph, heads = self.graph, engine.kv_num_heads
         group = engine.q_num_heads // heads
-        if stage.key not in self._kept:
+        if stage.key not in self.kept:
             return graph.node("Add", scores, SOURCE_MASK)
         shape = (1, 1) if engine.mask_heads == 1 else (heads, group)
         added = graph.reshape(f"{MASK}_{self._added[stage.name]}", *shape, self._rows, keys)

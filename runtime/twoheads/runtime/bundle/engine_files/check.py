@@ -26,7 +26,7 @@ from twoheads.runtime.bundle.engine_files.protobuf import ProtobufError
 __all__ = ["engine_problem"]
 
 STANDARD, CONTRIB = ("", "ai.onnx"), "com.microsoft"
-OURS = frozenset({"MatMulNBits"})
+OURS = frozenset({"GroupQueryAttention", "MatMulNBits", "RotaryEmbedding", "SkipSimplifiedLayerNormalization"})
 """The operators of ONNX Runtime's own set that our emitters write."""
 
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "SequenceMap"})
@@ -156,6 +156,8 @@ def _factor_problem(found: OnnxFile, declared: DeclaredEngine) -> str | None:
     multiplied = {name for node in found.nodes if node.operator == "Mul" for name in node.inputs}
     scalars = (tensor for name, tensor in found.constants.items() if name in multiplied and not tensor.shape)
     numbers = {(tensor.dtype, float(value)) for tensor in scalars for value in _floats(tensor)}
+    scales = (node.floats.get("scale", 1.0) for node in found.nodes if node.operator == "GroupQueryAttention")
+    numbers |= {("float32", scale) for scale in scales if scale != 1.0}
     dtypes = {dtype for dtype, _ in numbers} or {"float32"}
     expected = {(dtype, float(np.dtype(dtype).type(factor))) for factor in declared.factors for dtype in dtypes}
     wrong = sorted(expected - numbers) or sorted(numbers - expected if declared.alone else ())

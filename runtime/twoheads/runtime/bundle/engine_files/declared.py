@@ -25,6 +25,7 @@ from twoheads.graphs.program.wiring import ReadWeight, wiring
 from twoheads.graphs.serialization.bundle_format import ENGINES, Manifest, WeightEntry, tiles_folder
 from twoheads.graphs.variants.batch_steps import BATCH_ROWS, BatchSteps
 from twoheads.graphs.variants.choose import fused_steps
+from twoheads.graphs.variants.in_place.in_place_steps import in_place_steps
 from twoheads.graphs.variants.key_tiles import with_key_tile
 from twoheads.graphs.variants.steps import step_steps
 
@@ -74,7 +75,8 @@ def declared_steps(program: Program, manifest: Manifest, weight: ReadWeight) -> 
     if steps is None:
         return found
     joined, factors = wiring(steps.body.inside, weight), _factors_of(steps.body.inside, program)
-    for engine in steps.engines:
+    in_place = in_place_steps(program)
+    for engine in (*steps.engines, *(() if in_place is None else in_place.engines)):
         bound = _bound(engine, tuple(steps.body.weights), manifest, factors)
         found[_file(engine)] = replace(bound, wiring=joined)
     for rows in steps.rows:

@@ -87,6 +87,7 @@ class OnnxNode:
         sparse: Whether an attribute holds a sparse tensor.
         tensors: Its attributes that are tensors, by name.
         ints: Its attributes of whole numbers, by name.
+        floats: Its attributes of one number, by name.
     """
 
     operator: str
@@ -97,6 +98,7 @@ class OnnxNode:
     sparse: bool
     tensors: dict[str, OnnxTensor]
     ints: dict[str, tuple[int, ...]]
+    floats: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +173,7 @@ def _node(message: memoryview) -> OnnxNode:
     graphs = sparse = False
     tensors: dict[str, OnnxTensor] = {}
     ints: dict[str, tuple[int, ...]] = {}
+    floats: dict[str, float] = {}
     for number, value in fields(message):
         if number in texts:
             texts[number].append(_text(value))
@@ -184,8 +187,10 @@ def _node(message: memoryview) -> OnnxNode:
                 tensors[name] = _tensor(_message(_single(attribute, 5, memoryview(b""))))
             if numbers & {3, 8}:
                 ints[name] = tuple(_ints(attribute, 3, 8))
+            if 2 in numbers:
+                floats[name] = _float(_single(attribute, 2, b""))
     operator, domain = ((texts[number] or [""])[-1] for number in (4, 7))
-    return OnnxNode(operator, domain, tuple(texts[1]), tuple(texts[2]), graphs, sparse, tensors, ints)
+    return OnnxNode(operator, domain, tuple(texts[1]), tuple(texts[2]), graphs, sparse, tensors, ints, floats)
 
 
 def _tensor(message: memoryview) -> OnnxTensor:
@@ -240,6 +245,13 @@ def _ints(found: list[tuple[int, Any]], single: int, repeated: int) -> Iterator[
     for number, value in found:
         if number in (single, repeated):
             yield from map(signed, [value] if isinstance(value, int) else varints(value))
+
+
+def _float(value: Any) -> float:
+    data = _as_bytes(value)
+    if len(data) != np.dtype(np.float32).itemsize:
+        raise ProtobufError("a number of another size than 4 bytes")
+    return float(np.frombuffer(data, "<f4")[0])
 
 
 def _as_bytes(value: int | memoryview) -> bytes:

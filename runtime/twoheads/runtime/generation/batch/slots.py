@@ -168,6 +168,8 @@ class SlottedBlocks(KeptBlocks):
         place: The slab and the slot; ``None`` once they have moved.
     """
 
+    own = False
+
     def __init__(self, slabs: Slabs) -> None:
         super().__init__(slabs.steps)
         self._slabs = slabs

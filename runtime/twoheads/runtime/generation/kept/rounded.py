@@ -32,6 +32,7 @@ class RoundedBlocks(KeptBlocks):
     """
 
     rounds = True
+    own = False
 
     def __init__(self, steps: Steps) -> None:
         super().__init__(steps)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ class KeptBlocks:
 
     Attributes:
         rounds: Whether whole blocks are kept rounded, in other arrays than engines read.
+        own: Whether the arrays are its own, so that behind whole blocks there may be the open one as well.
         capacity: Whole blocks for which there is room, as engines count them.
         past: The whole blocks of every kept value, behind the segments; none where the capacity is 0.
         segments: Full arrays of earlier blocks of the values without a ring, each a list in the order of ``past``.
@@ -37,6 +38,7 @@ class KeptBlocks:
     """
 
     rounds = False
+    own = True
 
     def __init__(self, steps: Steps) -> None:
         self._steps = steps
@@ -48,6 +50,8 @@ class KeptBlocks:
         self.past: list[Array] = []
         self.segments: list[list[Array]] = []
         self.opened = [_zeros(entry, self._block) for entry in steps.kept]
+        self._shown = 0
+        """Rows of the open block that lie behind the whole blocks, too."""
 
     @property
     def nbytes(self) -> int:
@@ -70,10 +74,31 @@ class KeptBlocks:
         self.past, self.capacity = grown, capacity
         return True
 
-    def write(self, first: int, rows: list[Array], count: int, skip: int = 0) -> None:
-        """Puts ``count`` rows of every kept value, behind its first ``skip``, into the open block from ``first``."""
-        for array, new in zip(self.opened, rows, strict=True):
-            array[:, :, first : first + count] = new[:, :, skip : skip + count]
+    def write(self, first: int, rows: Mapping[int, Array], count: int, skip: int = 0) -> None:
+        """Puts ``count`` rows of kept values, behind the first ``skip`` of each, into the open block from ``first``."""
+        for at, new in rows.items():
+            self.opened[at][:, :, first : first + count] = new[:, :, skip : skip + count]
+        self._shown = min(self._shown, first)
+
+    def show(self, numbers: Sequence[int], first: int) -> None:
+        """Puts the open block's rows before token ``first``, which belongs to it, behind its whole blocks as well.
+
+        Args:
+            numbers: Of the values of which this is wanted, the same in every call.
+            first: Where the next row comes.
+        """
+        start, count = first - first % self._block, first % self._block
+        for at in numbers if self._shown < count else ():
+            rows = self.opened[at][:, :, self._shown : count]
+            self.past[at][:, :, start + self._shown : start + count] = rows
+        self._shown = count
+
+    def take_shown(self, numbers: Sequence[int], first: int) -> None:
+        """The row of token ``first`` was written behind the whole blocks: the open block has it, too."""
+        place = first % self._block
+        for at in numbers:
+            self.opened[at][:, :, place] = self.past[at][:, :, first]
+        self._shown = place + 1
 
     def fills_segment(self, block: int) -> bool:
         """Whether whole block ``block`` has no room in arrays that are full, so that they become a segment."""
@@ -89,6 +114,7 @@ class KeptBlocks:
             Whether arrays are new, so that what was bound to them is void.
         """
         new = self.fills_segment(block)
+        self._shown = 0
         if new:
             self.segments.append([self.past[at] for at in self._plain])
             for at in self._plain:
@@ -104,6 +130,7 @@ class KeptBlocks:
     def reopen(self, block: int) -> bool:
         """Whole block ``block`` is open again, and those behind it are gone; returns as :meth:`complete`."""
         before = len(self.segments)
+        self._shown = 0
         while block < self._widest * len(self.segments):
             self._last_segment()
         for at, entry in enumerate(self._steps.kept):
@@ -126,11 +153,13 @@ class KeptBlocks:
 
     def open_page(self, page: list[Array]) -> None:
         """The open block is that of ``page``, to be completed."""
+        self._shown = 0
         for array, rows in zip(self.opened, page, strict=True):
             array[...] = rows
 
     def clear(self, first: int) -> None:
         """Forgets the rows of the open block from ``first``."""
+        self._shown = min(self._shown, first)
         for array in self.opened:
             array[:, :, first:] = 0
 

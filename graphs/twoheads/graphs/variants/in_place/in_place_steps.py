@@ -1,0 +1,91 @@
+"""Steps of one row whose attention writes new keys and values where they are kept, for ONNX Runtime's processors.
+
+Its operator ``GroupQueryAttention`` reads the keys that are there and no others, and writes the new row in place. So
+no open block is joined with whole blocks, no mask is added and nothing is cut apart: a step has a third of the nodes.
+It needs whole blocks and the open block in one array: the engine reads that of whole blocks, which has room for one
+more, and the open block's rows are put there before the first such step.
+
+Layers that the operator does not cover (windows, biases by distance, learned sinks, 16-bit values) keep the form that
+:mod:`twoheads.graphs.variants.steps` describes, in the same engine. Where no layer is covered there are no such
+engines. Other backends take the engines of standard operators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from twoheads.graphs.program.engines.port import Port
+from twoheads.graphs.program.program import Program
+from twoheads.graphs.variants.steps import INDEX, MASK, STEP, StepEngine, Steps, step_steps
+
+__all__ = ["NEXT", "PLACE", "InPlaceSteps", "in_place_steps"]
+
+PLACE = "place"
+"""The input port that says where the row is written, counted from the sequence's first."""
+
+NEXT = "next_"
+"""How the output ports of arrays that are written in place begin; the input's name follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class InPlaceSteps:
+    """Such steps of a program.
+
+    Attributes:
+        steps: How its sequences are extended.
+        stages: The names of the attentions that write in place.
+        kept: Which of the kept values these write, by number, ascending.
+    """
+
+    steps: Steps
+    stages: frozenset[str]
+    kept: tuple[int, ...]
+
+    def capacity(self, blocks: int) -> int | None:
+        """The least capacity with room for so many whole blocks and the open one; ``None`` where none has."""
+        return self.steps.capacity(blocks + 1)
+
+    @property
+    def engines(self) -> Iterator[StepEngine]:
+        """All engines that there are."""
+        return (self.engine(capacity) for capacity in self.steps.capacities if capacity)
+
+    def engine(self, capacity: int) -> StepEngine:
+        """The engine of a row behind less than ``capacity`` whole blocks.
+
+        Its ports are those of :class:`StepEngine`, but for kept values that it writes in place. They have no open
+        block and no new rows: the array of whole blocks is an output as well, in the same memory.
+        """
+        usual = self.steps.engine(1, capacity)
+        written = {f"past_{at}": f"new_{at}" for at in self.kept}
+        unread = {f"open_{at}" for at in self.kept} | self._unused
+        inputs = [port for port in usual.inputs if port.name not in unread]
+        at = next(number for number, port in enumerate(inputs) if port.name.startswith("past_"))
+        past = {written[port.name]: replace(port, name=NEXT + port.name) for port in inputs if port.name in written}
+        return replace(
+            usual,
+            name=f"{STEP}in_place_{capacity}",
+            inputs=(*inputs[:at], Port(PLACE, "int32", (1,)), *inputs[at:]),
+            outputs=tuple(past.get(port.name, port) for port in usual.outputs),
+        )
+
+    @property
+    def _unused(self) -> set[str]:
+        """Ports that only the attentions which write in place would read."""
+        others = {added for name, added in self.steps.layers if name not in self.stages}
+        masks = {f"{MASK}_{at}" for at in range(len(self.steps.added)) if at not in others}
+        return masks if others else masks | {INDEX}
+
+
+@lru_cache(maxsize=16)
+def in_place_steps(program: Program) -> InPlaceSteps | None:
+    """Such steps of ``program``; ``None`` where it has none."""
+    steps = step_steps(program)
+    found = () if steps is None else steps.in_place
+    if steps is None or not found:
+        return None
+    numbers = {entry.value.name: at for at, entry in enumerate(steps.kept)}
+    kept = sorted(numbers[name] for stage in found for name in (stage.key, stage.value))
+    return InPlaceSteps(steps, frozenset(stage.name for stage in found), tuple(kept))
