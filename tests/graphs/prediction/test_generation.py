@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
+from itertools import chain
 
 import pytest
 
@@ -11,7 +13,9 @@ from tests.runtime.generation.decoders import BLOCK, bundle
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.prediction.device_profile import DeviceProfile, EngineTimes
 from twoheads.graphs.prediction.generation import HEAD, predict_generation, step_forms
-from twoheads.graphs.variants.step_calls import Continuation
+from twoheads.graphs.prediction.one_machine import predict_run
+from twoheads.graphs.schedule.schedule import make_schedule
+from twoheads.graphs.variants.step_calls import Continuation, Made, RunCall
 from twoheads.graphs.variants.steps import Steps
 
 NAMES = ("llama", "gemma", "qwen", "mamba")
@@ -25,7 +29,29 @@ def _profile(name: str, head: float, **seconds: float) -> DeviceProfile:
     """A second for every form but those named."""
     times = {HEAD: head} | {form.name: seconds.get(form.name, 1.0) for form in step_forms(_steps(name))}
     engines = tuple(EngineTimes(form, "", 1.0, {"1": spent, "2": spent / 2}) for form, spent in times.items())
-    return replace(profile_of(bundle(name).program), engines=engines)
+    known = profile_of(bundle(name).program)
+    return replace(known, engines=(*known.engines, *engines))
+
+
+def _run_seconds(steps: Steps, profile: DeviceProfile, blocks: int, threads: int) -> float:
+    """Of a run over so many blocks; of an odd number the mean of those beside it."""
+    if blocks % 2:
+        return sum(_run_seconds(steps, profile, blocks + one, threads) for one in (-1, 1)) / 2
+    if not blocks:
+        return 0.0
+    return predict_run(make_schedule(steps.program, blocks * BLOCK, output="hidden"), profile, threads).seconds
+
+
+def _expected(steps: Steps, profile: DeviceProfile, calls: Iterable[Made], threads: int) -> float:
+    """A second a step, shared by the threads, and what a run takes longer with its blocks than without."""
+    total = 0.0
+    for call in calls:
+        if isinstance(call, RunCall):
+            total += _run_seconds(steps, profile, call.first + call.blocks, threads)
+            total -= _run_seconds(steps, profile, call.first, threads)
+        else:
+            total += 1 / threads
+    return total
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -35,12 +61,13 @@ def test_every_step_is_counted_once(name, prompt, new):
     made = Continuation(steps, prompt, new)
     later = list(made.later())
     assert len(later) == new - 1
-    found = predict_generation(steps, _profile(name, 0.25), prompt, new, 1)
-    assert found.first_token_seconds == pytest.approx(len(made.prompt) + 0.25)
-    assert found.later_seconds == pytest.approx(sum(map(len, later)))
-    assert found.last_token_seconds == (1 if new > 1 else 0)
-    half = predict_generation(steps, _profile(name, 0.25), prompt, new, 2)
-    assert half.first_token_seconds == pytest.approx(found.first_token_seconds / 2)
+    profile = _profile(name, 0.25)
+    for threads in (1, 2):
+        found = predict_generation(steps, profile, prompt, new, threads)
+        begin = _expected(steps, profile, made.prompt, threads) + 0.25 / threads
+        assert found.first_token_seconds == pytest.approx(begin)
+        assert found.later_seconds == pytest.approx(_expected(steps, profile, chain(*later), threads))
+        assert found.last_token_seconds == (1 / threads if new > 1 else 0)
 
 
 def test_steps_take_the_form_that_holds_their_context():
@@ -54,6 +81,6 @@ def test_steps_take_the_form_that_holds_their_context():
 
 def test_what_can_not_be_is_refused():
     with pytest.raises(InputError, match=r"(?s)has no time of step_head.*--generation"):
-        predict_generation(_steps("llama"), profile_of(bundle("llama").program), 20, 3, 1)
+        predict_generation(_steps("llama"), profile_of(bundle("llama").program), 7, 3, 1)
     with pytest.raises(InputError, match="has an encoder"):
         predict_generation(_steps("t5"), profile_of(bundle("t5").program), 20, 3, 1)

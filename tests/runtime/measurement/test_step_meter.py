@@ -32,7 +32,8 @@ def test_every_form_is_measured(name, monkeypatch):
     assert [times.engine for times in profile.engines] == told == [HEAD, *(form.name for form in step_forms(steps))]
     assert made == {(form.call.rows, form.call.blocks) for form in step_forms(steps)}
     for prompt, new in ((1, 1), (5 * BLOCK + 3, 2 * BLOCK), (70 * BLOCK, 3)):
-        found = predict_generation(steps, profile, prompt, new, 1)
+        whole = replace(profile, engines=(*profile_of(steps.program).engines, *profile.engines))
+        found = predict_generation(steps, whole, prompt, new, 1)
         assert found.first_token_seconds > 0
         assert (found.later_seconds > 0) == (new > 1)
 

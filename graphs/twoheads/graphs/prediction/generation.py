@@ -1,17 +1,21 @@
 """How long a continuation will take: the steps that it makes, from the times that a profile has of their forms.
 
 A step's shape is fixed, so its time depends on its form alone: the rows, and the capacity that holds its context.
-Behind the widest capacity it goes layer by layer, over tiles of that size, each of which takes the same time.
+Behind the widest capacity it goes layer by layer, over tiles of that size, each of which takes the same time. Whole
+blocks of a prompt take what a run takes longer with them than without.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.prediction.device_profile import DeviceProfile
-from twoheads.graphs.variants.step_calls import Continuation, StepCall
+from twoheads.graphs.prediction.one_machine import predict_run
+from twoheads.graphs.schedule.schedule import make_schedule
+from twoheads.graphs.variants.step_calls import Continuation, Made, RunCall, StepCall
 from twoheads.graphs.variants.steps import CAPACITIES, STEP, Steps
 
 __all__ = ["HEAD", "GenerationTime", "StepForm", "predict_generation", "step_forms"]
@@ -79,7 +83,20 @@ def predict_generation(steps: Steps, profile: DeviceProfile, prompt: int, new: i
         raise InputError("--generate", f"has no times of a model that {what}", "leave out --device")
     known: dict[tuple[int, int], float] = {}
 
-    def seconds(call: StepCall) -> float:
+    @cache
+    def run_seconds(blocks: int) -> float:
+        """Of a run over so many blocks, which the threads share evenly."""
+        if blocks % 2:
+            return (run_seconds(blocks - 1) + run_seconds(blocks + 1)) / 2
+        limit, length = steps.program.max_length, blocks * steps.program.block_size
+        length = length if limit is None else min(length, limit.length)
+        if not length:
+            return 0.0
+        return predict_run(make_schedule(steps.program, length, output="hidden"), profile, threads).seconds
+
+    def seconds(call: Made) -> float:
+        if isinstance(call, RunCall):
+            return run_seconds(call.first + call.blocks) - run_seconds(call.first)
         key = call.rows, _shape(steps, call.blocks)
         if key not in known:
             known[key] = _seconds(steps, profile, call, threads)
@@ -87,7 +104,9 @@ def predict_generation(steps: Steps, profile: DeviceProfile, prompt: int, new: i
 
     continuation = Continuation(steps, prompt, new)
     head = _time(profile, HEAD, threads)
-    first = sum(map(seconds, continuation.prompt)) + head
+    runs = [call for call in continuation.prompt if isinstance(call, RunCall)]
+    begin = [RunCall(0, runs[-1].first + runs[-1].blocks, False)] if runs else []
+    first = sum(map(seconds, (*begin, *continuation.prompt[len(runs) :]))) + head
     later = last = 0.0
     for calls in continuation.later():
         last = seconds(calls[0])

@@ -4,17 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeAlias
 
 from twoheads.graphs.errors import InputError
+from twoheads.graphs.masks.expressions import Mask
+from twoheads.graphs.masks.tiles import row_segments
 from twoheads.graphs.program.engines.experts import most_calls
 from twoheads.graphs.program.program import AttentionStage, ExpertsEngine, ExpertsStage, Program, Stage
 from twoheads.graphs.variants.decoder import step_obstacle
 from twoheads.graphs.variants.steps import CAPACITIES, Steps, step_steps
 
-__all__ = ["Continuation", "GenerationPlan", "Pieces", "StepCall", "generation_plan", "planned_steps"]
+__all__ = [
+    "RUN_BLOCKS",
+    "Continuation",
+    "GenerationPlan",
+    "Made",
+    "Pieces",
+    "RunCall",
+    "StepCall",
+    "generation_plan",
+    "planned_steps",
+]
 
 SMALL_SHARE = 4
 """Up to this part of a block is computed by small calls, more by one of a block: 8 rows cost a tenth of 256."""
+
+
+RUN_BLOCKS = 8
+"""The most blocks of a prompt that one run computes: others that are computed meanwhile wait for it."""
 
 
 class Pieces:
@@ -22,13 +40,23 @@ class Pieces:
 
     A call stays in one block. Where most of a block is missing, all of it is computed, what is there already among it:
     its bits are the same.
+
+    Args:
+        start, stop: Which tokens. With ``runs``, ``start`` is the first of a block that becomes whole.
+        block: Tokens of a block.
+        small: Rows of a small call.
+        runs: Whether runs compute what becomes a whole block, several of them at a time: as many rows as tokens.
     """
 
-    def __init__(self, start: int, stop: int, block: int, small: int) -> None:
-        self._start, self._stop, self._block, self._small = start, stop, block, small
+    def __init__(self, start: int, stop: int, block: int, small: int, *, runs: bool = False) -> None:
+        self._start, self._stop, self._block, self._small, self._runs = start, stop, block, small, runs
 
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
         at = self._start
+        while self._runs and self._stop - at >= self._block and at % self._block == 0:
+            count = min(RUN_BLOCKS, (self._stop - at) // self._block) * self._block
+            yield at, count, count
+            at += count
         while at < self._stop:
             first = at - at % self._block
             end = min(first + self._block, self._stop)
@@ -55,6 +83,26 @@ class StepCall:
 
 
 @dataclass(frozen=True, slots=True)
+class RunCall:
+    """A run of the tile program over whole blocks of a prompt.
+
+    Attributes:
+        first: Whole blocks that are kept before it.
+        blocks: That it computes.
+        hidden: Whether the hidden states of the last token are read: without them nothing is computed behind what is
+            kept, with them the last block alone.
+    """
+
+    first: int
+    blocks: int
+    hidden: bool
+
+
+Made: TypeAlias = StepCall | RunCall
+"""Calls that belong together."""
+
+
+@dataclass(frozen=True, slots=True)
 class Continuation:
     """What a prompt and new tokens behind it compute.
 
@@ -69,25 +117,30 @@ class Continuation:
     new_tokens: int
 
     @property
-    def prompt(self) -> tuple[StepCall, ...]:
+    def prompt(self) -> tuple[Made, ...]:
         """Of the prompt."""
         return self._appended(0, self.prompt_tokens)
 
-    def later(self) -> Iterator[tuple[StepCall, ...]]:
+    def later(self) -> Iterator[tuple[Made, ...]]:
         """Of every new token but the first: its own step, and what is computed again behind it."""
         steps, block = self.steps, self.steps.program.block_size
         steady = self.prompt_tokens
         for at in range(self.prompt_tokens, self.prompt_tokens + self.new_tokens - 1):
-            again: tuple[StepCall, ...] = ()
+            again: tuple[Made, ...] = ()
             if (steps.has_rings or steps.states) and (at + 1) % block == 0:
-                again = self._appended(steady - steady % block if steps.states else steady, at + 1)
+                again = self._appended(steady - steady % block if steps.states or steps.by_runs else steady, at + 1)
                 steady = at + 1
             yield (StepCall(1, at // block), *again)
 
-    def _appended(self, start: int, stop: int) -> tuple[StepCall, ...]:
-        block = self.steps.program.block_size
-        pieces = Pieces(start, stop, block, self.steps.rows[1])
-        return tuple(StepCall(rows, first // block) for first, _, rows in pieces)
+    def _appended(self, start: int, stop: int) -> tuple[Made, ...]:
+        block, runs = self.steps.program.block_size, self.steps.by_runs
+        pieces = Pieces(start, stop, block, self.steps.rows[1], runs=runs)
+        return tuple(
+            RunCall(first // block, count // block, first + count == stop)
+            if runs and count % block == 0
+            else StepCall(rows, first // block)
+            for first, count, rows in pieces
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +183,11 @@ def generation_plan(program: Program, prompt: int, new: int, source: int = 0) ->
         raise InputError("--generate", f"plans {prompt} and {new} tokens", "give 1 or more of both")
     continuation, heads = Continuation(steps, prompt, new), len(program.head)
 
-    def calls(made: tuple[StepCall, ...]) -> int:
-        return sum(_calls(steps, call.blocks, source, call.rows) for call in made) + heads
+    def calls(made: tuple[Made, ...]) -> int:
+        return heads + sum(
+            _run_calls(steps, call) if isinstance(call, RunCall) else _calls(steps, call.blocks, source, call.rows)
+            for call in made
+        )
 
     begin, later, last = calls(continuation.prompt), 0, 0
     for made in continuation.later():
@@ -154,6 +210,29 @@ def planned_steps(program: Program) -> Steps:
     if found is None:
         raise InputError(program.name, "generates nothing")
     raise InputError(found.where, found.problem, found.fix)
+
+
+def _run_calls(steps: Steps, run: RunCall) -> int:
+    """Of a run over blocks of a prompt: a call a block and token-wise stage, one a tile of attention."""
+    stages, until = steps.body.inside, steps.until_kept
+    last = run.first + run.blocks - 1
+    calls = sum(_stage_calls(steps, stage, range(run.first, last + 1)) for stage in stages[:until])
+    return calls + sum(_stage_calls(steps, stage, range(last, last + run.hidden)) for stage in stages[until:])
+
+
+def _stage_calls(steps: Steps, stage: Stage, blocks: range) -> int:
+    if not isinstance(stage, AttentionStage):
+        return len(blocks)
+    program = steps.program
+    return sum(_tiles(stage.mask, at, program.block_size, program.key_tile) for at in blocks)
+
+
+@lru_cache(maxsize=1 << 14)
+def _tiles(mask: Mask, block: int, block_size: int, key_tile: int) -> int:
+    """Tiles of keys that the queries of a block see, who see no later token."""
+    length = (block + 1) * block_size
+    row = row_segments(mask, block, block_size=block_size, key_tile=key_tile, length=length)
+    return sum(segment.tiles for segment in row)
 
 
 def _calls(steps: Steps, blocks: int, source: int, rows: int) -> int:

@@ -209,6 +209,23 @@ class Steps:
         )
 
     @property
+    def by_runs(self) -> bool:
+        """Whether runs of the tile program compute whole blocks of a prompt: where attention alone joins tokens."""
+        return bool(self.kept) and not (self.layered or self.source or self.body.scans)
+
+    @property
+    def kept_names(self) -> frozenset[str]:
+        """Names of the keys and values of all layers."""
+        return frozenset(entry.value.name for entry in self.kept)
+
+    @property
+    def until_kept(self) -> int:
+        """How many of the body's stages make all that is kept; those behind them make hidden states alone."""
+        names, stages = self.kept_names, enumerate(self.body.inside)
+        makers = [at for at, stage in stages if any(value.name in names for value in stage.outputs)]
+        return makers[-1] + 1
+
+    @property
     def states(self) -> tuple[Port, ...]:
         """The states of all scans, in order, as input ports."""
         return tuple(replace(engine.state, name=f"state_{at}") for at, (_, engine) in enumerate(self.body.scans))

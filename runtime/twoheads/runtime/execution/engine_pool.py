@@ -104,6 +104,11 @@ class EnginePool:
         self._single = _engines_of_single_weights(programs)
         self._declared = {engine.name: engine for one in programs for engine in one.engines}
 
+    @property
+    def shares(self) -> bool:
+        """Whether other engines of the same weights read what these read, so that they take no memory for them."""
+        return self._in_place or self._shared
+
     def declared(self, kind: type[E], name: str) -> E:
         """The declaration of the engine ``name``, of the kind ``kind``."""
         engine = self._declared[name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -11,14 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.masks.tiles import Segment
-from twoheads.graphs.program.program import AttentionStage, Stage
+from twoheads.graphs.program.program import AttentionStage, Stage, Value
 from twoheads.graphs.schedule.schedule import Schedule
 from twoheads.graphs.variants.packing import Packing
 from twoheads.runtime.execution.companion import Checkpointing, Companion, Tokens
 from twoheads.runtime.execution.crew import Crew
 from twoheads.runtime.execution.engine_pool import EnginePool
 from twoheads.runtime.jobs.job import Job
-from twoheads.runtime.memory.stores import Stores
+from twoheads.runtime.memory.stores import Stores, ValueStore
 from twoheads.runtime.reports.report import Counted, StageReport
 from twoheads.runtime.reports.sampling import StageEstimate
 
@@ -119,6 +119,8 @@ class RunState:
         self.only = None if only is None else frozenset(only)
         few = rows is not None and job is None and schedule.drops_rows
         self._taken = np.unique(rows // program.block_size).tolist() if few and rows is not None else None
+        self.known: Mapping[str, Callable[[ValueStore], None]] = {}
+        """Of values whose other blocks are known already: puts these into a store that then holds all blocks."""
         self.stores = Stores(
             rows=schedule.value_rows,
             block_size=program.block_size,
@@ -180,6 +182,19 @@ class RunState:
     def _routed(self, stage: str) -> int:
         """The calls that tokens' choices ask for; of a stage that an earlier process did, those that it made."""
         return self.routed.get(stage, self.counters[stage].calls)
+
+    def compute_only(self, blocks: Collection[int]) -> None:
+        """From now on these blocks alone are computed."""
+        self.only = frozenset(blocks)
+        self._rows.clear()
+
+    def allocate(self, value: Value, *, reopen: bool) -> ValueStore:
+        """A store for ``value``: for the blocks that are computed, and for all where the others are known."""
+        fill = self.known.get(value.name)
+        store = self.stores.allocate(value, reopen=reopen, blocks=self.held(value.name) if fill is None else None)
+        if fill is not None:
+            fill(store)
+        return store
 
     def work(
         self,

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from twoheads.graphs.errors import InputError
+from twoheads.graphs.errors import InputError, InternalError
 from twoheads.graphs.variants.step_calls import Pieces
 from twoheads.graphs.variants.steps import CAPACITIES
 from twoheads.runtime.bundle.weights import Weights
 from twoheads.runtime.generation.added import AddedScores
 from twoheads.runtime.generation.engines import StepEngines
+from twoheads.runtime.generation.kept.prompts import RunsPrompts
 from twoheads.runtime.generation.kept.rows import KeptBlocks
 from twoheads.runtime.generation.kept.source import KeptSource
 from twoheads.runtime.generation.kept.states import KeptStates
@@ -31,6 +32,7 @@ class Context:
     split (with more threads some kernels cut small products otherwise than large ones). Tokens that
     :meth:`step` adds one by one are computed by other kernels (the last bits may differ), so ``append`` computes them
     again first, with its own. Where layers have states, both begin with the open block: its first state is kept.
+    Where ``prompts`` runs, a block that becomes whole is computed by it, from its first token.
 
     Args:
         engines: What computes.
@@ -39,6 +41,7 @@ class Context:
         cache: Beginnings that were computed before, if any are kept.
         kept: Where keys and values go, if not into arrays of its own.
         source: What is read of an encoder, if there is one.
+        prompts: Computes blocks that become whole; ``None`` where steps do. Blocks that are kept rounded are theirs.
 
     Attributes:
         engines: What computes.
@@ -56,6 +59,7 @@ class Context:
         cache: PrefixCache | None = None,
         kept: KeptBlocks | None = None,
         source: KeptSource | None = None,
+        prompts: RunsPrompts | None = None,
     ) -> None:
         self.engines = engines
         self.owner = owner
@@ -66,6 +70,7 @@ class Context:
         self._names: list[bytes] = []
         """Of the whole blocks that ``append`` computed, as the cache calls them."""
         self._kept: KeptBlocks | None = KeptBlocks(engines.steps) if kept is None else kept
+        self._prompts = None if kept is not None and kept.rounds else prompts
         self._states = KeptStates(engines.steps)
         self.source = KeptSource(engines.steps, {}) if source is None else source
         self._steps: dict[tuple[int, bool, bool], BoundStep | LongStep] = {}
@@ -104,7 +109,7 @@ class Context:
             InputError: As there.
         """
         new = self.check(tokens)
-        steady = self._steady_start
+        steady = self._steady_start(len(self.tokens) + len(new))
         again = self.tokens[steady:]
         self._cut(steady)
         hidden = yield from self._extending([*again, *new])
@@ -146,7 +151,7 @@ class Context:
             part, steady = new[: min(rows, block - first % block)], self._steady == first
             hidden = self._run(np.array(part, np.int64), first, len(part), rows)
             if steady and not self.engines.steps.states:
-                self._steady = len(self.tokens)
+                self._steady = self._as_steady(len(self.tokens))
             self._after_steps()
             found.append(self._heads[rows].logits(hidden))
             new = new[len(part) :]
@@ -161,7 +166,7 @@ class Context:
 
     def _steady_again(self) -> None:
         """Computes what ``step`` added again, as ``append`` does."""
-        steady = self._steady_start
+        steady = self._steady_start(len(self.tokens))
         again = self.tokens[steady:]
         self._cut(steady)
         self._extend(again)
@@ -191,8 +196,9 @@ class Context:
             if left:
                 self.append(left)
             return
-        # A block that was kept rounded is computed again where it is open again.
-        if length < len(self.tokens) and (steps.states or (self._arrays().rounds and back > 0)):
+        # A block that was kept rounded, or that a run computed, is computed again where it is open again.
+        other = self._arrays().rounds or self._prompts is not None
+        if length < len(self.tokens) and (steps.states or (other and back > 0)):
             left = self.tokens[length - length % block : length]
             self._cut(length - length % block)
             if left:
@@ -203,7 +209,7 @@ class Context:
 
     def fork(self) -> Context:
         """Another context with the same tokens, which grows on its own."""
-        made = Context(self.engines, self._weights, self.owner, self._cache, source=self.source)
+        made = Context(self.engines, self._weights, self.owner, self._cache, source=self.source, prompts=self._prompts)
         made._names = list(self._names)
         made.tokens = list(self.tokens)
         made._kept, made._states = self._arrays().copy(), self._states.copy()
@@ -271,7 +277,7 @@ class Context:
         if steps.states:
             self._states.move(len(self.tokens) + 1)
         else:
-            self._steady += self._steady == len(self.tokens)
+            self._steady = self._as_steady(self._steady + (self._steady == len(self.tokens)))
         self.tokens.append(token)
         if len(self.tokens) % steps.program.block_size == 0:
             self._complete()
@@ -336,9 +342,13 @@ class Context:
         start, tokens = len(self.tokens), np.array([*self.tokens, *new], np.int64)
         hidden: npt.NDArray[Any] | None = None
         start = self._from_cache(tokens)
-        for first, count, rows in Pieces(start, len(tokens), steps.program.block_size, small):
-            hidden = self._run(tokens[first : first + count], first, count, rows)[-1]
-            self._to_cache()
+        runs = self._prompts is not None
+        for first, count, rows in Pieces(start, len(tokens), steps.program.block_size, small, runs=runs):
+            if runs and count % steps.program.block_size == 0:
+                hidden = self._run_whole(tokens[: first + count], first, last=first + count == len(tokens))
+            else:
+                hidden = self._run(tokens[first : first + count], first, count, rows)[-1]
+                self._to_cache()
             yield rows
         if hidden is None:
             raise InputError("tokens", "are none", "give one or more")
@@ -373,15 +383,21 @@ class Context:
     def _name(self, cache: PrefixCache, tokens: list[int]) -> bytes:
         return following(self._names[-1] if self._names else cache.first, tokens)
 
-    @property
-    def _steady_start(self) -> int:
-        """Where ``append`` begins: at the first token that it did not compute.
+    def _steady_start(self, length: int) -> int:
+        """Where ``append`` begins, up to a ``length``: at the first token that it did not compute.
 
-        With states at its block, likewise where the block is kept rounded already.
+        With states at its block, likewise where the block is kept rounded already, or becomes whole by a run.
         """
         block = self.engines.steps.program.block_size
         rounded = self._arrays().rounds and self._steady // block < len(self.tokens) // block
-        return self._steady - (self._steady % block if self.engines.steps.states or rounded else 0)
+        runs = self._prompts is not None and self._steady // block < length // block
+        return self._steady - (self._steady % block if self.engines.steps.states or rounded or runs else 0)
+
+    def _as_steady(self, length: int) -> int:
+        """How many of ``length`` tokens are as ``append`` has them, where steps of several rows computed the last."""
+        if self._prompts is None or length % self.engines.steps.program.block_size:
+            return length
+        return length - self.engines.steps.program.block_size  # a run computes whole blocks
 
     def _complete(self) -> None:
         """The open block is full."""
@@ -420,6 +436,20 @@ class Context:
         if len(self.tokens) % block == 0:
             self._complete()
         return np.array(step.hidden[0, skip:count])
+
+    def _run_whole(self, tokens: npt.NDArray[np.int64], first: int, *, last: bool) -> npt.NDArray[Any] | None:
+        """Computes the blocks of ``tokens`` behind token ``first``; the hidden states of the ``last`` token, if so."""
+        kept, block = self._arrays(), self.engines.steps.program.block_size
+        if self._prompts is None:
+            raise InternalError("no runs compute whole blocks")
+        made = self._prompts.run(tokens, kept, first // block, hidden=last)
+        self.engines.calls += made.calls
+        for at in range(0, len(tokens) - first, block):
+            kept.write(0, dict(enumerate(made.kept)), block, skip=at)
+            self.tokens.extend(int(token) for token in tokens[first + at : first + at + block])
+            self._complete()
+            self._to_cache()
+        return made.hidden
 
     def _logits(self, hidden: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         if 1 not in self._heads:

@@ -106,8 +106,10 @@ class StepEngines:
     def _whole(self, engine: StepEngine) -> EngineHandle:
         return self._opened(engine, dict(zip(self.steps.body.weights, engine.weights, strict=True)))
 
-    def open_for(self, tokens: int) -> None:
+    def open_for(self, tokens: int, *, runs: bool = False) -> None:
         """Opens what a sequence of ``tokens`` tokens needs, as far as one engine holds all layers.
+
+        With ``runs``, other engines compute the whole blocks of a prompt.
 
         Raises:
             BundleError: As :meth:`body`.
@@ -121,7 +123,7 @@ class StepEngines:
                 self.in_place_body(self.in_place, room)
                 continue
             reached = [one for one in steps.capacities if most is None or one <= most]
-            for capacity in reached if rows == steps.rows[-1] else reached[-1:]:
+            for capacity in reached if rows == steps.rows[-1] and not runs else reached[-1:]:
                 self.body(rows, capacity)
         for rows in steps.rows[:-1]:
             self.heads(rows)

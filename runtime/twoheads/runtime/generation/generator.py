@@ -30,6 +30,7 @@ from twoheads.runtime.generation.choosing.speech import split_speech
 from twoheads.runtime.generation.context import Context
 from twoheads.runtime.generation.encoder import OPTIONS, Beginning, RunsEncoder, Unread, as_source
 from twoheads.runtime.generation.engines import StepEngines
+from twoheads.runtime.generation.kept.prompts import RunsPrompts
 from twoheads.runtime.generation.kept.rounded import RoundedBlocks, check_pages
 from twoheads.runtime.generation.kept.rows import KeptBlocks
 from twoheads.runtime.generation.kept.source import KeptSource, refuse_source
@@ -61,6 +62,7 @@ class Generator:
         engines: Its step engines.
         tokenizer: Its tokenizer, if it has one.
         encoder: Runs its encoder, if it has one.
+        prompts: Computes whole blocks of prompts; ``None`` where steps do.
 
     Attributes:
         facts: What the model says about generating.
@@ -79,12 +81,14 @@ class Generator:
         engines: StepEngines,
         tokenizer: Tokenizer | None,
         encoder: RunsEncoder,
+        prompts: RunsPrompts | None = None,
     ) -> None:
         self.facts: ModelFacts = read_facts(bundle.generation_file)
         supported, self._refused = split_unsupported(self.facts.settings)
         settings, self._speech = split_speech(supported, self.facts.where)
         self.settings = Settings().changed(settings, self.facts.where)
         self._encoder = encoder
+        self._prompts = prompts
         self._bundle = bundle
         self._weights = weights
         self._engines = engines
@@ -112,7 +116,10 @@ class Generator:
         Raises:
             BundleError: An engine is missing, or can't be opened.
         """
-        self._engines.open_for(tokens)
+        blocks = tokens // self.steps.program.block_size
+        if self._prompts is not None:
+            self._prompts.prepare(blocks)
+        self._engines.open_for(tokens, runs=self._prompts is not None)
 
     def open_context(self, kept: KeptBlocks | None = None, source: Any = None, pages: str | None = None) -> Context:
         """An empty sequence, to be continued, cut back and forked; see :class:`Context`.
@@ -151,7 +158,7 @@ class Generator:
         return context, call.unread.beginning.tokens(call.settings, self._speech, context)
 
     def _new_context(self, kept: KeptBlocks | None, source: KeptSource | None) -> Context:
-        return Context(self._engines, self._weights, self._bundle, self.cache, kept, source)
+        return Context(self._engines, self._weights, self._bundle, self.cache, kept, source, self._prompts)
 
     def _read_by_encoder(self, prompt: Any) -> Any:
         return self._encoder.check(as_source(prompt, partial(self._text_tokens, special=True)))
@@ -212,8 +219,8 @@ class Generator:
             return_logits: Keep the model's logits.
             speculate: Guess tokens from what stood behind the same ones before, or by a smaller bundle of the same
                 vocabulary, the draft, and compute several in one call. What is chosen is what would be chosen without.
-            steady: Compute every token by the engine of 8 rows, which is slower: logits then have the bits that a
-                prompt's have, and those of a batch (:meth:`twoheads.runtime.LoadedBundle.open_batch`).
+            steady: Compute every token by the engine of 8 rows, which is slower: logits then have the bits of a batch
+                (:meth:`twoheads.runtime.LoadedBundle.open_batch`).
             json_schema: Let the text be JSON of this schema (needs the package llguidance).
             regex: Let the whole text match this regular expression (likewise).
             grammar: Let it follow this grammar, in the form of Lark (likewise).
@@ -427,7 +434,8 @@ class Generator:
     @property
     def _identity(self) -> tuple[str, str]:
         """Of the bundle, and of what computes."""
-        return self._bundle.identity, "\n".join(self._engines.identity)
+        whole = () if self._prompts is None else (f"whole blocks by runs, key tiles of {self.steps.program.key_tile}",)
+        return self._bundle.identity, "\n".join((*self._engines.identity, *whole))
 
     def _check_owner(self, context: Context) -> None:
         if context.owner is not self._bundle:

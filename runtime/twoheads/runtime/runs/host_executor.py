@@ -142,7 +142,7 @@ def run_stage(run: RunState, stage: Stage) -> None:
     """Computes ``stage``, or the run's blocks of it, from its inputs' stores; frees what no later stage reads."""
     began = time.perf_counter()
     partly = run.checkpoints is not None and run.checkpoints.is_partly_done(stage)
-    stores = [run.stores.allocate(value, reopen=partly, blocks=run.held(value.name)) for value in stage.outputs]
+    stores = [run.allocate(value, reopen=partly) for value in stage.outputs]
     runner = RUNNERS.of(stage)
     runner.run(run, stage)
     # Each call of a chain needs the one before it; calls of other stages need none of their own.

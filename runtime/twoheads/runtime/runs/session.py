@@ -29,9 +29,11 @@ from twoheads.runtime.runs.groups import Group
 from twoheads.runtime.runs.host_executor import HostExecutor
 
 if TYPE_CHECKING:
+    from twoheads.graphs.variants.steps import Steps
     from twoheads.runtime.generation.batch.batch import Batch
     from twoheads.runtime.generation.context import Context
     from twoheads.runtime.generation.generator import Generator, Pieces, Prompt
+    from twoheads.runtime.generation.kept.prompts import RunsPrompts
     from twoheads.runtime.generation.results import Generated
 
 __all__ = ["LoadedBundle"]
@@ -104,7 +106,20 @@ class LoadedBundle(RunContext):
 
         bundle, weights, how = self._bundle, self._weights, self.precision
         engines = StepEngines(bundle, weights, self._backend, threads=self.threads, precision=how)
-        return Generator(bundle, weights, engines, self.tokenizer, EncoderRun(self, self.executor))
+        encoder, prompts = EncoderRun(self, self.executor), self._prompt_run(engines.steps)
+        return Generator(bundle, weights, engines, self.tokenizer, encoder, prompts)
+
+    def _prompt_run(self, steps: Steps) -> RunsPrompts | None:
+        """What computes whole blocks of prompts; ``None`` where steps do: they hold no more than a block's values."""
+        from twoheads.runtime.runs.prompt_run import PromptRun
+
+        if not steps.by_runs or not isinstance(self.executor, HostExecutor) or self.memory_limit is not None:
+            return None
+        single = several = HostExecutor(self._engines, None, threads=self.threads, folder=None)
+        if self.threads > 1 and self._engines.shares:
+            wide = EnginePool(self._bundle, self._weights, self._backend, kernel_threads=self.threads)
+            single = HostExecutor(wide, None, threads=1, folder=None)
+        return PromptRun(self, steps, several, single)
 
     def open_context(self, source: Any = None, pages: str | None = None) -> Context:
         """An empty sequence of tokens, to be continued, cut back and forked.

@@ -20,7 +20,7 @@ __all__ = ["Batch"]
 MOST = 32
 """Requests that are computed at the same time, where nobody says how many."""
 
-PROMPT_BLOCKS = 4
+PROMPT_BLOCKS = 8
 """Of rows of prompts that one step computes at most: a step of few requests costs what a full one does."""
 
 

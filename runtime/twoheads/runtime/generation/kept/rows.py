@@ -157,6 +157,20 @@ class KeptBlocks:
         for array, rows in zip(self.opened, page, strict=True):
             array[...] = rows
 
+    def whole_block(self, at: int, block: int, blocks: int) -> Array | None:
+        """Whole block ``block``, of ``blocks``, of a kept value as a view; ``None`` where a ring has forgotten it."""
+        ring, array, place = self._steps.kept[at].ring, self.past[at], block
+        if ring is not None:
+            place = ring.slot(block)
+            if ring.held(blocks).get(place) != block:
+                return None
+        elif block < self._widest * len(self.segments):
+            segment, place = divmod(block, self._widest)
+            array = self.segments[segment][self._plain.index(at)]
+        else:
+            place -= self._widest * len(self.segments)
+        return array[:, :, place * self._block : (place + 1) * self._block]
+
     def clear(self, first: int) -> None:
         """Forgets the rows of the open block from ``first``."""
         self._shown = min(self._shown, first)
