@@ -47,6 +47,52 @@ def test_a_waveform_of_any_length(name: str, tmp_path: Path) -> None:
     assert verify(path, model, length=1000).passed
 
 
+def test_a_spectrogram_of_any_length_by_convolutions_of_two_axes(tmp_path: Path) -> None:
+    """Parakeet: bins and frames are convolved together, and Conformers attend by relative positions."""
+    torch.manual_seed(0)
+    sizes = SIZES | {
+        "num_key_value_heads": 4,
+        "num_mel_bins": 16,
+        "subsampling_conv_channels": 8,
+        "conv_kernel_size": 5,
+    }
+    encoder = sizes | {"subsampling_factor": 4, "num_hidden_layers": 1}
+    model = hf.ParakeetForCTC(hf.ParakeetCTCConfig(vocab_size=32, pad_token_id=0, encoder_config=encoder)).eval()
+    for part in model.modules():
+        if isinstance(part, torch.nn.BatchNorm1d):
+            torch.nn.init.normal_(part.running_mean)
+    path = write_bundle(compile_model(model, block_size=16), tmp_path / "bundle", generation=False)
+    bundle = load(path)
+    for frames in (1, 64, 67, 239):
+        given = np.random.default_rng(frames).standard_normal((1, frames, 16)).astype(np.float32)
+        with torch.no_grad():
+            want = model(torch.from_numpy(given)).logits[0].numpy()
+        got = bundle.run({"input_features": given}, output="logits").array
+        assert got is not None
+        np.testing.assert_allclose(got, want, rtol=0, atol=5e-6 * np.abs(want).max())
+
+
+def test_a_waveform_and_the_tokens_of_its_decoder(tmp_path: Path) -> None:
+    """Moonshine whole: samples on one axis, tokens on the other."""
+    torch.manual_seed(0)
+    layers = {f"{side}_num_hidden_layers": 1 for side in ("encoder", "decoder")}
+    heads = {f"{side}_num_attention_heads": 4 for side in ("encoder", "decoder")}
+    config = hf.MoonshineConfig(vocab_size=67, hidden_size=32, intermediate_size=64, **layers, **heads)
+    model = hf.MoonshineForConditionalGeneration(config).eval()
+    bundle = load(write_bundle(compile_model(model, block_size=16), tmp_path / "bundle", generation=False))
+    for samples, tokens in ((895, 1), (9000, 17)):
+        draw = np.random.default_rng(samples)
+        given = {
+            "input_values": draw.standard_normal((1, samples)).astype(np.float32),
+            "decoder_input_ids": draw.integers(0, 67, (1, tokens)),
+        }
+        with torch.no_grad():
+            want = model(**{name: torch.from_numpy(array) for name, array in given.items()}).logits[0].numpy()
+        got = bundle.run(given, output="logits").array
+        assert got is not None
+        np.testing.assert_allclose(got, want, rtol=0, atol=5e-6 * np.abs(want).max())
+
+
 def test_a_spectrogram_of_one_size(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = hf.ASTModel(hf.ASTConfig(**SIZES, max_length=64, num_mel_bins=32)).eval()

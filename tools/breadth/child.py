@@ -69,8 +69,8 @@ def measure(kind: str, architecture: str) -> dict[str, Any]:
             compiled = compile_model(model, block_size=BLOCK)
             bundle = write_bundle(compiled, Path(folder) / "bundle")
             row["compile_seconds"] = round(time.perf_counter() - start, 1)
-            row |= _compared(load(bundle), own)
-            given = [{"length": n} if n else {} for n in row["lengths"]]  # a model of one size has no length
+            row |= _compared(loaded := load(bundle), own)
+            given = [{"length": _axis_lengths(loaded, n)} if n else {} for n in row["lengths"]]  # one size: no length
             row["verified"] = all(verify(bundle, model, **length).passed for length in given)
     except CompileError as error:
         row |= {"outcome": "refused", "message": str(error)}
@@ -173,10 +173,23 @@ def _roundings(own: Mapping[str, Any], given: Mapping[str, Tensor]) -> list[dict
     return found if own["sdpa"] is None else [*found, _outputs(own["sdpa"], given)]
 
 
+def _axis_lengths(bundle: LoadedBundle, length: int) -> dict[str, int]:
+    """``length`` tokens along ``n``, another number along every other axis."""
+    return {axis: length if axis == "n" else _other_length(bundle, axis, length) for axis in input_axes(bundle.program)}
+
+
+def _other_length(bundle: LoadedBundle, axis: str, length: int) -> int:
+    """How long another input is; samples of a waveform are as many as make such a number of rows."""
+    rows = 1 + 37 * length % 71
+    made = {value.axis for value in bundle.program.values() if value.axis and axis_inputs(value.axis) == (axis,)}
+    deepest = max(made, key=lambda each: parse_axis(each).div, default=axis)
+    return _of_input(deepest, rows)
+
+
 def _inputs(bundle: LoadedBundle, length: int) -> dict[str, np.ndarray[Any, Any]]:
     """An array for every argument: ``length`` tokens along ``n``, another number along every other axis."""
     generator = np.random.default_rng(length)
-    lengths = {axis: length if axis == "n" else 1 + 37 * length % 71 for axis in input_axes(bundle.program)}
+    lengths = _axis_lengths(bundle, length)
     made: dict[str, np.ndarray[Any, Any]] = {}
     for entry in bundle.program.inputs:
         value = entry.value

@@ -17,6 +17,7 @@ _TITLES = {
     "causal": "Causal language models", "masked": "Masked language models", "encoder": "Text encoders",
     "vision": "Images", "wrapper": "Language models that take images, given text alone", "audio": "Audio",
     "seq2seq": "Sequence to sequence", "classification": "Sequence classification",
+    "ctc": "Speech to text by alignment (CTC)", "speech": "Speech to text by a decoder",
 }  # fmt: skip
 _OUTCOMES = ("exact", "refused", "off", "crash", "unmade")
 

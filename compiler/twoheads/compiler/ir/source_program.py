@@ -150,13 +150,21 @@ def input_lengths(inputs: Iterable[Input], tokens: int, *, step: int = 0) -> dic
 def trial_lengths(graph: SourceGraph, tokens: int, *, step: int = 0) -> dict[str, int]:
     """:func:`input_lengths` at which the last hidden states have ``tokens`` rows where strides make fewer of an input.
 
-    Of a waveform of so few samples nothing would be left.
+    Of a waveform of so few samples nothing would be left. What an encoder makes of another input has as many rows.
     """
     lengths = input_lengths(graph.inputs, tokens, step=step)
-    axis = graph.types()[graph.hidden].axis
-    if axis is None or not axis_inputs(axis) or parse_axis(axis).div == 1:
-        return lengths
-    return lengths | lengths_for(axis, tokens)
+    types = graph.types()
+    own = _strided(types[graph.hidden].axis)
+    other = {axis for type_ in types.values() if (axis := _strided(type_.axis)) and own != axis}
+    for axis in sorted(other, key=lambda each: parse_axis(each).div):  # the shortest one last
+        if axis_inputs(axis) != _names(types[graph.hidden].axis):
+            lengths |= lengths_for(axis, tokens)
+    return lengths if own is None else lengths | lengths_for(own, tokens)
+
+
+def _strided(axis: str | None) -> str | None:
+    """The axis if it has fewer rows than its input."""
+    return axis if axis is not None and axis_inputs(axis) and parse_axis(axis).div > 1 else None
 
 
 def all_lengths(inputs: Iterable[Input], lengths: Mapping[str, int]) -> dict[str, int]:

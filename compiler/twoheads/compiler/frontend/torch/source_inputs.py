@@ -20,6 +20,12 @@ EXAMPLE_LENGTH = 29
 EXAMPLE_SAMPLES = 16001
 """Samples of an example waveform, a prime: one second, of which strided convolutions make some 50 tokens."""
 
+WAVEFORMS = frozenset({"moonshine"})
+"""Types of models of waveforms whose configurations do not tell their strides."""
+
+EXAMPLE_FRAMES = 239
+"""Frames of an example spectrogram that is subsampled, a prime."""
+
 DECODER_LENGTH = 37
 """Tokens of a decoder's example input, another prime."""
 
@@ -74,8 +80,8 @@ def attention_layers(module: nn.Module, inputs: Mapping[str, SourceInput]) -> in
         if kinds and any("attention" in kind for kind in kinds):  # others may be convolutions
             return sum("attention" in kind for kind in kinds)
         return int(getattr(text, "num_hidden_layers", None) or 0)
-    encoder = _first(config, "encoder_layers", "num_layers", "num_hidden_layers")
-    decoder = _first(config, "decoder_layers", "num_decoder_layers", "num_hidden_layers")
+    encoder = _first(config, "encoder_layers", "encoder_num_hidden_layers", "num_layers", "num_hidden_layers")
+    decoder = _first(config, "decoder_layers", "decoder_num_hidden_layers", "num_decoder_layers", "num_hidden_layers")
     # A decoder's layer attends to its own tokens and to the encoder's.
     return encoder + (2 * decoder if "decoder_input_ids" in inputs else 0)
 
@@ -109,6 +115,9 @@ def _spectrogram(config: Any) -> SourceInput:
     """Log-mel features ``[1, bins, frames]`` of Whisper's window, or rows ``[1, frames, features]``, any number."""
     if width := getattr(config, "feature_projection_input_dim", None):
         return SourceInput(torch.zeros((1, EXAMPLE_LENGTH, int(width))), 1, "argument")
+    encoder = getattr(config, "encoder_config", config)
+    if getattr(encoder, "subsampling_factor", None):  # a convolution in front takes any number of frames
+        return SourceInput(torch.zeros((1, EXAMPLE_FRAMES, int(_said(encoder, "num_mel_bins")))), 1, "argument")
     bins, positions = (_said(config, name) for name in ("num_mel_bins", "max_source_positions"))
     return SourceInput(torch.zeros((1, bins, 2 * positions)), None, "argument")
 
@@ -131,7 +140,7 @@ def _sound(config: Any) -> SourceInput:
     if hasattr(config, "num_mel_bins") and hasattr(config, "max_length"):
         frames, bins = (_said(config, name) for name in ("max_length", "num_mel_bins"))
         return SourceInput(torch.zeros((1, frames, bins)), None, "argument")
-    if not hasattr(config, "conv_stride"):
+    if not hasattr(config, "conv_stride") and config.model_type not in WAVEFORMS:
         raise CompileError(
             type(config).__name__, "takes input_values that are no waveform [1, samples]", "compile the encoder below"
         )

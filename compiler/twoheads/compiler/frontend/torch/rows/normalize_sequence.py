@@ -14,6 +14,7 @@ import torch
 from torch import SymInt, Tensor, fx
 
 from twoheads.compiler.frontend.torch.rows import sequence_ops as ops
+from twoheads.compiler.frontend.torch.rows.convolutions import convolution_by_rows
 from twoheads.compiler.frontend.torch.rows.host_arithmetic import move_to_host
 from twoheads.compiler.frontend.torch.rows.sequence_builder import (
     Rule,
@@ -284,53 +285,6 @@ def _group_norm(build: SequenceBuilder, node: fx.Node) -> fx.Node | None:
     return made
 
 
-def _convolution(build: SequenceBuilder, node: fx.Node) -> fx.Node | None:
-    """A convolution along tokens: the rows under each of its taps, then a token-wise product."""
-    given = all_arguments(node)
-    x, weight = given["input"], given["weight"]
-    axis = along_tokens(x, -1)
-    if axis is None or x.meta["val"].ndim != 3 or given.get("transposed"):
-        return None
-    taps, channels = int(weight.meta["val"].shape[2]), int(x.meta["val"].shape[1])
-    stride, dilation = (_only(given[name]) for name in ("stride", "dilation"))
-    padding = _padding(given["padding"], dilation * (taps - 1))
-    if padding is None or (taps, stride, padding) == (1, 1, (0, 0)):
-        return None
-    before, after = padding
-    result = node.meta["val"]
-    tokens = result.shape[2]
-    part, width = result.new_empty((1, channels, tokens)), taps * channels
-    rows = [
-        build.call(
-            ops.take, x, value=part, axis=axis, from_end=0, start=tap * dilation - before, step=stride,
-            add=before + after - dilation * (taps - 1) - 1 + stride, div=stride,
-        )
-        for tap in range(taps)
-    ]  # fmt: skip
-    stacked = build.call(aten.stack.default, rows, 2, value=result.new_empty((1, channels, taps, tokens)))
-    columns = build.call(aten.reshape.default, stacked, [1, width, -1], value=result.new_empty((1, width, tokens)))
-    shape = [int(weight.meta["val"].shape[0]), -1, 1]
-    matrix = build.call(aten.reshape.default, weight, shape, value=weight.meta["val"].reshape(shape))
-    return build.call(aten.conv1d.default, columns, matrix, given["bias"], [1], [0], [1], given["groups"])
-
-
-def _only(argument: Any) -> int:
-    return int(argument if isinstance(argument, int) else argument[0])
-
-
-def _padding(padding: Any, reach: int) -> tuple[int, int] | None:
-    """Zeros before and after the tokens; ``reach`` is how far a kernel's last tap lies behind its first."""
-    match padding:
-        case "valid":
-            return 0, 0
-        case "same":
-            return reach // 2, reach - reach // 2
-        case str():
-            return None
-        case _:
-            return _only(padding), _only(padding)
-
-
 _RULES: Mapping[Any, Rule] = {
     aten.select.int: _select,
     aten.slice.Tensor: _slice,
@@ -356,7 +310,8 @@ _RULES: Mapping[Any, Rule] = {
     aten.softmax.int: _softmax,
     aten._softmax.default: _softmax,
     aten.group_norm.default: _group_norm,
-    aten.conv1d.default: _convolution,
-    aten.conv1d.padding: _convolution,
-    aten.convolution.default: _convolution,
+    **dict.fromkeys(
+        (aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.conv2d.padding, aten.convolution.default),
+        convolution_by_rows,
+    ),
 }

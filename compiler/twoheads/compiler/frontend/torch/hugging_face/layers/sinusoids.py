@@ -93,6 +93,21 @@ def _conformer(
     return part.linear_out(mixed.transpose(1, 2).reshape(hidden_states.shape)), None
 
 
+def _parakeet(
+    part: Any, hidden_states: Tensor, position_embeddings: Tensor, attention_mask: Any = None, **others: Any
+) -> tuple[Tensor, None]:
+    """Parakeet's Fast Conformer (Rekesh et al., arXiv 2305.05084)."""
+    _require_no_mask(part, attention_mask)
+    shape = (*hidden_states.shape[:-1], -1, part.head_dim)
+    query, key, value = (
+        linear(hidden_states).view(shape).transpose(1, 2) for linear in (part.q_proj, part.k_proj, part.v_proj)
+    )
+    key, value = (rows.repeat_interleave(part.num_key_value_groups, 1) for rows in (key, value))
+    turned = _through(query + part.bias_v[:, None], part.relative_k_proj.weight)
+    mixed = _attend(query + part.bias_u[:, None], key, value, turned, position_embeddings, part.scaling)
+    return part.o_proj(mixed.transpose(1, 2).reshape(*hidden_states.shape[:-1], -1)), None
+
+
 def _through(query: Tensor, weight: Tensor) -> Tensor:
     """Queries ``[1, heads, n, head_dim]`` times the projection of interleaved sinusoids: for sines, then cosines."""
     heads = query.shape[1]
@@ -142,5 +157,7 @@ SINUSOIDS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     "XLNetModel": {"relative_positional_encoding": _xlnet_positions},
     "XLNetRelativeAttention": {"forward": _xlnet},
     "Wav2Vec2ConformerSelfAttention": {"forward": _conformer},
+    "ParakeetEncoderRelPositionalEncoding": {"forward": _conformer_positions},
+    "ParakeetEncoderAttention": {"forward": _parakeet},
 }
 """By the name of the library's class: the methods that are replaced while it is captured."""
