@@ -70,8 +70,8 @@ def measure(kind: str, architecture: str) -> dict[str, Any]:
             bundle = write_bundle(compiled, Path(folder) / "bundle")
             row["compile_seconds"] = round(time.perf_counter() - start, 1)
             row |= _compared(loaded := load(bundle), own)
-            given = [{"length": _axis_lengths(loaded, n)} if n else {} for n in row["lengths"]]  # one size: no length
-            row["verified"] = all(verify(bundle, model, **length).passed for length in given)
+            given = [_axis_lengths(loaded, n) if n else None for n in row["lengths"]]  # one size has no length
+            row["verified"] = all(verify(bundle, model, length=lengths).passed for lengths in given)
     except CompileError as error:
         row |= {"outcome": "refused", "message": str(error)}
     except Exception as error:  # noqa: BLE001 - it is what the sweep looks for
