@@ -2,7 +2,8 @@
 
 python -m tools.generation_times BUNDLE --prompt 128 2000 --new 64
 
-Measures the steps of the bundle, foretells every prompt from them, and runs it with its engines open. Prints JSON.
+Measures the engines and the steps of the bundle, foretells every prompt from them, and runs it with its engines open.
+Prints JSON.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from tools.machine import machine
-from twoheads.graphs.prediction.device_profile import PROFILE_VERSION, DeviceProfile, Network, engines_digest
 from twoheads.graphs.prediction.generation import predict_generation
 from twoheads.runtime import LoadedBundle, load
+from twoheads.runtime.measurement.profiler import profile_bundle
 from twoheads.runtime.measurement.step_meter import with_step_times
 
 __all__ = ["compare", "main"]
@@ -28,7 +29,7 @@ __all__ = ["compare", "main"]
 def compare(path: str, prompts: Sequence[int], new: int, threads: int) -> list[dict[str, Any]]:
     """The seconds of each prompt, foretold and measured."""
     bundle = load(path, threads=threads)
-    profile = with_step_times(_empty(bundle, threads), path, lambda _name: None)
+    profile = with_step_times(profile_bundle(path, threads=threads), path, lambda _name: None)
     steps = bundle.generation.steps
     rows: list[dict[str, Any]] = []
     for length in prompts:
@@ -50,30 +51,6 @@ def _measured(bundle: LoadedBundle, length: int, new: int) -> tuple[float, float
     for _ in bundle.stream(prompt, max_new_tokens=new, **options):
         times.append(time.perf_counter() - began)
     return times[0], times[-1] - times[0]
-
-
-def _empty(bundle: LoadedBundle, threads: int) -> DeviceProfile:
-    """A profile without any time: steps alone are asked for."""
-    program = bundle.program
-    return DeviceProfile(
-        version=PROFILE_VERSION,
-        machine="",
-        backend=bundle.backend,
-        precision=bundle.precision,
-        model=program.name,
-        block_size=program.block_size,
-        key_tile=program.key_tile,
-        engines_digest=engines_digest(program),
-        threads=(threads,),
-        engines=(),
-        stage_seconds=1.0,
-        row_seconds=1.0,
-        copy_bytes_per_second=1.0,
-        fresh_bytes_per_second=1.0,
-        sampling=None,
-        network=Network(1.0, 1.0),
-        price_per_hour=None,
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

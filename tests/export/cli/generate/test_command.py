@@ -91,7 +91,7 @@ def test_a_beginning_is_computed_once(cli, bundle, text, tmp_path):
     assert len(list((tmp_path / "pages").glob("*.page"))) == 2
     assert plain["tokens"] == cold["tokens"] == warm["tokens"]
     assert plain["logprobs"] == cold["logprobs"] == warm["logprobs"]
-    assert warm["engine_calls"] == cold["engine_calls"] - 2
+    assert warm["engine_calls"] < cold["engine_calls"] == plain["engine_calls"]
     for file in (tmp_path / "pages").glob("*.page"):
         file.write_bytes(file.read_bytes()[:-1])
     assert "is damaged" in cli(*words, "--cache", tmp_path / "pages").refused()

@@ -46,20 +46,21 @@ def test_wrong_weights_are_seen(tmp_path):
 
 
 def test_a_lost_key_is_seen(monkeypatch):
-    write = KeptBlocks.write
+    show = KeptBlocks.show
 
-    def forgetful(self, first, rows, count, skip=0):
-        write(self, first, rows, count, skip)
-        if first == 5:
-            self.opened[0][:, :, 5] = 0
+    def forgetful(self, numbers, first):
+        show(self, numbers, first)
+        if first == 6:
+            self.past[0][:, :, 5] = 0
 
-    monkeypatch.setattr(KeptBlocks, "write", forgetful)
+    monkeypatch.setattr(KeptBlocks, "show", forgetful)
     report = verify_generation(bundle_folder("llama"), llama(), new_tokens=20, tokens=np.array(tokens(3)))
     assert not report.passed
 
 
-def test_a_rollback_that_forgets_nothing_is_seen(monkeypatch):
-    monkeypatch.setattr(KeptBlocks, "reopen", lambda *_: None)
+def test_keys_of_another_block_behind_a_rollback_are_seen(monkeypatch):
+    block = KeptBlocks.whole_block
+    monkeypatch.setattr(KeptBlocks, "whole_block", lambda self, at, number, blocks: block(self, at, number - 1, blocks))
     report = verify_generation(bundle_folder("llama"), llama(), new_tokens=30, tokens=np.array(tokens(20)))
     assert report.ratio <= 4
     assert not report.rollback_equal
