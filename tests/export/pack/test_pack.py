@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,18 @@ def test_the_wheel_is_one_that_pip_installs(packed: Path, tmp_path: Path) -> Non
     names = {path.name for path in (tmp_path / "site" / "twoheads").iterdir()}
     assert names == {"graphs", "compiler", "export", "runtime"}
     assert (tmp_path / "site" / "twoheads" / "runtime" / "backends" / "merge_state.ptx").exists()
+
+
+def test_the_wheel_asks_for_what_running_takes_and_no_more(packed: Path) -> None:
+    """Whatever the installation here says, which may be of an older checkout."""
+    (wheel,) = packed.glob("*.whl")
+    (about,) = importlib.metadata.distributions(path=[str(wheel)])
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = [one for one in about.requires or () if "extra ==" not in one]
+    assert sorted(needed) == sorted(project["dependencies"])
+    assert not [one for one in needed if one.startswith(("torch", "transformers", "onnx>"))]
+    assert set(about.metadata.get_all("Provides-Extra") or ()) == set(project["optional-dependencies"])
+    assert (about.version, about.metadata["Name"]) == (importlib.metadata.version("twoheads"), "twoheads")
 
 
 def damage(file: Path) -> None:

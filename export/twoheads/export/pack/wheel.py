@@ -6,6 +6,7 @@ import base64
 import hashlib
 import importlib
 import importlib.metadata
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -31,9 +32,9 @@ def write_wheel(folder: Path) -> Path:
         raise InputError(
             "the wheel", "can't be made: twoheads is not installed here", "pip install twoheads"
         ) from error
-    metadata, commands = about.read_text("METADATA"), about.read_text("entry_points.txt")
+    metadata, commands = _metadata(about.read_text("METADATA") or ""), about.read_text("entry_points.txt")
     name = f"twoheads-{about.version}"
-    files = {**_sources(), f"{name}.dist-info/METADATA": (metadata or "").encode()}
+    files = {**_sources(), f"{name}.dist-info/METADATA": metadata.encode()}
     files |= {
         f"{name}.dist-info/WHEEL": WHEEL.encode(),
         f"{name}.dist-info/entry_points.txt": (commands or "").encode(),
@@ -48,6 +49,26 @@ def write_wheel(folder: Path) -> Path:
             entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
             archive.writestr(entry, content)
     return path
+
+
+def _metadata(installed: str) -> str:
+    """What is said of the project, with the requirements of the checkout that it runs from, if it does.
+
+    An installation that points to a checkout says what that required once, and a device would get all of it.
+    """
+    checkout = Path(str(importlib.import_module("twoheads.export").__file__)).parents[3] / "pyproject.toml"
+    if not checkout.is_file():
+        return installed
+    project = tomllib.loads(checkout.read_text(encoding="utf-8"))["project"]
+    lines = [f"Requires-Dist: {one}" for one in project["dependencies"]]
+    for extra, packages in sorted(project["optional-dependencies"].items()):
+        lines.append(f"Provides-Extra: {extra}")
+        for requirement, _, marker in (one.partition(";") for one in packages):
+            condition = f"({marker.strip()}) and extra == '{extra}'" if marker else f"extra == '{extra}'"
+            lines.append(f"Requires-Dist: {requirement.strip()}; {condition}")
+    head, _, description = installed.partition("\n\n")
+    kept = [line for line in head.splitlines() if not line.startswith(("Requires-Dist:", "Provides-Extra:"))]
+    return "\n".join([*kept, *lines]) + f"\n\n{description}"
 
 
 def _sources() -> dict[str, bytes]:
