@@ -19,13 +19,14 @@ ONNX Runtime (Debian's C++ library is version 1.21) and its own number of thread
 jobs may have run meanwhile: times are upper bounds.
 
 """
-FOOTER = """WebGPU ran on Chromium's software in the place of a GPU: its numbers count, its times do not, and 500 tokens were
-not waited for. A file whose weights lie beside it runs on the web below 2 GB; beyond that, use C++, Node or Python. The
-runtime keeps memory limits, checkpoints and reports, and packs short inputs: export for hosts without Python.
+FOOTER = """\
+WebGPU ran on Chromium's software in the place of a GPU: its numbers count, its times do not, and 500 tokens were
+not waited for. A file whose weights lie beside it runs on the web below 2 GB; beyond that, use C++, Node or Python.
+The runtime keeps memory limits, checkpoints and reports, and packs short inputs: export for hosts without Python.
 
-A file of `export --step` takes what is kept and gives it back with a token more, so it copies all of it each step. A
-step of SmolLM2 (blocks of 256, 2 threads) took 32 ms behind 257 tokens, the runtime's 33, and 39 ms behind 1,024, the
-runtime's 25. Generate behind thousands of tokens with the runtime.
+A file of `export --step` takes what is kept and gives it back with a token more, so it copies all of it each step.
+A step of SmolLM2 (blocks of 256, 2 threads) took 32 ms behind 257 tokens, the runtime's 33, and 39 ms behind 1,024,
+the runtime's 25. Generate behind thousands of tokens with the runtime.
 """
 
 
