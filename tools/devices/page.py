@@ -37,7 +37,8 @@ COSTS = """
 Every precision of a target that loses something, built by `build --precision NAME --calibrate FILE`, and run on the end
 of that text by what the table names: runtimes and emulators, and for Core ML its packages' weights in float32, since
 only macOS runs them (`coreml-weights`: what palettes cost, not what a Mac computes). A perplexity that grows by more
-than 5 %, or hidden states that are off by more, are refused unless `--allow-loss`.
+than 5 %, or hidden states that are off by more, are refused unless `--allow-loss`. MiniLM in other precisions:
+[how weights are rounded](../design/accelerators.md#weights-of-8-and-4-bits).
 
 """
 

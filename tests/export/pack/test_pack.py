@@ -172,8 +172,10 @@ def test_a_pack_with_a_file_too_few_or_too_many_is_refused(pack: Path) -> None:
     (pack / "README.md").unlink()
     with pytest.raises(BundleError, match="is missing"):
         read_pack(pack)
-    with pytest.raises(BundleError, match="is no pack"):
+    with pytest.raises(BundleError, match=r"is no pack.*name the folder"):
         read_pack(pack / "bundle")
+    with pytest.raises(BundleError, match=r"is no pack.*tar xf "):  # an archive of one
+        read_pack(pack / "canary.npz")
 
 
 def test_an_environment_and_results_beside_the_bundle_are_the_users(pack: Path) -> None:

@@ -106,7 +106,8 @@ def read_pack(folder: Path) -> Pack:
     """
     path = folder / PACK
     if not path.is_file():
-        raise BundleError(str(folder), f"is no pack: it has no {PACK}", "name the folder that `twoheads pack` wrote")
+        fix = f"unpack it: tar xf {folder}" if folder.is_file() else "name the folder that `twoheads pack` wrote"
+        raise BundleError(str(folder), f"is no pack: it has no {PACK}", fix)
     try:
         content = path.read_bytes()
         data = json.loads(content)
