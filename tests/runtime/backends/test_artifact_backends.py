@@ -16,8 +16,6 @@ import pytest
 from tests.runtime.tiny_bundle import write_tiny
 from tests.runtime.tiny_model import Tiny, random_tokens, reference
 from twoheads.export.accelerators.build import build_target
-from twoheads.export.accelerators.compiler_process import find_compiler
-from twoheads.export.accelerators.target import load_target
 from twoheads.graphs.errors import BundleError, InputError
 from twoheads.graphs.program.program import Port
 from twoheads.runtime import load
@@ -33,14 +31,15 @@ BACKENDS = {"openvino": "openvino-ir", "iree": "iree", "litert": "litert", "exec
 
 @pytest.mark.parametrize("target", sorted(BACKENDS))
 def test_a_run_on_the_targets_own_runtime_is_the_model(tmp_path: Path, target: str) -> None:
-    if target != "openvino":  # which the development environment has
-        try:
-            find_compiler(load_target(target))
-        except InputError as error:
-            pytest.skip(f"{error.problem}; {error.fix}")
     bundle = write_tiny(tmp_path / "b", TINY)
-    build_target(bundle, target)
-    loaded = load(bundle, backend=BACKENDS[target], threads=2)
+    try:
+        build_target(bundle, target)
+    except InputError as error:
+        if target == "openvino" or "its compiler can't be used" not in error.problem:  # it is in this environment
+            raise
+        pytest.skip(f"{error.problem}; {error.fix}")
+    # Each thread has a process of the runtime; ExecuTorch's takes five seconds to load.
+    loaded = load(bundle, backend=BACKENDS[target], threads=1 if target == "executorch" else 2)
     for length in (16, 75, 96):
         tokens = random_tokens(TINY, length)
         result = loaded.run(tokens, output="logits")
