@@ -75,8 +75,8 @@ def test_a_spectrogram_of_any_length_by_convolutions_of_two_axes(tmp_path: Path)
 def test_a_waveform_and_the_tokens_of_its_decoder(tmp_path: Path) -> None:
     """Moonshine whole: samples on one axis, tokens on the other."""
     torch.manual_seed(0)
-    layers = {f"{side}_num_hidden_layers": 1 for side in ("encoder", "decoder")}
-    heads = {f"{side}_num_attention_heads": 4 for side in ("encoder", "decoder")}
+    layers: dict[str, Any] = {f"{side}_num_hidden_layers": 1 for side in ("encoder", "decoder")}
+    heads: dict[str, Any] = {f"{side}_num_attention_heads": 4 for side in ("encoder", "decoder")}
     config = hf.MoonshineConfig(vocab_size=67, hidden_size=32, intermediate_size=64, **layers, **heads)
     model = hf.MoonshineForConditionalGeneration(config).eval()
     bundle = load(write_bundle(compile_model(model, block_size=16), tmp_path / "bundle", generation=False))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnxruntime  # type: ignore[import-untyped]
 import pytest
@@ -18,7 +20,7 @@ from twoheads.runtime import load
 
 BLOCK = 16
 
-WEIGHTS = {
+WEIGHTS: dict[str, np.ndarray[Any, Any]] = {
     **attention_weights(),
     "row": np.random.default_rng(1).standard_normal((1, 1, 8)).astype(np.float32),
     "head": np.random.default_rng(2).standard_normal((8, 3)).astype(np.float32),
@@ -49,8 +51,8 @@ AFTER = {
 }
 
 
-def _agree(tmp_path, nodes, outputs, rows):
-    path = save_model(tmp_path / "m.onnx", nodes, WEIGHTS, outputs)
+def _agree(tmp_path, nodes, outputs, rows, weights=None):
+    path = save_model(tmp_path / "m.onnx", nodes, WEIGHTS | (weights or {}), outputs)
     ours = load(write_bundle(compile_model(path, block_size=BLOCK), tmp_path / "bundle", generation=False))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     for length in (2, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5):
@@ -87,6 +89,46 @@ def test_rows_are_added_and_left_out_before_attention(tmp_path, name, operator):
 def test_one_row_is_made_of_all_after_attention(tmp_path, name, operator):
     nodes = [*attention_nodes("x", "attended_x"), *AFTER[name], helper.make_node("MatMul", ["pooled", "head"], ["out"])]
     _agree(tmp_path, nodes, {"out": ["batch", 3]}, {operator})
+
+
+DRAW = np.random.default_rng(5)
+CONVOLUTIONS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
+    "plain": ((8, 8, 3), {"pads": [1, 1]}),
+    "causal and dilated": ((8, 8, 3), {"pads": [4, 0], "dilations": [2]}),
+    "strided, of each channel": ((8, 1, 4), {"pads": [3, 3], "strides": [2], "group": 8}),
+    "of two groups": ((8, 4, 5), {"pads": [2, 2], "group": 2}),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions_along_tokens(tmp_path, name):
+    shape, attributes = CONVOLUTIONS[name]
+    kernel = DRAW.standard_normal(shape).astype(np.float32)
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["channels"], perm=[0, 2, 1]),
+        helper.make_node("Conv", ["channels", "kernel"], ["convolved"], **attributes),
+        helper.make_node("Transpose", ["convolved"], ["y"], perm=[0, 2, 1]),
+        *attention_nodes("y", "hidden"),
+    ]
+    _agree(tmp_path, nodes, {"hidden": ["batch", "rows", 8]}, {"take"}, {"kernel": kernel})
+
+
+def test_a_convolution_of_frames_and_bins(tmp_path):
+    """Eight bins become four; frames are convolved and halved with them, by four channels."""
+    weights = {
+        "image": DRAW.standard_normal((4, 1, 3, 3)).astype(np.float32),
+        "narrow": DRAW.standard_normal((16, 8)).astype(np.float32) / 4,
+        "flat": np.array([1, -1, 16]),
+    }
+    nodes = [
+        helper.make_node("Unsqueeze", ["x", "axis"], ["one"]),
+        helper.make_node("Conv", ["one", "image"], ["convolved"], pads=[1, 1, 1, 1], strides=[2, 2]),
+        helper.make_node("Transpose", ["convolved"], ["rows"], perm=[0, 2, 1, 3]),
+        helper.make_node("Reshape", ["rows", "flat"], ["wide"]),
+        helper.make_node("MatMul", ["wide", "narrow"], ["y"]),
+        *attention_nodes("y", "hidden"),
+    ]
+    _agree(tmp_path, nodes, {"hidden": ["batch", "rows", 8]}, {"take"}, weights)
 
 
 def test_sums_over_tokens_are_refused_by_name_and_work_within_a_token_is_not(tmp_path):

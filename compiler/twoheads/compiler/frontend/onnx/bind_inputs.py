@@ -175,7 +175,7 @@ def fixed_tokens(where: str, arguments: Sequence[Input]) -> CompileError:
     shapes = ", ".join(f"{entry.value.name} {list(entry.value.shape)}" for entry in arguments)
     return CompileError(
         where,
-        f"has a fixed number of tokens ({shapes}), so no token axis can be seen in it",
+        f"has a fixed number of tokens ({shapes}: a first dimension counts inputs), so no token axis can be seen in it",
         "export it with a dynamic token axis, or compile the torch model, where inputs of a fixed size work",
     )
 

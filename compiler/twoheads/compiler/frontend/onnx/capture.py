@@ -28,6 +28,7 @@ from twoheads.compiler.frontend.onnx.passes.prove_lift import any_length
 from twoheads.compiler.frontend.onnx.passes.resolve_lengths import SIZE_OPERANDS, resolve_lengths
 from twoheads.compiler.frontend.onnx.program import OnnxProgram
 from twoheads.compiler.frontend.onnx.sequence_node import sequence_from_onnx
+from twoheads.compiler.frontend.onnx.spell_convolutions import spell_convolutions
 from twoheads.compiler.frontend.onnx.view import OnnxView
 from twoheads.compiler.ir.size_formula import SizeFormula
 from twoheads.compiler.ir.source_graph import AttentionNode, Node, SourceGraph, TensorType, TokenwiseNode, needed_nodes
@@ -95,9 +96,11 @@ def _tokenizer_beside(path: Path) -> bytes | None:
 
 
 def _without_attention(path: str | Path, program: OnnxProgram) -> CompileError:
-    if all(entry.value.axis is None for entry in program.inputs):
+    softmax = any("Softmax" in node.proto.op_type for node in program.graph.nodes)
+    if softmax and all(entry.value.axis is None for entry in program.inputs):
         return fixed_tokens(str(path), program.inputs)
-    return CompileError(str(path), "no attention was found in it", "compile a transformer")
+    kind = "" if softmax else ": it computes no softmax, as a convolutional or fully connected network"
+    return CompileError(str(path), f"no attention was found in it{kind}", "compile a transformer")
 
 
 def onnx_program(file: OnnxFile, outputs: Sequence[str] = ()) -> OnnxProgram:
@@ -128,13 +131,16 @@ def lifted_graph(bound: Bound, graph: OnnxGraph, outputs: Sequence[str]) -> Onnx
 
 def spelled_out(graph: OnnxGraph, arguments: Sequence[Input], outputs: Sequence[str], where: str) -> OnnxGraph:
     """The graph in standard operators; the same graph if it is already."""
-    special = {"Attention", "SimplifiedLayerNormalization", *QUANTISED}
+    special = {"Attention", "Conv", "SimplifiedLayerNormalization", *QUANTISED}
     if all(not node.proto.domain and node.proto.op_type not in special for node in graph.nodes):
         return graph
     graph = dequantise(graph)
     types = measure_onnx(graph, arguments, outputs, where).types
     graph = expand_attention(spell_dynamic_scales(graph, types), types)
-    return fold_onnx(expand_contrib(graph, types), outputs)
+    graph = fold_onnx(expand_contrib(graph, types), outputs)
+    if all(node.proto.op_type != "Conv" for node in graph.nodes):
+        return graph
+    return fold_onnx(spell_convolutions(graph, measure_onnx(graph, arguments, outputs, where).types), outputs)
 
 
 def _dtype(dtype: np.dtype[np.generic]) -> str:

@@ -64,6 +64,21 @@ def _slice(node: OnnxNode, types: Types) -> Found:
     return None if start is None or step < 1 else ("take", _row(at, start, step), (data,))
 
 
+def _pad(node: OnnxNode, types: Types) -> Found:
+    """Rows of zeros before and after the tokens, and none elsewhere."""
+    data = node.proto.input[0]
+    at = _token_dimension(data, types)
+    plain = node.attributes.get("mode", b"constant") == b"constant" and 3 not in node.constants
+    if at is None or not plain or 1 not in node.constants or len(node.inputs) > 1:
+        return None
+    if 2 in node.constants and node.constants[2].any():
+        return None
+    pads, rank = node.constants[1].reshape(-1).tolist(), len(types[data].shape)
+    if any(pad for place, pad in enumerate(pads) if place % rank != at) or min(pads) < 0:
+        return None
+    return "take", _row(at, (-pads[at], 0), 1), (data,)
+
+
 def _concat(node: OnnxNode, types: Types) -> Found:
     result = types[node.outputs[0]]
     at = _axis(node, types)
@@ -103,6 +118,7 @@ _READERS: Mapping[str, Callable[[OnnxNode, Types], Found]] = {
     "Gather": _gather,
     "Slice": _slice,
     "Concat": _concat,
+    "Pad": _pad,
     "CumSum": _cumsum,
     "ArgMax": _argmax,
     **dict.fromkeys(REDUCTIONS, _reduce),

@@ -51,11 +51,19 @@ def test_what_is_no_onnx_file_is_refused(tmp_path, content):
         read_onnx(path)
 
 
+def _branch(operator, inputs, **attributes):
+    """An ``If`` whose branches hold an operator."""
+    inner = helper.make_node(operator, inputs, ["inner"], **attributes)
+    branch = helper.make_graph([inner], "branch", [], [onnx.ValueInfoProto(name="inner")])
+    return helper.make_node("If", ["x"], ["more"], name="the_node", then_branch=branch, else_branch=branch)
+
+
 @pytest.mark.parametrize(
     ("node", "reason"),
     [
-        (_node("LSTM", ("hidden", "wq", "wk"), hidden_size=8), "recurrent"),
-        (helper.make_node("DynamicQuantizeLinear", ["hidden"], ["more", "s", "z"], name="the_node"), "over all tokens"),
+        (_node("LSTM", ("hidden", "wq", "wk"), hidden_size=8), "is a recurrence whose state goes through gates"),
+        (_branch("GRU", ("hidden", "wq", "wk"), hidden_size=8), "holds GRU, which is a recurrence"),
+        (_branch("Neg", ("hidden",)), "is control flow"),
         (_node("RandomNormalLike"), "random"),
         (helper.make_node("Own", ["hidden"], ["more"], name="the_node", domain="mine"), "operator set 'mine'"),
     ],
@@ -69,6 +77,11 @@ def test_operators_that_no_compiler_can_take_are_refused_by_name(tmp_path, node,
         read_onnx(path)
     assert "the_node" in refused.value.where
     assert refused.value.fix
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(CompileError, match="can't be read"):
+        read_onnx(tmp_path)
 
 
 def test_old_operator_sets_are_refused_with_a_remedy(tmp_path):

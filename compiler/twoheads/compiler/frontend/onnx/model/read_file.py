@@ -37,8 +37,10 @@ LAYER_NORM_OPSET = 17
 
 DOMAINS = ("", "ai.onnx", "com.microsoft")
 
+CONTROL = ("If", "Loop", "Scan")
+
 REFUSED = {
-    **dict.fromkeys(("If", "Loop", "Scan"), ("is control flow", "export without branches and loops")),
+    **dict.fromkeys(CONTROL, ("is control flow", "export without branches and loops")),
     **dict.fromkeys(
         ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM", "AttnLSTM"),
         (
@@ -138,6 +140,9 @@ def read_onnx(path: str | Path) -> OnnxFile:
 def _parse(path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load(str(path), load_external_data=False)
+    except OSError as error:
+        problem = f"can't be read: {error.strerror or error}"
+        raise CompileError(str(path), problem, "name an .onnx file that is there") from error
     except (DecodeError, ValueError) as error:  # not UTF-8 where a name is
         raise CompileError(str(path), "is not an ONNX file, or a damaged one", "export or download it again") from error
     if not model.graph.node:
@@ -245,8 +250,17 @@ def _refuse(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
             where, f"comes from the operator set {node.domain!r}, which is not supported", "export it without"
         )
     if node.op_type in REFUSED:
-        reason, remedy = REFUSED[node.op_type]
-        raise CompileError(where, reason, remedy)
+        inside = next((inner for inner in _inside(node) if inner in REFUSED and inner not in CONTROL), None)
+        reason, remedy = REFUSED[inside or node.op_type]
+        raise CompileError(where, f"holds {inside}, which {reason}" if inside else reason, remedy)
+
+
+def _inside(node: onnx.NodeProto) -> Iterator[str]:
+    """Operators in the branches or the body of one."""
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            yield inner.op_type
+            yield from _inside(inner)
 
 
 def _lift(graph: onnx.GraphProto) -> bool:

@@ -102,11 +102,12 @@ def _run(
         return graph.run(outputs, feeds, lengths, every=True)
     except CompileError as error:
         sizes = " and ".join(f"{length} tokens" for length in lengths.values()) or "its own size"
-        invalid = "INVALID_GRAPH" in error.problem
-        raise CompileError(
-            where,
-            f"does not run at {sizes} with batch 1: {error.problem}",
-            "the file itself is invalid: export it again, for another operator set"
-            if invalid
-            else "export it with a dynamic token axis and dynamic batch",
-        ) from error
+        raise CompileError(where, f"does not run at {sizes} with batch 1: {error.problem}", _remedy(error)) from error
+
+
+def _remedy(error: CompileError) -> str:
+    if "onnx opset versions" in error.problem:
+        return "export it for an operator set that the installed ONNX Runtime knows"
+    if "INVALID_GRAPH" in error.problem:
+        return "the file itself is invalid: export it again, for another operator set"
+    return "export it with a dynamic token axis and dynamic batch"
