@@ -9,7 +9,7 @@ from itertools import chain
 import pytest
 
 from tests.graphs.sample_profiles import profile_of
-from tests.runtime.generation.decoders import BLOCK, bundle
+from tests.runtime.generation.decoders import BEYOND, BLOCK, bundle
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.prediction.device_profile import DeviceProfile, EngineTimes
 from twoheads.graphs.prediction.generation import HEAD, predict_generation, step_forms
@@ -55,7 +55,7 @@ def _expected(steps: Steps, profile: DeviceProfile, calls: Iterable[Made], threa
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("prompt", "new"), [(1, 1), (3, 40), (70, 60), (31 * BLOCK + 5, 40)])
+@pytest.mark.parametrize(("prompt", "new"), [(1, 1), (3, 40), (70, 60), ((BEYOND - 2) * BLOCK + 5, 40)])
 def test_every_step_is_counted_once(name, prompt, new):
     steps = _steps(name)
     made = Continuation(steps, prompt, new)
@@ -73,10 +73,12 @@ def test_every_step_is_counted_once(name, prompt, new):
 def test_steps_take_the_form_that_holds_their_context():
     seconds = {"step_1_0": 2.0, "step_1_2": 4.0, "step_1_8": 8.0, "step_1_tiles_2": 100.0, "step_1_tiles_3": 130.0}
     profile = _profile("llama", 0.5, **seconds)
-    for prompt, expected in ((BLOCK - 2, 2), (BLOCK, 4), (5 * BLOCK, 8), (20 * BLOCK, 1), (33 * BLOCK, 100)):
+    for prompt, expected in ((BLOCK - 2, 2), (BLOCK, 4), (5 * BLOCK, 8), (20 * BLOCK, 1), (BEYOND * BLOCK, 100)):
         found = predict_generation(_steps("llama"), profile, prompt, 2, 1)
         assert found.last_token_seconds == expected
-    assert predict_generation(_steps("llama"), profile, 200 * BLOCK, 2, 1).last_token_seconds == 100 + 5 * 30
+    assert (
+        predict_generation(_steps("llama"), profile, (6 * BEYOND + 2) * BLOCK, 2, 1).last_token_seconds == 100 + 5 * 30
+    )
 
 
 def test_what_can_not_be_is_refused():

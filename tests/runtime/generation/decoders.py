@@ -28,9 +28,13 @@ from tests.compiler.hybrids import hybrid
 from tests.mixtures import mixture
 from twoheads.compiler import compile_model
 from twoheads.export import write_bundle
+from twoheads.graphs.variants.steps import CAPACITIES
 from twoheads.runtime import LoadedBundle, load
 
 BLOCK, CLASSES = 16, 64
+
+BEYOND = CAPACITIES[-1] + 1
+"""Whole blocks of which no engine reads as many at once."""
 
 
 @cache

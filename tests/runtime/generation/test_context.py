@@ -5,7 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.runtime.generation.decoders import BLOCK, bundle, bundle_folder, gemma, llama, original_logits, qwen, tokens
+from tests.runtime.generation.decoders import (
+    BEYOND,
+    BLOCK,
+    bundle,
+    bundle_folder,
+    gemma,
+    llama,
+    original_logits,
+    qwen,
+    tokens,
+)
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.variants.step_calls import Pieces, generation_plan
 from twoheads.runtime import load
@@ -30,7 +40,7 @@ def test_every_step_is_that_of_the_original(name, prompt):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_contexts_longer_than_the_widest_engine_are_exact(name):
-    widest = 33 * BLOCK
+    widest = BEYOND * BLOCK
     sequence = tokens(2 * widest + 100)
     expected = original_logits(MODELS[name](), sequence)
     floor = BOUNDS[name] * np.abs(expected).max()
@@ -110,7 +120,9 @@ def test_what_can_not_be_is_refused():
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize(("prompt", "new"), [(1, 1), (3, 40), (70, 60), (33 * BLOCK + 5, 30), (70 * BLOCK + 2, 3)])
+@pytest.mark.parametrize(
+    ("prompt", "new"), [(1, 1), (3, 40), (70, 60), (BEYOND * BLOCK + 5, 30), ((2 * BEYOND + 4) * BLOCK + 2, 3)]
+)
 def test_calls_and_bytes_are_those_of_the_plan(name, prompt, new):
     plan = generation_plan(bundle(name).program, prompt, new)
     sequence = tokens(prompt + new)

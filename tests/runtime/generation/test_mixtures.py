@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.mixtures import BLOCK, CHOSEN, EXPERTS, library_logits
-from tests.runtime.generation.decoders import bundle, bundle_folder, tokens
+from tests.runtime.generation.decoders import BEYOND, bundle, bundle_folder, tokens
 from twoheads.graphs.program.program import ExpertsStage
 from twoheads.graphs.variants.step_calls import generation_plan
 from twoheads.graphs.variants.steps import step_steps
@@ -31,7 +31,7 @@ def test_every_step_is_that_of_the_original(name: str, prompt: int) -> None:
 
 @pytest.mark.parametrize("name", ["olmoe", "gpt_oss"])
 def test_contexts_of_several_segments(name: str) -> None:
-    widest = 33 * BLOCK
+    widest = BEYOND * BLOCK
     sequence = tokens(widest + 40)
     expected = library_logits(name, sequence)
     with bundle(name).open_context() as context:
@@ -93,7 +93,7 @@ def test_a_step_reads_the_experts_of_its_token(monkeypatch: pytest.MonkeyPatch) 
     assert len(read) == len(mixtures) * 2 * CHOSEN < len(mixtures) * 2 * EXPERTS
 
 
-@pytest.mark.parametrize(("prompt", "new"), [(1, 4), (3 * BLOCK + 5, 30), (33 * BLOCK, 3)])
+@pytest.mark.parametrize(("prompt", "new"), [(1, 4), (3 * BLOCK + 5, 30), (BEYOND * BLOCK, 3)])
 def test_calls_are_no_more_than_the_plan_says(prompt: int, new: int) -> None:
     opened = bundle("olmoe")
     plan, before = generation_plan(opened.program, prompt, new), opened.generation.calls

@@ -9,13 +9,15 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.runtime.generation.decoders import BEYOND
 from twoheads.compiler import compile_model
 from twoheads.compiler.compiled_model import CompiledModel
 from twoheads.export import narrow_values, quantise_weights, write_bundle
 from twoheads.export.verification.generation.proof import verify_generation
 from twoheads.runtime import load
 
-BLOCK, WIDEST = 16, 33 * 16
+BLOCK = 16
+WIDEST = BEYOND * BLOCK
 
 
 @cache

@@ -9,14 +9,14 @@ from hashlib import sha256
 import numpy as np
 import pytest
 
-from tests.runtime.generation.decoders import BLOCK, bundle, tokens
+from tests.runtime.generation.decoders import BEYOND, BLOCK, bundle, tokens
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.variants.steps import SOURCE_CAPACITIES
 from twoheads.runtime.generation.saved import DIGEST, MAGIC
 from twoheads.runtime.runs.source_run import EncoderRun
 
 WIDEST = SOURCE_CAPACITIES[-1] * BLOCK
-LENGTHS = [1, BLOCK - 2, BLOCK, 5 * BLOCK + 3, 33 * BLOCK + 5, 70 * BLOCK + 2]
+LENGTHS = [1, BLOCK - 2, BLOCK, 5 * BLOCK + 3, BEYOND * BLOCK + 5, (2 * BEYOND + 4) * BLOCK + 2]
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma", "qwen"])

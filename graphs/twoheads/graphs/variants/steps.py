@@ -56,8 +56,9 @@ __all__ = [
     "step_steps",
 ]
 
-CAPACITIES = (0, 2, 4, 8, 16, 32)
-"""Whole blocks of kept keys that an engine reads, ascending."""
+CAPACITIES = (0, 2, 4, 8, 16, 36)
+"""Whole blocks of kept keys that an engine reads, ascending: the last holds 8,192 tokens in blocks of 256, and 1,024
+behind them."""
 
 SOURCE_CAPACITIES = (2, 16)
 """Blocks of an encoder's tokens that an engine reads, ascending."""

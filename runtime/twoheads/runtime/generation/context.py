@@ -75,6 +75,7 @@ class Context:
         self.source = KeptSource(engines.steps, {}) if source is None else source
         self._steps: dict[tuple[int, bool, bool], BoundStep | LongStep] = {}
         self._heads: dict[int, Heads] = {}
+        self._forgets = engines.steps.has_rings or bool(engines.steps.states)
         self._steady = 0
         """Tokens from the start whose keys ``append`` computed."""
         self._reached = 0
@@ -160,7 +161,7 @@ class Context:
     def _after_steps(self) -> None:
         """Before rings forget what it needs, or it is rounded, a block that steps have filled is computed again."""
         steps = self.engines.steps
-        forgets = steps.has_rings or steps.states or self._arrays().rounds
+        forgets = self._forgets or self._arrays().rounds
         if forgets and len(self.tokens) % steps.program.block_size == 0 and self._steady < len(self.tokens):
             self._steady_again()
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.runtime.generation.decoders import BLOCK, bundle, bundle_folder, tokens
+from tests.runtime.generation.decoders import BEYOND, BLOCK, bundle, bundle_folder, tokens
 from tests.runtime.tiny_bundle import read_manifest, write_manifest
 from twoheads.graphs.errors import BundleError, InputError
 from twoheads.graphs.variants.batch_steps import SLOTS
@@ -19,7 +19,7 @@ from twoheads.runtime import load
 from twoheads.runtime.generation.batch.slots import Slab, Slabs
 from twoheads.runtime.generation.results import Generated
 
-LONGEST = 33 * BLOCK
+LONGEST = BEYOND * BLOCK
 
 CHOICES: tuple[dict[str, Any], ...] = (
     {},
