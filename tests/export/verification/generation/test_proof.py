@@ -59,8 +59,7 @@ def test_a_lost_key_is_seen(monkeypatch):
 
 
 def test_lost_keys_behind_a_rollback_are_seen(monkeypatch):
-    block = KeptBlocks.whole_block
-    monkeypatch.setattr(KeptBlocks, "whole_block", lambda self, at, number, blocks: 0 * block(self, at, number, blocks))
+    monkeypatch.setattr(KeptBlocks, "whole_block", lambda *_: None)
     report = verify_generation(bundle_folder("llama"), llama(), new_tokens=30, tokens=np.array(tokens(20)))
     assert report.ratio <= 4
     assert not report.rollback_equal
