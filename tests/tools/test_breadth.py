@@ -47,10 +47,13 @@ def test_the_page_counts_and_names() -> None:
         "causal/three": {"outcome": "refused", "message": "is a recurrence\n  fix: x"},
         "causal/four": {"outcome": "off", "output": "hidden", "at": 53, "error": 0.5, "magnitude": 2.0},
         "causal/five": {"outcome": "unmade", "message": "m"},
+        "causal/six": exact | {"whole": "has windows on a grid\n  fix: y"},
     }
     page = render(found)
-    assert f"| Causal language models | {len(types_of('causal'))} | 5 | 2 | 1 | 1 | 0 | 1 | 50% |" in page
+    assert f"| Causal language models | {len(types_of('causal'))} | 6 | 2 | 1 | 1 | 1 | 0 | 1 | 60% |" in page
     assert "`verify` agrees on all but two." in page
+    assert "at its largest 500 MiB): one, two." in page
+    assert "| six | has windows on a grid |" in page
     assert "| three | refused | is a recurrence |" in page
     assert "hidden at 53 tokens: 5.0e-01 of 2.0e+00" in page
     assert "Images" not in page

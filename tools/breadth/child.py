@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import resource
 import tempfile
@@ -18,8 +19,9 @@ import torch
 import transformers
 from torch import Tensor
 
+from tools.breadth.image_sizes import OWN_IMAGES
 from tools.breadth.shrink import ORDINARY, shrunk
-from twoheads.compiler import compile_model
+from twoheads.compiler import CompiledModel, compile_model
 from twoheads.compiler.frontend.torch.model_outputs import hugging_face_outputs
 from twoheads.compiler.ir.size_formula import lengths_for
 from twoheads.compiler.original.cut_products import CutProducts
@@ -48,6 +50,12 @@ SMALLEST = 1e-6
 """The bound is never below this share of the magnitude, times :data:`ALLOWED`."""
 
 
+IMAGES = ("pixel_values", "pixel_values_videos")
+
+IMAGE = 64
+"""Height and width of an image of a model of any size."""
+
+
 class _NotSmallError(Exception):
     """No small model of the type can be made; it says nothing about the compiler."""
 
@@ -66,7 +74,8 @@ def measure(kind: str, architecture: str) -> dict[str, Any]:
         own = {name: _copy(model, name) for name in ("eager", "sdpa")}
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            compiled = compile_model(model, block_size=BLOCK)
+            compiled, tiled = _compiled(model)
+            row |= {} if tiled is None else {"whole": tiled}
             bundle = write_bundle(compiled, Path(folder) / "bundle")
             row["compile_seconds"] = round(time.perf_counter() - start, 1)
             row |= _compared(loaded := load(bundle), own)
@@ -79,6 +88,32 @@ def measure(kind: str, architecture: str) -> dict[str, Any]:
     row["seconds"] = round(time.perf_counter() - began, 1)
     row["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return row
+
+
+def _compiled(model: Any) -> tuple[CompiledModel, str | None]:
+    """The model by tiles, or as one engine where it takes images: then also why it can't be tiled.
+
+    Raises:
+        CompileError: Why it can't be tiled, of a model that takes no image; else why it can't be whole either.
+    """
+    try:
+        return compile_model(model, block_size=BLOCK), None
+    except CompileError as error:
+        taken = inspect.signature(model.forward).parameters
+        image = model.main_input_name if model.main_input_name in taken else next((n for n in IMAGES if n in taken), "")
+        if image not in IMAGES:
+            raise
+        examples = _image(model, image)
+        return compile_model(model, block_size=BLOCK, lowering="whole", example_inputs=examples), str(error)
+
+
+def _image(model: Any, name: str) -> dict[str, Tensor] | None:
+    """An example of the image ``name`` of a model whose configuration says no size."""
+    config = getattr(model.config, "vision_config", model.config)
+    if getattr(config, "image_size", None):
+        return None
+    side = OWN_IMAGES.get(config.model_type, IMAGE)
+    return {name: torch.zeros((1, 3, side, side))}
 
 
 def send_measure(kind: str, architecture: str, memory: int, result: Connection) -> None:
@@ -106,8 +141,24 @@ def _model(kind: str, architecture: str) -> Any:
     model = model_class(config).eval()
     for parameter in model.parameters():
         if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=SPREAD)
+            # Convolutions upon convolutions neither explode nor vanish so.
+            spread = (2 / parameter[0].numel()) ** 0.5 if parameter.ndim > 3 else SPREAD
+            torch.nn.init.normal_(parameter, std=spread)
+    for part in model.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            _as_trained(part)
     return model
+
+
+@torch.no_grad()
+def _as_trained(norm: torch.nn.BatchNorm2d) -> None:
+    """Factors and statistics that matter: a new model's are ones and zeros, or next to nothing."""
+    for numbers in (norm.weight, norm.running_var):
+        if numbers is not None:
+            torch.nn.init.uniform_(numbers, 0.5, 1.5)
+    for numbers in (norm.bias, norm.running_mean):
+        if numbers is not None:
+            torch.nn.init.normal_(numbers, std=0.1)
 
 
 def _parts(config: Any) -> list[Any]:
@@ -161,7 +212,14 @@ def _of_input(rows: str, tokens: int) -> int:
 @torch.no_grad()
 def _outputs(model: Any, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found = hugging_face_outputs(model, given)
-    return {name: tensor[0] if tensor.ndim == 3 else tensor for name, tensor in found.items()}
+    return {name: _rows(tensor) for name, tensor in found.items()}
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """Rows ``[tokens, width]``; a map ``[1, channels, height, width]`` has one for every place, along its lines."""
+    if tensor.ndim > 3:
+        return tensor[0].reshape(tensor.shape[1], -1).T
+    return tensor[0] if tensor.ndim == 3 else tensor
 
 
 def _roundings(own: Mapping[str, Any], given: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tools.breadth.image_sizes import IMAGE_SIZES
+
 __all__ = ["HEADS", "own_sizes"]
 
 HEADS = 4
@@ -40,9 +42,6 @@ _OWN: Mapping[str, Mapping[str, Any]] = {
     },
     "reformer": {"axial_pos_embds_dim": [16, 48], "axial_pos_shape": [16, 16]},
     "rwkv": {"attention_hidden_size": 64},
-    "timesformer": {"num_frames": 2},
-    "videomae": {"num_frames": 4, "decoder_num_hidden_layers": 1},
-    "vivit": {"num_frames": 4, "image_size": 48},
     "wav2vec2-bert": {"feature_projection_input_dim": 48},
     "xlstm": {"num_blocks": 2, "qk_dim_factor": 1.0},  # the width of queries is a multiple of 64
     "xmod": {"default_language": "en_XX"},
@@ -87,4 +86,4 @@ def own_sizes(made: Mapping[str, Any]) -> dict[str, Any]:
         case "lfm2" | "lfm2_moe":
             return {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"], "full_attn_idxs": [1]}
         case kind:
-            return dict(_OWN.get(str(kind), {}))
+            return {**IMAGE_SIZES.get(str(kind), {}), **_OWN.get(str(kind), {})}

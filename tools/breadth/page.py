@@ -18,8 +18,9 @@ _TITLES = {
     "vision": "Images", "wrapper": "Language models that take images, given text alone", "audio": "Audio",
     "seq2seq": "Sequence to sequence", "classification": "Sequence classification",
     "ctc": "Speech to text by alignment (CTC)", "speech": "Speech to text by a decoder",
+    "token": "Token classification", "question": "Question answering", "picture": "Image classification",
 }  # fmt: skip
-_OUTCOMES = ("exact", "refused", "off", "crash", "unmade")
+_OUTCOMES = ("exact, tiled", "exact, whole", "refused", "off", "crash", "unmade")
 
 
 def render(found: Mapping[str, Mapping[str, Any]]) -> str:
@@ -35,14 +36,15 @@ def render(found: Mapping[str, Mapping[str, Any]]) -> str:
         "apart and without any hook, within 4 times the largest of its "
         "distances from its fused code and from itself with every product cut in two (at a half, at a third), and "
         "1e-6 of the largest magnitude. *Verified*: `verify` passes at all of these "
-        "lengths. *Unmade*: the tool made no small model; it says nothing about the compiler. "
+        "lengths. *Whole*: refused by tiles, and exact as one engine of its only input size (`--lowering whole`). "
+        "*Unmade*: the tool made no small model; it says nothing about the compiler. "
         "Sparse attention is compiled up to where it is no longer full, and compared up to there (53 tokens of 64 that "
         "an indexer takes here). "
         "Types that have not been measured are missing here.",
         "",
     ]
     rows = {table_name: _rows(found, table_name) for table_name in TABLES}
-    counted = {name: Counter(row["outcome"] for row in kinds.values()) for name, kinds in rows.items() if kinds}
+    counted = {name: Counter(_outcome(row) for row in kinds.values()) for name, kinds in rows.items() if kinds}
     lines += table(
         ("table", "types", "measured", *_OUTCOMES, "exact of those made"),
         [
@@ -67,9 +69,15 @@ def _rows(found: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Mappin
     return {key.split("/", 1)[1]: row for key, row in sorted(found.items()) if key.startswith(f"{name}/")}
 
 
+def _outcome(row: Mapping[str, Any]) -> str:
+    """The column that the type is counted in."""
+    outcome = str(row["outcome"])
+    return outcome if outcome != "exact" else "exact, whole" if "whole" in row else "exact, tiled"
+
+
 def _share(count: Counter[str]) -> str:
     made = sum(count.values()) - count["unmade"]
-    return f"{count['exact'] / made:.0%}" if made else ""
+    return f"{(count['exact, tiled'] + count['exact, whole']) / made:.0%}" if made else ""
 
 
 def _section(name: str, kinds: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -81,11 +89,15 @@ def _section(name: str, kinds: Mapping[str, Mapping[str, Any]]) -> list[str]:
         disagree = [kind for kind, row in exact if not row["verified"]]
         lines += [
             f"Exact ({len(exact)}; compiled in {median(seconds):.1f} s, at most {max(seconds):.0f}; the process at its "
-            f"largest {max(peak)} MiB): " + ", ".join(kind for kind, _ in exact) + ".",
+            f"largest {max(peak)} MiB): " + ", ".join(kind for kind, row in exact if "whole" not in row) + ".",
             "",
             f"`verify` agrees on all but {', '.join(disagree)}." if disagree else "`verify` agrees on all.",
             "",
         ]
+    whole = [(kind, str(row["whole"]).split("\n")[0][:260]) for kind, row in exact if "whole" in row]
+    if whole:
+        lines += ["As one engine of the only input size:", ""]
+        lines += table(("type", "why it is not tiled"), whole, left=2)
     unmade = [kind for kind, row in kinds.items() if row["outcome"] == "unmade"]
     if unmade:
         lines += [f"Unmade ({len(unmade)}): {', '.join(unmade)}.", ""]

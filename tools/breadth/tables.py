@@ -18,6 +18,9 @@ TABLES = {
     "ctc": "MODEL_FOR_CTC_MAPPING_NAMES",
     "speech": "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",
     "classification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+    "token": "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
+    "question": "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES",
+    "picture": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
 }
 """Names of the library's tables; the audio one names the classes with heads, whose bases are swept."""
 

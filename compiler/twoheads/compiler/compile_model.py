@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -233,13 +234,28 @@ def _front(
         source, example_inputs=example_inputs, weights=weights, trust_remote_code=trust, deferred=weights, whole=whole
     )
 
+    fixed = not whole and all(entry.token_axis is None for entry in loaded.inputs.values())
+
     def proven() -> Captured:
-        found = capture_whole(loaded) if whole else capture(loaded, ExpertsChoice(*experts))
+        with _naming_whole(possible=fixed):
+            found = capture_whole(loaded) if whole else capture(loaded, ExpertsChoice(*experts))
         if weights:
             prove_capture(loaded, found)
         return found
 
     return proven
+
+
+@contextmanager
+def _naming_whole(*, possible: bool) -> Generator[None]:
+    """Adds to what is refused within it that the model can be whole, if that is ``possible``."""
+    try:
+        yield
+    except CompileError as error:
+        if not possible or WHOLE in error.fix:
+            raise
+        fix = f"{error.fix}; or compile it as one engine of its only input size, --lowering whole"
+        raise CompileError(error.where, error.problem, fix) from error
 
 
 def _check_options(block_size: int, key_tile: int | None, lowering: str) -> int:
@@ -272,7 +288,9 @@ def _capture_and_partition(front: Callable[[], Captured], policy: Policy) -> tup
     began = time.perf_counter()
     original = front()
     captured = replace(original, graph=apply_policy(original.graph, policy))
-    parts = partition(captured.graph)
+    one_size = all(entry.value.axis is None for entry in captured.graph.inputs)
+    with _naming_whole(possible=one_size and original.identity.form != "onnx"):
+        parts = partition(captured.graph)
     logger.info("captured and partitioned %s in %.2f s", captured.graph.name, time.perf_counter() - began)
     logger.debug("%s", captured.graph)
     return captured, parts, captured.graph is not original.graph

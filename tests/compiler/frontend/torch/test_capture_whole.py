@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import (
     BertConfig,
     BertModel,
+    MllamaVisionModel,
     ResNetConfig,
     ResNetForImageClassification,
     SegformerConfig,
@@ -21,6 +22,7 @@ from transformers import (
     SwinConfig,
     SwinModel,
 )
+from transformers.models.mllama.configuration_mllama import MllamaVisionConfig
 
 from twoheads.compiler import compile_model, plan_model
 from twoheads.compiler.frontend.torch.model_folder import image_size_of
@@ -124,6 +126,25 @@ def test_a_model_of_any_length_is_refused() -> None:
             BertModel(BertConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)),
             lowering="whole",
         )
+
+
+def test_a_second_input_that_a_model_needs_is_named() -> None:
+    config = MllamaVisionConfig(hidden_size=16, num_hidden_layers=1, num_global_layers=1, intermediate_size=16)
+    config.__dict__.update(attention_heads=2, intermediate_layers_indices=[0], image_size=28)
+    with pytest.raises(CompileError, match="needs aspect_ratio_ids beside pixel_values"):
+        plan_model(MllamaVisionModel(config))
+
+
+class Mixing(nn.Module):
+    """A torch module that mixes the places of an image without attention."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image.flatten(2).transpose(1, 2).cumsum(1)
+
+
+def test_what_tiles_refuse_of_one_size_names_the_whole() -> None:
+    with pytest.raises(CompileError, match=r"attention layers were captured.*\n.*--lowering whole"):
+        plan_model(Mixing(), example_inputs={"image": torch.zeros((1, 3, 4, 5))})
 
 
 def test_logits_that_are_a_map_are_refused() -> None:

@@ -87,7 +87,10 @@ def _tensor(exported: ExportedProgram, placeholder: fx.Node) -> Tensor:
     spec = next(s for s in exported.graph_signature.input_specs if cast("Any", s.arg).name == placeholder.name)
     target = cast("str", spec.target)
     tensor = exported.state_dict[target] if target in exported.state_dict else exported.constants[target]
-    return cast("Tensor", tensor).detach().to(placeholder.meta["val"].dtype)
+    weight, value = cast("Tensor", tensor).detach(), placeholder.meta["val"]
+    if weight.is_complex() and not value.is_complex():  # a pair since it was captured
+        weight = torch.view_as_real(weight)
+    return weight.to(value.dtype)
 
 
 def _inputs(graph: fx.Graph, source: LoadedSource, arguments: Mapping[str, str], axes: AxisNames) -> Iterator[Input]:

@@ -261,7 +261,7 @@ def _hugging_face(
         layers=attention_layers(module, inputs),
         missing_weights=missing,
         trained_length=_trained_length(name, text_config),
-        pooling=pooling,
+        pooling=pooling if whole is None else None,
         tokenizer_json=tokenizer,
         generation_json=generation,
         dense=dense_length(module),

@@ -68,7 +68,17 @@ def hugging_face_inputs(name: str, module: nn.Module, size: tuple[int, int] | No
         inputs["token_type_ids"] = _tokens(EXAMPLE_LENGTH, "zeros")
     if getattr(model.config, "is_encoder_decoder", False) and "decoder_input_ids" in parameters:
         inputs["decoder_input_ids"] = _tokens(DECODER_LENGTH, "argument")
+    if lacking := [entry.name for entry in parameters.values() if _needed(entry) and entry.name not in inputs]:
+        raise CompileError(
+            name,
+            f"{type(module).__name__} needs {lacking[0]} beside {argument}, and no example can be made of that",
+            "compile a part of it that takes one input: its language model, or its vision model",
+        )
     return inputs
+
+
+def _needed(parameter: inspect.Parameter) -> bool:
+    return parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
 
 
 def attention_layers(module: nn.Module, inputs: Mapping[str, SourceInput]) -> int:
@@ -104,7 +114,7 @@ def _image(config: Any, other: tuple[int, int] | None = None) -> SourceInput:
     A model of videos has ``frames`` before the channels.
     """
     vision = getattr(config, "vision_config", config)
-    size = other or _said(vision, "image_size")
+    size = other or _said(vision, "image_size", _OWN_IMAGE)
     height, width = (size, size) if isinstance(size, int) else tuple(size)
     frames = getattr(vision, "num_frames", None)
     shape = (1, *([int(frames)] if frames else []), int(getattr(vision, "num_channels", 3)), height, width)
@@ -122,7 +132,13 @@ def _spectrogram(config: Any) -> SourceInput:
     return SourceInput(torch.zeros((1, bins, 2 * positions)), None, "argument")
 
 
-def _said(config: Any, name: str) -> Any:
+_OWN = "compile the torch module with example inputs of your own"
+_OWN_IMAGE = (
+    "compile it with --lowering whole, for the size that preprocessor_config.json says, or with example_inputs of yours"
+)
+
+
+def _said(config: Any, name: str, remedy: str = _OWN) -> Any:
     """An entry of the configuration that an example can't be made without.
 
     Raises:
@@ -131,7 +147,7 @@ def _said(config: Any, name: str) -> Any:
     value = getattr(config, name, None)
     if not value:
         problem = f"does not say {name}, so the shape of the model's input is not known"
-        raise CompileError(type(config).__name__, problem, "compile the torch module with example inputs of your own")
+        raise CompileError(type(config).__name__, problem, remedy)
     return value
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.compiler.small_models import EXAMPLES, OneLayer, captured
+from twoheads.compiler.frontend.torch.capture_whole import capture_whole
 from twoheads.compiler.frontend.torch.load_source import load_source
 from twoheads.compiler.original.prove_capture import prove_capture
 
@@ -31,3 +32,26 @@ def test_a_product_of_complex_numbers(before: object) -> None:
     found = captured(source.module)
     prove_capture(source, found)
     assert not any("complex" in node.type.dtype for node in found.graph.nodes if node.type is not None)
+
+
+class Turned(torch.nn.Module):
+    """An image turned by a table of complex numbers, which is a buffer."""
+
+    turns: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        angles = torch.arange(12.0).view(3, 4)
+        self.register_buffer("turns", torch.polar(torch.ones_like(angles), angles))
+
+    def forward(self, image: Tensor) -> Tensor:
+        pairs = torch.view_as_complex(image.view(1, 3, 4, 2))
+        return torch.view_as_real(pairs * self.turns[None]).flatten(2)
+
+
+def test_a_complex_weight_is_a_pair() -> None:
+    source = load_source(Turned(), example_inputs={"image": torch.zeros((1, 3, 4, 2))}, whole=True)
+    found = capture_whole(source)
+    prove_capture(source, found)
+    assert found.graph.weights["turns"].shape == (3, 4, 2)
+    assert found.graph.weights["turns"].dtype == "float32"

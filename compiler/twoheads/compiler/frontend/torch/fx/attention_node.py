@@ -6,6 +6,7 @@ several lengths and recognised; see :mod:`twoheads.compiler.recognition.classify
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any, cast
 
 import numpy as np
@@ -18,7 +19,7 @@ from twoheads.compiler.ir.source_program import example_inputs, input_lengths
 from twoheads.compiler.recognition.classify_mask import BiasPattern, classify
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.masks.expressions import Causal, Full, Mask, conjunction, parse_mask
-from twoheads.graphs.program.program import COUNTING
+from twoheads.graphs.program.program import COUNTING, Dim
 
 __all__ = ["attention_from_fx", "is_attention"]
 
@@ -52,8 +53,8 @@ def attention_from_fx(program: FxProgram, node: fx.Node, layer: str) -> tuple[At
     bias = BiasPattern(None, None)
     axes = {program.axes.dim(operand.meta["val"].shape[2]) for operand in (query, key)}
     for operand in (arguments["mask"], arguments["bias"]):
-        if operand is not None and len(axes) > 1:
-            _require_no_effect(program, cast("fx.Node", operand), where)
+        if operand is not None and (len(axes) > 1 or _has_fixed_size(program, cast("fx.Node", operand), axes)):
+            _require_no_effect(program, cast("fx.Node", operand), where, between=len(axes) > 1)
         elif operand is not None:
             mask, found = _mask_and_bias(program, cast("fx.Node", operand), where)
             terms.append(mask)
@@ -177,13 +178,22 @@ def _mask_and_bias(program: FxProgram, node: fx.Node, where: str) -> tuple[Mask,
     return (Full() if mask is None else mask), bias
 
 
-def _require_no_effect(program: FxProgram, node: fx.Node, where: str) -> None:
-    """Refuses a mask or a bias of cross attention, unless it hides nothing and adds nothing (T5 adds zeros)."""
+def _has_fixed_size(program: FxProgram, node: fx.Node, axes: Set[Dim]) -> bool:
+    """Whether a dense mask or bias has a number of keys, as many as the one size of the model's input makes."""
+    keys = program.axes.shape(node.meta["val"])[-1]
+    return keys != 1 and all(str(axis).isdigit() for axis in axes) and str(node.target) not in _MASKS
+
+
+def _require_no_effect(program: FxProgram, node: fx.Node, where: str, *, between: bool) -> None:
+    """Refuses a mask or a bias ``between`` two inputs, or of a fixed size, that hides or adds anything (T5 adds 0)."""
     _require_positional(program, node, where)
     for tokens in CROSS_LENGTHS:
         inputs = example_inputs(program.inputs, input_lengths(program.inputs, tokens, step=3), 0)
         dense = cast("np.ndarray[Any, Any]", program.evaluate((node.name,), inputs)[node.name])
         if not (dense.all() if dense.dtype == np.bool_ else not dense.any()):
+            if not between:
+                problem = f"has a mask or a bias of a fixed size, {list(dense.shape)}, which tiles can't express"
+                raise CompileError(where, problem, "let every token of the one input size see all others")
             raise CompileError(
                 where,
                 "has a mask or a bias between two different inputs, and only those among one input's tokens have one",

@@ -84,6 +84,18 @@ _REFUSED: Mapping[str, tuple[str, str]] = {
         "reads the keys and values of another model: it guesses that model's next tokens, and is none alone",
         "compile the model that it assists; `generate --draft` takes any smaller model of the same vocabulary",
     ),
+    r"T5Gemma2MergedAttention": (
+        "has one softmax over the decoder's own tokens and the encoder's: keys along two axes in one attention",
+        "compile T5Gemma, whose decoder attends to the two in turns",
+    ),
+    r"^BlipForConditionalGeneration$": (
+        "reads an image and a text at once: every word attends to the image's patches, so neither alone is an input",
+        "compile a part of it that takes one input (BlipVisionModel)",
+    ),
+    r"^VoxtralRealtimeForConditionalGeneration$": (
+        "adds the sound of its own moment to every token of its text: neither alone is an input",
+        "compile a model whose sound is read by an encoder (Voxtral, Whisper)",
+    ),
     r"PerceiverModel": (
         "reads its input into a fixed number of latent vectors, and its decoder asks for as many outputs as it has "
         "positions: no length of the input is that of its output",

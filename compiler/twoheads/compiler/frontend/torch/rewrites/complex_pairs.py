@@ -11,15 +11,27 @@ from typing import Any
 import torch
 from torch import fx
 
+from twoheads.graphs.errors import CompileError
+
 __all__ = ["pair_complex_numbers"]
 
 aten = torch.ops.aten
 
 
 def pair_complex_numbers(graph: fx.Graph) -> None:
-    """Rewrites ``graph`` in place; what reads a complex number by an operator that is not known stays as it is."""
+    """Rewrites ``graph`` in place; what reads a complex number by an operator that is not known stays as it is.
+
+    A complex weight (a table of angles) is a pair from here on.
+
+    Raises:
+        CompileError: An operator that is not known reads such a weight.
+    """
     pairs: dict[fx.Node, fx.Node] = {}
     for node in list(graph.nodes):
+        if node.op == "placeholder" and _is_complex(node):
+            with graph.inserting_after(node):
+                pairs[node] = _Builder(graph, pairs).add(node, aten.view_as_real.default, node)
+            continue
         rule = _RULES.get(node.target)
         if rule is None or not (_is_complex(node) or any(map(_is_complex, node.all_input_nodes))):
             continue
@@ -31,6 +43,23 @@ def pair_complex_numbers(graph: fx.Graph) -> None:
             pairs[node] = made
         else:
             node.replace_all_uses_with(made)
+    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+    for weight, pair in pairs.items():
+        if weight.op == "placeholder":
+            _make_real(graph, weight, pair)
+
+
+def _make_real(graph: fx.Graph, weight: fx.Node, pair: fx.Node) -> None:
+    """The weight in the place of the pair that was made of it."""
+    others = [user for user in weight.users if user is not pair]
+    if others:
+        problem = f"computes with complex numbers, {others[0].target}, which no engine has"
+        raise CompileError(others[0].name, problem, "write it with sines and cosines")
+    if not pair.users:
+        return
+    weight.meta["val"] = pair.meta["val"]
+    pair.replace_all_uses_with(weight)
+    graph.erase_node(pair)
 
 
 def _is_complex(node: fx.Node) -> bool:
