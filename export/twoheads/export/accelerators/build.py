@@ -275,7 +275,7 @@ def _judge(
 
 
 def _worst(precision: str) -> float:
-    """What passes: of whole numbers by QDQ less, since Qualcomm's arithmetic garbles some small engines of them."""
+    """What passes: of whole numbers by QDQ less, since a compiler was seen to garble operators among them."""
     about = PRECISIONS[precision]
     return WORST if about.rounded_weights is None else about.limit
 

@@ -98,6 +98,20 @@ def test_groups_of_four_bits_keep_scales_of_their_own() -> None:
             assert np.linalg.norm(found - expected) < 2e-3 * np.linalg.norm(expected)
 
 
+def test_tanh_never_stands_between_whole_numbers() -> None:
+    """Qualcomm's provider would make it one of them, and garble it."""
+    plain = model()
+    plain.graph.node[1].input[0] = "turned"
+    plain.graph.node.insert(1, helper.make_node("Tanh", ["inner"], ["turned"], name="turned"))
+    rounded = round_weighted(plain, 8, [{"x": rows(1)}])
+    makers = {name: node for node in rounded.graph.node for name in node.output}
+    (tanh,) = (node for node in rounded.graph.node if node.op_type == "Tanh")
+    (reader,) = (node for node in rounded.graph.node if tanh.output[0] in node.input)
+    assert makers[tanh.input[0]].op_type == reader.op_type == "Neg"
+    found, expected = values(rounded, rows(1))[0], values(plain, rows(1))[0]
+    assert np.linalg.norm(found - expected) < 0.03 * np.linalg.norm(expected)
+
+
 def test_weights_are_whole_numbers_and_products_of_values_stay() -> None:
     rounded = round_weighted(model(), 8, [{"x": rows(1)}])
     types = {tensor.name: tensor.data_type for tensor in rounded.graph.initializer}

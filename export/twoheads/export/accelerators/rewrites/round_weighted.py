@@ -63,6 +63,8 @@ def round_weighted(model: onnx.ModelProto, bits: int, samples: Sequence[Arrays])
     for node in list(graph.node):
         if is_weighted(node, constants):
             work.multiply(node, numpy_helper.to_array(constants[node.input[1]]))
+        elif node.op_type == "Tanh":
+            work.keep_apart(node)
         else:
             work.nodes.append(node)
     read = {name for node in work.nodes for name in node.input}
@@ -99,6 +101,16 @@ class _Work:
         self._activation(f"{result}.exact", to=product, size=self.sizes.get(result, 0.0))
         if bias:
             self._node("Add", product, bias[0], to=result)
+
+    def keep_apart(self, node: onnx.NodeProto) -> None:
+        """``tanh x`` as ``-tanh -x``, the same number.
+
+        Between whole numbers on both sides Qualcomm's provider (2.7.0) makes it one of whole numbers, off by 2.
+        """
+        (value,), (result,) = node.input, node.output
+        self._node("Neg", value, to=f"{result}.against")
+        self._node("Tanh", f"{result}.against", to=f"{result}.negative")
+        self._node("Neg", f"{result}.negative", to=result)
 
     def _activation(self, name: str, to: str = "", size: float | None = None) -> str:
         """``name`` in 16 bits, and that as a number again."""
