@@ -20,6 +20,7 @@ from twoheads.runtime.execution.executor import Executor
 from twoheads.runtime.inputs.requests import read_inputs
 from twoheads.runtime.jobs.job import Job
 from twoheads.runtime.memory.sink import Sink
+from twoheads.runtime.memory.spare_memory import return_large_blocks
 from twoheads.runtime.reports.notices import give_notices
 from twoheads.runtime.reports.peak_memory import process_memory
 from twoheads.runtime.reports.report import Result
@@ -70,6 +71,8 @@ class LoadedBundle(RunContext):
         # Accelerators are built for the engines of blocks.
         self._fused = replace(bundle.fused, block=None) if isinstance(backend, ArtifactBackend) else bundle.fused
         share = memory_limit is None
+        if not share:
+            return_large_blocks()
         self._engines = EnginePool(bundle, weights, backend, chain_threads=threads, share_packed=share)
         device: Executor | None = None
         if isinstance(backend, DeviceBackend) or device_memory_limit is not None:
