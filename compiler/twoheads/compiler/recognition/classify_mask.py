@@ -17,7 +17,7 @@ import numpy.typing as npt
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.masks.expressions import Causal, Chunk, Full, Mask, Window, conjunction
 
-__all__ = ["BiasPattern", "classify"]
+__all__ = ["HIDDEN", "BiasPattern", "classify"]
 
 Dense: TypeAlias = npt.NDArray[Any]
 Evaluate: TypeAlias = Callable[[int], Dense]

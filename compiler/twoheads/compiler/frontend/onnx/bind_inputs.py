@@ -1,20 +1,23 @@
 """Decides what every input of an ONNX file is, and binds all but the arguments to what they hold in a run.
 
-An attention mask is all ones (padding never reaches a block program), token types are zeros, position numbers count the
-tokens, and past keys and values are empty. What is left is the model's arguments, each with batch 1 and one token axis
-or none.
+An attention mask says that every token counts (padding never reaches a block program), token types are zeros, position
+numbers count the tokens, and past keys and values are empty. What is left is the model's arguments, each with batch 1
+and one token axis or none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
 from onnx import helper
 
+from twoheads.compiler.frontend.onnx.choose_outputs import model_outputs
+from twoheads.compiler.frontend.onnx.mask_values import counting_value
 from twoheads.compiler.frontend.onnx.model.read_file import Array, GraphInput, OnnxFile
+from twoheads.compiler.frontend.onnx.passes.fold import graph_of
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.program.program import TOKENS, Dim, Input, Value
 
@@ -70,7 +73,43 @@ def bind_inputs(file: OnnxFile) -> Bound:
         elif kinds[value.name] != "argument":
             nodes.extend(_bound(value, kinds[value.name], _length_of(value, axes[value.name], arguments), weights))
     bound = replace(file, nodes=(*nodes, *file.nodes), weights={**file.weights, **weights}, inputs=())
-    return Bound(bound, arguments, fixed, {v.name: v.dtype for v in file.inputs if kinds[v.name] == "ones"})
+    masks = {v.name: v for v in file.inputs if kinds[v.name] == "ones"}
+    bound = _with_counting_masks(bound, masks.values(), arguments, fixed)
+    return Bound(bound, arguments, fixed, {name: value.dtype for name, value in masks.items()})
+
+
+def _with_counting_masks(
+    file: OnnxFile, masks: Iterable[GraphInput], arguments: Sequence[Input], fixed: int | None
+) -> OnnxFile:
+    """The file with masks of no usual form (``[1, tokens]`` of whole numbers) filled by experiment."""
+    for mask in masks:
+        if mask.dtype.startswith("int") and len(mask.shape) == 2:
+            continue
+        outputs = list(model_outputs(file, ()))
+        graph = graph_of(file.opsets, [_copy(node) for node in file.nodes], file.weights, outputs)
+        value = counting_value(graph, mask.name, arguments, fixed, outputs)
+        if value is None and len(mask.shape) > 2:
+            raise CompileError(
+                f"input {mask.name}",
+                f"is a mask of {len(mask.shape)} dimensions, and no entry of it leaves a token out",
+                "export with a mask of one entry a token (int64 [batch, tokens]), or without a mask",
+            )
+        filled = [_filled(node, mask, 1.0 if value is None else value) for node in file.nodes]
+        file = replace(file, nodes=tuple(filled))
+    return file
+
+
+def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    return copy
+
+
+def _filled(node: onnx.NodeProto, mask: GraphInput, value: float) -> onnx.NodeProto:
+    if node.op_type != "ConstantOfShape" or list(node.output) != [mask.name]:
+        return node
+    fill = onnx.numpy_helper.from_array(np.array([value], mask.dtype))
+    return helper.make_node("ConstantOfShape", list(node.input), [mask.name], value=fill)
 
 
 def _fixed(arguments: Sequence[GraphInput]) -> int | None:
@@ -128,6 +167,12 @@ def _argument(value: GraphInput, axis: str) -> Input:
             shape.append(1)
         elif isinstance(dim, int) and dim > 0:
             shape.append(dim)
+        elif axis in shape and dim is not None and dim == value.shape[shape.index(axis)]:
+            raise CompileError(
+                f"input {value.name}",
+                f"has a number for every pair of tokens, {list(value.shape)}, which blocks of tokens can't hold",
+                "export a model that computes it from the positions, or from one row a token",
+            )
         elif axis in shape:
             raise CompileError(
                 f"input {value.name}",
@@ -182,13 +227,14 @@ def fixed_tokens(where: str, arguments: Sequence[Input]) -> CompileError:
 
 def _bound(value: GraphInput, kind: str, source: Input, weights: dict[str, Array]) -> Iterator[onnx.NodeProto]:
     """Nodes that make the input's array out of the length of ``source``."""
-    if kind == "ones" and len(value.shape) > 2:
+    wide = [dim for dim in value.shape[1:] if dim != 1]
+    if kind == "ones" and len(value.shape) > 2 and len(wide) > 1:
         raise CompileError(
             f"input {value.name}",
             f"is a mask of {len(value.shape)} dimensions, which says from outside of the file which keys a query sees",
             "export with a mask of one entry a token, so that the file itself makes the causal mask, or without a mask",
         )
-    if not 1 <= len(value.shape) <= 2:
+    if not value.shape or (len(value.shape) > 2 and (kind != "ones" or value.shape[-1] == 1)):
         raise CompileError(
             f"input {value.name}",
             f"is a {kind} input of {len(value.shape)} dimensions, [batch, tokens] is expected",
@@ -210,8 +256,8 @@ def _bound(value: GraphInput, kind: str, source: Input, weights: dict[str, Array
         yield helper.make_node("Cast", [last], [name], to=helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype)))
         return
     sizes = f"{name}.length"
-    if len(value.shape) == 2:
-        weights[f"{name}.batch"] = np.array([1], np.int64)
+    if len(value.shape) > 1:
+        weights[f"{name}.batch"] = np.ones(len(value.shape) - 1, np.int64)
         sizes = f"{name}.sizes"
         yield helper.make_node("Concat", [f"{name}.batch", f"{name}.length"], [sizes], axis=0)
     fill = onnx.numpy_helper.from_array(np.array([1 if kind == "ones" else 0], value.dtype))

@@ -17,6 +17,7 @@ from twoheads.compiler.ir.op_view import Kind, OpNode
 from twoheads.compiler.ir.size_formula import SizeFormula
 from twoheads.compiler.ir.source_graph import TensorType
 from twoheads.compiler.ir.source_program import all_lengths, example_inputs
+from twoheads.compiler.recognition.classify_mask import HIDDEN
 
 __all__ = ["OnnxView"]
 
@@ -38,6 +39,9 @@ KINDS: Mapping[str, Kind] = {
     **dict.fromkeys(("Shape", "Size", "ConstantOfShape"), Kind.SHAPE),
 }
 """Kinds of the operators whose kind does not depend on their attributes."""
+
+LONGER_THAN_ANY = 1 << 24
+"""Tokens that no input has: a number as large says nothing of positions."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +95,10 @@ class OnnxView:
             arrays = [*node.constants.values(), *(graph.weights[n] for n in node.inputs if n in graph.weights)]
             for array in arrays:
                 if array.size <= 16 and array.dtype.kind in "if":
-                    found |= {abs(int(x)) for x in array.reshape(-1).tolist() if np.isfinite(x) and x == int(x)}
+                    found |= {abs(int(x)) for x in array.reshape(-1).tolist() if _may_be_a_distance(x)}
             for sizes in node.sizes.values():
                 found |= {abs(size.add) for size in ((sizes,) if isinstance(sizes, SizeFormula) else sizes)}
-        return frozenset(number for number in found if number < 1 << 40)
+        return frozenset(number for number in found if number < LONGER_THAN_ANY)
 
     def evaluate(
         self, names: Iterable[str], lengths: Mapping[str, int], given: Mapping[str, Array] | None = None
@@ -140,3 +144,9 @@ class OnnxView:
     def _rank(self, name: str) -> int:
         type_ = self.program.types.get(name)
         return 0 if type_ is None else len(type_.shape)
+
+
+def _may_be_a_distance(number: float) -> bool:
+    """Whether a number may be one of positions: it is whole, and no float that hides keys where it is added."""
+    hides = isinstance(number, float) and number <= HIDDEN
+    return bool(np.isfinite(number)) and number == int(number) and not hides
