@@ -124,12 +124,13 @@ def _page(found: Sequence[Found]) -> str:
     exact = [entry for entry in found if entry.exact]
     rows = [(entry.package, f"`{entry.name}`", entry.maker, entry.said.replace("|", "/")) for entry in found]
     words = (
-        f"Written by `python -m tools.foreign_files`: {len(found)} files of {len(PACKAGES)} packages, each compiled "
-        f"for blocks of 16 tokens. {len(exact)} are exact: the largest error of the last hidden states, relative to "
-        f"their largest magnitude, is at most {EXACT:.0e} against ONNX Runtime running the file's own operators on "
-        "random inputs. The others are refused, for the reason that stands there, or round activations to whole numbers "
-        "while they run, where a last digit decides which: *itself* is how far such a file is from itself where its "
-        "products are added up in another order, and `verify` calls that a finding."
+        f"Written by `python -m tools.foreign_files`: {len(found)} files of {len(PACKAGES)} packages, each "
+        f"compiled for blocks of 16 tokens. {len(exact)} are exact: the largest error of the last hidden "
+        f"states, relative to their largest magnitude, is at most {EXACT:.0e} against ONNX Runtime running the "
+        "file's own operators on random inputs. The others are refused, for the reason that stands there, or "
+        "round activations to whole numbers while they run, where a last digit decides which: *itself* is how "
+        "far such a file is from itself where its products are added up in another order, and `verify` calls "
+        "that a finding."
     )
     heads = ("package", "file", "made by", "largest error, or why not")
     return "\n".join(["# ONNX files that nobody here wrote", "", words, "", *table(heads, rows, left=4)])
