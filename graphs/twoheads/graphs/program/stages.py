@@ -353,10 +353,6 @@ class ExpertsStage(_AnyStage):
     def at_once(self) -> bool:
         return True
 
-    @property
-    def alone(self) -> bool:
-        return True
-
     def axes(self, values: Mapping[str, Value]) -> tuple[str | None, str | None]:
         return self.output.axis, None
 

@@ -27,7 +27,7 @@ from twoheads.graphs.variants.decoder import source_values
 LONGEST = 1 << 23
 """Blocks that are listed one by one."""
 
-__all__ = ["PROCESS_BYTES", "SOURCE", "MemoryPlan", "Schedule", "StagePlan", "make_schedule"]
+__all__ = ["PACKED_BYTES", "PROCESS_BYTES", "SOURCE", "MemoryPlan", "Schedule", "StagePlan", "make_schedule"]
 
 SOURCE = "source"
 """The output of a run that computes an encoder alone: what a decoder's cross attention reads."""

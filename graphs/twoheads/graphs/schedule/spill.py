@@ -16,7 +16,7 @@ from itertools import pairwise
 from twoheads.graphs.costs.stage_costs import StageCosts
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.program.program import ExpertsEngine, Stage
-from twoheads.graphs.schedule.schedule import MemoryPlan, Schedule, needed_stages
+from twoheads.graphs.schedule.schedule import PACKED_BYTES, MemoryPlan, Schedule, needed_stages
 
 __all__ = ["NOTHING_SPILLED", "WINDOW_BYTES", "SpillPlan", "enough_text", "plan_spill"]
 
@@ -86,7 +86,7 @@ class _Spilling:
 
     def __init__(self, schedule: Schedule, workers: int) -> None:
         program = schedule.program
-        self._schedule = schedule
+        self._schedule, self._workers = schedule, workers
         self._costs = StageCosts(program, schedule.lengths, schedule.positions)
         self._body, self._head = needed_stages(program, schedule.output)
         released = [name for names in schedule.release_after.values() for name in names]
@@ -137,10 +137,12 @@ class _Spilling:
         wanted = {stage.engine for stage in self._body}
         mixed = (e for e in program.engines if isinstance(e, ExpertsEngine) and e.name in wanted)
         # An expert's weights are let go behind it; those of the next one may be on their way.
-        experts = [2 * engine.expert_bytes for engine in mixed]
+        experts = [(1 + min(self._workers, engine.experts)) * engine.expert_bytes for engine in mixed]
         both = [one + following for one, following in pairwise(sizes)]
         largest = max(experts, default=0)
         ahead = max([*both, *sizes, largest + max(sizes)] if experts else [*both, *sizes])
+        # What an engine packs while it opens takes no memory of calls, as these are being made.
+        ahead += min(PACKED_BYTES, max(sizes))
         return replace(self._schedule.memory, weights=max(*sizes, largest)), ahead
 
     def _peak(self, sizes: Mapping[str, int]) -> int:

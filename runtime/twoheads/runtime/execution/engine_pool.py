@@ -12,7 +12,6 @@ import numpy.typing as npt
 from twoheads.graphs.errors import BundleError, InputError, InternalError
 from twoheads.graphs.program.program import (
     Engine,
-    ExpertsEngine,
     Port,
     Program,
     ScanEngine,
@@ -60,7 +59,7 @@ class EnginePool:
         backend: What runs them.
         program: Whose engines; if not given, the bundle's own and those of its windowed steps.
         kernel_threads: Threads of one call's kernels.
-        chain_threads: The same of scans and experts, whose calls are made one after the other.
+        chain_threads: The same of scans, whose calls are made one after the other.
         share_packed: Whether packed weights may be shared with other engines: they stay then when an engine is closed.
 
     Attributes:
@@ -199,7 +198,7 @@ class EnginePool:
                 "is needed for this length, and the bundle does not hold it",
                 "compile the model again",
             )
-        chained = isinstance(self._declared.get(name), ScanEngine | ExpertsEngine)
+        chained = isinstance(self._declared.get(name), ScanEngine)
         threads, own = self._chain_threads if chained else self._kernel_threads, name in self._single
         path, shared = self._bundle.file(file), self._shared
         return self.backend.load_engine(

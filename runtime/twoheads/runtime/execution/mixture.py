@@ -83,6 +83,7 @@ class Mixture:
         sizes: tuple[int, ...],
         weights: Sequence[Array],
         values: tuple[Array, Array, Array],
+        turn: Callable[[], None] = lambda: None,
     ) -> Iterator[int]:
         """Adds what an expert makes of its tokens to their sums; gives the rows of each call behind it.
 
@@ -91,12 +92,16 @@ class Mixture:
             sizes: Rows of the engines that may be used, ascending.
             weights: The expert's.
             values: Rows ``[tokens, width]``, shares ``[tokens, chosen]``, and sums ``[tokens, width]``.
+            turn: Called before each addition; returns when the experts before have been added.
         """
         tensors = [self._wrap(weight) for weight in weights]
         begin = 0
         for size in row_calls(sizes, len(chosen.places)):
             part = slice(begin, begin + size)
-            self._of(size).add(tensors, chosen.places[part], chosen.slots[part], values)
+            places = chosen.places[part]
+            made = self._of(size).made(tensors, places, chosen.slots[part], values)
+            turn()
+            values[2][places] += made
             begin += size
             yield size
 
@@ -111,30 +116,33 @@ class _Bound:
 
     def __init__(self, engine: ExpertsEngine, size: int, call: Call, wrap: Callable[[Array], Any]) -> None:
         self._call = call
-        self._rows, self._before, self._after = (np.zeros((size, engine.width), engine.dtype) for _ in range(3))
+        self._rows, before, self._after = (np.zeros((size, engine.width), engine.dtype) for _ in range(3))
         self._share = np.zeros((size, 1), engine.dtype)
-        for port, array in enumerate((self._rows, self._share, self._before)):
+        for port, array in enumerate((self._rows, self._share, before)):
             call.bind_input(port, wrap(array))
         call.bind_output(0, wrap(self._after))
 
-    def add(
+    def made(
         self,
         weights: Sequence[Any],
         places: npt.NDArray[np.int64],
         slots: npt.NDArray[np.int64],
         values: tuple[Array, Array, Array],
-    ) -> None:
-        """One call. Rows beyond the tokens are what an earlier call left there: finite, and read by nobody."""
-        hidden, share, total = values
+    ) -> Array:
+        """What one call gives, to be added to the tokens' sums: good until the next one.
+
+        The engine could add it itself; then experts would wait for each other. Rows beyond the tokens are what an
+        earlier call left there: finite, and read by nobody.
+        """
+        hidden, share, _ = values
         count = len(places)
         # Where rows are taken to is known, and checked places need no check: nothing lies between.
         np.take(hidden, places, axis=0, out=self._rows[:count], mode="clip")
-        np.take(total, places, axis=0, out=self._before[:count], mode="clip")
         self._share[:count, 0] = share[places, slots]
         for port, weight in enumerate(weights, 3):
             self._call.bind_input(port, weight)
         self._call.run()
-        total[places] = self._after[:count]
+        return self._after[:count]
 
 
 class StepMixture:

@@ -1,7 +1,7 @@
 """Run one mixture of experts: the tokens of all blocks are gathered by expert, and each expert computes its own.
 
-One expert follows the other, and what it gives is added up in its engine, so the sum has one order whatever the number
-of threads. Nothing of an expert that no token chose is read.
+Experts are computed side by side, each by one thread. What they give is added up in their order, so the sum is the
+same whatever the number of threads. Nothing of an expert that no token chose is read.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.program.engines.experts import ExpertsEngine
 from twoheads.graphs.program.program import ExpertsStage
+from twoheads.runtime.execution.crew import Turns
 from twoheads.runtime.execution.mixture import Chosen, Mixture, chosen_experts
 from twoheads.runtime.execution.run_state import RunState
 
@@ -44,25 +45,30 @@ def run_experts(run: RunState, stage: ExpertsStage) -> None:
     index = run.stores[stage.index].rows()
     chosen = chosen_experts(stage.name, index, _real(run, len(index), hidden.length), engine.experts)
     values, weights = (hidden.rows(), share.rows(), output.rows()), run.engines.weights
-    mixture = Mixture(
-        engine, lambda variant: run.engines.attention(engine.name, variant).new_call(), run.backend.tensor
-    )
-    count = run.counters[stage.name].worker()
+    turns = Turns(run.crew)
+    counter = run.counters[stage.name]
 
-    def start() -> Callable[[Chosen], None]:
-        def expert(one: Chosen) -> None:
+    def start() -> Callable[[tuple[int, Chosen]], None]:
+        count = counter.worker()
+        mixture = Mixture(
+            engine, lambda variant: run.engines.attention(engine.name, variant).new_call(), run.backend.tensor
+        )
+
+        def expert(item: tuple[int, Chosen]) -> None:
+            turn, one = item
             parts = [weights.part(name, one.expert) for name in stage.weights]
-            for size in mixture.add(one, engine.row_sizes, parts, values):
+            for size in mixture.add(one, engine.row_sizes, parts, values, lambda: turns.wait(turn)):
                 run.crew.check()
                 hidden.touch(0, size * engine.width * hidden.array.itemsize)
                 output.touch(0, size * engine.width * output.array.itemsize)
                 count.calls += 1
+            turns.end()
             if run.lets_go:
                 weights.let_go_part(stage.weights, one.expert)
 
         return expert
 
-    run.crew.run(chosen, start, alone=True)
+    run.crew.run(enumerate(chosen), start)
     run.routed[stage.name] = sum(one.calls(engine.row_sizes) for one in chosen)
     run.expert_bytes += len(chosen) * engine.expert_bytes
     run.all_expert_bytes += engine.experts * engine.expert_bytes
