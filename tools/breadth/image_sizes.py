@@ -39,7 +39,7 @@ IMAGE_SIZES: Mapping[str, Mapping[str, Any]] = {
     "efficientnet": {"width_coefficient": 0.25, "depth_coefficient": 0.3, "image_size": 64, "hidden_dim": 320},
     "focalnet": _LARGER,
     "hiera": {"image_size": [64, 64], "patch_size": [7, 7], "depths": [1, 1, 1, 1]},
-    "levit": _LARGER,
+    "levit": {"image_size": 64, "patch_size": 16},
     "llama4_vision_model": {
         "image_size": 48, "intermediate_size": 256, "projector_input_dim": 64, "projector_output_dim": 64,
         "vision_output_dim": 64,

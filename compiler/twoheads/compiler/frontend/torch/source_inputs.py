@@ -66,6 +66,8 @@ def hugging_face_inputs(name: str, module: nn.Module, size: tuple[int, int] | No
     inputs = {argument: _image(model.config, size) if unsaid and main is _image else main(model.config)}
     if "token_type_ids" in parameters and getattr(model.config.get_text_config(), "type_vocab_size", None):
         inputs["token_type_ids"] = _tokens(EXAMPLE_LENGTH, "zeros")
+    if kinds := getattr(model.config, "type_vocab_sizes", None):
+        inputs |= _cells(len(kinds))
     if getattr(model.config, "is_encoder_decoder", False) and "decoder_input_ids" in parameters:
         inputs["decoder_input_ids"] = _tokens(DECODER_LENGTH, "argument")
     if lacking := [entry.name for entry in parameters.values() if _needed(entry) and entry.name not in inputs]:
@@ -102,6 +104,16 @@ def _first(config: Any, *names: str) -> int:
 
 def _tokens(length: int, source: str) -> SourceInput:
     return SourceInput(torch.zeros((1, length), dtype=torch.int64), 1, source)
+
+
+def _cells(kinds: int) -> dict[str, SourceInput]:
+    """What a reader of tables (TAPAS) is told of every token beside itself.
+
+    Types ``[1, n, kinds]``, among them column and row, and ``position_ids``, its number within its cell: the library
+    counts that from the types of all tokens before, which no block holds.
+    """
+    types = torch.zeros((1, EXAMPLE_LENGTH, kinds), dtype=torch.int64)
+    return {"token_type_ids": SourceInput(types, 1, "argument"), "position_ids": _tokens(EXAMPLE_LENGTH, "argument")}
 
 
 def _ids(_config: Any) -> SourceInput:

@@ -101,10 +101,6 @@ _REFUSED: Mapping[str, tuple[str, str]] = {
         "positions: no length of the input is that of its output",
         _TRANSFORMER,
     ),
-    r"TapasEmbeddings": (
-        "numbers tokens within the cells of a table, which the content of its token types says",
-        "compile an encoder of plain text",
-    ),
     r"LEDEncoderSelfAttention|LongT5(Local|TransientGlobal)Attention|PegasusXGlobalLocalAttention": (
         "attends within blocks of an input that is padded to whole blocks, and to global tokens beside them",
         "compile a model with one attention over all tokens (BART, T5)",
