@@ -108,8 +108,6 @@ def test_a_whole_run_and_what_it_costs(path: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "precision", "backend", "most"),
     [
-        ("litert", "w8", "litert", 0.02),
-        ("executorch", "w8a8", "executorch", 0.05),
         ("coreml", "palette8", "coreml-weights", 0.05),
         ("qnn", "w4a16", "qnn-emulator", 0.5),
     ],

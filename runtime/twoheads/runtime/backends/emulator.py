@@ -204,7 +204,8 @@ class EmulatorBackend:
         host = None
         if files.host is not None:
             host = open_session(files.host, {port: weights[port] for port in files.host_weights})
-        engine = EmulatorEngine(self._idle, files, host, inputs, outputs, half=files.precision in HALF_RANGE)
+        half = files.precision in HALF_RANGE and not self._emulator.weights_alone
+        engine = EmulatorEngine(self._idle, files, host, inputs, outputs, half=half)
         engine.check_ports()
         return engine
 

@@ -67,12 +67,13 @@ def _keep_weights(model: Any, request: dict[str, Any]) -> None:
         if operation.op_type != "constexpr_lut_to_dense":
             continue
         found = np.asarray(operation.materialized_val_inference(), np.float32)
-        off, name, same = min(
+        near = (
             (float(np.linalg.norm(one - array)) / float(np.linalg.norm(array)), name, not side)
             for name, array in arrays.items()
             for side, one in enumerate((found, found.T))
-            if found.ndim == 2 and one.shape == array.shape
+            if one.shape == array.shape
         )
+        off, name, same = min(near, default=(np.inf, "", True))
         if off > UNLIKE:
             raise ValueError(f"{operation.name} is near none of the engine's weights")
         tensor = next(tensor for tensor in tensors if tensor.name == name)
