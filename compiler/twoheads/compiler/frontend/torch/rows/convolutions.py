@@ -6,7 +6,7 @@ kernel stays as it is.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import fx
@@ -92,4 +92,4 @@ def _padding(padding: Any, reach: int, axes: int) -> list[tuple[int, int]] | Non
         case str():
             return None
         case _:
-            return [(size, size) for size in _each(cast("Any", padding), axes)]
+            return [(size, size) for size in _each(padding, axes)]
