@@ -110,6 +110,7 @@ def test_a_whole_run_and_what_it_costs(path: Path) -> None:
     [
         ("coreml", "palette8", "coreml-weights", 0.05),
         ("qnn", "w4a16", "qnn-emulator", 0.5),
+        ("executorch", "w8a8", "executorch", 0.1),
     ],
 )
 def test_whole_runs_of_other_runtimes_and_what_they_cost(

@@ -17,7 +17,7 @@ from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPar
 from executorch.exir import to_edge_transform_and_lower
 from executorch.runtime import Runtime
 from torch import fx
-from torch_module import torch_module
+from torch_module import matmul, torch_module
 from torchao.quantization import Int8DynamicActivationIntxWeightConfig, PerAxis, PerGroup, quantize_
 from torchao.quantization.granularity import Granularity
 
@@ -53,6 +53,7 @@ def build(request: dict[str, Any]) -> None:
 
 def _round(module: fx.GraphModule, precision: str) -> None:
     """Rounds the weights of products, and lets rows of activations be rounded in the run; in place."""
+    _write_as_layers(module)
     weights: dict[str, tuple[torch.dtype, Granularity]] = {
         "w8a8": (torch.int8, PerAxis(0)),
         "w4a8": (torch.int4, PerGroup(GROUP)),
@@ -63,6 +64,33 @@ def _round(module: fx.GraphModule, precision: str) -> None:
     left = [layer for layer in whole if type(layer.weight.data) is torch.Tensor]
     if left:
         raise ValueError(f"{len(left)} of {len(whole)} weights were not rounded to {precision}")
+
+
+def _write_as_layers(module: fx.GraphModule) -> None:
+    """Products with a weight become linear layers, which are all that the quantiser rounds; in place."""
+    for number, node in enumerate(list(module.graph.nodes)):
+        weight = _weight(module, node)
+        if weight is not None:
+            layer = torch.nn.Linear(*weight.shape, bias=False)
+            layer.weight = torch.nn.Parameter(weight.detach().T.contiguous(), requires_grad=False)
+            module.add_submodule(f"product_{number}", layer)
+            with module.graph.inserting_before(node):
+                made = module.graph.call_module(f"product_{number}", (node.args[0],))
+            node.replace_all_uses_with(made)
+            module.graph.erase_node(node)
+    module.recompile()
+
+
+def _weight(module: fx.GraphModule, node: fx.Node) -> torch.Tensor | None:
+    """The matrix ``[in, out]`` of a product with a weight."""
+    if node.op != "call_function" or node.target is not matmul:
+        return None
+    right = node.args[1]
+    if not isinstance(right, fx.Node) or right.op != "get_attr":
+        return None
+    owner, _, name = str(right.target).rpartition(".")
+    value: torch.Tensor = getattr(module.get_submodule(owner), name)
+    return value if value.dim() == 2 else None
 
 
 def _is_delegated(node: fx.Node) -> bool:

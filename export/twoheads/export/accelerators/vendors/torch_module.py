@@ -89,14 +89,14 @@ def _slice(
     return value
 
 
-def _matmul(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+def matmul(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Batches of products as such: torch's ``matmul`` expands them to the size that they have."""
     batches = left.dim() == right.dim() == 3 and left.shape[0] == right.shape[0]
     return torch.bmm(left, right) if batches else torch.matmul(left, right)
 
 
 _STATIC = {"OnnxReshape": _reshape, "OnnxSlice": _slice}
-_SAME = {"OnnxMatMul": _matmul}
+_SAME = {"OnnxMatMul": matmul}
 _COMPARISONS = {
     torch.less: torch.lt,
     torch.less_equal: torch.le,
