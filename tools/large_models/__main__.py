@@ -50,7 +50,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=0, help="of a run that is compared with a reference")
     parser.add_argument("--limit", default="3GB", help="of the run's memory")
     parser.add_argument("--scratch", type=Path, help="where the model, the bundle and the output go")
-    parser.add_argument("--llama-python", default=sys.executable, help="a Python that has xllamacpp")
+    parser.add_argument("--llama-python", default=sys.executable, help="a Python that has llama-cpp-python")
     parser.add_argument("--docs", type=Path, default=DOCS, help="where the page and its numbers are")
     asked = parser.parse_args()
     if asked.what != "page" and asked.scratch is None:

@@ -1,12 +1,13 @@
-"""Reads a prompt with llama.cpp, memory-mapped, and prints its timings and next token as JSON.
+"""Reads a prompt with llama.cpp, memory-mapped, and writes its time and next token as JSON.
 
-PYTHON llama_child.py MODEL.gguf TOKENS.json OUT.json THREADS   # a Python that has xllamacpp; imports nothing of ours
+PYTHON llama_child.py MODEL.gguf TOKENS.json OUT.json THREADS   # of a Python with llama-cpp-python; nothing of ours
 """
 
 import json
 import sys
+import time
 
-import xllamacpp  # type: ignore[import-not-found]  # pyright: ignore[reportMissingImports]
+from llama_cpp import Llama  # type: ignore[import-not-found]  # pyright: ignore[reportMissingImports]
 
 
 def main() -> None:
@@ -14,15 +15,14 @@ def main() -> None:
     model, tokens, out, threads = sys.argv[1:]
     with open(tokens, encoding="utf-8") as file:
         prompt = json.load(file)
-    params = xllamacpp.CommonParams()
-    params.model.path = model
-    params.n_ctx, params.n_parallel, params.warmup = len(prompt) + 64, 1, False
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(threads)
-    server = xllamacpp.Server(params)
-    asked = {"prompt": prompt, "n_predict": 1, "temperature": 0, "cache_prompt": False}
-    answer = server.handle_completions(asked)
+    count = int(threads)
+    loaded = Llama(model, n_ctx=len(prompt) + 64, n_threads=count, n_threads_batch=count, use_mmap=True, verbose=False)
+    began = time.perf_counter()
+    loaded.eval(prompt)
+    token = loaded.sample(temp=0.0)
+    found = {"prompt_seconds": time.perf_counter() - began, "next_token": int(token)}
     with open(out, "w", encoding="utf-8") as file:
-        json.dump(answer, file)
+        json.dump(found, file)
 
 
 if __name__ == "__main__":

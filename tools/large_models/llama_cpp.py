@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tools.large_models.bounds import forget_file
-from tools.large_models.gguf_file import WORD, make_gguf
+from tools.large_models.gguf_file import make_gguf
 from tools.large_models.make import SHAPES
 from tools.large_models.memory_group import memory_group
 from tools.measured_process import measure, measure_json, twoheads_command
@@ -34,7 +34,7 @@ def measure_beside_llama(scratch: Path, layers: int, tokens: int, python: str) -
         scratch: Where the file stays, and the bundle while it is needed.
         layers: Of a model of the widths of 1b.
         tokens: Of the prompt.
-        python: Has the package xllamacpp, which brings llama.cpp.
+        python: Has the package llama-cpp-python, which brings llama.cpp.
     """
     shape = replace(SHAPES["1b"], num_hidden_layers=layers)
     model, bundle = scratch / f"1b-{layers}.gguf", scratch / "llama-bundle"
@@ -63,15 +63,8 @@ def _llama(scratch: Path, model: Path, limit: int, python: str) -> dict[str, Any
         done = measure([*within, *words])
     if done.code:
         return {"code": done.code, "told": done.err.splitlines()[-1:]}
-    answer = json.loads(out.read_text(encoding="utf-8"))
-    read, text = answer["timings"], answer["choices"][0]["text"].strip()
-    return {
-        "code": 0,
-        "seconds": done.seconds,
-        "prompt_seconds": read["prompt_ms"] / 1e3,
-        "peak_bytes": done.peak_bytes,
-        "next_token": int(text.removeprefix(WORD)) if text.startswith(WORD) else None,
-    }
+    answer: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+    return {"code": 0, "seconds": done.seconds, "peak_bytes": done.peak_bytes} | answer
 
 
 def _ours(scratch: Path, bundle: Path, limit: int) -> dict[str, Any]:

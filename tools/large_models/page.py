@@ -57,8 +57,8 @@ LLAMA = """## Beside llama.cpp
 
 The same GGUF file of random float16 weights (`python -m tools.large_models llama.cpp`), the same prompt, the memory of
 either process held to a quarter of the file by a control group, file pages included; nothing of the file is in memory
-before. llama.cpp (package xllamacpp) maps the file and computes with float16 weights; ours has them in float32. Three
-runs each, in turns; seconds of the prompt are medians.
+before. llama.cpp (package llama-cpp-python) maps the file and computes with float16 weights; ours has them in float32.
+Three runs each, in turns; seconds of the prompt are medians.
 """
 
 
