@@ -20,6 +20,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,14 @@ def _ours(model: str, threads: int, prompt: list[int], new: int) -> Timed:
     return times[0], times[1:]
 
 
+IN_FLOAT32: dict[str, Any] = {
+    "INFERENCE_PRECISION_HINT": "f32",
+    "KV_CACHE_PRECISION": "f32",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+}
+"""Without these OpenVINO rounds values to bfloat16 and 8 bits, and keys and values to 8, as it likes."""
+
+
 def _transformers(model: str, threads: int, prompt: list[int], new: int) -> Timed:
     import torch
     from transformers import AutoModelForCausalLM
@@ -86,11 +95,11 @@ def _transformers(model: str, threads: int, prompt: list[int], new: int) -> Time
     return times[0], times[1:]
 
 
-def _openvino(model: str, threads: int, prompt: list[int], new: int) -> Timed:
+def _openvino(model: str, threads: int, prompt: list[int], new: int, **properties: Any) -> Timed:
     import openvino  # type: ignore[import-untyped]
     import openvino_genai  # type: ignore[import-not-found]
 
-    pipe = openvino_genai.LLMPipeline(model, "CPU", INFERENCE_NUM_THREADS=threads)
+    pipe = openvino_genai.LLMPipeline(model, "CPU", INFERENCE_NUM_THREADS=threads, **properties)
     config = openvino_genai.GenerationConfig(max_new_tokens=new, ignore_eos=True)
     began, times = time.perf_counter(), list[float]()
 
@@ -174,6 +183,7 @@ CONTENDERS: dict[str, Callable[[str, int, list[int], int], Timed]] = {
     "twoheads": _ours,
     "transformers": _transformers,
     "OpenVINO GenAI": _openvino,
+    "OpenVINO GenAI, float32": partial(_openvino, **IN_FLOAT32),
     "llama.cpp": _llama_cpp,
     "ONNX Runtime GenAI": _onnxruntime_genai,
 }
