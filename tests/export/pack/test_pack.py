@@ -172,9 +172,9 @@ def test_a_pack_with_a_file_too_few_or_too_many_is_refused(pack: Path) -> None:
     (pack / "README.md").unlink()
     with pytest.raises(BundleError, match="is missing"):
         read_pack(pack)
-    with pytest.raises(BundleError, match=r"is no pack.*name the folder"):
+    with pytest.raises(BundleError, match=r"(?s)is no pack.*name the folder"):
         read_pack(pack / "bundle")
-    with pytest.raises(BundleError, match=r"is no pack.*tar xf "):  # an archive of one
+    with pytest.raises(BundleError, match=r"(?s)is no pack.*tar xf "):  # an archive of one
         read_pack(pack / "canary.npz")
 
 
