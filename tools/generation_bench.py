@@ -272,7 +272,14 @@ def page(found: dict[str, Any]) -> str:
         same = f"{batch['same_tokens']} of {batch['compared_alone']} compared have the tokens that they get alone"
         lines.append(f"- speculation: {copied:.2f} times the rate on copied text, {other:.2f} elsewhere")
         lines.append(f"- a beginning of 4,000 tokens: {cold:.2f} s cold, {warm:.2f} s warm, {kept}")
-        lines.append(f"- 32 requests at once: {batch['ratio']:.1f} times one by one; {same}")
+        behind, alone, at_once = (
+            batch[name]
+            for name in ("ratio_behind_the_prompts", "one_by_one_behind_the_prompt", "at_once_behind_the_prompts")
+        )
+        lines.append(
+            f"- 32 requests at once: {behind:.1f} times one by one behind the prompts ({at_once:.0f} and {alone:.0f} "
+            f"tokens/s), {batch['ratio']:.1f} times with them; {same}"
+        )
         lines += [""]
     if rows := found.get("memory"):
         lines += [

@@ -9,11 +9,11 @@ __all__ = ["PromptLookup"]
 RUNS = (3, 2)
 """Lengths of the runs of tokens that are looked up, the longest first."""
 
-NEEDED = 1.5
+NEEDED = 2.5
 """Guesses that must come true in a call of eight rows: it takes about so many steps of one more."""
 
-PAUSE = 16
-"""Tokens without guesses where they did not come true."""
+PAUSE, LONGEST_PAUSE = 32, 512
+"""Tokens without guesses where they did not come true: twice as many each time, until some do."""
 
 MOST_CREDIT = 6.0
 
@@ -36,7 +36,7 @@ class PromptLookup:
         self._tokens: list[int] = []
         self._ends: dict[tuple[int, ...], int] = {}
         self._before: dict[tuple[int, ...], int] = {}
-        self._credit, self._pause = 0.0, 0
+        self._credit, self._pause, self._next_pause = 0.0, 0, PAUSE
         for token in tokens:
             self.add(token)
 
@@ -68,8 +68,11 @@ class PromptLookup:
         self.guessed += guessed
         self.right += right
         self._credit = min(MOST_CREDIT, self._credit + right - NEEDED)
-        if self._credit < 0:
-            self._credit, self._pause = 0.0, PAUSE
+        if self._credit >= 0:
+            self._next_pause = PAUSE
+        else:
+            self._credit, self._pause = 0.0, self._next_pause
+            self._next_pause = min(LONGEST_PAUSE, 2 * self._next_pause)
 
     def close(self) -> None:
         """Nothing is held."""
