@@ -58,7 +58,7 @@ def _llama(scratch: Path, model: Path, limit: int, python: str) -> dict[str, Any
     forget_file(model)
     out = scratch / "answer.json"
     out.unlink(missing_ok=True)
-    words = [python, str(CHILD), str(model), str(scratch / "prompt.json"), str(out), str(available_threads())]
+    words = [python, "-P", str(CHILD), str(model), str(scratch / "prompt.json"), str(out), str(available_threads())]
     with memory_group(limit) as within:
         done = measure([*within, *words])
     if done.code:
