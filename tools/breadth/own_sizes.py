@@ -42,6 +42,7 @@ _OWN: Mapping[str, Mapping[str, Any]] = {
     },
     "reformer": {"axial_pos_embds_dim": [16, 48], "axial_pos_shape": [16, 16]},
     "rwkv": {"attention_hidden_size": 64},
+    "shieldgemma2": {"yes_token_index": 7, "no_token_index": 8},
     "wav2vec2-bert": {"feature_projection_input_dim": 48},
     "xlstm": {"num_blocks": 2, "qk_dim_factor": 1.0},  # the width of queries is a multiple of 64
     "xmod": {"default_language": "en_XX"},
