@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from twoheads.runtime.generation.kept.rows import KeptBlocks
 from twoheads.runtime.inputs.arrays import complete_arrays
 from twoheads.runtime.memory.stores import ValueStore
 from twoheads.runtime.runs.context import RunContext
-from twoheads.runtime.runs.host_executor import HostExecutor
+from twoheads.runtime.runs.host_executor import HostExecutor, HostRun
 
 __all__ = ["PromptRun"]
 
@@ -44,7 +45,7 @@ class PromptRun:
 
     def prepare(self, blocks: int) -> None:
         """Opens what a prompt of so many whole blocks needs."""
-        for count in {min(blocks, 2), 1} - {0}:
+        for count in range(1, min(blocks, 2) + 1):  # one by all threads, several side by side
             with self._started(count, count) as run:
                 run.prepare()
 
@@ -80,7 +81,7 @@ class PromptRun:
             calls = run.calls
         return PromptRows([made[entry.value.name] for entry in steps.kept], last, calls)
 
-    def _started(self, blocks: int, computed: int) -> Any:
+    def _started(self, blocks: int, computed: int) -> AbstractContextManager[HostRun]:
         """A run of the program over so many blocks, of which so many are computed."""
         context, executor = self._context, self._single if computed == 1 else self._several
         lengths = resolve_lengths(context.program, blocks * context.program.block_size)
