@@ -12,6 +12,8 @@ from transformers import (
     BertModel,
     BloomConfig,
     BloomForCausalLM,
+    DeepseekV32Config,
+    DeepseekV32ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
@@ -106,3 +108,15 @@ def opt() -> OPTForCausalLM:
 
 def bloom() -> BloomForCausalLM:
     return BloomForCausalLM(BloomConfig(vocab_size=40, hidden_size=16, n_layer=2, n_head=4)).eval()
+
+
+def deepseek_sparse(keys: int) -> DeepseekV32ForCausalLM:
+    """Its indexer chooses so many keys."""
+    torch.manual_seed(3)
+    config = DeepseekV32Config(
+        vocab_size=67, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, q_lora_rank=16, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, head_dim=8,
+        v_head_dim=8, index_n_heads=2, index_head_dim=16, index_topk=keys, first_k_dense_replace=1,
+        mlp_layer_types=["dense"],
+    )  # fmt: skip
+    return DeepseekV32ForCausalLM(config).eval()

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import transformers as hf
 
+from tests.compiler.small_models import deepseek_sparse
 from twoheads.compiler import compile_model
 from twoheads.export import verify, write_bundle
 from twoheads.graphs.errors import InputError
@@ -18,14 +18,7 @@ KEYS = 19
 
 
 def test_an_indexer_ends_where_it_begins_to_choose(tmp_path: Path) -> None:
-    torch.manual_seed(3)
-    config = hf.DeepseekV32Config(
-        vocab_size=67, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, q_lora_rank=16, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, head_dim=8,
-        v_head_dim=8, index_n_heads=2, index_head_dim=16, index_topk=KEYS, first_k_dense_replace=1,
-        mlp_layer_types=["dense"],
-    )  # fmt: skip
-    model = hf.DeepseekV32ForCausalLM(config).eval()
+    model = deepseek_sparse(KEYS)
     path = write_bundle(compile_model(model, block_size=16), tmp_path / "bundle")
     bundle, tokens = load(path, threads=1), np.arange(200) % 60
     assert verify(path, model, length=KEYS).passed

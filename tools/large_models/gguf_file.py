@@ -10,9 +10,9 @@ import torch
 
 from tools.large_models.make import Shape, random_weight, weight_files
 
-__all__ = ["WORD", "make_gguf"]
+__all__ = ["make_gguf"]
 
-WORD = "word"
+_WORD = "word"
 """A token's text is this and its number."""
 
 
@@ -53,7 +53,7 @@ def _add_tokenizer(writer: Any, size: int) -> None:
     """One that both sides can load: three special tokens, a token for every byte, and names of no meaning."""
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     kinds = [gguf.TokenType.UNKNOWN, *[gguf.TokenType.CONTROL] * 2, *[gguf.TokenType.BYTE] * 256]
-    tokens += [f"{WORD}{number}" for number in range(len(tokens), size)]
+    tokens += [f"{_WORD}{number}" for number in range(len(tokens), size)]
     kinds += [gguf.TokenType.NORMAL] * (size - len(kinds))
     writer.add_tokenizer_model("llama")
     writer.add_token_list(tokens)

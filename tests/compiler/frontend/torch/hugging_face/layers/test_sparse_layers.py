@@ -5,6 +5,7 @@ import pytest
 import torch
 import transformers as hf
 
+from tests.compiler.small_models import deepseek_sparse
 from twoheads.compiler import plan_model
 from twoheads.compiler.frontend.torch.capture import capture
 from twoheads.compiler.frontend.torch.hugging_face.layers.sparse_layers import dense_length
@@ -13,17 +14,6 @@ from twoheads.compiler.ir.source_program import example_inputs
 from twoheads.compiler.original.prove_capture import prove_capture
 
 TOPK = 19
-
-
-def _deepseek():
-    torch.manual_seed(3)
-    config = hf.DeepseekV32Config(
-        vocab_size=67, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, q_lora_rank=16, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, head_dim=8,
-        v_head_dim=8, index_n_heads=2, index_head_dim=16, index_topk=TOPK, first_k_dense_replace=1,
-        mlp_layer_types=["dense"],
-    )  # fmt: skip
-    return hf.DeepseekV32ForCausalLM(config).eval()
 
 
 def _big_bird():
@@ -36,18 +26,18 @@ def _big_bird():
 
 
 def test_an_indexer_that_takes_all_keys_is_full_attention_up_to_its_number():
-    source = load_source(_deepseek())
+    source = load_source(deepseek_sparse(TOPK))
     captured = capture(source)
     assert [str(node.mask) for node in captured.graph.attentions] == ["causal"]
     assert [limit.length for limit in captured.graph.limits] == [TOPK]
     prove_capture(source, captured)
-    limit = plan_model(_deepseek(), block_size=16).max_length
+    limit = plan_model(deepseek_sparse(TOPK), block_size=16).max_length
     assert limit is not None
     assert (limit.length, limit.reason) == (TOPK, "the range in which it chooses all keys")
 
 
 def test_beyond_that_number_the_graph_is_not_the_model():
-    module = _deepseek()
+    module = deepseek_sparse(TOPK)
     captured = capture(load_source(module))
     for length, same in ((TOPK, True), (TOPK + 9, False)):
         given = example_inputs(captured.program.inputs, {"n": length}, 1)
