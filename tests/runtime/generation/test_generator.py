@@ -13,7 +13,7 @@ from twoheads.graphs.errors import InputError
 from twoheads.runtime import load
 from twoheads.runtime.backends.onnxruntime_c import c_interface
 from twoheads.runtime.generation.choosing.draft import DraftGuesses
-from twoheads.runtime.generation.choosing.lookup import PromptLookup
+from twoheads.runtime.generation.choosing.lookup import LONGEST_PAUSE, PromptLookup
 from twoheads.runtime.generation.results import Generated, Piece
 
 MODELS = {"llama": llama, "gemma": gemma}
@@ -203,7 +203,7 @@ def test_wrong_guesses_are_left_alone():
     assert lookup.guess() == [3, 4, 1]
     lookup.learn(3, 0)
     assert lookup.guess() == []
-    for token in [9, 8] * 8:
+    for token in [9, 8] * (LONGEST_PAUSE // 2):
         lookup.add(token)
     assert lookup.guess() == [9, 8]
     assert PromptLookup([1, 2, 3], 3).guess() == []
