@@ -22,10 +22,10 @@ from twoheads.export import write_bundle
 from twoheads.export.accelerators.build import Built, build_target
 from twoheads.export.accelerators.loss import MOST
 from twoheads.export.accelerators.target import load_target
-from twoheads.export.pack.format import Pack
 from twoheads.export.pack.pack import pack_bundle
 from twoheads.export.pack.wheel import write_wheel
 from twoheads.graphs.serialization.bundle_format import TargetEntry
+from twoheads.graphs.serialization.pack_format import Pack
 from twoheads.runtime.backends.emulator import EMULATORS
 
 __all__ = ["PLAIN", "Row", "runnable", "travel"]

@@ -20,13 +20,14 @@ from tests.runtime.tiny_bundle import write_tiny
 from tests.runtime.tiny_model import Tiny, random_tokens, reference
 from twoheads.export.accelerators.build import build_target
 from twoheads.export.bundle.writer import file_entry
-from twoheads.export.pack import format as format_module
 from twoheads.export.pack.canary import run_canary
-from twoheads.export.pack.format import PACK, read_pack
 from twoheads.export.pack.pack import pack_bundle
 from twoheads.graphs.errors import BundleError, InputError
 from twoheads.graphs.serialization.json_codec import to_json
+from twoheads.graphs.serialization.pack_format import PACK, SEAL
 from twoheads.runtime import load
+from twoheads.runtime.bundle import pack as pack_module
+from twoheads.runtime.bundle.pack import read_pack
 
 TINY = Tiny(layers=2, sinks=True)
 
@@ -52,10 +53,10 @@ def pack(packed: Path, tmp_path: Path) -> Path:
 def change(pack: Path, **facts: Any) -> None:
     """Another pack, as one who packs would write it."""
     path = pack / PACK
-    data = json.loads(path.read_text()) | facts | {format_module.SEAL: ""}
+    data = json.loads(path.read_text()) | facts | {SEAL: ""}
     content = json.dumps(data)
     seal = hashlib.sha256(content.encode()).hexdigest()
-    path.write_text(content.replace(f'"{format_module.SEAL}": ""', f'"{format_module.SEAL}": "{seal}"'))
+    path.write_text(content.replace(f'"{SEAL}": ""', f'"{SEAL}": "{seal}"'))
 
 
 def test_a_pack_holds_what_the_device_needs_and_its_canary_passes(packed: Path) -> None:
@@ -196,16 +197,94 @@ def test_a_pack_of_another_machine_runtime_or_format_is_refused_in_one_line(
         change(pack, **facts)
         with pytest.raises(BundleError, match=told):
             read_pack(pack)
-    monkeypatch.setattr(format_module, "FORMAT_VERSION", 2)
+    monkeypatch.setattr(pack_module, "PACK_VERSION", 2)
     change(pack, twoheads="0.0.1")
     read_pack(pack)
 
 
-def test_a_device_that_is_not_there_is_told_in_one_line(pack: Path) -> None:
+def resealed(pack: Path, name: str, **facts: Any) -> None:
+    """The same after the file ``name`` was written anew, and ``pack.json`` with ``facts``."""
+    files = json.loads((pack / PACK).read_text())["files"]
+    change(pack, files=files | {name: to_json(file_entry(pack / name))}, **facts)
+
+
+def edit_manifest(pack: Path, device: str) -> None:
     manifest = pack / "bundle" / "manifest.json"
     data = json.loads(manifest.read_text())
-    data["targets"]["openvino"]["device"] = "NPU"
+    data["targets"]["openvino"]["device"] = device
     manifest.write_text(json.dumps(data))
+
+
+def run_in(pack: Path) -> None:
+    """What its script comes to: the bundle is opened by the backend, and read as runs read it."""
+    load(pack / "bundle", backend="openvino-ir", threads=1)
+
+
+@pytest.mark.parametrize(
+    "name", ["canary.npz", "run", "README.md", "bundle/manifest.json", "bundle/program.json", "pack.json"]
+)
+def test_a_run_in_a_pack_damaged_by_a_byte_is_refused_in_one_line(pack: Path, name: str) -> None:
+    run_in(pack)
+    path = pack / name
+    path.write_bytes(path.read_bytes().replace(b"o", b"0", 1) if path.suffix == ".json" else path.read_bytes()[:-1])
+    with pytest.raises(BundleError) as refused:
+        run_in(pack)
+    assert name in str(refused.value)
+    assert "\n" not in refused.value.problem
+
+
+def test_the_script_in_a_pack_refuses_it_too(pack: Path) -> None:
+    damage(pack / "canary.npz")
+    np.save(pack / "tokens.npy", random_tokens(TINY, 20))
+    script = (pack / "run").read_text().replace("exec twoheads", f"exec {sys.executable} -m twoheads.export.cli")
+    (pack / "run").write_text(script)
+    resealed(pack, "run")
+    command = ["sh", "run", "--tokens", "tokens.npy", "-o", "out.npz"]
+    done = subprocess.run(command, cwd=pack, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "canary.npz: is altered" in done.stderr
+    assert not (pack / "out.npz").exists()
+
+
+def test_a_bundle_that_was_taken_out_of_its_pack_is_refused(pack: Path, tmp_path: Path) -> None:
+    (pack / "bundle").rename(tmp_path / "bundle")
+    with pytest.raises(BundleError, match=r"lies in no pack: there is no pack\.json beside it"):
+        load(tmp_path / "bundle", backend="openvino-ir", threads=1)
+    load(tmp_path / "bundle", backend="openvino-ir", threads=1, check="size")  # asked for by name
+
+
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        ({"target": "qnn", "device": "57"}, "says that it is for qnn, and its bundle was packed for openvino"),
+        ({"device": "NPU"}, "says NPU in fp32, and its artifacts were built for CPU in fp32"),
+        ({"precision": "w8"}, "says CPU in w8, and its artifacts were built for CPU in fp32"),
+    ],
+)
+def test_a_table_of_contents_that_names_another_device_is_refused(pack: Path, facts: Any, told: str) -> None:
+    change(pack, **facts)
+    for refuses in (run_canary, run_in):
+        with pytest.raises(BundleError, match=told):
+            refuses(pack)
+
+
+def test_artifacts_of_another_target_are_refused_whatever_the_tables_say(pack: Path) -> None:
+    """As a pack whose tables of contents were both written anew."""
+    manifest, artifact = pack / "bundle" / "manifest.json", pack / "bundle" / "targets" / "openvino" / "first.xml"
+    artifact.write_bytes(b"\x1c\x00\x00\x00TFL3" + artifact.read_bytes())
+    data = json.loads(manifest.read_text())
+    data["files"]["targets/openvino/first.xml"] = to_json(file_entry(artifact))
+    manifest.write_text(json.dumps(data))
+    for name in ("bundle/manifest.json", "bundle/targets/openvino/first.xml"):
+        resealed(pack, name)
+    for refuses in (run_canary, run_in):
+        with pytest.raises(BundleError, match="is no artifact of openvino, but one of litert"):
+            refuses(pack)
+
+
+def test_a_device_that_is_not_there_is_told_in_one_line(pack: Path) -> None:
+    edit_manifest(pack, "NPU")
+    resealed(pack, "bundle/manifest.json", device="NPU")
     with pytest.raises(BundleError, match=r"its runtime fails: ValueError: OpenVINO finds no NPU here, only CPU"):
         load(pack / "bundle", backend="openvino-ir", threads=1).run(random_tokens(TINY, 20), output="hidden")
 
@@ -215,8 +294,7 @@ def test_a_canary_that_computes_something_else_fails(pack: Path) -> None:
         changed = {name: arrays[name] for name in arrays.files}
     changed["expected"] = changed["expected"] * 1.01
     np.savez(pack / "canary.npz", **changed)
-    files = json.loads((pack / PACK).read_text())["files"]
-    change(pack, files=files | {"canary.npz": to_json(file_entry(pack / "canary.npz"))})
+    resealed(pack, "canary.npz")
     run = run_canary(pack, threads=1)
     assert not run.passed
     assert 0.005 < run.error < 0.02

@@ -36,7 +36,7 @@ TINY = Tiny(layers=2, key_tile=32)
 
 def rknn(folder: Path, name: str, model: onnx.ModelProto) -> None:
     """As the driver of Rockchip's compiler leaves it."""
-    (folder / f"{name}.rknn").write_bytes(model.SerializeToString())
+    (folder / f"{name}.rknn").write_bytes(fakes.RKNN + model.SerializeToString())
     sides = {"inputs": model.graph.input, "outputs": model.graph.output}
     ports = {
         side: [(port.name, "float32", [dim.dim_value for dim in port.type.tensor_type.shape.dim]) for port in found]
@@ -49,12 +49,16 @@ def coreml(folder: Path, name: str, model: onnx.ModelProto) -> None:
     data = folder / f"{name}.mlpackage" / "Data"
     data.mkdir(parents=True)
     (data / "model.onnx").write_bytes(model.SerializeToString())
-    (data.parent / "Manifest.json").write_text("{}")
+    (data.parent / "Manifest.json").write_text('{"author": "com.apple.CoreML"}')
 
 
 def tensorrt(folder: Path, name: str, model: onnx.ModelProto) -> None:
     (folder / f"{name}.engine").write_bytes(model.SerializeToString())
     (folder / f"{name}.timing").write_bytes(b"times")
+
+
+def qnn(folder: Path, name: str, _model: onnx.ModelProto) -> None:
+    (folder / f"{name}.onnx").write_bytes(b"EPContext")
 
 
 def module(name: str, **members: Any) -> ModuleType:
@@ -148,9 +152,9 @@ def test_a_runtime_that_is_not_here_is_told_with_what_installs_it(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     if not missing:
         monkeypatch.setitem(sys.modules, "onnxruntime_qnn", None)
-    target = EMULATORS[backend].target
+    target, write = EMULATORS[backend].target, {"coreml": coreml, "rknn": rknn, "qnn": qnn}[backend]
     with pytest.raises(InputError, match=rf"(?s)backend {backend}.*{missing}.*pip install"):
-        load(built(tmp_path, target, rknn), backend=backend, threads=1).run(random_tokens(TINY, 16))
+        load(built(tmp_path, target, write), backend=backend, threads=1).run(random_tokens(TINY, 16))
 
 
 def test_every_artifact_backend_is_known_by_name() -> None:

@@ -19,8 +19,12 @@ def session(source: Any) -> Any:
     return onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
 
 
+RKNN = b"RKNN"
+"""What such a file begins with."""
+
+
 class RKNNLite:
-    """``rknnlite.api.RKNNLite``: a ``.rknn`` file is the ONNX model itself here."""
+    """``rknnlite.api.RKNNLite``: a ``.rknn`` file is the ONNX model itself here, behind its mark."""
 
     NPU_CORE_AUTO = 0
 
@@ -29,7 +33,7 @@ class RKNNLite:
         self._session: Any = None
 
     def load_rknn(self, path: str, key_path: str | None = None) -> int:
-        self._content = Path(path).read_bytes()
+        self._content = Path(path).read_bytes().removeprefix(RKNN)
         return 0 if self._content else -1
 
     def init_runtime(

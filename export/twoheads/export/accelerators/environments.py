@@ -68,7 +68,7 @@ def install_target(name: str) -> Compiler:
     Raises:
         InputError: There is no such target, pip refuses, or what it installed can't be used here.
     """
-    target, folder = load_target(name), environment_of(name)
+    target, folder = load_target(name, "targets install"), environment_of(name)
     python = folder / "bin" / "python"
     if not python.exists():
         venv.create(folder, with_pip=True)
@@ -79,7 +79,7 @@ def install_target(name: str) -> Compiler:
         raise InputError(
             f"target {name}", f"pip can't install it: {said}", f"see what is wrong with: {' '.join(command)}"
         )
-    return find_compiler(target)
+    return find_compiler(target, device=target.devices[0] if target.devices else None)
 
 
 def _installed(target: Target) -> Installed:

@@ -89,14 +89,14 @@ def target_names() -> tuple[str, ...]:
     return tuple(sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json")))
 
 
-def load_target(name: str) -> Target:
-    """The target called ``name``.
+def load_target(name: str, asked_by: str = "--target") -> Target:
+    """The target called ``name``, by an option or a command whose name a refusal repeats.
 
     Raises:
         InputError: There is none.
     """
     if name not in target_names():
-        raise InputError("--target", f"{name!r} is unknown", f"use one of: {', '.join(target_names())}")
+        raise InputError(asked_by, f"{name!r} is unknown", f"use one of: {', '.join(target_names())}")
     text = (files("twoheads.export.accelerators") / FOLDER / f"{name}.json").read_text(encoding="utf-8")
     return from_json(Target, json.loads(text), name)
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from twoheads.export.engines.tensor_error import relative_error
-from twoheads.export.pack.format import BUNDLE, CANARY, Pack, read_pack
 from twoheads.graphs.errors import InternalError
+from twoheads.graphs.serialization.pack_format import BUNDLE, CANARY, Pack
 from twoheads.runtime import load
+from twoheads.runtime.bundle.pack import read_pack
 
 __all__ = ["EXPECTED", "CanaryRun", "run_canary"]
 

@@ -20,13 +20,13 @@ from twoheads.export.bundle.writer import file_entry
 from twoheads.export.engines.tensor_error import relative_error
 from twoheads.export.one_file.comparison import check_lengths, random_arguments
 from twoheads.export.pack.canary import EXPECTED
-from twoheads.export.pack.format import BUNDLE, CANARY, FORMAT_VERSION, PACK, Canary, Pack, write_pack
 from twoheads.export.pack.trimmed import write_trimmed
 from twoheads.export.pack.wheel import write_wheel
 from twoheads.export.progress import Progress, silent
 from twoheads.graphs.errors import BundleError, InputError, InternalError
 from twoheads.graphs.program.program import Program
 from twoheads.graphs.serialization.bundle_format import TargetEntry
+from twoheads.graphs.serialization.pack_format import BUNDLE, CANARY, PACK, PACK_VERSION, Canary, Pack, sealed
 from twoheads.graphs.serialization.relative_path import RelativePath
 from twoheads.runtime import load
 from twoheads.runtime.backends.emulator import EMULATORS, backend_on_device, emulator_of
@@ -120,7 +120,7 @@ def _write(source: Bundle, target: str, backend: str, entry: TargetEntry, folder
     canary = _write_canary(source, folder, emulator_of(target), entry)
     emulator = EMULATORS[backend]
     pack = Pack(
-        format_version=FORMAT_VERSION,
+        format_version=PACK_VERSION,
         twoheads=importlib.metadata.version("twoheads"),
         target=target,
         device=entry.device,
@@ -136,7 +136,7 @@ def _write(source: Bundle, target: str, backend: str, entry: TargetEntry, folder
     (folder / "README.md").write_text(_readme(pack, source.program), encoding="utf-8")
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     pack = replace(pack, files={RelativePath(name): file_entry(path) for name, path in files.items()})
-    write_pack(folder, pack)
+    (folder / PACK).write_bytes(sealed(pack))
     return pack
 
 

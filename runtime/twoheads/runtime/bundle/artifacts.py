@@ -9,6 +9,7 @@ from twoheads.graphs.errors import BundleError, InputError
 from twoheads.graphs.program.program import TokenwiseStage
 from twoheads.graphs.serialization.bundle_format import TARGETS, Artifact
 from twoheads.graphs.serialization.relative_path import RelativePath
+from twoheads.runtime.bundle.artifact_kinds import artifact_problem
 from twoheads.runtime.bundle.engine_files.check import engine_problem
 from twoheads.runtime.bundle.reader import Bundle
 
@@ -41,6 +42,7 @@ class Artifacts:
         precision: In what it computes.
 
     Raises:
+        BundleError: An artifact says of itself that it is of another target or device.
         InputError: Nothing was.
     """
 
@@ -56,6 +58,12 @@ class Artifacts:
         self._folder = bundle.path / TARGETS / target
         self._by_name = entry.artifacts
         self._by_stage = {stage: artifact for artifact in entry.artifacts.values() for stage in artifact.stages}
+        for name, artifact in entry.artifacts.items():
+            files = [bundle.file(f"{TARGETS}/{target}/{file}") for file in artifact.files]
+            problem = artifact_problem(target, entry.device, files) if files else None
+            if problem is not None:
+                fix = "build the bundle again, for this device"
+                raise BundleError(str(self._folder / name), problem, fix)
 
     def of_stage(self, stage: TokenwiseStage) -> ArtifactFiles:
         """The artifact of a token-wise stage's engine and weights.

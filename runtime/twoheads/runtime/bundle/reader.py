@@ -37,6 +37,7 @@ from twoheads.graphs.variants.steps import STEP
 from twoheads.runtime.bundle.engine_files.check import engine_problem
 from twoheads.runtime.bundle.engine_files.declared import declared_engines
 from twoheads.runtime.bundle.inside import RECOMPILE, UNTRUSTED, inside
+from twoheads.runtime.bundle.pack import check_around
 from twoheads.runtime.bundle.program_check import check_program
 from twoheads.runtime.bundle.signature import check_signature, required_key
 from twoheads.runtime.bundle.weights import Weights, part_name
@@ -142,9 +143,10 @@ def read_bundle(
 
     Args:
         path: The folder.
-        check: ``full`` compares size and sha256 of every file with the manifest. ``read`` does so with all files but
-            the weights', of which each is compared when :meth:`Bundle.open_weights` gives it out first; so opening a
-            large bundle does not read it. ``size`` compares sizes only.
+        check: ``full`` compares size and sha256 of every file with the manifest, and that of a pack with the pack's
+            table of contents. ``read`` does so with all files but the weights', of which each is compared when
+            :meth:`Bundle.open_weights` gives it out first; so opening a large bundle does not read it. ``size``
+            compares sizes only.
         engines: Whether engine files are checked against the program, too; whoever opens none saves the time.
         require_signature: An ed25519 public key that must have signed the bundle, which is then checked in full;
             within :func:`~twoheads.runtime.bundle.signature.signature_required`, that one if not given.
@@ -165,6 +167,8 @@ def read_bundle(
         check = "full"
     manifest = _parse_manifest(folder / MANIFEST, content)
     files = _check_files(folder, manifest)
+    if manifest.packed_for is not None and check != "size":
+        check_around(folder, manifest)
     hashes: Mapping[str, str] | None = None
     if check == "read" and WEIGHT_HASHES in files:
         _check_contents(files, manifest, (WEIGHT_HASHES,))
