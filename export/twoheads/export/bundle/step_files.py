@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twoheads.export.bundle.engine_files import save_engine
+from twoheads.export.bundle.resized_engines import ResizedEngines
 from twoheads.export.emit.fused.batch import batch_attention_model
 from twoheads.export.emit.fused.in_place import in_place_model
 from twoheads.export.emit.fused.step import step_model
 from twoheads.export.emit.scans.scan import scan_model
 from twoheads.export.emit.tile_attention import attention_model
-from twoheads.export.emit.tokenwise import emit_tokenwise
 from twoheads.graphs.program.engines.scan import STEP as SCAN_STEP
 from twoheads.graphs.serialization.bundle_format import ENGINES, WEIGHTS, WeightEntry
 from twoheads.graphs.variants.batch_steps import BATCH_ROWS, BatchSteps
 from twoheads.graphs.variants.in_place.in_place_steps import InPlaceSteps, in_place_steps
-from twoheads.graphs.variants.stage_run import with_rows
 from twoheads.graphs.variants.steps import StepEngine, Steps, step_steps
 from twoheads.runtime.bundle.weights import Weights
 
@@ -49,11 +48,12 @@ def write_steps(
     if steps is None:
         return
     engines = tuple(steps.engines)
+    resized = ResizedEngines(compiled, models, steps.program)
     in_place = in_place_steps(compiled.program)
     total = len(engines) + len(steps.rows) - 1
     done = 0
     for rows in steps.rows:
-        used = models if rows == compiled.program.block_size else _resized(compiled, steps, rows)
+        used = models if rows == compiled.program.block_size else resized.of(rows)
         for engine in engines:
             if engine.rows == rows:
                 tell(done, total)
@@ -68,33 +68,27 @@ def write_steps(
         _write_tiles(steps, rows, folder)
         if rows != compiled.program.block_size:
             _write_regions(steps, rows, used, folder, entries)
-    _write_batch(compiled, steps, models, folder, entries)
+    _write_batch(steps, models, resized, folder, entries)
 
 
 def _write_batch(
-    compiled: CompiledModel,
     steps: Steps,
     models: Mapping[str, onnx.ModelProto],
+    resized: ResizedEngines,
     folder: Path,
     entries: Mapping[str, WeightEntry],
 ) -> None:
     """What extends many sequences at once, beside what one takes."""
     for rows in BATCH_ROWS:
-        block = rows == compiled.program.block_size
+        block = rows == steps.program.block_size
         if block or rows not in steps.rows:
-            used = models if block else _resized(compiled, steps, rows)
+            used = models if block else resized.of(rows)
             _write_heads(steps, rows, used, folder, entries)
             if not block:
                 _write_regions(steps, rows, used, folder, entries)
     for engine in BatchSteps(steps).attentions:
         path = folder / ENGINES / f"{engine.name}.onnx"
         save_engine(batch_attention_model(engine), path, engine.inputs, engine.outputs, {})
-
-
-def _resized(compiled: CompiledModel, steps: Steps, rows: int) -> dict[str, onnx.ModelProto]:
-    """The token-wise engines for blocks of ``rows`` tokens."""
-    engines = with_rows(steps.program, rows).tokenwise_engines
-    return {engine.name: emit_tokenwise(compiled.regions[engine.name], engine) for engine in engines}
 
 
 def _write_step(
