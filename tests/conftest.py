@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 
 from tests.exported_once import export_once
+from tests.shared_folder import make_shared_folder, remove_shared_folder
 from tools.fetch_models import model_path
 
 ROOT = Path(__file__).parent.parent
@@ -26,9 +27,21 @@ GARBAGE = 20_000
 """Objects made between two looks for garbage, where Python's own number is 700."""
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Python looks for garbage seldom: with the libraries loaded it is 7 % of what compiling a tiny model takes."""
     gc.set_threshold(GARBAGE)
+    if not _started_by_another(config):
+        make_shared_folder()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The process that started the others ends last."""
+    if not _started_by_another(config):
+        remove_shared_folder()
+
+
+def _started_by_another(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")
 
 
 class _HasFileno(Protocol):

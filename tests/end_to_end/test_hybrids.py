@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.compiler.hybrids import hybrid
+from tests.runtime.generation import decoders
 from twoheads.compiler import compile_model
 from twoheads.compiler.frontend.torch.model_outputs import hugging_face_outputs
 from twoheads.export import verify, write_bundle
@@ -32,6 +33,8 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Pa
 
 
 def built(kind: str, bundles: dict[str, tuple[Any, Path]], factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    if kind not in bundles and kind in decoders.MODELS:
+        bundles[kind] = decoders.MODELS[kind](), decoders.bundle_folder(kind)
     if kind not in bundles:
         model = hybrid(kind)
         bundles[kind] = model, write_bundle(compile_model(model, block_size=BLOCK), factory.mktemp(kind) / "bundle")

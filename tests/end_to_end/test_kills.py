@@ -20,6 +20,9 @@ from tests.runtime.tiny_model import Tiny
 KILLS = 2
 """Of each command; tools.scale makes many more."""
 
+TOKENS = 3500
+"""Of a run: computing them takes about as long as the imports before it."""
+
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
@@ -58,7 +61,7 @@ def _moments(*words: object) -> list[float]:
 
 def test_run(bundle, tmp_path):
     tokens, place = tmp_path / "t.npy", tmp_path / "out"
-    np.save(tokens, np.random.default_rng(0).integers(1, 40, 6000))
+    np.save(tokens, np.random.default_rng(0).integers(1, 40, TOKENS))
     place.mkdir()
     command = ("run", bundle, "--tokens", tokens, "-o", place / "o.npz", "--report", place / "r.json", "--threads", 1)
     moments = _moments(*command)
@@ -70,7 +73,7 @@ def test_run(bundle, tmp_path):
         if (place / "o.npz").exists():
             assert (place / "o.npz").read_bytes() == expected
         if (place / "r.json").exists():
-            assert json.loads((place / "r.json").read_text())["length"] == 6000
+            assert json.loads((place / "r.json").read_text())["length"] == TOKENS
     _finish(*command)
     assert (place / "o.npz").read_bytes() == expected
     assert _names(place) == ["o.npz", "r.json"]
@@ -95,7 +98,7 @@ def test_documents(bundle, tmp_path):
 
 def test_a_job(bundle, tmp_path):
     tokens, place, job = tmp_path / "t.npy", tmp_path / "out", tmp_path / "job"
-    np.save(tokens, np.random.default_rng(0).integers(1, 40, 6000))
+    np.save(tokens, np.random.default_rng(0).integers(1, 40, TOKENS))
     place.mkdir()
     command = ("run", bundle, "--tokens", tokens, "--threads", 1, "-o")
     moments = _moments(*command, place / "plain.npz")

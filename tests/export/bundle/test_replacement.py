@@ -7,8 +7,7 @@ import hashlib
 import os
 import shutil
 import signal
-import subprocess
-import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from tests.export.hand_made import hand_made, use_emitters
+from tests.killed import Forks, forks
 from twoheads.export import write_bundle
 from twoheads.export.bundle import staging
 from twoheads.export.bundle import writer as bundle_writer
@@ -161,28 +161,35 @@ def test_a_parent_that_is_a_file_is_an_error_and_a_missing_one_is_made(tmp_path:
     load(write_bundle(hand_made(), tmp_path / "new" / "folder" / "bundle"))
 
 
+@pytest.fixture(scope="module")
+def killed() -> Iterator[Forks]:
+    """Programs that write a bundle and kill themselves."""
+    with forks("import tests.export.hand_made, twoheads.export.bundle.writer") as made:
+        yield made
+
+
 KILLED = """
-import os, signal, sys
+import os, signal
 from pathlib import Path
 import pytest
 from tests.export.hand_made import hand_made, use_emitters
 from twoheads.export.bundle import writer as bundle_writer
 from twoheads.export import write_bundle
 use_emitters(pytest.MonkeyPatch())
-step = getattr(bundle_writer, sys.argv[2])
+target, step = arguments
 def die(*arguments, **named):
     os.kill(os.getpid(), signal.SIGKILL)
-setattr(bundle_writer, sys.argv[2], die)
-write_bundle(hand_made(), Path(sys.argv[1]))
+setattr(bundle_writer, step, die)
+write_bundle(hand_made(), Path(target))
 """
 
 
 @pytest.mark.parametrize("step", ["write_weights", "_files"])
-def test_what_a_killed_process_leaves_never_loads_and_goes_with_the_next_write(tmp_path: Path, step: str) -> None:
+def test_what_a_killed_process_leaves_never_loads_and_goes_with_the_next_write(
+    tmp_path: Path, step: str, killed: Forks
+) -> None:
     target = tmp_path / "bundle"
-    root = Path(__file__).parents[3]
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(target), step], cwd=root, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    assert killed(KILLED, target, step) == -signal.SIGKILL
     (left,) = tmp_path.iterdir()
     assert left.name.startswith(f".bundle.{PARTIAL}-")
     with pytest.raises(BundleError, match="interrupted compile"):
@@ -199,31 +206,29 @@ from tests.export.hand_made import hand_made, use_emitters
 from twoheads.export import write_bundle
 from twoheads.export.bundle import staging
 use_emitters(pytest.MonkeyPatch())
-if sys.argv[2] == "renames":
+target, way, moment = arguments
+if way == "renames":
     staging._exchange = lambda *_: False
-moment = int(sys.argv[3])
 count = 0
 def die(event, arguments):
     global count
     if event in ("os.rename", "os.remove", "os.rmdir"):
         count += 1
-        if count == moment:
+        if count == int(moment):
             os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(die)
-write_bundle(hand_made(seed=1), Path(sys.argv[1]), overwrite=True)
+write_bundle(hand_made(seed=1), Path(target), overwrite=True)
 """
 
 
 @pytest.mark.parametrize("way", ["exchange", "renames"])
 @pytest.mark.parametrize("moment", [1, 2, 4])
-def test_a_kill_while_folders_change_places(tmp_path: Path, way: str, moment: int) -> None:
+def test_a_kill_while_folders_change_places(tmp_path: Path, way: str, moment: int, killed: Forks) -> None:
     """The old bundle or the new one is there; without an exchange the old one is back with the next command."""
     target = tmp_path / "bundle"
     write_bundle(hand_made(), target)
     old = digest_of(target)
-    root = Path(__file__).parents[3]
-    killed = subprocess.run([sys.executable, "-c", EXCHANGED, str(target), way, str(moment)], cwd=root, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    assert killed(EXCHANGED, target, way, moment) == -signal.SIGKILL
     if way == "exchange":
         load(target)
     with pytest.raises(BundleError, match="exists already"):

@@ -6,9 +6,7 @@ The tiny models' norms make NaN of padding, so any leak of padding into real tok
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.killed import Forks, forks
 from tests.runtime.axes_models import WIDTH, Model, classifier, convolution, counted_positions, encoder_decoder, image
 from tests.runtime.scan_models import SCANS, ScanModel
 from tests.runtime.tiny_bundle import make_program, read_manifest, rehash, write_manifest, write_tiny
@@ -192,26 +191,33 @@ def test_files_share_the_weights_beside_them(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from twoheads.export.one_file.export import export_one_file
+bundle, file, moment = arguments
 count = 0
 def die(event, arguments):
     global count
     count += event == "os.rename"
-    if event == "os.rename" and count == int(sys.argv[3]):
+    if event == "os.rename" and count == int(moment):
         os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(die)
-export_one_file(sys.argv[1], sys.argv[2], weights="beside", overwrite=True)
+export_one_file(bundle, file, weights="beside", overwrite=True)
 """
 
 
+@pytest.fixture(scope="module")
+def killed() -> Iterator[Forks]:
+    """Programs that write such files and kill themselves."""
+    with forks("import twoheads.export.one_file.export") as made:
+        yield made
+
+
 @pytest.mark.parametrize("moment", [1, 2])
-def test_a_kill_never_leaves_a_model_with_the_weights_of_another(tmp_path: Path, moment: int) -> None:
+def test_a_kill_never_leaves_a_model_with_the_weights_of_another(tmp_path: Path, moment: int, killed: Forks) -> None:
     folder = tmp_path / "files"
     folder.mkdir()
     file = folder / "m.onnx"
     other, bundle = write_tiny(tmp_path / "other", Tiny(seed=1)), write_tiny(tmp_path / "b", Tiny())
     export_one_file(other, file, weights="beside")
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(bundle), str(file), str(moment)], check=False)
-    assert killed.returncode == -signal.SIGKILL
+    assert killed(KILLED, bundle, file, moment) == -signal.SIGKILL
     assert not file.exists()
     export_one_file(bundle, file, weights="beside", overwrite=True)
     assert sorted(path.name for path in folder.iterdir()) == ["m.onnx", "m.onnx.data"]

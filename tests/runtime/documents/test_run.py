@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-import subprocess
-import sys
 import textwrap
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.killed import Forks, forks
 from tests.runtime.tiny_bundle import write_tiny
 from tests.runtime.tiny_model import Tiny, random_tokens
 from twoheads.graphs.errors import InputError, TwoheadsError
@@ -171,7 +171,7 @@ KILLED = """
     from pathlib import Path
 
     document_run.PART_TOKENS = 64
-    bundle, source, out, moment = sys.argv[1:]
+    bundle, source, out, moment = arguments
     die = lambda: os.kill(os.getpid(), signal.SIGKILL)
     if moment == "after a part":
         document_run.run_documents(load(bundle), source, out, progress=lambda done, _: done.parts == 2 and die())
@@ -189,13 +189,19 @@ KILLED = """
 """
 
 
+@pytest.fixture(scope="module")
+def killed() -> Iterator[Forks]:
+    """Programs that run documents and kill themselves."""
+    with forks("import twoheads.runtime.documents.run") as made:
+        yield made
+
+
 @pytest.mark.parametrize("moment", ["after a part", "before the journal", "within a part"])
 @pytest.mark.usefixtures("small_parts")
-def test_a_killed_run_goes_on_with_the_same_bits(bundle, lines, tmp_path, moment):
+def test_a_killed_run_goes_on_with_the_same_bits(bundle, lines, tmp_path, moment, killed):
     undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
     whole = run_documents(load(bundle.path, threads=1), lines, undisturbed)
-    command = [sys.executable, "-c", textwrap.dedent(KILLED), bundle.path, lines, out, moment]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert killed(textwrap.dedent(KILLED), bundle.path, lines, out, moment) == -signal.SIGKILL
     assert contents(out) != contents(undisturbed)
     done = run_documents(bundle, lines, out)
     assert contents(out) == contents(undisturbed)

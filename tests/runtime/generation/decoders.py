@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache, partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from transformers import (
 
 from tests.compiler.hybrids import hybrid
 from tests.mixtures import mixture
+from tests.shared_folder import publish, shared_folder
 from twoheads.compiler import compile_model
 from twoheads.export import write_bundle
 from twoheads.graphs.variants.steps import CAPACITIES
@@ -185,17 +186,15 @@ MIXTURES: dict[str, Any] = {name: partial(mixture, name) for name in ("olmoe", "
 
 
 @cache
-def _folder() -> TemporaryDirectory[str]:
-    """Where the bundles lie; removed when the process ends."""
-    return TemporaryDirectory(prefix="decoders-")
-
-
-@cache
 def bundle_folder(name: str) -> Path:
-    """The bundle of one of :data:`MODELS` or :data:`MIXTURES`."""
+    """The bundle of one of :data:`MODELS` or :data:`MIXTURES`; written once in a run, not to be changed."""
+    place = shared_folder() / f"{name}.bundle"
+    if place.exists():
+        return place
     experts = "grouped" if name in MIXTURES else "auto"
     model = {**MODELS, **MIXTURES}[name]()
-    return write_bundle(compile_model(model, block_size=BLOCK, experts=experts), Path(_folder().name) / name)
+    folder = Path(mkdtemp(dir=shared_folder()))
+    return publish(write_bundle(compile_model(model, block_size=BLOCK, experts=experts), folder / name), place.name)
 
 
 @cache

@@ -5,8 +5,6 @@ from __future__ import annotations
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from hashlib import sha256
 from pathlib import Path
@@ -14,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.killed import forks
 from tests.runtime.stopped_jobs import StoppedError, stop_after
 from tests.runtime.tiny_bundle import write_tiny
 from tests.runtime.tiny_model import Tiny, random_tokens
@@ -155,11 +154,11 @@ def test_a_job_takes_one_input(bundle, tmp_path):
 
 
 KILLED = """
-import os, signal, sys
+import os, signal, threading
 import numpy as np
 from twoheads.runtime.execution import checkpoints as checkpoint
 from twoheads.runtime import Job, NpzWriter, load
-folder, bundle, out, moment = sys.argv[1:]
+folder, bundle, out, resume, moment, seconds = arguments
 left = int(moment)  # flushes and replacements of files until this process kills itself, between two of them; 0 never
 
 def deadly(operation):
@@ -171,10 +170,14 @@ def deadly(operation):
         return operation(*words)
     return call
 
+if float(seconds):
+    timer = threading.Timer(float(seconds), os.kill, (os.getpid(), signal.SIGKILL))
+    timer.daemon = True
+    timer.start()
 os.fsync, os.replace = deadly(os.fsync), deadly(os.replace)
 checkpoint.CHECKPOINT_SECONDS = 0.005
 tokens = np.load(folder + ".npy")
-with Job(folder, resume=sys.stdin.read(1) == "r") as job, NpzWriter(out, keep=".kept") as file:
+with Job(folder, resume=resume == "True") as job, NpzWriter(out, keep=".kept") as file:
     bundle = load(bundle, threads=2)
     bundle.run_job(job, tokens, output="logits", sink=file.array("logits", (len(tokens), 40)))
 """
@@ -184,23 +187,14 @@ def test_killed_at_random_moments(bundle, tmp_path):
     """SIGKILL, again and again, at any time and in the middle of checkpoints, until a process gets through."""
     folder, out = tmp_path / "job", tmp_path / "out.npz"
     np.save(f"{folder}.npy", TOKENS)
-    moments, in_checkpoints = random.Random(3), [4, 7, 0, 0, 0, 13, 2]
-    for kills in range(40):
-        moment = in_checkpoints[kills] if kills < len(in_checkpoints) else 0
-        command = [sys.executable, "-c", KILLED, str(folder), str(bundle), str(out), str(moment)]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
-        assert process.stdin is not None
-        process.stdin.write(b"r" if (folder / "job.json").exists() else b"n")
-        process.stdin.close()
-        if kills < len(in_checkpoints) and not moment:
-            time.sleep(moments.uniform(0.25, 0.6))
-            process.send_signal(signal.SIGKILL)
-        code = process.wait()
-        if code == 0:
-            break
-        assert code == -signal.SIGKILL, (kills, process.stderr.read() if process.stderr else b"")
-        if out.exists():  # killed after its last write: what has the name is complete
-            break
+    random_moments, in_checkpoints = random.Random(3), [4, 7, 0, 0, 0, 13, 2]
+    with forks("import twoheads.runtime") as killed:
+        for moment in [*in_checkpoints, *[None] * 33]:
+            seconds = random_moments.uniform(0.02, 0.4) if moment == 0 else 0
+            code = killed(KILLED, folder, bundle, out, (folder / "job.json").exists(), moment or 0, seconds)
+            assert code in (0, -signal.SIGKILL)
+            if code == 0 or out.exists():  # killed after its last write: what has the name is complete
+                break
     assert not (tmp_path / ".kept").exists()
     expected = load(bundle).run(TOKENS, output="logits").array
     np.testing.assert_array_equal(np.load(out)["logits"], expected)
