@@ -44,6 +44,7 @@ IMAGE_SIZES: Mapping[str, Mapping[str, Any]] = {
         "image_size": 48, "intermediate_size": 256, "projector_input_dim": 64, "projector_output_dim": 64,
         "vision_output_dim": 64,
     },
+    "mobilevitv2": {"image_size": 64, "patch_size": 2},
     "poolformer": _LARGER,
     "pvt": _LARGER,
     "regnet": {**_STAGES, "groups_width": 16},

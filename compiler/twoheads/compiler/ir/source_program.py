@@ -141,10 +141,20 @@ class Captured:
 
 
 def input_lengths(inputs: Iterable[Input], tokens: int, *, step: int = 0) -> dict[str, int]:
-    """A length for every input axis: ``tokens`` for the first, ``step`` more for each further one."""
-    names = sorted({name for entry in inputs for axis in (entry.value.axis, entry.axis) for name in _names(axis)})
-    names.sort(key=lambda name: name != "n")
-    return {name: tokens + step * at for at, name in enumerate(names)}
+    """A length for every input axis: ``tokens`` for the first, ``step`` more for each further one.
+
+    Where that leaves hardly a row of what strides make of an input (its positions are one, too), so much that there are
+    ``tokens`` rows.
+    """
+    axes = {axis for entry in inputs for axis in (entry.value.axis, entry.axis) if axis is not None}
+    names = sorted({name for axis in axes for name in axis_inputs(axis)}, key=lambda name: (name != "n", name))
+    lengths = {name: tokens + step * at for at, name in enumerate(names)}
+    for axis in sorted(axes):
+        parts = parse_axis(axis)
+        rows = (sum(lengths[name] for name in parts.of) + parts.add) // parts.div
+        if parts.div > 1 and rows < min(2, tokens):
+            lengths |= lengths_for(axis, tokens)
+    return lengths
 
 
 def trial_lengths(graph: SourceGraph, tokens: int, *, step: int = 0) -> dict[str, int]:

@@ -86,8 +86,8 @@ def capture(source: LoadedSource, experts: ExpertsChoice = DENSE) -> Captured:
     recognised = {name: _renamed(attention, renamed) for name, attention in recognised.items()}
     program = read_program(exported, graph, source, axes)
     outputs = read_outputs(exported, graph)
-    nodes, extra_weights = _source_nodes(program, outputs, recognised)
-    program = program.with_weights(bias_weights | extra_weights)
+    nodes, extra_weights, made = _source_nodes(program, outputs, recognised)
+    program = program.with_weights(bias_weights | extra_weights, made)
     source_graph = SourceGraph(
         name=source.identity.name,
         inputs=program.inputs,
@@ -193,28 +193,33 @@ def _limits(source: LoadedSource, inputs: Sequence[Input]) -> tuple[Limit, ...]:
 
 def _source_nodes(
     program: FxProgram, outputs: Mapping[str, str], recognised: Mapping[str, AttentionNode]
-) -> tuple[tuple[Node, ...], dict[str, Tensor]]:
-    """Every node that an output needs; what only makes masks and biases is folded into attention nodes."""
+) -> tuple[tuple[Node, ...], dict[str, Tensor], dict[str, str]]:
+    """Every node that an output needs; what only makes masks and biases is folded into attention nodes.
+
+    With them the weights of their own that nodes have, and those of scans by the nodes that compute them.
+    """
     nodes: dict[str, Node] = {}
     extra_weights: dict[str, Tensor] = {}
+    made: dict[str, str] = {}
     for name, node in program.nodes.items():
         if node.op != "call_function" or is_scalar(node):
             continue
         if name in recognised:
             nodes[name] = recognised[name]
         elif is_attention(node):
-            nodes[name], made = attention_from_fx(program, node, layer_of(node))
-            extra_weights.update(made)
+            nodes[name], biases = attention_from_fx(program, node, layer_of(node))
+            extra_weights.update(biases)
         elif is_scan(node):
-            nodes[name], made = scan_from_fx(program, node, layer_of(node))
-            extra_weights.update(made)
+            nodes[name], computed = scan_from_fx(program, node, layer_of(node))
+            made |= {place: weight for place, (weight, _) in computed.items()}
+            extra_weights.update(computed.values())
         elif is_experts(node):
             nodes[name] = experts_from_fx(program, node, layer_of(node))
         elif is_sequence(node):
             nodes[name] = sequence_from_fx(program, node, layer_of(node))
         else:
             nodes[name] = tokenwise_node(program, node)
-    return needed_nodes(nodes.values(), outputs.values()), extra_weights
+    return needed_nodes(nodes.values(), outputs.values()), extra_weights, made
 
 
 def _require_all_attention(source: LoadedSource, graph: SourceGraph, used: Set[str]) -> None:

@@ -55,12 +55,20 @@ def hugging_face_inputs(name: str, module: nn.Module, size: tuple[int, int] | No
     argument = model.main_input_name
     if argument not in parameters:  # a part of a larger model may say that model's
         argument = next((name for name in _MAIN if name in parameters), argument)
+    elif argument == _ANY:  # of whatever encoder there is
+        argument = model.get_encoder().main_input_name
     main = _MAIN.get(argument)
     if main is None or argument not in parameters:
         raise CompileError(
             name,
             f"{type(module).__name__} takes {argument}, which this version can't make an example of",
             f"compile a model that takes one of {', '.join(_MAIN)}",
+        )
+    if _GRID in parameters:
+        raise CompileError(
+            name,
+            f"{type(module).__name__} takes an image as its patches, beside the rows and columns of them ({_GRID})",
+            "compile a model of images of one size (SigLIP)",
         )
     unsaid = size is not None and not getattr(getattr(model.config, "vision_config", model.config), "image_size", None)
     inputs = {argument: _image(model.config, size) if unsaid and main is _image else main(model.config)}
@@ -138,12 +146,13 @@ def _spectrogram(config: Any) -> SourceInput:
     if width := getattr(config, "feature_projection_input_dim", None):
         return SourceInput(torch.zeros((1, EXAMPLE_LENGTH, int(width))), 1, "argument")
     encoder = getattr(config, "encoder_config", config)
-    if getattr(encoder, "subsampling_factor", None):  # a convolution in front takes any number of frames
+    if any(getattr(encoder, name, None) for name in _SUBSAMPLING):  # a convolution in front takes any number of frames
         return SourceInput(torch.zeros((1, EXAMPLE_FRAMES, int(_said(encoder, "num_mel_bins")))), 1, "argument")
     bins, positions = (_said(config, name) for name in ("num_mel_bins", "max_source_positions"))
     return SourceInput(torch.zeros((1, bins, 2 * positions)), None, "argument")
 
 
+_SUBSAMPLING = ("subsampling_factor", "subsampling_conv_stride")
 _OWN = "compile the torch module with example inputs of your own"
 _OWN_IMAGE = (
     "compile it with --lowering whole, for the size that preprocessor_config.json says, or with example_inputs of yours"
@@ -164,16 +173,25 @@ def _said(config: Any, name: str, remedy: str = _OWN) -> Any:
 
 
 def _sound(config: Any) -> SourceInput:
-    """A waveform ``[1, samples]``, or a spectrogram ``[1, frames, bins]`` of a fixed size."""
+    """A waveform ``[1, samples]`` (or ``[1, 1, samples]``), or a spectrogram ``[1, frames, bins]`` of a fixed size."""
+    config = getattr(config, "encoder", config)
     if hasattr(config, "num_mel_bins") and hasattr(config, "max_length"):
         frames, bins = (_said(config, name) for name in ("max_length", "num_mel_bins"))
         return SourceInput(torch.zeros((1, frames, bins)), None, "argument")
+    if hasattr(getattr(config, "audio_config", None), "conv_stride"):
+        return SourceInput(torch.zeros((1, 1, EXAMPLE_SAMPLES)), 2, "argument")
     if not hasattr(config, "conv_stride") and config.model_type not in WAVEFORMS:
         raise CompileError(
             type(config).__name__, "takes input_values that are no waveform [1, samples]", "compile the encoder below"
         )
     return SourceInput(torch.zeros((1, EXAMPLE_SAMPLES)), 1, "argument")
 
+
+_GRID = "spatial_shapes"
+"""The argument of models that cut their images into patches beforehand, as many as each has (SigLIP 2)."""
+
+_ANY = "inputs"
+"""What a pair of any encoder with any decoder calls its main argument; it takes the encoder's name for it too."""
 
 _MAIN: Mapping[str, Callable[[Any], SourceInput]] = {
     "input_ids": _ids,

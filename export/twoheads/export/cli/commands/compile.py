@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 
 from twoheads.export.accelerators.target import load_target
@@ -18,7 +19,7 @@ from twoheads.export.precision.number_formats import check_dtype, check_products
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.masks.policy import parse_policy
 from twoheads.graphs.program.program import Program
-from twoheads.graphs.serialization.bundle_format import Manifest
+from twoheads.graphs.serialization.bundle_format import TOKENIZER, WHOLE, Manifest
 from twoheads.runtime.bundle.reader import read_bundle
 
 __all__ = ["command"]
@@ -149,13 +150,28 @@ def _report(path: Path, manifest: Manifest, program: Program, seconds: float, *,
         (
             ("bundle", str(path)),
             ("source", f"{manifest.source.name} ({manifest.source.architecture})"),
-            ("blocks", f"{manifest.block_size} tokens, key tiles of {manifest.key_tile}"),
-            ("attention", f"lowered as {manifest.lowering}"),
+            *_lowered_as(manifest),
             ("engines", f"{len(program.engines)} for {len(program.body) + len(program.head)} stages"),
             ("precision", manifest.precision),
             ("approximations", approximations_text(manifest.approximations, manifest.precision)),
             ("size", f"{size_text(size)} in {len(manifest.files) + 1} files"),
             ("time", seconds_text(seconds)),
-            ("next", f"twoheads run {path} --text FILE -o OUT.npz"),
+            ("next", f"twoheads run {path} {_given(manifest, program)} -o OUT.npz"),
         )
     )
+
+
+def _lowered_as(manifest: Manifest) -> tuple[tuple[str, str], ...]:
+    """How the model is cut; a whole one has neither blocks nor attention by tiles."""
+    if manifest.lowering == WHOLE:
+        return (("lowering", f"{WHOLE}: one engine of the only input size"),)
+    blocks = f"{manifest.block_size} tokens, key tiles of {manifest.key_tile}"
+    return ("blocks", blocks), ("attention", f"lowered as {manifest.lowering}")
+
+
+def _given(manifest: Manifest, program: Program) -> str:
+    """The option by which a run is given what the model reads."""
+    arguments = [entry.value for entry in program.inputs if entry.source == "argument"]
+    if len(arguments) > 1 or any(np.dtype(value.dtype).kind == "f" for value in arguments):
+        return "--input FILE.npz"
+    return "--text FILE" if TOKENIZER in manifest.files else "--tokens FILE.npy"

@@ -44,6 +44,10 @@ LOWERING_NOTES = {
 }
 
 
+_OF_TILES = frozenset({"blocks", "packing", "short inputs", "tokenizer", "attention", "scans"})
+"""Facts that a model has which is cut into blocks, and not one that is whole."""
+
+
 def print_summary(path: Path, manifest: Manifest, program: Program) -> None:
     """Prints what the bundle in ``path`` is, one fact a line."""
     source = manifest.source
@@ -56,31 +60,30 @@ def print_summary(path: Path, manifest: Manifest, program: Program) -> None:
     free = "any" if input_axes(program) else "one size"
     longest = free if limit is None else f"up to {limit.length} tokens ({limit.reason})"
     longest += "".join(f"; {other.axis} up to {other.length} ({other.reason})" for other in program.other_limits)
-    print_facts(
-        (
-            ("bundle", f"{path} (format {manifest.format_version}, written by {manifest.producer})"),
-            ("source", f"{source.name}: {source.architecture} from a {source.form}"),
-            ("identity", source.sha256),
-            ("blocks", _blocks_text(manifest)),
-            ("lowering", manifest.lowering + LOWERING_NOTES.get(manifest.lowering, "")),
-            ("precision", _precision_text(manifest)),
-            ("approximations", approximations_text(manifest.approximations, manifest.precision)),
-            ("length", longest + ("" if trained is None else f"; trained on {trained}")),
-            ("packing", f"inputs of up to {short} tokens share calls" if short else "no: every input runs alone"),
-            ("short inputs", f"one call and the head's up to {alone} tokens" if alone else "in blocks, as long ones"),
-            ("inputs", ", ".join(_input_text(entry) for entry in program.inputs if entry.source == "argument")),
-            ("outputs", ", ".join(program.outputs) + f" (default: {program.default_output})"),
-            ("tokenizer", "yes" if TOKENIZER in manifest.files else "no: runs take token numbers"),
-            ("attention", "; ".join(f"{count} x {mask}" for mask, count in mask_counts(program).items()) or "none"),
-            ("scans", "; ".join(f"{count} x {name}" for name, count in scan_counts(program).items()) or "none"),
-            *((("experts", text),) if (text := _experts_text(path, manifest, program)) else ()),
-            ("stages", f"{len(program.body)} in the body{moving}, {len(program.head)} in the head"),
-            ("engines", ", ".join(engine.name for engine in engines_of(manifest, program))),
-            ("targets", ", ".join(map(_target_text, manifest.targets.items())) or "none built"),
-            ("signature", _signature_text(path)),
-            ("size", f"{size_text(size)} in {len(manifest.files) + 1} files, {len(manifest.weights)} weights"),
-        )
+    facts = (
+        ("bundle", f"{path} (format {manifest.format_version}, written by {manifest.producer})"),
+        ("source", f"{source.name}: {source.architecture} from a {source.form}"),
+        ("identity", source.sha256),
+        ("blocks", _blocks_text(manifest)),
+        ("lowering", manifest.lowering + LOWERING_NOTES.get(manifest.lowering, "")),
+        ("precision", _precision_text(manifest)),
+        ("approximations", approximations_text(manifest.approximations, manifest.precision)),
+        ("length", longest + ("" if trained is None else f"; trained on {trained}")),
+        ("packing", f"inputs of up to {short} tokens share calls" if short else "no: every input runs alone"),
+        ("short inputs", f"one call and the head's up to {alone} tokens" if alone else "in blocks, as long ones"),
+        ("inputs", ", ".join(_input_text(entry) for entry in program.inputs if entry.source == "argument")),
+        ("outputs", ", ".join(program.outputs) + f" (default: {program.default_output})"),
+        ("tokenizer", "yes" if TOKENIZER in manifest.files else "no: runs take token numbers"),
+        ("attention", "; ".join(f"{count} x {mask}" for mask, count in mask_counts(program).items()) or "none"),
+        ("scans", "; ".join(f"{count} x {name}" for name, count in scan_counts(program).items()) or "none"),
+        *((("experts", text),) if (text := _experts_text(path, manifest, program)) else ()),
+        ("stages", f"{len(program.body)} in the body{moving}, {len(program.head)} in the head"),
+        ("engines", ", ".join(engine.name for engine in engines_of(manifest, program))),
+        ("targets", ", ".join(map(_target_text, manifest.targets.items())) or "none built"),
+        ("signature", _signature_text(path)),
+        ("size", f"{size_text(size)} in {len(manifest.files) + 1} files, {len(manifest.weights)} weights"),
     )
+    print_facts((name, text) for name, text in facts if manifest.lowering != WHOLE or name not in _OF_TILES)
 
 
 def _experts_text(path: Path, manifest: Manifest, program: Program) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 
 from twoheads.export.cli.shared.console import count_text, print_facts, print_table, size_text
 from twoheads.graphs.costs.stage_costs import CHAINED
+from twoheads.graphs.program.lengths import input_axes
+from twoheads.graphs.program.program import Program
 from twoheads.graphs.schedule.schedule import Schedule, StagePlan
 from twoheads.graphs.schedule.spill import SpillPlan
 from twoheads.graphs.schedule.theorems import LOWER_BOUND, SCAN, StageClaim, program_claim, stage_claims
@@ -77,18 +79,14 @@ def spill_to_json(spill: SpillPlan) -> dict[str, Any]:
 
 def print_schedule(schedule: Schedule, *, every_stage: bool) -> None:
     """Prints the figures, then a row for each stage, or for all that are alike."""
-    program, memory, claim = schedule.program, schedule.memory, program_claim(schedule)
+    program, memory, whole = schedule.program, schedule.memory, _mixes_no_tokens(schedule.program)
     print_facts(
         (
             ("model", program.name),
-            ("length", _length_text(schedule)),
+            ("length", "one size" if whole else _length_text(schedule)),
             ("output", schedule.output + (f" at {schedule.positions} positions" if schedule.positions else "")),
-            ("engine calls", _calls_text(schedule)),
-            ("formula", schedule.formula),
-            ("theorem", f"{claim.theorem}; {LOWER_BOUND}"),
-            ("paper's calls", _paper_text(schedule)),
-            ("floor", f"{claim.floor_calls} calls: every visible (query, key) pair must meet in one"),
-            ("rounds", f"{claim.rounds} of calls that depend on each other, {_rounds_text(schedule)}"),
+            ("engine calls", str(schedule.engine_calls) if whole else _calls_text(schedule)),
+            *(() if whole else _claims(schedule)),
             ("work", f"{count_text(schedule.flops)}FLOP, {size_text(schedule.bytes_moved)} moved"),
             (
                 "peak memory",
@@ -98,10 +96,32 @@ def print_schedule(schedule: Schedule, *, every_stage: bool) -> None:
             ),
         )
     )
-    print_table(
-        "",
-        ("stage", "theorem", ">calls", "formula", ">paper", ">floor", ">FLOP", ">moved", ">outputs"),
-        _rows(schedule, every_stage=every_stage),
+    columns = ("stage", "theorem", ">calls", "formula", ">paper", ">floor", ">FLOP", ">moved", ">outputs")
+    shown = [at for at, name in enumerate(columns) if not whole or name not in _OF_CLAIMS]
+    rows = _rows(schedule, every_stage=every_stage)
+    print_table("", [columns[at] for at in shown], [[row[at] for at in shown] for row in rows])
+
+
+_OF_CLAIMS = frozenset({"theorem", "formula", ">paper", ">floor"})
+"""Columns that compare with what the theory says of attention by tiles."""
+
+
+def _mixes_no_tokens(program: Program) -> bool:
+    """Whether the program has no attention and no scan and one input size: a model that is one engine."""
+    return not program.attentions and not program.scans and not input_axes(program)
+
+
+def _claims(schedule: Schedule) -> tuple[tuple[str, str], ...]:
+    """What the theory says of the calls; its lower bound is one on attention."""
+    claim = program_claim(schedule)
+    bound = f"; {LOWER_BOUND}" if schedule.program.attentions else ""
+    met = "every visible (query, key) pair must meet in one" if schedule.program.attentions else "one a block"
+    return (
+        ("formula", schedule.formula),
+        ("theorem", f"{claim.theorem}{bound}"),
+        ("paper's calls", _paper_text(schedule)),
+        ("floor", f"{claim.floor_calls} calls: {met}"),
+        ("rounds", f"{claim.rounds} of calls that depend on each other, {_rounds_text(schedule)}"),
     )
 
 

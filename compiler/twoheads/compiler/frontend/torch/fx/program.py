@@ -7,7 +7,7 @@ from it are called alike, weights by their path in the model.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy.typing as npt
@@ -41,6 +41,8 @@ class FxProgram:
         inputs: The run's inputs.
         weights: Parameters, buffers and constants by source-graph name; referenced, never copied.
         axes: What the shape symbols mean.
+        made: Weights that were computed from others, by the nodes that computed them: evaluating reads the weight, so
+            that what is compared with the model is what a bundle gets.
     """
 
     nodes: Mapping[str, fx.Node]
@@ -48,6 +50,7 @@ class FxProgram:
     inputs: tuple[Input, ...]
     weights: Mapping[str, Tensor]
     axes: AxisNames
+    made: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def source_name(self, node: fx.Node) -> str:
         """The source graph's name of a node."""
@@ -59,9 +62,9 @@ class FxProgram:
             return name
         return next(node for node, source in self.placeholders.items() if source == name)
 
-    def with_weights(self, weights: Mapping[str, Tensor]) -> FxProgram:
-        """The same program with further weights."""
-        return replace(self, weights={**self.weights, **weights})
+    def with_weights(self, weights: Mapping[str, Tensor], made: Mapping[str, str] | None = None) -> FxProgram:
+        """The same program with further weights, some ``made`` by nodes."""
+        return replace(self, weights={**self.weights, **weights}, made={**self.made, **(made or {})})
 
     def ancestors(self, names: Iterable[str]) -> set[str]:
         """Names of the nodes that the named ones need, themselves included."""
@@ -103,6 +106,8 @@ class FxProgram:
         if node.op == "placeholder":
             source = self.placeholders[node.name]
             return torch.from_numpy(inputs[source]) if source in inputs else self.weights[source]
+        if node.name in self.made:
+            return self.weights[self.made[node.name]]
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: results[n.name])
         return cast("Any", node.target)(*args, **kwargs)
 

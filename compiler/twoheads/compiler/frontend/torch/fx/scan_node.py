@@ -20,15 +20,17 @@ def is_scan(node: fx.Node) -> bool:
     return node.op == "call_function" and str(node.target) in SCANS
 
 
-def scan_from_fx(program: FxProgram, node: fx.Node, layer: str) -> tuple[ScanNode, dict[str, Tensor]]:
+def scan_from_fx(program: FxProgram, node: fx.Node, layer: str) -> tuple[ScanNode, dict[str, tuple[str, Tensor]]]:
     """The scan node, and those of its weights that are computed from learned ones (Mamba's ``-exp(A_log)``).
+
+    The latter by the nodes that compute them, each with its name.
 
     Raises:
         CompileError: A weight depends on the input, or values lie on several axes.
     """
     operator, count = SCANS[str(node.target)]
     operands = [operand for operand in cast("tuple[fx.Node | None, ...]", node.args) if operand is not None]
-    made: dict[str, Tensor] = {}
+    made: dict[str, tuple[str, Tensor]] = {}
     return ScanNode(
         name=node.name,
         operator=operator,
@@ -46,7 +48,9 @@ def _value(program: FxProgram, operand: fx.Node, layer: str, operator: str) -> s
     return name
 
 
-def _weight(program: FxProgram, operand: fx.Node, layer: str, operator: str, made: dict[str, Tensor]) -> str:
+def _weight(
+    program: FxProgram, operand: fx.Node, layer: str, operator: str, made: dict[str, tuple[str, Tensor]]
+) -> str:
     """The weight's name; a number that is computed from weights becomes one of its own.
 
     It is named after the first of them, and after itself: heads take their parts of one weight.
@@ -61,5 +65,5 @@ def _weight(program: FxProgram, operand: fx.Node, layer: str, operator: str, mad
         problem = f"is computed from the input, where {operator} reads a learned weight"
         raise CompileError(place_of(layer, name), problem, "use a model with learned constants there")
     own = f"{leaves[0]}.{name}"
-    made[own] = torch.from_numpy(program.evaluate((name,), {})[name]).contiguous()
+    made[operand.name] = own, torch.from_numpy(program.evaluate((name,), {})[name]).contiguous()
     return own

@@ -19,18 +19,20 @@ from twoheads.compiler.frontend.torch.hugging_face.layers.conv_layers import CON
 from twoheads.compiler.frontend.torch.hugging_face.layers.expert_layers import EXPERT_LAYERS
 from twoheads.compiler.frontend.torch.hugging_face.layers.exponential_layers import EXPONENTIAL_LAYERS
 from twoheads.compiler.frontend.torch.hugging_face.layers.language_layers import LANGUAGE_LAYERS
+from twoheads.compiler.frontend.torch.hugging_face.layers.local_attention import LOCAL_ATTENTION
 from twoheads.compiler.frontend.torch.hugging_face.layers.padding_masks import PADDING_MASKS
 from twoheads.compiler.frontend.torch.hugging_face.layers.recurrent_layers import RECURRENT_LAYERS
 from twoheads.compiler.frontend.torch.hugging_face.layers.relative_positions import RELATIVE_POSITIONS
 from twoheads.compiler.frontend.torch.hugging_face.layers.sinusoids import SINUSOIDS
 from twoheads.compiler.frontend.torch.hugging_face.layers.sparse_layers import SPARSE_LAYERS, keeping_sparse
 from twoheads.compiler.frontend.torch.hugging_face.layers.vision_layers import VISION_LAYERS
-from twoheads.compiler.frontend.torch.operators.attention_op import attention
-from twoheads.graphs.errors import CompileError
 
 __all__ = ["has_own_attention", "replaced", "reset_rope"]
 
 _Method: TypeAlias = Callable[..., Any]
+
+OWN_ATTENTION = frozenset({"LEDEncoderSelfAttention", "LongT5LocalAttention", "LongformerSelfAttention"})
+"""Classes whose attention the library computes in one form only."""
 
 
 @contextmanager
@@ -58,7 +60,7 @@ def _with_method(part: Any, name: str, method: _Method) -> Generator[None]:
 
 def has_own_attention(module: nn.Module) -> bool:
     """Whether some attention of the model is computed by code that has no second form to compare with."""
-    return any(type(part).__name__ == "LongformerSelfAttention" for part in module.modules())
+    return any(type(part).__name__ in OWN_ATTENTION for part in module.modules())
 
 
 # RoPE whose frequencies depend on the length
@@ -133,35 +135,6 @@ def reset_rope(module: nn.Module) -> None:
                 setattr(rope, f"{prefix}max_seq_len_cached", rope.original_max_seq_len)
 
 
-# Longformer: attention within a window, computed by the library in overlapping chunks of padded inputs
-
-
-def _longformer_model(
-    part: Any, input_ids: Tensor, token_type_ids: Tensor | None = None, global_attention_mask: Any = None, **_: Any
-) -> Any:
-    from transformers.models.longformer.modeling_longformer import LongformerBaseModelOutputWithPooling
-
-    if global_attention_mask is not None:
-        raise CompileError(
-            "longformer",
-            "its head gives some tokens global attention, which is computed by other weights than that of the rest",
-            "compile the base model or its masked language model, whose attention is local",
-        )
-    hidden = part.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
-    for layer in part.encoder.layer:
-        hidden = layer(hidden)[0]
-    pooled = part.pooler(hidden) if part.pooler is not None else None
-    return LongformerBaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
-
-
-def _longformer_attention(part: Any, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor]:
-    shape = (*hidden_states.shape[:-1], part.num_heads, part.head_dim)
-    heads = (linear(hidden_states).view(shape).transpose(1, 2) for linear in (part.query, part.key, part.value))
-    reach = part.one_sided_attn_window_size
-    mixed = attention(*heads, mask=f"window({reach}, {reach})")
-    return (mixed.transpose(1, 2).reshape(hidden_states.shape),)
-
-
 # Gemma 3n: a threshold by the inverse of the normal distribution, which engines do not have, at a fixed probability
 
 
@@ -176,6 +149,7 @@ _REPLACEMENTS: Mapping[str, Mapping[str, _Method]] = {
     **EXPERT_LAYERS,
     **EXPONENTIAL_LAYERS,
     **LANGUAGE_LAYERS,
+    **LOCAL_ATTENTION,
     **PADDING_MASKS,
     **RECURRENT_LAYERS,
     **RELATIVE_POSITIONS,
@@ -183,7 +157,5 @@ _REPLACEMENTS: Mapping[str, Mapping[str, _Method]] = {
     **SPARSE_LAYERS,
     **VISION_LAYERS,
     "Gemma3nTextMLP": {"_gaussian_topk": _gaussian_topk},
-    "LongformerModel": {"forward": _longformer_model},
-    "LongformerSelfAttention": {"forward": _longformer_attention},
 }
 """By the name of the library's class: the methods that are replaced while it is captured."""

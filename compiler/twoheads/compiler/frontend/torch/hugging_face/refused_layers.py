@@ -48,6 +48,11 @@ _REFUSED: Mapping[str, tuple[str, str]] = {
         "has scores of content with embeddings of distances, shifted row by row: a bias that depends on content",
         "compile a model with rotary or absolute positions, or a bias by distance (T5, ALiBi)",
     ),
+    r"^CanineModel$": (
+        "makes one token of several characters, and repeats each behind its encoder: blocks of the two do not lie on "
+        "each other",
+        "compile a model of tokens",
+    ),
     r"SEWD?Upsampling": (
         "makes several tokens of each one behind its encoder: blocks of the two do not lie on each other",
         "compile wav2vec 2, HuBERT or WavLM",
@@ -57,11 +62,6 @@ _REFUSED: Mapping[str, tuple[str, str]] = {
     r"NystromformerSelfAttention|YosoSelfAttention|MraSelfAttention": (
         "approximates attention by an algorithm over the whole input, which blocks can't follow",
         _TRANSFORMER,
-    ),
-    r"SwitchTransformersTop1Router": (
-        "gives each expert a limited number of tokens in their order: what a token gets depends on all before it "
-        "(routing over tokens)",
-        "compile a model whose experts take every token that chooses them",
     ),
     r"NgramSelfAttention": (
         "predicts several tokens ahead by streams that attend to each other, with a bias that depends on content",
@@ -101,9 +101,15 @@ _REFUSED: Mapping[str, tuple[str, str]] = {
         "positions: no length of the input is that of its output",
         _TRANSFORMER,
     ),
-    r"LEDEncoderSelfAttention|LongT5(Local|TransientGlobal)Attention|PegasusXGlobalLocalAttention": (
-        "attends within blocks of an input that is padded to whole blocks, and to global tokens beside them",
-        "compile a model with one attention over all tokens (BART, T5)",
+    r"LongT5TransientGlobalAttention": (
+        "has one softmax over a window of tokens and over sums of blocks of tokens: keys along two axes in one "
+        "attention",
+        'compile a LongT5 with encoder_attention_type="local", or a model with one attention over all tokens (T5)',
+    ),
+    r"PegasusXGlobalLocalAttention": (
+        "has one softmax over a block of tokens and over global tokens that attend to all: keys along two axes in one "
+        "attention",
+        "compile a model with one attention over all tokens (BART, T5), or one over a window (LED)",
     ),
     r"^(Swin|Swinv2|Swin2SR|DonutSwin)\w*Attention|HieraMaskUnitAttention|NeighborhoodAttention$|VitDetAttention|"
     r"SamVisionAttention": (

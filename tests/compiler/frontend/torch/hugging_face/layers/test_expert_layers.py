@@ -12,6 +12,7 @@ import transformers as hf
 from tests.compiler.small_models import captured
 from twoheads.compiler.frontend.torch.hugging_face.architectures import replaced
 from twoheads.compiler.frontend.torch.load_source import load_source
+from twoheads.compiler.ir.source_graph import ScanNode
 from twoheads.compiler.original.prove_capture import prove_capture
 
 SIZES: dict[str, Any] = {
@@ -54,3 +55,18 @@ def test_experts_of_every_token_weighted(make: Callable[[], Any]) -> None:
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
     source = load_source(model)
     prove_capture(source, captured(model))
+
+
+def test_an_expert_takes_as_many_tokens_as_its_capacity() -> None:
+    torch.manual_seed(0)
+    config = hf.SwitchTransformersConfig(
+        vocab_size=40, d_model=32, d_kv=8, d_ff=24, num_layers=2, num_sparse_encoder_layers=1, num_decoder_layers=2,
+        num_sparse_decoder_layers=1, num_heads=2, num_experts=3, expert_capacity=5,
+    )  # fmt: skip
+    model: Any = hf.SwitchTransformersForConditionalGeneration(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    source = load_source(model)
+    found = captured(model)
+    assert [node.operator for node in found.graph.cuts if isinstance(node, ScanNode)] == ["diagonal_scan"] * 2
+    prove_capture(source, found)  # 45 tokens of which 3 experts take 15 at most

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from twoheads.compiler.frontend.torch.operators.scan_ops import diagonal_scan
+
 __all__ = ["EXPERT_LAYERS"]
 
 
@@ -80,9 +82,28 @@ def _dbrx_experts(part: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_w
     return total.view(hidden_states.shape)
 
 
+def _switch(part: Any, hidden_states: Tensor) -> Tensor:
+    """Switch Transformers: an expert takes the first tokens that choose it, as many as its capacity, and drops others.
+
+    How many chose it up to a token is a running sum of ones, which a recurrence without decay makes: whole numbers,
+    exact in float32 up to 16 million tokens (Fedus et al., arXiv 2101.03961, section 2.2).
+    """
+    router = part.router
+    scores = router.classifier(hidden_states.to(router.dtype))
+    share, chosen = torch.softmax(scores, -1, dtype=router.dtype).to(hidden_states.dtype).max(-1, keepdim=True)
+    takes = (chosen == torch.arange(router.num_experts)).to(torch.float32)
+    count = diagonal_scan(torch.zeros_like(takes), takes)
+    takes = takes * (count <= router.expert_capacity)
+    total = torch.zeros_like(hidden_states)
+    for at, expert in enumerate(part.experts.values()):
+        total = total + takes[..., at : at + 1] * (expert(hidden_states) * share)
+    return total
+
+
 EXPERT_LAYERS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     "Llama4TextMoe": {"forward": _llama4_moe},
     "JetMoeMoE": {"forward": _jetmoe_moe},
+    "SwitchTransformersSparseMLP": {"forward": _switch},
     "DbrxExperts": {"forward": _dbrx_experts},
     "JetMoeMoA": {"map": _jetmoe_map, "reduce": _jetmoe_reduce},
 }

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 __all__ = ["PADDING_MASKS", "ones_for"]
 
-_GUESSES = re.compile(r"^(Flaubert|FSMT|T5Gemma2?|XLM)Model$|^DPR(Context|Question)Encoder$")
-"""Classes that tell padding by its token."""
+_GUESSES = re.compile(r"^(Flaubert|FSMT|T5Gemma2?|XLM)Model$|^DPR(Context|Question)Encoder$|^SwitchTransformersStack$")
+"""Classes that tell padding by its token; the last one makes its mask of ones where it is not traced."""
 
 
 def ones_for(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

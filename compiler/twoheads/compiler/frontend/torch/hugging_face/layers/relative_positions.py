@@ -154,11 +154,14 @@ def _relative_key(
     relative_position_embeddings: Any = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """wav2vec2-BERT: products of queries with embeddings of distances (Shaw et al., arXiv 1803.02155, equation 5)."""
+    """wav2vec2-BERT and SeamlessM4T v2: products of queries with embeddings of distances.
+
+    Shaw et al., arXiv 1803.02155, equation 5.
+    """
     if part.position_embeddings_type != "relative_key":
-        found: tuple[Tensor, None] = type(part).forward(
-            part, hidden_states, attention_mask, relative_position_embeddings, **others
-        )
+        if relative_position_embeddings is not None:
+            others["relative_position_embeddings"] = relative_position_embeddings
+        found: tuple[Tensor, None] = type(part).forward(part, hidden_states, attention_mask, **others)
         return found
     if attention_mask is not None:
         problem = "is given a mask of its keys"
@@ -180,6 +183,13 @@ def _relative_key(
     return part.linear_out(mixed.transpose(1, 2).reshape(hidden_states.shape)), None
 
 
+def _one_chunk(part: Any, attention_mask: Any, _hidden_states: Tensor) -> None:
+    """SeamlessM4T v2 within its first chunk, where every row sees all others; models end there."""
+    if attention_mask is not None:
+        problem = "is given a mask of its keys"
+        raise CompileError(type(part).__name__, problem, "leave padding out: run inputs at their own length")
+
+
 def _heads(part: Any, rows: Tensor) -> Tensor:
     return _split(rows, part.num_attention_heads)
 
@@ -192,6 +202,8 @@ RELATIVE_POSITIONS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     "DebertaEmbeddings": {"forward": _deberta_embeddings},
     "DebertaV2Embeddings": {"forward": _deberta_embeddings},
     "DisentangledSelfAttention": {"forward": _disentangled},
+    "SeamlessM4Tv2ConformerEncoder": {"_apply_chunk_attention": _one_chunk},
+    "SeamlessM4Tv2ConformerSelfAttention": {"forward": _relative_key},
     "Wav2Vec2BertSelfAttention": {"forward": _relative_key},
     "WavLMAttention": {"forward": _wavlm},
 }

@@ -157,6 +157,8 @@ SINUSOIDS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     "XLNetModel": {"relative_positional_encoding": _xlnet_positions},
     "XLNetRelativeAttention": {"forward": _xlnet},
     "Wav2Vec2ConformerSelfAttention": {"forward": _conformer},
+    "SeamlessM4TConformerRelPositionalEmbedding": {"forward": _conformer_positions},
+    "SeamlessM4TConformerSelfAttention": {"forward": _conformer},
     "ParakeetEncoderRelPositionalEncoding": {"forward": _conformer_positions},
     "ParakeetEncoderAttention": {"forward": _parakeet},
 }

@@ -2,7 +2,8 @@
 
 An indexer chooses the keys that a query attends to by their content, ``index_topk`` of them: all, where there are no
 more. Doge does the same by a number of each key that it adds to the scores. BigBird's random blocks begin where an
-input is longer than the blocks that a token sees; below, its own code takes full attention.
+input is longer than the blocks that a token sees; below, its own code takes full attention. SeamlessM4T v2 cuts speech
+into chunks, of which one is longer than what people say at once.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ def dense_length(module: nn.Module) -> Limit | None:
     for part in cast("Iterator[Any]", module.modules()):
         if keys := _KEYS.get(type(part).__name__):
             found.append((int(getattr(part, keys)), "the range in which it chooses all keys"))
+        elif type(part).__name__ == _IN_CHUNKS:
+            if chunk := part.config.speech_encoder_chunk_size:
+                found.append((int(chunk), "its first chunk, in which it attends to all keys"))
         elif getattr(part, "attention_type", None) == _SPARSE and hasattr(part, "config"):
             length = (5 + 2 * part.config.num_random_blocks) * part.config.block_size
             found.append((length, "the range in which it attends to all keys instead of random blocks"))
@@ -79,6 +83,9 @@ def _doge(
     mixed = attention_op(query, key, value.view(shape).transpose(1, 2), attention_mask, None, None, part.scaling, 0.0)
     return part.o_proj(mixed.transpose(1, 2).reshape(*shape[:2], -1)), None
 
+
+_IN_CHUNKS = "SeamlessM4Tv2ConformerEncoder"
+"""Attends to whole chunks of its input; the first one is 20,000 rows, more than six minutes of speech."""
 
 _INDEXERS = ("AXK2Indexer", "DeepseekV32Indexer", "Dots3NoteTextIndexer", "GlmMoeDsaIndexer", "HYV4Indexer")
 _KEYS: Mapping[str, str] = {**dict.fromkeys(_INDEXERS, "index_topk"), "DogeAttention": "keep_window_size"}

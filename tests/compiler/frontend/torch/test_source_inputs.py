@@ -1,0 +1,52 @@
+"""Examples of what models of sound and of images read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import transformers as hf
+
+from twoheads.compiler.frontend.torch.source_inputs import EXAMPLE_FRAMES, EXAMPLE_SAMPLES, hugging_face_inputs
+from twoheads.graphs.errors import CompileError
+
+SIZES: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+WAVES: dict[str, Any] = SIZES | {
+    "conv_dim": (8, 8), "conv_stride": (5, 2), "conv_kernel": (10, 3), "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+}  # fmt: skip
+
+
+def _lasr() -> Any:
+    encoder = {**SIZES, "num_mel_bins": 12, "subsampling_conv_channels": 8, "conv_kernel_size": 4}
+    return hf.LasrForCTC(hf.LasrCTCConfig(vocab_size=11, encoder_config=encoder))
+
+
+def _omniasr() -> Any:
+    return hf.OmniASRForCTC(hf.OmniASRCTCConfig(vocab_size=11, audio_config={**WAVES, "model_type": "omniasr_audio"}))
+
+
+def _pair() -> Any:
+    encoder = hf.Wav2Vec2Config(**WAVES, num_feat_extract_layers=2)
+    decoder = hf.BertConfig(vocab_size=11, **SIZES, is_decoder=True, add_cross_attention=True)
+    return hf.SpeechEncoderDecoderModel(hf.SpeechEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder))
+
+
+SHAPES: dict[str, tuple[Any, str, tuple[int, ...], int]] = {
+    "frames that are convolved": (_lasr, "input_features", (1, EXAMPLE_FRAMES, 12), 1),
+    "a waveform of one channel": (_omniasr, "input_values", (1, 1, EXAMPLE_SAMPLES), 2),
+    "what the encoder of a pair reads": (_pair, "input_values", (1, EXAMPLE_SAMPLES), 1),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_shape_is_that_of_the_models_own_argument(name: str) -> None:
+    make, argument, shape, axis = SHAPES[name]
+    found = hugging_face_inputs(name, make())[argument]
+    assert (tuple(found.example.shape), found.token_axis) == (shape, axis)
+
+
+def test_patches_beside_the_shape_of_their_grid_are_refused() -> None:
+    config = hf.Siglip2VisionConfig(**SIZES, num_patches=16, patch_size=4)
+    with pytest.raises(CompileError, match=r"takes an image as its patches.*spatial_shapes"):
+        hugging_face_inputs("siglip2", hf.Siglip2VisionModel(config))
