@@ -10,12 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.export.accelerators.test_calibration import text, tokenizer
+from tests.runtime.tiny_bundle import write_tiny
+from tests.runtime.tiny_model import Tiny
 from tools.devices import __main__ as command
 from tools.devices.journey import PLAIN, Row, runnable
 from tools.devices.original import Original
 from tools.devices.page import render
 from tools.devices.precisions import Cost, lossy
+from tools.devices.rounded import ROUNDING, rounding_loss
 from twoheads.graphs.errors import InputError
+from twoheads.runtime.bundle.reader import read_bundle
 
 ROW = Row(
     target="qnn",
@@ -99,10 +104,14 @@ def test_what_build_refuses_is_told(run: Any) -> None:
 
 def test_what_precisions_cost_is_a_table(run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     run(qnn=ROW)
-    asked: list[tuple[str, str]] = []
+    asked, lengths = list[tuple[str, str]](), list[int]()
 
-    def costs(name: str, _path: Path, cases: Any, _block: int, _text: str, told: Any) -> None:
+    def costs(name: str, _path: Path, cases: Any, _block: int, words: str, told: Any, *, rounding: bool) -> None:
         asked.extend(cases)
+        lengths.append(len(words))
+        if rounding:
+            told(Cost("qnn", "w4a16", name, ROUNDING, 0, "perplexity", 512, 10.52, 12.0, 0.14))
+            return
         told(Cost("litert", "w4", name, "litert", 80_000_000, "perplexity", 512, 10.52, 31.99, 2.04))
         told(Cost("qnn", "w4a16", name, "qnn-emulator", problem="its values are off"))
 
@@ -116,8 +125,23 @@ def test_what_precisions_cost_is_a_table(run: Any, monkeypatch: pytest.MonkeyPat
     assert row in page
     assert "| its values are off |" in page
     assert "| qnn | qnn |" in page, "journeys are kept"
-    with pytest.raises(SystemExit, match="nothing here measures litert:fp32"):
-        command.main(["--precisions", "litert:fp32", "--out", str(out)])
+    words = ["--models", "smollm2", "--characters", "900", "--rounding", "--precisions", "qnn:w4a16"]
+    assert command.main([*words, "--out", str(out)]) == 0
+    page = out.read_text(encoding="utf-8")
+    assert "| smollm2 | qnn | w4a16 | rounding |  | perplexity | 512 | 10.52 | 12.00 | +14.0% | refuses |" in page
+    assert "| its values are off |" in page, "what another backend measured is kept"
+    assert lengths[0] > lengths[1] == 900
+    for more in (["litert:fp32"], ["litert:w4", "--rounding"]):
+        with pytest.raises(SystemExit, match=f"nothing here measures {more[0]}"):
+            command.main(["--precisions", *more, "--out", str(out)])
+
+
+def test_rounding_alone_is_measured_on_the_models_that_a_compiler_gets(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "b", Tiny(masks=("causal",), layers=1, width=64, head_dim=16), tokenizer=tokenizer())
+    small, smaller = (rounding_loss(path, "qnn", precision, text(2000)) for precision in ("w8a16", "w4a16"))
+    assert (small.measure, small.tokens, small.before) == ("perplexity", 400, smaller.before)
+    assert 0 < abs(small.share) < abs(smaller.share)
+    assert not read_bundle(path).manifest.targets, "the bundle is as it was"
 
 
 def test_precisions_that_lose_something_are_measured_where_something_runs_them() -> None:

@@ -4,8 +4,10 @@
 pack's README says into an environment of its own, ``twoheads canary``, ``./run`` on a text, and the result beside the
 original in float32. ``--targets openvino --models minilm`` measures these alone and keeps what the file says of others.
 A target whose compiler is not installed is told, with the command that installs it. ``--precisions`` measures what
-lossy precisions cost instead, all or those that are named, as ``qnn:w8a16``. ``--page`` writes the page from the file
-and measures nothing.
+lossy precisions cost instead, all or those that are named, as ``qnn:w8a16``; ``--characters`` shortens the text, of
+whose end they are measured, for emulators that take seconds a call, and ``--rounding`` measures what the compiler gets
+in the place of what it makes of it, where that has whole numbers. ``--page`` writes the page from the file and measures
+nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from tools.devices.journey import PLAIN, Row, runnable, travel
 from tools.devices.original import CASES, TEXT, load_original, model_file
 from tools.devices.page import render
 from tools.devices.precisions import Cost, costs, lossy
+from tools.devices.rounded import in_models
 from tools.machine import machine
 from twoheads.graphs.errors import TwoheadsError
 
@@ -32,7 +35,7 @@ logger = logging.getLogger("tools.devices")
 
 PAGE = Path(__file__).parents[2] / "docs" / "results" / "devices.md"
 CALIBRATION = 40_000
-"""Characters of the text from whose end int8 takes its ranges; the run is over its beginning."""
+"""Characters of the text's end, from which int8 takes its ranges; the run is over its beginning."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--length", type=int, help="tokens; by default 500 of MiniLM, 1,024 of SmolLM2")
     parser.add_argument("--block-size", type=int, default=128)
     parser.add_argument("--precisions", nargs="*", metavar="TARGET:PRECISION", help="measure what these cost instead")
+    parser.add_argument("--characters", type=int, default=CALIBRATION, help="of the text, for precisions")
+    parser.add_argument("--rounding", action="store_true", help="measure precisions by what compilers get")
     parser.add_argument("--page", action="store_true", help="write the page alone")
     parser.add_argument("--out", type=Path, default=PAGE)
     options = parser.parse_args(arguments)
@@ -70,21 +75,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _measure_precisions(figures: dict[str, Any], file: Path, options: argparse.Namespace) -> None:
     """Puts each in the place of an earlier figure, and the file on the disk after each."""
     named = {tuple(one.split(":")) for one in options.precisions}
-    cases = [case for case in lossy() if not named or case in named]
+    cases = [case for case in (in_models() if options.rounding else lossy()) if not named or case in named]
     if unknown := named - set(cases):
         raise SystemExit(f"nothing here measures {', '.join(':'.join(one) for one in sorted(unknown))}")
-    text = TEXT.read_text(encoding="utf-8")[-CALIBRATION:]
+    text = TEXT.read_text(encoding="utf-8")[-options.characters :]
 
     def keep(cost: Cost) -> None:
         logger.info("%s", cost)
-        place = cost.target, cost.precision, cost.model
-        others = [one for one in figures.get("costs", []) if (one["target"], one["precision"], one["model"]) != place]
-        rows = sorted([*others, asdict(cost)], key=lambda one: (one["model"], one["target"], one["precision"]))
+        rows = [one for one in figures.get("costs", []) if _place(one) != _place(asdict(cost))]
+        rows = sorted([*rows, asdict(cost)], key=_place)
         figures.update(costs=rows, machine=machine(("onnxruntime", "torch")))
         file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
     for model in options.models:
-        costs(model, model_file(model), cases, options.block_size, text, keep)
+        costs(model, model_file(model), cases, options.block_size, text, keep, rounding=options.rounding)
+
+
+def _place(cost: dict[str, Any]) -> tuple[str, ...]:
+    """What a later measurement of the same takes."""
+    return tuple(cost[name] for name in ("model", "target", "precision", "backend"))
 
 
 def _try(original: Any, target: str, block_size: int) -> tuple[Row | None, str | None]:

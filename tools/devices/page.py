@@ -36,7 +36,9 @@ COSTS = """
 
 Every precision of a target that loses something, built by `build --precision NAME --calibrate FILE`, and run on the end
 of that text by what the table names: runtimes and emulators, and for Core ML its packages' weights in float32, since
-only macOS runs them (`coreml-weights`: what palettes cost, not what a Mac computes). A perplexity that grows by more
+only macOS runs them (`coreml-weights`: what palettes cost, not what a Mac computes). `rounding` is what Qualcomm's
+compiler gets, models with whole numbers of 8, 4 and 16 bits, in ONNX Runtime: all that its chip rounds but half
+precision. A perplexity that grows by more
 than 5 %, or hidden states that are off by more, are refused unless `--allow-loss`. MiniLM in other precisions:
 [how weights are rounded](../design/accelerators.md#weights-of-8-and-4-bits).
 
@@ -120,7 +122,7 @@ def _lost(figures: dict[str, Any]) -> list[tuple[object, ...]]:
             continue
         numbers = [f"{one[side]:.2f}" if one["before"] else "" for side in ("before", "after")]
         refused = "refuses" if one["share"] > MOST else "takes it"
-        size = f"{one['bytes'] / 1e6:.0f} MB"
+        size = f"{one['bytes'] / 1e6:.0f} MB" if one["bytes"] else ""
         rows.append((*which, size, one["measure"], one["tokens"], *numbers, f"{one['share']:+.1%}", refused))
     return rows
 

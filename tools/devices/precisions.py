@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tools.devices.rounded import ROUNDING, rounding_loss
 from twoheads.compiler import compile_model
 from twoheads.export import write_bundle
 from twoheads.export.accelerators.build import build_target
+from twoheads.export.accelerators.loss import Loss
 from twoheads.export.accelerators.precisions import LOSSY
 from twoheads.export.accelerators.target import load_target, target_names
 from twoheads.export.pack.trimmed import SOURCES
@@ -29,7 +31,7 @@ class Cost:
     Attributes:
         target, precision, model: Which.
         backend: What ran it, or would have.
-        bytes: Of the artifacts; 0 where engines were refused.
+        bytes: Of the artifacts; 0 where engines were refused, or were not built.
         measure: ``perplexity`` or ``hidden states``.
         tokens: Of the run.
         before, after: As a :class:`~twoheads.export.accelerators.loss.Loss` has them.
@@ -63,6 +65,8 @@ def costs(
     block_size: int,
     text: str,
     told: Callable[[Cost], None],
+    *,
+    rounding: bool = False,
 ) -> None:
     """Builds a model in each of ``cases``, and tells what it costs; a lowering is compiled once.
 
@@ -73,6 +77,7 @@ def costs(
         block_size: Tokens of a block.
         text: Ranges are taken from its beginning, and its last fifth is measured.
         told: Called with each.
+        rounding: Measure what the compiler gets, in the place of what it makes of it.
     """
     with tempfile.TemporaryDirectory() as scratch:
         for target, precision in cases:
@@ -81,7 +86,16 @@ def costs(
             if not bundle.exists():
                 write_bundle(compile_model(path, block_size=block_size, lowering=lowering), bundle)
             logger.info("%s, %s, %s", name, target, precision)
-            told(_cost(name, bundle, target, precision, text))
+            measured = _rounded if rounding else _cost
+            told(measured(name, bundle, target, precision, text))
+
+
+def _rounded(name: str, bundle: Path, target: str, precision: str, text: str) -> Cost:
+    return Cost(target, precision, name, ROUNDING, 0, *_told(rounding_loss(bundle, target, precision, text)))
+
+
+def _told(loss: Loss) -> tuple[str, int, float, float, float]:
+    return loss.measure, loss.tokens, loss.before, loss.after, loss.share
 
 
 def _cost(name: str, bundle: Path, target: str, precision: str, text: str) -> Cost:
@@ -100,5 +114,4 @@ def _cost(name: str, bundle: Path, target: str, precision: str, text: str) -> Co
         for file in artifact.files
         if not (EMULATORS[backend].checked and file.endswith(SOURCES))
     )
-    told = loss.measure, loss.tokens, loss.before, loss.after, loss.share
-    return Cost(target, precision, name, backend, size, *told)
+    return Cost(target, precision, name, backend, size, *_told(loss))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from tests.export.accelerators.test_int8 import model
 from tests.runtime.tiny_bundle import write_tiny
 from tests.runtime.tiny_model import Tiny, random_tokens, reference
 from twoheads.export.accelerators import build, loss
-from twoheads.export.accelerators.build import build_target
+from twoheads.export.accelerators.build import build_engines, build_target
 from twoheads.export.accelerators.calibration import run_on_host
 from twoheads.export.accelerators.compiler_process import find_compiler
-from twoheads.export.accelerators.loss import Loss, refuse_loss
+from twoheads.export.accelerators.loss import Loss, measure_loss, refuse_loss
 from twoheads.export.accelerators.rewrites.compress_weights import compress_weights
 from twoheads.export.accelerators.target import load_target
 from twoheads.graphs.errors import CompileError, InputError
@@ -152,11 +153,39 @@ def test_what_ruins_the_model_is_refused_and_nothing_is_written(path: Path, monk
     assert not read_bundle(path).manifest.targets
 
 
+def test_what_nothing_here_measures_is_refused_before_anything_is_built(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "build_engines", lambda *_, **__: pytest.fail("it is built"))
+    for target, precision in (("ethos-u", "int8"), ("openvino", "w4")):
+        monkeypatch.setattr(loss, "measures", lambda *_: None)
+        told = f"target {target}: nothing here runs what is built in {precision}, so that nothing tells what it costs"
+        with pytest.raises(CompileError, match=told):
+            build_target(path, target, precision=precision, calibrate=text(2000))
+
+
+def test_a_device_that_is_not_here_is_measured_by_the_weights_on_one_that_is(path: Path, tmp_path: Path) -> None:
+    """OpenVINO's NPU gets the same file of small weights as its CPU, which tells what they cost."""
+    bundle, compiler = read_bundle(path), find_compiler(load_target("openvino"), None, "CPU")
+    losses: list[Loss | None] = []
+    for device in ("CPU", "NPU"):
+        scratch = tmp_path / device
+        scratch.mkdir()
+        built = build_engines(bundle, "openvino", scratch, precision="w4", calibrate=text(400))
+        entry = replace(built.entry, device=device)
+        losses.append(measure_loss(bundle, "openvino", entry, scratch, compiler, text(400)))
+    assert losses[0] is not None
+    assert losses[0].after != losses[0].before
+    assert losses[0] == losses[1]
+
+
 def test_the_share_of_a_loss() -> None:
     assert Loss("perplexity", 10, 20.0, 21.0).share == pytest.approx(0.05)
     assert Loss("hidden states", 10, 0.0, 0.07).share == 0.07
-    refuse_loss(None, "t", "w4", allowed=False)
-    refuse_loss(Loss("hidden states", 10, 0.0, 0.07), "t", "w4", allowed=True)
+    for one in (None, Loss("hidden states", 10, 0.0, 0.07)):
+        refuse_loss(one, "t", "w4", allowed=True)
+    with pytest.raises(CompileError, match=r"(?s)nothing here runs what is built in w4.*unmeasured by --allow-loss"):
+        refuse_loss(None, "t", "w4", allowed=False)
     with pytest.raises(CompileError, match=r"target t: ruins the model in w4: hidden states are off, 7% where 5%"):
         refuse_loss(Loss("hidden states", 10, 0.0, 0.07), "t", "w4", allowed=False)
     with pytest.raises(CompileError, match="perplexity"):

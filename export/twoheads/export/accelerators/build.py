@@ -15,7 +15,7 @@ import onnx
 
 from twoheads.export.accelerators.calibration import Calibration, EngineInputs, calibrate_by, inputs_of, run_on_host
 from twoheads.export.accelerators.compiler_process import Compiler, Outcome, find_compiler, run_compiler
-from twoheads.export.accelerators.loss import Loss, measure_loss, refuse_loss
+from twoheads.export.accelerators.loss import Loss, measure_loss, refuse_loss, refuse_unmeasured
 from twoheads.export.accelerators.precisions import LOSSY, PRECISIONS
 from twoheads.export.accelerators.prepare_engine import prepare_engine, round_engine
 from twoheads.export.accelerators.rewrites.host_part import Parts, split_host_part
@@ -105,16 +105,20 @@ def build_target(
             taken from runs over it, and its last fifth tells what the precision costs.
         check: Also run what was built, where something can, and compare it with ONNX Runtime.
         strict: Fail if anything is left to the host.
-        allow_loss: Keep what loses more than 5 % of perplexity, or of hidden states.
+        allow_loss: Keep what loses more than 5 % of perplexity, or of hidden states, or nobody knows how much.
         sign: Signs the bundle, which has no signature otherwise, whatever it had before.
         progress: Called as ``progress(phase, done, total)``.
 
     Raises:
         BundleError: The bundle is damaged, or the disk refuses.
-        CompileError: The compiler refuses an engine, a strict build leaves nodes to the host, or too much is lost.
+        CompileError: The compiler refuses an engine, a strict build leaves nodes to the host, or too much is lost or
+            nothing tells how much.
         InputError: No such target, precision or device; no compiler; or ``calibrate`` is missing, of no use or short.
     """
-    bundle = read_bundle(path)
+    bundle, target = read_bundle(path), load_target(name)
+    wanted = choose("--precision", precision, target.precisions, name)
+    _require_text(name, wanted, calibrate)
+    refuse_unmeasured(name, wanted, allowed=allow_loss)
     with scratch_folder() as scratch:
         built = build_engines(
             bundle,
@@ -131,7 +135,7 @@ def build_target(
         loss = None
         if calibrate is not None:
             (progress or silent)("measure what it costs")
-            compiler = find_compiler(load_target(name), python, built.entry.device)
+            compiler = find_compiler(target, python, built.entry.device)
             loss = measure_loss(bundle, name, built.entry, scratch, compiler, calibrate)
             refuse_loss(loss, name, built.entry.precision, allowed=allow_loss)
         write_target(bundle, name, built.entry, scratch, sign)

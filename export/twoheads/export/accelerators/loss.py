@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from twoheads.export.accelerators.calibration import PARTS
 from twoheads.export.accelerators.compiler_process import Compiler
+from twoheads.export.accelerators.precisions import PRECISIONS
 from twoheads.export.accelerators.target_files import link_file, write_target
 from twoheads.export.bundle.writer import write_json
 from twoheads.export.verification.perplexity import perplexity, predicted_tokens
@@ -22,7 +23,7 @@ from twoheads.runtime import LoadedBundle, load
 from twoheads.runtime.backends.emulator import EMULATORS, EmulatorBackend, measures
 from twoheads.runtime.bundle.reader import Bundle, read_bundle
 
-__all__ = ["MOST", "Loss", "measure_loss", "refuse_loss"]
+__all__ = ["MOST", "Loss", "loss_by", "measure_loss", "refuse_loss", "refuse_unmeasured"]
 
 MOST = 0.05
 """The largest share that may be lost unasked."""
@@ -59,6 +60,8 @@ def measure_loss(
 ) -> Loss | None:
     """Runs the bundle in float32 and as built over the last part of ``text``; ``None`` where nothing here can.
 
+    Where weights alone are small and the device is not here, another device of the runtime tells what they cost.
+
     Args:
         bundle: As it was before the build.
         name: Of the target.
@@ -72,20 +75,35 @@ def measure_loss(
         return None
     anywhere = EMULATORS[backend].anywhere
     if anywhere is not None and entry.device not in anywhere:
-        return None
-    plain = load(bundle.path, check="size")
-    tokens = _last_tokens(plain, text)
-    trial = _with_artifacts(bundle, name, entry, scratch)
+        if PRECISIONS[entry.precision].small_weights is None:
+            return None
+        entry = replace(entry, device=anywhere[0])
     try:
-        built = load(trial, backend=EmulatorBackend(backend, python=compiler.python), threads=1, check="size")
-        given = {argument.value.name: tokens for argument in plain.program.inputs if argument.source == "argument"}
-        predicted = predicted_tokens(plain.program, given)
-        output = "hidden" if predicted is None else "logits"
-        before, after = (_array(loaded, tokens, output) for loaded in (plain, built))
+        return loss_by(EmulatorBackend(backend, python=compiler.python), bundle, entry, scratch, text)
     except InputError as error:
         if error.where != f"backend {backend}":
             raise
         return None  # it is not installed
+
+
+def loss_by(backend: EmulatorBackend, bundle: Bundle, entry: TargetEntry, scratch: Path, text: str) -> Loss:
+    """Runs the bundle in float32, and by ``backend`` on the artifacts of ``entry`` in a folder below ``scratch``.
+
+    Args:
+        backend: Whose target names that folder.
+        bundle: As it was before the build.
+        entry: What was built.
+        scratch: A folder for a bundle of links, too.
+        text: Of which the last part is run.
+    """
+    plain = load(bundle.path, check="size")
+    tokens = _last_tokens(plain, text)
+    trial = _with_artifacts(bundle, backend.target, entry, scratch)
+    built = load(trial, backend=backend, threads=1, check="size")
+    given = {argument.value.name: tokens for argument in plain.program.inputs if argument.source == "argument"}
+    predicted = predicted_tokens(plain.program, given)
+    output = "hidden" if predicted is None else "logits"
+    before, after = (_array(loaded, tokens, output) for loaded in (plain, built))
     if predicted is None:
         distance = float(np.linalg.norm(after - before) / np.linalg.norm(before))
         return Loss("hidden states", len(tokens), 0.0, distance)
@@ -93,12 +111,27 @@ def measure_loss(
 
 
 def refuse_loss(loss: Loss | None, name: str, precision: str, *, allowed: bool) -> None:
-    """Raises where more is lost than :data:`MOST`, unless it is allowed."""
-    if loss is None or allowed or loss.share <= MOST:
+    """Raises where more is lost than :data:`MOST`, or nothing tells how much, unless it is allowed."""
+    if allowed:
+        return
+    if loss is None:
+        raise _unmeasured(name, precision)
+    if loss.share <= MOST:
         return
     told = f"{loss.before:.4g} becomes {loss.after:.4g}" if loss.before else "are off"
     problem = f"ruins the model in {precision}: {loss.measure} {told}, {loss.share:.0%} where {MOST:.0%} is the most"
     raise CompileError(f"target {name}", problem, "build in another precision, or take it as it is with --allow-loss")
+
+
+def refuse_unmeasured(name: str, precision: str, *, allowed: bool) -> None:
+    """Raises before anything is built where nothing here can tell what it costs, unless that is allowed."""
+    if not allowed and PRECISIONS[precision].lossy and measures(name, precision) is None:
+        raise _unmeasured(name, precision)
+
+
+def _unmeasured(name: str, precision: str) -> CompileError:
+    problem = f"nothing here runs what is built in {precision}, so that nothing tells what it costs the model"
+    return CompileError(f"target {name}", problem, "build in another precision, or take it unmeasured by --allow-loss")
 
 
 def _last_tokens(loaded: LoadedBundle, text: str) -> npt.NDArray[np.int64]:

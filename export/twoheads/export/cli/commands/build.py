@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-UNKNOWN = "not measured: nothing here runs what was built (rknn: --check keeps what its simulator runs)"
+UNKNOWN = "not measured, which --allow-loss took: nothing here runs what was built"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,10 @@ class BuildOptions:
         ),
     ] = None
     allow_loss: Annotated[
-        bool, typer.Option("--allow-loss", help="Keep what loses more than 5% of perplexity, or of hidden states.")
+        bool,
+        typer.Option(
+            "--allow-loss", help="Keep what loses more than 5% of perplexity or hidden states, or untold much."
+        ),
     ] = False
     check: Annotated[
         bool, typer.Option("--check", help="Run what was built, in the compiler's emulator, against ONNX Runtime.")
