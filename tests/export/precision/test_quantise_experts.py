@@ -67,7 +67,7 @@ def test_a_wrong_scale_fails(tmp_path: Path) -> None:
     bundle = write_bundle(quantise_weights(_compiled("wide"), "int8"), tmp_path / "bundle", generation=False)
     manifest = json.loads((bundle / "manifest.json").read_text())
     names = "model.layers.{}.mlp.experts.down_proj"
-    manifest["quantised"][names.format(1)]["scales"] = f"{names.format(0)}:scales"
+    manifest["quantised"][names.format(1)]["scales"] = [f"{names.format(0)}:scales"]
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     assert not verify(bundle, _olmoe(), length=LENGTH).passed
 

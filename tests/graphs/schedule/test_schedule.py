@@ -130,10 +130,10 @@ def test_products_of_4_bits_have_arrays_beside_what_they_give(inner: int, beside
     first, *engines = THREE.engines
     assert isinstance(first, TokenwiseEngine)
     table, weight, *others = first.weights
-    values = Port(weight.name, "uint8", quantised_shapes(64, inner, 4)[0])
-    program = replace(THREE, engines=(replace(first, weights=(table, values, *others)), *engines))
+    offsets = Port(f"{weight.name}:offsets", "float32", quantised_shapes(64, inner, 4)[-1])
+    program = replace(THREE, engines=(replace(first, weights=(table, offsets, *others)), *engines))
     small, found = (make_schedule(which, 40, output="hidden").memory for which in (THREE, program))
-    assert found.weights - small.weights == values.nbytes - weight.nbytes
+    assert found.weights - small.weights == offsets.nbytes - weight.nbytes
     own = 2 * 16 * (IDS + H + Q + 2 * KV) + 4 * 16 * beside
     assert found.workspace == max(small.workspace, 2 * own)
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.compiler.ir.weights import Stacked, in_memory
-from twoheads.export.precision.quantised_arrays import quantise
+from twoheads.export.precision.quantised_arrays import in_pieces, quantise
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.program.engines.quantised import quantised_shapes
 
@@ -33,10 +33,11 @@ class _Quantised:
     weight: Any
     bits: int
     transposed: bool
+    cut: bool
     waiting: dict[tuple[int, int], Array] = field(default_factory=dict[tuple[int, int], Array])
 
     def take(self, part: int) -> Array:
-        """The array number ``part``: values, scales, offsets; of a stack, those of all its entries."""
+        """The array number ``part`` of values, scales and offsets; of a stack, those of all its entries."""
         if len(self.weight.shape) == 2:
             return self.take_entry(part, 0)
         return np.stack([self.take_entry(part, entry) for entry in range(self.weight.shape[0])])
@@ -45,11 +46,12 @@ class _Quantised:
         """The same of one entry of a stack; of a matrix there is one."""
         if (part, entry) not in self.waiting:
             name = self.name if len(self.weight.shape) == 2 else f"{self.name}[{entry}]"
-            made = _in_chunks(name, _rows(self._read(entry), self.transposed), self.bits)
+            rows = _rows(self._read(entry), self.transposed)
+            made = in_pieces(_in_chunks(name, rows, self.bits), cut=self.cut)
             # Of a weight that is read anew, what nobody took goes first.
             self.waiting = {key: array for key, array in self.waiting.items() if key[1] != entry}
             self.waiting |= {(at, entry): array for at, array in enumerate(made)}
-        return self.waiting.pop((part, entry))
+        return np.ascontiguousarray(self.waiting.pop((part, entry)))
 
     def _read(self, entry: int) -> Any:
         if len(self.weight.shape) == 2:
@@ -61,7 +63,7 @@ class _Quantised:
 
 @dataclass(frozen=True, eq=False)
 class QuantisedPart:
-    """Values, scales or offsets of a weight: a :class:`twoheads.compiler.ir.weights.Stacked` array."""
+    """Values, scales or offsets of a weight or its pieces: a :class:`twoheads.compiler.ir.weights.Stacked` array."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -95,7 +97,9 @@ class QuantisedPart:
         return self.whole.take_entry(self.at, number)
 
 
-def deferred_quantised(name: str, weight: Any, bits: int, *, transposed: bool) -> tuple[QuantisedPart, ...]:
+def deferred_quantised(
+    name: str, weight: Any, bits: int, *, transposed: bool, cut: bool = False
+) -> tuple[QuantisedPart, ...]:
     """What ``weight`` is stored as; see :func:`~twoheads.export.precision.quantised_arrays.quantise`.
 
     Args:
@@ -103,12 +107,15 @@ def deferred_quantised(name: str, weight: Any, bits: int, *, transposed: bool) -
         weight: A matrix or a stack of them, in memory or not: a tensor or an array.
         bits: 8 or 4.
         transposed: The product sums over its first dimension; over that of a stack's entries.
+        cut: Long rows of 4 bits lie in pieces.
     """
     *stack, outer, inner = (*weight.shape[:-2], *reversed(weight.shape[-2:])) if transposed else weight.shape
-    whole = _Quantised(name, weight, bits, transposed)
-    dtypes = (np.uint8, np.float32, np.float32)
-    shapes = quantised_shapes(outer, inner, bits)
-    return tuple(QuantisedPart((*stack, *shape), np.dtype(dtypes[at]), whole, at) for at, shape in enumerate(shapes))
+    whole = _Quantised(name, weight, bits, transposed, cut)
+    shapes = quantised_shapes(outer, inner, bits, cut=cut)
+    return tuple(
+        QuantisedPart((*stack, *shape), np.dtype(np.uint8 if len(shape) == 3 else np.float32), whole, at)
+        for at, shape in enumerate(shapes)
+    )
 
 
 def _rows(weight: Any, transposed: bool) -> npt.NDArray[np.float32]:

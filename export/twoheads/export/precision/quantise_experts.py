@@ -21,10 +21,12 @@ class QuantisedAs:
     Attributes:
         bits: 8 or 4.
         transposed: The product sums over its first dimension; of a stack's entries.
+        cut: Long rows of 4 bits lie in pieces, as engines multiply them.
     """
 
     bits: int
     transposed: bool
+    cut: bool = False
 
 
 def expert_plans(program: Program, bits: int) -> dict[str, QuantisedAs]:

@@ -14,7 +14,7 @@ from twoheads.export.emit.tokenwise import EmittedRegion, emit_tokenwise
 from twoheads.export.precision.deferred_quantised import deferred_quantised
 from twoheads.export.precision.number_formats import check_products
 from twoheads.export.precision.quantise_experts import QuantisedAs, expert_plans, quantised_experts
-from twoheads.export.precision.quantised_engine import PRODUCT_LEVELS, Use, quantised_engine, weight_uses
+from twoheads.export.precision.quantised_engine import FLOAT32_LEVEL, PRODUCT_LEVELS, Use, quantised_engine, weight_uses
 from twoheads.export.precision.weight_bindings import (
     attention_weights,
     bindings,
@@ -23,7 +23,7 @@ from twoheads.export.precision.weight_bindings import (
     weight_readers,
 )
 from twoheads.graphs.errors import CompileError
-from twoheads.graphs.program.engines.quantised import quantised_ports
+from twoheads.graphs.program.engines.quantised import quantised_names, quantised_ports
 from twoheads.graphs.program.program import (
     Engine,
     ExpertsEngine,
@@ -69,14 +69,14 @@ def quantise_weights(compiled: CompiledModel, weight_dtype: str, products: str =
     engines = program.tokenwise_engines
     models = {engine.name: emit_tokenwise(compiled.regions[engine.name], engine) for engine in engines}
     uses = {e.name: weight_uses(models[e.name], e.weights, token_ports(program, e)) for e in engines}
-    plans = _plans(program, uses, bits) | expert_plans(program, bits)
+    level = PRODUCT_LEVELS[products]
+    plans = _plans(program, uses, bits, cut=level == FLOAT32_LEVEL) | expert_plans(program, bits)
     if not plans:
         raise CompileError(
             f"--weights {weight_dtype}", f"{program.name} has no weight that can be quantised", "leave it out"
         )
     weights, quantised = _quantised(compiled.weights, plans)
     declared = {engine.name: engine for engine in engines}
-    level = PRODUCT_LEVELS[products]
     changed = {engine.name: _changed(program, engine, plans, level) for engine in engines}
     return replace(
         compiled,
@@ -107,7 +107,9 @@ def _declared(
     return changed[engine.name][0] if engine.name in changed else engine
 
 
-def _plans(program: Program, uses: Mapping[str, Mapping[str, tuple[Use, ...]]], bits: int) -> dict[str, QuantisedAs]:
+def _plans(
+    program: Program, uses: Mapping[str, Mapping[str, tuple[Use, ...]]], bits: int, *, cut: bool
+) -> dict[str, QuantisedAs]:
     """The weights to quantise: everything that reads one agrees, and all weights of a port agree."""
     readers, other = weight_readers(program), attention_weights(program)
     found: dict[str, set[Use]] = {}
@@ -122,7 +124,7 @@ def _plans(program: Program, uses: Mapping[str, Mapping[str, tuple[Use, ...]]], 
         if name in other or len(ways) != 1 or any(port not in uses[engine] for engine, port in ports):
             continue
         exact = name in heads or any(use.table for use in found[name])
-        plans[name] = QuantisedAs(TABLE_BITS if exact else bits, ways.pop())
+        plans[name] = QuantisedAs(TABLE_BITS if exact else bits, ways.pop(), cut)
     while dropped := disagreeing(readers, plans):
         for name in dropped:
             del plans[name]
@@ -139,14 +141,16 @@ def _quantised(
             kept[name] = weight
             continue
         plan = plans[name]
+        parts = deferred_quantised(name, weight, plan.bits, transposed=plan.transposed, cut=plan.cut)
+        pieces = len(parts) // 2
+        names = quantised_names(name, plan.bits, pieces)
         entry = QuantisedWeight(
             bits=plan.bits,
             transposed=plan.transposed,
-            values=f"{name}:int{plan.bits}",
-            scales=f"{name}:scales",
-            offsets=f"{name}:offsets" if plan.bits == 4 else None,
+            values=names[:pieces],
+            scales=names[pieces : 2 * pieces],
+            offsets=names[-1] if plan.bits == 4 else None,
         )
-        parts = deferred_quantised(name, weight, plan.bits, transposed=plan.transposed)
         kept.update(zip(entry.stored, parts, strict=True))
         entries[name] = entry
     return kept, entries
@@ -157,9 +161,9 @@ def _changed(program: Program, engine: TokenwiseEngine, plans: Mapping[str, Quan
     stage = next(stage for stage, used, _ in bindings(program) if used.name == engine.name)
     bound = {port.name: plans[n] for port, n in zip(engine.weights, stage.weights, strict=True) if n in plans}
     ports = {
-        port.name: quantised_ports(port, bound[port.name].bits, transposed=bound[port.name].transposed)
+        port.name: quantised_ports(port, plan.bits, transposed=plan.transposed, cut=plan.cut)
         for port in engine.weights
-        if port.name in bound
+        if (plan := bound.get(port.name)) is not None
     }
     declared = tuple(new for port in engine.weights for new in ports.get(port.name, (port,)))
     bits = {name: plan.bits for name, plan in bound.items()}

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from twoheads.graphs.program.engines.quantised import QUANTISATION_BLOCK
+from twoheads.graphs.program.engines.quantised import QUANTISATION_BLOCK, quantised_shapes
 
-__all__ = ["dequantise", "expanded", "quantise"]
+__all__ = ["dequantise", "expanded", "in_pieces", "quantise"]
 
 Array = npt.NDArray[Any]
 
@@ -75,7 +75,22 @@ def dequantise(values: Array, scales: Array, offsets: Array | None) -> npt.NDArr
     return np.asarray(numbers.reshape(*scales.shape[:-1], -1), np.float32)
 
 
+def in_pieces(parts: tuple[Array, ...], *, cut: bool) -> tuple[Array, ...]:
+    """What :func:`quantise` made of a weight ``[outer, inner]``, as ``quantised_shapes`` has it; pieces are views."""
+    values, scales, *offsets = parts
+    bits = 8 * values.shape[2] // QUANTISATION_BLOCK
+    shapes = quantised_shapes(len(values), scales.shape[1] * QUANTISATION_BLOCK, bits, cut=cut)
+    ends = np.cumsum([shape[1] for shape in shapes[: len(shapes) // 2]])[:-1]
+    return *np.split(values, ends, 1), *np.split(scales, ends, 1), *offsets
+
+
 def expanded(parts: Sequence[Array], *, transposed: bool) -> npt.NDArray[np.float32]:
-    """The weight as its source has it, of what is stored of it: values, scales, and with 4 bits offsets."""
-    rows = dequantise(parts[0], parts[1], parts[2] if len(parts) > 2 else None)
+    """The weight as its source has it, of what is stored of it: values, scales, and with 4 bits offsets.
+
+    Of values and scales there are as many arrays as a row has pieces.
+    """
+    pieces = len(parts) // 2
+    values = parts[0] if pieces == 1 else np.concatenate(parts[:pieces], -2)
+    scales = parts[1] if pieces == 1 else np.concatenate(parts[pieces : 2 * pieces], -1)
+    rows = dequantise(values, scales, parts[2 * pieces] if len(parts) % 2 else None)
     return np.ascontiguousarray(rows.swapaxes(-1, -2) if transposed else rows)

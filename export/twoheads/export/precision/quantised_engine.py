@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from twoheads.export.emit.graph_builder import DOMAIN, FLOAT32_LEVEL, QUANTISED_PRODUCT
 from twoheads.graphs.program.engines.port import Port
-from twoheads.graphs.program.engines.quantised import LONG_ROW, QUANTISATION_BLOCK
+from twoheads.graphs.program.engines.quantised import QUANTISATION_BLOCK
 from twoheads.graphs.serialization.bundle_format import FULL_PRECISION, Manifest
 
 __all__ = [
@@ -35,11 +35,6 @@ PRODUCT_LEVELS = {FULL_PRECISION: FLOAT32_LEVEL, "int8": INT8_LEVEL}
 Blocks of 128 and 256 rows, one thread of an AVX2 processor, as shares of the float32 product's speed: 8 bits 0.6 to 0.7
 (in float32 0.4 to 0.6), 4 bits in float32 0.75 to 0.85. ``MatMulInteger`` with one scale for each token reaches 1.2 to
 1.5 there, and costs SmolLM2-135M 3.3 of its perplexity of 19.9, where blocks of 32 cost nothing."""
-
-PIECE = 1024
-"""Numbers of a piece of a long row; the kernel of 4 bits in float32 sums a row one by one. The error of a product, as a
-share of its numbers' spread, with rows of 4,096 and 11,008: 8e-7 and 1.3e-6 in one piece, 3.7e-7 in pieces, 1.9e-7 in
-float32. Pieces of 512: 2.6e-7, and 3 to 6 % more time; of 2,048: 5.3e-7, and 2 to 6 % less."""
 
 BRANCHES = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 VIEWS = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
@@ -160,25 +155,25 @@ def _product(
 
     Args:
         node: The product with the weight itself.
-        ports: Of values and scales, and with 4 bits of offsets.
+        ports: Of values and scales, as many as there are pieces, and with 4 bits of offsets.
         bits: Of the values.
         level: In what the product is computed.
         shape: Of the result.
         summed: Operands whose sums by blocks there are already; this one is added.
     """
-    values, scales, *offsets = ports
+    pieces = len(ports) // 2
+    pairs, offsets = tuple(zip(ports[:pieces], ports[pieces : 2 * pieces], strict=True)), ports[2 * pieces :]
     operand, result = node.input[0], node.output[0]
     biased = len(node.input) > 2 and node.input[2]
     raw = f"{result}.product" if offsets or biased else result
-    inner = scales.shape[1] * QUANTISATION_BLOCK
-    if bits == 4 and level == FLOAT32_LEVEL and inner > LONG_ROW:
-        yield from _in_pieces(operand, (values, scales), raw, summed)
+    if pieces > 1:
+        yield from _in_pieces(operand, pairs, raw, summed)
     else:
-        yield _multiply((operand, values.name, scales.name), raw, (inner, scales.shape[0]), bits, level)
+        yield _multiply(operand, pairs[0], raw, bits, level)
     if offsets:
         if operand not in summed:
             summed.add(operand)
-            yield from _block_sums(operand, prod(shape[:-1]), scales.shape[1])
+            yield from _block_sums(operand, prod(shape[:-1]), offsets[0].shape[1])
         whole = f"{result}.whole" if biased else result
         yield from _with_offsets(raw, _sums_of(operand), offsets[0].name, shape, whole)
         raw = whole
@@ -186,35 +181,34 @@ def _product(
         yield helper.make_node("Add", [raw, node.input[2]], [result], name=f"{result}.biased")
 
 
-def _multiply(
-    operands: tuple[str, str, str], result: str, sizes: tuple[int, int], bits: int, level: int
-) -> onnx.NodeProto:
-    """The product of rows of ``sizes[0]`` numbers, values and scales: rows of ``sizes[1]``."""
-    inner, outer = sizes
+def _multiply(operand: str, ports: tuple[Port, Port], result: str, bits: int, level: int) -> onnx.NodeProto:
+    """The product of rows, and values and scales."""
+    values, scales = ports
+    outer, blocks = scales.shape
     return helper.make_node(
-        QUANTISED_PRODUCT, list(operands), [result], name=f"{result}.quantised", domain=DOMAIN, K=inner, N=outer,
-        bits=bits, block_size=QUANTISATION_BLOCK, accuracy_level=level,
+        QUANTISED_PRODUCT, [operand, values.name, scales.name], [result], name=f"{result}.quantised", domain=DOMAIN,
+        K=blocks * QUANTISATION_BLOCK, N=outer, bits=bits, block_size=QUANTISATION_BLOCK, accuracy_level=level,
     )  # fmt: skip
 
 
-def _in_pieces(operand: str, ports: tuple[Port, Port], result: str, cut: set[str]) -> Iterator[onnx.NodeProto]:
+def _in_pieces(
+    operand: str, pairs: Sequence[tuple[Port, Port]], result: str, cut: set[str]
+) -> Iterator[onnx.NodeProto]:
     """A product of long rows as a sum of products of their pieces, which are cut once for all products of the rows.
 
-    The pieces of the weight are constants as the weight is.
+    A weight lies in its pieces: a session that cuts it while it opens copies it several times.
     """
-    outer, blocks = ports[1].shape
     parts: list[str] = []
-    for start in range(0, blocks * QUANTISATION_BLOCK, PIECE):
-        stop = min(start + PIECE, blocks * QUANTISATION_BLOCK)
+    start = 0
+    for pair in pairs:
+        stop = start + pair[1].shape[1] * QUANTISATION_BLOCK
         piece = f"{operand}.from_{start}"
         if piece not in cut:
             cut.add(piece)
             yield from _slice(operand, piece, start, stop, -1)
-        names = [f"{result}.{part}_{start}" for part in ("values", "scales")]
-        for port, name in zip(ports, names, strict=True):
-            yield from _slice(port.name, name, start // QUANTISATION_BLOCK, stop // QUANTISATION_BLOCK, 1)
         parts.append(f"{result}.part_{start}")
-        yield _multiply((piece, names[0], names[1]), parts[-1], (stop - start, outer), 4, FLOAT32_LEVEL)
+        yield _multiply(piece, pair, parts[-1], 4, FLOAT32_LEVEL)
+        start = stop
     # One after the other, and behind all products: so ONNX Runtime adds each part as soon as it is there, and two are
     # in memory at a time.
     total = parts[0]

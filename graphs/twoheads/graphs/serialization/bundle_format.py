@@ -51,7 +51,7 @@ __all__ = [
     "tiles_folder",
 ]
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 """Another number for every field or file that a reader of the version before refuses or misreads."""
 WHOLE = "whole"
 """A manifest's ``lowering`` where the model is one engine of its only input size."""
@@ -102,21 +102,21 @@ class QuantisedWeight:
     Attributes:
         bits: 8, or 4: two values a byte, the first one in the low half.
         transposed: Whether the source has it as ``[inner, outer]``; the arrays below begin with the outer dimension.
-        values: Name of the uint8 weight ``[outer, inner / 32, 32 * bits / 8]``.
-        scales: Name of the float32 weight ``[outer, inner / 32]``.
-        offsets: The same of the offsets; ``None`` with 8 bits.
+        values: Names of the uint8 weights ``[outer, inner / 32, 32 * bits / 8]``: one, or of long rows one a piece.
+        scales: Names of as many float32 weights ``[outer, inner / 32]``.
+        offsets: Name of the offsets of whole rows, shaped as scales; ``None`` with 8 bits.
     """
 
     bits: int
     transposed: bool
-    values: str
-    scales: str
+    values: tuple[str, ...]
+    scales: tuple[str, ...]
     offsets: str | None
 
     @property
     def stored(self) -> tuple[str, ...]:
         """The names of the weights that stand for it."""
-        return (self.values, self.scales) if self.offsets is None else (self.values, self.scales, self.offsets)
+        return (*self.values, *self.scales, *(() if self.offsets is None else (self.offsets,)))
 
 
 @dataclass(frozen=True, slots=True)
