@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from twoheads.compiler import compile_model
 from twoheads.compiler.frontend.torch.capture import capture
 from twoheads.compiler.frontend.torch.load_source import load_source
 from twoheads.compiler.frontend.torch.weights import deferred_loading as deferring
+from twoheads.compiler.frontend.torch.weights import gguf_tensors
 from twoheads.compiler.frontend.torch.weights.stored_tensor import StoredTensor, read_tensor
 from twoheads.compiler.original.prove_capture import prove_capture
 from twoheads.export import quantise_weights, write_bundle
@@ -35,6 +36,8 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
 }
+
+EXPERTS = 5
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +70,29 @@ def llama_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same sizes as a GGUF file, in blocks of 8 bits and in halves."""
     path = tmp_path_factory.mktemp("deferred") / "llama.gguf"
     writer = gguf.GGUFWriter(path, "llama")
+    _write_gguf(writer, _gguf_tensors())
+    return path
+
+
+@pytest.fixture(scope="module")
+def experts_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen3 MoE, whose experts a GGUF file stacks: gates and ups apart, which the library joins."""
+    path = tmp_path_factory.mktemp("deferred") / "experts.gguf"
+    writer = gguf.GGUFWriter(path, "qwen3moe")
+    writer.add_key_length(8)
+    writer.add_value_length(8)
+    writer.add_expert_count(EXPERTS)
+    writer.add_expert_used_count(2)
+    inner, outer = (EXPERTS, 768, 32), (EXPERTS, 32, 768)  # the library reads no width of experts
+    stacks = {"ffn_gate_exps": inner, "ffn_up_exps": inner, "ffn_down_exps": outer, "ffn_gate_inp": (EXPERTS, 32)}
+    every = stacks | {"attn_q_norm": (8,), "attn_k_norm": (8,)}
+    more = [(f"blk.{layer}.{name}.weight", shape) for layer in range(2) for name, shape in every.items()]
+    dense = ("ffn_gate.", "ffn_up.", "ffn_down.")
+    _write_gguf(writer, [*(entry for entry in _gguf_tensors() if not any(part in entry[0] for part in dense)), *more])
+    return path
+
+
+def _write_gguf(writer: gguf.GGUFWriter, tensors: Iterable[tuple[str, tuple[int, ...]]]) -> None:
     writer.add_name("tiny")
     writer.add_vocab_size(SIZES["vocab_size"])
     writer.add_context_length(64)
@@ -81,7 +107,7 @@ def llama_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     writer.add_token_scores([0.5] * SIZES["vocab_size"])
     writer.add_token_types([1] * SIZES["vocab_size"])
     generator = np.random.default_rng(0)
-    for at, (name, shape) in enumerate(_gguf_tensors()):
+    for at, (name, shape) in enumerate(tensors):
         numbers = generator.standard_normal(shape, np.float32) * 0.1 + (len(shape) == 1)
         if len(shape) == 1:
             writer.add_tensor(name, numbers)
@@ -94,7 +120,6 @@ def llama_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
 
 
 def _gguf_tensors() -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -120,7 +145,7 @@ def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     return dict(module.named_parameters()) | dict(module.named_buffers())
 
 
-@pytest.mark.parametrize("name", ["llama", "mixtral", "llama_gguf"])
+@pytest.mark.parametrize("name", ["llama", "mixtral", "llama_gguf", "experts_gguf"])
 def test_the_model_is_the_one_that_the_library_loads(name: str, request: pytest.FixtureRequest) -> None:
     path: Path = request.getfixturevalue(name)
     found, expected = load_source(path, deferred=True), load_source(path)
@@ -213,6 +238,43 @@ def test_a_library_without_these_functions_loads_as_ever(llama: Path, monkeypatc
     assert library.safe_open is original
     monkeypatch.setattr("twoheads.compiler.frontend.torch.load_source.deferred_loading", nullcontext)
     assert not any(isinstance(p, StoredTensor) for p in load_source(llama, deferred=True).module.parameters())
+
+
+def test_of_experts_in_a_gguf_file_one_is_expanded(
+    experts_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the model is loaded two, whose numbers tell that each is made of its own part."""
+    expanded: list[tuple[int, ...]] = []
+
+    def noted(data: Any, kind: Any) -> Any:
+        found = gguf_tensors_expanded(data, kind)
+        expanded.append(found.shape)
+        return found
+
+    gguf_tensors_expanded = gguf_tensors.expanded
+    monkeypatch.setattr(gguf_tensors, "expanded", noted)
+    compiled = compile_model(experts_gguf, block_size=16, experts="grouped")
+    stacks = [weight for weight in compiled.weights.values() if isinstance(weight, StoredTensor) and weight.ndim == 3]
+    assert len(stacks) == 4
+    for stack in stacks:
+        assert torch.equal(torch.stack([stack.part(number) for number in range(EXPERTS)]), stack.read())
+    expanded.clear()
+    write_bundle(quantise_weights(compiled, "int8"), tmp_path / "bundle", generation=False)
+    assert {shape[0] for shape in expanded if len(shape) == 3} == {1}
+
+
+def test_a_stack_whose_entries_are_not_made_alone_is_read_whole(
+    experts_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = gguf_tensors._File.tensors
+
+    def reversed_stacks(self: Any, *arguments: Any) -> dict[str, torch.Tensor]:
+        return {name: tensor.flip(0) for name, tensor in made(self, *arguments).items()}
+
+    monkeypatch.setattr(gguf_tensors._File, "tensors", reversed_stacks)
+    stacks = [tensor for tensor in load_source(experts_gguf, deferred=True).module.parameters() if tensor.ndim == 3]
+    assert len(stacks) == 4
+    assert not any(stack.stacked for stack in stacks if isinstance(stack, StoredTensor))
 
 
 @pytest.mark.parametrize("stacked", [False, True])

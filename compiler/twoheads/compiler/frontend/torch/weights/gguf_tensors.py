@@ -2,7 +2,8 @@
 
 The library's own loop expands all of them at once. Its parts are used here: the names, the rearrangements of each
 architecture, the expansion of blocks. A rearrangement may make one tensor of several (experts' gates and ups), or
-several of one; so a tensor is made by whatever of the file had a part in it, in the file's order.
+several of one; so a tensor is made by whatever of the file had a part in it, in the file's order. Of stacked experts
+one alone is expanded, where an experiment shows that each is made of its own part of the stack.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from twoheads.compiler.frontend.torch.weights.gguf_header import LeanGguf, lean_
 from twoheads.compiler.frontend.torch.weights.stored_tensor import StoredTensor
 
 __all__ = ["expanded", "stored_gguf_tensors"]
+
+STACK_DIMENSIONS = 3
+"""Of a tensor that may hold the weights of all experts of a layer."""
 
 PART = 1 << 20
 """Numbers that are expanded at a time: the library holds all parts beside the whole until it is made."""
@@ -63,11 +67,31 @@ def stored_gguf_tensors(path: Path, model: Any, load: Callable[..., Any], small:
     file = _File(path, processor, names)
     made: dict[str, Tensor] = {}
     sources: dict[str, list[_Part]] = {}
+    entire: set[str] = set()
     for part in parts:  # once, for the shapes and for the small ones
-        for name, tensor in file.tensors([part]).items():
+        stacks = _stacks(file, part, small)
+        found = stacks or file.tensors([part])
+        entire |= found.keys() - stacks.keys()
+        for name, tensor in found.items():
             sources.setdefault(name, []).append(part)
-            made[name] = tensor if tensor.numel() <= small else _stored(file, name, sources[name], tensor)
+            stored = partial(_stored, file, name, sources[name], stacked=name not in entire)
+            made[name] = tensor if tensor.numel() <= small else stored(tensor)
     return made
+
+
+def _stacks(file: _File, part: _Part, small: int) -> dict[str, Tensor]:
+    """What is made of a part that stacks large weights of experts, without numbers; nothing of any other part.
+
+    Of two entries: what is made of both must be what is made of each.
+    """
+    if len(part.shape) != STACK_DIMENSIONS or part.shape[0] < 2:
+        return {}
+    both, second = (file.tensors([part], slice(start, 2)) for start in (0, 1))
+    if both.keys() != second.keys() or not all(torch.equal(both[name][1:], second[name]) for name in both):
+        return {}
+    shapes = {name: (part.shape[0], *two.shape[1:]) for name, two in both.items() if two.shape[0] == 2}
+    made = {name: torch.empty(shape, dtype=both[name].dtype, device="meta") for name, shape in shapes.items()}
+    return made if len(made) == len(both) and all(tensor.numel() > small for tensor in made.values()) else {}
 
 
 @contextmanager
@@ -98,8 +122,11 @@ def _contents(lean: LeanGguf) -> tuple[str, list[_Part]]:
     return architecture, parts
 
 
-def _stored(file: _File, name: str, parts: Sequence[_Part], like: Tensor) -> StoredTensor:
-    return StoredTensor(like.shape, like.dtype, lambda: file.tensors(parts)[name])
+def _stored(file: _File, name: str, parts: Sequence[_Part], like: Tensor, *, stacked: bool) -> StoredTensor:
+    def entry(number: int) -> Tensor:
+        return file.tensors(parts, slice(number, number + 1))[name][0]
+
+    return StoredTensor(like.shape, like.dtype, lambda: file.tensors(parts)[name], None, entry if stacked else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +137,11 @@ class _File:
     processor: Any
     names: dict[str, str]
 
-    def tensors(self, parts: Sequence[_Part]) -> dict[str, Tensor]:
-        """What the library makes of these parts alone."""
+    def tensors(self, parts: Sequence[_Part], entries: slice = slice(None)) -> dict[str, Tensor]:
+        """What the library makes of these parts alone, or of these entries of stacks."""
         parsed: dict[str, dict[str, Tensor]] = {"tensors": {}}
         for part in parts:
-            data = np.memmap(self.path, part.dtype, "r", offset=part.offset, shape=part.shape)
+            data = np.memmap(self.path, part.dtype, "r", offset=part.offset, shape=part.shape)[entries]
             found = self.processor.process(
                 weights=expanded(data, part.kind),
                 name=part.name,
