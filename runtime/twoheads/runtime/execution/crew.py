@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Self, TypeVar
 
-__all__ = ["Crew", "Stopped", "Turns", "available_threads"]
+__all__ = ["TICK_SECONDS", "Crew", "Stopped", "available_threads"]
 
 T = TypeVar("T")
 
@@ -128,33 +128,3 @@ class Crew:
             pending = wait(pending, timeout=TICK_SECONDS if self._tick else None).not_done
             if self._tick:
                 self._tick()
-
-
-class Turns:
-    """Lets workers that compute side by side do the last part of their pieces one after the other, in their order.
-
-    Args:
-        crew: Whose workers take pieces in order: so whoever waits, waits for one that somebody has.
-    """
-
-    def __init__(self, crew: Crew) -> None:
-        self._crew = crew
-        self._turn = 0
-        self._changed = threading.Condition()
-
-    def wait(self, turn: int) -> None:
-        """Returns when ``turn`` turns have ended, of those that are counted from 0.
-
-        Raises:
-            Stopped: The crew was told to stop.
-        """
-        with self._changed:
-            while self._turn < turn:
-                self._crew.check()
-                self._changed.wait(TICK_SECONDS)
-
-    def end(self) -> None:
-        """Ends the turn that it is."""
-        with self._changed:
-            self._turn += 1
-            self._changed.notify_all()

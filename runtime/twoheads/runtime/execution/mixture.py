@@ -34,9 +34,13 @@ class Chosen:
     places: npt.NDArray[np.int64]
     slots: npt.NDArray[np.int64]
 
-    def calls(self, sizes: tuple[int, ...]) -> int:
-        """Calls that they take by engines of ``sizes`` rows."""
-        return len(row_calls(sizes, len(self.places)))
+    def calls(self, sizes: tuple[int, ...]) -> Iterator[tuple[int, Chosen]]:
+        """The calls that they take by engines of ``sizes`` rows: the rows of each, and which of the tokens it has."""
+        begin = 0
+        for size in row_calls(sizes, len(self.places)):
+            part = slice(begin, begin + size)
+            yield size, Chosen(self.expert, self.places[part], self.slots[part])
+            begin += size
 
 
 def chosen_experts(stage: str, index: Array, real: npt.NDArray[np.bool_], experts: int) -> list[Chosen]:
@@ -77,38 +81,18 @@ class Mixture:
         self._engine, self._new_call, self._wrap = engine, call, wrap
         self._bound: dict[int, _Bound] = {}
 
-    def add(
-        self,
-        chosen: Chosen,
-        sizes: tuple[int, ...],
-        weights: Sequence[Array],
-        values: tuple[Array, Array, Array],
-        turn: Callable[[], None] = lambda: None,
-    ) -> Iterator[int]:
-        """Adds what an expert makes of its tokens to their sums; gives the rows of each call behind it.
+    def made(self, size: int, chosen: Chosen, weights: Sequence[Array], values: tuple[Array, Array]) -> Array:
+        """What one call makes of an expert's tokens, ``[tokens, width]``: good until the next call.
 
         Args:
+            size: Rows of the engine, as many as there are tokens or more.
             chosen: The tokens.
-            sizes: Rows of the engines that may be used, ascending.
             weights: The expert's.
-            values: Rows ``[tokens, width]``, shares ``[tokens, chosen]``, and sums ``[tokens, width]``.
-            turn: Called before each addition; returns when the experts before have been added.
+            values: Rows ``[tokens, width]`` and shares ``[tokens, chosen]`` of all tokens.
         """
-        tensors = [self._wrap(weight) for weight in weights]
-        begin = 0
-        for size in row_calls(sizes, len(chosen.places)):
-            part = slice(begin, begin + size)
-            places = chosen.places[part]
-            made = self._of(size).made(tensors, places, chosen.slots[part], values)
-            turn()
-            values[2][places] += made
-            begin += size
-            yield size
-
-    def _of(self, size: int) -> _Bound:
         if size not in self._bound:
             self._bound[size] = _Bound(self._engine, size, self._new_call(rows_variant(size)), self._wrap)
-        return self._bound[size]
+        return self._bound[size].made([self._wrap(weight) for weight in weights], chosen, values)
 
 
 class _Bound:
@@ -122,23 +106,17 @@ class _Bound:
             call.bind_input(port, wrap(array))
         call.bind_output(0, wrap(self._after))
 
-    def made(
-        self,
-        weights: Sequence[Any],
-        places: npt.NDArray[np.int64],
-        slots: npt.NDArray[np.int64],
-        values: tuple[Array, Array, Array],
-    ) -> Array:
-        """What one call gives, to be added to the tokens' sums: good until the next one.
+    def made(self, weights: Sequence[Any], chosen: Chosen, values: tuple[Array, Array]) -> Array:
+        """What the call gives, to be added to the tokens' sums.
 
         The engine could add it itself; then experts would wait for each other. Rows beyond the tokens are what an
         earlier call left there: finite, and read by nobody.
         """
-        hidden, share, _ = values
-        count = len(places)
+        hidden, share = values
+        count = len(chosen.places)
         # Where rows are taken to is known, and checked places need no check: nothing lies between.
-        np.take(hidden, places, axis=0, out=self._rows[:count], mode="clip")
-        self._share[:count, 0] = share[places, slots]
+        np.take(hidden, chosen.places, axis=0, out=self._rows[:count], mode="clip")
+        self._share[:count, 0] = share[chosen.places, chosen.slots]
         for port, weight in enumerate(weights, 3):
             self._call.bind_input(port, weight)
         self._call.run()
@@ -175,9 +153,12 @@ class StepMixture:
 
     def run(self, count: int) -> int:
         """Computes the mixture for the first ``count`` rows; returns the calls that it took."""
-        self._values[2][...] = 0
+        hidden, share, sums = self._values
+        sums[...] = 0
         calls = 0
         for chosen in chosen_experts(self._stage.name, self._index, self._at < count, self._engine.experts):
             weights = [self._part(name, chosen.expert) for name in self._stage.weights]
-            calls += len(list(self._mixture.add(chosen, self._sizes, weights, self._values)))
+            for size, part in chosen.calls(self._sizes):
+                sums[part.places] += self._mixture.made(size, part, weights, (hidden, share))
+                calls += 1
         return calls

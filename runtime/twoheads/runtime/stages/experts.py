@@ -1,12 +1,15 @@
 """Run one mixture of experts: the tokens of all blocks are gathered by expert, and each expert computes its own.
 
-Experts are computed side by side, each by one thread. What they give is added up in their order, so the sum is the
-same whatever the number of threads. Nothing of an expert that no token chose is read.
+Calls are made side by side, each by one thread. What they give is added up in their order, so the sum is the same
+whatever the number of threads. Nothing of an expert that no token chose is read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +17,14 @@ import numpy.typing as npt
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.program.engines.experts import ExpertsEngine
 from twoheads.graphs.program.program import ExpertsStage
-from twoheads.runtime.execution.crew import Turns
+from twoheads.runtime.execution.in_order import InOrder
 from twoheads.runtime.execution.mixture import Chosen, Mixture, chosen_experts
 from twoheads.runtime.execution.run_state import RunState
 
 __all__ = ["open_experts", "run_experts"]
+
+WAITING = 2
+"""Calls a thread whose rows may wait until those before them are added."""
 
 
 def open_experts(run: RunState, stage: ExpertsStage) -> None:
@@ -44,34 +50,52 @@ def run_experts(run: RunState, stage: ExpertsStage) -> None:
         output.tile(tile)[...] = 0
     index = run.stores[stage.index].rows()
     chosen = chosen_experts(stage.name, index, _real(run, len(index), hidden.length), engine.experts)
-    values, weights = (hidden.rows(), share.rows(), output.rows()), run.engines.weights
-    turns = Turns(run.crew)
+    calls = [call for one in chosen for call in one.calls(engine.row_sizes)]
+    values, sums, weights = (hidden.rows(), share.rows()), output.rows(), run.engines.weights
+    ordered = InOrder(run.crew, lambda places, rows: _add(sums, places, rows), WAITING * run.crew.threads)
+    left = _Left(calls)
     counter = run.counters[stage.name]
 
-    def start() -> Callable[[tuple[int, Chosen]], None]:
+    def start() -> Callable[[tuple[int, tuple[int, Chosen]]], None]:
         count = counter.worker()
         mixture = Mixture(
             engine, lambda variant: run.engines.attention(engine.name, variant).new_call(), run.backend.tensor
         )
 
-        def expert(item: tuple[int, Chosen]) -> None:
-            turn, one = item
-            parts = [weights.part(name, one.expert) for name in stage.weights]
-            for size in mixture.add(one, engine.row_sizes, parts, values, lambda: turns.wait(turn)):
-                run.crew.check()
-                hidden.touch(0, size * engine.width * hidden.array.itemsize)
-                output.touch(0, size * engine.width * output.array.itemsize)
-                count.calls += 1
-            turns.end()
-            if run.lets_go:
-                weights.let_go_part(stage.weights, one.expert)
+        def call(item: tuple[int, tuple[int, Chosen]]) -> None:
+            number, (size, part) = item
+            own = [weights.part(name, part.expert) for name in stage.weights]
+            ordered.give(number, part.places, mixture.made(size, part, own, values))
+            hidden.touch(0, size * engine.width * hidden.array.itemsize)
+            output.touch(0, size * engine.width * output.array.itemsize)
+            count.calls += 1
+            if left.last(part.expert) and run.lets_go:
+                weights.let_go_part(stage.weights, part.expert)
 
-        return expert
+        return call
 
-    run.crew.run(enumerate(chosen), start)
-    run.routed[stage.name] = sum(one.calls(engine.row_sizes) for one in chosen)
+    run.crew.run(enumerate(calls), start)
+    run.routed[stage.name] = len(calls)
     run.expert_bytes += len(chosen) * engine.expert_bytes
     run.all_expert_bytes += engine.experts * engine.expert_bytes
+
+
+def _add(sums: npt.NDArray[Any], places: npt.NDArray[np.int64], rows: npt.NDArray[Any]) -> None:
+    sums[places] += rows
+
+
+class _Left:
+    """Counts the calls of each expert that are to be made yet; workers count down side by side."""
+
+    def __init__(self, calls: Sequence[tuple[int, Chosen]]) -> None:
+        self._counts = Counter(part.expert for _, part in calls)
+        self._lock = threading.Lock()
+
+    def last(self, expert: int) -> bool:
+        """Counts one; whether it was the expert's last."""
+        with self._lock:
+            self._counts[expert] -= 1
+            return not self._counts[expert]
 
 
 def _real(run: RunState, padded: int, length: int) -> npt.NDArray[np.bool_]:

@@ -163,10 +163,10 @@ class ExpertsEngine:
     def workspace(self) -> int:
         """Bytes of the arrays of one call of the largest file: its ports but for weights, and inner rows.
 
-        Beside them a quantised weight's numbers, which kernels expand.
+        Beside them a quantised weight's numbers, which kernels expand, and rows of two calls that wait to be added.
         """
         expanded = max(self.made if self.up_bits else 0, self.inner if self.down_bits else 0) * self.width
-        return 4 * self.block_size * (4 * self.width + 2 * self.made + 2 * self.inner) + 4 * expanded
+        return 4 * self.block_size * (6 * self.width + 2 * self.made + 2 * self.inner) + 4 * expanded
 
 
 def rows_variant(rows: int) -> str:
