@@ -43,7 +43,7 @@ def load(
             :data:`~twoheads.runtime.backends.protocol.LANES` streams on a device.
         check: ``read`` (sizes and sha256 of files; a weight's when a run reads it first), ``full`` (now) or ``size``.
         memory_limit: Bytes of memory that a run may take by its plan; one that does not fit is refused. What this
-            process holds beside runs, results included, does not count.
+            process holds beside runs does not count. Of what generates it counts weights, and tells a token's cost.
         spill: A folder for files of token values: of as many, the largest first, as the limit takes, or, without a
             limit, of all large ones. The files are gone when the run is over, however it ends.
         fused: Single inputs run on engines that hold several stages, where the bundle has such. Otherwise, and on

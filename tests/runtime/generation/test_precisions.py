@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 
 import numpy as np
@@ -14,6 +15,7 @@ from twoheads.compiler import compile_model
 from twoheads.compiler.compiled_model import CompiledModel
 from twoheads.export import narrow_values, quantise_weights, write_bundle
 from twoheads.export.verification.generation.proof import verify_generation
+from twoheads.graphs.errors import InputError
 from twoheads.runtime import load
 
 BLOCK = 16
@@ -39,6 +41,26 @@ def _model():
 @cache
 def _compiled() -> CompiledModel:
     return compile_model(_model(), block_size=BLOCK)
+
+
+def test_weights_that_do_not_fit_are_told(tmp_path):
+    """Those of float32 are mapped, so tokens come; packed ones would have to stay."""
+    path = write_bundle(_compiled(), tmp_path / "b")
+    told = [warning.message for warning in _warnings_of(load(path, memory_limit=1 << 40))]
+    assert not [message for message in told if "memory limit" in str(message)]
+    limited = load(path, memory_limit=1)
+    with pytest.warns(UserWarning, match=r"a token reads 4\d\d\.\d kB of weights, and the memory limit has room for 0"):
+        limited.generate([5, 6, 7], max_new_tokens=3)
+    packed = write_bundle(quantise_weights(_compiled(), "int4"), tmp_path / "packed")
+    with pytest.raises(InputError, match="of packed weights, and the process takes"):
+        load(packed, memory_limit=1).generate([5, 6, 7], max_new_tokens=3)
+
+
+def _warnings_of(bundle):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        bundle.generate([5, 6, 7], max_new_tokens=1)
+    return found
 
 
 def test_products_of_8_bits(tmp_path):

@@ -57,6 +57,7 @@ class StepEngines:
         steps: What the engines compute.
         in_place: Steps of one row that write keys in place, if the model and the bundle have them and they can run.
         backend: What runs them.
+        packed: Whether kernels keep a copy of the weights, and do not read them where they are mapped.
         calls: Engine calls so far, of all who use them.
 
     Raises:
@@ -74,7 +75,7 @@ class StepEngines:
         self._weights = weights
         self._threads = threads
         self._precision = precision
-        self._packed = bool(bundle.manifest.quantised) or not isinstance(backend, OnnxRuntimeBackend)
+        self.packed = bool(bundle.manifest.quantised) or not isinstance(backend, OnnxRuntimeBackend)
         self._declared = declared_steps(bundle.program, bundle.manifest, weights.view)
         self._open: dict[str, EngineHandle] = {}
         self._capacity: dict[int, str] = {}
@@ -87,7 +88,7 @@ class StepEngines:
         """
         capacity = self.steps.capacity(blocks) or 0
         engine = self.steps.engine(rows, capacity, source)
-        if engine.name not in self._open and self._packed:
+        if engine.name not in self._open and self.packed:
             other = self._capacity.get(rows, "")
             if other in self._open and not isinstance(self._open[other], SharedEngine):
                 del self._open[other]
@@ -222,7 +223,7 @@ class StepEngines:
         named: dict[str, npt.NDArray[Any]] = {port.name: self._weights.view(name) for name, port in weights.items()}
         path = self._file(self._bundle.engine_file(engine.name))
         file = EngineFile(path, engine.inputs, engine.outputs, named, self._threads, own, shared=True)
-        if not self._packed:  # they are read where they lie
+        if not self.packed:  # they are read where they lie
             return self.backend.load_engine(file)
         with self._weights.letting_go(weights):
             return self.backend.load_engine(file)

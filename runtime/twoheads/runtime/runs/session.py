@@ -101,14 +101,19 @@ class LoadedBundle(RunContext):
         """What continues prompts; made at the first use, and kept with its open engines.
 
         Raises:
-            InputError: The model generates nothing, or not with this backend; or its settings are not supported.
+            InputError: The model generates nothing, or not with this backend; or its settings are not supported; or
+                its weights are packed, and do not fit into the memory limit.
         """
+        from twoheads.graphs.schedule.step_memory import step_memory_note
         from twoheads.runtime.generation.engines import StepEngines
         from twoheads.runtime.generation.generator import Generator
         from twoheads.runtime.runs.source_run import EncoderRun
 
         bundle, weights, how = self._bundle, self._weights, self.precision
         engines = StepEngines(bundle, weights, self._backend, threads=self.threads, precision=how)
+        if (limit := self.memory_limit) is not None:
+            note = step_memory_note(self.program, packed=engines.packed, limit=limit, process=self.process_bytes)
+            give_notices(() if note is None else (note,))
         encoder, prompts = EncoderRun(self, self.executor), self._prompt_run(engines.steps)
         return Generator(bundle, weights, engines, self.tokenizer, encoder, prompts)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twoheads.export.cli.shared import options
+from twoheads.export.cli.shared import arguments, options
 
 if TYPE_CHECKING:
     from twoheads.runtime import LoadedBundle
@@ -25,6 +25,14 @@ class EngineOptions:
     )
     backend: options.BackendOption = options.DEFAULT_BACKEND
     precision: options.PrecisionOption = options.Precision.F32
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(
+            "--memory-limit",
+            metavar="SIZE",
+            help='The most memory for weights, e.g. "4GB"; if they need more, it is told what a token costs.',
+        ),
+    ] = None
 
     def load(self, bundle: Path) -> LoadedBundle:
         """The bundle, ready to generate.
@@ -34,4 +42,6 @@ class EngineOptions:
         """
         from twoheads.runtime import load
 
-        return load(bundle, backend=self.backend, precision=self.precision.value, threads=self.threads)
+        limit = None if self.memory_limit is None else arguments.parse_size(self.memory_limit)
+        how = self.precision.value
+        return load(bundle, backend=self.backend, precision=how, threads=self.threads, memory_limit=limit)
