@@ -101,8 +101,7 @@ def build_target(
         precision: One of the target's; its first if not given.
         device: One of the target's; its first if not given.
         python: That of the environment with the compiler.
-        calibrate: For what is lossy, a text of a few thousand words like those that will be run: ranges of values are
-            taken from runs over it, and its last fifth tells what the precision costs.
+        calibrate: For what is lossy, some thousand words like those to run: for ranges, and its end for the cost.
         check: Also run what was built, where something can, and compare it with ONNX Runtime.
         strict: Fail if anything is left to the host.
         allow_loss: Keep what loses more than 5 % of perplexity, or of hidden states, or nobody knows how much.
@@ -111,14 +110,11 @@ def build_target(
 
     Raises:
         BundleError: The bundle is damaged, or the disk refuses.
-        CompileError: The compiler refuses an engine, a strict build leaves nodes to the host, or too much is lost or
-            nothing tells how much.
+        CompileError: An engine is refused, a strict build leaves nodes to the host, or more is lost than is allowed.
         InputError: No such target, precision or device; no compiler; or ``calibrate`` is missing, of no use or short.
     """
     bundle, target = read_bundle(path), load_target(name)
-    wanted = choose("--precision", precision, target.precisions, name)
-    _require_text(name, wanted, calibrate)
-    refuse_unmeasured(name, wanted, allowed=allow_loss)
+    refuse_unmeasured(name, _wanted(target, precision, calibrate), allowed=allow_loss)
     with scratch_folder() as scratch:
         built = build_engines(
             bundle,
@@ -132,14 +128,14 @@ def build_target(
             progress=progress,
         )
         _refuse(built, name, strict=strict)
-        loss = None
         if calibrate is not None:
             (progress or silent)("measure what it costs")
-            compiler = find_compiler(target, python, built.entry.device)
-            loss = measure_loss(bundle, name, built.entry, scratch, compiler, calibrate)
+            found = find_compiler(target, python, built.entry.device)
+            loss = measure_loss(bundle, name, built.entry, scratch, found, calibrate)
             refuse_loss(loss, name, built.entry.precision, allowed=allow_loss)
+            built = replace(built, loss=loss)
         write_target(bundle, name, built.entry, scratch, sign)
-    return replace(built, loss=loss)
+    return built
 
 
 def build_engines(
@@ -174,9 +170,8 @@ def build_engines(
     """
     report = progress or silent
     target = load_target(name)
-    wanted = choose("--precision", precision, target.precisions, name)
+    wanted = _wanted(target, precision, calibrate)
     chosen = choose("--device", device, target.devices, name) if device or target.devices else None
-    _require_text(name, wanted, calibrate)
     report(f"find the compiler of {name}")
     compiler = find_compiler(target, python, chosen)
     calibration = None
@@ -204,15 +199,17 @@ def _is_always_checked(name: str, precision: str) -> bool:
     return PRECISIONS[precision].rounded_weights is not None or (backend is not None and EMULATORS[backend].checked)
 
 
-def _require_text(name: str, precision: str, text: str | None) -> None:
-    """Ranges that random numbers have would be no statement about a model's values."""
-    if precision in LOSSY and text is None:
-        needed = f"{name} needs to know the ranges of values"
-        problem = needed if PRECISIONS[precision].ranges else "nothing tells what it costs"
-        raise InputError(f"--precision {precision}", problem, "--calibrate FILE, a text like those to run")
-    if precision not in LOSSY and text is not None:
-        problem = f"is for precisions that lose something, and {precision} has no use for it"
+def _wanted(target: Target, precision: str | None, text: str | None) -> str:
+    """The precision, which needs a text or none: ranges of random numbers would be no statement about a model's."""
+    wanted = choose("--precision", precision, target.precisions, target.name)
+    if wanted in LOSSY and text is None:
+        needed = f"{target.name} needs to know the ranges of values"
+        problem = needed if PRECISIONS[wanted].ranges else "nothing tells what it costs"
+        raise InputError(f"--precision {wanted}", problem, "--calibrate FILE, a text like those to run")
+    if wanted not in LOSSY and text is not None:
+        problem = f"is for precisions that lose something, and {wanted} has no use for it"
         raise InputError("--calibrate", problem, "leave it out")
+    return wanted
 
 
 @dataclass(slots=True)
