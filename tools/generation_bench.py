@@ -56,14 +56,14 @@ def _prompt(length: int) -> list[int]:
     return [int(token) for token in np.random.default_rng(0).integers(100, 10_000, length)]
 
 
-def _ours(model: str, threads: int, prompt: list[int], new: int) -> Timed:
+def _ours(model: str, threads: int, prompt: list[int], new: int, pages: str | None = None) -> Timed:
     from twoheads.runtime import load
 
     bundle = load(model, threads=threads)
-    bundle.generation.open_engines(len(prompt) + new)  # as those of the others are
+    bundle.generation.open_engines(len(prompt) + new, pages)  # as those of the others are
     bundle.generate(prompt[:4], max_new_tokens=2, ignore_eos=True)
     began, times = time.perf_counter(), list[float]()
-    for _ in bundle.stream(prompt, max_new_tokens=new, do_sample=False, ignore_eos=True):
+    for _ in bundle.stream(prompt, max_new_tokens=new, do_sample=False, ignore_eos=True, pages=pages):
         times.append(time.perf_counter() - began)
     return times[0], times[1:]
 
@@ -179,15 +179,18 @@ HELD: dict[str, Callable[[str, int, list[int], int], Timed]] = {
 HELD_TOKENS = 512
 """Of the run and of the prompt."""
 
+ROUNDED = "twoheads, --pages int8-steps"
+
 CONTENDERS: dict[str, Callable[[str, int, list[int], int], Timed]] = {
     "twoheads": _ours,
+    ROUNDED: partial(_ours, pages="int8-steps"),
     "transformers": _transformers,
     "OpenVINO GenAI": _openvino,
     "OpenVINO GenAI, float32": partial(_openvino, **IN_FLOAT32),
     "llama.cpp": _llama_cpp,
     "ONNX Runtime GenAI": _onnxruntime_genai,
 }
-OF_FOLDERS = ("twoheads", "ONNX Runtime GenAI")
+OF_FOLDERS = ("twoheads", ROUNDED, "ONNX Runtime GenAI")
 """Contenders that do not read the GGUF file itself."""
 
 
@@ -202,7 +205,7 @@ def _turn(name: str, model: str, threads: int, length: int, new: int) -> dict[st
     words = ["--child", name, "--threads", threads, "--length", length, "--new", new]
     command = [sys.executable, "-m", "tools.generation_bench", model, *map(str, words)]
     row: dict[str, Any] = {"contender": name, "model": Path(model).name, "prompt_tokens": length}
-    if name in HELD or name == "twoheads":
+    if name in HELD or name in ("twoheads", ROUNDED):
         manifest = read_bundle(model, check="size", engines=False).manifest
         row["model"] = f"{manifest.source.name}, {manifest.precision}"
     try:
@@ -331,7 +334,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--extra", action="store_true")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--proofs", type=int, nargs="+", help="prompts of so many tokens")
-    parser.add_argument("--pages", help="of proofs: int8")
+    parser.add_argument("--pages", help="of proofs: int8, int8-steps")
+    parser.add_argument("--rounded", action="store_true", help="of turns: ours as well with --pages int8-steps")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
@@ -351,7 +355,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         others = [(name, given.model) for name in CONTENDERS if name not in OF_FOLDERS]
         others += [("ONNX Runtime GenAI", folder) for folder in given.genai]
-        takers = [*(("twoheads", bundle) for bundle in given.bundle), *others]
+        own = ("twoheads", ROUNDED) if given.rounded else ("twoheads",)
+        takers = [*((name, bundle) for bundle in given.bundle for name in own), *others]
         lengths = given.length or LENGTHS
         found["turns"] = [_turn(*taker, given.threads, length, given.new) for length in lengths for taker in takers]
     given.out.write_text(json.dumps(found, indent=1) + "\n")

@@ -17,6 +17,7 @@ from twoheads.graphs.program.engines.scan import STEP as SCAN_STEP
 from twoheads.graphs.serialization.bundle_format import ENGINES, WEIGHTS, WeightEntry
 from twoheads.graphs.variants.batch_steps import BATCH_ROWS, BatchSteps
 from twoheads.graphs.variants.in_place.in_place_steps import InPlaceSteps, in_place_steps
+from twoheads.graphs.variants.in_place.rounded_steps import rounded_steps
 from twoheads.graphs.variants.steps import StepEngine, Steps, step_steps
 from twoheads.runtime.bundle.weights import Weights
 
@@ -49,7 +50,7 @@ def write_steps(
         return
     engines = tuple(steps.engines)
     resized = ResizedEngines(compiled, models, steps.program)
-    in_place = in_place_steps(compiled.program)
+    in_place = (in_place_steps(compiled.program), rounded_steps(compiled.program))
     total = len(engines) + len(steps.rows) - 1
     done = 0
     for rows in steps.rows:
@@ -60,8 +61,9 @@ def write_steps(
                 if not _write_step(steps, engine, used, folder, entries):
                     return
                 done += 1
-        if in_place is not None and rows == 1:
-            _write_in_place(in_place, used, folder, entries)
+        for each in in_place if rows == 1 else ():
+            if each is not None:
+                _write_in_place(each, used, folder, entries)
         if rows != compiled.program.block_size:
             _write_heads(steps, rows, used, folder, entries)
             done += 1

@@ -9,12 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InputError, InternalError
+from twoheads.graphs.variants.in_place.in_place_steps import InPlaceSteps
 from twoheads.graphs.variants.step_calls import Pieces
 from twoheads.graphs.variants.steps import CAPACITIES
 from twoheads.runtime.bundle.weights import Weights
 from twoheads.runtime.generation.added import AddedScores
 from twoheads.runtime.generation.engines import StepEngines
 from twoheads.runtime.generation.kept.prompts import RunsPrompts
+from twoheads.runtime.generation.kept.rounded_reads import RoundedReads
 from twoheads.runtime.generation.kept.rows import KeptBlocks
 from twoheads.runtime.generation.kept.source import KeptSource
 from twoheads.runtime.generation.kept.states import KeptStates
@@ -73,7 +75,7 @@ class Context:
         self._prompts = None if kept is not None and kept.rounds else prompts
         self._states = KeptStates(engines.steps)
         self.source = KeptSource(engines.steps, {}) if source is None else source
-        self._steps: dict[tuple[int, bool, bool], BoundStep | LongStep] = {}
+        self._steps: dict[tuple[int, bool, type], BoundStep | LongStep] = {}
         self._heads: dict[int, Heads] = {}
         self._forgets = engines.steps.has_rings or bool(engines.steps.states)
         self._steady = 0
@@ -412,9 +414,7 @@ class Context:
     def _run(self, tokens: npt.NDArray[np.int64], first: int, count: int, rows: int) -> npt.NDArray[Any]:
         """One call: tokens that are there already are computed again, and left as they are."""
         kept, block = self._arrays(), self.engines.steps.program.block_size
-        in_place = self.engines.in_place if rows == 1 and kept.own else None
-        if in_place is not None and in_place.capacity(first // block) is None:
-            in_place = None
+        in_place = self._in_place(first // block) if rows == 1 else None
         # Layer by layer, whole blocks are read in tiles of the widest capacity.
         room = first // block + (in_place is not None)
         if kept.reserve(max(room, CAPACITIES[-1] if self.source.capacity is None else 0)):
@@ -422,7 +422,7 @@ class Context:
         steps = self.engines.steps
         wide = steps.capacity(first // block) is None or self.source.capacity is None
         long = wide or kept.rounds or steps.layered
-        key = (rows, long, in_place is not None)
+        key = (rows, long, type(in_place))
         if key not in self._steps:
             if long:
                 self._steps[key] = LongStep(self.engines, rows, kept, self.source)
@@ -437,6 +437,14 @@ class Context:
         if len(self.tokens) % block == 0:
             self._complete()
         return np.array(step.hidden[0, skip:count])
+
+    def _in_place(self, blocks: int) -> InPlaceSteps | None:
+        """How one row behind so many whole blocks is written in place; ``None`` where it is not."""
+        kept = self._arrays()
+        found = self.engines.in_place if kept.own else None
+        if isinstance(kept, RoundedReads) and blocks:
+            found = kept.rounded.steps
+        return None if found is None or found.capacity(blocks) is None else found
 
     def _run_whole(self, tokens: npt.NDArray[np.int64], first: int, *, last: bool) -> npt.NDArray[Any] | None:
         """Computes the blocks of ``tokens`` behind token ``first``; the hidden states of the ``last`` token, if so."""

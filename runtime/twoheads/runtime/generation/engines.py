@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy.typing as npt
 
@@ -24,6 +24,7 @@ from twoheads.graphs.serialization.bundle_format import ENGINES
 from twoheads.graphs.variants.batch_steps import BatchAttention
 from twoheads.graphs.variants.decoder import step_obstacle
 from twoheads.graphs.variants.in_place.in_place_steps import InPlaceSteps, in_place_steps
+from twoheads.graphs.variants.in_place.rounded_steps import rounded_steps
 from twoheads.graphs.variants.steps import StepEngine, Steps, step_steps
 from twoheads.runtime.backends.onnxruntime_cpu import OnnxRuntimeBackend
 from twoheads.runtime.backends.onnxruntime_shared import SharedEngine
@@ -37,6 +38,8 @@ from twoheads.runtime.bundle.weights import Weights
 from twoheads.runtime.execution.mixture import Mixture, StepMixture
 
 __all__ = ["StepEngines"]
+
+Written = TypeVar("Written", bound=InPlaceSteps)
 
 
 class StepEngines:
@@ -56,6 +59,7 @@ class StepEngines:
     Attributes:
         steps: What the engines compute.
         in_place: Steps of one row that write keys in place, if the model and the bundle have them and they can run.
+        rounded: Likewise, in 8 bits.
         backend: What runs them.
         packed: Whether kernels keep a copy of the weights, and do not read them where they are mapped.
         calls: Engine calls so far, of all who use them.
@@ -68,7 +72,8 @@ class StepEngines:
         self, bundle: Bundle, weights: Weights, backend: Backend, *, threads: int, precision: str = "f32"
     ) -> None:
         self.steps = _checked(bundle, backend)
-        self.in_place = _in_place(bundle, backend)
+        self.in_place = _held(bundle, backend, in_place_steps(bundle.program))
+        self.rounded = _held(bundle, backend, rounded_steps(bundle.program))
         self.backend = backend
         self.calls = 0
         self._bundle = bundle
@@ -107,21 +112,22 @@ class StepEngines:
     def _whole(self, engine: StepEngine) -> EngineHandle:
         return self._opened(engine, dict(zip(self.steps.body.weights, engine.weights, strict=True)))
 
-    def open_for(self, tokens: int, *, runs: bool = False) -> None:
+    def open_for(self, tokens: int, *, runs: bool = False, rounded: bool = False) -> None:
         """Opens what a sequence of ``tokens`` tokens needs, as far as one engine holds all layers.
 
-        With ``runs``, other engines compute the whole blocks of a prompt.
+        With ``runs``, other engines compute the whole blocks of a prompt; ``rounded``, steps read numbers of 8 bits.
 
         Raises:
             BundleError: As :meth:`body`.
         """
         steps = self.steps
         blocks = tokens // steps.program.block_size
+        in_place = self.rounded if rounded and blocks and self.rounded is not None else self.in_place
         for rows in () if steps.layered or steps.source else steps.rows:
             most = steps.capacity(blocks)
-            room = None if self.in_place is None or rows > 1 else self.in_place.capacity(blocks)
-            if self.in_place is not None and room is not None:
-                self.in_place_body(self.in_place, room)
+            room = None if in_place is None or rows > 1 else in_place.capacity(blocks)
+            if in_place is not None and room is not None:
+                self.in_place_body(in_place, room)
                 continue
             reached = [one for one in steps.capacities if most is None or one <= most]
             for capacity in reached if rows == steps.rows[-1] and not runs else reached[-1:]:
@@ -229,9 +235,11 @@ class StepEngines:
             return self.backend.load_engine(file)
 
 
-def _in_place(bundle: Bundle, backend: Backend) -> InPlaceSteps | None:
-    steps = in_place_steps(bundle.program) if isinstance(backend, OnnxRuntimeBackend) else None
-    held = steps is not None and all(bundle.has(bundle.engine_file(engine.name)) for engine in steps.engines)
+def _held(bundle: Bundle, backend: Backend, steps: Written | None) -> Written | None:
+    """``steps``, if the bundle holds their engines and the backend runs them."""
+    if steps is None or not isinstance(backend, OnnxRuntimeBackend):
+        return None
+    held = all(bundle.has(bundle.engine_file(engine.name)) for engine in steps.engines)
     return steps if held else None
 
 

@@ -9,9 +9,11 @@ import numpy.typing as npt
 
 from twoheads.graphs.program.engines.scan import COUNT
 from twoheads.graphs.variants.in_place.in_place_steps import NEXT, PLACE, InPlaceSteps
+from twoheads.graphs.variants.in_place.rounded_steps import SCALE, RoundedSteps
 from twoheads.graphs.variants.steps import INDEX, MASK, SOURCE, SOURCE_MASK
 from twoheads.runtime.generation.added import AddedScores
 from twoheads.runtime.generation.engines import StepEngines
+from twoheads.runtime.generation.kept.rounded_reads import RoundedReads
 from twoheads.runtime.generation.kept.rows import KeptBlocks
 from twoheads.runtime.generation.kept.source import KeptSource
 from twoheads.runtime.generation.kept.states import KeptStates
@@ -29,7 +31,7 @@ class BoundStep:
         rows: Tokens of a call.
         kept: The context's keys and values, which must stay where they are.
         source: What it reads of an encoder, likewise.
-        in_place: How one row is written in place, if it is.
+        in_place: How one row is written in place, if it is; of :class:`RoundedSteps` into the copy of ``kept``.
 
     Attributes:
         hidden: The hidden states of the last call, ``[1, rows, width]``.
@@ -45,6 +47,7 @@ class BoundStep:
     ) -> None:
         self._engines, self._rows, self._kept = engines, rows, kept
         self._written = () if in_place is None else in_place.kept
+        self._copy = kept.rounded if isinstance(in_place, RoundedSteps) and isinstance(kept, RoundedReads) else None
         steps = engines.steps
         self._block = steps.program.block_size
         self._capacity = kept.capacity
@@ -55,20 +58,25 @@ class BoundStep:
         self._arrays = {
             port.name: np.zeros(port.shape, port.dtype)
             for port in engine.inputs
-            if not port.name.startswith(("past_", "open_", "state_", SOURCE))
+            if not port.name.startswith(("past_", "open_", "state_", SCALE, SOURCE))
         }
         self._feeds = [(entry.source, self._arrays[f"input_{at}"]) for at, entry in enumerate(_inputs(engines))]
         self._added = [self._arrays.get(f"{MASK}_{at}") for at in range(len(steps.added))]
         self._ports = len(engine.inputs) - len(steps.states), len(engine.outputs) - len(steps.states)
-        written = {f"{NEXT}past_{at}": kept.past[at] for at in self._written}
+        read = dict(enumerate(kept.past)) | ({} if self._copy is None else self._copy.reserve(kept))
+        written = {f"{NEXT}past_{at}": read[at] for at in self._written}
+        if self._copy is not None:
+            written |= {f"new_{at}": array for at, array in self._copy.new.items()}
         outputs = {
             port.name: written[port.name] if port.name in written else np.zeros(port.shape, port.dtype)
             for port in engine.outputs[: self._ports[1]]
         }
         self.hidden = outputs["hidden"]
-        self._new = {at: outputs[f"new_{at}"] for at in range(len(steps.kept)) if at not in self._written}
+        self._new = {at: outputs[f"new_{at}"] for at in range(len(steps.kept)) if f"new_{at}" in outputs}
         given = dict(self._arrays)
-        given |= {f"past_{at}": array for at, array in enumerate(kept.past)}
+        given |= {f"past_{at}": array for at, array in read.items()}
+        if self._copy is not None:
+            given |= {f"{SCALE}{at}": array for at, array in self._copy.scales.items()}
         given |= {f"open_{at}": array for at, array in enumerate(kept.opened)}
         for tile, mask in zip(source.tiles, source.masks, strict=True):  # one, or none
             given |= {SOURCE_MASK: mask} | {f"{SOURCE}_{at}": array for at, array in enumerate(tile)}
@@ -102,7 +110,7 @@ class BoundStep:
         added.fill(self._added, positions, self._capacity)
         if PLACE in self._arrays:
             self._arrays[PLACE][0] = first
-            self._kept.show(self._written, first)
+            self._show(first)
         if COUNT in self._arrays:
             self._arrays[COUNT][0] = count
         wrap = self._engines.backend.tensor
@@ -111,11 +119,23 @@ class BoundStep:
             self._call.bind_output(self._ports[1] + number, wrap(spare))
         self._call.run()
         self._engines.calls += 1
+        while self._copy is not None and self._copy.exceeded(self._kept):
+            self._call.run()
+            self._engines.calls += 1
+
+    def _show(self, first: int) -> None:
+        """Puts what is kept before token ``first`` where a row that is written in place reads it."""
+        if self._copy is None:
+            self._kept.show(self._written, first)
+        else:
+            self._copy.bring(self._kept, first)
 
     def keep(self, kept: KeptBlocks, first: int, count: int, skip: int) -> None:
         """The last call's keys and values become those of ``count`` tokens from ``first``, without ``skip`` before."""
         kept.write(first % self._block, self._new, count, skip)
-        if self._written:
+        if self._copy is not None:
+            self._copy.take(first)
+        elif self._written:
             kept.take_shown(self._written, first)
 
 

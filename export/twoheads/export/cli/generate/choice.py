@@ -49,7 +49,11 @@ Cache = Annotated[
 ]
 Pages = Annotated[
     str | None,
-    typer.Option("--pages", metavar="int8", help="Keep whole blocks of keys and values in 8 bits: an approximation."),
+    typer.Option(
+        "--pages",
+        metavar="<int8|int8-steps>",
+        help="Keep whole blocks of keys and values in 8 bits, or let steps of one token read them so: approximations.",
+    ),
 ]
 Fields = Annotated[
     list[str] | None,

@@ -100,7 +100,8 @@ class VerifyOptions:
         typer.Option("--streamed", help="Layer by layer, with neither side held in memory."),
     ] = False
     pages: Annotated[
-        str | None, typer.Option("--pages", metavar="int8", help="Of --generate: keys and values in 8 bits.")
+        str | None,
+        typer.Option("--pages", metavar="<int8|int8-steps>", help="Of --generate: keys and values in 8 bits."),
     ] = None
     layers: LayerOptions = field(default_factory=LayerOptions)
     as_json: options.Json = False

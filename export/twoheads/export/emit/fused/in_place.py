@@ -14,9 +14,13 @@ from twoheads.export.emit.lean.lean_row import lean_row
 from twoheads.graphs.program.program import AttentionEngine, AttentionStage
 from twoheads.graphs.program.wiring import ReadWeight
 from twoheads.graphs.variants.in_place.in_place_steps import NEXT, PLACE, InPlaceSteps
+from twoheads.graphs.variants.in_place.rounded_steps import SCALE, RoundedSteps
 from twoheads.graphs.variants.steps import StepEngine
 
 __all__ = ["in_place_model"]
+
+UNUSED = ("",) * 5
+"""Inputs of the operator between lengths and scales: rotary positions, a bias and sinks."""
 
 
 def in_place_model(
@@ -49,7 +53,7 @@ class _InPlace(StepGraph):
         self, steps: InPlaceSteps, engine: StepEngine, engines: Mapping[str, onnx.ModelProto], weight: ReadWeight
     ) -> None:
         super().__init__(steps.steps, engine, engines, weight)
-        self._stages = steps.stages
+        self._stages, self._rounded = steps.stages, isinstance(steps, RoundedSteps)
         self._total = ""
 
     def attention(self, stage: AttentionStage) -> None:
@@ -61,13 +65,17 @@ class _InPlace(StepGraph):
         heads, width = engine.q_num_heads, engine.head_dim
         rows = [graph.reshape(self.name(stage.query), 1, 1, heads * width)]
         rows += [graph.reshape(self.name(n), 1, 1, engine.kv_num_heads * width) for n in (stage.key, stage.value)]
-        past = [f"past_{self.kept[name][0]}" for name in (stage.key, stage.value)]
+        numbers = [self.kept[name][0] for name in (stage.key, stage.value)]
+        past = [f"past_{at}" for at in numbers]
         if not self._total:
             count = graph.node("Add", PLACE, graph.array("one_row", np.ones(1, np.int32)))
             self._total = graph.reshape(count)
         out = f"{self.name(stage.output.name)}.rows"
         how: dict[str, Any] = {"num_heads": heads, "kv_num_heads": engine.kv_num_heads, "scale": engine.scale}
         made, read = [out, *(NEXT + name for name in past)], [*rows, *past, PLACE, self._total]
+        if self._rounded:
+            read += [*UNUSED, *(f"{SCALE}{at}" for at in numbers)]
+            how |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
         graph.nodes.append(onnx.helper.make_node("GroupQueryAttention", read, made, name=out, domain=DOMAIN, **how))
         graph.value_info.append(onnx.helper.make_tensor_value_info(out, onnx.TensorProto.FLOAT, [1, 1, heads * width]))
         graph.reshape(out, 1, heads, 1, width, output=self.name(stage.output.name))

@@ -197,7 +197,7 @@ def _report(
     error, finite = largest_difference(logits, expected)
     scale = float(np.sqrt(np.mean(np.square(expected, dtype=np.float64))))
     relative = float(np.sqrt(np.mean(np.square(logits - expected, dtype=np.float64)))) / scale if scale else 0.0
-    pages = "int8" if begun.context.kept.rounds else None
+    pages = begun.context.kept.pages
     exact = loaded.manifest.precision == FULL_PRECISION and pages is None
     allowed = ALLOWED * floor.value if exact else 2 * error
     chosen = expected.argmax(axis=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from twoheads.graphs.program.engines.scan import STEP as SCAN_STEP
 from twoheads.graphs.program.fused import FusedStage
@@ -26,6 +27,7 @@ from twoheads.graphs.serialization.bundle_format import ENGINES, Manifest, Weigh
 from twoheads.graphs.variants.batch_steps import BATCH_ROWS, BatchSteps
 from twoheads.graphs.variants.choose import fused_steps
 from twoheads.graphs.variants.in_place.in_place_steps import in_place_steps
+from twoheads.graphs.variants.in_place.rounded_steps import rounded_steps
 from twoheads.graphs.variants.key_tiles import with_key_tile
 from twoheads.graphs.variants.steps import step_steps
 
@@ -75,8 +77,8 @@ def declared_steps(program: Program, manifest: Manifest, weight: ReadWeight) -> 
     if steps is None:
         return found
     joined, factors = wiring(steps.body.inside, weight), _factors_of(steps.body.inside, program)
-    in_place = in_place_steps(program)
-    for engine in (*steps.engines, *(() if in_place is None else in_place.engines)):
+    in_place = [found.engines for found in (in_place_steps(program), rounded_steps(program)) if found is not None]
+    for engine in chain(steps.engines, *in_place):
         bound = _bound(engine, tuple(steps.body.weights), manifest, factors)
         found[_file(engine)] = replace(bound, wiring=joined)
     for rows in steps.rows:

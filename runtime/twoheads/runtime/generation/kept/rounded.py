@@ -11,15 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from twoheads.graphs.errors import InputError
 from twoheads.graphs.variants.steps import KeptRows, Steps
 from twoheads.runtime.generation.kept.rows import KeptBlocks
 
-__all__ = ["RoundedBlocks", "check_pages"]
+__all__ = ["RoundedBlocks"]
 
 Array = npt.NDArray[Any]
 
-INT8 = "int8"
 MOST = 127
 SCALE = np.dtype(np.float32)
 
@@ -31,6 +29,7 @@ class RoundedBlocks(KeptBlocks):
         steps: Whose.
     """
 
+    pages = "int8"
     rounds = True
     own = False
 
@@ -75,25 +74,6 @@ class RoundedBlocks(KeptBlocks):
     def _loaded(self, record: Array, into: Array) -> None:
         heads = record.shape[1]
         _decode(np.ascontiguousarray(record).reshape(heads, 1, -1), into.reshape(heads, 1, -1))
-
-
-def check_pages(pages: str, steps: Steps, *, cached: bool) -> None:
-    """Refuses pages of a kind that there is not, or where they are not kept.
-
-    Args:
-        pages: Their kind.
-        steps: Whose.
-        cached: Whether beginnings of texts are kept beside.
-
-    Raises:
-        InputError: Names it.
-    """
-    if pages != INT8:
-        raise InputError("pages", f"are {pages!r:.40}", f"give {INT8}, or leave it out for those of the model")
-    if not steps.kept:
-        raise InputError("pages", "are named, and the model keeps no keys", "leave it out")
-    if cached:
-        raise InputError("pages", "are rounded, and kept beginnings are not", "generate without a cache")
 
 
 def _decode(records: Array, into: Array) -> None:

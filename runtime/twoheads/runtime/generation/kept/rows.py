@@ -29,6 +29,7 @@ class KeptBlocks:
         steps: Whose.
 
     Attributes:
+        pages: The name of their kind; ``None`` where they are as they were computed.
         rounds: Whether whole blocks are kept rounded, in other arrays than engines read.
         own: Whether the arrays are its own, so that behind whole blocks there may be the open one as well.
         capacity: Whole blocks for which there is room, as engines count them.
@@ -37,6 +38,7 @@ class KeptBlocks:
         opened: The open block of every kept value.
     """
 
+    pages: str | None = None
     rounds = False
     own = True
 
