@@ -131,7 +131,10 @@ def _common(
     verbose: Annotated[
         int,
         typer.Option(
-            "--verbose", "-v", count=True, help="Log phases and their times; twice: all logs of all libraries."
+            "--verbose",
+            "-v",
+            count=True,
+            help="Log phases and their times; given twice, everything that any library logs.",
         ),
     ] = 0,
 ) -> None:

@@ -24,22 +24,31 @@ class BatchOptions:
     """What to run on, what to compute, and where it goes."""
 
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="OUT", help="Of documents: the folder; of lines: the .npz file.")
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="OUT", help="What to write: a folder for --documents, an .npz file for --lines."
+        ),
     ]
     documents: options.Documents = None
     lines: Annotated[
         Path | None,
-        typer.Option("--lines", metavar="FILE.txt", help="A text whose every line is an input of its own."),
+        typer.Option("--lines", metavar="FILE.txt", help="A text file; every line is an input of its own."),
     ] = None
     follow_links: Annotated[
-        bool, typer.Option("--follow-links", help="Of --documents: read what links out of the folder point to.")
+        bool,
+        typer.Option(
+            "--follow-links", help="With --documents: also read files that links point to outside of the folder."
+        ),
     ] = False
-    truncate: Annotated[bool, typer.Option("--truncate", help="Cut documents that the model is too short for.")] = False
+    truncate: Annotated[
+        bool, typer.Option("--truncate", help="Cut documents that are longer than the model takes.")
+    ] = False
     output: options.OutputOption = None
     report: options.ReportFile = None
     pack: PackOption = Pack.AUTO
     spill: Annotated[
-        Path | None, typer.Option("--spill", metavar="DIR", help="Of lines: keep large token values in files there.")
+        Path | None,
+        typer.Option("--spill", metavar="DIR", help="With --lines: keep large token values in files in this folder."),
     ] = None
     load: LoadOptions = field(default_factory=LoadOptions)
     as_json: options.Json = False
@@ -49,11 +58,11 @@ class BatchOptions:
 def command(bundle: options.Bundle, asked: BatchOptions) -> None:
     """Run a bundle on many texts of any lengths; short ones share calls.
 
-    Of --documents OUT is a folder: parts of results, and index.jsonl with a line for each document, in order, which
-    says where its rows are or why it failed. The same command continues where it was stopped, as `twoheads resume OUT`
-    does; `twoheads status OUT` looks. Exit code 3: all is done, and some documents failed.
+    With --documents, OUT is a folder. It holds the results in parts, and index.jsonl with one line per document, in
+    order: where its rows are, or why it failed. A run that was stopped continues with the same command or with
+    `twoheads resume OUT`; `twoheads status OUT` shows how far it is. Exit code 3: finished, but some documents failed.
 
-    Of --lines OUT is a .npz file with one row of output for each line that is not blank.
+    With --lines, OUT is a .npz file with one row of output for each line that is not blank.
 
     Example: twoheads batch minilm.bundle --documents texts/ -o embeddings/
 

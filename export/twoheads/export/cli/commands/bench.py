@@ -30,14 +30,17 @@ def command(
     bundle: options.Bundle,
     lengths: Annotated[
         list[int] | None,
-        typer.Option("--length", "-n", metavar="N", min=1, help="Tokens; several times for several lengths."),
+        typer.Option("--length", "-n", metavar="N", min=1, help="Tokens of the input; may be repeated."),
     ] = None,
     output: Annotated[
-        options.Output, typer.Option("--output", help="What to compute; hidden is all but the head.")
+        options.Output, typer.Option("--output", help="What to compute; hidden is everything but the head.")
     ] = options.Output.HIDDEN,
-    repeats: Annotated[int, typer.Option("--repeats", metavar="R", min=1, help="Runs a length; medians are told.")] = 3,
+    repeats: Annotated[
+        int, typer.Option("--repeats", metavar="R", min=1, help="Runs per length; the median is printed.")
+    ] = 3,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Blocks in parallel; all cores if not given.")
+        int | None,
+        typer.Option("--threads", min=1, help="How many blocks to compute at the same time; one per core by default."),
     ] = None,
     backend: options.BackendOption = options.DEFAULT_BACKEND,
     precision: options.PrecisionOption = options.Precision.F32,
@@ -46,9 +49,8 @@ def command(
 ) -> None:
     """Measure the time and the memory of runs, and how much of the machine's matrix-product peak they reach.
 
-    The peak is measured beside every run: products of 512 x 512 matrices on as many threads. Times are from the call to
-    the result, after a first run that opens the engines. Merging partial attentions happens inside the attention
-    engines.
+    The peak is measured beside every run: products of 512 x 512 matrices on as many threads. A time is that from the
+    call to the result, after a first run that opens the engines.
 
     Example: twoheads bench smollm2.bundle -n 1024 -n 8192
     """

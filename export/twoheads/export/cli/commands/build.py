@@ -41,11 +41,13 @@ class BuildOptions:
     target: options.Target
     precision: Annotated[
         options.BuildPrecision | None,
-        typer.Option("--precision", help="In what the accelerator multiplies; the target's first if not given."),
+        typer.Option(
+            "--precision", help="The number format in which the accelerator multiplies; by default the target's first."
+        ),
     ] = None
     device: Annotated[
         str | None,
-        typer.Option("--device", metavar="NAME", help="Which of the target's devices: CPU or GPU, rk3576, SM120, ..."),
+        typer.Option("--device", metavar="NAME", help="Which of the target's devices: CPU, GPU, rk3576, SM120, ..."),
     ] = None
     python: Annotated[
         Path | None,
@@ -56,19 +58,25 @@ class BuildOptions:
         typer.Option(
             "--calibrate",
             metavar="FILE",
-            help="For int8, w8 and the like: a text like those to run, for ranges of values, and for what it costs.",
+            help="For int8, w8 and the like: a text like those that will be run. It tells the ranges of values, and "
+            "what the precision costs.",
         ),
     ] = None
     allow_loss: Annotated[
         bool,
         typer.Option(
-            "--allow-loss", help="Keep what loses more than 5% of perplexity or hidden states, or untold much."
+            "--allow-loss",
+            help="Keep the result even if perplexity or hidden states are off by more than 5%, or if nothing tells by "
+            "how much.",
         ),
     ] = False
     check: Annotated[
-        bool, typer.Option("--check", help="Run what was built, in the compiler's emulator, against ONNX Runtime.")
+        bool,
+        typer.Option(
+            "--check", help="Run what was built in the compiler's emulator, and compare it with ONNX Runtime."
+        ),
     ] = False
-    strict: Annotated[bool, typer.Option("--strict", help="Fail if any node is left to the host.")] = False
+    strict: Annotated[bool, typer.Option("--strict", help="Fail if the compiler leaves any node to the host.")] = False
     sign: options.Sign = None
     as_json: options.Json = False
 
@@ -77,8 +85,8 @@ class BuildOptions:
 def command(bundle: options.Bundle, asked: BuildOptions) -> None:
     """Build every engine for an accelerator, into the bundle's folder targets/NAME.
 
-    The compiler runs in an environment of its own and needs no accelerator. Engines that an equal build made before are
-    kept. If one is refused, nothing is written.
+    The vendor's compiler runs in an environment of its own (`twoheads targets install NAME`) and needs no accelerator.
+    Engines that an equal build made before are kept. If one is refused, nothing is written.
 
     Example: twoheads build smollm2.bundle --target qnn --check
     In 8 bits: twoheads build minilm.bundle --target ethos-u --calibrate FILE.txt --check

@@ -35,10 +35,11 @@ class CompileOptions:
     lowering: options.LoweringOption = options.Lowering.AUTO
     target: options.For = None
     oracle_layers: Annotated[
-        int, typer.Option("--oracle-layers", metavar="L", help="For --lowering oracle: the small transformer's layers.")
+        int,
+        typer.Option("--oracle-layers", metavar="L", help="With --lowering oracle: layers of the small transformer."),
     ] = 2
     oracle_heads: Annotated[
-        int, typer.Option("--oracle-heads", metavar="H", help="For --lowering oracle: its heads in each layer.")
+        int, typer.Option("--oracle-heads", metavar="H", help="With --lowering oracle: its heads per layer.")
     ] = 4
     dtype: options.DtypeOption = options.Dtype.FP32
     weights: options.WeightsOption = options.Weights.SAME
@@ -51,7 +52,10 @@ class CompileOptions:
         bool, typer.Option("--allow-non-finite", help="Compile weights that hold NaN or infinity as they are.")
     ] = False
     generation: Annotated[
-        bool, typer.Option("--generation/--no-generation", help="Engines that extend a text token by token, or none.")
+        bool,
+        typer.Option(
+            "--generation/--no-generation", help="Write the engines that generate token by token, or leave them out."
+        ),
     ] = True
     sign: options.Sign = None
     force: Annotated[bool, typer.Option("--force", help="Replace BUNDLE if it exists.")] = False

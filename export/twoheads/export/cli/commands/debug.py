@@ -31,31 +31,41 @@ class DebugOptions:
     """What fails where, and how far it is reduced."""
 
     against: Annotated[
-        str, typer.Option("--against", metavar="NAME", help="The backend, or the target whose compiler is tried.")
+        str,
+        typer.Option(
+            "--against", metavar="NAME", help="The backend to run engines on, or the target whose compiler to try."
+        ),
     ]
     engines: Annotated[
         list[str] | None,
-        typer.Option("--engine", metavar="NAME", help="Which engine; several times for several; else one by one."),
+        typer.Option(
+            "--engine", metavar="NAME", help="Try this engine; may be repeated; by default all, one after the other."
+        ),
     ] = None
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where the reduced model and its files go.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="The folder for the reduced model and its files."),
     ] = None
     message: Annotated[
-        str, typer.Option("--message", metavar="REGEX", help="Only failures whose message has this count.")
+        str,
+        typer.Option("--message", metavar="REGEX", help="Count only failures whose message this expression matches."),
     ] = ""
     tolerance: options.Tolerance = None
     precision: Annotated[
-        str | None, typer.Option("--precision", help="Of a target: fp32, fp16, ...; its first if not given.")
+        str | None, typer.Option("--precision", help="For a target: fp32, fp16, ...; by default the first that it has.")
     ] = None
     device: Annotated[
-        str | None, typer.Option("--device", help="Of a target: for which of its devices; its first if not given.")
+        str | None, typer.Option("--device", help="For a target: which of its devices; by default the first.")
     ] = None
     python: Annotated[
         Path | None,
-        typer.Option("--python", metavar="PATH", help="Of a target: the Python that has the compiler."),
+        typer.Option(
+            "--python", metavar="PATH", help="For a target: the Python of the environment that has the compiler."
+        ),
     ] = None
     inputs: Annotated[
-        Path | None, typer.Option("--inputs", metavar="FILE.npz", help="Of a FILE.onnx: its inputs; else random ones.")
+        Path | None,
+        typer.Option("--inputs", metavar="FILE.npz", help="For a FILE.onnx: its inputs; random numbers by default."),
     ] = None
     text: options.Text = None
     as_json: options.Json = False
@@ -89,11 +99,11 @@ def command(
     source: Annotated[Path, typer.Argument(metavar="BUNDLE|FILE.onnx", help="A bundle, or one model of fixed shapes.")],
     asked: DebugOptions,
 ) -> None:
-    """Reduce the first engine that fails to the nodes that do; exit with 1 if one fails.
+    """Find the first engine that fails, and reduce it to the nodes that fail. Exit code 1: one fails.
 
-    An engine fails if it is refused, crashes what computes or compiles it, gives numbers beyond the tolerance, or has
-    nodes that are left to the host. Its nodes are halved until what is left fails in the same way and none of them can
-    be left out; inputs are those of a run.
+    An engine fails if it is refused, if it crashes the backend or the compiler, if its numbers are beyond the
+    tolerance, or if nodes are left to the host. Nodes are taken out, half of them at a time, until none of the rest can
+    be left out and it still fails in the same way. The engine's inputs are those of a run.
 
     Example: twoheads debug smollm2.bundle --engine tokenwise_0 --against rknn -o fault
     """

@@ -23,28 +23,41 @@ def command(
         list[options.Output] | None,
         typer.Option(
             "--output",
-            help="What it gives; may be repeated. An embedding where there is one, else logits; of a step the last.",
+            help="What the file computes; may be repeated. By default an embedding where the model has one, else "
+            "logits; with --step the last logits.",
         ),
     ] = None,
     step: Annotated[
-        bool, typer.Option("--step", help="For generation: new tokens and what is kept of those before, in and out.")
+        bool,
+        typer.Option(
+            "--step",
+            help="Write a file for generation: it reads new tokens with the keys and values before them, and gives "
+            "these back.",
+        ),
     ] = False,
     key_tile: options.KeyTile = None,
     weights: Annotated[
         options.WeightsPlace,
-        typer.Option("--weights", help="Inside of the file, beside it in FILE.onnx.data, or inside up to 256 MB."),
+        typer.Option(
+            "--weights",
+            help="Where the weights go: inside the file, beside it in FILE.onnx.data, or (auto) inside up to 256 MB.",
+        ),
     ] = options.WeightsPlace.AUTO,
     weights_file: Annotated[
         str | None,
-        typer.Option("--weights-file", metavar="NAME", help="Their file beside; one that holds just these is shared."),
+        typer.Option(
+            "--weights-file",
+            metavar="NAME",
+            help="The name of the file of weights beside; if it exists and holds just these weights, it is shared.",
+        ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Write a bundle as one ONNX file that takes any length, for hosts that have ONNX Runtime and nothing else.
 
-    The block loop is inside, as ONNX control flow around the same fixed-shape engines. The file is run beside the
-    runtime before it is there, at a short length and over the edge of a block.
+    The loop over blocks is inside the file, as ONNX control flow around the same fixed-shape engines. Before the file
+    gets its name it is compared with the bundle, at a short length and at one of more than a block.
 
     Example: twoheads export minilm.bundle -o minilm.onnx
     A decoder's next token: twoheads export smollm2.bundle -o smollm2.onnx --output last

@@ -16,8 +16,8 @@ __all__ = ["command"]
 def command(bundle: options.Bundle, target: options.Target, as_json: options.Json = False) -> None:
     """Tell what an accelerator's compiler will refuse or leave to the host, with node, rule and remedy.
 
-    No compiler is needed: the rules are data, measured with the version that is named. Exit with 1 if an engine will be
-    refused.
+    No compiler is needed: the rules were measured with the compiler's version that is named. Exit code 1: an engine
+    will be refused.
 
     Example: twoheads lint smollm2.bundle --target rknn
     """

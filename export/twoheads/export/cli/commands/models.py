@@ -16,13 +16,15 @@ HEADINGS = ("family", "front door", "masks", "lowering", "error / noise floor")
 
 
 def command(
-    family: Annotated[str, typer.Argument(help="Show only what has this in its name, e.g. llama.")] = "",
-    refused: Annotated[bool, typer.Option("--refused", help="Show what is refused, with the reason.")] = False,
+    family: Annotated[str, typer.Argument(help="Show only families with this in their name, e.g. llama.")] = "",
+    refused: Annotated[
+        bool, typer.Option("--refused", help="Show the models that are refused, with the reasons.")
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """List the model families that were compiled and compared with the original, as measured.
 
-    A model that is not listed may well compile: nothing here is a list of what is allowed, it is what was tried.
+    A model that is not listed may compile as well: these are the ones that were tried.
 
     Example: twoheads models gemma
     """

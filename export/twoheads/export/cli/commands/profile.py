@@ -25,29 +25,34 @@ def command(
         Path, typer.Option("--output", "-o", metavar="PROFILE.json", help="The device profile to write.")
     ],
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Most blocks in parallel; all cores if not given.")
+        int | None,
+        typer.Option("--threads", min=1, help="The most blocks to compute at the same time; one per core by default."),
     ] = None,
     backend: options.BackendOption = options.DEFAULT_BACKEND,
     precision: options.PrecisionOption = options.Precision.F32,
     tune: options.TuneOption = options.Tune.OFF,
     gigabits: Annotated[
-        float, typer.Option("--network-gbit", metavar="G", help="Gbit/s into a worker, for plans of several.")
+        float, typer.Option("--network-gbit", metavar="G", help="For plans of several workers: Gbit/s into each.")
     ] = DEFAULT_NETWORK.bytes_per_second * 8 / 1e9,
     milliseconds: Annotated[
-        float, typer.Option("--round-ms", metavar="MS", help="Milliseconds to start a stage on all workers.")
+        float,
+        typer.Option(
+            "--round-ms", metavar="MS", help="For plans of several workers: milliseconds to start a stage on all."
+        ),
     ] = DEFAULT_NETWORK.round_seconds * 1e3,
     generation: Annotated[
-        bool, typer.Option("--generation", help="Measure steps as well, for `plan --generate N --device`.")
+        bool, typer.Option("--generation", help="Also measure steps of generation, for `plan --generate N --device`.")
     ] = False,
     price: Annotated[
-        float | None, typer.Option("--price-per-hour", metavar="P", help="Of one worker, in any currency.")
+        float | None,
+        typer.Option("--price-per-hour", metavar="P", help="What one worker costs per hour, in any currency."),
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Measure the engines of BUNDLE on this machine, seconds a call, so that `plan --device` can predict times.
+    """Measure how long BUNDLE's engines take on this machine, so that `plan --device` can predict times.
 
-    Takes some seconds; the machine should have nothing else to do. Network and price are not measured: give them, or
-    edit the file.
+    Takes some seconds, on a machine that does nothing else. Network and price are not measured: give them as options,
+    or edit the file.
 
     Example: twoheads profile smollm2.bundle -o here.json && twoheads plan smollm2.bundle -n 100000 --device here.json
     """

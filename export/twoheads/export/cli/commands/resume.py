@@ -37,7 +37,8 @@ def command(
 ) -> None:
     """Continue a stopped `run --spill` or `batch --documents`; the result is the same to the bit.
 
-    The folder knows bundle, input, output and options. Of documents exit code 3 says: all is done, and some failed.
+    The folder remembers the bundle, the input, the output and the options. Exit code 3: finished, but some documents
+    failed.
 
     Example: twoheads resume /scratch/book
     """

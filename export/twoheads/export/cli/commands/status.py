@@ -25,7 +25,7 @@ def command(
 ) -> None:
     """Show the progress, the last checkpoint and the time left of `run --spill` or `batch --documents`.
 
-    Exits with 1 if its files are damaged.
+    Exit code 1: its files are damaged.
 
     Example: twoheads status /scratch/book
     """

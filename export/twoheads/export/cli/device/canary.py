@@ -15,17 +15,21 @@ def command(
     pack: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `twoheads pack` wrote.")],
     threads: Annotated[
         int | None,
-        typer.Option("--threads", metavar="T", min=1, help="Calls at the same time; all processors' if not given."),
+        typer.Option(
+            "--threads", metavar="T", min=1, help="How many calls to run at the same time; one per core by default."
+        ),
     ] = None,
     backend: Annotated[
         str | None,
-        typer.Option("--backend", metavar="NAME", help="Another one than the pack's: the emulator in its place."),
+        typer.Option(
+            "--backend", metavar="NAME", help="What runs the engines, if not the device: the emulator in its place."
+        ),
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Run a pack's small input on this device and compare with the result that it should have.
+    """Run a pack's small input on this device, and compare the result with the one it should have.
 
-    A wrong driver or a mask that a chip drops shows at once. Exit code 0: passed, 1: not.
+    A wrong driver, or a chip that drops a mask, shows at once. Exit code 0: passed; 1: failed.
 
     Example: twoheads canary smollm2-qnn
     """

@@ -25,15 +25,16 @@ def command(
         Path, typer.Option("--out", "-o", metavar="DIR|FILE.tar.gz", help="The folder or archive to create.")
     ],
     backend: Annotated[
-        str | None, typer.Option("--backend", metavar="NAME", help="What will run it, if not the device: an emulator.")
+        str | None,
+        typer.Option("--backend", metavar="NAME", help="What will run the pack, if not the device: an emulator."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a pack that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a pack that exists.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Pack what a device needs of a bundle that was built for it, and nothing else.
 
-    That is the artifacts, what they leave to the host, the tokenizer, this project's wheel, a script that runs it, and
-    a small input with its expected result, which `twoheads canary` runs there. Equal bundles give equal bytes.
+    A pack holds what was built, what that leaves to the host, the tokenizer, this project's wheel, a script that runs
+    it, and a small input with its expected result, for `twoheads canary`. Equal bundles give equal bytes.
 
     Example: twoheads pack smollm2.bundle --target qnn -o smollm2-qnn.tar.gz
     """

@@ -23,13 +23,13 @@ def command(
     action: Annotated[
         Action, typer.Argument(metavar="[list|install]", help="List them, or install one.")
     ] = Action.LIST,
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="To install: the target.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="The target to install.")] = None,
     as_json: options.Json = False,
 ) -> None:
-    """List the accelerators with what is installed for them, or make the environment of one.
+    """List the accelerators and whether their compilers are installed, or install one's in an environment of its own.
 
     Example: twoheads targets
-    A vendor's compiler in an environment of its own: twoheads targets install litert
+    Install a compiler: twoheads targets install litert
     """
     from twoheads.export.accelerators.environments import install_target, installed_targets
 

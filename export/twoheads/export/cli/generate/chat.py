@@ -38,7 +38,9 @@ ANSWER = 1024
 class ChatOptions:
     """What the model is told first, how its tokens are chosen, and what runs the engines."""
 
-    system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="What the model is told first.")] = None
+    system: Annotated[
+        str | None, typer.Option("--system", metavar="TEXT", help="The system message, which the model is told first.")
+    ] = None
     max_new_tokens: MaxNewTokens = None
     choice: ChoiceOptions = field(default_factory=ChoiceOptions)
     stop: Stop = None
@@ -51,9 +53,9 @@ class ChatOptions:
 
 @takes_options
 def command(bundle: options.Bundle, asked: ChatOptions) -> None:
-    """Talk to a model, one line a turn, by its own chat template. An empty line or the end of the input ends it.
+    """Chat with a model, one line a turn, by its own chat template. An empty line or the end of the input ends it.
 
-    Only what is new is computed in a turn: the conversation's keys and values are kept.
+    Keys and values of the conversation are kept, so a turn computes only what is new.
 
     Example: twoheads chat smollm2.bundle --system "Answer briefly."
     """

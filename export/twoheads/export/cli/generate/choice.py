@@ -39,13 +39,15 @@ SHAPES = ("temperature", "top_k", "top_p", "min_p")
 MaxNewTokens = Annotated[
     int | None, typer.Option("--max-new-tokens", min=1, metavar="N", help="The most tokens to generate.")
 ]
-Stop = Annotated[
-    list[str] | None, typer.Option("--stop", metavar="TEXT", help="A text that ends it; several times for several.")
+Stop = Annotated[list[str] | None, typer.Option("--stop", metavar="TEXT", help="Stop at this text; may be repeated.")]
+Seed = Annotated[
+    int | None, typer.Option("--seed", min=0, help="Draw the same tokens again: the seed of the random numbers.")
 ]
-Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Of samples, to get the same again.")]
 Cache = Annotated[
     Path | None,
-    typer.Option("--cache", metavar="DIR", help="Keep what beginnings of texts gave there, and take it from there."),
+    typer.Option(
+        "--cache", metavar="DIR", help="Keep the keys and values of common beginnings in this folder, and reuse them."
+    ),
 ]
 Pages = Annotated[
     str | None,
@@ -67,16 +69,30 @@ class ChoiceOptions:
 
     do_sample: Annotated[
         bool | None,
-        typer.Option("--do-sample/--greedy", help="Draw tokens, or take the most likely; else as the model says."),
+        typer.Option(
+            "--do-sample/--greedy",
+            help="Draw tokens, or take the most likely one; by default what generation_config.json says.",
+        ),
     ] = None
-    temperature: Annotated[float | None, typer.Option("--temperature", help="Of samples: flatter above 1.")] = None
-    top_k: Annotated[int | None, typer.Option("--top-k", help="Draw from the K most likely; 0 for all.")] = None
-    top_p: Annotated[float | None, typer.Option("--top-p", help="Draw from the most likely of this mass.")] = None
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            "--temperature", help="Divides the logits before tokens are drawn: above 1 more varied, below 1 less."
+        ),
+    ] = None
+    top_k: Annotated[int | None, typer.Option("--top-k", help="Draw from the K most likely tokens; 0 for all.")] = None
+    top_p: Annotated[
+        float | None,
+        typer.Option("--top-p", help="Draw from the most likely tokens whose probabilities add up to this."),
+    ] = None
     min_p: Annotated[
-        float | None, typer.Option("--min-p", help="Draw from those at least so likely beside the best.")
+        float | None,
+        typer.Option(
+            "--min-p", help="Draw from tokens at least this likely, as a share of the most likely one's probability."
+        ),
     ] = None
     repetition_penalty: Annotated[
-        float | None, typer.Option("--repetition-penalty", help="Makes tokens that were there less likely.")
+        float | None, typer.Option("--repetition-penalty", help="Above 1: makes tokens that came before less likely.")
     ] = None
 
     def settings(self, others: list[str] | None, **named: Any) -> dict[str, Any]:

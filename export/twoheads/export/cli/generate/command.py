@@ -42,19 +42,27 @@ __all__ = ["GenerateOptions", "command"]
 class PromptOptions:
     """What is continued, or read by the model's encoder: one of these."""
 
-    prompt: Annotated[str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="What to continue.")] = None
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The text to continue.")] = None
     file: Annotated[
-        Path | None, typer.Option("--file", "-f", metavar="FILE", help="Or a text file; of .json, messages.")
+        Path | None,
+        typer.Option(
+            "--file",
+            "-f",
+            metavar="FILE",
+            help="A text file to continue; a .json file holds the messages of a conversation.",
+        ),
     ] = None
     tokens: options.Tokens = None
     arrays: Annotated[
         Path | None,
-        typer.Option("--input", metavar="FILE.npz", help="Or what the model's encoder reads, as arrays by name."),
+        typer.Option("--input", metavar="FILE.npz", help="What the model's encoder reads, as arrays by input name."),
     ] = None
     prompts: Annotated[
         Path | None,
         typer.Option(
-            "--prompts", metavar="FILE", help="Or many, a line of JSON each, at the same time; see the guide."
+            "--prompts",
+            metavar="FILE",
+            help="Many prompts, one line of JSON each, which are continued at the same time; see the guide.",
         ),
     ] = None
 
@@ -85,10 +93,11 @@ class SpeechOptions:
     """What a model of speech is told first."""
 
     language: Annotated[
-        str | None, typer.Option("--language", metavar="CODE", help="Of speech, e.g. en; else the model finds it out.")
+        str | None,
+        typer.Option("--language", metavar="CODE", help="For speech: its language, e.g. en; detected by default."),
     ] = None
     task: Annotated[
-        str | None, typer.Option("--task", metavar="NAME", help="Of speech: transcribe (the default) or translate.")
+        str | None, typer.Option("--task", metavar="NAME", help="For speech: transcribe (the default) or translate.")
     ] = None
 
     def read(self) -> dict[str, str]:
@@ -102,13 +111,15 @@ class FormOptions:
     """What the text must be."""
 
     json_schema: Annotated[
-        Path | None, typer.Option("--json-schema", metavar="FILE", help="Let the text be JSON of this schema.")
+        Path | None, typer.Option("--json-schema", metavar="FILE", help="Generate JSON that this schema allows.")
     ] = None
     regex: Annotated[
-        str | None, typer.Option("--regex", metavar="EXPR", help="Let the whole text match this expression.")
+        str | None,
+        typer.Option("--regex", metavar="EXPR", help="Generate a text that this expression matches as a whole."),
     ] = None
     grammar: Annotated[
-        Path | None, typer.Option("--grammar", metavar="FILE", help="Let it follow this grammar, in Lark's form.")
+        Path | None,
+        typer.Option("--grammar", metavar="FILE", help="Generate a text of this grammar, in Lark's syntax."),
     ] = None
 
     def read(self) -> dict[str, str | None]:
@@ -130,37 +141,49 @@ class GenerateOptions:
 
     given: PromptOptions = field(default_factory=PromptOptions)
     max_new_tokens: MaxNewTokens = None
-    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on behind tokens that end it.")] = False
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Continue after tokens that end a text.")] = False
     choice: ChoiceOptions = field(default_factory=ChoiceOptions)
     no_repeat_ngram_size: Annotated[
-        int | None, typer.Option("--no-repeat-ngram-size", metavar="N", help="No run of N tokens comes twice.")
+        int | None, typer.Option("--no-repeat-ngram-size", metavar="N", help="Never repeat a run of N tokens.")
     ] = None
     stop: Stop = None
     seed: Seed = None
     fields: Fields = None
     cache: Cache = None
     at_once: Annotated[
-        int, typer.Option("--at-once", min=1, metavar="N", help="Of --prompts so many are computed at the same time.")
+        int,
+        typer.Option("--at-once", min=1, metavar="N", help="How many of the --prompts to compute at the same time."),
     ] = 32
     steady: Annotated[
         bool,
-        typer.Option("--steady", help="Compute a single prompt's tokens as --prompts does: same bits, slower."),
+        typer.Option("--steady", help="Compute a single prompt as --prompts would: the same bits, but slower."),
     ] = False
     speculate: Annotated[
         bool,
-        typer.Option("--speculate", help="Guess tokens that came before: copies come faster."),
+        typer.Option(
+            "--speculate",
+            help="Guess tokens from the text so far, and check several in one call: faster where the text repeats "
+            "itself.",
+        ),
     ] = False
     draft: Annotated[
         Path | None,
-        typer.Option("--draft", metavar="BUNDLE", help="Guess by this smaller bundle of the same vocabulary instead."),
+        typer.Option(
+            "--draft", metavar="BUNDLE", help="Guess with this smaller bundle instead, which has the same vocabulary."
+        ),
     ] = None
     pages: Pages = None
     load_context: Annotated[
-        Path | None, typer.Option("--load-context", metavar="FILE", help="Continue what --save-context left there.")
+        Path | None,
+        typer.Option(
+            "--load-context", metavar="FILE", help="Continue the sequence in this file, which --save-context wrote."
+        ),
     ] = None
     save_context: Annotated[
         Path | None,
-        typer.Option("--save-context", metavar="FILE", help="Leave the whole sequence there, to go on later."),
+        typer.Option(
+            "--save-context", metavar="FILE", help="Write the whole sequence to this file, to continue it later."
+        ),
     ] = None
     speech: SpeechOptions = field(default_factory=SpeechOptions)
     form: FormOptions = field(default_factory=FormOptions)
@@ -182,10 +205,12 @@ class GenerateOptions:
 def command(bundle: options.Bundle, asked: GenerateOptions) -> None:
     """Continue a prompt, or answer what a model's encoder reads, and print the text as it comes.
 
-    How tokens are chosen is what the model's generation_config.json says, unless an option says otherwise; the fields
-    and their meanings are those of transformers. A .json file holds the messages of a conversation. Of --prompts every
-    line is a JSON text, or an object with "prompt", "messages" or "tokens" and options of its own; a line of JSON comes
-    out for each, with its "index", as it is done. A prompt gets the tokens that it would get alone.
+    Tokens are chosen as the model's generation_config.json says, unless an option says otherwise; fields mean what they
+    mean in transformers.
+
+    With --prompts, every line of the file is a text in JSON, or an object with "prompt", "messages" or "tokens" and
+    options of its own. A line of JSON is printed for each as soon as it is done, with its "index". A prompt gets the
+    tokens that it would get alone.
 
     Example: twoheads generate smollm2.bundle --prompt "Once upon a time" --max-new-tokens 100 --do-sample --seed 1
     """

@@ -20,9 +20,9 @@ __all__ = ["EngineOptions"]
 class EngineOptions:
     """What runs the engines, and in which precision."""
 
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Of the kernels; all cores if not given.")] = (
-        None
-    )
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Threads of the kernels; one per core by default.")
+    ] = None
     backend: options.BackendOption = options.DEFAULT_BACKEND
     precision: options.PrecisionOption = options.Precision.F32
     memory_limit: Annotated[

@@ -27,16 +27,14 @@ __all__ = ["command"]
 
 def command(
     bundle: options.Bundle,
-    program: Annotated[
-        bool, typer.Option("--program", help="Print the block program; layers that are alike once.")
-    ] = False,
+    program: Annotated[bool, typer.Option("--program", help="Print the block program, equal layers once.")] = False,
     every_stage: Annotated[
-        bool, typer.Option("--stages", help="With --program: every stage, also those alike.")
+        bool, typer.Option("--stages", help="With --program: print every stage, equal ones too.")
     ] = False,
     engines: Annotated[bool, typer.Option("--engines", help="Print the signature of every engine.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Tell what a bundle is: its source, sizes, the masks of its layers, its limits, its engines.
+    """Describe a bundle: its source, its sizes, the masks of its layers, its limits, its engines.
 
     Example: twoheads inspect smollm2.bundle --program
     """

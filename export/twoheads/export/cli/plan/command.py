@@ -61,14 +61,11 @@ def command(
     ],
     asked: PlanOptions,
 ) -> None:
-    """Tell the engine calls, the formula they follow, FLOPs, bytes and memory of a run of N tokens.
+    """Tell the engine calls of a run of N tokens, the formula they follow, FLOPs, bytes and memory. Nothing is run.
 
-    With --memory-limit it tells what a run with that limit keeps in files, or refuses with the numbers; with --device
-    also the time that it will take, and with --workers what several such machines do and take.
-
-    The length is left out where the inputs have a fixed size, such as images.
-
-    With --generate N it tells the calls and the memory of N new tokens behind a prompt of that length.
+    Leave the length out where the inputs have a fixed size, such as images. With --memory-limit, see what a run with
+    that limit keeps in files, or that it is refused, with the numbers. With --device, see the time too; with --workers,
+    the time on several such machines. With --generate N, plan N new tokens after a prompt of that length.
 
     Example: twoheads plan smollm2.bundle --length 100000 --device here.json --workers 1..64
     """

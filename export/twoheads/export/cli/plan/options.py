@@ -18,7 +18,7 @@ class SourceOptions:
     """How a source would be compiled; of a bundle that is fixed."""
 
     block_size: Annotated[
-        int | None, typer.Option("--block-size", metavar="M", help="For a SOURCE: tokens of a block.")
+        int | None, typer.Option("--block-size", metavar="M", help="For a SOURCE: tokens per block.")
     ] = None
     key_tile: Annotated[
         int | None, typer.Option("--key-tile", metavar="K", help="For a SOURCE: keys of one attention call.")
@@ -36,16 +36,20 @@ class ScalingOptions:
 
     workers: Annotated[
         str | None,
-        typer.Option("--workers", metavar="8..1024", help="On so many machines like that of --device; or e.g. 1,2,8."),
+        typer.Option(
+            "--workers",
+            metavar="8..1024",
+            help="Predict the run on this many machines like that of --device; a range, or a list such as 1,2,8.",
+        ),
     ] = None
     compare: Annotated[
         list[str] | None,
         typer.Option(
-            "--compare", metavar="POLICY", help="With --workers: also under this attention, e.g. window:4096."
+            "--compare", metavar="POLICY", help="With --workers: predict this attention too, e.g. window:4096."
         ),
     ] = None
     plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE.png", help="With --workers: write a picture of the table.")
+        Path | None, typer.Option("--plot", metavar="FILE.png", help="With --workers: draw the table into this file.")
     ] = None
 
 
@@ -56,26 +60,42 @@ class PlanOptions:
     length: Annotated[
         str | None,
         typer.Option(
-            "--length", "-n", metavar="N", help="Tokens of the input; of several, by axis: n=1000,m=300 (see inspect)."
+            "--length",
+            "-n",
+            metavar="N",
+            help="Tokens of the input. Where a model reads several inputs, one length per axis: n=1000,m=300 "
+            "(`inspect` names them).",
         ),
     ] = None
     output: options.OutputOption = None
     positions: options.Positions = None
     generate: Annotated[
         int | None,
-        typer.Option("--generate", min=1, metavar="N", help="Of N new tokens behind a prompt of --length tokens."),
+        typer.Option(
+            "--generate",
+            min=1,
+            metavar="N",
+            help="Plan the generation of N new tokens after a prompt of --length tokens.",
+        ),
     ] = None
     source: SourceOptions = field(default_factory=SourceOptions)
     every_stage: Annotated[
-        bool, typer.Option("--stages", help="One line for every stage, not one for all that are alike.")
+        bool, typer.Option("--stages", help="Print a line for every stage, not one for all that are alike.")
     ] = False
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Blocks in parallel, for the memory; all cores if not given.")
+        int | None,
+        typer.Option(
+            "--threads",
+            min=1,
+            help="How many blocks to compute at the same time, which decides the memory; one per core by default.",
+        ),
     ] = None
     memory_limit: options.MemoryLimit = None
     device: Annotated[
         Path | None,
-        typer.Option("--device", metavar="PROFILE.json", help="Predict the time, from what `twoheads profile` wrote."),
+        typer.Option(
+            "--device", metavar="PROFILE.json", help="Predict the time from this file, which `twoheads profile` wrote."
+        ),
     ] = None
     scaling: ScalingOptions = field(default_factory=ScalingOptions)
     as_json: options.Json = False

@@ -73,24 +73,26 @@ class RunOptions:
 
 @takes_options
 def command(bundle: options.Bundle, asked: RunOptions) -> None:
-    """Run a bundle on one input of any length and write the result as a .npz file.
+    """Run a bundle on one input of any length and write the result to a .npz file.
 
-    The array is named logits, hidden or embedding, in float32. It is streamed: logits larger than the memory are fine.
+    The array is named logits, hidden or embedding, in float32. It is written as it is computed, so it may be larger
+    than the memory.
 
     With --input the model reads arrays by name: images, features, an encoder's and a decoder's tokens, a padded batch
     with its attention_mask (rows of padding are 0), or documents in one sequence.
 
-    With --memory-limit a run that does not fit is refused before it starts, with what it would need; with --spill its
-    largest values go to files until it fits. Of a text or of tokens that folder also keeps checkpoints: after a kill or
-    a full disk, `twoheads resume DIR` continues, with the same result to the bit; `twoheads status DIR` looks.
+    With --memory-limit, a run that does not fit is refused before it starts, with what it would need. With --spill DIR
+    as well, its largest values go to files until it fits, and the folder keeps checkpoints of a text or of tokens:
+    after a kill or a full disk, `twoheads resume DIR` continues, with the same result to the bit; `twoheads status DIR`
+    shows how far it is.
 
-    With --backend cuda or tensorrt values stay in the memory of the GPU; with --device-memory-limit, keys and values
-    that do not fit are streamed from the host's.
+    With --backend cuda or tensorrt, values stay in GPU memory; with --device-memory-limit, keys and values that do not
+    fit are streamed from host memory.
 
-    With --cluster the blocks of every stage are dealt to the workers of a Ray cluster, with the same result to the bit;
-    what a lost worker had computed is computed by others. The bundle must lie in the same folder on every machine.
+    With --cluster, the workers of a Ray cluster share the blocks of every stage, with the same result to the bit; what
+    a lost worker had computed, others compute again. The bundle must be in the same folder on every machine.
 
-    Many texts in one command: `twoheads batch`.
+    For many texts in one command, see `twoheads batch`.
 
     Example: twoheads run smollm2.bundle --text book.txt -o out.npz --output last --report report.json
     """

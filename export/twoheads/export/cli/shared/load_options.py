@@ -33,15 +33,21 @@ class Pack(StrEnum):
     OFF = "off"
 
 
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Blocks in parallel; all cores if not given.")]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="How many blocks to compute at the same time; one per core by default."),
+]
 CheckOption = Annotated[
     Check,
     typer.Option(
         "--check",
-        help="read: the sha256 of every file, of weights when they are read; full: all at once; size: sizes only.",
+        help="Which files to compare with their sha256. read: all, weights as they are read; full: all before "
+        "anything runs; size: none, only their sizes.",
     ),
 ]
-PackOption = Annotated[Pack, typer.Option("--pack", help="auto: inputs share the calls of common runs; off: none do.")]
+PackOption = Annotated[
+    Pack, typer.Option("--pack", help="auto: short inputs share engine calls; off: every input has its own.")
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,14 +157,15 @@ Results = Annotated[
     typer.Option(
         "--result",
         metavar="NAME",
-        help="For an .onnx file: its output of last hidden states; given twice, then that of logits.",
+        help="For an .onnx file: the output that holds the last hidden states; given a second time, the one "
+        "that holds logits.",
     ),
 ]
 TrustRemoteCode = Annotated[
     bool,
     typer.Option(
         "--trust-remote-code",
-        help="Run Python code that SOURCE's folder brings, with all your rights: only if you trust who wrote it.",
+        help="Run Python code from SOURCE's folder, with all your rights: only if you trust its author.",
     ),
 ]
 Sign = Annotated[
@@ -173,19 +174,25 @@ Sign = Annotated[
 ]
 Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that `twoheads compile` wrote.")]
 BlockSize = Annotated[
-    int, typer.Option("--block-size", metavar="M", help="Tokens of a block: a multiple of 8 from 16 to 4096.")
+    int, typer.Option("--block-size", metavar="M", help="Tokens per block: a multiple of 8 from 16 to 4096.")
 ]
 KeyTile = Annotated[
     int | None,
-    typer.Option("--key-tile", metavar="K", help="Keys of one attention call, a multiple of M; chosen if not given."),
+    typer.Option(
+        "--key-tile", metavar="K", help="Keys of one attention call, a multiple of M; chosen for you by default."
+    ),
 ]
 LoweringOption = Annotated[
     Lowering,
     typer.Option(
         "--lowering",
-        help="How attention is lowered; window: a windowed layer of a single input in one call a block; model: all "
-        "layers in one call a block, where each is a causal window or a scan; auto: as --for prefers it, else tile, "
-        "whose blocks are computed side by side.",
+        help="How attention is lowered. tile: tile by tile, blocks side by side; window: the same, and a "
+        "windowed layer in one "
+        "call per block; model: all layers in one call per block, where each is a causal window or a scan; "
+        "stock: softmax "
+        "attention only; oracle: the paper's small transformer; whole: a model of one input size as one "
+        "engine; auto: what "
+        "--for prefers, else tile.",
     ),
 ]
 Attention = Annotated[
@@ -193,34 +200,38 @@ Attention = Annotated[
     typer.Option(
         "--attention",
         metavar="POLICY",
-        help="full (as the model is), or an approximation: window:1024+sinks:4, average:samples=2+window:512+sinks:4.",
+        help="full (the model's own), or an approximation such as window:1024+sinks:4 or "
+        "average:samples=2+window:512+sinks:4.",
     ),
 ]
 ExpertsOption = Annotated[
     Experts,
     typer.Option(
         "--experts",
-        help="Of a mixture of experts; grouped: each computes the tokens that chose it; dense: every one all "
-        "tokens, the same sums; auto: whichever costs less.",
+        help="For mixtures of experts. grouped: each expert computes the tokens that chose it; dense: every "
+        "expert computes "
+        "all tokens, with the same sums; auto: whichever costs less.",
     ),
 ]
 DtypeOption = Annotated[
     Dtype,
-    typer.Option("--dtype", help="Number format of values, products and weights; fp16 is an approximation."),
+    typer.Option("--dtype", help="The number format of values, products and weights; fp16 is an approximation."),
 ]
 WeightsOption = Annotated[
     Weights,
     typer.Option(
         "--weights",
-        help="Of the products' weights alone: int8 or int4 with a scale for 32 of them, an approximation.",
+        help="The number format of products' weights alone: int8 or int4 with a scale per 32 numbers, an "
+        "approximation.",
     ),
 ]
 ProductsOption = Annotated[
     Products,
     typer.Option(
         "--products",
-        help="Of --weights int4: int8 rounds what is multiplied by them to 8 bits as well, and is several times faster "
-        "in steps.",
+        help="With --weights int4: int8 also rounds what they are multiplied by to 8 bits, which makes "
+        "generation several "
+        "times faster.",
     ),
 ]
 DEFAULT_BACKEND = "onnxruntime"
@@ -231,7 +242,7 @@ BackendOption = Annotated[
         metavar="NAME[:DEVICE]",
         help="What runs the engines: onnxruntime or openvino on the CPU or on a device (openvino:GPU, openvino:NPU, "
         "onnxruntime:coreml, :dml, :migraphx, :rocm, :webgpu, :xnnpack), cuda or tensorrt on an NVIDIA GPU. What "
-        "`twoheads build` made runs by openvino-ir, litert, executorch, iree, qnn, rknn, coreml, tensorrt-engine, "
+        "`twoheads build` made is run by openvino-ir, litert, executorch, iree, qnn, rknn, coreml, tensorrt-engine, "
         "tensorrt-rtx, onnxruntime-int8, qnn-emulator, rknn-simulator. All but the first need a package of their own.",
     ),
 ]
@@ -239,18 +250,20 @@ PrecisionOption = Annotated[
     Precision,
     typer.Option(
         "--precision",
-        help="In what it multiplies; approximations are bf16, of openvino, and f16, of tensorrt, openvino:GPU, :NPU.",
+        help="The number format in which the backend multiplies. Approximations: bf16 (openvino), f16 "
+        "(tensorrt, openvino:GPU, openvino:NPU).",
     ),
 ]
 TuneOption = Annotated[
     Tune,
     typer.Option(
         "--tune",
-        help="Choose the key tiles that are fastest here, measured once and kept in BUNDLE.tune.json: quick (1-2 s, "
-        "for 4,096 tokens) or full (about 10 s, for 1,024 to 16,384). Results differ by rounding.",
+        help="Use the key tiles that are fastest on this machine, measured once and kept in BUNDLE.tune.json: "
+        "quick (1-2 s, "
+        "at 4,096 tokens) or full (about 10 s, at 1,024 to 16,384 tokens). Results differ by rounding.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, and nothing else.")]
 Text = Annotated[Path | None, typer.Option("--text", metavar="FILE", help="The input as UTF-8 text.")]
 Tokens = Annotated[
     Path | None, typer.Option("--tokens", metavar="FILE.npy", help="The input as token numbers, [N] or [1, N].")
@@ -260,7 +273,7 @@ Arrays = Annotated[
     typer.Option(
         "--input",
         metavar="FILE.npz",
-        help="Arrays by input name, each of one input or of a batch; beside them attention_mask or documents.",
+        help="The input as arrays by name, one input or a batch; attention_mask or documents may be among them.",
     ),
 ]
 Documents = Annotated[
@@ -268,11 +281,11 @@ Documents = Annotated[
     typer.Option(
         "--documents",
         metavar="FOLDER|FILE.jsonl",
-        help="The .txt and .md files of a folder, or JSON lines with text or input_ids, and id.",
+        help="A folder of .txt and .md files, or lines of JSON with text or input_ids, and an id.",
     ),
 ]
 ReportFile = Annotated[
-    Path | None, typer.Option("--report", metavar="R.json", help="Write calls, times and peak memory there.")
+    Path | None, typer.Option("--report", metavar="R.json", help="Write calls, times and peak memory to this file.")
 ]
 OutputOption = Annotated[
     Output | None,
@@ -287,7 +300,7 @@ DeviceMemoryLimit = Annotated[
     typer.Option(
         "--device-memory-limit",
         metavar="SIZE",
-        help="The most GPU memory a run may take; keys and values, then more, go to host memory if they do not fit.",
+        help="The most GPU memory a run may take; what does not fit goes to host memory, keys and values first.",
     ),
 ]
 Spill = Annotated[
@@ -295,7 +308,7 @@ Spill = Annotated[
     typer.Option(
         "--spill",
         metavar="DIR",
-        help="Keep token values in files there: as few as --memory-limit allows, or all large ones without it.",
+        help="Keep token values in files in this folder: with --memory-limit as few as it allows, else all large ones.",
     ),
 ]
 ClusterAddress = Annotated[
@@ -303,7 +316,8 @@ ClusterAddress = Annotated[
     typer.Option(
         "--cluster",
         metavar="ADDRESS|local:2",
-        help="Run on a Ray cluster, with a worker on every node; local:2 starts one of two workers on this machine.",
+        help="Run on a Ray cluster, with a worker on every node; local:2 starts a cluster of two workers on "
+        "this machine.",
     ),
 ]
 Target = Annotated[str, typer.Option("--target", metavar="NAME", help="The accelerator: qnn, rknn, tensorrt-rtx, ...")]
@@ -312,7 +326,8 @@ For = Annotated[
     typer.Option(
         "--for",
         metavar="NAME",
-        help="The accelerator to build for later: attention is lowered as its data file says, unless --lowering does.",
+        help="The accelerator that the bundle will be built for: it decides how attention is lowered, unless "
+        "--lowering does.",
     ),
 ]
 Tolerance = Annotated[
@@ -321,12 +336,12 @@ Tolerance = Annotated[
         "--tolerance",
         metavar="E",
         min=0.0,
-        help="The largest error that is fine, as a share of a value's largest magnitude; in fp32 1e-4 if not given.",
+        help="The largest error to accept, as a share of a value's largest magnitude; in fp32 1e-4 by default.",
     ),
 ]
 Positions = Annotated[
     str | None,
     typer.Option(
-        "--positions", metavar="LIST", help='Rows of logits or hidden states to compute, e.g. "0,5,100:200,-1".'
+        "--positions", metavar="LIST", help='The rows of logits or hidden states to compute, e.g. "0,5,100:200,-1".'
     ),
 ]

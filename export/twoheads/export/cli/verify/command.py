@@ -26,23 +26,23 @@ __all__ = ["command"]
 
 @takes_options
 def command(bundle: options.Bundle, asked: VerifyOptions) -> None:
-    """Run the original over the whole sequence and compare; exit with 1 unless the bundle passes.
+    """Run the bundle and the original model on the same input and compare them. Exit code 1: the bundle fails.
 
-    The yardstick is the noise floor: how far direct evaluations of the original differ from each other. A bundle passes
-    when its error is at most 4 times that. One of a lower precision (compile --weights, --dtype) is compared twice:
-    computing in float32, with the original with the same rounded weights, by that rule; and as it runs, where rounding
-    may change the hidden states by 5 % at most. What it costs against the original in float32 is told.
+    The measure is the noise floor: how far direct evaluations of the original differ from each other. A bundle passes
+    if its error is at most 4 times that. One of a lower precision (compile --weights, --dtype) is compared twice: in
+    float32 with an original of the same rounded weights, by that rule; and as it runs, where rounding may change the
+    hidden states by at most 5 %. The report also says what the precision costs against the original in float32.
 
-    Without --length all of a text, of tokens or arrays runs. Images have a fixed size, and no length.
+    Without --length, the whole text or all tokens and arrays are run. Images have a fixed size and no length.
 
-    With --target, what `twoheads build` made for that accelerator runs wholly in its emulator (qnn, rknn, onnxruntime:
-    the very engines that its compiler got, not the device), and its distance from the original is told.
+    With --target, what `twoheads build` made for that accelerator runs in its emulator (qnn, rknn, onnxruntime: the
+    engines that the compiler got, not the device), and the report says how far it is from the original.
 
-    With --streamed neither side is held in memory. Every layer of the original reads what the bundle gave for the layer
-    before it, and is a check of its own.
+    With --streamed, neither model is held in memory. Every layer of the original reads what the bundle computed for the
+    layer before it, and is checked on its own.
 
-    With --polygraphy no original is needed: every value inside of the engines, from the inputs of a run, as two
-    backends compute it: onnxruntime, onnxruntime-plain (no optimisation), openvino, reference (ONNX's own), tensorrt.
+    With --polygraphy, no original is needed: two backends compute the values inside the engines, from the inputs of a
+    run. Backends: onnxruntime, onnxruntime-plain (not optimised), openvino, reference (ONNX's own), tensorrt.
 
     Example: twoheads verify smollm2.bundle --against SmolLM2-135M.gguf --length 4096
     twoheads verify minilm.bundle --against minilm --text FILE --length 500 --target onnxruntime

@@ -32,12 +32,17 @@ class InputOptions:
 
     length: Annotated[
         str | None,
-        typer.Option("--length", "-n", metavar="N", help="Tokens to run on; else all given. By input: n=1000,m=300."),
+        typer.Option(
+            "--length",
+            "-n",
+            metavar="N",
+            help="Tokens to run on; by default all of the input. One length per axis: n=1000,m=300.",
+        ),
     ] = None
     text: options.Text = None
     tokens: options.Tokens = None
     arrays: Annotated[
-        Path | None, typer.Option("--input", metavar="FILE.npz", help="The input as arrays by name, of one input.")
+        Path | None, typer.Option("--input", metavar="FILE.npz", help="One input, as arrays by name.")
     ] = None
 
     def read(self, program: Program) -> Given:
@@ -59,19 +64,28 @@ class LayerOptions:
     """What is about single layers."""
 
     polygraphy: Annotated[
-        bool, typer.Option("--polygraphy", help="Compare engines layer by layer between two backends instead.")
+        bool, typer.Option("--polygraphy", help="Instead compare two backends, engine by engine and layer by layer.")
     ] = False
     engines: Annotated[
         list[str] | None,
-        typer.Option("--engine", metavar="NAME", help="Layer by layer: which; several times for several; else all."),
+        typer.Option(
+            "--engine", metavar="NAME", help="With --polygraphy: compare this engine; may be repeated; by default all."
+        ),
     ] = None
     backends: Annotated[
-        str, typer.Option("--backends", metavar="A,B", help="Layer by layer: the yardstick and what is compared.")
+        str,
+        typer.Option(
+            "--backends", metavar="A,B", help="With --polygraphy: the reference, and the backend to compare with it."
+        ),
     ] = "onnxruntime-plain,onnxruntime"
     tolerance: options.Tolerance = None
     save: Annotated[
         Path | None,
-        typer.Option("--save", metavar="DIR", help="Layer by layer: Polygraphy's inputs and outputs, and a report."),
+        typer.Option(
+            "--save",
+            metavar="DIR",
+            help="With --polygraphy: write its inputs, its outputs and a report to this folder.",
+        ),
     ] = None
 
 
@@ -89,19 +103,21 @@ class VerifyOptions:
     precision: options.PrecisionOption = options.Precision.F32
     target: Annotated[
         str | None,
-        typer.Option("--target", metavar="NAME", help="Also run what was built for this accelerator, in its emulator."),
+        typer.Option("--target", metavar="NAME", help="Also run what was built for this accelerator in its emulator."),
     ] = None
     generate: Annotated[
         int | None,
-        typer.Option("--generate", min=2, metavar="N", help="Continue the input by N tokens, and compare every step."),
+        typer.Option(
+            "--generate", min=2, metavar="N", help="Also generate N tokens after the input, and compare every step."
+        ),
     ] = None
     streamed: Annotated[
         bool,
-        typer.Option("--streamed", help="Layer by layer, with neither side held in memory."),
+        typer.Option("--streamed", help="Compare layer by layer, without holding either model in memory."),
     ] = False
     pages: Annotated[
         str | None,
-        typer.Option("--pages", metavar="<int8|int8-steps>", help="Of --generate: keys and values in 8 bits."),
+        typer.Option("--pages", metavar="<int8|int8-steps>", help="With --generate: keep keys and values in 8 bits."),
     ] = None
     layers: LayerOptions = field(default_factory=LayerOptions)
     as_json: options.Json = False
