@@ -7,7 +7,7 @@ the stage named, and not by a kernel in the middle of a run.
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isfinite, prod
+from math import prod
 from typing import Any
 
 from twoheads.graphs.by_kind import ByKind
@@ -15,15 +15,12 @@ from twoheads.graphs.errors import BundleError
 from twoheads.graphs.masks.expressions import Full
 from twoheads.graphs.masks.sampling import Average
 from twoheads.graphs.program.axes import axis_inputs, parse_axis
-from twoheads.graphs.program.engines.experts import expert_problem
-from twoheads.graphs.program.engines.scan import engine_problem
 from twoheads.graphs.program.lengths import input_axes
 from twoheads.graphs.program.program import (
     COUNTING,
     AnyAttention,
     AttentionEngine,
     AttentionStage,
-    Engine,
     ExpertsEngine,
     ExpertsStage,
     Port,
@@ -37,11 +34,8 @@ from twoheads.graphs.program.program import (
     Value,
 )
 from twoheads.graphs.program.sequence_check import sequence_problem
-from twoheads.graphs.serialization.bundle_format import ENGINES, Manifest, tiles_folder
-from twoheads.graphs.serialization.relative_path import RelativePath
-from twoheads.graphs.variants.choose import fused_steps
-from twoheads.graphs.variants.model_steps import MODEL
-from twoheads.graphs.variants.window_steps import WINDOW
+from twoheads.graphs.serialization.bundle_format import Manifest
+from twoheads.runtime.bundle.engines_check import engines_problem
 from twoheads.runtime.bundle.weights_table import DTYPES, weights_problem
 
 __all__ = ["check_program"]
@@ -86,13 +80,8 @@ class _Check:
             program.block_size > 0 and program.key_tile > 0 and program.key_tile % program.block_size == 0,
             f"has key tiles of {program.key_tile} tokens, not a multiple of its blocks of {program.block_size}",
         )
-        self.other_tiles()
-        self.weights()
-        self.require(len(self.engines) == len(program.engines), "declares two engines of one name")
-        for engine in program.engines:
-            self.engine(engine)
-        if manifest.lowering in (WINDOW, MODEL):
-            self.steps()
+        for found in (weights_problem(manifest), engines_problem(program, manifest)):
+            self.require(found is None, str(found))
         for entry in program.inputs:
             self.define(entry.value, "an input")
         self.inputs()
@@ -103,29 +92,6 @@ class _Check:
         hidden = self.values.get(program.hidden)
         self.require(hidden is not None and _is_rows(hidden), f"hidden {program.hidden!r} is not a value [1, n, width]")
         self.head()
-
-    def steps(self) -> None:
-        """The engines that hold several stages are there."""
-        lowering = self.manifest.lowering
-        engines = [engine for _, engine in fused_steps(self.program, lowering)]
-        what = "no windowed layer" if lowering == WINDOW else "a layer that is no causal window"
-        self.require(bool(engines), f"has {what}, and the manifest says that it is lowered so")
-        for engine in engines:
-            file = f"{ENGINES}/{engine.name}.onnx"
-            self.require(file in self.manifest.files, f"engine {engine.name} has no file {file}")
-
-    def other_tiles(self) -> None:
-        """The widths that the manifest offers are possible, and every attention has engines for them."""
-        program, widths = self.program, self.manifest.other_key_tiles
-        for width in widths:
-            fits = width > 0 and width % program.block_size == 0 and width != program.key_tile
-            self.require(fits and widths.count(width) == 1, f"can't have key tiles of {width} tokens beside its own")
-            for engine in program.engines:
-                files = (f"{tiles_folder(width)}/{engine.name}.{variant}.onnx" for variant in engine.VARIANTS)
-                held = not isinstance(engine, AnyAttention) or any(file in self.manifest.files for file in files)
-                self.require(held, f"engine {engine.name} has no file for key tiles of {width} tokens")
-        sampled = any(stage.average is not None for stage in program.attentions)
-        self.require(not (widths and sampled), "samples keys by tiles, so that it has no others beside its own")
 
     def inputs(self) -> None:
         """What the run generates can be generated, and arguments tell every length."""
@@ -175,51 +141,6 @@ class _Check:
             logits is not None and from_head and _is_rows(logits),
             f"logits {self.program.logits!r} is not a head value [1, n, classes] or a row of the body",
         )
-
-    def weights(self) -> None:
-        problem = weights_problem(self.manifest)
-        self.require(problem is None, str(problem))
-
-    def engine(self, engine: Engine) -> None:
-        self.require(_is_file_name(engine.name), f"engine {engine.name!r}: its name is no plain name of a file")
-        if isinstance(engine, TokenwiseEngine):
-            files = [f"{ENGINES}/{engine.name}.onnx"]
-            ports: tuple[Port, ...] = (*engine.inputs, *engine.outputs, *engine.weights)
-        else:
-            files = [f"{ENGINES}/{engine.name}.{variant}.onnx" for variant in engine.VARIANTS]
-            ports = ()
-        if isinstance(engine, ScanEngine):
-            problem = engine_problem(engine, self.program.block_size)
-            self.require(problem is None, f"engine {engine.name}: {problem}")
-        elif isinstance(engine, ExpertsEngine):
-            problem = expert_problem(engine, self.program.block_size)
-            self.require(problem is None and engine.dtype in DTYPES, f"engine {engine.name}: {problem or engine.dtype}")
-            missing = [file for file in files if self.manifest.packed_for is None and file not in self.manifest.files]
-            self.require(not missing, f"engine {engine.name} has no file {missing[:1]}")
-        elif isinstance(engine, AnyAttention):
-            self.require(engine.dtype in DTYPES, f"engine {engine.name}: dtype {engine.dtype!r}")
-            self.require(
-                (engine.block_size, engine.key_tile) == (self.program.block_size, self.program.key_tile)
-                and engine.kv_num_heads > 0
-                and engine.q_num_heads % engine.kv_num_heads == 0
-                and (engine.kind == "oracle" or engine.mask_heads in (1, engine.q_num_heads))
-                and (not isinstance(engine, AttentionEngine) or _distances_fit(engine)),
-                f"engine {engine.name}: its heads or tiles do not fit the program",
-            )
-        there = self.manifest.packed_for is not None or any(name in self.manifest.files for name in files)
-        self.require(there, f"engine {engine.name} has no file {files[0]}")
-        if isinstance(engine, AnyAttention):
-            self.constants(engine)
-        for port in ports:
-            self.require(port.dtype in DTYPES, f"engine {engine.name}: port {port.name} has dtype {port.dtype!r}")
-        names = [port.name for port in ports]
-        self.require(len(set(names)) == len(names), f"engine {engine.name}: has two ports of one name")
-
-    def constants(self, engine: AnyAttention) -> None:
-        """The numbers that scores are computed with are such as attention has."""
-        softcap = engine.softcap if isinstance(engine, AttentionEngine) else 0.0
-        for name, number, fits in (("scale", engine.scale, engine.scale > 0), ("softcap", softcap, softcap >= 0)):
-            self.require(fits and isfinite(number), f"engine {engine.name}: its {name} is {number:g}")
 
     def define(self, value: Value, where: str) -> None:
         self.require(value.name not in self.values, f"defines {value.name!r} twice")
@@ -378,19 +299,6 @@ class _Check:
             entry.shape == shape and entry.dtype == (dtype or entry.dtype),
             f"stage {stage}: weight {name!r} is {entry.dtype}{list(entry.shape)}, expected {dtype or ''}{list(shape)}",
         )
-
-
-def _distances_fit(engine: AttentionEngine) -> bool:
-    """Whether columns of scores by distance leave others, and every head has keys of its own."""
-    alike = engine.q_num_heads == engine.kv_num_heads and engine.mask_heads == 1 and not engine.softcap
-    return engine.distances == 0 or (alike and 0 < engine.distances < engine.head_dim)
-
-
-def _is_file_name(text: str) -> bool:
-    try:
-        return RelativePath(text).is_name
-    except ValueError:
-        return False
 
 
 _STAGES: ByKind[Callable[[_Check, Any], None]] = ByKind(
