@@ -110,7 +110,7 @@ def test_a_fixed_number_of_tokens_is_refused_with_its_remedy(tmp_path: Path) -> 
     ("shapes", "message"),
     [
         ({"input_ids": (1, 12), "attention_mask": (1, 12)}, r"fixed number of tokens .*input_ids \[1, 12\]"),
-        ({"attention_mask": (1, 1, "tokens", "tokens")}, "mask of 4 dimensions, which says from outside"),
+        ({"attention_mask": (1, 1, "tokens", "tokens")}, "mask of 4 dimensions, which says from outside.*\n.*--mask"),
     ],
 )
 def test_inputs_that_say_too_little_are_refused_for_what_they_are(

@@ -60,6 +60,7 @@ def compile_model(
     oracle_layers: int = 2,
     oracle_heads: int = 4,
     results: Sequence[str] = (),
+    masks: Mapping[str, str] | None = None,
     trust_remote_code: bool = False,
     allow_non_finite: bool = False,
     progress: Progress | None = None,
@@ -85,6 +86,8 @@ def compile_model(
         oracle_heads: ``H'`` of the ``oracle`` lowering, 1 to 32.
         results: For an ONNX file: its names of the last hidden states and, if wanted, of the logits; chosen by default,
             see :mod:`twoheads.compiler.frontend.onnx.choose_outputs`.
+        masks: For an ONNX file: what an input that is a mask of queries and keys holds in every run, by its name, e.g.
+            ``causal``; see :mod:`twoheads.compiler.frontend.onnx.pair_masks`.
         trust_remote_code: Run Python code that a model folder brings, with all rights of this process. Without it,
             such code never runs, and a folder that needs it is refused.
         allow_non_finite: Compile weights that hold NaN or infinity, which are refused otherwise.
@@ -97,7 +100,8 @@ def compile_model(
     tile = _check_options(block_size, key_tile, lowering)
     policy = _check_policy(attention, lowering)
     tell("loading the model")
-    options: dict[str, Any] = {"results": results, "trust": trust_remote_code, "experts": (experts, block_size)}
+    options: dict[str, Any] = {"results": results, "masks": masks or {}, "trust": trust_remote_code}
+    options["experts"] = experts, block_size
     front = _front(source, example_inputs, weights=True, whole=lowering == WHOLE, **options)
     tell("capturing its graph")
     captured, parts, imposed = _capture_and_partition(front, policy)
@@ -122,6 +126,7 @@ def plan_model(
     oracle_layers: int = 2,
     oracle_heads: int = 4,
     results: Sequence[str] = (),
+    masks: Mapping[str, str] | None = None,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> Program:
@@ -133,8 +138,9 @@ def plan_model(
     tile = _check_options(block_size, key_tile, lowering)
     policy = _check_policy(attention, lowering)
     tell("reading the configuration")
-    options: dict[str, Any] = {"results": results, "trust": trust_remote_code, "experts": (experts, block_size)}
-    plain = policy.exact and experts == "auto" and not results and not trust_remote_code
+    options: dict[str, Any] = {"results": results, "masks": masks or {}, "trust": trust_remote_code}
+    options["experts"] = experts, block_size
+    plain = policy.exact and experts == "auto" and not results and not masks and not trust_remote_code
     if plain and lowering in ("auto", "tile", WINDOW, MODEL) and isinstance(source, str | Path):
         known = known_decoder(Path(source), block_size, tile)
         if known is not None:
@@ -201,6 +207,7 @@ def _front(
     *,
     weights: bool,
     results: Sequence[str],
+    masks: Mapping[str, str],
     trust: bool,
     experts: tuple[str, int],
     whole: bool,
@@ -221,9 +228,10 @@ def _front(
             problem = "is for models that the library loads: a file's operators say nothing of experts"
             raise CompileError("--experts grouped", problem, "leave it out")
 
-        return lambda: capture_onnx(source, results)
-    if results:
-        raise CompileError("results", "are named for a source that is no ONNX file", "leave them out")
+        return lambda: capture_onnx(source, results, masks)
+    for name, given in (("results", results), ("masks", masks)):
+        if given:
+            raise CompileError(name, "are named for a source that is no ONNX file", "leave them out")
     from twoheads.compiler.frontend.torch.capture import capture
     from twoheads.compiler.frontend.torch.capture_whole import capture_whole
     from twoheads.compiler.frontend.torch.hugging_face.grouped_experts import ExpertsChoice

@@ -91,15 +91,17 @@ class OnnxOriginal:
         return hidden, logits[positions] if rows and positions is not None else logits
 
 
-def load_onnx_original(path: str | Path, results: Sequence[str] = ()) -> OnnxOriginal:
+def load_onnx_original(
+    path: str | Path, results: Sequence[str] = (), masks: Mapping[str, str] | None = None
+) -> OnnxOriginal:
     """Reads a file again, to be run as it is.
 
     Raises:
-        CompileError: As ``capture_onnx``, which says which results count.
+        CompileError: As ``capture_onnx``, which says what the arguments are.
     """
-    captured = capture_onnx(path, results)
+    captured = capture_onnx(path, results, masks)
     names = [captured.graph.hidden, *([captured.graph.logits] if captured.graph.logits else [])]
-    bound = bind_inputs(read_onnx(path))
+    bound = bind_inputs(read_onnx(path), masks)
     nodes = [exact_activations(node) for node in bound.file.nodes]
     graph = graph_of(bound.file.opsets, nodes, bound.file.weights, names)
     graph = graph if bound.fixed is None else lifted_graph(bound, graph, names)

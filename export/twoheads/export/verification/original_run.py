@@ -124,7 +124,8 @@ def load_original(
     bundle: LoadedBundle,
     source: Source,
     example_inputs: Any,
-    results: Sequence[str],
+    results: Sequence[str] = (),
+    masks: Mapping[str, str] | None = None,
     *,
     trust_remote_code: bool = False,
     deferred: bool = False,
@@ -135,20 +136,26 @@ def load_original(
         CompileError: It can't be loaded.
         InputError: The bundle was compiled from something else, or it is an ONNX file and the bundle approximate.
     """
-    found = _load(bundle, source, example_inputs, results, trust=trust_remote_code, deferred=deferred)
+    found: AnyOriginal
+    if isinstance(source, str | Path) and Path(source).suffix == ".onnx":
+        found = _load_file(bundle, source, results, masks)
+    else:
+        found = _load(bundle, source, example_inputs, trust=trust_remote_code, deferred=deferred)
     _check_same_source(bundle.manifest.source, found.identity, str(bundle.path))
     return found
 
 
-def _load(
-    bundle: LoadedBundle, source: Source, example_inputs: Any, results: Sequence[str], *, trust: bool, deferred: bool
-) -> AnyOriginal:
-    if not isinstance(source, str | Path) or Path(source).suffix != ".onnx":
-        from twoheads.compiler.frontend.torch.load_source import load_source
+def _load(bundle: LoadedBundle, source: Source, example_inputs: Any, *, trust: bool, deferred: bool) -> LoadedSource:
+    from twoheads.compiler.frontend.torch.load_source import load_source
 
-        whole = bundle.manifest.lowering == WHOLE
-        examples = _zeros(bundle) if whole and example_inputs is None else example_inputs
-        return load_source(source, example_inputs=examples, trust_remote_code=trust, deferred=deferred, whole=whole)
+    whole = bundle.manifest.lowering == WHOLE
+    examples = _zeros(bundle) if whole and example_inputs is None else example_inputs
+    return load_source(source, example_inputs=examples, trust_remote_code=trust, deferred=deferred, whole=whole)
+
+
+def _load_file(
+    bundle: LoadedBundle, source: str | Path, results: Sequence[str], masks: Mapping[str, str] | None
+) -> OnnxOriginal:
     if bundle.manifest.approximations:
         raise InputError(
             str(source),
@@ -157,7 +164,7 @@ def _load(
         )
     from twoheads.compiler.original.onnx_original import load_onnx_original
 
-    return load_onnx_original(source, results)
+    return load_onnx_original(source, results, masks)
 
 
 def _zeros(bundle: LoadedBundle) -> dict[str, Tensor]:

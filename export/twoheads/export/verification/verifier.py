@@ -44,6 +44,7 @@ def verify(
     progress: Progress | None = None,
     example_inputs: Any = None,
     results: Sequence[str] = (),
+    masks: Mapping[str, str] | None = None,
     backend: str = "onnxruntime",
     precision: str = "f32",
     target: str | None = None,
@@ -66,6 +67,7 @@ def verify(
         progress: Called as ``progress(phase, done, total)``.
         example_inputs: For a torch module, as given to ``compile_model``.
         results: For an ONNX file, as given to ``compile_model``.
+        masks: Likewise.
         backend: What runs the bundle's engines; see :func:`twoheads.runtime.load`.
         precision: In what it multiplies.
         target: Also run what was built for this accelerator, in its emulator.
@@ -83,7 +85,7 @@ def verify(
     # Fails on a length that the model can't take before the original, which may take minutes, is touched.
     question = make_question(loaded, length, text, tokens)
     report("load the original")
-    original = load_original(loaded, source, example_inputs, results, trust_remote_code=trust_remote_code)
+    original = load_original(loaded, source, example_inputs, results, masks, trust_remote_code=trust_remote_code)
     found, full = _run_original(loaded, original, question, report)
     del original
     with float32_products(loaded) as exact:

@@ -76,7 +76,7 @@ def test_a_mask_says_that_every_token_counts(name: str, tmp_path: Path) -> None:
 def test_a_mask_that_leaves_no_token_out_is_refused(tmp_path: Path) -> None:
     nothing = [ROW, helper.make_node("Mul", ["scores", "one"], ["masked"])]
     path = masked_file(tmp_path / "m.onnx", TensorProto.FLOAT, ["b", 1, 1, "t"], nothing)
-    assert bind_inputs(read_onnx(path)).masks == {"attention_mask": "float32"}  # unread: any value does
+    assert bind_inputs(read_onnx(path)).masks["attention_mask"].values == (1, 0)  # unread: any value does
     scaled = [ROW, helper.make_node("Mul", ["scores", "m"], ["masked"])]
     path = masked_file(tmp_path / "m.onnx", TensorProto.FLOAT, ["b", 1, 1, "t"], scaled)
     with pytest.raises(CompileError, match="no entry of it leaves a token out"):

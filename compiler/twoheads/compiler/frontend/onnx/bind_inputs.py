@@ -7,7 +7,8 @@ and one token axis or none.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+import re
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,10 +16,13 @@ import onnx
 from onnx import helper
 
 from twoheads.compiler.frontend.onnx.choose_outputs import model_outputs
-from twoheads.compiler.frontend.onnx.mask_values import counting_value
+from twoheads.compiler.frontend.onnx.mask_values import Filled, counting_values
 from twoheads.compiler.frontend.onnx.model.read_file import Array, GraphInput, OnnxFile
+from twoheads.compiler.frontend.onnx.one_input import one_input
+from twoheads.compiler.frontend.onnx.pair_masks import is_of_pairs, pair_mask_nodes, pair_masks
 from twoheads.compiler.frontend.onnx.passes.fold import graph_of
 from twoheads.graphs.errors import CompileError
+from twoheads.graphs.masks.expressions import Full, Mask
 from twoheads.graphs.program.program import TOKENS, Dim, Input, Value
 
 __all__ = ["Bound", "bind_inputs", "fixed_tokens"]
@@ -38,23 +42,32 @@ class Bound:
         file: Without inputs: all but the arguments are computed.
         arguments: What a run supplies.
         fixed: The number of tokens that the file is for; ``None`` where it is for any.
-        masks: Its inputs that say which tokens are real, and their types.
+        masks: Its inputs by which tokens can be left out.
     """
 
     file: OnnxFile
     arguments: tuple[Input, ...]
     fixed: int | None = None
-    masks: Mapping[str, str] = field(default_factory=dict[str, str])
+    masks: Mapping[str, Filled] = field(default_factory=dict[str, Filled])
 
 
-def bind_inputs(file: OnnxFile) -> Bound:
+def bind_inputs(file: OnnxFile, said: Mapping[str, str] | None = None) -> Bound:
     """Binds the inputs.
+
+    Args:
+        file: As it was read.
+        said: What masks of queries and keys hold, by input: ``causal``, ``full`` or windows; see
+            :mod:`~twoheads.compiler.frontend.onnx.pair_masks`.
 
     Raises:
         CompileError: An input is of no known kind, or its shape is not fixed up to one token axis.
     """
     kinds = {value.name: _kind(value) for value in file.inputs}
+    file = one_input(file, kinds)
+    ones = {value.name: value for value in file.inputs if kinds[value.name] == "ones"}
+    pairs = pair_masks(ones, said or {}, generates="past" in kinds.values(), where=str(file.path))
     file = _without_optional_past(file, {name for name, kind in kinds.items() if kind == "past"})
+    _require_beginning(file)
     two = any(value.name.startswith("decoder_") and kinds[value.name] == "argument" for value in file.inputs)
     axes = {value.name: _axis(value, two=two) for value in file.inputs}
     fixed = _fixed([value for value in file.inputs if kinds[value.name] == "argument"])
@@ -73,30 +86,43 @@ def bind_inputs(file: OnnxFile) -> Bound:
         elif kinds[value.name] != "argument":
             nodes.extend(_bound(value, kinds[value.name], _length_of(value, axes[value.name], arguments), weights))
     bound = replace(file, nodes=(*nodes, *file.nodes), weights={**file.weights, **weights}, inputs=())
-    masks = {v.name: v for v in file.inputs if kinds[v.name] == "ones"}
-    bound = _with_counting_masks(bound, masks.values(), arguments, fixed)
-    return Bound(bound, arguments, fixed, {name: value.dtype for name, value in masks.items()})
+    bound, filled = _with_counting_masks(bound, ones, pairs, arguments, fixed)
+    return Bound(bound, arguments, fixed, filled)
 
 
 def _with_counting_masks(
-    file: OnnxFile, masks: Iterable[GraphInput], arguments: Sequence[Input], fixed: int | None
-) -> OnnxFile:
-    """The file with masks of no usual form (``[1, tokens]`` of whole numbers) filled by experiment."""
-    for mask in masks:
-        if mask.dtype.startswith("int") and len(mask.shape) == 2:
-            continue
-        outputs = list(model_outputs(file, ()))
-        graph = graph_of(file.opsets, [_copy(node) for node in file.nodes], file.weights, outputs)
-        value = counting_value(graph, mask.name, arguments, fixed, outputs)
-        if value is None and len(mask.shape) > 2:
+    file: OnnxFile,
+    masks: Mapping[str, GraphInput],
+    pairs: Mapping[str, Mask],
+    arguments: Sequence[Input],
+    fixed: int | None,
+) -> tuple[OnnxFile, dict[str, Filled]]:
+    """The file with its masks filled, those of no usual form (``[1, tokens]`` of whole numbers) by experiment.
+
+    Beside it, the masks by which tokens can be left out.
+    """
+    filled: dict[str, Filled] = {}
+    for name, mask in masks.items():
+        found: tuple[float, float] | None = (1.0, 0.0)
+        if not mask.dtype.startswith("int") or len(mask.shape) != 2:
+            outputs = list(model_outputs(file, ()))
+            graph = graph_of(file.opsets, [_copy(node) for node in file.nodes], file.weights, outputs)
+            found = counting_values(graph, name, arguments, fixed, outputs)
+        if found is None and len(mask.shape) > 2:
             raise CompileError(
-                f"input {mask.name}",
+                f"input {name}",
                 f"is a mask of {len(mask.shape)} dimensions, and no entry of it leaves a token out",
                 "export with a mask of one entry a token (int64 [batch, tokens]), or without a mask",
             )
-        filled = [_filled(node, mask, 1.0 if value is None else value) for node in file.nodes]
-        file = replace(file, nodes=tuple(filled))
-    return file
+        values = found or (1.0, 0.0)
+        weights = dict(file.weights)
+        made = list(pair_mask_nodes(mask, pairs[name], values, weights)) if name in pairs else None
+        nodes = [new for node in file.nodes for new in _filled(node, mask, values[0], made)]
+        file = replace(file, nodes=tuple(nodes), weights=weights)
+        if name not in pairs or isinstance(pairs[name], Full):
+            queries = (fixed or 1,) if name in pairs else (1,)
+            filled[name] = Filled(mask.dtype, ((1,) * len(mask.shape))[2:] + queries + (1,), values)
+    return file, filled
 
 
 def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
@@ -105,11 +131,14 @@ def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
     return copy
 
 
-def _filled(node: onnx.NodeProto, mask: GraphInput, value: float) -> onnx.NodeProto:
+def _filled(
+    node: onnx.NodeProto, mask: GraphInput, value: float, instead: list[onnx.NodeProto] | None
+) -> list[onnx.NodeProto]:
+    """The node; or what fills the mask, where it does that."""
     if node.op_type != "ConstantOfShape" or list(node.output) != [mask.name]:
-        return node
+        return [node]
     fill = onnx.numpy_helper.from_array(np.array([value], mask.dtype))
-    return helper.make_node("ConstantOfShape", list(node.input), [mask.name], value=fill)
+    return instead or [helper.make_node("ConstantOfShape", list(node.input), [mask.name], value=fill)]
 
 
 def _fixed(arguments: Sequence[GraphInput]) -> int | None:
@@ -160,10 +189,6 @@ def _argument(value: GraphInput, axis: str) -> Input:
     shape: list[Dim] = []
     for at, dim in enumerate(value.shape):
         if at == 0 and batched:
-            if isinstance(dim, int) and dim > 1:
-                raise CompileError(
-                    f"input {value.name}", f"has a fixed batch of {dim}", "export with batch 1 or dynamic"
-                )
             shape.append(1)
         elif isinstance(dim, int) and dim > 0:
             shape.append(dim)
@@ -184,6 +209,19 @@ def _argument(value: GraphInput, axis: str) -> Input:
     return Input(Value(value.name, value.dtype, tuple(shape)), "argument", None)
 
 
+def _require_beginning(file: OnnxFile) -> None:
+    """Refuses the half of a decoder that has the keys of its encoder from a run of the other half."""
+    read = {name for node in file.nodes for name in node.input}
+    for value in file.inputs:
+        if _kind(value) == "past" and value.name in read and re.search(r"encoder|cross", value.name, re.I):
+            raise CompileError(
+                f"input {value.name}",
+                "holds what the first step made of the encoder's result: this file goes on with a sequence and can't "
+                "begin one",
+                "compile the file of the same export that begins one, e.g. decoder_model.onnx or _merged.onnx",
+            )
+
+
 def _without_optional_past(file: OnnxFile, past: Set[str]) -> OnnxFile:
     """Leaves out pasts whose reader can do without: their shape need not be known (model builders name all of it)."""
     nodes: list[onnx.NodeProto] = []
@@ -194,6 +232,10 @@ def _without_optional_past(file: OnnxFile, past: Set[str]) -> OnnxFile:
             copy.CopyFrom(node)
             for at, name in enumerate(node.input):
                 copy.input[at] = "" if name in past else name
+            # Without a past there is none to be kept as a window: what is seen is told by local_window_size.
+            kept = [attribute for attribute in copy.attribute if attribute.name != "sliding_window_cache"]
+            del copy.attribute[:]
+            copy.attribute.extend(kept)
         nodes.append(copy)
     read = {name for node in nodes for name in node.input}
     inputs = tuple(value for value in file.inputs if value.name in read or value.name not in past)
@@ -227,13 +269,6 @@ def fixed_tokens(where: str, arguments: Sequence[Input]) -> CompileError:
 
 def _bound(value: GraphInput, kind: str, source: Input, weights: dict[str, Array]) -> Iterator[onnx.NodeProto]:
     """Nodes that make the input's array out of the length of ``source``."""
-    wide = [dim for dim in value.shape[1:] if dim != 1]
-    if kind == "ones" and len(value.shape) > 2 and len(wide) > 1:
-        raise CompileError(
-            f"input {value.name}",
-            f"is a mask of {len(value.shape)} dimensions, which says from outside of the file which keys a query sees",
-            "export with a mask of one entry a token, so that the file itself makes the causal mask, or without a mask",
-        )
     if not value.shape or (len(value.shape) > 2 and (kind != "ones" or value.shape[-1] == 1)):
         raise CompileError(
             f"input {value.name}",
@@ -257,8 +292,9 @@ def _bound(value: GraphInput, kind: str, source: Input, weights: dict[str, Array
         return
     sizes = f"{name}.length"
     if len(value.shape) > 1:
-        weights[f"{name}.batch"] = np.ones(len(value.shape) - 1, np.int64)
+        pairs = kind == "ones" and is_of_pairs(value)
+        weights[f"{name}.batch"] = np.ones(len(value.shape) - 1 - pairs, np.int64)
         sizes = f"{name}.sizes"
-        yield helper.make_node("Concat", [f"{name}.batch", f"{name}.length"], [sizes], axis=0)
+        yield helper.make_node("Concat", [f"{name}.batch", *[f"{name}.length"] * (1 + pairs)], [sizes], axis=0)
     fill = onnx.numpy_helper.from_array(np.array([1 if kind == "ones" else 0], value.dtype))
     yield helper.make_node("ConstantOfShape", [sizes], [name], value=fill)

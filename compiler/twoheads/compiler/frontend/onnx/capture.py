@@ -26,6 +26,7 @@ from twoheads.compiler.frontend.onnx.passes.fold import fold_onnx, graph_of
 from twoheads.compiler.frontend.onnx.passes.measure import measure_onnx
 from twoheads.compiler.frontend.onnx.passes.prove_lift import any_length
 from twoheads.compiler.frontend.onnx.passes.resolve_lengths import SIZE_OPERANDS, resolve_lengths
+from twoheads.compiler.frontend.onnx.passes.split_heads import split_heads
 from twoheads.compiler.frontend.onnx.program import OnnxProgram
 from twoheads.compiler.frontend.onnx.sequence_node import sequence_from_onnx
 from twoheads.compiler.frontend.onnx.spell_convolutions import spell_convolutions
@@ -47,18 +48,19 @@ RESOLVED_DIFFERENCE = 1e-5
 """Relative; what resolving may change: nothing but the order of additions inside ONNX Runtime."""
 
 
-def capture_onnx(path: str | Path, outputs: Sequence[str] = ()) -> Captured:
+def capture_onnx(path: str | Path, outputs: Sequence[str] = (), masks: Mapping[str, str] | None = None) -> Captured:
     """Captures the model of a file.
 
     Args:
         path: The file.
         outputs: The file's names of its last hidden states and, optionally, of its logits; chosen by default.
+        masks: What its masks of queries and keys hold, by input.
 
     Raises:
         CompileError: The file or something in it can't be compiled; the node and its layer are named.
     """
     file = read_onnx(path)
-    program = onnx_program(file)
+    program = onnx_program(file, masks=masks)
     names = model_outputs(file, outputs)
     found = recognise_attention(OnnxView(file.identity.name, program, tuple(names)))
     if not found:
@@ -103,9 +105,9 @@ def _without_attention(path: str | Path, program: OnnxProgram) -> CompileError:
     return CompileError(str(path), f"no attention was found in it{kind}", "compile a transformer")
 
 
-def onnx_program(file: OnnxFile, outputs: Sequence[str] = ()) -> OnnxProgram:
+def onnx_program(file: OnnxFile, outputs: Sequence[str] = (), masks: Mapping[str, str] | None = None) -> OnnxProgram:
     """The file's computation of ``outputs`` (by default: all that are no caches), its length arithmetic resolved."""
-    bound = bind_inputs(file)
+    bound = bind_inputs(file, masks)
     wanted = list(model_outputs(file, outputs))
     where = str(file.path)
     graph = lifted_graph(bound, graph_of(bound.file.opsets, bound.file.nodes, bound.file.weights, wanted), wanted)
@@ -113,6 +115,9 @@ def onnx_program(file: OnnxFile, outputs: Sequence[str] = ()) -> OnnxProgram:
     # Tables are found where ONNX Runtime's fused look-ups are spelled out.
     arguments = tuple(replace(entry, limit=_limit(graph, entry.value.name)) for entry in bound.arguments)
     measured = measure_onnx(graph, arguments, wanted, where)
+    by_head = split_heads(graph, measured.types, arguments, wanted)
+    if by_head is not graph:
+        graph, measured = by_head, measure_onnx(by_head, arguments, wanted, where)
     resolved = resolve_lengths(graph, measured, wanted)
     inputs = (*arguments, *resolved.inputs)
     types = dict(measure_onnx(resolved.graph, inputs, wanted, where).types)
@@ -126,7 +131,8 @@ def lifted_graph(bound: Bound, graph: OnnxGraph, outputs: Sequence[str]) -> Onnx
     """The graph folded, and for any number of tokens where the file has a fixed one."""
     if bound.fixed is None:
         return fold_onnx(graph, outputs)
-    return fold_onnx(any_length(graph, bound.arguments, bound.masks, bound.fixed, outputs), outputs)
+    masks = {name: filled.only for name, filled in bound.masks.items()}
+    return fold_onnx(any_length(graph, bound.arguments, masks, bound.fixed, outputs), outputs)
 
 
 def spelled_out(graph: OnnxGraph, arguments: Sequence[Input], outputs: Sequence[str], where: str) -> OnnxGraph:

@@ -5,6 +5,7 @@ Caches (``present...``) and attention weights are no results. Of what is left:
 * an output that is computed from another one is the logits, that other the last hidden states;
 * an output called logits, scores or prediction, of one row a token, is the logits; the last hidden states are what its
   last product with a weight reads, if the logits of a token need nothing else;
+* start and end of an answer, a number a token each, are the logits: the two columns that they were cut from;
 * one row for the whole input (a classifier, a sentence embedding) is the logits; the last hidden states are the token
   values that it was reduced from;
 * otherwise the first output of one row a token is the last hidden states, and there are no logits.
@@ -68,6 +69,7 @@ def choose_outputs(
     if len(chosen) == 2:
         hidden, logits = (next(safe for safe, name in names.items() if name == one) for one in chosen)
         return Outputs(hidden, logits)
+    names = _uncut(names, by_name, types)
     rows = [name for name in names if types[name].axis is None]
     tokens = [name for name in names if types[name].axis is not None and len(types[name].shape) == 3]
     for name in tokens:
@@ -87,6 +89,26 @@ def choose_outputs(
         "has no output of one row a token, nor one made of such rows",
         "export the model with its last hidden states or logits",
     )
+
+
+def _uncut(names: Mapping[str, str], nodes: Mapping[str, Node], types: Mapping[str, TensorType]) -> Mapping[str, str]:
+    """The results; those of a number a token, ``[1, n]``, as the one value of three dimensions they are cut from."""
+    found: dict[str, str] = {}
+    for name, own in names.items():
+        source: str | None = name
+        while source is not None and (len(types[source].shape) != 3 or not _is_result_of_product(nodes, source)):
+            node = nodes.get(source)
+            wide = [each for each in node.inputs if types[each].axis is not None] if node is not None else []
+            source = wide[0] if len(wide) == 1 and types[wide[0]].axis == types[name].axis else None
+        cut = len(types[name].shape) == 2 and types[name].axis is not None and source is not None
+        found[source if cut and source else name] = "logits" if cut else own
+    return found
+
+
+def _is_result_of_product(nodes: Mapping[str, Node], name: str) -> bool:
+    """Whether the value is a product, or a product to which something was added."""
+    node = nodes.get(name)
+    return isinstance(node, TokenwiseNode) and node.op.startswith((*PRODUCTS, "Add("))
 
 
 def _called_logits(candidates: Iterable[str], names: Mapping[str, str]) -> list[str]:

@@ -7,6 +7,7 @@ that is added to the scores. A value leaves a token out if no other token's resu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from twoheads.compiler.ir.source_program import example_inputs, input_lengths
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.program.program import Input
 
-__all__ = ["counting_value"]
+__all__ = ["Filled", "counting_values"]
 
 TOKENS = 12
 
@@ -27,15 +28,35 @@ SAME = 1e-5
 CANDIDATES: Mapping[str, Sequence[tuple[float, float]]] = {
     "b": ((1, 0), (0, 1)),
     "i": ((1, 0), (0, 1)),
-    "f": ((1, 0), (0, -1e4), (0, 1)),
+    "f": ((1, 0), (0, -1e9), (0, 1)),
 }
 """By kind of number: what a token that counts has, and what one that does not."""
 
 
-def counting_value(
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """A mask by which tokens can be left out.
+
+    Attributes:
+        dtype: Of its entries.
+        shape: Of its array at one token.
+        values: Its entry for a token that counts, and for one that does not.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    values: tuple[float, float]
+
+    def only(self, kept: Array) -> Array:
+        """The mask that leaves out all but the tokens ``kept``, bool ``[tokens]``, for every query."""
+        rows = np.where(kept, *self.values).astype(self.dtype)
+        return np.broadcast_to(rows, (*self.shape[:-1], len(kept)))
+
+
+def counting_values(
     graph: OnnxGraph, mask: str, arguments: Sequence[Input], fixed: int | None, outputs: Sequence[str]
-) -> float | None:
-    """The entry of ``mask`` for a token that counts; ``None`` where no entry leaves a token out.
+) -> tuple[float, float] | None:
+    """The entries of ``mask`` for a token that counts and for one that does not; ``None`` where none leaves one out.
 
     Args:
         graph: The file's operators; ``mask`` is one of its values.
@@ -45,7 +66,7 @@ def counting_value(
         outputs: What the file is for.
     """
     if all(mask not in node.outputs for node in graph.nodes):
-        return 1.0  # nothing reads it
+        return 1.0, 0.0  # nothing reads it
     tokens = fixed or TOKENS
     lengths = input_lengths(arguments, tokens)
     one, other = (example_inputs(arguments, lengths, seed) for seed in (1, 2))
@@ -53,7 +74,7 @@ def counting_value(
         whole = graph.run([mask], one, {})[mask]
         for counts, left_out in CANDIDATES.get(whole.dtype.kind, ()):
             if all(_leaves_out(graph, whole, mask, (counts, left_out), (one, other), half, outputs) for half in (0, 1)):
-                return counts
+                return counts, left_out
     except CompileError:  # it does not run so; measuring says why
         return None
     return None

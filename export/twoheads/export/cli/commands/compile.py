@@ -47,6 +47,7 @@ class CompileOptions:
     attention: options.Attention = "full"
     experts: options.ExpertsOption = options.Experts.AUTO
     results: options.Results = None
+    masks: options.Masks = None
     trust_remote_code: options.TrustRemoteCode = False
     allow_non_finite: Annotated[
         bool, typer.Option("--allow-non-finite", help="Compile weights that hold NaN or infinity as they are.")
@@ -113,6 +114,7 @@ def _compile(source: Path, asked: CompileOptions) -> None:
             oracle_layers=asked.oracle_layers,
             oracle_heads=asked.oracle_heads,
             results=asked.results or (),
+            masks=arguments.parse_masks(asked.masks),
             trust_remote_code=asked.trust_remote_code,
             allow_non_finite=asked.allow_non_finite,
             progress=progress,

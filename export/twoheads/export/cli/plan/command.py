@@ -140,7 +140,9 @@ def _programs(subject: Path, asked: SourceOptions, device: Path | None) -> Fused
     if arguments.is_bundle(subject):
         if asked != SourceOptions():
             problem = "is a bundle, whose block size, key tile, lowering, attention, experts and results are fixed"
-            names = "--block-size, --key-tile, --lowering, --attention, --experts, --result and --trust-remote-code"
+            names = (
+                "--block-size, --key-tile, --lowering, --attention, --experts, --result, --mask and --trust-remote-code"
+            )
             raise InputError(str(subject), problem, f"leave {names} out, or give the source")
         bundle = read_bundle(subject, check="size", engines=False)
         return (bundle if device is None else measured_tiles(device, bundle)).fused
@@ -161,6 +163,7 @@ def _program_of(source: Path, asked: SourceOptions) -> Program:
         "experts": asked.experts.value,
         "lowering": asked.lowering.value,
         "results": tuple(asked.results or ()),
+        "masks": arguments.parse_masks(asked.masks),
         "trust_remote_code": asked.trust_remote_code,
     }
     place = plan_file(source, wanted)

@@ -27,6 +27,7 @@ class SourceOptions:
     experts: options.ExpertsOption = options.Experts.AUTO
     lowering: options.LoweringOption = options.Lowering.AUTO
     results: options.Results = None
+    masks: options.Masks = None
     trust_remote_code: options.TrustRemoteCode = False
 
 

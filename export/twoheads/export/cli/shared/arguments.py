@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ __all__ = [
     "encode_text",
     "is_bundle",
     "parse_lengths",
+    "parse_masks",
     "parse_positions",
     "parse_size",
     "read_text",
@@ -54,6 +55,21 @@ def require_path(path: Path, what: str) -> Path:
     if not found:
         raise InputError(str(path), "no such file or folder", f"give the path of {what}")
     return path
+
+
+def parse_masks(texts: Iterable[str] | None) -> dict[str, str]:
+    """What masks of an ONNX file hold, from ``NAME=MASK`` texts.
+
+    Raises:
+        InputError: A text has another form.
+    """
+    found: dict[str, str] = {}
+    for text in texts or ():
+        name, equals, mask = text.partition("=")
+        if not (name and equals and mask):
+            raise InputError(f"--mask {text}", "is not NAME=MASK", "give e.g. --mask attention_mask=causal")
+        found[name] = mask
+    return found
 
 
 def is_bundle(path: Path) -> bool:

@@ -26,6 +26,7 @@ __all__ = [
     "KeyTile",
     "Lowering",
     "LoweringOption",
+    "Masks",
     "MemoryLimit",
     "Output",
     "OutputOption",
@@ -159,6 +160,14 @@ Results = Annotated[
         metavar="NAME",
         help="For an .onnx file: the output that holds the last hidden states; given a second time, the one "
         "that holds logits.",
+    ),
+]
+Masks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--mask",
+        metavar="NAME=MASK",
+        help="For an .onnx file: what its mask of queries and keys holds in every run: causal, full, or a window.",
     ),
 ]
 TrustRemoteCode = Annotated[

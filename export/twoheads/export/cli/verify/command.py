@@ -76,6 +76,7 @@ def command(bundle: options.Bundle, asked: VerifyOptions) -> None:
             text=given.text,
             tokens=given.tokens,
             results=asked.results or (),
+            masks=arguments.parse_masks(asked.masks),
             progress=progress,
             backend=asked.backend,
             precision=asked.precision.value,

@@ -34,8 +34,8 @@ def verify_steps(bundle: Path, asked: VerifyOptions, given: Given) -> None:
     Raises:
         InputError: Options are given that have no meaning here.
     """
-    if asked.target is not None or asked.results:
-        fix = "leave out --target and --result"
+    if asked.target is not None or asked.results or asked.masks:
+        fix = "leave out --target, --result and --mask"
         raise InputError("--generate", "continues one sequence by the bundle's own engines", fix)
     if asked.against is None or asked.generate is None or not isinstance(given.length, int | None):
         raise InputError("--generate", "continues one sequence", "give --against SOURCE and one --length")

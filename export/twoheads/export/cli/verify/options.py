@@ -98,6 +98,7 @@ class VerifyOptions:
     ] = None
     given: InputOptions = field(default_factory=InputOptions)
     results: options.Results = None
+    masks: options.Masks = None
     trust_remote_code: options.TrustRemoteCode = False
     backend: options.BackendOption = options.DEFAULT_BACKEND
     precision: options.PrecisionOption = options.Precision.F32

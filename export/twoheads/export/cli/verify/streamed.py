@@ -30,7 +30,7 @@ def verify_layer_by_layer(bundle: Path, asked: VerifyOptions, given: Given) -> N
     if asked.against is None or asked.layers.polygraphy or asked.generate is not None:
         fix = "give --against SOURCE, and neither --polygraphy nor --generate"
         raise InputError("--streamed", "compares one run with the original's", fix)
-    if asked.target is not None or asked.results or asked.backend != DEFAULT_BACKEND:
+    if asked.target is not None or asked.results or asked.masks or asked.backend != DEFAULT_BACKEND:
         fix = "leave out --target, --result and --backend"
         raise InputError("--streamed", "runs the bundle itself, on ONNX Runtime, stage by stage", fix)
     require_path(asked.against, "the model the bundle was compiled from")

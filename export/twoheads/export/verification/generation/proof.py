@@ -129,7 +129,7 @@ def verify_generation(
     seconds = {"generate": time.perf_counter() - began}
     sequence = np.array([*prompt, *made[:-1]], np.int64)
     report("load the original")
-    original = load_original(loaded, source, None, (), trust_remote_code=trust_remote_code)
+    original = load_original(loaded, source, None, trust_remote_code=trust_remote_code)
     if loaded.manifest.precision != FULL_PRECISION:
         original = with_bundle_weights(original, loaded)
     name = loaded.generation.steps.tokens.value.name

@@ -102,7 +102,7 @@ def verify_streamed(
     question = make_question(loaded, length, text, tokens)
     told("open the original")
     original = cast(
-        "LoadedSource", load_original(loaded, source, None, (), trust_remote_code=trust_remote_code, deferred=True)
+        "LoadedSource", load_original(loaded, source, None, trust_remote_code=trust_remote_code, deferred=True)
     )
     with scratch_folder() as folder, float32_products(loaded) as exact:
         for name in ("bundle", "original"):

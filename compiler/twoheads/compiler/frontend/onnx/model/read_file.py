@@ -116,7 +116,8 @@ def read_onnx(path: str | Path) -> OnnxFile:
     half = _lift(model.graph)
     names = _safe_names(model.graph)
     weights = {names[name]: array for name, array in _weights(model.graph, path)}
-    for node in model.graph.node:
+    # That a file holds a recurrence says more of it than that it holds a branch.
+    for node in sorted(model.graph.node, key=lambda node: node.op_type in CONTROL and _unlike(node) is None):
         _refuse(node, names)
     for value in model.graph.output:
         if value.name not in names:
@@ -250,9 +251,14 @@ def _refuse(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
             where, f"comes from the operator set {node.domain!r}, which is not supported", "export it without"
         )
     if node.op_type in REFUSED:
-        inside = next((inner for inner in _inside(node) if inner in REFUSED and inner not in CONTROL), None)
+        inside = _unlike(node)
         reason, remedy = REFUSED[inside or node.op_type]
         raise CompileError(where, f"holds {inside}, which {reason}" if inside else reason, remedy)
+
+
+def _unlike(node: onnx.NodeProto) -> str | None:
+    """The first operator in its branches that is refused for what it is itself."""
+    return next((inner for inner in _inside(node) if inner in REFUSED and inner not in CONTROL), None)
 
 
 def _inside(node: onnx.NodeProto) -> Iterator[str]:

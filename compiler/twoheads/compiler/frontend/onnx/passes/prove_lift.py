@@ -6,7 +6,7 @@ the input's end, or as it is where tokens see none that follow them. Where neith
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -24,14 +24,18 @@ TOLERANCE = 1e-4
 
 
 def any_length(
-    graph: OnnxGraph, arguments: Sequence[Input], masks: Mapping[str, str], length: int, outputs: Sequence[str]
+    graph: OnnxGraph,
+    arguments: Sequence[Input],
+    masks: Mapping[str, Callable[[Array], Array]],
+    length: int,
+    outputs: Sequence[str],
 ) -> OnnxGraph:
     """The graph of ``length`` tokens for any number of them.
 
     Args:
         graph: Its operators.
         arguments: Its inputs, with an axis in the place of the number.
-        masks: The values that say which tokens are real, ones of ``[1, length]``, and their types.
+        masks: By name of a mask, its array that leaves out all but some tokens, bool ``[length]``.
         length: Its number of tokens.
         outputs: What it is for.
 
@@ -46,7 +50,7 @@ def any_length(
     whole = graph.run(outputs, feeds, {})
     _require_same(whole, lifted.run(outputs, feeds, {}), length, length)
     for tokens in (trial_length(length), length // 2 + 1):
-        real = {name: (np.arange(length) < tokens).astype(kind)[None] for name, kind in masks.items()}
+        real = {name: only(np.arange(length) < tokens) for name, only in masks.items()}
         own = graph.run(outputs, {**feeds, **real}, {})
         short = {
             name: array[tuple(slice(0, tokens if dim == length and at else dim) for at, dim in enumerate(array.shape))]
