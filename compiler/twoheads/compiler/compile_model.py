@@ -220,15 +220,15 @@ def _front(
         raise CompileError("trust_remote_code", problem, "leave it out")
     if isinstance(source, str | Path) and Path(source).suffix == ".onnx":
         from twoheads.compiler.frontend.onnx.capture import capture_onnx
+        from twoheads.compiler.frontend.onnx.capture_whole import capture_whole_onnx
 
-        if whole:
-            problem = "is for models that the library or torch holds: an ONNX file of one size is one engine already"
-            raise CompileError("--lowering whole", problem, "run the file with ONNX Runtime, or leave the option out")
         if experts[0] == "grouped":
             problem = "is for models that the library loads: a file's operators say nothing of experts"
             raise CompileError("--experts grouped", problem, "leave it out")
 
-        return lambda: capture_onnx(source, results, masks)
+        if whole and masks:
+            raise CompileError("--mask", "is for files of any length, and a whole model has one size", "leave it out")
+        return (lambda: capture_whole_onnx(source, results)) if whole else lambda: capture_onnx(source, results, masks)
     for name, given in (("results", results), ("masks", masks)):
         if given:
             raise CompileError(name, "are named for a source that is no ONNX file", "leave them out")
@@ -297,7 +297,7 @@ def _capture_and_partition(front: Callable[[], Captured], policy: Policy) -> tup
     original = front()
     captured = replace(original, graph=apply_policy(original.graph, policy))
     one_size = all(entry.value.axis is None for entry in captured.graph.inputs)
-    with _naming_whole(possible=one_size and original.identity.form != "onnx"):
+    with _naming_whole(possible=one_size):
         parts = partition(captured.graph)
     logger.info("captured and partitioned %s in %.2f s", captured.graph.name, time.perf_counter() - began)
     logger.debug("%s", captured.graph)

@@ -17,10 +17,11 @@ from onnx import helper
 
 from twoheads.compiler.frontend.onnx.bind_inputs import bind_inputs
 from twoheads.compiler.frontend.onnx.capture import capture_onnx, lifted_graph, spelled_out
+from twoheads.compiler.frontend.onnx.capture_whole import read_whole
 from twoheads.compiler.frontend.onnx.model.graph import OnnxGraph, OnnxNode
 from twoheads.compiler.frontend.onnx.model.read_file import Array, read_onnx
 from twoheads.compiler.frontend.onnx.passes.dequantise import exact_activations
-from twoheads.compiler.frontend.onnx.passes.fold import graph_of
+from twoheads.compiler.frontend.onnx.passes.fold import fold_onnx, graph_of
 from twoheads.compiler.frontend.onnx.passes.measure import measure_onnx
 from twoheads.compiler.ir.source_graph import TensorType
 from twoheads.graphs.errors import CompileError
@@ -92,13 +93,21 @@ class OnnxOriginal:
 
 
 def load_onnx_original(
-    path: str | Path, results: Sequence[str] = (), masks: Mapping[str, str] | None = None
+    path: str | Path, results: Sequence[str] = (), masks: Mapping[str, str] | None = None, *, whole: bool = False
 ) -> OnnxOriginal:
     """Reads a file again, to be run as it is.
+
+    Args:
+        path: The file.
+        results: As for ``capture_onnx``.
+        masks: Likewise.
+        whole: Its bundle is one engine of the file's only input size.
 
     Raises:
         CompileError: As ``capture_onnx``, which says what the arguments are.
     """
+    if whole:
+        return _whole_original(path, results)
     captured = capture_onnx(path, results, masks)
     names = [captured.graph.hidden, *([captured.graph.logits] if captured.graph.logits else [])]
     bound = bind_inputs(read_onnx(path), masks)
@@ -114,6 +123,15 @@ def load_onnx_original(
     types = measure_onnx(plain, bound.arguments, names, str(path)).types
     hidden, logits = captured.graph.hidden, captured.graph.logits
     return OnnxOriginal(captured.identity, graph, bound.arguments, hidden, logits, plain, types)
+
+
+def _whole_original(path: str | Path, results: Sequence[str]) -> OnnxOriginal:
+    found = read_whole(path, results)
+    nodes = tuple(replace(node, proto=exact_activations(node.proto)) for node in found.graph.nodes)
+    graph, names = replace(found.graph, nodes=nodes), found.outputs
+    plain = spelled_out(fold_onnx(graph, names), found.inputs, names, str(path))
+    types = measure_onnx(plain, found.inputs, names, str(path)).types
+    return OnnxOriginal(found.file.identity, graph, found.inputs, found.hidden, found.logits, plain, types)
 
 
 def _cut_products(

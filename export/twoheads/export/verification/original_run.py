@@ -164,7 +164,7 @@ def _load_file(
         )
     from twoheads.compiler.original.onnx_original import load_onnx_original
 
-    return load_onnx_original(source, results, masks)
+    return load_onnx_original(source, results, masks, whole=bundle.manifest.lowering == WHOLE)
 
 
 def _zeros(bundle: LoadedBundle) -> dict[str, Tensor]:

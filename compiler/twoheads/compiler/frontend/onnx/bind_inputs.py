@@ -202,7 +202,8 @@ def _argument(value: GraphInput, axis: str) -> Input:
             raise CompileError(
                 f"input {value.name}",
                 f"has two dimensions without a number, {list(value.shape)}",
-                "fix all but the batch and the tokens, e.g. with onnxruntime.tools.make_dynamic_shape_fixed",
+                "fix all but the batch and the tokens, e.g. with onnxruntime.tools.make_dynamic_shape_fixed; a model "
+                "of one input size, such as an image's, can be one engine of it, --lowering whole",
             )
         else:
             shape.append(axis)
@@ -263,7 +264,7 @@ def fixed_tokens(where: str, arguments: Sequence[Input]) -> CompileError:
     return CompileError(
         where,
         f"has a fixed number of tokens ({shapes}: a first dimension counts inputs), so no token axis can be seen in it",
-        "export it with a dynamic token axis, or compile the torch model, where inputs of a fixed size work",
+        "export it with a dynamic token axis, or compile it as one engine of its only input size, --lowering whole",
     )
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from twoheads.compiler.frontend.generation_facts import folder_facts
 from twoheads.compiler.frontend.onnx.attach_attention import attach_attention
@@ -25,14 +23,14 @@ from twoheads.compiler.frontend.onnx.passes.expand_contrib import expand_contrib
 from twoheads.compiler.frontend.onnx.passes.fold import fold_onnx, graph_of
 from twoheads.compiler.frontend.onnx.passes.measure import measure_onnx
 from twoheads.compiler.frontend.onnx.passes.prove_lift import any_length
-from twoheads.compiler.frontend.onnx.passes.resolve_lengths import SIZE_OPERANDS, resolve_lengths
+from twoheads.compiler.frontend.onnx.passes.resolve_lengths import resolve_lengths
 from twoheads.compiler.frontend.onnx.passes.split_heads import split_heads
 from twoheads.compiler.frontend.onnx.program import OnnxProgram
 from twoheads.compiler.frontend.onnx.sequence_node import sequence_from_onnx
+from twoheads.compiler.frontend.onnx.source_nodes import VIEWS, source_nodes
 from twoheads.compiler.frontend.onnx.spell_convolutions import spell_convolutions
 from twoheads.compiler.frontend.onnx.view import OnnxView
-from twoheads.compiler.ir.size_formula import SizeFormula
-from twoheads.compiler.ir.source_graph import AttentionNode, Node, SourceGraph, TensorType, TokenwiseNode, needed_nodes
+from twoheads.compiler.ir.source_graph import SourceGraph, TensorType, needed_nodes
 from twoheads.compiler.ir.source_program import Captured, example_inputs
 from twoheads.compiler.recognition.recognise import recognise_attention
 from twoheads.graphs.errors import CompileError
@@ -41,8 +39,6 @@ from twoheads.graphs.program.program import Input
 __all__ = ["capture_onnx", "lifted_graph", "onnx_program", "spelled_out"]
 
 logger = logging.getLogger(__name__)
-
-VIEWS = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Flatten")
 
 RESOLVED_DIFFERENCE = 1e-5
 """Relative; what resolving may change: nothing but the order of additions inside ONNX Runtime."""
@@ -68,7 +64,7 @@ def capture_onnx(path: str | Path, outputs: Sequence[str] = (), masks: Mapping[s
     limits = [attention.max_length for attention in found if attention.max_length is not None]
     program, attentions = attach_attention(program, found)
     program = _with_named_weights(program)
-    nodes = _source_nodes(program, attentions)
+    nodes = source_nodes(program, attentions)
     chosen = choose_outputs(names, program, nodes, outputs)
     graph = SourceGraph(
         name=file.identity.name,
@@ -102,7 +98,8 @@ def _without_attention(path: str | Path, program: OnnxProgram) -> CompileError:
     if softmax and all(entry.value.axis is None for entry in program.inputs):
         return fixed_tokens(str(path), program.inputs)
     kind = "" if softmax else ": it computes no softmax, as a convolutional or fully connected network"
-    return CompileError(str(path), f"no attention was found in it{kind}", "compile a transformer")
+    fix = "compile a transformer; or a model of one input size as one engine of it, --lowering whole"
+    return CompileError(str(path), f"no attention was found in it{kind}", fix)
 
 
 def onnx_program(file: OnnxFile, outputs: Sequence[str] = (), masks: Mapping[str, str] | None = None) -> OnnxProgram:
@@ -204,55 +201,3 @@ def _with_named_weights(program: OnnxProgram) -> OnnxProgram:
             types[value] = types[name]
         nodes.append(node.renamed(values, {}))
     return replace(program, graph=replace(program.graph, nodes=tuple(nodes)), types=types)
-
-
-def _source_nodes(program: OnnxProgram, attentions: Mapping[str, AttentionNode]) -> tuple[Node, ...]:
-    nodes: list[Node] = []
-    for node in program.graph.nodes:
-        sequence = sequence_from_onnx(node, program.types)
-        for at, name in enumerate(node.outputs):
-            if name in attentions:
-                nodes.append(attentions[name])
-            elif sequence is not None:
-                nodes.append(sequence)
-            else:
-                nodes.append(_tokenwise_node(program, node, at))
-    return tuple(nodes)
-
-
-def _tokenwise_node(program: OnnxProgram, node: OnnxNode, at: int) -> TokenwiseNode:
-    name = node.outputs[at]
-    inputs = node.inputs
-    words: list[str] = []
-    for place, operand in enumerate(node.proto.input):
-        if place in node.sizes:
-            sizes = node.sizes[place]
-            words.append(str(sizes) if isinstance(sizes, SizeFormula) else f"[{', '.join(map(str, sizes))}]")
-        elif place in node.constants:
-            words.append(_text(node.constants[place].tolist()))
-        else:
-            words.append(f"%{inputs.index(operand)}" if operand else "none")
-    words += sorted(f"{name}={_text(value)}" for name, value in node.attributes.items())
-    domain = f"{node.proto.domain}." if node.proto.domain else ""
-    suffix = f"#{at}" if len(node.outputs) > 1 else ""
-    sized = set(node.sizes) - set(SIZE_OPERANDS.get(node.proto.op_type, ()))
-    type_ = program.types[name]
-    first = program.types.get(inputs[0]) if inputs else None
-    return TokenwiseNode(
-        name=name,
-        op=f"{domain}{node.proto.op_type}({', '.join(words)}){suffix}",
-        inputs=inputs,
-        type=type_,
-        layer=node.layer,
-        uses_length=bool(sized),
-        is_view=node.proto.op_type in VIEWS and len(inputs) == 1 and first is not None and first.dtype == type_.dtype,
-    )
-
-
-def _text(value: object) -> str:
-    if isinstance(value, onnx.TensorProto):
-        array = numpy_helper.to_array(value)
-        if array.size <= 16:
-            return f"{array.dtype}{array.tolist()}"
-        return f"{array.dtype}{list(array.shape)}:{hashlib.sha256(array.tobytes()).hexdigest()[:16]}"
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

@@ -48,14 +48,18 @@ def test_what_was_lifted_is_captured_with_its_mask(tmp_path):
     assert [entry.value.shape for entry in captured.graph.inputs if entry.source == "argument"] == [(1, "n")]
 
 
-def fixed_file(path: Path, tokens: int, mixing: np.ndarray) -> Path:
-    """Look-up, a product over the tokens by weights of the file, and a softmax."""
+def fixed_file(path: Path, tokens: int, mixing: np.ndarray, *, attention: bool = True) -> Path:
+    """Look-up, a product over the tokens by weights of the file, and a softmax, over pairs of tokens or not."""
     table = np.random.default_rng(0).standard_normal((11, 8)).astype(np.float32)
     nodes = [
         helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
         helper.make_node("MatMul", ["mixing", "rows"], ["mixed"]),
-        helper.make_node("Softmax", ["mixed"], ["last_hidden_state"]),
-    ]
+        *([
+            helper.make_node("Einsum", ["rows", "rows"], ["pairs"], equation="bik,bjk->bij"),
+            helper.make_node("Softmax", ["pairs"], ["scores"]),
+            helper.make_node("MatMul", ["scores", "mixed"], ["last_hidden_state"]),
+        ] if attention else [helper.make_node("Softmax", ["mixed"], ["last_hidden_state"])]),
+    ]  # fmt: skip
     graph = helper.make_graph(
         nodes, "fixed", [helper.make_tensor_value_info("input_ids", TensorProto.INT64, [1, tokens])],
         [helper.make_tensor_value_info("last_hidden_state", TensorProto.FLOAT, [1, tokens, 8])],
@@ -69,6 +73,12 @@ def test_weights_over_tokens_are_refused_by_name(tmp_path):
     mixing = np.random.default_rng(1).standard_normal((40, 40)).astype(np.float32)
     with pytest.raises(CompileError, match=r"mixed.*MatMul does not run at another length.*40 tokens"):
         lifted(fixed_file(tmp_path / "mixer.onnx", 40, mixing))
+
+
+def test_a_file_without_attention_is_refused_for_that(tmp_path):
+    mixing = np.random.default_rng(1).standard_normal((40, 40)).astype(np.float32)
+    with pytest.raises(CompileError, match=r"none of its 1 softmaxes is over pairs of its 40 tokens"):
+        lifted(fixed_file(tmp_path / "mixer.onnx", 40, mixing, attention=False))
 
 
 def test_a_file_that_has_no_mask_and_looks_ahead_is_refused(tmp_path):

@@ -46,6 +46,7 @@ def any_length(
     axis = source.token_axis
     assert axis is not None
     feeds = example_inputs(arguments, {str(source.axis): length}, 1)
+    _require_attention(graph, feeds, length, outputs)
     lifted = lift_length(graph, source.name, axis, feeds, outputs)
     whole = graph.run(outputs, feeds, {})
     _require_same(whole, lifted.run(outputs, feeds, {}), length, length)
@@ -58,6 +59,19 @@ def any_length(
         }
         _require_same(own, lifted.run(outputs, short, {}), tokens, length)
     return lifted
+
+
+def _require_attention(graph: OnnxGraph, feeds: Mapping[str, Array], length: int, outputs: Sequence[str]) -> None:
+    """Refuses a file for what it is before its number of tokens is looked for in its operators."""
+    whole = [node for node in graph.nodes if "Attention" in node.proto.op_type]
+    softmaxes = [node.proto.output[0] for node in graph.nodes if node.proto.op_type == "Softmax"]
+    shapes = [array.shape for array in graph.run(softmaxes, feeds, {}).values()]
+    if not whole and all(shape.count(length) < 2 for shape in shapes):
+        raise CompileError(
+            "model",
+            f"no attention was found in it: none of its {len(shapes)} softmaxes is over pairs of its {length} tokens",
+            "compile a transformer; or a model of one input size as one engine of it, --lowering whole",
+        )
 
 
 def _require_same(whole: Mapping[str, Array], short: Mapping[str, Array], tokens: int, length: int) -> None:
