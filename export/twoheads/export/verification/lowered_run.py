@@ -114,9 +114,8 @@ def float32_products(bundle: LoadedBundle) -> Generator[LoadedBundle]:
         yield bundle
         return
     with scratch_folder() as folder:
-        yield load(
-            bundle.path, backend=RewrittenEngines(Path(folder), _in_float32), threads=bundle.threads, check="size"
-        )
+        backend, limit = RewrittenEngines(Path(folder), _in_float32), bundle.memory_limit
+        yield load(bundle.path, backend=backend, threads=bundle.threads, check="size", memory_limit=limit)
 
 
 def _in_float32(model: onnx.ModelProto) -> onnx.ModelProto:

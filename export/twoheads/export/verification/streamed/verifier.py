@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -64,6 +65,10 @@ class StreamedReport:
         return {**self.report.to_json(), "unseen": to_json(self.unseen), "first_fault": self.first_fault}
 
 
+NO_LIMIT = sys.maxsize
+"""Bytes; where there is a limit, weights that were packed are let go with their engine, and kept for no other one."""
+
+
 def verify_streamed(
     bundle: str | Path,
     source: str | Path,
@@ -98,7 +103,7 @@ def verify_streamed(
         raise InputError(str(source), problem, "leave out --streamed")
     told = progress or silent
     told("load the bundle")
-    loaded = load(bundle, precision=precision)
+    loaded = load(bundle, precision=precision, memory_limit=NO_LIMIT)
     question = make_question(loaded, length, text, tokens)
     told("open the original")
     original = cast(
