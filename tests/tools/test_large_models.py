@@ -132,6 +132,11 @@ def test_the_page() -> None:
     assert "| 1b | 400 | 100 | 100 | llama.cpp | failed | code -9 | killed |" in page
     assert "| loading the model | 500 | 500 | 500 |" in page
     assert page.count("On a machine, 2026-01-01.") == 1
+    results["models"]["70b"] |= {"machine": "another"}
+    both = render(results)
+    assert "A: a machine, 2026-01-01; B: another, 2026-01-01." in both
+    assert "| 70b (B) | 4,000 |" in both
+    assert "| 70b (A) | 2,048 |" in both
     broken = render({"models": {"7b": told(**ROW, **(RAN | {"job_same": False, "verify_passed": False}))}})
     assert "| NOT the same |" in broken
     assert "| NO |" in broken

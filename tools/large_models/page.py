@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from statistics import median
+from string import ascii_uppercase
 from typing import Any
 
 from tools.markdown import table
@@ -64,11 +65,9 @@ Three runs each, in turns; seconds of the prompt are medians.
 
 def render(results: Mapping[str, Any]) -> str:
     """The page of all ``results`` there are."""
+    results, machines = _by_machine(results)
     models: Rows = results.get("models", {})
-    lines = [*INTRODUCTION.splitlines(), ""]
-    every = [row for rows in results.values() for row in rows.values()]
-    for machine in dict.fromkeys(f"{row['machine']}, {row['day']}" for row in every):
-        lines += [f"On {machine}.", ""]
+    lines = [*INTRODUCTION.splitlines(), "", *machines, ""]
     lines += table(_COMPILE, [_compiled(name, row) for name, row in models.items()], left=1)
     ran = [_ran(name, row) for name, row in models.items() if row.get("run_code") == 0]
     if ran:
@@ -81,6 +80,24 @@ def render(results: Mapping[str, Any]) -> str:
             lines += [*text.splitlines(), "", *make(results[section])]
     lines += _phases({**models, **results.get("real", {})})
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _by_machine(results: Mapping[str, Rows]) -> tuple[dict[str, Rows], list[str]]:
+    """The results, and the machines that they are of; where there are several, each row's name has its machine's."""
+
+    def machine(row: Mapping[str, Any]) -> str:
+        return f"{row['machine']}, {row['day']}"
+
+    found = list(dict.fromkeys(machine(row) for rows in results.values() for row in rows.values()))
+    if len(found) < 2:
+        return dict(results), [f"On {text}." for text in found]
+    letters = dict(zip(found, ascii_uppercase, strict=False))
+    marked: dict[str, Rows] = {
+        section: {f"{name} ({letters[machine(row)]})": row for name, row in rows.items()}
+        for section, rows in results.items()
+    }
+    told = "; ".join(f"{letter}: {text}" for text, letter in letters.items())
+    return marked, [f"Letters behind names tell the machine. {told}."]
 
 
 _COMPILE = (
