@@ -15,6 +15,22 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
+WeightsOption = Annotated[
+    options.WeightsPlace,
+    typer.Option(
+        "--weights",
+        help="Where the weights go: inside the file, beside it in FILE.onnx.data, or (auto) inside up to 256 MB.",
+    ),
+]
+WeightsFile = Annotated[
+    str | None,
+    typer.Option(
+        "--weights-file",
+        metavar="NAME",
+        help="The name of the file of weights beside; if it exists and holds just these weights, it is shared.",
+    ),
+]
+
 
 def command(
     bundle: options.Bundle,
@@ -36,21 +52,8 @@ def command(
         ),
     ] = False,
     key_tile: options.KeyTile = None,
-    weights: Annotated[
-        options.WeightsPlace,
-        typer.Option(
-            "--weights",
-            help="Where the weights go: inside the file, beside it in FILE.onnx.data, or (auto) inside up to 256 MB.",
-        ),
-    ] = options.WeightsPlace.AUTO,
-    weights_file: Annotated[
-        str | None,
-        typer.Option(
-            "--weights-file",
-            metavar="NAME",
-            help="The name of the file of weights beside; if it exists and holds just these weights, it is shared.",
-        ),
-    ] = None,
+    weights: WeightsOption = options.WeightsPlace.AUTO,
+    weights_file: WeightsFile = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
     as_json: options.Json = False,
 ) -> None:

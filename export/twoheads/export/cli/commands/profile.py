@@ -18,28 +18,31 @@ from twoheads.runtime.opening import load
 
 __all__ = ["command"]
 
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="The most blocks to compute at the same time; one per core by default."),
+]
+RoundMilliseconds = Annotated[
+    float,
+    typer.Option(
+        "--round-ms", metavar="MS", help="For plans of several workers: milliseconds to start a stage on all."
+    ),
+]
+
 
 def command(
     bundle: options.Bundle,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="PROFILE.json", help="The device profile to write.")
     ],
-    threads: Annotated[
-        int | None,
-        typer.Option("--threads", min=1, help="The most blocks to compute at the same time; one per core by default."),
-    ] = None,
+    threads: Threads = None,
     backend: options.BackendOption = options.DEFAULT_BACKEND,
     precision: options.PrecisionOption = options.Precision.F32,
     tune: options.TuneOption = options.Tune.OFF,
     gigabits: Annotated[
         float, typer.Option("--network-gbit", metavar="G", help="For plans of several workers: Gbit/s into each.")
     ] = DEFAULT_NETWORK.bytes_per_second * 8 / 1e9,
-    milliseconds: Annotated[
-        float,
-        typer.Option(
-            "--round-ms", metavar="MS", help="For plans of several workers: milliseconds to start a stage on all."
-        ),
-    ] = DEFAULT_NETWORK.round_seconds * 1e3,
+    milliseconds: RoundMilliseconds = DEFAULT_NETWORK.round_seconds * 1e3,
     generation: Annotated[
         bool, typer.Option("--generation", help="Also measure steps of generation, for `plan --generate N --device`.")
     ] = False,
