@@ -128,7 +128,10 @@ def test_what_precisions_cost_is_a_table(run: Any, monkeypatch: pytest.MonkeyPat
     words = ["--models", "smollm2", "--characters", "900", "--rounding", "--precisions", "qnn:w4a16"]
     assert command.main([*words, "--out", str(out)]) == 0
     page = out.read_text(encoding="utf-8")
-    assert "| smollm2 | qnn | w4a16 | rounding |  | perplexity | 512 | 10.52 | 12.00 | +14.0% | refuses |" in page
+    assert (
+        "| smollm2 | qnn | w4a16 | rounding |  | perplexity | 512 | 10.52 | 12.00 | +14.0% | asks the emulator |"
+        in page
+    )
     assert "| its values are off |" in page, "what another backend measured is kept"
     assert lengths[0] > lengths[1] == 900
     for more in (["litert:fp32"], ["litert:w4", "--rounding"]):

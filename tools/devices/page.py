@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tools.devices.rounded import ROUNDING
 from tools.machine import machine_line
 from tools.markdown import table
 from twoheads.export.accelerators.loss import MOST
@@ -122,6 +123,8 @@ def _lost(figures: dict[str, Any]) -> list[tuple[object, ...]]:
             continue
         numbers = [f"{one[side]:.2f}" if one["before"] else "" for side in ("before", "after")]
         refused = "refuses" if one["share"] > MOST else "takes it"
+        if one["backend"] == ROUNDING:
+            refused = "asks the emulator"
         size = f"{one['bytes'] / 1e6:.0f} MB" if one["bytes"] else ""
         rows.append((*which, size, one["measure"], one["tokens"], *numbers, f"{one['share']:+.1%}", refused))
     return rows
