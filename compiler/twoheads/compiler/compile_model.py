@@ -78,16 +78,13 @@ def compile_model(
             (all layers of a single input are one call a block, where each is a causal window or a scan), ``stock``
             (softmax attention and nothing else), ``oracle`` (a plain small transformer that is told its parameters),
             ``whole`` (a model of one input size is one engine), or ``auto``: ``tile``, as fast where calls are free.
-        attention: ``full``, or by name an approximation such as ``window:1024+sinks:4``; see
-            :mod:`twoheads.graphs.masks.policy`.
+        attention: ``full``, or an approximation of :mod:`twoheads.graphs.masks.policy`: ``window:1024+sinks:4``.
         experts: How mixtures of experts are computed: ``grouped`` by expert, ``dense`` (every expert on every token,
             the same sums), or ``auto``: whichever costs less.
         oracle_layers: ``L'`` of the ``oracle`` lowering, 1 to 32.
         oracle_heads: ``H'`` of the ``oracle`` lowering, 1 to 32.
-        results: For an ONNX file: its names of the last hidden states and, if wanted, of the logits; chosen by default,
-            see :mod:`twoheads.compiler.frontend.onnx.choose_outputs`.
-        masks: For an ONNX file: what an input that is a mask of queries and keys holds in every run, by its name, e.g.
-            ``causal``; see :mod:`twoheads.compiler.frontend.onnx.pair_masks`.
+        results: For an ONNX file: its names of the last hidden states and, if wanted, of the logits; chosen by default.
+        masks: For an ONNX file: what masks of queries and keys hold, by :mod:`twoheads.compiler.frontend.onnx.masks`.
         trust_remote_code: Run Python code that a model folder brings, with all rights of this process. Without it,
             such code never runs, and a folder that needs it is refused.
         allow_non_finite: Compile weights that hold NaN or infinity, which are refused otherwise.
@@ -100,8 +97,7 @@ def compile_model(
     tile = _check_options(block_size, key_tile, lowering)
     policy = _check_policy(attention, lowering)
     tell("loading the model")
-    options: dict[str, Any] = {"results": results, "masks": masks or {}, "trust": trust_remote_code}
-    options["experts"] = experts, block_size
+    options = _options(results, masks, trust_remote_code, experts, block_size)
     front = _front(source, example_inputs, weights=True, whole=lowering == WHOLE, **options)
     tell("capturing its graph")
     captured, parts, imposed = _capture_and_partition(front, policy)
@@ -138,8 +134,7 @@ def plan_model(
     tile = _check_options(block_size, key_tile, lowering)
     policy = _check_policy(attention, lowering)
     tell("reading the configuration")
-    options: dict[str, Any] = {"results": results, "masks": masks or {}, "trust": trust_remote_code}
-    options["experts"] = experts, block_size
+    options = _options(results, masks, trust_remote_code, experts, block_size)
     plain = policy.exact and experts == "auto" and not results and not masks and not trust_remote_code
     if plain and lowering in ("auto", "tile", WINDOW, MODEL) and isinstance(source, str | Path):
         known = known_decoder(Path(source), block_size, tile)
@@ -199,6 +194,13 @@ def _chosen(lowering: str, program: Program) -> str:
         "without biases and sinks"
     )
     raise CompileError(program.name, problem, "choose --lowering tile, or a larger --block-size")
+
+
+def _options(
+    results: Sequence[str], masks: Mapping[str, str] | None, trust: bool, experts: str, block_size: int
+) -> dict[str, Any]:
+    """How :func:`_front` reads a source."""
+    return {"results": results, "masks": masks or {}, "trust": trust, "experts": (experts, block_size)}
 
 
 def _front(

@@ -16,10 +16,10 @@ import onnx
 from onnx import helper
 
 from twoheads.compiler.frontend.onnx.choose_outputs import model_outputs
-from twoheads.compiler.frontend.onnx.mask_values import Filled, counting_values
+from twoheads.compiler.frontend.onnx.masks.mask_values import Filled, counting_values
+from twoheads.compiler.frontend.onnx.masks.pair_masks import is_of_pairs, pair_mask_nodes, pair_masks
 from twoheads.compiler.frontend.onnx.model.read_file import Array, GraphInput, OnnxFile
 from twoheads.compiler.frontend.onnx.one_input import one_input
-from twoheads.compiler.frontend.onnx.pair_masks import is_of_pairs, pair_mask_nodes, pair_masks
 from twoheads.compiler.frontend.onnx.passes.fold import graph_of
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.masks.expressions import Full, Mask
@@ -57,7 +57,7 @@ def bind_inputs(file: OnnxFile, said: Mapping[str, str] | None = None) -> Bound:
     Args:
         file: As it was read.
         said: What masks of queries and keys hold, by input: ``causal``, ``full`` or windows; see
-            :mod:`~twoheads.compiler.frontend.onnx.pair_masks`.
+            :mod:`~twoheads.compiler.frontend.onnx.masks.pair_masks`.
 
     Raises:
         CompileError: An input is of no known kind, or its shape is not fixed up to one token axis.

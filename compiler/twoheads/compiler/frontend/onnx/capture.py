@@ -14,6 +14,7 @@ from twoheads.compiler.frontend.generation_facts import folder_facts
 from twoheads.compiler.frontend.onnx.attach_attention import attach_attention
 from twoheads.compiler.frontend.onnx.bind_inputs import Bound, bind_inputs, fixed_tokens
 from twoheads.compiler.frontend.onnx.choose_outputs import choose_outputs, model_outputs
+from twoheads.compiler.frontend.onnx.lifts.prove_lift import any_length
 from twoheads.compiler.frontend.onnx.model.graph import OnnxGraph, OnnxNode
 from twoheads.compiler.frontend.onnx.model.read_file import OnnxFile, read_onnx
 from twoheads.compiler.frontend.onnx.passes.dequantise import dequantise
@@ -22,7 +23,6 @@ from twoheads.compiler.frontend.onnx.passes.expand_attention import expand_atten
 from twoheads.compiler.frontend.onnx.passes.expand_contrib import expand_contrib
 from twoheads.compiler.frontend.onnx.passes.fold import fold_onnx, graph_of
 from twoheads.compiler.frontend.onnx.passes.measure import measure_onnx
-from twoheads.compiler.frontend.onnx.passes.prove_lift import any_length
 from twoheads.compiler.frontend.onnx.passes.resolve_lengths import resolve_lengths
 from twoheads.compiler.frontend.onnx.passes.split_heads import split_heads
 from twoheads.compiler.frontend.onnx.program import OnnxProgram

@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 
 from twoheads.compiler.frontend.onnx.choose_outputs import model_outputs
+from twoheads.compiler.frontend.onnx.lifts.lift_batch import lift_batch
 from twoheads.compiler.frontend.onnx.model.read_file import Array, GraphInput, OnnxFile
 from twoheads.compiler.frontend.onnx.passes.fold import graph_of
-from twoheads.compiler.frontend.onnx.passes.lift_batch import lift_batch
 from twoheads.graphs.errors import CompileError
 
 __all__ = ["one_input"]

@@ -62,7 +62,6 @@ def command(bundle: options.Bundle, asked: VerifyOptions) -> None:
         verify_layers(loaded, asked.layers, given, as_json=asked.as_json)
         return
     arguments.require_path(asked.against, "the model the bundle was compiled from")
-
     if asked.generate is not None:
         verify_steps(bundle, asked, given)
         return

@@ -17,10 +17,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from onnx import helper
 
+from twoheads.compiler.frontend.onnx.lifts.token_arrays import alike, counts, multiples, triangle
 from twoheads.compiler.frontend.onnx.model.graph import OnnxGraph, OnnxNode, run_model
 from twoheads.compiler.frontend.onnx.model.read_file import Array
 from twoheads.compiler.frontend.onnx.passes.fold import fold_onnx
-from twoheads.compiler.frontend.onnx.passes.token_arrays import alike, counts, multiples, triangle
 from twoheads.graphs.errors import CompileError
 
 __all__ = ["lift_length", "trial_length"]

@@ -11,10 +11,10 @@ from tools.zoo.exporting import VOCABULARY, export_model, small_model
 from twoheads.compiler.frontend.onnx.bind_inputs import bind_inputs
 from twoheads.compiler.frontend.onnx.capture import capture_onnx, lifted_graph
 from twoheads.compiler.frontend.onnx.choose_outputs import model_outputs
+from twoheads.compiler.frontend.onnx.lifts.token_arrays import alike, counts, multiples, triangle
 from twoheads.compiler.frontend.onnx.model.graph import run_model
 from twoheads.compiler.frontend.onnx.model.read_file import read_onnx
 from twoheads.compiler.frontend.onnx.passes.fold import graph_of
-from twoheads.compiler.frontend.onnx.passes.token_arrays import alike, counts, multiples, triangle
 from twoheads.graphs.errors import CompileError
 
 

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from onnx import helper
 
+from twoheads.compiler.frontend.onnx.lifts.lift_length import BROADCASTING
+from twoheads.compiler.frontend.onnx.lifts.token_arrays import counts
 from twoheads.compiler.frontend.onnx.model.graph import OnnxGraph, OnnxNode, run_model
 from twoheads.compiler.frontend.onnx.model.read_file import Array
 from twoheads.compiler.frontend.onnx.passes.fold import fold_onnx
-from twoheads.compiler.frontend.onnx.passes.lift_length import BROADCASTING
-from twoheads.compiler.frontend.onnx.passes.token_arrays import counts
 from twoheads.graphs.errors import CompileError
 
 __all__ = ["lift_batch"]

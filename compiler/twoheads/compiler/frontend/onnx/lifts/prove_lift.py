@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from twoheads.compiler.frontend.onnx.lifts.lift_length import lift_length, trial_length
 from twoheads.compiler.frontend.onnx.model.graph import OnnxGraph
 from twoheads.compiler.frontend.onnx.model.read_file import Array
-from twoheads.compiler.frontend.onnx.passes.lift_length import lift_length, trial_length
 from twoheads.compiler.ir.source_program import example_inputs
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.program.program import Input

@@ -1,0 +1,1 @@
+"""What the masks among an ONNX file's inputs hold."""
