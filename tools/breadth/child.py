@@ -29,6 +29,8 @@ from twoheads.export import verify, write_bundle
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.program.axes import axis_inputs, axis_length, parse_axis
 from twoheads.graphs.program.lengths import input_axes
+from twoheads.graphs.program.program import SequenceStage
+from twoheads.graphs.program.sequence_operators import sought_tokens
 from twoheads.runtime import LoadedBundle, load
 
 __all__ = ["measure", "send_measure"]
@@ -258,4 +260,9 @@ def _inputs(bundle: LoadedBundle, length: int) -> dict[str, np.ndarray[Any, Any]
             made[value.name] = generator.standard_normal(shape).astype(value.dtype)
         else:
             made[value.name] = generator.integers(0, min(entry.limit or 2, ORDINARY), shape)
+    for name, token in sought_tokens(
+        stage for stage in bundle.program.body if isinstance(stage, SequenceStage)
+    ).items():
+        if name in made:
+            made[name][..., -1] = token
     return made

@@ -14,9 +14,11 @@ import numpy.typing as npt
 import torch
 
 from twoheads.compiler.frontend.torch.load_source import LoadedSource
+from twoheads.compiler.ir.source_graph import SequenceNode
 from twoheads.compiler.ir.source_program import Captured, example_inputs, trial_lengths
 from twoheads.compiler.original.torch_original import TorchOriginal
 from twoheads.graphs.errors import CompileError
+from twoheads.graphs.program.sequence_operators import sought_tokens
 
 __all__ = ["prove_capture"]
 
@@ -74,9 +76,13 @@ def _own_results(
 ) -> tuple[int, Mapping[str, Array], Array, Array | None]:
     """Tokens, all inputs of the graph, and what the model itself makes of its own."""
     inputs = captured.program.inputs
+    sought = sought_tokens(node for node in captured.graph.nodes if isinstance(node, SequenceNode))
     longest = min((limit.length for limit in captured.graph.limits), default=LENGTHS[0] + STEP)
     for length in (min(tokens, max(1, longest - STEP)) for tokens in LENGTHS):
         given = example_inputs(inputs, trial_lengths(captured.graph, length, step=STEP), seed)
+        for name, token in sought.items():
+            if name in source.inputs:
+                given[name][..., -1] = token
         own = {name: torch.from_numpy(given[name]) for name in source.inputs if name in given}
         try:
             hidden, logits = TorchOriginal(source).hidden_and_logits(own, None, "plain")

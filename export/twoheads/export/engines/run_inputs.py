@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.program.lengths import input_axes, resolve_lengths, value_rows
-from twoheads.graphs.program.program import Input, Program
+from twoheads.graphs.program.program import Input, Program, SequenceStage
+from twoheads.graphs.program.sequence_operators import sought_tokens
 from twoheads.runtime import LoadedBundle
 from twoheads.runtime.inputs.arrays import given_arrays
 
@@ -164,7 +165,18 @@ def _first(given: npt.NDArray[Any], length: int, what: str) -> npt.NDArray[Any]:
 
 
 def _default_tokens(bundle: LoadedBundle, entry: Input, length: int) -> npt.NDArray[np.int64]:
-    """Python's own language reference; random tokens where there is no tokenizer or too little text."""
+    """Python's own language reference; random tokens where there is no tokenizer or too little text.
+
+    The last one is a token that the program looks for, if it does.
+    """
+    tokens = _made_up(bundle, entry, length)
+    sought = sought_tokens(stage for stage in bundle.program.body if isinstance(stage, SequenceStage))
+    if entry.value.name in sought:
+        tokens = np.append(tokens[:-1], sought[entry.value.name])
+    return tokens
+
+
+def _made_up(bundle: LoadedBundle, entry: Input, length: int) -> npt.NDArray[np.int64]:
     limit = entry.limit if entry.limit is not None else np.iinfo(np.int32).max
     if bundle.tokenizer is not None:
         for text in _texts(length):

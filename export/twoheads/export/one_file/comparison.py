@@ -15,7 +15,8 @@ from twoheads.export.engines.tensor_error import relative_error
 from twoheads.graphs.errors import BundleError, InputError, InternalError
 from twoheads.graphs.program.axes import axis_length
 from twoheads.graphs.program.lengths import input_axes, value_rows
-from twoheads.graphs.program.program import Program
+from twoheads.graphs.program.program import Program, SequenceStage
+from twoheads.graphs.program.sequence_operators import sought_tokens
 from twoheads.runtime import load
 from twoheads.runtime.runs.session import LoadedBundle
 
@@ -138,6 +139,9 @@ def random_arguments(program: Program, length: int, seed: int = 0) -> dict[str, 
             arrays[entry.value.name] = random.standard_normal(shape).astype(entry.value.dtype)
         else:
             arrays[entry.value.name] = random.integers(0, entry.limit or 2, shape).astype(entry.value.dtype)
+    for name, token in sought_tokens(stage for stage in program.body if isinstance(stage, SequenceStage)).items():
+        if name in arrays:
+            arrays[name][..., -1] = token
     return arrays
 
 

@@ -29,14 +29,14 @@ Every result may differ from the output's shape in dimensions of 1: a taken row 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["DTYPES", "OPERATORS", "SequenceOperator", "compute_sequence", "number_of_rows"]
+__all__ = ["DTYPES", "OPERATORS", "SequenceOperator", "compute_sequence", "number_of_rows", "sought_tokens"]
 
 Array = npt.NDArray[Any]
 
@@ -186,3 +186,25 @@ def _row(source: Array, axis: int, index: int) -> Array:
     if not -rows <= index < rows:
         raise ValueError(f"row {index} of {rows}")
     return source.take([index], axis)
+
+
+class _OnHost(Protocol):
+    """A stage or a node that moves rows or counts them."""
+
+    @property
+    def operator(self) -> str: ...
+
+    @property
+    def inputs(self) -> tuple[str, ...]: ...
+
+    @property
+    def attributes(self) -> tuple[tuple[str, int], ...]: ...
+
+
+def sought_tokens(stages: Iterable[_OnHost]) -> dict[str, int]:
+    """By the name of a value: the token that some of ``stages`` compares it with.
+
+    A text that is made up, to compare or to measure, ends with the one that its program looks for.
+    """
+    equal = (stage for stage in stages if stage.operator == "equal" and len(stage.inputs) == 1)
+    return {stage.inputs[0]: dict(stage.attributes)["value"] for stage in equal}

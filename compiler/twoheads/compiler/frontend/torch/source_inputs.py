@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from twoheads.compiler.frontend.torch.hugging_face.layers.sequence_heads import shifts_its_tokens
 from twoheads.graphs.errors import CompileError
 
 __all__ = ["SourceInput", "attention_layers", "hugging_face_inputs"]
@@ -76,7 +77,8 @@ def hugging_face_inputs(name: str, module: nn.Module, size: tuple[int, int] | No
         inputs["token_type_ids"] = _tokens(EXAMPLE_LENGTH, "zeros")
     if kinds := getattr(model.config, "type_vocab_sizes", None):
         inputs |= _cells(len(kinds))
-    if getattr(model.config, "is_encoder_decoder", False) and "decoder_input_ids" in parameters:
+    pair = getattr(model.config, "is_encoder_decoder", False) and not shifts_its_tokens(module)
+    if pair and "decoder_input_ids" in parameters:
         inputs["decoder_input_ids"] = _tokens(DECODER_LENGTH, "argument")
     if lacking := [entry.name for entry in parameters.values() if _needed(entry) and entry.name not in inputs]:
         raise CompileError(

@@ -23,6 +23,7 @@ from twoheads.compiler.frontend.torch.hugging_face.layers.local_attention import
 from twoheads.compiler.frontend.torch.hugging_face.layers.padding_masks import PADDING_MASKS
 from twoheads.compiler.frontend.torch.hugging_face.layers.recurrent_layers import RECURRENT_LAYERS
 from twoheads.compiler.frontend.torch.hugging_face.layers.relative_positions import RELATIVE_POSITIONS
+from twoheads.compiler.frontend.torch.hugging_face.layers.sequence_heads import SEQUENCE_HEADS
 from twoheads.compiler.frontend.torch.hugging_face.layers.sinusoids import SINUSOIDS
 from twoheads.compiler.frontend.torch.hugging_face.layers.sparse_layers import SPARSE_LAYERS, keeping_sparse
 from twoheads.compiler.frontend.torch.hugging_face.layers.vision_layers import VISION_LAYERS
@@ -153,6 +154,7 @@ _REPLACEMENTS: Mapping[str, Mapping[str, _Method]] = {
     **PADDING_MASKS,
     **RECURRENT_LAYERS,
     **RELATIVE_POSITIONS,
+    **SEQUENCE_HEADS,
     **SINUSOIDS,
     **SPARSE_LAYERS,
     **VISION_LAYERS,

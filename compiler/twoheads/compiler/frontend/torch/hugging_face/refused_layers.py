@@ -67,9 +67,9 @@ _REFUSED: Mapping[str, tuple[str, str]] = {
         "predicts several tokens ahead by streams that attend to each other, with a bias that depends on content",
         _TRANSFORMER,
     ),
-    r"^(Bart|MBart|Mvp|PLBart|BigBirdPegasus|T5|MT5|UMT5)ForSequenceClassification": (
-        "reads the row of the last end token, wherever the input has it, and fails where it has none",
-        _ENCODER,
+    r"^(MBart|PLBart)ForSequenceClassification": (
+        "puts the last token that is no padding in front of its decoder's tokens, wherever the input has it",
+        f"{_ENCODER}, or a classifier whose decoder begins with a token of its own (BART, T5)",
     ),
     r"^BltModel$": (
         "cuts its bytes into patches where a small model's entropy says, and attends to patches: which bytes share one "

@@ -16,7 +16,7 @@ from torch import Tensor
 from twoheads.compiler.frontend.torch.operators.attention_op import attention
 from twoheads.graphs.errors import CompileError
 
-__all__ = ["LOCAL_ATTENTION"]
+__all__ = ["LOCAL_ATTENTION", "require_no_padding"]
 
 
 def _longformer_model(
@@ -46,7 +46,7 @@ def _led_encoder(
     from transformers.models.led.modeling_led import LEDEncoderBaseModelOutput
 
     _require_local("led", global_attention_mask)
-    _require_no_padding(part, attention_mask)
+    require_no_padding(part, attention_mask)
     hidden = part.layernorm_embedding(part.embed_tokens(input_ids) + part.embed_positions(input_ids.shape))
     for layer in part.layers:
         hidden = layer(hidden, None)[0]
@@ -68,7 +68,7 @@ def _longt5_stack(part: Any, input_ids: Tensor, attention_mask: Any = None, **ot
 
     if part.is_decoder:
         return type(part).forward(part, input_ids, attention_mask=attention_mask, **others)
-    _require_no_padding(part, attention_mask)
+    require_no_padding(part, attention_mask)
     hidden, bias = part.embed_tokens(input_ids), None
     for layer in part.block:
         hidden, bias = layer(hidden, None, bias)[:2]
@@ -79,7 +79,7 @@ def _longt5_attention(
     part: Any, hidden_states: Tensor, mask: Any = None, position_bias: Tensor | None = None, **_: Any
 ) -> tuple[Tensor, Tensor | None]:
     """Scores without a factor, a bias by distance that the first layer makes for all, a window on both sides."""
-    _require_no_padding(part, mask)
+    require_no_padding(part, mask)
     if position_bias is None and part.has_relative_attention_bias:
         position_bias = _longt5_bias(part, hidden_states.shape[1])
     shape = (*hidden_states.shape[:-1], part.n_heads, part.key_value_proj_dim)
@@ -102,7 +102,12 @@ def _longt5_bias(part: Any, length: Any) -> Tensor:
     return made
 
 
-def _require_no_padding(part: Any, mask: Any) -> None:
+def require_no_padding(part: Any, mask: Any) -> None:
+    """Refuses a mask of keys, for layers that are written without one.
+
+    Raises:
+        CompileError: Names the layer.
+    """
     if mask is not None:
         problem = "is given a mask of its keys"
         raise CompileError(type(part).__name__, problem, "leave padding out: run inputs at their own length")
