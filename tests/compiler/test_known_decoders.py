@@ -37,6 +37,10 @@ def write(path: Path, architecture: str, more: Write = lambda _writer: None, **g
     writer.add_layer_norm_rms_eps(1e-5)
     if "head_dim" in sizes:
         writer.add_rope_dimension_count(sizes["head_dim"])
+    if "window" in sizes:
+        writer.add_sliding_window(sizes["window"])
+        writer.add_key_length(sizes["key_length"])
+        writer.add_value_length(sizes["key_length"])
     more(writer)
     writer.add_string("quantize.imatrix.file", "a.dat")
     writer.add_tokenizer_model("llama")
@@ -67,6 +71,8 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         ("qwen2", {"heads": 4, "kv_heads": 4, "layers": 11}),
         ("qwen3", {}),
         ("qwen3", {"head_dim": 128, "heads": 3, "kv_heads": 3, "head": False}),
+        ("gemma2", {"window": 40, "key_length": 24, "layers": 5, "head": False}),
+        ("gemma3", {"window": 17, "key_length": 16, "layers": 8, "head": False}),
     ],
     ids=str,
 )
@@ -99,7 +105,11 @@ def test_a_real_model(smollm2: Path, captured: Callable[..., Any]) -> None:
         ("llama", lambda _writer: None, {"heads": 6, "kv_heads": 4}),
         ("llama", lambda _writer: None, {"kv_heads": [2, 2, 2]}),
         ("qwen3", lambda writer: writer.add_key_length(64), {}),
-        ("gemma2", lambda _writer: None, {}),
+        ("gemma2", lambda _writer: None, {"head": False}),
+        ("gemma2", lambda writer: writer.add_sliding_window(40), {"head": False}),
+        ("gemma2", lambda _writer: None, {"window": 40, "key_length": 24}),
+        ("gemma3", lambda _writer: None, {"window": 40, "key_length": 24, "layers": 5, "head": False}),
+        ("gemma3", lambda writer: writer.add_expert_count(4), {"window": 40, "key_length": 24, "layers": 8}),
     ],
 )
 def test_what_says_more_or_something_else_is_not_known(

@@ -1,9 +1,9 @@
 """The block programs of GGUF decoders whose capture is known beforehand: torch alone takes seconds to load.
 
-Three architectures have one shape of layer: normed attention with rotary positions, and a gated product. Files of them
-differ in sizes, in biases of the projections, and in norms of queries and keys. Their programs are written here as the
-capture finds them, to the name; tests compare the two. A file that says what is not read here is captured as all
-others are.
+Five architectures have one shape of layer: normed attention with rotary positions, and a gated product. Files of them
+differ in sizes, in biases of the projections, in norms, and in windows of some layers. Their programs are written here
+as the capture finds them, to the name; tests compare the two. A file that says what is not read here is captured as
+all others are.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from math import prod
 from pathlib import Path
 
 from twoheads.compiler.frontend.torch.weights.gguf_header import GgufFacts, gguf_facts
-from twoheads.graphs.masks.expressions import Causal
+from twoheads.graphs.masks.expressions import And, Causal, Window
 from twoheads.graphs.program.engines.port import Port
 from twoheads.graphs.program.engines.tile_attention import AttentionEngine
 from twoheads.graphs.program.engines.tokenwise import TokenwiseEngine
@@ -27,6 +27,8 @@ __all__ = ["known_decoder"]
 
 LIBRARY, READ_BY = "transformers", "5."
 """Whose reading of a header this is, and of which versions."""
+
+KEY_LENGTH, WINDOW = "attention.key_length", "attention.sliding_window"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +41,47 @@ class _Kind:
         bias: Queries, keys and values have biases.
         norms: Queries and keys are normed.
         sums: Nodes of a captured layer that are called ``add``.
+        gemma: What its layers have besides, or ``None``.
     """
 
     head_dim: str | int | None
     bias: bool
     norms: bool
     sums: int
+    gemma: _Gemma | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Gemma:
+    """Scaled embeddings, norms before and behind the gated product, and windows; the head's table is the tokens'.
+
+    Attributes:
+        period: Of so many layers the last sees all tokens before its own, the others a window of them.
+        softcap: Of scores; 0 for none.
+        frequencies: Buffers of the rotary embedding: of the layers that see all, and of the others if these differ.
+    """
+
+    period: int
+    softcap: float
+    frequencies: tuple[str, ...]
 
 
 KINDS = {
     "llama": _Kind("rope.dimension_count", bias=False, norms=False, sums=6),
     "qwen2": _Kind(None, bias=True, norms=False, sums=6),
     "qwen3": _Kind(128, bias=False, norms=True, sums=8),
+    "gemma2": _Kind(KEY_LENGTH, bias=False, norms=False, sums=12, gemma=_Gemma(2, 50.0, ("inv_freq",))),
+    "gemma3": _Kind(
+        KEY_LENGTH,
+        bias=False,
+        norms=True,
+        sums=16,
+        gemma=_Gemma(6, 0.0, ("full_attention_inv_freq", "sliding_attention_inv_freq")),
+    ),
 }
+
+GEMMA_SCALE = 256**-0.5
+"""What the library multiplies the scores of any Gemma with that is read from a header."""
 
 SIZES = (
     "block_count",
@@ -63,12 +93,14 @@ SIZES = (
 )
 """Entries of an architecture that every known file has."""
 
-WIDTHS = ("attention.key_length", "attention.value_length", "rope.dimension_count")
+WIDTHS = (KEY_LENGTH, "attention.value_length", "rope.dimension_count")
 """Entries that say the width of a head once more."""
 
 OTHERS = ("attention.layer_norm_rms_epsilon", "rope.freq_base", "vocab_size")
 """Entries that it may have besides; the first two change nothing in a program."""
 
+OF_GEMMA = (WINDOW, "attn_logit_softcapping", "final_logit_softcapping", "rope.scaling.type", "rope.scaling.factor")
+"""Entries that a Gemma may have; of these the library reads the first."""
 
 ASIDE = ("general.", "tokenizer.", "quantize.")
 """How entries begin that are not about the model's graph."""
@@ -102,7 +134,8 @@ def _decoder(facts: GgufFacts, block: int) -> _Decoder | None:
     own = {key.removeprefix(f"{architecture}."): value for key, value in own.items()}
     found = [*map(own.get, SIZES), own.get("vocab_size", facts.tokens)]
     sizes = [size for size in found if type(size) is int and size > 0]
-    if len(sizes) < len(found) or own.keys() - {*SIZES, *WIDTHS, *OTHERS}:
+    allowed = {*SIZES, *WIDTHS, *OTHERS, *(OF_GEMMA if kind.gemma else ())}
+    if len(sizes) < len(found) or own.keys() - allowed:
         return None
     layers, context, hidden, inner, heads, kv_heads, vocabulary = sizes
     head_dim: object = hidden // heads if kind.head_dim is None else kind.head_dim
@@ -113,7 +146,12 @@ def _decoder(facts: GgufFacts, block: int) -> _Decoder | None:
     if layers < 2 or hidden % heads or heads % kv_heads or head_dim < 2 or head_dim % 2:
         return None
     tied = "output.weight" not in facts.tensors
-    return _Decoder(kind, block, layers, context, hidden, inner, heads, kv_heads, head_dim, vocabulary, tied)
+    window = own.get(WINDOW, 0)
+    if type(window) is not int or (kind.gemma and not (window > 0 and tied and KEY_LENGTH in own)):
+        return None
+    if kind.gemma and layers < kind.gemma.period:
+        return None
+    return _Decoder(kind, block, layers, context, hidden, inner, heads, kv_heads, head_dim, vocabulary, window, tied)
 
 
 _Weights = Sequence[tuple[str, tuple[int, ...]]]
@@ -134,6 +172,7 @@ class _Decoder:
     kv_heads: int
     head_dim: int
     vocabulary: int
+    window: int
     tied: bool
 
     def program(self, name: str, tile: int) -> Program:
@@ -141,18 +180,17 @@ class _Decoder:
         ids, positions = Value("input_ids", "int64", (1, TOKENS)), Value("positions", "int64", (TOKENS,))
         engines: dict[str, TokenwiseEngine] = {}
         body: list[Stage] = []
-        table = "lm_head.weight" if self.tied else "model.embed_tokens.weight"
-        rows = self._rows("region_0.embedding", self.hidden)
-        angles = [self._rows(f"region_0.mul_{number}", self.head_dim) for number in (1, 2)]
+        rows = self._rows("region_0.mul" if self.kind.gemma else "region_0.embedding", self.hidden)
+        angles = self._angles()
         reads: list[Value] = [ids, positions]
-        gives = [rows, *angles, *self._operands(0)]
-        weights: _Weights = [(table, self._table), ("model.rotary_emb.inv_freq", (self.head_dim // 2,))]
-        weights = [*weights, *self._projections(0)]
+        gives = [rows, *(angle for pair in angles for angle in pair), *self._operands(0)]
+        weights: _Weights = [*self._tables(), *self._projections(0)]
         for layer in range(self.layers):
             body.append(self._region(engines, f"region_{layer}", f"tokenwise_{min(layer, 1)}", reads, gives, weights))
             attention = self._attention(layer)
             body.append(attention)
-            reads = [*angles, rows, attention.output]
+            own = angles[0] if self._sees_all(layer + 1) else angles[-1]
+            reads = [*own, rows, attention.output]
             rows = self._rows(f"region_{layer + 1}.add_{self.kind.sums * (layer + 1)}", self.hidden)
             gives = [rows, *self._operands(layer + 1)]
             weights = [*self._feed_forward(layer), *self._projections(layer + 1)]
@@ -166,6 +204,30 @@ class _Decoder:
         return Program(
             name, self.block, tile, inputs, made, tuple(body), (head,), "hidden", "logits", None, None, self.context
         )
+
+    def _tables(self) -> _Weights:
+        """The weights of embeddings and positions."""
+        gemma = self.kind.gemma
+        frequencies = gemma.frequencies if gemma else ("inv_freq",)
+        scale: _Weights = [("model.embed_tokens.embed_scale", ())] if gemma else []
+        return [
+            ("lm_head.weight" if self.tied else "model.embed_tokens.weight", self._table),
+            *scale,
+            *((f"model.rotary_emb.{name}", (self.head_dim // 2,)) for name in frequencies),
+        ]
+
+    def _angles(self) -> list[list[Value]]:
+        """Cosines and sines: of the layers that see all tokens, and of the others where theirs differ."""
+        gemma = self.kind.gemma
+        first = 2 if gemma else 1
+        pairs = len(gemma.frequencies) if gemma else 1
+        return [
+            [self._rows(f"region_0.mul_{first + 3 * pair + at}", self.head_dim) for at in range(2)]
+            for pair in range(pairs)
+        ]
+
+    def _sees_all(self, layer: int) -> bool:
+        return self.kind.gemma is None or (layer + 1) % self.kind.gemma.period == 0
 
     @property
     def _table(self) -> tuple[int, int]:
@@ -185,7 +247,8 @@ class _Decoder:
         value, query, key = (operand.name for operand in self._operands(layer))
         result = self._heads(layer, "out", self.heads)
         stage = f"model.layers.{layer}.self_attn"
-        return AttentionStage(stage, "attention_0", query, key, value, result, Causal(), None, None)
+        mask = Causal() if self._sees_all(layer) else And((Window(self.window - 1, -1), Causal()))
+        return AttentionStage(stage, "attention_0", query, key, value, result, mask, None, None)
 
     def _attention_engine(self, tile: int) -> AttentionEngine:
         return AttentionEngine(
@@ -196,8 +259,8 @@ class _Decoder:
             v_head_dim=self.head_dim,
             block_size=self.block,
             key_tile=tile,
-            scale=self.head_dim**-0.5,
-            softcap=0.0,
+            scale=GEMMA_SCALE if self.kind.gemma else self.head_dim**-0.5,
+            softcap=self.kind.gemma.softcap if self.kind.gemma else 0.0,
             mask_heads=1,
             dtype="float32",
         )
@@ -206,24 +269,32 @@ class _Decoder:
         """The weights from a layer's input to its queries, keys and values."""
         start = f"model.layers.{layer}."
         found: list[tuple[str, tuple[int, ...]]] = [(f"{start}input_layernorm.weight", (self.hidden,))]
+        norms: list[tuple[str, tuple[int, ...]]] = []
         for name, heads in (("q", self.heads), ("k", self.kv_heads), ("v", self.kv_heads)):
             width = heads * self.head_dim
             found.append((f"{start}self_attn.{name}_proj.weight", (width, self.hidden)))
             if self.kind.bias:
                 found.append((f"{start}self_attn.{name}_proj.bias", (width,)))
             if self.kind.norms and name != "v":
-                found.append((f"{start}self_attn.{name}_norm.weight", (self.head_dim,)))
-        return found
+                (norms if self.kind.gemma else found).append((f"{start}self_attn.{name}_norm.weight", (self.head_dim,)))
+        return [*found, *norms]
 
     def _feed_forward(self, layer: int) -> _Weights:
         """The weights from a layer's attention to its output."""
         start = f"model.layers.{layer}."
+
+        def norm(name: str, *, there: bool = True) -> _Weights:
+            return [(f"{start}{name}_layernorm.weight", (self.hidden,))] if there else []
+
+        gemma = self.kind.gemma is not None
         return [
             (f"{start}self_attn.o_proj.weight", (self.hidden, self.heads * self.head_dim)),
-            (f"{start}post_attention_layernorm.weight", (self.hidden,)),
+            *norm("post_attention"),
+            *norm("pre_feedforward", there=gemma),
             (f"{start}mlp.gate_proj.weight", (self.inner, self.hidden)),
             (f"{start}mlp.up_proj.weight", (self.inner, self.hidden)),
             (f"{start}mlp.down_proj.weight", (self.hidden, self.inner)),
+            *norm("post_feedforward", there=gemma),
         ]
 
     def _region(

@@ -38,8 +38,7 @@ def command(bundle: options.Bundle, asked: VerifyOptions) -> None:
     With --target, what `twoheads build` made for that accelerator runs in its emulator (qnn, rknn, onnxruntime: the
     engines that the compiler got, not the device), and the report says how far it is from the original.
 
-    With --streamed, neither model is held in memory. Every layer of the original reads what the bundle computed for the
-    layer before it, and is checked on its own.
+    With --streamed, neither model is held in memory: each layer of the original reads the bundle's values before it.
 
     With --polygraphy, no original is needed: two backends compute the values inside the engines, from the inputs of a
     run. Backends: onnxruntime, onnxruntime-plain (not optimised), openvino, reference (ONNX's own), tensorrt.
