@@ -16,7 +16,7 @@ from twoheads.graphs.prediction.generation import HEAD, predict_generation, step
 from twoheads.graphs.prediction.one_machine import predict_run
 from twoheads.graphs.schedule.schedule import make_schedule
 from twoheads.graphs.variants.step_calls import Continuation, Made, RunCall
-from twoheads.graphs.variants.steps import Steps
+from twoheads.graphs.variants.steps import CAPACITIES, Steps
 
 NAMES = ("llama", "gemma", "qwen", "mamba")
 
@@ -79,6 +79,16 @@ def test_steps_take_the_form_that_holds_their_context():
     assert (
         predict_generation(_steps("llama"), profile, (6 * BEYOND + 2) * BLOCK, 2, 1).last_token_seconds == 100 + 5 * 30
     )
+
+
+def test_steps_in_place_take_longer_with_every_block_of_keys():
+    seconds = {"step_1_0": 2.0, "step_1_2": 4.0, "step_1_4": 8.0, "step_1_16": 9.0, "step_1_36": 25.0}
+    profile = replace(_profile("llama", 0.5, **seconds), backend="onnxruntime")
+    for blocks, expected in ((0, 2), (1, 4), (2, 4 + 4 / 2), (20, 25 + 3 * 16 / 8), (CAPACITIES[-1], 25)):
+        found = predict_generation(_steps("llama"), profile, blocks * BLOCK + 3, 2, 1)
+        assert found.last_token_seconds == expected  # behind the widest array there is no room in place
+        prompt = predict_generation(_steps("llama"), replace(profile, backend="openvino"), blocks * BLOCK + 3, 2, 1)
+        assert prompt.last_token_seconds in seconds.values()
 
 
 def test_what_can_not_be_is_refused():

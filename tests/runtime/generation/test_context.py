@@ -91,7 +91,7 @@ def test_a_window_is_whole_behind_several_rollbacks():
 @pytest.mark.parametrize("count", [1, 4, 5, BLOCK, 40])
 def test_pieces_cover_what_is_new_in_calls_of_one_block(start, count):
     at = start
-    for first, tokens_, rows in Pieces(start, start + count, BLOCK, 8):
+    for first, tokens_, rows in Pieces(start, start + count, (1, 8, BLOCK)):
         assert first <= at < first + tokens_ <= start + count
         assert tokens_ <= rows
         assert first // BLOCK == (first + tokens_ - 1) // BLOCK
@@ -99,9 +99,21 @@ def test_pieces_cover_what_is_new_in_calls_of_one_block(start, count):
     assert at == start + count
 
 
-def test_a_short_prompt_costs_small_calls():
-    assert [rows for _, _, rows in Pieces(0, 16, 256, 8)] == [8, 8]
-    assert [rows for _, _, rows in Pieces(0, 200, 256, 8)] == [256]
+@pytest.mark.parametrize(
+    ("tokens_", "runs", "rows"),
+    [
+        (16, False, [8, 8]),
+        (24, True, [8, 8, 8]),
+        (25, True, [64]),
+        (161, True, [64, 64, 64]),
+        (192, False, [64, 64, 64]),
+        (200, False, [256]),
+        (200, True, [64, 64, 64, 8]),
+        (256, True, [256]),
+    ],
+)
+def test_what_is_appended_costs_calls_of_about_its_rows(tokens_, runs, rows):
+    assert [size for _, _, size in Pieces(0, tokens_, (1, 8, 64, 256), runs=runs)] == rows
 
 
 def test_what_can_not_be_is_refused():

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.runtime.generation.decoders import BLOCK, MODELS, bundle, original_logits, tokens
+from tests.runtime.generation.decoders import BLOCK, MODELS, bundle, bundle_folder, llama, original_logits, tokens
+from twoheads.compiler import compile_model
+from twoheads.export import write_bundle
 from twoheads.graphs.variants.steps import CAPACITIES
+from twoheads.runtime import LoadedBundle, load
 
 WAYS = st.lists(
     st.tuples(st.sampled_from(["step", "steps", "append", "back", "fork"]), st.integers(1, BLOCK + 3)),
@@ -48,7 +55,7 @@ def test_they_are_used_where_some_layer_allows_it(name, used):
         context.append(tokens(3))
         context.step(4)
         assert context.engines.in_place is not None
-        assert any(opened.startswith("step_in_place_") for opened in context.engines._open)
+        assert {"step_in_place_2", "step_in_place_8_2"} <= context.engines._open.keys()
 
 
 def test_a_context_steps_on_where_no_array_has_room_for_the_open_block():
@@ -62,3 +69,41 @@ def test_a_context_steps_on_where_no_array_has_room_for_the_open_block():
     expected = original_logits(MODELS["llama"](), sequence)
     np.testing.assert_allclose(found, expected[widest - 2 :], atol=2e-4, rtol=2e-4)
     np.testing.assert_allclose(again, expected[widest - 1], atol=2e-4, rtol=2e-4)
+
+
+@cache
+def _wide() -> LoadedBundle:
+    """Blocks of more tokens than the rows of any step in place."""
+    folder = _folder().name
+    return load(write_bundle(compile_model(llama(), block_size=128), Path(folder) / "wide"), threads=1)
+
+
+@cache
+def _folder() -> TemporaryDirectory[str]:
+    return TemporaryDirectory(prefix="in-place-")
+
+
+@pytest.mark.parametrize("parts", [[1] * 5, [8, 40, 3], [64, 25, 1], [100, 28, 1], [70, 70, 7], [127, 129, 20]])
+def test_8_and_64_rows_give_the_same_bits(parts):
+    sequence = tokens(290, 3)
+    with _wide().open_context() as whole, _wide().open_context() as split:
+        at = 0
+        for count in parts:
+            split.append(sequence[at : at + count])
+            at += count
+        found, expected = split.append(sequence[at:]), whole.append(sequence)
+        assert found.tobytes() == expected.tobytes()
+        assert {"step_in_place_8_4", "step_in_place_64_4"} & whole.engines._open.keys()
+        assert whole.steps(tokens(5, 9)).tobytes() == split.steps(tokens(5, 9)).tobytes()
+    np.testing.assert_allclose(found, original_logits(llama(), sequence)[-1], atol=2e-4, rtol=2e-4)
+
+
+def test_where_steps_compute_whole_blocks_no_rows_are_written_in_place():
+    limited = load(bundle_folder("llama"), threads=1, memory_limit=1 << 30)
+    sequence = tokens(2 * BLOCK + 9, 4)
+    with limited.open_context() as whole, limited.open_context() as split:
+        expected = whole.append(sequence)
+        for at in range(0, len(sequence), 7):
+            found = split.append(sequence[at : at + 7])
+        assert found.tobytes() == expected.tobytes()
+        assert "step_in_place_8_2" not in whole.engines._open

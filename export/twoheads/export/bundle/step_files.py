@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from twoheads.export.bundle.engine_files import save_engine
 from twoheads.export.bundle.resized_engines import ResizedEngines
 from twoheads.export.emit.fused.batch import batch_attention_model
+from twoheads.export.emit.fused.batch_in_place import batch_in_place_model
 from twoheads.export.emit.fused.in_place import in_place_model
 from twoheads.export.emit.fused.step import step_model
 from twoheads.export.emit.scans.scan import scan_model
@@ -16,9 +17,10 @@ from twoheads.export.emit.tile_attention import attention_model
 from twoheads.graphs.program.engines.scan import STEP as SCAN_STEP
 from twoheads.graphs.serialization.bundle_format import ENGINES, WEIGHTS, WeightEntry
 from twoheads.graphs.variants.batch_steps import BATCH_ROWS, BatchSteps
+from twoheads.graphs.variants.in_place.batch_in_place import batches_in_place
 from twoheads.graphs.variants.in_place.in_place_steps import InPlaceSteps, in_place_steps
 from twoheads.graphs.variants.in_place.rounded_steps import rounded_steps
-from twoheads.graphs.variants.steps import StepEngine, Steps, step_steps
+from twoheads.graphs.variants.steps import SMALL_ROWS, StepEngine, Steps, step_steps
 from twoheads.runtime.bundle.weights import Weights
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ def write_steps(
     engines = tuple(steps.engines)
     resized = ResizedEngines(compiled, models, steps.program)
     in_place = (in_place_steps(compiled.program), rounded_steps(compiled.program))
-    total = len(engines) + len(steps.rows) - 1
+    total = len(engines) + len(SMALL_ROWS)
     done = 0
     for rows in steps.rows:
         used = models if rows == compiled.program.block_size else resized.of(rows)
@@ -61,20 +63,21 @@ def write_steps(
                 if not _write_step(steps, engine, used, folder, entries):
                     return
                 done += 1
-        for each in in_place if rows == 1 else ():
-            if each is not None:
-                _write_in_place(each, used, folder, entries)
-        if rows != compiled.program.block_size:
+        for each in in_place:
+            if each is not None and rows in each.rows:
+                _write_in_place(each, rows, used, folder, entries)
+        if rows in SMALL_ROWS:
             _write_heads(steps, rows, used, folder, entries)
             done += 1
         _write_tiles(steps, rows, folder)
         if rows != compiled.program.block_size:
             _write_regions(steps, rows, used, folder, entries)
-    _write_batch(steps, models, resized, folder, entries)
+    _write_batch(steps, in_place[0], models, resized, folder, entries)
 
 
 def _write_batch(
     steps: Steps,
+    in_place: InPlaceSteps | None,
     models: Mapping[str, onnx.ModelProto],
     resized: ResizedEngines,
     folder: Path,
@@ -91,6 +94,9 @@ def _write_batch(
     for engine in BatchSteps(steps).attentions:
         path = folder / ENGINES / f"{engine.name}.onnx"
         save_engine(batch_attention_model(engine), path, engine.inputs, engine.outputs, {})
+    for written in () if in_place is None else batches_in_place(in_place):
+        path = folder / ENGINES / f"{written.name}.onnx"
+        save_engine(batch_in_place_model(written), path, written.inputs, written.outputs, {})
 
 
 def _write_step(
@@ -110,13 +116,17 @@ def _write_step(
 
 
 def _write_in_place(
-    steps: InPlaceSteps, models: Mapping[str, onnx.ModelProto], folder: Path, entries: Mapping[str, WeightEntry]
+    steps: InPlaceSteps,
+    rows: int,
+    models: Mapping[str, onnx.ModelProto],
+    folder: Path,
+    entries: Mapping[str, WeightEntry],
 ) -> None:
-    """What takes one row on ONNX Runtime's processors."""
+    """What takes so many rows on ONNX Runtime's processors."""
     view = Weights(folder / WEIGHTS, dict(entries)).view
     bound = {port.name: entries[name] for name, port in steps.steps.body.weights.items()}
     for engine in steps.engines:
-        model = in_place_model(steps, engine, models, view)
+        model = in_place_model(steps, engine, models, view) if engine.rows == rows else None
         if model is not None:
             save_engine(model, folder / ENGINES / f"{engine.name}.onnx", engine.inputs, engine.outputs, bound)
 

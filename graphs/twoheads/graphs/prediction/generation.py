@@ -1,6 +1,7 @@
 """How long a continuation will take: the steps that it makes, from the times that a profile has of their forms.
 
 A step's shape is fixed, so its time depends on its form alone: the rows, and the capacity that holds its context.
+Steps that write in place read the keys that are there and no others: between two forms their times lie on a line.
 Behind the widest capacity it goes layer by layer, over tiles of that size, each of which takes the same time. Whole
 blocks of a prompt take what a run takes longer with them than without.
 """
@@ -22,6 +23,9 @@ __all__ = ["HEAD", "GenerationTime", "StepForm", "predict_generation", "step_for
 
 HEAD = f"{STEP}head"
 """What a profile calls the step from a row of hidden states to logits; those of one row have it in their time."""
+
+IN_PLACE = "onnxruntime"
+"""The backend whose steps write in place."""
 
 TILES = (2, 3)
 """Tiles of whole blocks whose steps are measured; the time of others lies on a line."""
@@ -60,15 +64,19 @@ class GenerationTime:
 def step_forms(steps: Steps) -> Iterator[StepForm]:
     """All forms that a continuation may take, as short as each can be."""
     limit, block = steps.program.max_length, steps.program.block_size
-    shortest = {steps.capacity(low): low for low in (*(capacity + 1 for capacity in CAPACITIES[-2::-1]), 0)}
-    shortest.pop(None, None)
     for rows in steps.rows:
-        forms = [(_name(steps, rows, low), low) for low in shortest.values()]
+        forms = [(_name(steps, rows, low), low) for low in _shortest(steps)]
         if steps.capacity(CAPACITIES[-1] + 1) is None:
             forms += [(f"{STEP}{rows}_tiles_{tiles}", (tiles - 1) * CAPACITIES[-1] + 1) for tiles in TILES]
         for name, blocks in forms:
             if limit is None or blocks * block < limit.length:
                 yield StepForm(name, StepCall(rows, blocks))
+
+
+def _shortest(steps: Steps) -> list[int]:
+    """The least whole blocks that each capacity holds and the one before does not, descending."""
+    found = {steps.capacity(low): low for low in (*(capacity + 1 for capacity in CAPACITIES[-2::-1]), 0)}
+    return [low for capacity, low in found.items() if capacity is not None]
 
 
 def predict_generation(steps: Steps, profile: DeviceProfile, prompt: int, new: int, threads: int) -> GenerationTime:
@@ -82,6 +90,7 @@ def predict_generation(steps: Steps, profile: DeviceProfile, prompt: int, new: i
         what = "has an encoder" if steps.source else "computes experts by expert"
         raise InputError("--generate", f"has no times of a model that {what}", "leave out --device")
     known: dict[tuple[int, int], float] = {}
+    growing = {rows for rows in steps.rows if profile.backend == IN_PLACE and steps.reaches_in_place(rows, 0)}
 
     @cache
     def run_seconds(blocks: int) -> float:
@@ -97,9 +106,11 @@ def predict_generation(steps: Steps, profile: DeviceProfile, prompt: int, new: i
     def seconds(call: Made) -> float:
         if isinstance(call, RunCall):
             return run_seconds(call.first + call.blocks) - run_seconds(call.first)
-        key = call.rows, _shape(steps, call.blocks)
+        key = call.rows, call.blocks if call.rows in growing else _shape(steps, call.blocks)
         if key not in known:
             known[key] = _seconds(steps, profile, call, threads)
+            if call.rows in growing and steps.has_room(call.rows, call.blocks):
+                known[key] += _growth(steps, profile, call, threads)
         return known[key]
 
     continuation = Continuation(steps, prompt, new)
@@ -133,6 +144,18 @@ def _seconds(steps: Steps, profile: DeviceProfile, call: StepCall, threads: int)
         return _time(profile, _name(steps, call.rows, call.blocks), threads)
     few, more = (_time(profile, f"{STEP}{call.rows}_tiles_{tiles}", threads) for tiles in TILES)
     return few + max(more - few, 0.0) * (_tiles(call.blocks) - TILES[0])
+
+
+def _growth(steps: Steps, profile: DeviceProfile, call: StepCall, threads: int) -> float:
+    """What a step that writes in place takes longer than the shortest one of its form: keys take equal times."""
+    limit, block = steps.program.max_length, steps.program.block_size
+    lows = sorted(low for low in _shortest(steps) if limit is None or low * block < limit.length)
+    at = max(number for number, low in enumerate(lows) if low <= call.blocks)
+    near = lows[at : at + 2] if at + 1 < len(lows) else lows[-2:]
+    if len(near) < 2:
+        return 0.0
+    less, more = (_time(profile, _name(steps, call.rows, low), threads) for low in near)
+    return max(more - less, 0.0) / (near[1] - near[0]) * (call.blocks - lows[at])
 
 
 def _time(profile: DeviceProfile, name: str, threads: int) -> float:

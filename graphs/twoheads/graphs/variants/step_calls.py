@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import TypeAlias
 
 from twoheads.graphs.errors import InputError
@@ -27,9 +28,11 @@ __all__ = [
     "planned_steps",
 ]
 
-SMALL_SHARE = 4
-"""Up to this part of a block is computed by small calls, more by one of a block: 8 rows cost a tenth of 256."""
+FEW_CALLS = 3
+"""Up to so many calls of a size are made where one of the next size would do: it takes about three times as long."""
 
+FILLED = 3 / 4
+"""Or so much of the next size, where it is hardly larger."""
 
 RUN_BLOCKS = 8
 """The most blocks of a prompt that one run computes: others that are computed meanwhile wait for it."""
@@ -43,13 +46,13 @@ class Pieces:
 
     Args:
         start, stop: Which tokens. With ``runs``, ``start`` is the first of a block that becomes whole.
-        block: Tokens of a block.
-        small: Rows of a small call.
+        rows: Of the engines that there are, ascending, the last of a block.
         runs: Whether runs compute what becomes a whole block, several of them at a time: as many rows as tokens.
     """
 
-    def __init__(self, start: int, stop: int, block: int, small: int, *, runs: bool = False) -> None:
-        self._start, self._stop, self._block, self._small, self._runs = start, stop, block, small, runs
+    def __init__(self, start: int, stop: int, rows: tuple[int, ...], *, runs: bool = False) -> None:
+        self._start, self._stop, self._block, self._runs = start, stop, rows[-1], runs
+        self._sizes = tuple(size for size in rows if size > 1 and (size < self._block or not runs))
 
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
         at = self._start
@@ -60,13 +63,22 @@ class Pieces:
         while at < self._stop:
             first = at - at % self._block
             end = min(first + self._block, self._stop)
-            if (end - at) * SMALL_SHARE > self._block:
-                yield first, end - first, self._block
+            size = self._size(end - at)
+            if size == self._block:
+                yield first, end - first, size
                 at = end
             else:
-                count = min(self._small, end - at)
-                yield at, count, self._small
+                count = min(size, end - at)
+                yield at, count, size
                 at += count
+
+    def _size(self, left: int) -> int:
+        """Rows of the next call where so many tokens of a block are left."""
+        found = self._sizes[0]
+        for small, size in pairwise(self._sizes):
+            if -(-left // small) > min(FEW_CALLS, FILLED * size / small):
+                found = size
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +146,7 @@ class Continuation:
 
     def _appended(self, start: int, stop: int) -> tuple[Made, ...]:
         block, runs = self.steps.program.block_size, self.steps.by_runs
-        pieces = Pieces(start, stop, block, self.steps.rows[1], runs=runs)
+        pieces = Pieces(start, stop, self.steps.rows, runs=runs)
         return tuple(
             RunCall(first // block, count // block, first + count == stop)
             if runs and count % block == 0
@@ -193,7 +205,7 @@ def generation_plan(program: Program, prompt: int, new: int, source: int = 0) ->
     for made in continuation.later():
         last = calls(made)
         later += last
-    kept = _kept_bytes(steps, prompt + new - 1, source, in_place=new > 1)
+    kept = _kept_bytes(steps, prompt + new - 1, source, _room(continuation))
     return GenerationPlan(prompt, new, begin, later, last, source, kept)
 
 
@@ -262,11 +274,21 @@ def _source_tiles(steps: Steps, source: int) -> tuple[int, int]:
     return -(-source // width) if width else 0, width
 
 
-def _kept_bytes(steps: Steps, tokens: int, source: int, *, in_place: bool) -> int:
+def _room(continuation: Continuation) -> int:
+    """For how many whole blocks the last calls found room, as they wrote in place."""
+    steps, prompt = continuation.steps, continuation.prompt_tokens
+    block, found = steps.program.block_size, 0
+    if continuation.new_tokens > 1 and steps.reaches_in_place(1, (prompt + continuation.new_tokens - 2) // block):
+        found = (prompt + continuation.new_tokens - 2) // block + 1
+    *_, (first, count, rows) = Pieces(0, prompt, steps.rows, runs=steps.by_runs)
+    if count % block and steps.reaches_in_place(rows, first // block):
+        found = max(found, -(-(first + rows) // block))
+    return found
+
+
+def _kept_bytes(steps: Steps, tokens: int, source: int, room: int) -> int:
     block = steps.program.block_size
-    blocks = tokens // block
-    if in_place and steps.in_place:  # the last step found room for its own block
-        blocks = min(max(blocks, (tokens - 1) // block + 1), max(blocks, CAPACITIES[-1]))
+    blocks = max(tokens // block, room)
     capacity = steps.capacity(blocks if steps.source_capacity(source) is not None else max(blocks, CAPACITIES[-1]))
     count, width = _source_tiles(steps, source)
     total = 4 * sum(port.nbytes for port in steps.states) + sum(value.nbytes(count * width) for value in steps.source)

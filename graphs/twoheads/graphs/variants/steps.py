@@ -1,8 +1,8 @@
 """Engines that extend a sequence: a few rows of a causal decoder, all layers in one call, over keys that are kept.
 
-A *step* computes ``rows`` tokens behind those whose keys and values are kept already. There are engines of 1 row, of 8
-and of a whole block, and of each one for every *capacity*: how many whole blocks of kept keys it reads. The shapes are
-fixed; how much of them is real is told by masks.
+A *step* computes ``rows`` tokens behind those whose keys and values are kept already. There are engines of 1 row, of 8,
+of 64 and of a whole block, and of each one for every *capacity*: how many whole blocks of kept keys it reads. The
+shapes are fixed; how much of them is real is told by masks.
 
 Keys and values lie in two arrays a layer: those of whole blocks, and the *open block*, which the new rows belong to.
 The graph puts the new rows into the open block and attends to it as a whole, so that the order of every sum depends on
@@ -46,6 +46,8 @@ __all__ = [
     "HIDDEN",
     "INDEX",
     "MASK",
+    "MIDDLE_ROWS",
+    "SMALL_ROWS",
     "SOURCE",
     "SOURCE_MASK",
     "STEP",
@@ -64,7 +66,10 @@ SOURCE_CAPACITIES = (2, 16)
 """Blocks of an encoder's tokens that an engine reads, ascending."""
 
 SMALL_ROWS = (1, 8)
-"""Rows of a step beside those of a whole block."""
+"""Rows of the steps that compute logits of each of their rows."""
+
+MIDDLE_ROWS = 64
+"""Rows of a step between those and a whole block, where that has more."""
 
 STEP = "step_"
 """How the names of all engines of steps begin."""
@@ -193,7 +198,7 @@ class Steps:
 
     @property
     def in_place(self) -> tuple[AttentionStage, ...]:
-        """The attentions of one row that ONNX Runtime computes so that keys and values are written where they are kept.
+        """The attentions that ONNX Runtime computes so that keys and values are written where they are kept.
 
         They see all keys before them, without bias or sinks, and share keys and values with no other.
         """
@@ -208,6 +213,22 @@ class Steps:
             and stage.key not in rings
             and _is_plain(stage, self.program.engine_of(AttentionEngine, stage.engine))
         )
+
+    def has_room(self, rows: int, blocks: int) -> bool:
+        """Whether some capacity has room behind so many whole blocks for the open one, and for rows behind it.
+
+        A step of several rows that writes in place writes all of them, also those that are nobody's.
+        """
+        return self.capacity(blocks + (1 if rows == 1 else 2)) is not None
+
+    def reaches_in_place(self, rows: int, blocks: int) -> bool:
+        """Whether a step of ``rows`` rows behind so many whole blocks writes in place, where some layer allows it.
+
+        Several rows do where runs compute whole blocks alone: there is no such step of a block, and it would compute
+        them again.
+        """
+        allowed = rows == 1 or (self.by_runs and rows < self.program.block_size)
+        return bool(self.in_place) and allowed and self.has_room(rows, blocks)
 
     @property
     def by_runs(self) -> bool:
@@ -254,7 +275,8 @@ class Steps:
     @property
     def rows(self) -> tuple[int, ...]:
         """Rows of the engines that there are, ascending."""
-        return (*SMALL_ROWS, self.program.block_size)
+        block = self.program.block_size
+        return (*SMALL_ROWS, *((MIDDLE_ROWS,) if block > MIDDLE_ROWS else ()), block)
 
     @property
     def has_rings(self) -> bool:

@@ -87,6 +87,12 @@ class Context:
         return len(self.tokens)
 
     @property
+    def left_in_block(self) -> int:
+        """Tokens until the open block is whole."""
+        block = self.engines.steps.program.block_size
+        return block - len(self.tokens) % block
+
+    @property
     def nbytes(self) -> int:
         """Bytes of its keys, values and states; forks share those of an encoder."""
         return self._arrays().nbytes + self._states.nbytes + self.source.nbytes
@@ -341,12 +347,11 @@ class Context:
     def _extending(self, new: list[int]) -> Generator[int, None, npt.NDArray[Any]]:
         """Likewise, giving the rows of every call behind it; returns the last hidden states ``[width]``."""
         steps = self.engines.steps
-        small = steps.rows[1]
-        start, tokens = len(self.tokens), np.array([*self.tokens, *new], np.int64)
+        tokens = np.array([*self.tokens, *new], np.int64)
         hidden: npt.NDArray[Any] | None = None
         start = self._from_cache(tokens)
         runs = self._prompts is not None
-        for first, count, rows in Pieces(start, len(tokens), steps.program.block_size, small, runs=runs):
+        for first, count, rows in Pieces(start, len(tokens), steps.rows, runs=runs):
             if runs and count % steps.program.block_size == 0:
                 hidden = self._run_whole(tokens[: first + count], first, last=first + count == len(tokens))
             else:
@@ -414,9 +419,9 @@ class Context:
     def _run(self, tokens: npt.NDArray[np.int64], first: int, count: int, rows: int) -> npt.NDArray[Any]:
         """One call: tokens that are there already are computed again, and left as they are."""
         kept, block = self._arrays(), self.engines.steps.program.block_size
-        in_place = self._in_place(first // block) if rows == 1 else None
+        in_place = self._in_place(rows, first)
         # Layer by layer, whole blocks are read in tiles of the widest capacity.
-        room = first // block + (in_place is not None)
+        room = first // block if in_place is None else in_place.room(rows, first)
         if kept.reserve(max(room, CAPACITIES[-1] if self.source.capacity is None else 0)):
             self._steps.clear()
         steps = self.engines.steps
@@ -438,13 +443,21 @@ class Context:
             self._complete()
         return np.array(step.hidden[0, skip:count])
 
-    def _in_place(self, blocks: int) -> InPlaceSteps | None:
-        """How one row behind so many whole blocks is written in place; ``None`` where it is not."""
-        kept = self._arrays()
-        found = self.engines.in_place if kept.own else None
-        if isinstance(kept, RoundedReads) and blocks:
+    def _in_place(self, rows: int, first: int) -> InPlaceSteps | None:
+        """How a step of ``rows`` rows from token ``first`` is written in place; ``None`` where it is not."""
+        kept, blocks = self._arrays(), first // self.engines.steps.program.block_size
+        found = self.engines.rows_in_place if rows > 1 else self.engines.in_place if kept.own else None
+        if isinstance(kept, RoundedReads) and rows == 1 and blocks:
             found = kept.rounded.steps
-        return None if found is None or found.capacity(blocks) is None else found
+        return found if found is not None and not kept.rounds and found.reach(rows, blocks) else None
+
+    def make_room(self) -> bool:
+        """Room for rows in place behind its tokens; ``False`` where they are written elsewhere from here on."""
+        rows, first = self.engines.steps.rows[1], len(self.tokens)
+        in_place = self._in_place(rows, first)
+        if in_place is None or self._arrays().reserve(in_place.room(rows, first)):
+            self._steps.clear()  # the arrays have moved, or are about to
+        return in_place is not None
 
     def _run_whole(self, tokens: npt.NDArray[np.int64], first: int, *, last: bool) -> npt.NDArray[Any] | None:
         """Computes the blocks of ``tokens`` behind token ``first``; the hidden states of the ``last`` token, if so."""

@@ -23,9 +23,10 @@ from twoheads.graphs.program.program import (
 from twoheads.graphs.serialization.bundle_format import ENGINES
 from twoheads.graphs.variants.batch_steps import BatchAttention
 from twoheads.graphs.variants.decoder import step_obstacle
+from twoheads.graphs.variants.in_place.batch_in_place import BatchInPlace
 from twoheads.graphs.variants.in_place.in_place_steps import InPlaceSteps, in_place_steps
 from twoheads.graphs.variants.in_place.rounded_steps import rounded_steps
-from twoheads.graphs.variants.steps import StepEngine, Steps, step_steps
+from twoheads.graphs.variants.steps import SMALL_ROWS, StepEngine, Steps, step_steps
 from twoheads.runtime.backends.onnxruntime_cpu import OnnxRuntimeBackend
 from twoheads.runtime.backends.onnxruntime_shared import SharedEngine
 from twoheads.runtime.backends.protocol import Backend, DeviceBackend, EngineFile, EngineHandle
@@ -58,8 +59,9 @@ class StepEngines:
 
     Attributes:
         steps: What the engines compute.
-        in_place: Steps of one row that write keys in place, if the model and the bundle have them and they can run.
-        rounded: Likewise, in 8 bits.
+        in_place: Steps that write keys in place, if the model and the bundle have them and they can run.
+        rows_in_place: Likewise for several rows, unless steps compute whole blocks as well (:meth:`compute_blocks`).
+        rounded: Likewise for one row, in 8 bits.
         backend: What runs them.
         packed: Whether kernels keep a copy of the weights, and do not read them where they are mapped.
         calls: Engine calls so far, of all who use them.
@@ -72,7 +74,7 @@ class StepEngines:
         self, bundle: Bundle, weights: Weights, backend: Backend, *, threads: int, precision: str = "f32"
     ) -> None:
         self.steps = _checked(bundle, backend)
-        self.in_place = _held(bundle, backend, in_place_steps(bundle.program))
+        self.in_place = self.rows_in_place = _held(bundle, backend, in_place_steps(bundle.program))
         self.rounded = _held(bundle, backend, rounded_steps(bundle.program))
         self.backend = backend
         self.calls = 0
@@ -84,6 +86,13 @@ class StepEngines:
         self._declared = declared_steps(bundle.program, bundle.manifest, weights.view)
         self._open: dict[str, EngineHandle] = {}
         self._capacity: dict[int, str] = {}
+
+    def compute_blocks(self) -> None:
+        """From now on steps compute whole blocks, and not runs: several rows are written in place no more.
+
+        Steps of a block are not, and what an open block's rows get must have the bits of one form.
+        """
+        self.rows_in_place = None
 
     def body(self, rows: int, blocks: int, source: int = 0) -> tuple[StepEngine, EngineHandle]:
         """The engine for a call of ``rows`` tokens behind ``blocks`` whole blocks, and ``source`` of an encoder.
@@ -100,13 +109,13 @@ class StepEngines:
         self._capacity[rows] = engine.name
         return engine, self._whole(engine)
 
-    def in_place_body(self, steps: InPlaceSteps, capacity: int) -> tuple[StepEngine, EngineHandle]:
-        """The engine for a row that is written in place, into arrays of ``capacity`` whole blocks.
+    def in_place_body(self, steps: InPlaceSteps, rows: int, capacity: int) -> tuple[StepEngine, EngineHandle]:
+        """The engine for ``rows`` rows that are written in place, into arrays of ``capacity`` whole blocks.
 
         Raises:
             BundleError: As :meth:`body`.
         """
-        engine = steps.engine(capacity)
+        engine = steps.engine(rows, capacity)
         return engine, self._whole(engine)
 
     def _whole(self, engine: StepEngine) -> EngineHandle:
@@ -122,17 +131,17 @@ class StepEngines:
         """
         steps = self.steps
         blocks = tokens // steps.program.block_size
-        in_place = self.rounded if rounded and blocks and self.rounded is not None else self.in_place
-        for rows in () if steps.layered or steps.source else steps.rows:
-            most = steps.capacity(blocks)
-            room = None if in_place is None or rows > 1 else in_place.capacity(blocks)
-            if in_place is not None and room is not None:
-                self.in_place_body(in_place, room)
+        one = self.rounded if rounded and blocks and self.rounded is not None else self.in_place
+        for rows in () if steps.layered or steps.source else steps.rows[:-1] if runs else steps.rows:
+            in_place = one if rows == 1 else self.rows_in_place
+            if in_place is not None and in_place.reach(rows, blocks):
+                self.in_place_body(in_place, rows, steps.capacity(in_place.room(rows, tokens)) or 0)
                 continue
+            most = steps.capacity(blocks)
             reached = [one for one in steps.capacities if most is None or one <= most]
-            for capacity in reached if rows == steps.rows[-1] and not runs else reached[-1:]:
+            for capacity in reached if rows == steps.rows[-1] else reached[-1:]:
                 self.body(rows, capacity)
-        for rows in steps.rows[:-1]:
+        for rows in SMALL_ROWS:
             self.heads(rows)
 
     @property
@@ -172,6 +181,17 @@ class StepEngines:
         Raises:
             BundleError: The bundle does not hold it, or the backend can't open it.
         """
+        return self._attention(engine)
+
+    def batch_in_place(self, engine: BatchInPlace) -> EngineHandle:
+        """Likewise, where it writes keys and values in place.
+
+        Raises:
+            BundleError: As there.
+        """
+        return self._attention(engine)
+
+    def _attention(self, engine: BatchAttention | BatchInPlace) -> EngineHandle:
         if engine.name not in self._open:
             path = self._file(f"{ENGINES}/{engine.name}.onnx")
             file = EngineFile(path, engine.inputs, engine.outputs, {}, self._threads)

@@ -90,6 +90,8 @@ class Generator:
         self.settings = Settings().changed(settings, self.facts.where)
         self._encoder = encoder
         self._prompts = prompts
+        if prompts is None:
+            engines.compute_blocks()
         self._bundle = bundle
         self._weights = weights
         self._engines = engines
@@ -383,7 +385,8 @@ class Generator:
             return lambda tokens: DraftGuesses(draft.open_context(), tokens, most)
         if not isinstance(speculate, bool):
             raise InputError("speculate", f"is {speculate!r:.60}", "give true, false, or the bundle of a draft")
-        return (lambda tokens: PromptLookup(tokens, most)) if speculate else None
+        in_place = self._engines.rows_in_place is not None
+        return (lambda tokens: PromptLookup(tokens, most, in_place=in_place)) if speculate else None
 
     def _check_draft(self, draft: Generator) -> None:
         """A draft's tokens are this model's."""
@@ -441,7 +444,8 @@ class Generator:
     def _identity(self) -> tuple[str, str]:
         """Of the bundle, and of what computes."""
         whole = () if self._prompts is None else (f"whole blocks by runs, key tiles of {self.steps.program.key_tile}",)
-        return self._bundle.identity, "\n".join((*self._engines.identity, *whole))
+        rows = () if self._engines.rows_in_place is None else ("rows of open blocks in place",)
+        return self._bundle.identity, "\n".join((*self._engines.identity, *whole, *rows))
 
     def _check_owner(self, context: Context) -> None:
         if context.owner is not self._bundle:

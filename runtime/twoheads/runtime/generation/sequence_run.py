@@ -145,8 +145,9 @@ class SequenceRun:
         if guesser is not None:
             if self.guessed > guesser.guessed:
                 guesser.learn(self.guessed - guesser.guessed, self.right - guesser.right)
-            left = self._most - len(self._pieces) - 1  # the last token needs no guess behind it
-            if left and (guesses := guesser.guess()[:left]):
+            # The last token needs no guess behind it; and a block that is cut open again is computed again.
+            left = min(self._most - len(self._pieces), self._context.left_in_block) - 1
+            if left > 0 and (guesses := guesser.guess()[:left]):
                 self.guessed += len(guesses)
                 return list(self._context.steps([token, *guesses])), guesses
         if self._steady:

@@ -31,7 +31,7 @@ class BoundStep:
         rows: Tokens of a call.
         kept: The context's keys and values, which must stay where they are.
         source: What it reads of an encoder, likewise.
-        in_place: How one row is written in place, if it is; of :class:`RoundedSteps` into the copy of ``kept``.
+        in_place: How rows are written in place, if they are; of :class:`RoundedSteps` one into the copy of ``kept``.
 
     Attributes:
         hidden: The hidden states of the last call, ``[1, rows, width]``.
@@ -54,7 +54,7 @@ class BoundStep:
         if in_place is None:
             engine, handle = engines.body(rows, kept.capacity, source.capacity or 0)
         else:
-            engine, handle = engines.in_place_body(in_place, kept.capacity)
+            engine, handle = engines.in_place_body(in_place, rows, kept.capacity)
         self._arrays = {
             port.name: np.zeros(port.shape, port.dtype)
             for port in engine.inputs
@@ -136,7 +136,7 @@ class BoundStep:
         if self._copy is not None:
             self._copy.take(first)
         elif self._written:
-            kept.take_shown(self._written, first)
+            kept.take_shown(self._written, first, count)
 
 
 class Heads:

@@ -102,7 +102,10 @@ def test_a_plan_foretells_the_calls(cli, bundle, tmp_path):
     words = ("generate", bundle, "--tokens", tmp_path / "t.npy", "--max-new-tokens", 9, "--ignore-eos", "--json")
     plan = cli("plan", bundle, "--length", 11, "--generate", 9, "--json").json
     assert cli(*words).json["engine_calls"] == plan["prompt_calls"] + plan["step_calls"]
-    assert "keys and values" in cli("plan", bundle, "--length", 11, "--generate", 9).out
+    assert (plan["kept_dtype"], plan["precision"]) == ("float32", "float32")
+    told = cli("plan", bundle, "--length", 11, "--generate", 9).out
+    assert re.search(r"keys and values .*, float32", told)
+    assert re.search(r"precision +float32", told)
     assert "--length" in cli("plan", bundle, "--generate", 9).refused()
 
 

@@ -73,7 +73,7 @@ def command(
     if asked.scaling.plot is not None:
         check_plot(asked.scaling.plot)
     if asked.generate is not None:
-        plan_generation(_programs(subject, asked.source, asked.device).program, asked)
+        plan_generation(_programs(subject, asked.source, asked.device).program, asked, _precision(subject))
         return
     run = _run_of(subject, asked)
     if asked.scaling.workers is not None and run.profile is not None:
@@ -92,10 +92,15 @@ def _run_of(subject: Path, asked: PlanOptions) -> _Run:
     threads = asked.threads or available_threads()
     if asked.device is not None and profile is not None:
         threads = device_threads(asked.device, profile, asked.threads)
-    formats = (
-        read_bundle(subject, check="size", engines=False).manifest.precision if arguments.is_bundle(subject) else None
-    )
-    return _Run(fused, lengths, asked.output.value if asked.output else None, rows, threads, profile, formats)
+    output = asked.output.value if asked.output else None
+    return _Run(fused, lengths, output, rows, threads, profile, _precision(subject))
+
+
+def _precision(subject: Path) -> str | None:
+    """In what a bundle's values and weights are; ``None`` of what is not compiled yet."""
+    if not arguments.is_bundle(subject):
+        return None
+    return read_bundle(subject, check="size", engines=False).manifest.precision
 
 
 def _plan_workers(run: _Run, profile: DeviceProfile, asked: PlanOptions) -> None:

@@ -23,8 +23,13 @@ from twoheads.graphs.variants.step_calls import GenerationPlan, generation_plan,
 __all__ = ["plan_generation"]
 
 
-def plan_generation(program: Program, asked: PlanOptions) -> None:
+def plan_generation(program: Program, asked: PlanOptions, precision: str | None) -> None:
     """Prints it.
+
+    Args:
+        program: What generates.
+        asked: The prompt, and what to tell.
+        precision: In what the bundle's values and weights are, if it is one.
 
     Raises:
         InputError: The model generates nothing, or other options are given that have no meaning here.
@@ -41,9 +46,12 @@ def plan_generation(program: Program, asked: PlanOptions) -> None:
         encoder_calls = make_schedule(program, lengths, output=SOURCE).engine_calls
     rows = axis_length(source[0].axis or "", lengths) if source else 0
     plan = generation_plan(program, lengths[TOKENS], asked.generate, rows)
+    kept = " and ".join(dict.fromkeys(entry.value.dtype for entry in planned_steps(program).kept))
     timed = None if asked.device is None else _timed(program, asked.device, asked.threads, plan)
     if asked.as_json:
-        print_json(asdict(plan) | {"encoder_calls": encoder_calls} | ({} if timed is None else {"device": timed}))
+        told: dict[str, Any] = asdict(plan) | {"encoder_calls": encoder_calls, "kept_dtype": kept}
+        told |= {} if precision is None else {"precision": precision}
+        print_json(told | ({} if timed is None else {"device": timed}))
         return
     print_facts(
         (
@@ -51,7 +59,8 @@ def plan_generation(program: Program, asked: PlanOptions) -> None:
             *((("encoder", f"{rows} tokens, {encoder_calls} calls"),) if source else ()),
             ("calls for the prompt", str(plan.prompt_calls)),
             ("calls behind it", f"{plan.step_calls}, of which the last token takes {plan.last_step_calls}"),
-            ("keys and values", size_text(plan.kept_bytes)),
+            ("keys and values", size_text(plan.kept_bytes) + (f", {kept}" if kept else "")),
+            *(() if precision is None else (("precision", precision),)),
             *(() if timed is None else (("time", _time_text(timed)),)),
         )
     )

@@ -1,1 +1,1 @@
-"""Steps of one row that write their keys and values where they are kept."""
+"""Steps that write their keys and values where they are kept."""

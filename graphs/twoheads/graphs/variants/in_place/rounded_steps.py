@@ -26,15 +26,15 @@ SCALE = "scale_"
 class RoundedSteps(InPlaceSteps):
     """Such steps of a program."""
 
-    def engine(self, capacity: int) -> StepEngine:
-        """The engine of a row behind less than ``capacity`` whole blocks."""
-        exact = InPlaceSteps.engine(self, capacity)
-        rows = {f"{NEXT}past_{at}": port for at, port in self._rows()}
+    def engine(self, rows: int, capacity: int) -> StepEngine:
+        """The engine of ``rows`` rows, which is 1, in arrays of ``capacity`` whole blocks."""
+        exact = InPlaceSteps.engine(self, rows, capacity)
+        made = {f"{NEXT}past_{at}": port for at, port in self._rows()}
         inputs = [each for port in exact.inputs for each in self._read(port)]
         outputs = [
             each
             for port in exact.outputs
-            for each in ((rows[port.name], replace(port, dtype="int8")) if port.name in rows else (port,))
+            for each in ((made[port.name], replace(port, dtype="int8")) if port.name in made else (port,))
         ]
         return replace(exact, name=f"{STEP}in_place_int8_{capacity}", inputs=tuple(inputs), outputs=tuple(outputs))
 
@@ -59,4 +59,4 @@ class RoundedSteps(InPlaceSteps):
 def rounded_steps(program: Program) -> RoundedSteps | None:
     """Such steps of ``program``; ``None`` where it has none."""
     found = in_place_steps(program)
-    return None if found is None else RoundedSteps(found.steps, found.stages, found.kept)
+    return None if found is None else RoundedSteps(found.steps, found.stages, found.kept, (1,))

@@ -26,10 +26,11 @@ from twoheads.graphs.program.wiring import ReadWeight, wiring
 from twoheads.graphs.serialization.bundle_format import ENGINES, Manifest, WeightEntry, tiles_folder
 from twoheads.graphs.variants.batch_steps import BATCH_ROWS, BatchSteps
 from twoheads.graphs.variants.choose import fused_steps
+from twoheads.graphs.variants.in_place.batch_in_place import batches_in_place
 from twoheads.graphs.variants.in_place.in_place_steps import in_place_steps
 from twoheads.graphs.variants.in_place.rounded_steps import rounded_steps
 from twoheads.graphs.variants.key_tiles import with_key_tile
-from twoheads.graphs.variants.steps import step_steps
+from twoheads.graphs.variants.steps import SMALL_ROWS, step_steps
 
 __all__ = ["DeclaredEngine", "declared_engines", "declared_steps"]
 
@@ -85,7 +86,7 @@ def declared_steps(program: Program, manifest: Manifest, weight: ReadWeight) -> 
         for tile, variants in steps.tiles(rows).items():
             found.update(_variants(tile, variants, ENGINES))
     for rows in {*steps.rows, *BATCH_ROWS}:
-        for stage, head in steps.heads(rows):
+        for stage, head in steps.heads(rows) if rows in {*SMALL_ROWS, *BATCH_ROWS} else ():
             found[_file(head)] = _bound(head, stage.weights, manifest)
         for stage, _ in steps.body.regions if rows != program.block_size else ():
             region = steps.region(stage, rows)
@@ -97,6 +98,10 @@ def declared_steps(program: Program, manifest: Manifest, weight: ReadWeight) -> 
         found[f"{ENGINES}/{attention.name}.onnx"] = DeclaredEngine(
             attention.inputs, attention.outputs, {}, factors, True
         )
+    exact = in_place_steps(program)
+    for written in () if exact is None else batches_in_place(exact):
+        factors = _factors(written.geometry)
+        found[f"{ENGINES}/{written.name}.onnx"] = DeclaredEngine(written.inputs, written.outputs, {}, factors, True)
     return found
 
 

@@ -48,7 +48,8 @@ class Batch:
         self._most = most
         self._slabs, self._sources = Slabs(generator.steps), SourceSlabs(generator.steps)
         rows = next((rows for rows in BATCH_ROWS if rows >= most), BATCH_ROWS[-1])
-        self._step = BatchStep(self._engines, rows)
+        self._in_place = self._engines.rows_in_place
+        self._step = BatchStep(self._engines, rows, self._in_place)
         self._waiting: deque[Work] = deque()
         self._active: list[Work] = []
         self._submitted = 0
@@ -162,6 +163,9 @@ class Batch:
 
     def _compute(self, next_tokens: list[tuple[Work, int]]) -> None:
         """Computes a token of each of these; of contexts that are too long for slots, one by one."""
+        for work, _ in next_tokens:
+            if self._in_place is not None and work.kept.place is not None and not work.context.make_room():
+                work.kept.leave()
         slotted = [(work, token) for work, token in next_tokens if work.kept.place is not None]
         for work, token in next_tokens:
             if work.kept.place is None:

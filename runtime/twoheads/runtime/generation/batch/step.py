@@ -12,6 +12,8 @@ import numpy.typing as npt
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.program.program import AttentionStage, ExpertsStage, ScanStage, TokenwiseStage
 from twoheads.graphs.variants.batch_steps import SLOTS, BatchAttention, BatchSteps
+from twoheads.graphs.variants.in_place.in_place_steps import InPlaceSteps
+from twoheads.runtime.generation.batch.in_place import AttendInPlace
 from twoheads.runtime.generation.batch.slots import Slab, Slots, SlottedBlocks
 from twoheads.runtime.generation.batch.sources import SlottedSource, SourceSlab
 from twoheads.runtime.generation.context import Context
@@ -72,12 +74,13 @@ class BatchStep:
     Args:
         engines: Where the engines are open.
         rows: One of ``BATCH_ROWS``.
+        in_place: Which attentions write where keys are kept, as steps of several rows of one sequence do.
 
     Raises:
         BundleError: The bundle has no such engines.
     """
 
-    def __init__(self, engines: StepEngines, rows: int) -> None:
+    def __init__(self, engines: StepEngines, rows: int, in_place: InPlaceSteps | None) -> None:
         self.rows = rows
         self._engines = engines
         steps = self._steps = engines.steps
@@ -94,18 +97,23 @@ class BatchStep:
         self._attends: dict[BatchAttention, _Attend] = {}
         self._masks: dict[tuple[int, int], Array] = {}
         self._heads = Heads(engines, rows)
+        self._in_place = None if in_place is None else AttendInPlace(engines, in_place, self._values)
+        self._written = () if in_place is None else in_place.kept
+        self._stages = frozenset[str]() if in_place is None else in_place.stages
+        self._masked = {at for name, at in steps.layers if name not in self._stages}
         for stage in filter(self._batch.is_own, steps.body.attentions):
-            self._attention(self._batch.attention(stage, 0))
+            if stage.name not in self._stages:
+                self._attention(self._batch.attention(stage, 0))
 
-    def run(self, given: Sequence[NextToken]) -> npt.NDArray[np.float32]:
-        """Computes the tokens, and counts them in their contexts; returns the logits ``[tokens, classes]``, float32."""
+    def run(self, given: Sequence[NextToken]) -> list[npt.NDArray[np.float32]]:
+        """Computes the tokens, and counts them in their contexts; returns the logits ``[classes]`` behind each."""
         order = sorted(range(len(given)), key=lambda at: (given[at].place[0].capacity, id(given[at].place[0])))
         found: list[npt.NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(given)
         for start in range(0, len(order), self.rows):
             part = order[start : start + self.rows]
             for at, logits in zip(part, self._call([given[at] for at in part]), strict=True):
                 found[at] = logits
-        return np.stack(found)
+        return found
 
     def _call(self, part: list[NextToken]) -> npt.NDArray[np.float32]:
         """One call of every engine."""
@@ -119,8 +127,13 @@ class BatchStep:
         sources = _groups([row.source.slot for row in part if row.source.slot is not None])
         masks = [self._filled(group, part, number) for number, group in enumerate(groups)]
         states = [(row.context.states.before(len(row.context)), row.context.states.spare) for row in part]
+        for row in part:
+            row.kept.show(self._written, len(row.context))
         for stage, call in zip(self._steps.body.inside, self._calls, strict=True):
-            if isinstance(stage, AttentionStage) and self._batch.is_own(stage):
+            if isinstance(stage, AttentionStage) and self._in_place is not None and stage.name in self._stages:
+                for group in groups:
+                    self._in_place.run(stage, group.slab, group.rows, group.slots, positions[group.rows])
+            elif isinstance(stage, AttentionStage) and self._batch.is_own(stage):
                 for group, mask in zip(groups, masks, strict=True):
                     self._attend(stage, group, mask, positions % self._block)
             elif isinstance(stage, AttentionStage):
@@ -136,22 +149,26 @@ class BatchStep:
                 self._engines.calls += 1
         hidden = self._values[self._steps.program.hidden]
         for row in part:
+            row.kept.take_shown(self._written, len(row.context), 1)
             row.context.accept(row.token)
         return self._heads.logits(hidden[0, : len(part)])
 
-    def _filled(self, group: _Group[Slab], part: list[NextToken], number: int) -> list[Array]:
-        """What is added to the scores of a slab's slots, an array for each of ``Steps.added``."""
+    def _filled(self, group: _Group[Slab], part: list[NextToken], number: int) -> dict[int, Array]:
+        """What is added to the scores of a slab's slots, an array for each of ``Steps.added`` that is read."""
         capacity = group.slab.capacity
-        made: list[Array] = []
+        made: dict[int, Array] = {}
         for at, added in enumerate(self._steps.added):
             key, shape = (number, at), (SLOTS, added.heads, 1, added.keys(capacity, self._block))
+            if at not in self._masked:
+                continue
             if key not in self._masks or self._masks[key].shape != shape:
                 self._masks[key] = np.zeros(shape, np.float32)
-            made.append(self._masks[key])
+            made[at] = self._masks[key]
         for row, slot in zip(group.rows, group.slots, strict=True):
             context = part[row].context
             position = np.array([len(context)], np.int64)
-            context.added.fill([array[slot] for array in made], position, capacity)
+            arrays = [made[at][slot] if at in made else None for at in range(len(self._steps.added))]
+            context.added.fill(arrays, position, capacity)
         return made
 
     def _region(self, stage: TokenwiseStage | AttentionStage | ScanStage | ExpertsStage) -> Any:
@@ -175,7 +192,7 @@ class BatchStep:
         return self._attends[engine]
 
     def _attend(
-        self, stage: AttentionStage, group: _Group[Slab], masks: list[Array], places: npt.NDArray[np.int64]
+        self, stage: AttentionStage, group: _Group[Slab], masks: dict[int, Array], places: npt.NDArray[np.int64]
     ) -> None:
         """One attention of a slab's slots: the new keys and values go to their ``places`` in open blocks first."""
         engine = self._batch.attention(stage, group.slab.capacity)

@@ -9,7 +9,7 @@ __all__ = ["PromptLookup"]
 RUNS = (3, 2)
 """Lengths of the runs of tokens that are looked up, the longest first."""
 
-NEEDED = 2.5
+NEEDED, NEEDED_IN_PLACE = 2.5, 1.0
 """Guesses that must come true in a call of eight rows: it takes about so many steps of one more."""
 
 PAUSE, LONGEST_PAUSE = 32, 512
@@ -24,15 +24,16 @@ class PromptLookup:
     Args:
         tokens: The sequence so far.
         most: Guesses at a time.
+        in_place: Whether calls of eight rows are written in place, which take less.
 
     Attributes:
         guessed: Tokens that were guessed so far.
         right: How many of them came true.
     """
 
-    def __init__(self, tokens: Iterable[int], most: int) -> None:
+    def __init__(self, tokens: Iterable[int], most: int, *, in_place: bool = False) -> None:
         self.guessed = self.right = 0
-        self._most = most
+        self._most, self._needed = most, NEEDED_IN_PLACE if in_place else NEEDED
         self._tokens: list[int] = []
         self._ends: dict[tuple[int, ...], int] = {}
         self._before: dict[tuple[int, ...], int] = {}
@@ -67,7 +68,7 @@ class PromptLookup:
         """How many of the last guesses came true."""
         self.guessed += guessed
         self.right += right
-        self._credit = min(MOST_CREDIT, self._credit + right - NEEDED)
+        self._credit = min(MOST_CREDIT, self._credit + right - self._needed)
         if self._credit >= 0:
             self._next_pause = PAUSE
         else:

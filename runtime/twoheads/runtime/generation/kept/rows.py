@@ -95,12 +95,12 @@ class KeptBlocks:
             self.past[at][:, :, start + self._shown : start + count] = rows
         self._shown = count
 
-    def take_shown(self, numbers: Sequence[int], first: int) -> None:
-        """The row of token ``first`` was written behind the whole blocks: the open block has it, too."""
+    def take_shown(self, numbers: Sequence[int], first: int, count: int) -> None:
+        """``count`` rows from token ``first`` were written behind the whole blocks: the open block has them, too."""
         place = first % self._block
         for at in numbers:
-            self.opened[at][:, :, place] = self.past[at][:, :, first]
-        self._shown = place + 1
+            self.opened[at][:, :, place : place + count] = self.past[at][:, :, first : first + count]
+        self._shown = place + count
 
     def fills_segment(self, block: int) -> bool:
         """Whether whole block ``block`` has no room in arrays that are full, so that they become a segment."""

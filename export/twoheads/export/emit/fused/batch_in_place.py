@@ -1,0 +1,48 @@
+"""Attention in place of several sequences; see :mod:`twoheads.graphs.variants.in_place.batch_in_place`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+
+from twoheads.export.emit.graph_builder import DOMAIN, OPSET, GraphBuilder
+from twoheads.graphs.variants.batch_steps import SLOTS
+from twoheads.graphs.variants.in_place.batch_in_place import BatchInPlace
+from twoheads.graphs.variants.in_place.in_place_steps import NEXT, PLACE
+
+__all__ = ["batch_in_place_model"]
+
+
+def batch_in_place_model(engine: BatchInPlace) -> onnx.ModelProto:
+    """The engine as a fixed-shape ONNX model, with its ports in order."""
+    graph, geometry = GraphBuilder(), engine.geometry
+    how: dict[str, Any] = {
+        "num_heads": geometry.q_num_heads,
+        "kv_num_heads": geometry.kv_num_heads,
+        "scale": geometry.scale,
+    }
+    slots = [_split(graph, name) for name in ("q", "k", "v", PLACE)]
+    one = graph.array("one_row", np.ones(1, np.int32))
+    outs: list[str] = []
+    for at, (q, k, v, place) in enumerate(zip(*slots, strict=True)):
+        past = [f"past_key_{at}", f"past_value_{at}"]
+        last = graph.node("Add", place, one)  # of two rows
+        total = graph.reshape(graph.node("Add", last, one))
+        outs.append(f"out_{at}")
+        made = [outs[-1], *(NEXT + name for name in past)]
+        read = [q, k, v, *past, last, total]
+        graph.nodes.append(
+            onnx.helper.make_node("GroupQueryAttention", read, made, name=outs[-1], domain=DOMAIN, **how)
+        )
+    graph.node("Concat", *outs, axis=0, output="out")
+    return graph.model(engine.name, engine.inputs, engine.outputs, {"": OPSET, DOMAIN: 1})
+
+
+def _split(graph: GraphBuilder, name: str) -> list[str]:
+    """An array's slots, ``[1, ...]`` each."""
+    made = [f"{name}_{at}" for at in range(SLOTS)]
+    sizes = graph.constant([1] * SLOTS)
+    graph.nodes.append(onnx.helper.make_node("Split", [name, sizes], made, name=f"{name}_slots", axis=0))
+    return made

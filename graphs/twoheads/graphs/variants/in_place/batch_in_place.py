@@ -1,0 +1,85 @@
+"""Attention of a row of each of several sequences, by the operator that writes new keys and values in place.
+
+It is a call of the operator for every slot of a slab, each over its own sequence's keys and no others. The operator
+multiplies a single row by other kernels than several, with other last bits, so each slot has a second row: it is
+nobody's, and written behind the first one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from twoheads.graphs.program.engines.port import Port
+from twoheads.graphs.program.program import AttentionEngine, AttentionStage
+from twoheads.graphs.variants.batch_steps import SLOTS
+from twoheads.graphs.variants.in_place.in_place_steps import NEXT, PLACE, InPlaceSteps
+from twoheads.graphs.variants.stage_run import with_rows
+from twoheads.graphs.variants.steps import STEP
+
+__all__ = ["PAIR", "BatchInPlace", "batch_in_place", "batches_in_place"]
+
+PAIR = 2
+"""Rows of a slot."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchInPlace:
+    """Attention of one row of each of :data:`SLOTS` sequences.
+
+    ``q [slots, 2, q_num_heads * head_dim]``, ``k`` and ``v [slots, 2, kv_num_heads * head_dim]``, ``place [slots]``,
+    int32, which says where a slot's first row is written, and of every slot ``past_key_AT [1, kv_num_heads, keys,
+    head_dim]`` and ``past_value_AT`` give ``out [slots, 2, q_num_heads * head_dim]``, and those arrays in the same
+    memory.
+
+    Attributes:
+        geometry: Of one sequence's attention.
+        keys: For which there is room in a slot.
+    """
+
+    geometry: AttentionEngine
+    keys: int
+
+    @property
+    def name(self) -> str:
+        """Of the engine's file."""
+        return f"{STEP}batch_in_place_{self.geometry.name}_{self.keys}"
+
+    @property
+    def past(self) -> tuple[Port, ...]:
+        """The arrays of every slot, its keys and then its values."""
+        shape = (1, self.geometry.kv_num_heads, self.keys, self.geometry.head_dim)
+        names = (f"past_{what}_{at}" for at in range(SLOTS) for what in ("key", "value"))
+        return tuple(Port(name, "float32", shape) for name in names)
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        """The input ports, in order."""
+        engine = self.geometry
+        heads = {"q": engine.q_num_heads, "k": engine.kv_num_heads, "v": engine.kv_num_heads}
+        rows = (Port(name, "float32", (SLOTS, PAIR, count * engine.head_dim)) for name, count in heads.items())
+        return (*rows, Port(PLACE, "int32", (SLOTS,)), *self.past)
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        """The output ports, in order."""
+        engine = self.geometry
+        out = Port("out", "float32", (SLOTS, PAIR, engine.q_num_heads * engine.head_dim))
+        return (out, *(replace(port, name=NEXT + port.name) for port in self.past))
+
+
+def batch_in_place(steps: InPlaceSteps, stage: AttentionStage, capacity: int) -> BatchInPlace:
+    """The engine of an attention that writes in place, in slots of ``capacity`` whole blocks."""
+    program = steps.steps.program
+    geometry = with_rows(program, 1).engine_of(AttentionEngine, stage.engine)
+    return BatchInPlace(replace(geometry, key_tile=1), capacity * program.block_size)
+
+
+def batches_in_place(steps: InPlaceSteps) -> Iterator[BatchInPlace]:
+    """All such engines, each once; none where steps of several rows write in other places."""
+    found = dict[BatchInPlace, None]()
+    for stage in steps.steps.body.attentions if steps.steps.by_runs else ():
+        for capacity in steps.steps.capacities if stage.name in steps.stages else ():
+            if capacity:
+                found[batch_in_place(steps, stage, capacity)] = None
+    yield from found
