@@ -98,7 +98,7 @@ def _form(engine: Engine, program: Program) -> Iterator[str]:
         problem = expert_problem(engine, program.block_size)
         if problem is not None or engine.dtype not in DTYPES:
             yield problem or engine.dtype
-    elif isinstance(engine, AnyAttention):
+    else:
         yield from _attention(engine, program)
 
 
