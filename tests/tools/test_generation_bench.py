@@ -47,7 +47,7 @@ def test_the_page_has_every_figure() -> None:
     assert "| b | m | 16 | 0.50 | 12.3 | 2 |" in shown
     assert "the same bits" in shown
     assert "4 of 4 compared" in shown
-    assert "| llama | int8 | 3 | 4 |" in shown
+    assert f"| {bundle_folder('llama').name} | int8 | 3 | 4 |" in shown
     found["extra"][0]["prefix"]["same_bits"] = False
     found["proofs"][0]["passed"] = False
     shown = generation_bench.page(found)

@@ -14,7 +14,8 @@ from transformers import ResNetConfig, ResNetForImageClassification
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3)
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])
+    config.num_labels = 3
     ResNetForImageClassification(config).save_pretrained(tmp_path / "resnet")
     size = {"size": {"height": 32, "width": 48}}
     (tmp_path / "resnet" / "preprocessor_config.json").write_text(json.dumps(size), encoding="utf-8")

@@ -103,7 +103,6 @@ def test_where_steps_compute_whole_blocks_no_rows_are_written_in_place():
     sequence = tokens(2 * BLOCK + 9, 4)
     with limited.open_context() as whole, limited.open_context() as split:
         expected = whole.append(sequence)
-        for at in range(0, len(sequence), 7):
-            found = split.append(sequence[at : at + 7])
+        found = [split.append(sequence[at : at + 7]) for at in range(0, len(sequence), 7)][-1]
         assert found.tobytes() == expected.tobytes()
         assert "step_in_place_8_2" not in whole.engines._open

@@ -118,11 +118,13 @@ def test_steps_behind_a_whole_block_read_them():
     with _context() as context:
         context.append(tokens(BLOCK - 2))
         context.step(3)
-        assert not context.kept.rounded.arrays
+        kept = context.kept
+        assert isinstance(kept, RoundedReads)
+        assert not kept.rounded.arrays
         for token in (4, 5):
             context.step(token)
-        assert context.kept.rounded.nbytes * 4 == sum(array.nbytes for array in context.kept.past)
-        assert context.nbytes > 5 * context.kept.rounded.nbytes
+        assert kept.rounded.nbytes * 4 == sum(array.nbytes for array in kept.past)
+        assert context.nbytes > 5 * kept.rounded.nbytes
 
 
 @pytest.mark.parametrize("name", ["mamba", "t5"])

@@ -135,7 +135,9 @@ class StepEngines:
         for rows in () if steps.layered or steps.source else steps.rows[:-1] if runs else steps.rows:
             in_place = one if rows == 1 else self.rows_in_place
             if in_place is not None and in_place.reach(rows, blocks):
-                self.in_place_body(in_place, rows, steps.capacity(in_place.room(rows, tokens)) or 0)
+                # Rows behind the last token may need a wider array than those at the open block's beginning.
+                for first in (blocks * steps.program.block_size, tokens):
+                    self.in_place_body(in_place, rows, steps.capacity(in_place.room(rows, first)) or 0)
                 continue
             most = steps.capacity(blocks)
             reached = [one for one in steps.capacities if most is None or one <= most]

@@ -27,7 +27,7 @@ def _omniasr() -> Any:
 
 
 def _pair() -> Any:
-    encoder = hf.Wav2Vec2Config(**WAVES, num_feat_extract_layers=2)
+    encoder = hf.Wav2Vec2Config(**WAVES)
     decoder = hf.BertConfig(vocab_size=11, **SIZES, is_decoder=True, add_cross_attention=True)
     return hf.SpeechEncoderDecoderModel(hf.SpeechEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder))
 

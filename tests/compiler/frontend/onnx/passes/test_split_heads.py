@@ -43,7 +43,8 @@ def file_by_head(path: Path, between: list[Any], **weights: Any) -> Path:
 def test_a_norm_by_head_is_computed_in_blocks(tmp_path: Path) -> None:
     path = file_by_head(tmp_path / "m.onnx", NORM, scale=np.linspace(1, 2, 4, dtype=np.float32))
     x = np.random.default_rng(0).standard_normal((1, 37, 8)).astype(np.float32)
-    want = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0][0]
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    want = np.asarray(session.run(None, {"x": x})[0])[0]
     got = load(write_bundle(compile_model(path, block_size=16), tmp_path / "b", generation=False)).run(x[0]).array
     assert got is not None
     np.testing.assert_allclose(got, want, rtol=0, atol=2e-6 * np.abs(want).max())

@@ -27,7 +27,7 @@ def _first() -> Any:
 
 
 def _second() -> Any:
-    places = {"left_max_position_embeddings": 6, "right_max_position_embeddings": 3}
+    places: dict[str, Any] = {"left_max_position_embeddings": 6, "right_max_position_embeddings": 3}
     return hf.SeamlessM4Tv2ForSpeechToText(hf.SeamlessM4Tv2Config(**SIZES, **places, speech_encoder_chunk_size=CHUNK))
 
 
