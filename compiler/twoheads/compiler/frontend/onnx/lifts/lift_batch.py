@@ -17,7 +17,7 @@ import numpy as np
 from onnx import helper
 
 from twoheads.compiler.frontend.onnx.lifts.lift_length import BROADCASTING
-from twoheads.compiler.frontend.onnx.lifts.token_arrays import counts
+from twoheads.compiler.frontend.onnx.lifts.token_arrays import changed, counts
 from twoheads.compiler.frontend.onnx.model.graph import OnnxGraph, OnnxNode, run_model
 from twoheads.compiler.frontend.onnx.model.read_file import Array
 from twoheads.compiler.frontend.onnx.passes.fold import fold_onnx
@@ -117,8 +117,7 @@ class _Lift:
         """The dimensions of a value that are the batch."""
         if name not in self.values or name not in self.before:
             return set()
-        sizes = zip(self.before[name], self.values[name].shape, strict=True)
-        return {at for at, (old, new) in enumerate(sizes) if old != new}
+        return changed(self.before[name], self.values[name].shape)
 
     def _shape(self, name: str) -> tuple[int, ...]:
         return self.weights[name].shape if name in self.weights else self.before[name]

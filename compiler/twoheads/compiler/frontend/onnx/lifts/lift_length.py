@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from onnx import helper
 
-from twoheads.compiler.frontend.onnx.lifts.token_arrays import alike, counts, multiples, triangle
+from twoheads.compiler.frontend.onnx.lifts.token_arrays import alike, changed, counts, multiples, triangle
 from twoheads.compiler.frontend.onnx.model.graph import OnnxGraph, OnnxNode, run_model
 from twoheads.compiler.frontend.onnx.model.read_file import Array
 from twoheads.compiler.frontend.onnx.passes.fold import fold_onnx
@@ -142,11 +142,7 @@ class _Lift:
         """The dimensions of a value that are token axes."""
         if name not in self.values or name not in self.before:
             return set()
-        return {
-            at
-            for at, (old, new) in enumerate(zip(self.before[name], self.values[name].shape, strict=True))
-            if old != new
-        }
+        return changed(self.before[name], self.values[name].shape)
 
     def whole(self, node: OnnxNode, at: int) -> list[int] | None:
         """The whole numbers of a constant operand; ``None`` where it is computed or left out."""

@@ -9,7 +9,12 @@ import numpy as np
 
 from twoheads.compiler.frontend.onnx.model.read_file import Array
 
-__all__ = ["alike", "counts", "multiples", "triangle"]
+__all__ = ["alike", "changed", "counts", "multiples", "triangle"]
+
+
+def changed(before: Sequence[int], after: Sequence[int]) -> set[int]:
+    """The dimensions of a value whose size is another one at another number of tokens, or of inputs."""
+    return {at for at, (old, new) in enumerate(zip(before, after, strict=True)) if old != new}
 
 
 def multiples(array: Array, length: int) -> int | None:
