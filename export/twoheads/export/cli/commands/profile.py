@@ -7,6 +7,7 @@ import typer
 
 from twoheads.export.cli.shared import arguments, options
 from twoheads.export.cli.shared.console import print_facts, print_json, print_table, seconds_text, size_text
+from twoheads.export.cli.shared.load_options import Threads
 from twoheads.export.cli.shared.progress import PhaseProgress
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.prediction.device_profile import DeviceProfile, Network, profile_text
@@ -18,10 +19,6 @@ from twoheads.runtime.opening import load
 
 __all__ = ["command"]
 
-Threads = Annotated[
-    int | None,
-    typer.Option("--threads", min=1, help="The most blocks to compute at the same time; one per core by default."),
-]
 RoundMilliseconds = Annotated[
     float,
     typer.Option(
