@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
-__all__ = ["machine", "machine_line"]
+__all__ = ["machine", "machine_letters", "machine_line"]
 
 
 def machine(packages: Iterable[str]) -> dict[str, Any]:
@@ -38,8 +39,33 @@ def _version(package: str) -> str | None:
 
 def machine_line(found: dict[str, Any]) -> str:
     """A sentence that says all of it."""
+    return f"Measured on {found['date']}: {_facts(found)}."
+
+
+def machine_letters(found: Sequence[dict[str, Any]]) -> tuple[list[str], str]:
+    """A letter for the machine of every row of a page, and a sentence that says what the letters stand for.
+
+    The same machine on another day has the same letter.
+
+    Args:
+        found: Of each row what :func:`machine` gave.
+    """
+    days: dict[str, list[str]] = {}
+    for row in found:
+        days.setdefault(_facts(row), []).append(row["date"])
+    letters = dict(zip(days, ascii_uppercase, strict=False))
+    told = "; ".join(f"{letters[facts]}, {_span(dates)}: {facts}" for facts, dates in days.items())
+    return [letters[_facts(row)] for row in found], f"Letters tell the machine. {told}."
+
+
+def _facts(found: dict[str, Any]) -> str:
     packages = ", ".join(f"{name} {number}" for name, number in found["packages"].items())
     return (
-        f"Measured on {found['date']}: {found['cores']} cores of {found['processor']}, "
-        f"{found['memory_bytes'] / 2**30:.0f} GiB, {found['system']}, Python {found['python']}, {packages}."
+        f"{found['cores']} cores of {found['processor']}, {found['memory_bytes'] / 2**30:.0f} GiB, "
+        f"{found['system']}, Python {found['python']}, {packages}"
     )
+
+
+def _span(dates: Sequence[str]) -> str:
+    first, last = min(dates), max(dates)
+    return first if first == last else f"{first} to {last}"

@@ -78,7 +78,7 @@ def test_the_page_says_what_came_of_each_journey(run: Any) -> None:
     assert "**smollm2, 1,024 tokens, blocks of 128**" in page
     assert (
         "| qnn | qnn | onnxruntime 1.32.0, onnxruntime-qnn 2.7.0 | fp16 | 130 MB | 1.5e-03 (6.0e-03) | 1.2e-03 | 99.8% "
-        "| 1600 | 1500.0 (emulated) | 3 nodes, 7 cut off |" in page
+        "| 1600 | 1500.0 (emulated) | 3 nodes, 7 cut off | A |" in page
     )
     assert "| the bundle itself |" in page
     for backend in ("rknn", "coreml", "tensorrt-engine", "tensorrt-rtx", "onnxruntime:dml", "openvino:NPU"):
@@ -121,18 +121,18 @@ def test_what_precisions_cost_is_a_table(run: Any, monkeypatch: pytest.MonkeyPat
     assert command.main(["--models", "smollm2", "--precisions", "litert:w4", "qnn:w4a16", "--out", str(out)]) == 0
     page = out.read_text(encoding="utf-8")
     assert asked == [("litert", "w4"), ("qnn", "w4a16")]
-    row = "| smollm2 | litert | w4 | litert | 80 MB | perplexity | 512 | 10.52 | 31.99 | +204.0% | refuses |"
+    row = "| smollm2 | litert | w4 | litert | 80 MB | perplexity | 512 | 10.52 | 31.99 | +204.0% | refuses | A |"
     assert row in page
-    assert "| its values are off |" in page
+    assert "| its values are off | A |" in page
     assert "| qnn | qnn |" in page, "journeys are kept"
     words = ["--models", "smollm2", "--characters", "900", "--rounding", "--precisions", "qnn:w4a16"]
     assert command.main([*words, "--out", str(out)]) == 0
     page = out.read_text(encoding="utf-8")
     assert (
-        "| smollm2 | qnn | w4a16 | rounding |  | perplexity | 512 | 10.52 | 12.00 | +14.0% | asks the emulator |"
+        "| smollm2 | qnn | w4a16 | rounding |  | perplexity | 512 | 10.52 | 12.00 | +14.0% | asks the emulator | A |"
         in page
     )
-    assert "| its values are off |" in page, "what another backend measured is kept"
+    assert "| its values are off | A |" in page, "what another backend measured is kept"
     assert lengths[0] > lengths[1] == 900
     for more in (["litert:fp32"], ["litert:w4", "--rounding"]):
         with pytest.raises(SystemExit, match=f"nothing here measures {more[0]}"):
@@ -159,6 +159,20 @@ def test_precisions_that_lose_something_are_measured_where_something_runs_them()
         "coreml",
     }
     assert not {precision for _, precision in lossy()} & {"fp32", "fp16", "bf16"}
+
+
+def test_every_row_names_its_machine(run: Any) -> None:
+    _, _, figures = run(qnn=ROW, litert=replace(ROW, target="litert"), rknn=replace(ROW, target="rknn"))
+    litert, qnn, rknn = figures["rows"]
+    litert["machine"] |= {"processor": "Older", "date": "2026-01-02"}
+    qnn["machine"] |= {"processor": "Newer", "date": "2026-01-03"}
+    rknn["machine"] |= {"processor": "Older", "date": "2026-01-01"}
+    page = render(figures)
+    assert "Letters tell the machine. A, 2026-01-01 to 2026-01-02: " in page
+    assert "cores of Older" in page.partition("; B, 2026-01-03: ")[0]
+    assert "cores of Newer" in page.partition("; B, 2026-01-03: ")[2]
+    letters = {line.split(" | ")[0]: line[-3] for line in page.splitlines() if line.endswith((" A |", " B |"))}
+    assert letters == {"| litert": "A", "| qnn": "B", "| rknn": "A"}
 
 
 def test_results_of_another_shape_are_no_result() -> None:

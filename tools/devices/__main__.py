@@ -66,7 +66,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             row, problem = _try(original, target, options.block_size)
             failed |= problem is not None
             _keep(figures, (target, model), row, problem)
-            figures["machine"] = machine(("onnxruntime", "torch"))
             file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     options.out.write_text(render(figures), encoding="utf-8")
     return int(failed)
@@ -83,8 +82,7 @@ def _measure_precisions(figures: dict[str, Any], file: Path, options: argparse.N
     def keep(cost: Cost) -> None:
         logger.info("%s", cost)
         rows = [one for one in figures.get("costs", []) if _place(one) != _place(asdict(cost))]
-        rows = sorted([*rows, asdict(cost)], key=_place)
-        figures.update(costs=rows, machine=machine(("onnxruntime", "torch")))
+        figures["costs"] = sorted([*rows, _here(cost)], key=_place)
         file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
     for model in options.models:
@@ -116,7 +114,12 @@ def _keep(figures: dict[str, Any], place: tuple[str, str], row: Row | None, prob
         figures["failed"].append({"target": place[0], "model": place[1], "problem": problem})
         return
     figures["rows"] = [entry for entry in figures["rows"] if (entry["target"], entry["model"]) != place]
-    figures["rows"] = sorted([*figures["rows"], asdict(row)], key=lambda entry: (entry["model"], entry["target"]))
+    figures["rows"] = sorted([*figures["rows"], _here(row)], key=lambda entry: (entry["model"], entry["target"]))
+
+
+def _here(measured: Row | Cost) -> dict[str, Any]:
+    """A row of the file: it says on which machine it was measured, since others may be older."""
+    return {**asdict(measured), "machine": machine(("onnxruntime", "torch"))}
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tools.devices.rounded import ROUNDING
-from tools.machine import machine_line
+from tools.machine import machine_letters
 from tools.markdown import table
 from twoheads.export.accelerators.loss import MOST
 from twoheads.export.accelerators.target import load_target
@@ -67,22 +67,27 @@ UNTRIED = {
 
 def render(figures: dict[str, Any]) -> str:
     """The page of what :mod:`tools.devices` measured."""
-    lines = [HEADER + machine_line(figures["machine"]), ""]
+    costs = figures.get("costs", [])
+    letters, told = machine_letters([one["machine"] for one in (*figures["rows"], *costs)])
+    of_rows, of_costs = letters[: len(figures["rows"])], letters[len(figures["rows"]) :]
+    lines = [HEADER + told, ""]
     headings = ("target", "runs by", "installed there", "precision", "pack", "canary's error", "error", "same best")
     rows: dict[str, list[tuple[object, ...]]] = {}
-    for row in figures["rows"]:
-        rows.setdefault(_title(row), []).append(_cells(row))
+    for row, letter in zip(figures["rows"], of_rows, strict=True):
+        rows.setdefault(_title(row), []).append((*_cells(row), letter))
     for title, cells in rows.items():
-        lines += [f"**{title}**", "", *table((*headings, "calls", "seconds", "on the host"), cells, left=4)]
+        lines += [f"**{title}**", "", *table((*headings, "calls", "seconds", "on the host", "machine"), cells, left=4)]
     lines.append(HOST)
     for row in figures["rows"]:
         if row.get("refused") is not None:
             lines.append(f"- {row['target']}, {row['model']}: {REFUSED.format(row['refused'])}")
     for failed in figures["failed"]:
         lines.append(f"- {failed['target']}, {failed['model']}: {failed['problem']}")
-    if figures.get("costs"):
-        columns = ("model", "target", "precision", "measured by", "artifacts", "measure", "tokens")
-        lines.append(COSTS + "\n".join(table((*columns, "float32", "built", "lost", "build"), _lost(figures), left=4)))
+    if costs:
+        numbers = ("artifacts", "measure", "tokens", "float32", "built", "lost")
+        columns = ("model", "target", "precision", "measured by", *numbers, "build", "machine")
+        lost = [(*_lost(one), letter) for one, letter in zip(costs, of_costs, strict=True)]
+        lines.append(COSTS + "\n".join(table(columns, lost, left=4)))
     lines.append(FAKED + "\n".join(table(("backend", "artifacts of", "lacks here"), _faked(), left=3)))
     names = ", ".join(f"`onnxruntime:{name}` ({provider.name})" for name, provider in PROVIDERS.items())
     lines.append(f"The same holds for the bundle's own engines by {names}, and for `openvino:GPU` and `openvino:NPU`.")
@@ -113,21 +118,17 @@ def _cells(row: dict[str, Any]) -> tuple[object, ...]:
     )
 
 
-def _lost(figures: dict[str, Any]) -> list[tuple[object, ...]]:
-    """A row for every target and precision, also where nothing came of it."""
-    rows: list[tuple[object, ...]] = []
-    for one in figures["costs"]:
-        which = (one["model"], one["target"], one["precision"], one["backend"])
-        if one["problem"]:
-            rows.append((*which, "", "", "", "", "", "", one["problem"]))
-            continue
-        numbers = [f"{one[side]:.2f}" if one["before"] else "" for side in ("before", "after")]
-        refused = "refuses" if one["share"] > MOST else "takes it"
-        if one["backend"] == ROUNDING:
-            refused = "asks the emulator"
-        size = f"{one['bytes'] / 1e6:.0f} MB" if one["bytes"] else ""
-        rows.append((*which, size, one["measure"], one["tokens"], *numbers, f"{one['share']:+.1%}", refused))
-    return rows
+def _lost(one: dict[str, Any]) -> tuple[object, ...]:
+    """The cells of a target and precision, also where nothing came of it."""
+    which = (one["model"], one["target"], one["precision"], one["backend"])
+    if one["problem"]:
+        return (*which, "", "", "", "", "", "", one["problem"])
+    numbers = [f"{one[side]:.2f}" if one["before"] else "" for side in ("before", "after")]
+    refused = "refuses" if one["share"] > MOST else "takes it"
+    if one["backend"] == ROUNDING:
+        refused = "asks the emulator"
+    size = f"{one['bytes'] / 1e6:.0f} MB" if one["bytes"] else ""
+    return (*which, size, one["measure"], one["tokens"], *numbers, f"{one['share']:+.1%}", refused)
 
 
 def _faked() -> list[tuple[object, ...]]:

@@ -15,7 +15,9 @@ FEATURES = '{cpu = "emeraldrapids", cpu_features = "+adx,+avx512bf16,-avx10.1,+a
 CONTENTS = {
     "coreml": (
         "a.mlpackage/Manifest.json",
-        b'{"fileFormatVersion": "1.0.0", "i": {"x": {"author": "com.apple.CoreML"}}}',
+        b'{\n    "fileFormatVersion": "1.0.0",\n    "itemInfoEntries": {\n'
+        b'        "5904fe89-fe1f-4d56-89fa-80a865007fa3": {\n'
+        b'            "author": "com.apple.CoreML",\n            "description": "CoreML Model Weights",\n',
     ),
     "executorch": ("a.pte", b"<\x00\x00\x00ET12eh00 \x00\x00\x00"),
     "iree": ("a.vmfb", b"PK\x03\x04-" + bytes(67) + b"IREE" + bytes(9000) + FEATURES.encode()),
