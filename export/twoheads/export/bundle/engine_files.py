@@ -96,10 +96,10 @@ def assert_static(model: onnx.ModelProto, name: str) -> None:
         inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
     except onnx.shape_inference.InferenceError as error:
         raise InternalError(f"engine {name}: shapes do not fit together: {error}") from error
-    ports = (*inferred.input, *inferred.output)
-    for value in (*ports, *inferred.value_info):
+    ports, between = (*inferred.input, *inferred.output), inferred.value_info
+    # a slice of no width is as fixed as any other
+    for value, least in (*((port, 1) for port in ports), *((made, 0) for made in between)):
         tensor = value.type.tensor_type
-        least = 1 if value in ports else 0  # a slice of no width is as fixed as any other
         dims = [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim]
         if not tensor.HasField("shape") or any(isinstance(dim, str) or dim < least for dim in dims):
             raise InternalError(f"engine {name}: {value.name} has the shape {dims}, which is not static")

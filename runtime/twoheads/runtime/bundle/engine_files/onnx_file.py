@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import prod
 from typing import Any, TypeVar
 
@@ -17,6 +18,9 @@ __all__ = ["DTYPES", "OnnxFile", "OnnxNode", "OnnxTensor", "OnnxValue", "read_on
 T = TypeVar("T")
 
 NOTHING = memoryview(b"")
+
+SMALL = 512
+"""Bytes of an operator that is kept: engines of other sizes have nearly all of them, byte for byte."""
 
 DTYPES = {
     1: "float32",
@@ -157,7 +161,8 @@ def read_onnx(data: bytes) -> OnnxFile:
 def _read_graph(message: memoryview, found: OnnxFile) -> None:
     for number, value in fields(message):
         if number == 1:
-            found.nodes.append(_node(_message(value)))
+            node = _message(value)
+            found.nodes.append(_kept_node(bytes(node)) if len(node) <= SMALL else _node(node))
         elif number == 5:
             tensor = _tensor(_message(value))
             if tensor.name in found.constants:
@@ -166,6 +171,11 @@ def _read_graph(message: memoryview, found: OnnxFile) -> None:
         elif number in (11, 12):
             (found.inputs if number == 11 else found.outputs).append(_value(_message(value)))
         found.sparse |= number == 15
+
+
+@lru_cache(maxsize=4096)
+def _kept_node(message: bytes) -> OnnxNode:
+    return _node(memoryview(message))
 
 
 def _node(message: memoryview) -> OnnxNode:
@@ -182,9 +192,9 @@ def _node(message: memoryview) -> OnnxNode:
             numbers = {part for part, _ in attribute}
             graphs |= bool(numbers & {6, 11})
             sparse |= bool(numbers & {22, 23})
-            name = _text(_single(attribute, 1, memoryview(b"")))
+            name = _text(_single(attribute, 1, NOTHING))
             if 5 in numbers:
-                tensors[name] = _tensor(_message(_single(attribute, 5, memoryview(b""))))
+                tensors[name] = _tensor(_message(_single(attribute, 5, NOTHING)))
             if numbers & {3, 8}:
                 ints[name] = tuple(_ints(attribute, 3, 8))
             if 2 in numbers:
@@ -201,28 +211,28 @@ def _tensor(message: memoryview) -> OnnxTensor:
     external = dict(_entry(_message(value)) for number, value in found if number == 13)
     outside = bool(external) or _number(found, 14) != 0
     return OnnxTensor(
-        _text(_single(found, 8, memoryview(b""))),
+        _text(_single(found, 8, NOTHING)),
         DTYPES.get(_number(found, 2), ""),
         tuple(_ints(found, 1, 1)),
-        _message(_single(found, 9, memoryview(b""))),
-        _message(packed[0]) if packed else memoryview(b""),
+        _message(_single(found, 9, NOTHING)),
+        _message(packed[0]) if packed else NOTHING,
         external if outside else None,
     )
 
 
 def _value(message: memoryview) -> OnnxValue:
     found = list(fields(message))
-    kind = list(fields(_message(_single(found, 2, memoryview(b"")))))
-    tensor = list(fields(_message(_single(kind, 1, memoryview(b"")))))
-    shape_fields = fields(_message(_single(tensor, 2, memoryview(b""))))
+    kind = list(fields(_message(_single(found, 2, NOTHING))))
+    tensor = list(fields(_message(_single(kind, 1, NOTHING))))
+    shape_fields = fields(_message(_single(tensor, 2, NOTHING)))
     dims = (list(fields(_message(value))) for number, value in shape_fields if number == 1)
     shape = tuple(next(_ints(dim, 1, 1), -1) for dim in dims)
-    return OnnxValue(_text(_single(found, 1, memoryview(b""))), DTYPES.get(_number(tensor, 1), ""), shape)
+    return OnnxValue(_text(_single(found, 1, NOTHING)), DTYPES.get(_number(tensor, 1), ""), shape)
 
 
 def _entry(message: memoryview) -> tuple[str, str]:
     found = list(fields(message))
-    return _text(_single(found, 1, memoryview(b""))), _text(_single(found, 2, memoryview(b"")))
+    return _text(_single(found, 1, NOTHING)), _text(_single(found, 2, NOTHING))
 
 
 def _single(found: list[tuple[int, Any]], number: int, default: T) -> T:
@@ -272,6 +282,6 @@ def _message(value: int | memoryview) -> memoryview:
 
 def _text(value: int | memoryview) -> str:
     try:
-        return bytes(_message(value)).decode("utf-8")
+        return str(_message(value), "utf-8")
     except UnicodeDecodeError as error:
         raise ProtobufError(f"a name that is not UTF-8: {error.reason}") from None

@@ -30,14 +30,20 @@ def fields(message: memoryview) -> Iterator[Field]:
     """
     at, end = 0, len(message)
     while at < end:
-        key, at = _varint(message, at)
+        key = message[at]  # nearly all numbers are of one byte: read here, as a call for each takes most of the time
+        at += 1
+        if key > 127:
+            key, at = _varint(message, at - 1)
         kind = key & 7
         if kind == VARINT:
             number, at = _varint(message, at)
             yield key >> 3, number
             continue
         if kind == BYTES:
-            size, at = _varint(message, at)
+            size = message[at] if at < end else 128
+            at += 1
+            if size > 127:
+                size, at = _varint(message, at - 1)
         elif kind in (FOUR_BYTES, EIGHT_BYTES):
             size = 4 if kind == FOUR_BYTES else 8
         else:
