@@ -232,7 +232,9 @@ def test_plan_for_people(cli, bundle):
 
 def test_plan_refuses(cli, bundle):
     assert "--block-size" in cli("plan", bundle, "--length", 5, "--block-size", 16).refused()
-    assert "length: is not given" in cli("plan", bundle).refused()
+    refused = cli("plan", bundle).refused()
+    assert "length: is not given" in refused
+    assert "--length N" in refused
     for wrong in ("many", "n=", "n=5,6", "1.5"):
         assert "neither a whole number nor" in cli("plan", bundle, "--length", wrong).refused()
     assert "is given for n, m" in cli("plan", bundle, "--length", "n=5,m=6").refused()

@@ -51,7 +51,7 @@ def resolve_lengths(program: Program, length: int | Mapping[str, int]) -> dict[s
 
 def _example(axes: tuple[str, ...]) -> str:
     if len(axes) == 1:
-        return f"the tokens of the input, or {axes[0]}=..."
+        return "how many tokens: --length N"
     return ", ".join(f"{axis}=..." for axis in axes) or "none: the input has a fixed size"
 
 

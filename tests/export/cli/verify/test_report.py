@@ -72,4 +72,4 @@ def test_without_a_length_all_of_the_text_or_of_the_tokens_runs(cli, tiny_llama,
     assert cli(*words, "--text", text).json["length"] == 36
     np.save(tmp_path / "t.npy", np.arange(21)[None] % 16)
     assert cli(*words, "--tokens", tmp_path / "t.npy").json["length"] == 21
-    assert "length: is not given" in cli(*words).refused()
+    assert "no input is given" in cli(*words).refused()

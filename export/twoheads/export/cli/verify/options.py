@@ -12,6 +12,8 @@ import typer
 
 from twoheads.export.cli.run.arrays import read_arrays
 from twoheads.export.cli.shared import arguments, options
+from twoheads.graphs.errors import InputError
+from twoheads.graphs.program.lengths import input_axes
 from twoheads.graphs.program.program import Program
 from twoheads.runtime.inputs.arrays import given_arrays
 
@@ -51,6 +53,9 @@ class InputOptions:
         Raises:
             InputError: A file can't be read, or is not what its option takes.
         """
+        if input_axes(program) and {self.length, self.text, self.tokens, self.arrays} == {None}:
+            fix = "give one of --text FILE, --tokens FILE.npy, --input FILE.npz, or --length N for an input made here"
+            raise InputError("twoheads verify", "no input is given", fix)
         text = None if self.text is None else arguments.read_text(self.text)
         length = None if self.length is None else arguments.parse_lengths(self.length)
         if self.arrays is not None:
