@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from twoheads.export.accelerators import environments
+from twoheads.export.accelerators.compiler_process import find_compiler
 from twoheads.export.accelerators.environments import install_target
+from twoheads.export.accelerators.target import load_target
 from twoheads.graphs.errors import InputError
 from twoheads.runtime.backends.emulator import environment_of
 
@@ -47,6 +49,22 @@ def test_what_pip_refuses_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, t
     kept(monkeypatch, tmp_path, "iree", lambda command, **_: subprocess.CompletedProcess(command, 1, "", said))
     with pytest.raises(InputError, match="pip can't install it: ERROR: No matching distribution found for iree-base"):
         install_target("iree")
+
+
+def test_a_compiler_that_is_not_installed_is_told_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Unless that command just ran: then to run it again would help nobody."""
+    kept(monkeypatch, tmp_path, "rknn", lambda command, **_: subprocess.CompletedProcess(command, 0, "", ""))
+    python = environment_of("rknn") / "bin" / "python"
+    for call, fix in (
+        (lambda: find_compiler(load_target("rknn")), "twoheads targets install rknn"),
+        (lambda: find_compiler(load_target("rknn"), python), f"{python} -m pip install "),
+        (lambda: install_target("rknn"), f"its packages are there: see what is wrong with them by {python} -m pip"),
+    ):
+        with pytest.raises(InputError, match="target rknn: its compiler can't be used in") as told:
+            call()
+        assert told.value.fix.startswith(fix)
 
 
 def test_a_name_that_is_no_target_is_not_blamed_on_an_option() -> None:

@@ -175,6 +175,8 @@ def test_a_pack_with_a_file_too_few_or_too_many_is_refused(pack: Path) -> None:
         read_pack(pack)
     with pytest.raises(BundleError, match=r"(?s)is no pack.*name the folder"):
         read_pack(pack / "bundle")
+    with pytest.raises(BundleError, match="nowhere: does not exist"):
+        read_pack(pack / "nowhere")
     with pytest.raises(BundleError, match=r"(?s)is no pack.*tar xf "):  # an archive of one
         read_pack(pack / "canary.npz")
 

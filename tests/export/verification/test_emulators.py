@@ -21,8 +21,9 @@ from twoheads.export.accelerators.target import Target, load_target
 from twoheads.export.cli import main
 from twoheads.graphs.errors import BundleError, InputError
 from twoheads.runtime import load
-from twoheads.runtime.backends.emulator import Emulator, EmulatorBackend
+from twoheads.runtime.backends.emulator import Emulator, EmulatorBackend, environment_of
 from twoheads.runtime.backends.emulators.process import EmulatorError, EmulatorProcess
+from twoheads.runtime.bundle.artifacts import ArtifactFiles
 
 TINY = Tiny()
 LENGTH = 96
@@ -136,7 +137,7 @@ def test_windowed_layers_run_on_artifacts_of_their_own(tmp_path: Path, python: P
 @pytest.mark.parametrize(
     ("behaviour", "error", "said"),
     [
-        ("missing", InputError, r"backend fake: .*ImportError: no chip\)\n  fix: python -m venv .*pip install fake"),
+        ("missing", InputError, r"backend fake: .*ImportError: no chip\)\n  fix: /.*/python -m pip install fake"),
         ("die", BundleError, "its emulator fails: it ended with 7; the last that it printed is: segmentation fault"),
         ("raise", BundleError, "its emulator fails: line two"),
         ("overflow", BundleError, r"beyond float16's range"),
@@ -149,6 +150,29 @@ def test_what_an_emulator_says_is_told(
     monkeypatch.setenv("FAKE", behaviour)
     with pytest.raises(error, match=said):
         load(bundle, backend=backend(python), threads=1).run(random_tokens(TINY, 16, 0), output="hidden")
+
+
+@pytest.mark.parametrize(
+    ("in_process", "kept", "fix"),
+    [
+        (False, False, "twoheads targets install litert"),
+        (False, True, "twoheads targets install litert"),
+        (True, False, f"{sys.executable} -m pip install one two"),
+    ],
+)
+def test_where_a_runtime_is_not_installed_the_command_that_installs_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_process: bool, kept: bool, fix: str
+) -> None:
+    """A device needs the runtime in its own environment; one that is kept for a target is made by one command."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if kept:
+        place = environment_of("litert") / "bin"
+        place.mkdir(parents=True)
+        (place / "python").symlink_to(sys.executable)
+    runtime = EmulatorBackend("x", emulator=Emulator("litert", "run_nix", ("one", "two"), in_process=in_process))
+    with pytest.raises(InputError, match="backend x: can't be used in") as told:
+        runtime.load_artifact(ArtifactFiles(tmp_path / "x", None, (), None), (), (), {})
+    assert told.value.fix == fix
 
 
 def test_an_environment_without_anything_is_told(tmp_path: Path) -> None:

@@ -49,8 +49,16 @@ class Outcome:
     crashed: bool = False
 
 
-def find_compiler(target: Target, python: Path | None = None, device: str | None = None) -> Compiler:
+def find_compiler(
+    target: Target, python: Path | None = None, device: str | None = None, *, fix: str | None = None
+) -> Compiler:
     """The target's compiler in the environment of ``python``, in one kept for it, or in this one.
+
+    Args:
+        target: Whose compiler.
+        python: That of an environment, if one is named.
+        device: What it has to be able to build for.
+        fix: What to do where it is not installed, if not to install it.
 
     Raises:
         InputError: It is not installed there; the fix says how to. Or it can't build for ``device`` there.
@@ -64,11 +72,9 @@ def find_compiler(target: Target, python: Path | None = None, device: str | None
     if found.returncode:
         reason = (found.stderr.strip().splitlines() or ["no message"])[-1]
         packages = " ".join(f"'{package}'" if "<" in package else package for package in target.packages)
-        raise InputError(
-            f"target {target.name}",
-            f"its compiler can't be used in {chosen} ({reason})",
-            f"python -m venv {kept} && {kept}/bin/pip install {packages}",
-        )
+        into = f"twoheads targets install {target.name}" if python is None else f"{chosen} -m pip install {packages}"
+        problem = f"its compiler can't be used in {chosen} ({reason})"
+        raise InputError(f"target {target.name}", problem, fix or into)
     identity = json.loads(found.stdout.strip().splitlines()[-1])
     if identity["missing"]:
         others = f", or for another device: {', '.join(target.devices)}" if target.devices else ""

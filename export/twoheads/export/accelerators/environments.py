@@ -79,7 +79,8 @@ def install_target(name: str) -> Compiler:
         raise InputError(
             f"target {name}", f"pip can't install it: {said}", f"see what is wrong with: {' '.join(command)}"
         )
-    return find_compiler(target, device=target.devices[0] if target.devices else None)
+    fix = f"its packages are there: see what is wrong with them by {python} -m pip check"
+    return find_compiler(target, device=target.devices[0] if target.devices else None, fix=fix)
 
 
 def _installed(target: Target) -> Installed:

@@ -177,12 +177,15 @@ class EmulatorBackend:
                 return InProcess(self._emulator.module)
             return EmulatorProcess(self._python, self._emulator.module)
         except EmulatorError as error:
-            kept, packages = environment_of(self.target), " ".join(self._emulator.packages)
-            raise InputError(
-                f"backend {self.name}",
-                f"can't be used in {self._python} ({error})",
-                f"python -m venv {kept} && {kept}/bin/pip install {packages}",
-            ) from error
+            problem = f"can't be used in {self._python} ({error})"
+            raise InputError(f"backend {self.name}", problem, self._install()) from error
+
+    def _install(self) -> str:
+        """How to get it: a device's runtime belongs into this environment, and others come with their compiler."""
+        kept = environment_of(self.target) / "bin" / "python"
+        if not self._emulator.in_process and self._python in (kept, Path(sys.executable)):
+            return f"twoheads targets install {self.target}"
+        return f"{self._python} -m pip install {' '.join(self._emulator.packages)}"
 
     def tensor(self, array: npt.NDArray[Any]) -> Any:
         return array

@@ -60,7 +60,8 @@ def _read_table(folder: Path) -> Pack:
     path = folder / PACK
     if not path.is_file():
         fix = f"unpack it: tar xf {folder}" if folder.is_file() else "name the folder that `twoheads pack` wrote"
-        raise BundleError(str(folder), f"is no pack: it has no {PACK}", fix)
+        problem = f"is no pack: it has no {PACK}" if folder.exists() else "does not exist"
+        raise BundleError(str(folder), problem, fix)
     try:
         content = path.read_bytes()
         data = json.loads(content)
