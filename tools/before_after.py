@@ -83,7 +83,7 @@ class Outcome:
     seconds: float
 
 
-def _environment(checkout: Path) -> dict[str, str]:
+def side_environment(checkout: Path) -> dict[str, str]:
     """Of a command of one side, whose seed is fixed: Gemma 3 makes its RoPE tables in the order of a set of names."""
     paths = os.pathsep.join(str(checkout / package) for package in PACKAGES)
     return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
@@ -111,7 +111,7 @@ def _outcome(checkout: Path, case: Case, model: Path, folder: Path) -> Outcome:
     folder.mkdir()
     bundle = folder / "bundle"
     before = dict(os.environ)
-    os.environ.update(_environment(checkout))
+    os.environ.update(side_environment(checkout))
     try:
         done = measure(twoheads_command("compile", model, "-o", bundle, *case.options))
         if done.code:

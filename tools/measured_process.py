@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,12 +58,15 @@ def twoheads_command(*words: object) -> list[str]:
     return [sys.executable, "-m", "twoheads.export.cli", *map(str, words)]
 
 
-def measure(command: Sequence[str], *, show_stderr: bool = False) -> Measured:
+def measure(
+    command: Sequence[str], *, show_stderr: bool = False, environment: Mapping[str, str] | None = None
+) -> Measured:
     """Runs ``command`` to its end.
 
     Args:
         command: Program and arguments.
         show_stderr: Leave stderr to the terminal, for progress bars.
+        environment: Of the command, instead of this process's.
 
     Raises:
         ProcessFailedError: There is no such program.
@@ -72,7 +75,12 @@ def measure(command: Sequence[str], *, show_stderr: bool = False) -> Measured:
         words = [sys.executable, "-I", "-S", "-c", LAUNCHER, str(told.fileno()), *command]
         start = time.perf_counter()
         process = subprocess.Popen(
-            words, stdout=out, stderr=None if show_stderr else err, pass_fds=[told.fileno()], process_group=0
+            words,
+            stdout=out,
+            stderr=None if show_stderr else err,
+            pass_fds=[told.fileno()],
+            process_group=0,
+            env=environment,
         )
         try:
             process.wait()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from tools.large_models.bounds import writing_seconds
 from tools.large_models.compile_child import PhaseMeter
 from tools.large_models.gguf_file import make_gguf
 from tools.large_models.in_place import shares
@@ -115,7 +116,11 @@ def test_the_page() -> None:
         "tokens": 100,
         "runs": {"llama.cpp": [killed], "ours": [run, slow]},
     }
+    side = {"seconds": 40.0, "cpu_seconds": 39.0, "peak_bytes": 2e9}
+    after = {"seconds": 12.0, "cpu_seconds": 11.0, "peak_bytes": 8e8}
+    turn = {"before": side, "after": after, "least_seconds": 2.0, "commit": "abc", "load": 1.5}
     results = {
+        "turns": {"SmolLM2": told(turns=[turn, turn])},
         "models": {"7b, 4 layers, int4": told(**ROW, **RAN), "70b": told(**ROW)},
         "plans": {"70b": told(tokens=2048, limit="6GB", plan_seconds=3.0, plan=PLAN)},
         "real": {"SmolLM2": told(**REAL)},
@@ -128,6 +133,7 @@ def test_the_page() -> None:
     assert "| 7b, 4 layers, int4 | 3 | 1.50 | 700 | 8 | yes |" in page
     assert "| 70b | 2,048 | 3,000 | 2 | 9.0 | 1.0 | 6GB | 3.0 |" in page
     assert "| SmolLM2 | 100 | 800 | 820 | 700 | 400MB | 300 | 5.0 | 6.0 | the same, to the bit |" in page
+    assert "| SmolLM2 | 2 | abc | 40 | 39 | 2,000 | 12 | 11 | 800 | 16 | 1.5, 1.5 |" in page
     assert "| 1b | 400 | 100 | 100 | ours | 3.0 | 33.3 | 7 |" in page
     assert "| 1b | 400 | 100 | 100 | llama.cpp | failed | code -9 | killed |" in page
     assert "| loading the model | 500 | 500 | 500 |" in page
@@ -185,6 +191,14 @@ def test_bytes_in_the_source_are_found(tiny_llama: Path, tmp_path: Path) -> None
     assert found["in_source"] > 0
     other = make_model(tmp_path / "model", SHAPE)
     assert shares(other, bundle)["in_source"] == 0
+
+
+def test_writing_leaves_the_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"12345")
+    assert writing_seconds(path) > 0
+    assert [found.name for found in tmp_path.iterdir()] == ["weights"]
+    assert path.read_bytes() == b"12345"
 
 
 def test_arrays_are_compared_to_the_bit(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from twoheads.export.bench.matrix_peak import MatrixPeak
 from twoheads.runtime.backends.registry import open_backend
 from twoheads.runtime.execution.crew import available_threads
 
-__all__ = ["forget_file", "product_seconds", "reading_seconds"]
+__all__ = ["forget_file", "product_seconds", "reading_seconds", "writing_seconds"]
 
 CHUNK = 16 << 20
 
@@ -25,6 +25,21 @@ def reading_seconds(path: Path) -> float:
         while file.readinto(buffer):
             pass
     return time.perf_counter() - began
+
+
+def writing_seconds(path: Path) -> float:
+    """Seconds of writing as many bytes as a file has into a new one beside it, down to the disk."""
+    left, chunk = path.stat().st_size, bytes(CHUNK)
+    other = path.with_name(f"{path.name}.written")
+    try:
+        began = time.perf_counter()
+        with other.open("wb", buffering=0) as file:
+            while left > 0:
+                left -= file.write(chunk[:left])
+            os.fsync(file.fileno())
+        return time.perf_counter() - began
+    finally:
+        other.unlink()
 
 
 def forget_file(path: Path) -> None:

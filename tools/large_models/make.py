@@ -7,12 +7,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-__all__ = ["SHAPES", "Shape", "make_config", "make_model", "random_weight", "weight_files"]
+__all__ = ["QWEN", "SHAPES", "Shape", "make_config", "make_model", "make_qwen", "random_weight", "weight_files"]
 
 SPREAD = 0.02
 """Standard deviation of the weights, that of the library's own initialisation."""
@@ -58,6 +59,30 @@ def make_model(folder: Path, shape: Shape) -> Path:
         places |= dict.fromkeys(part, name)
     index = {"metadata": {}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index) + "\n", encoding="utf-8")
+    return folder
+
+
+QWEN = "qwen2.5-0.5b"
+"""The name of the model that :func:`make_qwen` makes."""
+
+
+def make_qwen(folder: Path) -> Path:
+    """Writes a Qwen2 of the sizes of Qwen2.5-0.5B and random bfloat16 weights, with a tied head and biases."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=151_936,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+    )
+    model: Any = Qwen2ForCausalLM(config)
+    model.to(torch.bfloat16).save_pretrained(folder)
     return folder
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from string import ascii_uppercase
 from typing import Any
@@ -48,10 +48,17 @@ Of the configuration alone (`python -m tools.large_models SIZE plan`). Memory is
 read stage by stage.
 """
 
-REAL = """## A real model
+REAL = """## Models of real size
 
-`python -m tools.large_models real MODEL --limit LIMIT`: compiled, then a text of some thousand tokens with the limit
-and without.
+`python -m tools.large_models real MODEL --limit LIMIT`: compiled, then an input of some thousand tokens with the limit
+and without. SmolLM2 is the real one, with a text; qwen2.5-0.5b has that model's shape and random weights and tokens.
+"""
+
+TURNS = """## Compile time before and after
+
+`python -m tools.large_models turn MODEL --before CHECKOUT`: the same command, with the code of the commit that is named
+and with today's, in turns; nothing of the source is in memory before. Medians. The aim is 10 s and three times reading
+the source and writing the weights, measured in each turn.
 """
 
 LLAMA = """## Beside llama.cpp
@@ -75,7 +82,12 @@ def render(results: Mapping[str, Any]) -> str:
     verified = [_verified(name, row) for name, row in models.items() if "verify_passed" in row]
     if verified:
         lines += [*VERIFIED.splitlines(), "", *table(_VERIFY, verified, left=1)]
-    for text, section, make in ((PLANS, "plans", _plans), (REAL, "real", _real), (LLAMA, "llama.cpp", _llama)):
+    for text, section, make in (
+        (PLANS, "plans", _plans),
+        (REAL, "real", _real),
+        (TURNS, "turns", _turns),
+        (LLAMA, "llama.cpp", _llama),
+    ):
         if section in results:
             lines += [*text.splitlines(), "", *make(results[section])]
     lines += _phases({**models, **results.get("real", {})})
@@ -171,6 +183,25 @@ def _real_row(name: str, row: Mapping[str, Any]) -> list[str]:
     seconds = [f"{row[f'{name}_seconds']:.1f}" for name in ("whole", "limited")]
     same = "the same, to the bit" if row["same"] else "NOT the same"
     return [name, *sizes, row["limit"], _megabytes(row["limited_peak_bytes"]), *seconds, same]
+
+
+def _turns(rows: Rows) -> list[str]:
+    headings = (
+        *("model", "turns", "before", "seconds", "processor seconds", "peak, MB", "after, seconds"),
+        *("processor seconds", "peak, MB", "the aim, s", "loads"),
+    )
+    return table(headings, [_turn_row(name, row["turns"]) for name, row in rows.items()], left=1)
+
+
+def _turn_row(name: str, turns: Sequence[Mapping[str, Any]]) -> list[str]:
+    def side(key: str) -> list[str]:
+        seconds = [f"{median(turn[key][what] for turn in turns):,.0f}" for what in ("seconds", "cpu_seconds")]
+        return [*seconds, _megabytes(median(turn[key]["peak_bytes"] for turn in turns))]
+
+    aim = f"{10 + 3 * median(turn['least_seconds'] for turn in turns):,.0f}"
+    loads = ", ".join(f"{turn['load']:.1f}" for turn in turns)
+    commits = ", ".join(dict.fromkeys(turn["commit"] for turn in turns))
+    return [name, str(len(turns)), commits, *side("before"), *side("after"), aim, loads]
 
 
 def _llama(rows: Rows) -> list[str]:

@@ -1,4 +1,4 @@
-"""A real model: the memory of its compile, and a run under a memory limit beside the unlimited one."""
+"""A model of real size: the memory of its compile, and a run under a memory limit beside the unlimited one."""
 
 from __future__ import annotations
 
@@ -8,17 +8,40 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tools.large_models.job import same_arrays
+from tools.large_models.make import QWEN, make_qwen
 from tools.measured_process import ProcessFailedError, measure, measure_json, twoheads_command
 from twoheads.runtime.bundle.reader import read_bundle
 
-__all__ = ["measure_real"]
+__all__ = ["measure_real", "real_model"]
 
 TEXT = Path(__file__).parents[1] / "data" / "founding_documents.txt"
 
 
+TOKENS = 2048
+"""Of the input of a model without a tokenizer."""
+
+
+def real_model(scratch: Path, asked: str) -> Path:
+    """The file or folder ``asked``, or the model of that name, of random weights, which is made unless it is there."""
+    if asked != QWEN:
+        return Path(asked)
+    folder = scratch / QWEN
+    return folder if folder.exists() else make_qwen(folder)
+
+
+def _input(scratch: Path, model: Path) -> tuple[object, ...]:
+    """A text of some thousand tokens; random ones for a folder without a tokenizer."""
+    if model.is_file() or (model / "tokenizer.json").exists():
+        return ("--text", TEXT)
+    np.save(scratch / "tokens.npy", np.random.default_rng(0).integers(0, 100_000, TOKENS))
+    return ("--tokens", scratch / "tokens.npy")
+
+
 def measure_real(scratch: Path, model: Path, limit: str) -> dict[str, Any]:
-    """Compiles ``model``, and runs a text of some thousand tokens with ``limit`` and without."""
+    """Compiles ``model``, and runs an input of some thousand tokens with ``limit`` and without."""
     bundle = scratch / "real"
     shutil.rmtree(bundle, ignore_errors=True)
     words = ["-m", "tools.large_models.compile_child", str(model), str(bundle)]
@@ -32,7 +55,7 @@ def measure_real(scratch: Path, model: Path, limit: str) -> dict[str, Any]:
         "phases": phases,
         "limit": limit,
     }
-    start = ("run", bundle, "--text", TEXT, "--output", "hidden")
+    start = ("run", bundle, *_input(scratch, model), "--output", "hidden")
     outs = {"whole": scratch / "whole.npz", "limited": scratch / "limited.npz"}
     for name, more in (("whole", ()), ("limited", ("--memory-limit", limit))):
         ran = measure(twoheads_command(*start, *more, "--out", outs[name]))

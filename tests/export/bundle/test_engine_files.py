@@ -32,3 +32,15 @@ def test_a_slice_of_no_width_is_static_and_a_port_of_none_is_not():
     assert_static(inside, "inside")
     with pytest.raises(InternalError, match=r"r has the shape \[2, 0\]"):
         assert_static(port, "port")
+
+
+def test_every_value_has_numbers_for_sizes():
+    """The second layer's like the first one's."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 4]) for name in "xy")
+    pair = [helper.make_node("Neg", ["x"], ["a"]), helper.make_node("Neg", ["a"], ["y"])]
+    model = helper.make_model(helper.make_graph(pair, "g", [x], [y]), opset_imports=[helper.make_opsetid("", 20)])
+    assert_static(model, "fixed")
+    loose = helper.make_tensor_value_info("z", TensorProto.FLOAT, ["n", 4])
+    model.graph.input.append(loose)
+    with pytest.raises(InternalError, match=r"z has the shape \['n', 4\]"):
+        assert_static(model, "loose")

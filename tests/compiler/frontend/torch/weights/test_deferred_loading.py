@@ -230,6 +230,27 @@ def test_tensors_of_blocks_are_read_from_a_mapping_of_their_own(tmp_path: Path) 
     assert np.array_equal(found.read().numpy(), numbers[4:].reshape(6, 34))
 
 
+def test_a_header_is_read_once_and_by_plain_arrays(llama_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[type[np.ndarray[Any, Any]]] = []
+    made = gguf.GGUFReader._build_fields
+
+    def noted(self: Any, *arguments: Any) -> int:
+        seen.append(type(self.data))
+        return made(self, *arguments)
+
+    monkeypatch.setattr(gguf.GGUFReader, "_build_fields", noted)
+    reader = gguf.GGUFReader
+    with deferring.deferred_loading():
+        from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+        first, second = (load_gguf_checkpoint(str(llama_gguf)) for _ in range(2))
+    assert seen == [np.ndarray]
+    assert gguf.GGUFReader is reader
+    assert first == second == load_gguf_checkpoint(str(llama_gguf))
+    first["config"].clear()
+    assert second["config"], "what one caller changes is not another's"
+
+
 def test_a_library_without_these_functions_loads_as_ever(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library: Any = modeling_utils
     original = library.safe_open

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twoheads.compiler.frontend.torch.weights.gguf_tensors import stored_gguf_tensors
+from twoheads.compiler.frontend.torch.weights.gguf_tensors import plain_gguf_reader, stored_gguf_tensors
 from twoheads.compiler.frontend.torch.weights.stored_tensor import StoredTensor, read_tensor
 
 __all__ = ["SMALL", "deferred_loading"]
@@ -210,11 +210,18 @@ class _Blocks:
 
 
 def _deferred_gguf(original: Callable[..., Any]) -> Callable[..., Any]:
-    """In place of ``load_gguf_checkpoint``, which reads the architectures that the library has no conversions for."""
+    """In place of ``load_gguf_checkpoint``, which reads the architectures that the library has no conversions for.
+
+    A header is read once: a tokenizer asks for it twice, and it takes seconds to read a vocabulary.
+    """
+    headers: dict[str, dict[str, dict[str, Any]]] = {}
 
     def load(path: Any, return_tensors: bool = False, model_to_load: Any = None, **options: Any) -> Any:
         if not return_tensors:
-            return original(path, return_tensors=False, model_to_load=model_to_load, **options)
+            if str(path) not in headers:
+                with plain_gguf_reader():
+                    headers[str(path)] = original(path, return_tensors=False, model_to_load=model_to_load, **options)
+            return {section: dict(entries) for section, entries in headers[str(path)].items()}
         return {"tensors": stored_gguf_tensors(Path(path), model_to_load, original, SMALL)}
 
     return load

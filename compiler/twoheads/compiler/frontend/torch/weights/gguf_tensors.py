@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
@@ -23,13 +24,13 @@ from torch import Tensor
 from twoheads.compiler.frontend.torch.weights.gguf_header import LeanGguf, lean_gguf
 from twoheads.compiler.frontend.torch.weights.stored_tensor import StoredTensor
 
-__all__ = ["expanded", "stored_gguf_tensors"]
+__all__ = ["expanded", "plain_gguf_reader", "stored_gguf_tensors"]
 
 STACK_DIMENSIONS = 3
 """Of a tensor that may hold the weights of all experts of a layer."""
 
-PART = 1 << 20
-"""Numbers that are expanded at a time: the library holds all parts beside the whole until it is made."""
+PART = 1 << 17
+"""Numbers that are expanded at a time: what the library makes on the way stays in the processor's caches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,19 @@ def _stacks(file: _File, part: _Part, small: int) -> dict[str, Tensor]:
 
 
 @contextmanager
+def plain_gguf_reader() -> Generator[None]:
+    """Within it, the library's reader of headers cuts plain arrays: parts of a memmap take it twice the time."""
+    import gguf
+
+    def keep(reader: Any, mapped: npt.NDArray[np.uint8]) -> None:
+        vars(reader)["plain"] = mapped.view(np.ndarray)
+
+    plain = property(lambda reader: vars(reader)["plain"], keep)
+    with patch.object(gguf, "GGUFReader", type("PlainReader", (gguf.GGUFReader,), {"data": plain})):
+        yield
+
+
+@contextmanager
 def _one_map_of_names() -> Generator[None]:
     """The library asks for the map of a file's names once a module, and each time it is made for all layers."""
     import gguf
@@ -141,7 +155,8 @@ class _File:
         """What the library makes of these parts alone, or of these entries of stacks."""
         parsed: dict[str, dict[str, Tensor]] = {"tensors": {}}
         for part in parts:
-            data = np.memmap(self.path, part.dtype, "r", offset=part.offset, shape=part.shape)[entries]
+            mapped = np.memmap(self.path, part.dtype, "r", offset=part.offset, shape=part.shape)
+            data = mapped.view(np.ndarray)[entries]  # each part of a memmap would be one, which takes its time
             found = self.processor.process(
                 weights=expanded(data, part.kind),
                 name=part.name,
@@ -157,6 +172,8 @@ class _File:
 def expanded(data: npt.NDArray[Any], kind: Any) -> npt.NDArray[np.float32]:
     """The numbers of a tensor of blocks, some rows at a time: blocks lie within rows.
 
+    The library gets them as one row, because it works in groups of few.
+
     Args:
         data: ``[..., bytes of a row]``, or the numbers themselves.
         kind: The library's type of the blocks.
@@ -168,5 +185,6 @@ def expanded(data: npt.NDArray[Any], kind: Any) -> npt.NDArray[np.float32]:
     found = np.empty((len(rows), width), np.float32)
     step = max(1, PART // max(1, width))
     for start in range(0, len(rows), step):
-        found[start : start + step] = dequantize(rows[start : start + step], kind)
+        row = np.ascontiguousarray(rows[start : start + step]).reshape(1, -1)
+        found[start : start + step] = dequantize(row, kind).reshape(-1, width)
     return found.reshape(*data.shape[:-1], width)
