@@ -148,6 +148,24 @@ def test_a_finished_job_may_be_replaced_and_not_resumed(bundle, tmp_path):
         loaded.run_job(job, TOKENS, output="last")
 
 
+@pytest.mark.parametrize("file", ["notes.txt", "values/mine.npy", "journal.json"])
+def test_a_folder_of_other_files_is_left_as_it_is(tmp_path, file):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("mine")
+    with pytest.raises(InputError, match="holds other files"):
+        Job(tmp_path).__enter__()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / file]
+    assert (tmp_path / file).read_text() == "mine"
+
+
+def test_what_a_kill_before_the_first_file_leaves_is_no_other_file(tmp_path):
+    for name in ("lock", "job.partial"):
+        (tmp_path / name).touch()
+    (tmp_path / "values").mkdir()
+    with Job(tmp_path) as job:
+        assert not job.finished
+
+
 def test_a_job_takes_one_input(bundle, tmp_path):
     with Job(tmp_path / "job") as job, pytest.raises(InputError, match="runs one input"):
         load(bundle).run_job(job, np.stack([TOKENS, TOKENS]), output="hidden")

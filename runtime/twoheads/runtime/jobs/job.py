@@ -69,7 +69,8 @@ class Job:
         resume: Go on with the job that is there; otherwise an unfinished one is refused.
 
     Raises:
-        InputError: There is no job to resume, or one that would be lost; or another process runs it.
+        InputError: There is no job to resume, or one that would be lost; the folder holds other files; or another
+            process runs it.
         TwoheadsError: Its files are damaged, of another format, or the folder can't be written.
     """
 
@@ -86,6 +87,7 @@ class Job:
         with disk_errors(self.folder, UNWRITTEN, RESUME):
             self.folder.mkdir(exist_ok=True)
             refuse_links(self.folder)
+            self._refuse_others()
             self._lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             self._take()
@@ -93,6 +95,18 @@ class Job:
             self._let_go()
             raise
         return self
+
+    def _refuse_others(self) -> None:
+        """A folder without a job is used only if it is empty, or has what a kill before the first file leaves."""
+        if (self.folder / JOB).exists():
+            return
+        names = {LOCK, *(Path(name).with_suffix(".partial").name for name in (JOB, JOURNAL, PROGRESS))}
+        if not self.values.is_symlink() and self.values.is_dir() and not any(self.values.iterdir()):
+            names.add(VALUES)
+        others = sorted(path.name for path in self.folder.iterdir() if path.name not in names)
+        if others:
+            problem = f"holds other files than a job's, such as {others[0]}"
+            raise InputError(str(self.folder), problem, f"name a new folder, such as {self.folder / 'job'}")
 
     def _take(self) -> None:
         if self._lock is None or not lock(self._lock):
