@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
+from tests.compiler.onnx_graphs import save_model
 from tests.runtime.generation.decoders import llama
 from twoheads.compiler import compile_model
 from twoheads.compiler.compiled_model import CompiledModel
 from twoheads.export import quantise_weights, write_bundle
 from twoheads.graphs.errors import BundleError, InternalError, TwoheadsError
-from twoheads.graphs.program.program import TokenwiseEngine
+from twoheads.graphs.program.program import Port, TokenwiseEngine
 from twoheads.runtime import load
 from twoheads.runtime.backends import onnxruntime_cpu
 from twoheads.runtime.backends.onnxruntime_c import c_interface
@@ -114,3 +116,39 @@ def test_a_shared_engine_refuses_what_its_ports_do_not_take(tmp_path: Any) -> No
         backend.load_engine(replace(file, path=tmp_path / "none.onnx"))
     with pytest.raises(TwoheadsError, match="an engine call failed"):
         call.run()  # nothing is bound
+
+
+TURNED = [
+    helper.make_node("Transpose", ["x"], ["turned"], perm=[0, 2, 1]),
+    helper.make_node("Add", ["turned", "matrix"], ["sum"]),
+    helper.make_node("Mul", ["sum", "row"], ["product"]),
+    helper.make_node("Cast", ["bytes"], ["numbers"], to=TensorProto.FLOAT),
+    helper.make_node("Sub", ["product", "numbers"], ["difference"]),
+    helper.make_node("Transpose", ["difference"], ["y"], perm=[0, 2, 1]),
+]
+"""Both transpositions cancel, once the second has moved to the first, past three weights."""
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+def test_weights_that_are_lent_are_not_turned(quantised: bool, own: bool, shared: bool, tmp_path: Any) -> None:
+    draw = np.random.default_rng(0)
+    weights: dict[str, Any] = {
+        "matrix": draw.standard_normal((1, 8, 8)).astype(np.float32),
+        "row": draw.standard_normal(8).astype(np.float32),
+        "bytes": draw.integers(0, 9, (1, 8, 8)).astype(np.uint8 if quantised else np.int8),
+    }
+    given = {"x": (TensorProto.FLOAT, [1, 8, 8])}
+    path = save_model(tmp_path / "m.onnx", TURNED, weights, {"y": [1, 8, 8]}, inputs=given, external=True)
+    ports = [Port(name, "float32", (1, 8, 8)) for name in "xy"]
+    backend, x, y = OnnxRuntimeBackend(), draw.standard_normal((1, 8, 8)), np.zeros((1, 8, 8), np.float32)
+    call = backend.load_engine(
+        EngineFile(path, ports[:1], ports[1:], weights, own_weights=own, shared=shared)
+    ).new_call()
+    result = backend.tensor(y)
+    call.bind_input(0, backend.tensor(x.astype(np.float32)))
+    call.bind_output(0, result)
+    call.run()
+    expected = ((x.swapaxes(1, 2) + weights["matrix"]) * weights["row"] - weights["bytes"]).swapaxes(1, 2)
+    np.testing.assert_allclose(result.numpy(), expected, rtol=0, atol=1e-5)

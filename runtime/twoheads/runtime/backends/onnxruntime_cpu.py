@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from twoheads.graphs.errors import BundleError, InputError
 from twoheads.runtime.backends.onnxruntime_c import c_interface
-from twoheads.runtime.backends.onnxruntime_shared import SharedEngine, SharedWeights
+from twoheads.runtime.backends.onnxruntime_shared import LENT_AS_THEY_ARE, SharedEngine, SharedWeights
 from twoheads.runtime.backends.protocol import EngineFile, Ports, check_ports, engine_failure
 
 __all__ = ["OnnxRuntimeBackend", "OnnxRuntimeEngine", "open_session", "session_options", "session_ports"]
@@ -96,8 +96,9 @@ def _open(
     options.enable_mem_pattern = planned
     if not packed:
         options.add_session_config_entry("session.disable_prepacking", "1")
-    if own_weights or not packed:
+    if tensors and (own_weights or not packed):
         # What no kernel packs is read where these lie. Constants are folded from the file, unless it is told of others.
+        options.add_session_config_entry(*LENT_AS_THEY_ARE)
         for name, tensor in tensors.items():
             options.add_initializer(name, tensor)
     if tensors and not own_weights:

@@ -21,7 +21,7 @@ from twoheads.graphs.program.engines.port import Port
 from twoheads.runtime.backends.onnxruntime_c import CInterface
 from twoheads.runtime.backends.protocol import EngineFile, Ports, check_ports, engine_failure
 
-__all__ = ["SharedEngine", "SharedWeights"]
+__all__ = ["LENT_AS_THEY_ARE", "SharedEngine", "SharedWeights"]
 
 ELEMENTS = {
     "float32": 1,
@@ -36,6 +36,16 @@ ELEMENTS = {
 }
 """ONNX's numbers of NumPy's dtypes."""
 NAMES = {number: name for name, number in ELEMENTS.items()}
+
+LENT_AS_THEY_ARE = (
+    "optimization.disable_specified_optimizers",
+    "TransposeOptimizer;TransposeOptimizer_CPUExecutionProvider",
+)
+"""What a session is told that reads weights where they lie: no pass may turn one over.
+
+A transposition that moves behind an addition turns the addition's weight under the weight's own name. The session then
+reads the array that it was lent under this name, which nobody turned: wrong numbers, or an error where sizes differ.
+"""
 
 
 class SharedWeights:
@@ -179,6 +189,8 @@ def _fill(
     interface.call("SetInterOpNumThreads", options, 1)
     for name, setting in settings.items():
         interface.call("AddSessionConfigEntry", options, name.encode(), setting.encode())
+    if values:
+        interface.call("AddSessionConfigEntry", options, *(word.encode() for word in LENT_AS_THEY_ARE))
     for name, value in values.items():
         interface.call("AddInitializer", options, name.encode(), value)
     if values and not file.own_weights:  # constants are folded from the file, unless it is told of others

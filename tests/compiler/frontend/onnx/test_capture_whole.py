@@ -75,3 +75,46 @@ def test_sizes_that_nobody_says_are_refused(tmp_path: Path) -> None:
         compile_model(path)
     with pytest.raises(CompileError, match="is for files of any length"):
         compile_model(path, lowering="whole", masks={"mask": "full"})
+
+
+RESIZED = [
+    helper.make_node("Conv", ["image", "kernel", "bias"], ["map"], strides=[4, 4]),
+    helper.make_node("Reshape", ["map", "flat"], ["columns"]),
+    helper.make_node("Transpose", ["columns"], ["places"], perm=[0, 2, 1]),
+    helper.make_node("Concat", ["first", "places"], ["rows"], axis=1),
+    helper.make_node("Shape", ["image"], ["sizes"]),
+    helper.make_node("Slice", ["sizes", "two", "four"], ["given"]),
+    helper.make_node("Div", ["given", "patch"], ["patches"]),
+    helper.make_node("Concat", ["one_of_eight", "patches"], ["table_sizes"], axis=0),
+    helper.make_node("Resize", ["table", "", "", "table_sizes"], ["grown"], mode="cubic"),
+    helper.make_node("Reshape", ["grown", "flat"], ["table_columns"]),
+    helper.make_node("Transpose", ["table_columns"], ["positions"], perm=[0, 2, 1]),
+    helper.make_node("Concat", ["first", "positions"], ["all_positions"], axis=1),
+    helper.make_node("Add", ["rows", "all_positions"], ["tokens"]),
+    helper.make_node("Softmax", ["tokens"], ["weighted"], axis=-1),
+    helper.make_node("Slice", ["weighted", "one", "last", "one"], ["behind"]),
+    helper.make_node("Transpose", ["behind"], ["channels"], perm=[0, 2, 1]),
+    helper.make_node("Reshape", ["channels", "grid"], ["small"]),
+    helper.make_node("Concat", ["one_of_eight", "given"], ["full_sizes"], axis=0),
+    helper.make_node("Resize", ["small", "", "", "full_sizes"], ["large"], mode="linear"),
+]
+"""A vision transformer that fits its positions to the image, and whose map is as large as the image again."""
+
+
+def test_sizes_that_are_computed_from_the_image_are_numbers(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    shapes = {"kernel": (8, 3, 4, 4), "bias": (8,), "first": (1, 1, 8), "table": (1, 8, 2, 2)}
+    numbers = {
+        "flat": [1, 8, -1], "two": [2], "four": [4], "patch": [4], "one_of_eight": [1, 8], "one": [1], "last": [99],
+        "grid": [1, 8, 4, 6],
+    }  # fmt: skip
+    path = save_model(
+        tmp_path / "m.onnx",
+        RESIZED,
+        {name: draw.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+        | {name: np.array(row) for name, row in numbers.items()},
+        {"large": ["b", 8, 16, 24]},
+        inputs={"image": (TensorProto.FLOAT, ["b", 3, 16, 24])},
+    )
+    bundle = write_bundle(compile_model(path, lowering="whole"), tmp_path / "b", generation=False)
+    assert verify(bundle, path).passed

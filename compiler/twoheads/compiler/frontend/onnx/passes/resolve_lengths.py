@@ -46,6 +46,7 @@ LITERALS: Mapping[str, tuple[int, ...]] = {
     "CumSum": (1,),
     "TopK": (1,),
     "OneHot": (1, 2),
+    "Resize": (1, 2, 3),
     **dict.fromkeys(("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceL2", "ReduceProd"), (1,)),
 }
 """Operands that are part of the operator when they are constant: shapes, axes, numbers of parts."""
