@@ -54,6 +54,12 @@ SMALLEST = 1e-6
 
 IMAGES = ("pixel_values", "pixel_values_videos")
 
+TOKENS = 53
+"""Of a model whose tokens can't be cut: the only length that it is compiled for."""
+
+ONLY = {**dict.fromkeys(IMAGES, 0), "input_values": 4003, "input_features": 239, "input_ids": TOKENS}
+"""The only length by a main argument: samples, frames or tokens. Images have a size instead."""
+
 IMAGE = 64
 """Height and width of an image of a model of any size."""
 
@@ -93,20 +99,27 @@ def measure(kind: str, architecture: str) -> dict[str, Any]:
 
 
 def _compiled(model: Any) -> tuple[CompiledModel, str | None]:
-    """The model by tiles, or as one engine where it takes images: then also why it can't be tiled.
+    """The model by tiles, or as one engine of one size: then also why it can't be tiled.
 
     Raises:
-        CompileError: Why it can't be tiled, of a model that takes no image; else why it can't be whole either.
+        CompileError: Why it can't be tiled, of a model that can't be one engine either.
     """
     try:
         return compile_model(model, block_size=BLOCK), None
     except CompileError as error:
-        taken = inspect.signature(model.forward).parameters
-        image = model.main_input_name if model.main_input_name in taken else next((n for n in IMAGES if n in taken), "")
-        if image not in IMAGES:
-            raise
-        examples = _image(model, image)
-        return compile_model(model, block_size=BLOCK, lowering="whole", example_inputs=examples), str(error)
+        try:
+            return compile_model(model, block_size=BLOCK, lowering="whole", **_only_size(model)), str(error)
+        except CompileError:
+            raise error from None
+
+
+def _only_size(model: Any) -> dict[str, Any]:
+    """What says the size of a model that is to be one engine: an image, where its configuration says none; a length."""
+    taken = inspect.signature(model.forward).parameters
+    main = model.main_input_name if model.main_input_name in taken else next((n for n in ONLY if n in taken), "")
+    if main not in IMAGES:
+        return {"length": ONLY.get(main, TOKENS)}
+    return {"example_inputs": _image(model, main)}
 
 
 def _image(model: Any, name: str) -> dict[str, Tensor] | None:

@@ -42,6 +42,7 @@ _OWN: Mapping[str, Mapping[str, Any]] = {
     },
     "reformer": {"axial_pos_embds_dim": [16, 48], "axial_pos_shape": [16, 16]},
     "rwkv": {"attention_hidden_size": 64},
+    "speech_to_text": {"max_source_positions": 256, "pad_token_id": 1, "conv_channels": 32},
     "shieldgemma2": {"yes_token_index": 7, "no_token_index": 8},
     "wav2vec2-bert": {"feature_projection_input_dim": 48},
     "xlstm": {"num_blocks": 2, "qk_dim_factor": 1.0},  # the width of queries is a multiple of 64
@@ -76,6 +77,17 @@ def own_sizes(made: Mapping[str, Any]) -> dict[str, Any]:
             sizes = {"attention_hidden_size": both, "attention_head_dim": both // HEADS, "num_key_value_heads": HEADS}
             ids = [at for at, kind in enumerate(made["layers_block_type"]) if kind == "hybrid"]
             return {**heads, **sizes, "hybrid_layer_ids": ids}
+        case "dia":
+            return {"delay_pattern": [0, 1, 2]}  # of three channels
+        case "fun_asr_nano":
+            return {
+                "adaptor_config": {
+                    **made["adaptor_config"],
+                    "intermediate_size": made["text_config"]["hidden_size"] // 4,
+                }
+            }
+        case "dots3_note" if "adapter_in_dim" in made:
+            return {"adapter_in_dim": made["hidden_size"]}
         case "nemotron_h":
             return {"mamba_head_dim": 32, "n_groups": 2}
         case "jamba":

@@ -36,7 +36,8 @@ def render(found: Mapping[str, Mapping[str, Any]]) -> str:
         "apart and without any hook, within 4 times the largest of its "
         "distances from its fused code and from itself with every product cut in two (at a half, at a third), and "
         "1e-6 of the largest magnitude. *Verified*: `verify` passes at all of these "
-        "lengths. *Whole*: refused by tiles, and exact as one engine of its only input size (`--lowering whole`). "
+        "lengths. *Whole*: refused by tiles, and exact as one engine of one input size (`--lowering whole`): an "
+        "image, or 53 tokens where the model itself takes any number (`--length 53`). "
         "*Unmade*: the tool made no small model; it says nothing about the compiler. "
         "Sparse attention is compiled up to where it is no longer full, and compared up to there (53 tokens of 64 that "
         "an indexer takes here). "
@@ -96,7 +97,7 @@ def _section(name: str, kinds: Mapping[str, Mapping[str, Any]]) -> list[str]:
         ]
     whole = [(kind, str(row["whole"]).split("\n")[0][:260]) for kind, row in exact if "whole" in row]
     if whole:
-        lines += ["As one engine of the only input size:", ""]
+        lines += ["As one engine of one input size:", ""]
         lines += table(("type", "why it is not tiled"), whole, left=2)
     unmade = [kind for kind, row in kinds.items() if row["outcome"] == "unmade"]
     if unmade:

@@ -61,6 +61,7 @@ def compile_model(
     oracle_heads: int = 4,
     results: Sequence[str] = (),
     masks: Mapping[str, str] | None = None,
+    length: int | None = None,
     trust_remote_code: bool = False,
     allow_non_finite: bool = False,
     progress: Progress | None = None,
@@ -85,6 +86,7 @@ def compile_model(
         oracle_heads: ``H'`` of the ``oracle`` lowering, 1 to 32.
         results: For an ONNX file: its names of the last hidden states and, if wanted, of the logits; chosen by default.
         masks: For an ONNX file: what masks of queries and keys hold, by :mod:`twoheads.compiler.frontend.onnx.masks`.
+        length: With ``whole``, of a transformers model that takes any length: the only one (tokens, samples, frames).
         trust_remote_code: Run Python code that a model folder brings, with all rights of this process. Without it,
             such code never runs, and a folder that needs it is refused.
         allow_non_finite: Compile weights that hold NaN or infinity, which are refused otherwise.
@@ -97,7 +99,7 @@ def compile_model(
     tile = _check_options(block_size, key_tile, lowering)
     policy = _check_policy(attention, lowering)
     tell("loading the model")
-    options = _options(results, masks, trust_remote_code, experts, block_size)
+    options = _options(results, masks, trust_remote_code, experts, block_size, length)
     front = _front(source, example_inputs, weights=True, whole=lowering == WHOLE, **options)
     tell("capturing its graph")
     captured, parts, imposed = _capture_and_partition(front, policy)
@@ -123,6 +125,7 @@ def plan_model(
     oracle_heads: int = 4,
     results: Sequence[str] = (),
     masks: Mapping[str, str] | None = None,
+    length: int | None = None,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> Program:
@@ -134,7 +137,7 @@ def plan_model(
     tile = _check_options(block_size, key_tile, lowering)
     policy = _check_policy(attention, lowering)
     tell("reading the configuration")
-    options = _options(results, masks, trust_remote_code, experts, block_size)
+    options = _options(results, masks, trust_remote_code, experts, block_size, length)
     plain = policy.exact and experts == "auto" and not results and not masks and not trust_remote_code
     if plain and lowering in ("auto", "tile", WINDOW, MODEL) and isinstance(source, str | Path):
         known = known_decoder(Path(source), block_size, tile)
@@ -197,10 +200,16 @@ def _chosen(lowering: str, program: Program) -> str:
 
 
 def _options(
-    results: Sequence[str], masks: Mapping[str, str] | None, trust: bool, experts: str, block_size: int
+    results: Sequence[str],
+    masks: Mapping[str, str] | None,
+    trust: bool,
+    experts: str,
+    block_size: int,
+    length: int | None,
 ) -> dict[str, Any]:
     """How :func:`_front` reads a source."""
-    return {"results": results, "masks": masks or {}, "trust": trust, "experts": (experts, block_size)}
+    experts_way = (experts, block_size)
+    return {"results": results, "masks": masks or {}, "trust": trust, "experts": experts_way, "length": length}
 
 
 def _front(
@@ -212,6 +221,7 @@ def _front(
     masks: Mapping[str, str],
     trust: bool,
     experts: tuple[str, int],
+    length: int | None,
     whole: bool,
 ) -> Callable[[], Captured]:
     """The model, loaded by the front door for its kind: what captures it."""
@@ -220,6 +230,7 @@ def _front(
     if trust and (not isinstance(source, str | Path) or Path(source).suffix in (".gguf", ".onnx")):
         problem = "is for model folders, and nothing else brings code of its own"
         raise CompileError("trust_remote_code", problem, "leave it out")
+    _check_length(source, length, whole=whole)
     if isinstance(source, str | Path) and Path(source).suffix == ".onnx":
         from twoheads.compiler.frontend.onnx.capture import capture_onnx
         from twoheads.compiler.frontend.onnx.capture_whole import capture_whole_onnx
@@ -240,9 +251,8 @@ def _front(
     from twoheads.compiler.frontend.torch.load_source import load_source
     from twoheads.compiler.original.prove_capture import prove_capture
 
-    loaded = load_source(
-        source, example_inputs=example_inputs, weights=weights, trust_remote_code=trust, deferred=weights, whole=whole
-    )
+    how: dict[str, Any] = {"weights": weights, "trust_remote_code": trust, "deferred": weights}
+    loaded = load_source(source, example_inputs=example_inputs, whole=whole, length=length, **how)
 
     fixed = not whole and all(entry.token_axis is None for entry in loaded.inputs.values())
 
@@ -254,6 +264,19 @@ def _front(
         return found
 
     return proven
+
+
+def _check_length(source: Source, length: int | None, *, whole: bool) -> None:
+    """Refuses an only length that is none, or of what has another."""
+    if length is None:
+        return
+    if length < 1:
+        raise CompileError("--length", f"is {length}", "give the number of tokens, 1 or more")
+    if not whole:
+        problem = "is the only length of a model in one engine, and a model by blocks takes any"
+        raise CompileError(f"--length {length}", problem, "leave it out, or choose --lowering whole")
+    if isinstance(source, str | Path) and Path(source).suffix == ".onnx":
+        raise CompileError(f"--length {length}", "is for models that the library loads", "leave it out")
 
 
 @contextmanager

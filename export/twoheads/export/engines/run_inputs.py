@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,8 @@ def whole_length(
         entry = _arguments(bundle.program)[0]
         batch = tokens.ndim == len(entry.value.shape) and len(tokens) == 1
         return {} if entry.value.axis is None else tokens.shape[batch]
-    return {} if text is None else len(_encode(bundle, text))
+    fixed = _arguments(bundle.program)[0].value.axis is None
+    return {} if text is None or fixed else len(_encode(bundle, text))
 
 
 def verify_inputs(
@@ -81,7 +83,8 @@ def verify_inputs(
             )
         return arrays
     main, *others = _arguments(program)
-    first = verify_input(bundle, value_rows(main.value, lengths), text=text, tokens=tokens)
+    rows = prod(main.value.block_shape(0)) if main.value.axis is None else value_rows(main.value, lengths)
+    first = verify_input(bundle, rows, text=text, tokens=tokens)
     made = {main.value.name: first.reshape(_shape(main, lengths))}
     made |= {entry.value.name: _random(entry, _shape(entry, lengths)) for entry in others}
     given_arrays(program, made)  # the original would fail on what this refuses with a clear error

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from transformers import (
     BertConfig,
     BertModel,
+    FunnelConfig,
+    FunnelForTokenClassification,
     MllamaVisionModel,
     ResNetConfig,
     ResNetForImageClassification,
@@ -121,11 +123,43 @@ def test_a_torch_module_whose_result_is_one_vector_has_one_row(tmp_path: Path) -
 
 
 def test_a_model_of_any_length_is_refused() -> None:
-    with pytest.raises(CompileError, match=r"takes input_ids of any length.*\n.*leave --lowering whole out"):
+    with pytest.raises(CompileError, match=r"takes input_ids of any length.*\n.*leave --lowering whole out.*--length"):
         plan_model(
             BertModel(BertConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)),
             lowering="whole",
         )
+
+
+@torch.no_grad()
+def test_tokens_that_blocks_cannot_follow_run_whole_at_one_length(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "n_head": 2, "d_head": 8, "d_inner": 16}
+    model = FunnelForTokenClassification(FunnelConfig(vocab_size=40, block_sizes=[1, 1], num_labels=5, **sizes)).eval()
+    with pytest.raises(CompileError, match=r"shifted row by row.*\n.*--lowering whole --length"):
+        plan_model(model)
+    path = write_bundle(compile_model(model, lowering="whole", length=24), tmp_path / "bundle")
+    tokens = np.random.default_rng(3).integers(0, 40, (1, 24))
+    run, own = load(path).run(tokens, output="hidden").array, model(torch.from_numpy(tokens)).logits[0]
+    assert run is not None
+    assert run.shape == (24, 5)
+    np.testing.assert_allclose(run, own, atol=4e-6 * float(own.abs().max()))
+    assert verify(path, model).passed
+    assert verify(path, model, tokens=tokens[0]).passed
+    with pytest.raises(InputError, match="24"):
+        load(path).run(tokens[:, :23], output="hidden")
+
+
+@pytest.mark.parametrize(
+    ("lowering", "length", "message"),
+    [
+        ("tile", 24, "a model by blocks takes any"),
+        ("whole", 0, "--length: is 0"),
+        ("whole", 24, "takes pixel_values of one size"),
+    ],
+)
+def test_an_only_length_that_says_nothing_is_refused(swin: Any, lowering: str, length: int, message: str) -> None:
+    with pytest.raises(CompileError, match=message):
+        plan_model(swin, lowering=lowering, length=length)
 
 
 def test_a_second_input_that_a_model_needs_is_named() -> None:

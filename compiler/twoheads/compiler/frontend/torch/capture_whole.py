@@ -1,7 +1,8 @@
 """Captures a model of one input size as it is: one region, whose results are spread as rows; nothing is tiled.
 
-Convolutions, windows on a grid and pyramids leave no axis to cut along. But nothing needs to be cut where the input has
-one size: the whole model is an engine of a fixed shape. So none of our hooks and replacements is in the library's
+Convolutions, windows on a grid and pyramids leave no axis to cut along, and some attentions (Funnel's, Nystromformer's)
+no blocks of tokens. But nothing needs to be cut where the input has one size, or is given one (``length``): the whole
+model is an engine of a fixed shape. So none of our hooks and replacements is in the library's
 place, and attention is the products and the softmax that its own eager code writes.
 """
 
@@ -21,13 +22,15 @@ from twoheads.compiler.frontend.torch.exported_parts import (
 from twoheads.compiler.frontend.torch.fx.axes import AxisNames
 from twoheads.compiler.frontend.torch.fx.normalize import normalize_fx
 from twoheads.compiler.frontend.torch.fx.program import FxProgram, is_scalar
+from twoheads.compiler.frontend.torch.fx.view import layer_of
 from twoheads.compiler.frontend.torch.load_source import LoadedSource
 from twoheads.compiler.frontend.torch.rewrites.complex_pairs import pair_complex_numbers
 from twoheads.compiler.frontend.torch.rewrites.filled_buffers import concatenate_filled_buffers
 from twoheads.compiler.frontend.torch.rewrites.masked_writes import select_masked_writes
 from twoheads.compiler.frontend.torch.rows import sequence_ops as ops
-from twoheads.compiler.ir.source_graph import Node, SequenceNode, SourceGraph, TensorType, needed_nodes
+from twoheads.compiler.ir.source_graph import Node, SequenceNode, SourceGraph, TensorType, needed_nodes, place_of
 from twoheads.compiler.ir.source_program import Captured
+from twoheads.graphs.errors import CompileError
 
 __all__ = ["capture_whole"]
 
@@ -39,7 +42,7 @@ def capture_whole(source: LoadedSource) -> Captured:
     """Captures a model that was loaded to be whole.
 
     Raises:
-        CompileError: The model can't be exported, or draws random numbers.
+        CompileError: The model can't be exported, draws random numbers, or has a value whose size its input decides.
     """
     exported = export_source(source)
     graph, axes = exported.graph_module.graph, AxisNames({})
@@ -49,6 +52,7 @@ def capture_whole(source: LoadedSource) -> Captured:
     normalize_fx(graph, axes)
     outputs = read_outputs(exported, graph)
     spread = _spread(graph, outputs["hidden"])
+    _require_sizes(graph)
     program = read_program(exported, graph, source, axes)
     nodes = needed_nodes(_nodes(program, spread), [spread.name, *outputs.values()])
     captured = SourceGraph(
@@ -62,6 +66,18 @@ def capture_whole(source: LoadedSource) -> Captured:
     require_no_chance(captured)
     require_weights(source, {name for node in nodes for name in node.inputs})
     return Captured(captured, program, source.identity)
+
+
+def _require_sizes(graph: fx.Graph) -> None:
+    """Refuses values as long as the input says (the places of a token that is sought): an engine's shapes are fixed."""
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor) and not all(isinstance(size, int) for size in value.shape):
+            raise CompileError(
+                place_of(layer_of(node), node.name),
+                f"makes a value {list(value.shape)}, whose size depends on what the input says",
+                "compile a part of it whose values have fixed sizes",
+            )
 
 
 def _spread(graph: fx.Graph, name: str) -> fx.Node:

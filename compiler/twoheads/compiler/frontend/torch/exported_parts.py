@@ -36,11 +36,13 @@ _INDEX_VIEWS = (
     torch.ops.aten.reshape.default,
     torch.ops.aten.unsqueeze.default,
     torch.ops.aten.to.dtype,
+    torch.ops.aten._to_copy.default,
     torch.ops.aten.contiguous.default,
     torch.ops.aten.clone.default,
     torch.ops.aten.transpose.int,
     torch.ops.aten.permute.default,
     torch.ops.aten.slice.Tensor,
+    torch.ops.aten.cat.default,
     torch.ops.aten.where.ScalarSelf,
     torch.ops.aten.where.self,  # a wrapper's ordinary token in the place of its image's
 )

@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -86,6 +86,7 @@ def load_source(
     trust_remote_code: bool = False,
     deferred: bool = False,
     whole: bool = False,
+    length: int | None = None,
 ) -> LoadedSource:
     """Loads a model. Code that a folder brings never runs, unless the caller says that it is trusted.
 
@@ -100,26 +101,34 @@ def load_source(
             :class:`~twoheads.compiler.frontend.torch.weights.stored_tensor.StoredTensor`, each of which is read
             whenever an operator computes with it.
         whole: The model is to be one engine of its only input size: what can't be cut into blocks is not refused.
+        length: Of such a transformers model that takes any length: the only one (tokens, samples, frames).
 
     Raises:
         CompileError: It is no model, not supported, or incomplete; or it is to be whole and takes any length.
     """
-    loaded = _load(source, example_inputs, weights=weights, trust=trust_remote_code, deferred=deferred, whole=whole)
+    only = _Whole(length) if whole else None
+    loaded = _load(source, example_inputs, weights=weights, trust=trust_remote_code, deferred=deferred, whole=only)
     if whole and (cut := [name for name, entry in loaded.inputs.items() if entry.token_axis is not None]):
         raise CompileError(
             loaded.identity.name,
             f"takes {cut[0]} of any length, and one engine of the whole model would have a single length for good",
-            "leave --lowering whole out: its blocks are compiled, and any length runs",
+            "leave --lowering whole out, and any length runs; or say which length it is to be: --length 512",
         )
     return loaded
 
 
 def _load(
-    source: str | Path | nn.Module, examples: Examples, *, weights: bool, trust: bool, deferred: bool, whole: bool
+    source: str | Path | nn.Module,
+    examples: Examples,
+    *,
+    weights: bool,
+    trust: bool,
+    deferred: bool,
+    whole: _Whole | None,
 ) -> LoadedSource:
     """See :func:`load_source`."""
     if isinstance(source, nn.Module):
-        return _from_module(source, examples, whole=whole)
+        return _from_module(source, examples, whole)
     path = Path(source)
     if not path.exists():
         raise CompileError(
@@ -127,7 +136,7 @@ def _load(
         )
     if path.is_dir():
         with _reading(str(path)), deferred_loading() if deferred else nullcontext():
-            return _from_folder(path, weights=weights, trust=trust, whole=whole, examples=examples if whole else None)
+            return _from_folder(path, weights=weights, trust=trust, whole=whole, examples=examples)
     if path.suffix == ".gguf":
         with _reading(str(path)), deferred_loading() if deferred else nullcontext():
             return _from_gguf(path, weights=weights)
@@ -138,7 +147,7 @@ def _load(
     )
 
 
-def _from_folder(path: Path, *, weights: bool, trust: bool, whole: bool, examples: Examples) -> LoadedSource:
+def _from_folder(path: Path, *, weights: bool, trust: bool, whole: _Whole | None, examples: Examples) -> LoadedSource:
     from transformers import AutoConfig, AutoModel
 
     name, embedder = path.resolve().name, embedder_of(path)
@@ -157,7 +166,7 @@ def _from_folder(path: Path, *, weights: bool, trust: bool, whole: bool, example
     pooling = default_pooling(module) if embedder is None else stage_pooling(embedder)
     tokenizer = folder_tokenizer(path, options) if weights else None
     facts = generation_facts(module, folder=path) if weights else None
-    fixed = _Whole(image_size_of(path), _named(module, examples)) if whole else None
+    fixed = whole and replace(whole, image=image_size_of(path), examples=_named(module, examples))
     return _hugging_face(name, "folder", module, missing, pooling, tokenizer, facts, fixed)
 
 
@@ -225,17 +234,38 @@ class _Whole:
     """The only size of a model that is to be whole.
 
     Attributes:
+        length: Of inputs of any length, the only one.
         image: Height and width of its images, where its configuration does not say.
         examples: Of its arguments; made from its configuration if there are none.
     """
 
-    image: tuple[int, int] | None
-    examples: Mapping[str, Tensor]
+    length: int | None
+    image: tuple[int, int] | None = None
+    examples: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     def inputs(self, name: str, module: nn.Module) -> Mapping[str, SourceInput]:
-        """The arguments of a transformers model."""
+        """The arguments of a transformers model; with a length of its own, none that it makes itself (zeros).
+
+        Raises:
+            CompileError: There is such a length, and the inputs have one already.
+        """
         given = {argument: SourceInput(example, None, "argument") for argument, example in self.examples.items()}
-        return given or hugging_face_inputs(name, module, self.image)
+        made = given or hugging_face_inputs(name, module, self.image)
+        if self.length is None:
+            return made
+        if all(entry.token_axis is None for entry in made.values()):
+            problem = f"takes {next(iter(made))} of one size, which is no length of tokens"
+            raise CompileError(name, problem, f"leave --length {self.length} out")
+        own = {argument: entry for argument, entry in made.items() if entry.source == "argument"}
+        return {argument: _of_length(entry, self.length) for argument, entry in own.items()}
+
+
+def _of_length(entry: SourceInput, length: int) -> SourceInput:
+    """The input with an only length along its axis, if it has one."""
+    if entry.token_axis is None:
+        return entry
+    shape = [length if at == entry.token_axis else size for at, size in enumerate(entry.example.shape)]
+    return SourceInput(torch.zeros(shape, dtype=entry.example.dtype), None, entry.source)
 
 
 def _hugging_face(
@@ -278,14 +308,14 @@ def _trained_length(name: str, config: Any) -> int | None:
     return length
 
 
-def _from_module(module: nn.Module, example_inputs: Examples, *, whole: bool) -> LoadedSource:
+def _from_module(module: nn.Module, example_inputs: Examples, whole: _Whole | None) -> LoadedSource:
     from transformers import PreTrainedModel
 
     module = module.eval()
-    if isinstance(module, PreTrainedModel) and (example_inputs is None or whole):
+    if isinstance(module, PreTrainedModel) and (example_inputs is None or whole is not None):
         name = type(module).__name__
         facts = None if whole else generation_facts(module)
-        fixed = _Whole(None, _named(module, example_inputs)) if whole else None
+        fixed = whole and replace(whole, examples=_named(module, example_inputs))
         return _hugging_face(name, "module", module, frozenset(), default_pooling(module), None, facts, fixed)
     if not example_inputs:
         raise CompileError(
@@ -302,11 +332,11 @@ def _from_module(module: nn.Module, example_inputs: Examples, *, whole: bool) ->
                 "give [1, tokens] or [1, tokens, features], 3 tokens or more, or an image [1, channels, rows, columns]",
             )
     inputs = {
-        name: SourceInput(example, None if example.ndim == 4 else 1, "argument")
+        name: SourceInput(example, None if whole or example.ndim == 4 else 1, "argument")
         for name, example in example_inputs.items()
     }
     identity = _identity(type(module).__name__, "module", module, {})
-    return LoadedSource(identity, module, inputs, False, 0, frozenset(), None, None, None, whole=whole)
+    return LoadedSource(identity, module, inputs, False, 0, frozenset(), None, None, None, whole=whole is not None)
 
 
 def _named(module: nn.Module, examples: Examples) -> Mapping[str, Tensor]:

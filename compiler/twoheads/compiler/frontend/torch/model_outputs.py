@@ -75,13 +75,15 @@ def whole_outputs(outputs: Mapping[str, Tensor], where: str) -> dict[str, Tensor
     Args:
         outputs: Of :func:`hugging_face_outputs` or :func:`named_outputs`. A map ``[1, channels, height, width]`` has a
             row of channels for every place, row by row of the image (of a video frame by frame). One vector
-            ``[1, width]`` is one row.
+            ``[1, width]`` is one row. A head's row of logits for every token takes the place of ``hidden``.
         where: The model's name.
 
     Raises:
-        CompileError: The logits are more than one row of the whole input.
+        CompileError: The logits are neither one row of the whole input nor one of every token.
     """
     hidden, logits = outputs["hidden"], outputs.get("logits")
+    if logits is not None and logits.ndim == 3:  # a head that runs where it is asked for is a part by itself
+        return {"hidden": logits}
     hidden = hidden[:, None] if hidden.ndim == 2 else hidden
     rows = hidden.flatten(2).transpose(1, 2) if hidden.ndim > 3 else hidden
     if logits is None or logits is outputs["hidden"]:
@@ -89,7 +91,7 @@ def whole_outputs(outputs: Mapping[str, Tensor], where: str) -> dict[str, Tensor
     if logits.ndim != 2:
         raise CompileError(
             where,
-            f"has logits of the shape {list(logits.shape)}: whole models have one row of them, [1, classes]",
+            f"has logits of the shape {list(logits.shape)}: a whole model has [1, classes] or [1, n, classes]",
             "compile the model below its head",
         )
     return {"hidden": rows, "logits": logits}

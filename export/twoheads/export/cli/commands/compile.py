@@ -48,6 +48,14 @@ class CompileOptions:
     experts: options.ExpertsOption = options.Experts.AUTO
     results: options.Results = None
     masks: options.Masks = None
+    length: Annotated[
+        int | None,
+        typer.Option(
+            "--length",
+            metavar="N",
+            help="With --lowering whole: the only length that the bundle will take, of a model that takes any.",
+        ),
+    ] = None
     trust_remote_code: options.TrustRemoteCode = False
     allow_non_finite: Annotated[
         bool, typer.Option("--allow-non-finite", help="Compile weights that hold NaN or infinity as they are.")
@@ -115,6 +123,7 @@ def _compile(source: Path, asked: CompileOptions) -> None:
             oracle_heads=asked.oracle_heads,
             results=asked.results or (),
             masks=arguments.parse_masks(asked.masks),
+            length=asked.length,
             trust_remote_code=asked.trust_remote_code,
             allow_non_finite=asked.allow_non_finite,
             progress=progress,

@@ -83,9 +83,12 @@ def command(
 
 
 def _run_of(subject: Path, asked: PlanOptions) -> _Run:
-    fused = _programs(subject, asked.source, asked.device)
+    given = {} if asked.length is None else arguments.parse_lengths(asked.length)
+    whole = not arguments.is_bundle(subject) and asked.source.lowering is options.Lowering.WHOLE
+    only = given if whole and isinstance(given, int) else None
+    fused = _programs(subject, asked.source, asked.device, only)
     program = fused.program
-    lengths = resolve_lengths(program, {} if asked.length is None else arguments.parse_lengths(asked.length))
+    lengths = resolve_lengths(program, {} if only is not None else given)
     hidden = value_rows(program.value(program.hidden), lengths)
     rows = None if asked.positions is None else int(arguments.parse_positions(asked.positions, hidden).size)
     profile = None if asked.device is None else read_device(asked.device, program)
@@ -137,10 +140,11 @@ def _plan_one(run: _Run, asked: PlanOptions) -> None:
         print_facts((("spilling", spill_line(spill)),))
 
 
-def _programs(subject: Path, asked: SourceOptions, device: Path | None) -> FusedPrograms:
+def _programs(subject: Path, asked: SourceOptions, device: Path | None, only: int | None = None) -> FusedPrograms:
     """The programs of a bundle, or those of a source as it would be compiled.
 
-    A bundle is taken with the key tiles that the device's profile was measured with.
+    A bundle is taken with the key tiles that the device's profile was measured with; a source that is to be whole with
+    its ``only`` length.
     """
     if arguments.is_bundle(subject):
         if asked != SourceOptions():
@@ -153,11 +157,11 @@ def _programs(subject: Path, asked: SourceOptions, device: Path | None) -> Fused
         return (bundle if device is None else measured_tiles(device, bundle)).fused
     if required_key() is not None:
         raise InputError("--require-signature", f"is for bundles, and {subject} is none", "leave it out")
-    return fused_programs(_program_of(subject, asked), asked.lowering.value, short=True)
+    return fused_programs(_program_of(subject, asked, only), asked.lowering.value, short=True)
 
 
-def _program_of(source: Path, asked: SourceOptions) -> Program:
-    """The program of a source, which may have been planned before."""
+def _program_of(source: Path, asked: SourceOptions, only: int | None) -> Program:
+    """The program of a source, which may have been planned before; ``only`` is the length of one that is whole."""
     from twoheads.compiler import plan_model
     from twoheads.export.cli.plan.kept_plans import keep_plan, kept_plan, plan_file
 
@@ -169,6 +173,7 @@ def _program_of(source: Path, asked: SourceOptions) -> Program:
         "lowering": asked.lowering.value,
         "results": tuple(asked.results or ()),
         "masks": arguments.parse_masks(asked.masks),
+        "length": only,
         "trust_remote_code": asked.trust_remote_code,
     }
     place = plan_file(source, wanted)

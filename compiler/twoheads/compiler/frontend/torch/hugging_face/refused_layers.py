@@ -25,7 +25,9 @@ def refuse_known(module: nn.Module) -> None:
                 raise CompileError(f"{name} ({type(part).__name__})" if name else type(part).__name__, reason, remedy)
 
 
-_TRANSFORMER = "compile a model whose tokens meet in softmax attention only"
+_ONE_LENGTH = "compile one length of it as one engine, --lowering whole --length 512"
+_OTHER = "compile a model whose tokens meet in softmax attention only"
+_TRANSFORMER = f"{_ONE_LENGTH}; or {_OTHER}"
 _WHOLE = "--lowering whole compiles it as one engine of its whole size: nothing is tiled"
 _ONE_GRID = f"{_WHOLE}; or compile a vision transformer of one grid of patches (ViT, DINOv2, SigLIP)"
 _ENCODER = "compile the model below its head"
@@ -46,7 +48,7 @@ _REFUSED: Mapping[str, tuple[str, str]] = {
     ),
     r"RelMultiheadAttention|RelPositionalMultiHeadAttention": (
         "has scores of content with embeddings of distances, shifted row by row: a bias that depends on content",
-        "compile a model with rotary or absolute positions, or a bias by distance (T5, ALiBi)",
+        f"{_ONE_LENGTH}; or a model with rotary or absolute positions, or a bias by distance (T5, ALiBi)",
     ),
     r"^CanineModel$": (
         "makes one token of several characters, and repeats each behind its encoder: blocks of the two do not lie on "
@@ -57,7 +59,7 @@ _REFUSED: Mapping[str, tuple[str, str]] = {
         "makes several tokens of each one behind its encoder: blocks of the two do not lie on each other",
         "compile wav2vec 2, HuBERT or WavLM",
     ),
-    r"LSHSelfAttention": ("sorts tokens into buckets by their content before it attends", _TRANSFORMER),
+    r"LSHSelfAttention": ("sorts tokens into buckets by their content before it attends", _OTHER),
     r"FNetFourierTransform": ("mixes all tokens by a Fourier transform", _TRANSFORMER),
     r"NystromformerSelfAttention|YosoSelfAttention|MraSelfAttention": (
         "approximates attention by an algorithm over the whole input, which blocks can't follow",
@@ -71,6 +73,10 @@ _REFUSED: Mapping[str, tuple[str, str]] = {
         "puts the last token that is no padding in front of its decoder's tokens, wherever the input has it",
         f"{_ENCODER}, or a classifier whose decoder begins with a token of its own (BART, T5)",
     ),
+    r"^BigBirdForQuestionAnswering$": (
+        "types and hides the tokens up to the first separator, wherever the input has it",
+        _ENCODER,
+    ),
     r"^BltModel$": (
         "cuts its bytes into patches where a small model's entropy says, and attends to patches: which bytes share one "
         "depends on content",
@@ -78,7 +84,7 @@ _REFUSED: Mapping[str, tuple[str, str]] = {
     ),
     r"CpmAntModel": (
         "hides token 0 wherever it stands in the input, and puts tokens of its own before it",
-        "compile a decoder whose mask is given",
+        f"{_ONE_LENGTH}; or a decoder whose mask is given",
     ),
     r"Gemma4(Unified)?AssistantForCausalLM": (
         "reads the keys and values of another model: it guesses that model's next tokens, and is none alone",
@@ -109,7 +115,7 @@ _REFUSED: Mapping[str, tuple[str, str]] = {
     r"PegasusXGlobalLocalAttention": (
         "has one softmax over a block of tokens and over global tokens that attend to all: keys along two axes in one "
         "attention",
-        "compile a model with one attention over all tokens (BART, T5), or one over a window (LED)",
+        f"{_ONE_LENGTH}; or a model with one attention over all tokens (BART, T5), or one over a window (LED)",
     ),
     r"^(Swin|Swinv2|Swin2SR|DonutSwin)\w*Attention|HieraMaskUnitAttention|NeighborhoodAttention$|VitDetAttention|"
     r"SamVisionAttention": (
