@@ -80,15 +80,13 @@ def compile_model(
             (softmax attention and nothing else), ``oracle`` (a plain small transformer that is told its parameters),
             ``whole`` (a model of one input size is one engine), or ``auto``: ``tile``, as fast where calls are free.
         attention: ``full``, or an approximation of :mod:`twoheads.graphs.masks.policy`: ``window:1024+sinks:4``.
-        experts: How mixtures of experts are computed: ``grouped`` by expert, ``dense`` (every expert on every token,
-            the same sums), or ``auto``: whichever costs less.
+        experts: How mixtures are computed: ``grouped`` by expert, ``dense`` (the same sums), or ``auto``: the cheaper.
         oracle_layers: ``L'`` of the ``oracle`` lowering, 1 to 32.
         oracle_heads: ``H'`` of the ``oracle`` lowering, 1 to 32.
         results: For an ONNX file: its names of the last hidden states and, if wanted, of the logits; chosen by default.
         masks: For an ONNX file: what masks of queries and keys hold, by :mod:`twoheads.compiler.frontend.onnx.masks`.
         length: With ``whole``, of a transformers model that takes any length: the only one (tokens, samples, frames).
-        trust_remote_code: Run Python code that a model folder brings, with all rights of this process. Without it,
-            such code never runs, and a folder that needs it is refused.
+        trust_remote_code: Run code that a folder brings, with all rights of this process; else it never runs.
         allow_non_finite: Compile weights that hold NaN or infinity, which are refused otherwise.
         progress: Told the name of each phase.
 
