@@ -68,17 +68,33 @@ def _runs(bundle: Any, length: int, **options: Any) -> tuple[Any, Any, dict[str,
     return hidden, logits, *sides
 
 
-def test_runs_and_steps_read_the_same_float32_weights(tmp_path: Any) -> None:
+def _but_heads(held: dict[str, str]) -> set[str]:
+    """How all weights are held but those of heads, which are in place."""
+    heads = {name for name in held if name.endswith("head")}
+    assert {held[name] for name in heads} <= {"in place"}
+    return {how for name, how in held.items() if name not in heads}
+
+
+@pytest.mark.skipif(c_interface() is None, reason="this package of ONNX Runtime brings no library")
+def test_runs_and_steps_share_packed_float32_weights(tmp_path: Any) -> None:
     both = write_bundle(_compiled(128), tmp_path / "both")
-    found, _, runs, steps = _runs(both, 300)
+    found, logits, runs, steps = _runs(both, 300)
     expected, _, packed, none = _runs(write_bundle(_compiled(128), tmp_path / "runs", generation=False), 300)
-    assert set(runs.values()) == set(steps.values()) == {"in place"}
+    assert _but_heads(runs) == _but_heads(steps) == {"shared"}
+    assert any(name.endswith("head") for name in steps)
     assert (set(packed.values()), none) == ({"packed"}, {})
-    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+    np.testing.assert_array_equal(found, expected)
+    limited = _runs(both, 300, memory_limit=1 << 40)  # whose pages the system can take back
+    assert set(limited[2].values()) == set(limited[3].values()) == {"in place"}
+    np.testing.assert_allclose(limited[0], found, rtol=0, atol=2e-5 * np.abs(found).max())
+    np.testing.assert_allclose(limited[1], logits, rtol=0, atol=2e-5 * np.abs(logits).max())
 
 
-def test_products_of_small_blocks_are_faster_packed(tmp_path: Any) -> None:
-    _, _, runs, steps = _runs(write_bundle(_compiled(16), tmp_path / "b"), 40)
+def test_runs_and_steps_read_the_same_float32_weights(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime_cpu, "c_interface", lambda: None)
+    _, _, runs, steps = _runs(write_bundle(_compiled(128), tmp_path / "both"), 300)
+    assert set(runs.values()) == set(steps.values()) == {"in place"}
+    _, _, runs, steps = _runs(write_bundle(_compiled(16), tmp_path / "b"), 40)  # small blocks are faster packed
     assert (set(runs.values()), set(steps.values())) == ({"packed"}, {"in place"})
 
 

@@ -54,15 +54,20 @@ class OnnxRuntimeBackend:
         return self._wrap(array)
 
     def load_engine(self, file: EngineFile) -> OnnxRuntimeEngine | SharedEngine:
-        quantised = any(array.dtype == np.uint8 for array in file.weights.values())
-        if file.shared and quantised and self._shared is not None:
+        if file.shared and file.weights and not file.in_place and self._shared is not None:
             return self._shared.open(file, session_settings(file.threads))
         tensors = {name: self._wrap(array) for name, array in file.weights.items()}
         # Kernels of quantised weights need them packed, or would turn them into float32 in every call.
-        how = {"own_weights": file.own_weights, "packed": quantised or not file.shared}
+        quantised = any(array.dtype == np.uint8 for array in file.weights.values())
+        how = {"own_weights": file.own_weights, "packed": quantised or not file.in_place}
         session = _open(self.module, file.path, tensors, file.threads, **how, planned=not file.large_calls)
         check_ports(file, session_ports(session.get_inputs()), session_ports(session.get_outputs()))
         return OnnxRuntimeEngine(file.path, session, tuple(tensors.values()))
+
+    @property
+    def shares_packed(self) -> bool:
+        """Whether engines that are opened as ``shared`` keep packed weights once: not all installations can."""
+        return self._shared is not None
 
     @cached_property
     def _shared(self) -> SharedWeights | None:

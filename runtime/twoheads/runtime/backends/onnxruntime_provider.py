@@ -80,6 +80,10 @@ class ProviderBackend(OnnxRuntimeBackend):
                 self._provider.package,
             )
 
+    @property
+    def shares_packed(self) -> bool:
+        return False
+
     def load_engine(self, file: EngineFile) -> OnnxRuntimeEngine:
         return self._on_provider(file)
 

@@ -42,8 +42,10 @@ class EngineFile:
         weights: The arrays that take the place of its own weights, by port name.
         threads: Of the kernels of one call; with several, calls come one at a time.
         own_weights: Whether the arrays are what the file itself refers to.
-        shared: Whether engines of other sizes read the same arrays: a backend that can then leaves these where they
-            lie, instead of keeping a copy an engine that its kernels prefer.
+        shared: Whether engines of other sizes read the same arrays: a backend that can then keeps what its kernels
+            pack of them once, and not once an engine.
+        in_place: Whether float32 arrays are read where they lie, and no kernel packs them: products of several rows
+            take longer then.
     """
 
     path: Path
@@ -53,6 +55,7 @@ class EngineFile:
     threads: int = 1
     own_weights: bool = False
     shared: bool = False
+    in_place: bool = False
 
     @property
     def large_calls(self) -> bool:

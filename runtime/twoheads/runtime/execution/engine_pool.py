@@ -35,8 +35,8 @@ PACKED_BYTES = 64 << 20
 """Of an engine's weights, from which on their pages are let go while they are packed."""
 
 SHARED_ROWS = 128
-"""From blocks of so many tokens runs read float32 weights where step engines do: products are 2 to 5 % slower then, and
-opening is faster. In blocks of 64 they would be a tenth slower."""
+"""From blocks of so many tokens runs read float32 weights where step engines do, if they can't share packed ones:
+products are 2 to 5 % slower then, and opening is faster. In blocks of 64 they would be a tenth slower."""
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Engine)
@@ -92,9 +92,14 @@ class EnginePool:
         self._artifacts = _artifacts(bundle, backend) if isinstance(backend, ArtifactBackend) else None
         self.narrow = self._artifacts is not None
         self.half = self._artifacts is not None and self._artifacts.precision == "fp16"
-        full = bundle.manifest.precision == FULL_PRECISION and self.program.block_size >= SHARED_ROWS
-        self._in_place = bundle.extends and full and isinstance(backend, OnnxRuntimeBackend)
-        self._shared = bundle.extends and (full or (share_packed and bool(bundle.manifest.quantised)))
+        full, wide = bundle.manifest.precision == FULL_PRECISION, self.program.block_size >= SHARED_ROWS
+        own = bundle.extends and full
+        packs_once = own and share_packed and isinstance(backend, OnnxRuntimeBackend) and backend.shares_packed
+        self._in_place = own and wide and not packs_once and isinstance(backend, OnnxRuntimeBackend)
+        self._shared = packs_once or (
+            bundle.extends and ((full and wide) or (share_packed and bool(bundle.manifest.quantised)))
+        )
+        self._heads = frozenset(stage.engine for stage in self.program.head if packs_once)
         self._open: dict[EngineKey, EngineHandle] = {}
         self._lock = threading.Lock()
         self._kept = _KeptByThread()
@@ -131,10 +136,11 @@ class EnginePool:
                 named = {port: named[port] for port in self._artifacts.of_stage(stage).host_weights}
             arrays = {port: self.weights.view(name) for port, name in named.items()}
             # What is packed is read once; without this all of it would be there beside what is made of it.
-            packed = sum(array.nbytes for array in arrays.values()) if not self._in_place else 0
+            in_place = self._reads_in_place(stage.engine)
+            packed = sum(array.nbytes for array in arrays.values()) if not in_place else 0
             with self.weights.letting_go(tuple(named.values())) if packed >= PACKED_BYTES else nullcontext():
                 handle = self._load(stage, engine.inputs, engine.outputs, arrays)
-            if not self._in_place:
+            if not in_place:
                 self.weights.let_go(named.values())
             with self._lock:
                 handle = self._open.setdefault(key, handle)
@@ -200,10 +206,18 @@ class EnginePool:
             )
         chained = isinstance(self._declared.get(name), ScanEngine)
         threads, own = self._chain_threads if chained else self._kernel_threads, name in self._single
-        path, shared = self._bundle.file(file), self._shared
+        how = {"own_weights": own, "shared": self._shared, "in_place": self._reads_in_place(name)}
         return self.backend.load_engine(
-            EngineFile(path, inputs, outputs, weights, threads=threads, own_weights=own, shared=shared)
+            EngineFile(self._bundle.file(file), inputs, outputs, weights, threads=threads, **how)
         )
+
+    def _reads_in_place(self, engine: str) -> bool:
+        """Whether an engine reads float32 weights where they lie.
+
+        So do heads where others share what they pack: before it finds the shared one an engine packs a copy of its
+        own, and a head is a single weight, which may be a fifth of the model.
+        """
+        return self._in_place or engine in self._heads
 
     def holds(self, name: str, variant: str) -> bool:
         """Whether there is the variant ``variant`` of the attention engine ``name``, for this backend."""

@@ -20,7 +20,7 @@ from twoheads.graphs.program.program import (
     TokenwiseEngine,
     TokenwiseStage,
 )
-from twoheads.graphs.serialization.bundle_format import ENGINES
+from twoheads.graphs.serialization.bundle_format import ENGINES, FULL_PRECISION
 from twoheads.graphs.variants.batch_steps import BatchAttention
 from twoheads.graphs.variants.decoder import step_obstacle
 from twoheads.graphs.variants.in_place.batch_in_place import BatchInPlace
@@ -46,9 +46,10 @@ Written = TypeVar("Written", bound=InPlaceSteps)
 class StepEngines:
     """Opens step engines, each at its first use. One thread uses them at a time; their kernels use several.
 
-    float32 weights are read where the bundle's file is mapped, by engines of all sizes: they are in memory once.
-    Quantised ones are packed, as their kernels are slow otherwise. Where engines can't share what they packed, of those
-    with equal rows one alone is open.
+    Kernels pack weights, and engines of all sizes share what is packed. Where they can't, and under a memory limit,
+    float32 weights are read where the bundle's file is mapped; so are those of heads, as before an engine finds the
+    shared weight it packs a copy. Quantised ones are always packed, as their kernels are slow otherwise: where these
+    engines can't share, of those with equal rows one alone is open.
 
     Args:
         bundle: Where the files are.
@@ -56,6 +57,7 @@ class StepEngines:
         backend: What runs them.
         threads: Of the kernels.
         precision: In what the backend multiplies.
+        share_packed: Whether float32 weights may be packed: the system can't take their pages back then.
 
     Attributes:
         steps: What the engines compute.
@@ -71,7 +73,14 @@ class StepEngines:
     """
 
     def __init__(
-        self, bundle: Bundle, weights: Weights, backend: Backend, *, threads: int, precision: str = "f32"
+        self,
+        bundle: Bundle,
+        weights: Weights,
+        backend: Backend,
+        *,
+        threads: int,
+        precision: str = "f32",
+        share_packed: bool = True,
     ) -> None:
         self.steps = _checked(bundle, backend)
         self.in_place = self.rows_in_place = _held(bundle, backend, in_place_steps(bundle.program))
@@ -82,7 +91,11 @@ class StepEngines:
         self._weights = weights
         self._threads = threads
         self._precision = precision
-        self.packed = bool(bundle.manifest.quantised) or not isinstance(backend, OnnxRuntimeBackend)
+        quantised, full = bool(bundle.manifest.quantised), bundle.manifest.precision == FULL_PRECISION
+        self._heads_in_place = isinstance(backend, OnnxRuntimeBackend) and not quantised
+        self.packed = not self._heads_in_place or (
+            full and share_packed and isinstance(backend, OnnxRuntimeBackend) and backend.shares_packed
+        )
         self._declared = declared_steps(bundle.program, bundle.manifest, weights.view)
         self._open: dict[str, EngineHandle] = {}
         self._capacity: dict[int, str] = {}
@@ -154,7 +167,8 @@ class StepEngines:
         lines = cpu.read_text().splitlines() if cpu.exists() else [platform.processor()]
         flags = [line for line in lines if line.startswith(("flags", "Features", "model name"))] or lines
         version = str(getattr(module, "__version__", ""))
-        return (self.backend.name, version, self._precision, platform.machine(), *sorted(set(flags)))
+        packed = ("packed float32 weights",) if self.packed and self._heads_in_place else ()
+        return (self.backend.name, version, self._precision, platform.machine(), *packed, *sorted(set(flags)))
 
     def weight(self, name: str) -> npt.NDArray[Any]:
         """A weight of the bundle, read-only."""
@@ -225,13 +239,13 @@ class StepEngines:
     def heads(self, rows: int) -> list[EngineHandle]:
         """The engines from hidden states to logits, of ``rows`` tokens, in order."""
         return [
-            self._opened(engine, dict(zip(stage.weights, engine.weights, strict=True)))
+            self._opened(engine, dict(zip(stage.weights, engine.weights, strict=True)), head=True)
             for stage, engine in self.steps.heads(rows)
         ]
 
-    def _opened(self, engine: TokenwiseEngine, weights: Mapping[str, Port]) -> EngineHandle:
+    def _opened(self, engine: TokenwiseEngine, weights: Mapping[str, Port], *, head: bool = False) -> EngineHandle:
         if engine.name not in self._open:
-            self._open[engine.name] = self._load(engine, weights)
+            self._open[engine.name] = self._load(engine, weights, head=head)
         return self._open[engine.name]
 
     def _file(self, name: str) -> Path:
@@ -247,11 +261,16 @@ class StepEngines:
             raise BundleError(str(path), problem, UNTRUSTED)
         return path
 
-    def _load(self, engine: TokenwiseEngine, weights: Mapping[str, Port], *, own: bool = True) -> EngineHandle:
+    def _load(
+        self, engine: TokenwiseEngine, weights: Mapping[str, Port], *, own: bool = True, head: bool = False
+    ) -> EngineHandle:
+        in_place = not self.packed or (head and self._heads_in_place)
         named: dict[str, npt.NDArray[Any]] = {port.name: self._weights.view(name) for name, port in weights.items()}
         path = self._file(self._bundle.engine_file(engine.name))
-        file = EngineFile(path, engine.inputs, engine.outputs, named, self._threads, own, shared=True)
-        if not self.packed:  # they are read where they lie
+        file = EngineFile(
+            path, engine.inputs, engine.outputs, named, self._threads, own, shared=True, in_place=in_place
+        )
+        if in_place:
             return self.backend.load_engine(file)
         with self._weights.letting_go(weights):
             return self.backend.load_engine(file)

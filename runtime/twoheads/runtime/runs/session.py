@@ -110,7 +110,8 @@ class LoadedBundle(RunContext):
         from twoheads.runtime.runs.source_run import EncoderRun
 
         bundle, weights, how = self._bundle, self._weights, self.precision
-        engines = StepEngines(bundle, weights, self._backend, threads=self.threads, precision=how)
+        share = self.memory_limit is None
+        engines = StepEngines(bundle, weights, self._backend, threads=self.threads, precision=how, share_packed=share)
         if (limit := self.memory_limit) is not None:
             note = step_memory_note(self.program, packed=engines.packed, limit=limit, process=self.process_bytes)
             give_notices(() if note is None else (note,))
