@@ -205,8 +205,30 @@ def test_wrong_guesses_are_left_alone():
     assert lookup.guess() == []
     for token in [9, 8] * (LONGEST_PAUSE // 2):
         lookup.add(token)
-    assert lookup.guess() == [9, 8]
+    assert lookup.guess() == [9, 8, 9]
     assert PromptLookup([1, 2, 3], 3).guess() == []
+
+
+@pytest.mark.parametrize(
+    ("sequence", "expected"),
+    [
+        ([7, 1, 2, 3, 1, 2, 3, 1], [2, 3, 1, 2, 3, 1, 2]),
+        ([4, 4, 4, 4], [4] * 7),
+        ([1, 2, 3, 4, 5, 6, 1, 2], [3, 4, 5, 6, 1, 2, 3]),
+        ([1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2], [3, 4, 5, 6, 7, 8, 9]),
+    ],
+)
+def test_guesses_are_as_many_where_a_sequence_runs_in_circles(sequence, expected):
+    assert PromptLookup(sequence, 7).guess() == expected
+
+
+def test_guesses_that_do_not_pay_are_given_up():
+    pays = PromptLookup([1, 2, 1, 2, 1, 2], 7, needed=1.0)
+    not_worth = PromptLookup([1, 2, 1, 2, 1, 2], 7, needed=1.5)
+    for lookup in (pays, not_worth):
+        lookup.learn(7, 1)
+    assert pays.guess() != []
+    assert not_worth.guess() == []
 
 
 @pytest.mark.parametrize("quantised", [False, True])

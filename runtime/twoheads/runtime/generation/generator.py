@@ -23,7 +23,7 @@ from twoheads.runtime.bundle.weights import Weights
 from twoheads.runtime.generation.asked import check_asked, check_prompt
 from twoheads.runtime.generation.choosing.constraint import read_constraint
 from twoheads.runtime.generation.choosing.draft import DraftGuesses, Guesser
-from twoheads.runtime.generation.choosing.lookup import PromptLookup
+from twoheads.runtime.generation.choosing.lookup import PromptLookup, needed_guesses
 from twoheads.runtime.generation.choosing.processors import LogitsProcessor
 from twoheads.runtime.generation.choosing.settings import Settings, split_unsupported
 from twoheads.runtime.generation.choosing.speech import split_speech
@@ -385,8 +385,9 @@ class Generator:
             return lambda tokens: DraftGuesses(draft.open_context(), tokens, most)
         if not isinstance(speculate, bool):
             raise InputError("speculate", f"is {speculate!r:.60}", "give true, false, or the bundle of a draft")
-        in_place = self._engines.rows_in_place is not None
-        return (lambda tokens: PromptLookup(tokens, most, in_place=in_place)) if speculate else None
+        in_place, quantised = self._engines.rows_in_place is not None, bool(self._bundle.manifest.quantised)
+        needed = needed_guesses(in_place=in_place, quantised=quantised)
+        return (lambda tokens: PromptLookup(tokens, most, needed=needed)) if speculate else None
 
     def _check_draft(self, draft: Generator) -> None:
         """A draft's tokens are this model's."""
