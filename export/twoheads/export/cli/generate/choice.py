@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from twoheads.export.cli.shared import arguments
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.serialization.read_json import parse_json
 
@@ -131,7 +132,8 @@ def keep_prefixes(loaded: LoadedBundle, folder: Path | None) -> None:
     """Lets the bundle take over the beginnings of texts from ``folder``, and leave its own there.
 
     Raises:
-        InputError: The folder can't be made.
+        InputError: The folder can't be made, or is a bundle's.
     """
     if folder is not None:
+        arguments.refuse_bundles(folder, folder.resolve())
         loaded.generation.keep_prefixes(CACHE_BYTES, folder)

@@ -29,6 +29,7 @@ __all__ = [
     "parse_size",
     "read_text",
     "read_tokens",
+    "refuse_bundles",
     "require_path",
     "unwritable",
 ]
@@ -105,10 +106,24 @@ def check_output_path(path: Path, *, folder: bool = False, beside: Mapping[str, 
     for option, other in (beside or {}).items():
         if other is not None and os.path.realpath(other) == str(place):
             raise InputError(str(path), f"is the file of {option}, too", "name another place")
-    for around in place.parents:
-        if is_bundle(around):
-            raise InputError(str(path), f"lies in the bundle {around}, whose files are its own", "name another place")
+    refuse_bundles(path, place)
     return place
+
+
+def refuse_bundles(path: Path, place: Path) -> None:
+    """Refuses to write in a bundle: a file more, and it does not open again.
+
+    Args:
+        path: What the user named.
+        place: Where that is, links followed; a file to be written, or a folder whose files will be.
+
+    Raises:
+        InputError: It is a bundle, or lies in one.
+    """
+    for around in (place, *place.parents):
+        if is_bundle(around):
+            found = "is a bundle" if around == place else f"lies in the bundle {around}"
+            raise InputError(str(path), f"{found}, whose files are its own", "name another place")
 
 
 def check_outputs(
