@@ -15,10 +15,11 @@ __all__ = ["render"]
 
 _TITLES = {
     "causal": "Causal language models", "masked": "Masked language models", "encoder": "Text encoders",
-    "vision": "Images", "wrapper": "Language models that take images, given text alone", "audio": "Audio",
-    "seq2seq": "Sequence to sequence", "classification": "Sequence classification",
+    "vision": "Images", "wrapper": "Language models that take images, given text alone",
+    "audio": "Audio classification", "seq2seq": "Sequence to sequence", "classification": "Sequence classification",
     "ctc": "Speech to text by alignment (CTC)", "speech": "Speech to text by a decoder",
     "token": "Token classification", "question": "Question answering", "picture": "Image classification",
+    "video": "Video classification",
 }  # fmt: skip
 _OUTCOMES = ("exact, tiled", "exact, whole", "refused", "off", "crash", "unmade")
 

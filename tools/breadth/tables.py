@@ -21,8 +21,9 @@ TABLES = {
     "token": "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
     "question": "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES",
     "picture": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+    "video": "MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES",
 }
-"""Names of the library's tables; the audio one names the classes with heads, whose bases are swept."""
+"""Names of the library's tables."""
 
 
 @dataclass(frozen=True, slots=True)

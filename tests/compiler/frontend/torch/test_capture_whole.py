@@ -133,8 +133,10 @@ def test_a_model_of_any_length_is_refused() -> None:
 @torch.no_grad()
 def test_tokens_that_blocks_cannot_follow_run_whole_at_one_length(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    sizes = {"d_model": 16, "n_head": 2, "d_head": 8, "d_inner": 16}
-    model = FunnelForTokenClassification(FunnelConfig(vocab_size=40, block_sizes=[1, 1], num_labels=5, **sizes)).eval()
+    sizes: dict[str, Any] = {"d_model": 16, "n_head": 2, "d_head": 8, "d_inner": 16}
+    config = FunnelConfig(vocab_size=40, block_sizes=[1, 1], **sizes)
+    config.num_labels = 5
+    model = FunnelForTokenClassification(config).eval()
     with pytest.raises(CompileError, match=r"shifted row by row.*\n.*--lowering whole --length"):
         plan_model(model)
     path = write_bundle(compile_model(model, lowering="whole", length=24), tmp_path / "bundle")

@@ -8,6 +8,8 @@ place, and attention is the products and the softmax that its own eager code wri
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import fx
 
@@ -72,10 +74,11 @@ def _require_sizes(graph: fx.Graph) -> None:
     """Refuses values as long as the input says (the places of a token that is sought): an engine's shapes are fixed."""
     for node in graph.nodes:
         value = node.meta.get("val")
-        if isinstance(value, torch.Tensor) and not all(isinstance(size, int) for size in value.shape):
+        sizes = cast("tuple[int | torch.SymInt, ...]", value.shape) if isinstance(value, torch.Tensor) else ()
+        if any(isinstance(size, torch.SymInt) for size in sizes):
             raise CompileError(
                 place_of(layer_of(node), node.name),
-                f"makes a value {list(value.shape)}, whose size depends on what the input says",
+                f"makes a value {list(sizes)}, whose size depends on what the input says",
                 "compile a part of it whose values have fixed sizes",
             )
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from tests.compiler.small_models import EXAMPLES, OneLayer, captured
+from twoheads.compiler import compile_model, plan_model
 from twoheads.compiler.frontend.torch.capture_whole import capture_whole
 from twoheads.compiler.frontend.torch.load_source import load_source
 from twoheads.compiler.original.prove_capture import prove_capture
+from twoheads.export import write_bundle
+from twoheads.graphs.errors import CompileError
+from twoheads.runtime import load
 
 
 def _turn(x: Tensor, *, real_first: bool = False) -> Tensor:
@@ -55,3 +62,28 @@ def test_a_complex_weight_is_a_pair() -> None:
     prove_capture(source, found)
     assert found.graph.weights["turns"].shape == (3, 4, 2)
     assert found.graph.weights["turns"].dtype == "float32"
+
+
+class Fourier(torch.nn.Module):
+    """An image's transform along its last two axes, the second of complex numbers."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.fft.fftn(torch.fft.fftn(image, dim=(3,)), dim=(2,)).real.flatten(2)
+
+
+def test_a_fourier_transform_is_as_precise_as_torchs(tmp_path: Path) -> None:
+    module, image = Fourier().eval(), torch.randn((1, 3, 53, 64), generator=torch.Generator().manual_seed(0))
+    compiled = compile_model(module, lowering="whole", example_inputs={"image": image})
+    run = load(write_bundle(compiled, tmp_path / "bundle")).run(image.numpy(), output="hidden").array
+    want = module(image.double())[0]
+    assert run is not None
+    assert float(np.abs(run - want.numpy()).max()) < 2e-6 * float(want.abs().max())
+
+
+def test_a_fourier_transform_of_another_size_is_refused() -> None:
+    class Longer(torch.nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            return torch.fft.fftn(image, s=(8, 8), dim=(2, 3)).real.flatten(2)
+
+    with pytest.raises(CompileError, match="another size or scale"):
+        plan_model(Longer(), lowering="whole", example_inputs={"image": torch.zeros((1, 3, 6, 5))})

@@ -1,11 +1,14 @@
 """Complex numbers become pairs of real ones in a further last axis: no engine has complex tensors.
 
-Some rotary embeddings are written as products with ``e^(i angle)`` (DeepSeek-V2, Llama 4).
+Some rotary embeddings are written as products with ``e^(i angle)`` (DeepSeek-V2, Llama 4). A Fourier transform of a
+fixed size (FNet) is products with its matrices: the engines' own transform of a length that is no power of two is less
+precise than torch's by an order of magnitude.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from math import pi
 from typing import Any
 
 import torch
@@ -97,6 +100,42 @@ def _polar(build: _Builder, node: fx.Node, size: fx.Node, angle: fx.Node) -> fx.
     return build.pair(node, *(build.add(node, aten.mul.Tensor, size, part) for part in parts))
 
 
+def _fourier(
+    build: _Builder, node: fx.Node, operand: fx.Node, sizes: Any = None, axes: Sequence[int] = (), norm: Any = None
+) -> fx.Node:
+    """The transform along ``axes``, one after another: ``(x + i y) (C - i S)`` of cosines and sines."""
+    if sizes is not None or norm is not None or not axes:
+        problem = "is a Fourier transform of another size or scale than its operand's"
+        raise CompileError(node.name, problem, "transform the axes as they are: torch.fft.fftn(x, dim=...)")
+    real, imaginary = build.parts(operand) if _is_complex(operand) else (operand, None)
+    for axis in axes:
+        cosines, sines = _waves(build, node, operand.meta["val"].shape[axis])
+        by_cosines, by_sines = (_along(build, node, real, waves, axis) for waves in (cosines, sines))
+        if imaginary is None:
+            real, imaginary = by_cosines, build.add(node, aten.neg.default, by_sines)
+        else:
+            more = _along(build, node, imaginary, sines, axis)
+            imaginary = build.add(node, aten.sub.Tensor, _along(build, node, imaginary, cosines, axis), by_sines)
+            real = build.add(node, aten.add.Tensor, by_cosines, more)
+    assert imaginary is not None, "there is an axis"
+    return build.pair(node, real, imaginary)
+
+
+def _along(build: _Builder, node: fx.Node, part: fx.Node, waves: fx.Node, axis: int) -> fx.Node:
+    """The product with symmetric ``waves`` along an axis."""
+    turned = build.add(node, aten.transpose.int, part, axis, -1)
+    return build.add(node, aten.transpose.int, build.add(node, aten.matmul.default, turned, waves), axis, -1)
+
+
+def _waves(build: _Builder, node: fx.Node, size: int) -> tuple[fx.Node, fx.Node]:
+    """Cosines and sines ``[size, size]`` of ``2 pi j k / size``; whole turns are left out while numbers are whole."""
+    numbers = build.add(node, aten.arange.default, size)
+    rows, columns = (build.add(node, aten.unsqueeze.default, numbers, axis) for axis in (1, 0))
+    turns = build.add(node, aten.remainder.Scalar, build.add(node, aten.mul.Tensor, rows, columns), size)
+    angles = build.add(node, aten.mul.Tensor, build.add(node, aten.to.dtype, turns, torch.float32), 2 * pi / size)
+    return build.add(node, aten.cos.default, angles), build.add(node, aten.sin.default, angles)
+
+
 def _product(build: _Builder, node: fx.Node, left: Any, right: Any) -> fx.Node:
     if not (isinstance(left, fx.Node) and _is_complex(left)):
         left, right = right, left
@@ -131,6 +170,8 @@ _RULES: Mapping[Any, Callable[..., fx.Node]] = {
     aten.polar.default: _polar,
     aten.complex.default: lambda build, node, real, imaginary: build.pair(node, real, imaginary),
     aten.view_as_complex.default: lambda _build, _node, operand: operand,
+    aten.fft_fftn.default: _fourier,
+    aten.real.default: lambda build, _node, operand: build.parts(operand)[0],
     aten.view_as_real.default: _same,
     aten.mul.Tensor: _product,
     aten.unsqueeze.default: _with_axes(1, more=1),
