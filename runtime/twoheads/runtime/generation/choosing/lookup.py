@@ -78,7 +78,7 @@ class PromptLookup:
         return []
 
     def _following(self, start: int) -> list[int]:
-        """What follows token ``start``; behind the sequence's end the guesses themselves, as where it runs in circles."""
+        """What follows token ``start``; behind the sequence's end the guesses themselves, where it runs in circles."""
         guesses = self._tokens[start : start + self._most]
         while len(guesses) < self._most:
             guesses.append(guesses[start - len(self._tokens)])
