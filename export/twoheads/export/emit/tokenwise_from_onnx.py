@@ -6,20 +6,24 @@ translation to trust. Values get numbers for names, so that equal regions give e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from twoheads.compiler.frontend.onnx.program import OnnxRegion
-from twoheads.compiler.ir.source_graph import TensorType
+from twoheads.compiler.ir.source_graph import TensorType, place_of
 from twoheads.export.emit.graph_builder import declared_port
+from twoheads.graphs.errors import CompileError
 from twoheads.graphs.program.program import TokenwiseEngine
+from twoheads.runtime.bundle.weights_table import DTYPES
 
 __all__ = ["tokenwise_from_onnx"]
 
 IR_VERSION = 10
+
+REMEDY = "export it without this operator, or with sizes that are numbers"
 
 
 def tokenwise_from_onnx(region: OnnxRegion, engine: TokenwiseEngine) -> onnx.ModelProto:
@@ -31,7 +35,12 @@ def tokenwise_from_onnx(region: OnnxRegion, engine: TokenwiseEngine) -> onnx.Mod
 
     Returns:
         A model whose inputs are the engine's inputs followed by its weights, all by port name.
+
+    Raises:
+        CompileError: An operator's result has no shape that follows from the engine's, or a value is of no type that
+            bundles hold.
     """
+    _check_types(engine)
     lengths = region.lengths(engine)
     protos = [proto for node in region.operators() for proto in node.at(lengths)]
     protos = list(_with_gemms(protos, region))
@@ -45,7 +54,39 @@ def tokenwise_from_onnx(region: OnnxRegion, engine: TokenwiseEngine) -> onnx.Mod
         [declared_port(port) for port in engine.outputs],
     )
     opsets = [helper.make_opsetid(domain, version) for domain, version in _used_opsets(region, protos).items()]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="twoheads")
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="twoheads")
+    _check_shapes(model, protos)
+    return model
+
+
+def _check_types(engine: TokenwiseEngine) -> None:
+    for port in (*engine.inputs, *engine.outputs, *engine.weights):
+        if port.dtype not in DTYPES:
+            raise CompileError(
+                f"engine {engine.name}", f"has values of {port.dtype}, and bundles hold none", "export it with int64"
+            )
+
+
+def _check_shapes(model: onnx.ModelProto, protos: Sequence[onnx.NodeProto]) -> None:
+    """Refuses the first operator behind which a shape is open: its contents decide, or ONNX does not say."""
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+    except onnx.shape_inference.InferenceError as error:
+        message = " ".join(str(error).split())
+        raise CompileError(model.graph.name, f"has shapes that do not fit together: {message:.300}", REMEDY) from error
+    known = {value.name for value in (*inferred.input, *inferred.output, *inferred.value_info) if _is_fixed(value)}
+    for node, proto in zip(model.graph.node, protos, strict=True):
+        if any(name and name not in known for name in node.output):
+            raise CompileError(
+                place_of("", proto.output[0]),
+                f"makes an array ({proto.op_type}) whose shape does not follow from the shapes of what it reads",
+                REMEDY,
+            )
+
+
+def _is_fixed(value: onnx.ValueInfoProto) -> bool:
+    shape = value.type.tensor_type
+    return shape.HasField("shape") and all(dim.HasField("dim_value") for dim in shape.shape.dim)
 
 
 def _used_opsets(region: OnnxRegion, protos: list[onnx.NodeProto]) -> dict[str, int]:

@@ -116,6 +116,8 @@ def verify_input(
         return _first(given, length, "the input")
     if text is not None:
         return _first(_encode(bundle, text), length, "the text")
+    if entry.value.axis is None:
+        return _random(entry, entry.value.block_shape(0))
     if np.dtype(entry.value.dtype).kind == "f":
         return _random(entry, entry.value.block_shape(length)[1:])
     return _default_tokens(bundle, entry, length)

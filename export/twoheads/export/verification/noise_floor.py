@@ -101,8 +101,10 @@ def chunks(array: Array) -> Iterator[slice]:
 
 def largest_difference(one: Array, other: Array) -> tuple[float, bool]:
     """The largest difference where it is finite, and whether it is finite everywhere."""
+    # Truth values have no difference, and bytes wrap around.
+    kind = one.dtype if one.dtype.kind == "f" else np.dtype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
-        difference = np.abs(one - other)
+        difference = np.abs(np.subtract(one, other, dtype=kind))
     largest = float(difference.max(initial=0.0))
     if np.isfinite(largest):
         return largest, True

@@ -125,7 +125,7 @@ class ValueStore:
 
     def tile(self, tile: int) -> npt.NDArray[Any]:
         """Tile ``tile`` as a contiguous view."""
-        view: npt.NDArray[Any] = self.array[self._slot(tile)]
+        view: npt.NDArray[Any] = self.array[self._slot(tile), ...]  # an array where a value is one number, too
         self.touch(tile, view.nbytes)
         return view
 

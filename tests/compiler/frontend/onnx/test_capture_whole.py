@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime  # type: ignore[import-untyped]
 import pytest
 from onnx import TensorProto, helper
@@ -118,3 +120,94 @@ def test_sizes_that_are_computed_from_the_image_are_numbers(tmp_path: Path) -> N
     )
     bundle = write_bundle(compile_model(path, lowering="whole"), tmp_path / "b", generation=False)
     assert verify(bundle, path).passed
+
+
+FLAT, IMAGE = [1, 16, 8], [1, 3, 8, 8]
+TRAINED = ["x", "three", "three", "three", "three"]
+UNPOOLED = {"kernel_shape": [2, 2], "strides": [2, 2]}
+CONSTANTS: dict[str, Any] = {
+    "three": np.ones(3, np.float32), "zero": np.array([0]), "one": np.array([1]), "halves": np.array([4, 4]),
+    "factors": np.array([1, 1, 2, 2], np.float32),
+    "grid": np.array([1, 3, 5, 5]), "size": np.array([1, 3, 8, 8]), "crop": np.array([5, 9]),
+    "blocks": np.array([2, 2]), "step": np.array(4), "row": np.zeros(8, np.float32),
+}  # fmt: skip
+
+
+def small(path: Path, nodes: list[Any], shape: list[int], kind: int, outputs: tuple[str, ...] = ("y",)) -> Path:
+    """A file of one input ``x``, whose outputs have whatever shape and type its operators give them."""
+    read = {name for node in nodes for name in node.input}
+    weights = {name: array for name, array in CONSTANTS.items() if name in read}
+    save_model(path, nodes, weights, {"y": shape}, inputs={"x": (kind, shape)}, opset=20)
+    model = onnx.load(str(path))
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+    inferred = onnx.shape_inference.infer_shapes(model)
+    for value in inferred.graph.output:
+        value.type.tensor_type.shape.SetInParent()
+        value.type.tensor_type.elem_type = value.type.tensor_type.elem_type or kind
+    onnx.save(inferred, str(path))
+    return path
+
+
+REFUSED: list[tuple[list[Any], list[int], int, str]] = [
+    ([("SequenceEmpty", [], ["s"]), ("SequenceLength", ["s"], ["y"])], FLAT, 1, r"SequenceEmpty.*sequences or strings"),
+    ([("Optional", ["x"], ["o"]), ("OptionalGetElement", ["o"], ["y"])], FLAT, 1, "values that may be missing"),
+    ([("BatchNormalization", TRAINED, ["y", "m", "v"], {"training_mode": 1})], IMAGE, 1, "mean and variance from"),
+    ([("Slice", ["x", "zero", "zero", "one"], ["y"])], FLAT, 1, "output y: holds no numbers"),
+    ([("Shape", ["x"], ["s"]), ("Unsqueeze", ["s", "zero"], ["y"])], FLAT, 1, "the same whatever the inputs hold"),
+    ([("Cast", ["x"], ["y"], {"to": 1})], FLAT, TensorProto.UINT64, "values of uint64, and bundles hold none"),
+    (
+        [("MaxPool", ["x"], ["p", "i"], UNPOOLED), ("MaxUnpool", ["p", "i", "size"], ["y"], UNPOOLED)], IMAGE, 1,
+        r'node "y".*\(MaxUnpool\) whose shape does not follow',
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("nodes", "shape", "kind", "said"), REFUSED, ids=[nodes[-1][0] for nodes, *_ in REFUSED])
+def test_what_no_engine_can_hold_is_refused_for_what_it_is(
+    nodes: list[Any], shape: list[int], kind: int, said: str, tmp_path: Path
+) -> None:
+    path = small(tmp_path / "m.onnx", [_node(*node) for node in nodes], shape, kind)
+    with pytest.raises(CompileError, match=said) as refused:
+        write_bundle(compile_model(path, lowering="whole"), tmp_path / "b", generation=False)
+    assert refused.value.fix
+
+
+EXACT: list[tuple[list[Any], list[int], int]] = [
+    ([("Resize", ["x", "", "factors"], ["y"], {"mode": "nearest"})], IMAGE, 1),
+    ([("Split", ["x", "halves"], ["a", ""], {"axis": 2}), ("Concat", ["a", "a"], ["y"], {"axis": 2})], FLAT, 1),
+    ([("Greater", ["x", "row"], ["y"])], FLAT, 1),
+    ([("AffineGrid", ["x", "grid"], ["y"])], [1, 2, 3], 1),
+    ([("CenterCropPad", ["x", "crop"], ["y"], {"axes": [2, 3]})], IMAGE, 1),
+    ([("Col2Im", ["x", "halves", "blocks"], ["y"])], [1, 12, 9], 1),
+    ([("Gather", ["row", "x"], ["g"]), ("Add", ["g", "row"], ["y"])], [1, 8], TensorProto.INT64),
+]
+
+
+@pytest.mark.parametrize(("nodes", "shape", "kind"), EXACT, ids=[nodes[0][0] for nodes, *_ in EXACT])
+def test_what_has_one_size_is_one_engine(nodes: list[Any], shape: list[int], kind: int, tmp_path: Path) -> None:
+    path = small(tmp_path / "m.onnx", [_node(*node) for node in nodes], shape, kind)
+    bundle = write_bundle(compile_model(path, lowering="whole"), tmp_path / "b", generation=False)
+    assert verify(bundle, path).passed
+
+
+def _node(operator: str, inputs: list[str], outputs: list[str], attributes: Mapping[str, Any] | None = None) -> Any:
+    return helper.make_node(operator, inputs, outputs, **(attributes or {}))
+
+
+def test_an_output_that_nothing_computes_is_no_result(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Relu", ["x"], ["y"])]
+    path = small(tmp_path / "m.onnx", nodes, FLAT, TensorProto.FLOAT, outputs=("x", "y"))
+    bundle = write_bundle(compile_model(path, lowering="whole"), tmp_path / "b", generation=False)
+    assert verify(bundle, path).passed
+    with pytest.raises(CompileError, match="output x: is an input or a weight"):
+        compile_model(path, lowering="whole", results=["x"])
+
+
+def test_a_file_without_inputs_is_refused(tmp_path: Path) -> None:
+    path = small(tmp_path / "m.onnx", [helper.make_node("Neg", ["row"], ["y"])], FLAT, TensorProto.FLOAT)
+    model = onnx.load(str(path))
+    del model.graph.input[:]
+    onnx.save(model, str(path))
+    with pytest.raises(CompileError, match="has no inputs"):
+        compile_model(path, lowering="whole")

@@ -114,6 +114,7 @@ BAD_FILES = {
     "huge tiling": (asking("Tile", [1 << 20, 1 << 20], at=1), "makes 1099511627776 numbers"),
     "huge range": (asking("Range", [0], [10**12], [1]), "makes 1000000000000 numbers"),
     "huge padding": (asking("Pad", [1 << 40, 0], at=1), "makes 1099511627776 numbers"),
+    "huge map": (asking("Resize", [1 << 40], at=2), "makes 1099511627776 numbers"),
     "computed size": (add("ConstantOfShape", "q"), "whose size it computes"),
 }
 

@@ -85,8 +85,14 @@ def read_whole(path: str | Path, results: Sequence[str] = ()) -> WholeFile:
             f"has the shape {list(types[logits].shape)}: whole models have one row of logits, [1, classes]",
             "name the outputs that count: --result HIDDEN",
         )
+    _check_result(types[hidden], names[hidden])
     rows, made = _rows(hidden, types[hidden], names[hidden])
     return WholeFile(file, inputs, replace(graph, nodes=(*graph.nodes, *made)), rows, logits)
+
+
+def _check_result(type_: TensorType, own: str) -> None:
+    if 0 in type_.shape:
+        raise CompileError(f"output {own}", "holds no numbers", "name another output: --result NAME")
 
 
 def _rows(name: str, type_: TensorType, own: str) -> tuple[str, list[OnnxNode]]:
@@ -117,6 +123,14 @@ def capture_whole_onnx(path: str | Path, results: Sequence[str] = ()) -> Capture
     wanted, where = whole.outputs, str(path)
     graph = spelled_out(fold_onnx(whole.graph, wanted), whole.inputs, wanted, where)
     resolved = resolve_lengths(graph, measure_onnx(graph, whole.inputs, wanted, where), wanted)
+    made = {name for node in resolved.graph.nodes for name in node.outputs}
+    for name in wanted:
+        if name not in made:
+            raise CompileError(
+                f"output {name.removesuffix('.rows')}",
+                "is the same whatever the inputs hold",
+                "name another: --result NAME",
+            )
     types = dict(measure_onnx(resolved.graph, whole.inputs, wanted, where).types)
     types |= {entry.value.name: TensorType(entry.value.dtype, entry.value.shape) for entry in whole.inputs}
     weights = resolved.graph.weights

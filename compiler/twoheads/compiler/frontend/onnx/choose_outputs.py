@@ -47,11 +47,18 @@ def model_outputs(file: OnnxFile, chosen: Sequence[str]) -> dict[str, str]:
     for name in chosen:
         if name not in own:
             raise CompileError(str(file.path), f"has no output {name!r}", f"choose of {', '.join(own)}")
+    made = {name for node in file.nodes for name in node.output}
+    for name in chosen:
+        if own[name] not in made:
+            raise CompileError(
+                f"output {name}", "is an input or a weight, which nothing computes", "choose another one"
+            )
     if chosen:
         return {own[name]: name for name in chosen}
-    found = {safe: name for safe, name in file.outputs.items() if not NO_RESULT.match(name)}
+    found = {safe: name for safe, name in file.outputs.items() if not NO_RESULT.match(name) and safe in made}
     if not found:
-        raise CompileError(str(file.path), f"has no outputs but {', '.join(own)}", "export the model with its result")
+        others = f" but {', '.join(own)}" if own else ""
+        raise CompileError(str(file.path), f"has no outputs{others}", "export the model with its result")
     return found
 
 

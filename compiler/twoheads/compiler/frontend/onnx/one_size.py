@@ -31,6 +31,8 @@ def one_size(file: OnnxFile) -> tuple[OnnxFile, tuple[Input, ...]]:
     Raises:
         CompileError: An input has a dimension that neither the file nor a configuration beside it says.
     """
+    if not file.inputs:
+        raise CompileError(str(file.path), "has no inputs", "export the whole model")
     beside = _sizes_beside(file.path)
     inputs = tuple(replace(value, shape=_said(value, beside)) for value in file.inputs)
     file = one_input(replace(file, inputs=inputs), {value.name: "argument" for value in inputs})

@@ -44,6 +44,11 @@ def _range(operands: Sequence[Numbers]) -> int:
     return max(0, ceil((limit - start) / step)) if step else 0
 
 
+def _resized(operands: Sequence[Numbers]) -> int:
+    """By factors, of which the result has at least the product, or by sizes."""
+    return max(ceil(prod(map(abs, numbers))) for numbers in operands)
+
+
 def _sum(operands: Sequence[Numbers]) -> int:
     return sum(abs(int(number)) for number in operands[0])
 
@@ -54,7 +59,7 @@ _MAKERS: dict[str, tuple[int, int, Callable[[Sequence[Numbers]], int]]] = {
     "Tile": (1, 2, _product),
     "Range": (0, 3, _range),
     "Pad": (1, 2, _sum),
-    "Resize": (3, 4, _product),
+    "Resize": (2, 4, _resized),
     "OneHot": (1, 2, _product),
     "CenterCropPad": (1, 2, _product),
     "HannWindow": (0, 1, _product),

@@ -27,6 +27,8 @@ EMBEDDED = 1024
 
 IR_VERSION = 10
 
+REMEDY = "export it for operators that the installed ONNX Runtime has"
+
 Sizes: TypeAlias = SizeFormula | tuple[SizeFormula, ...]
 """A whole number, or a row of them."""
 
@@ -242,5 +244,5 @@ def run_model(
         values = session.run(list(outputs), dict(feeds))
     except Exception as error:  # its exceptions have no common type of their own
         message = " ".join(str(error).split())
-        raise CompileError("ONNX Runtime", f"can't run a part of the model: {message[:400]}", "") from error
+        raise CompileError("ONNX Runtime", f"can't run a part of the model: {message[:400]}", REMEDY) from error
     return dict(zip(outputs, cast("list[Array]", values), strict=True))

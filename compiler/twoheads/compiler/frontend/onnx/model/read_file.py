@@ -53,8 +53,16 @@ REFUSED = {
         ("draws random numbers", "export in evaluation mode"),
     ),
     **dict.fromkeys(
-        ("SequenceConstruct", "SequenceAt", "SplitToSequence", "ConcatFromSequence", "StringNormalizer"),
+        (
+            *("SequenceAt", "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceLength"),
+            *("SequenceMap", "SplitToSequence", "ConcatFromSequence"),
+            *("StringConcat", "StringNormalizer", "StringSplit", "RegexFullMatch"),
+        ),
         ("works on sequences or strings", "export the part of the model that works on tensors"),
+    ),
+    **dict.fromkeys(
+        ("Optional", "OptionalGetElement", "OptionalHasElement"),
+        ("works on values that may be missing", "export a model of tensors"),
     ),
 }  # fmt: skip
 """Operators that can't be compiled, with the reason and a remedy."""
@@ -250,6 +258,8 @@ def _refuse(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
         raise CompileError(
             where, f"comes from the operator set {node.domain!r}, which is not supported", "export it without"
         )
+    if node.op_type == "BatchNormalization" and len([name for name in node.output if name]) > 1:
+        raise CompileError(where, "takes its mean and variance from the input", "export in evaluation mode")
     if node.op_type in REFUSED:
         inside = _unlike(node)
         reason, remedy = REFUSED[inside or node.op_type]

@@ -22,11 +22,22 @@ def graph_of(
     used = {name for node in kept for name in node.input} | set(outputs)
     for node in kept:
         optional = _optional_results(node, opsets)
-        names = ["" if name not in used and at in optional else name for at, name in enumerate(node.output)]
+        names = [_result(node, at, used, optional) for at in range(len(node.output))]
         del node.output[:]
         node.output.extend(names)
     graph = OnnxGraph(opsets, tuple(OnnxNode(node, _layer(node)) for node in kept), dict(weights))
     return without_dead_nodes(graph, outputs)
+
+
+def _result(node: onnx.NodeProto, at: int, used: set[str], optional: set[int]) -> str:
+    """A result's name: none where nobody asks and the operator may leave it out.
+
+    A part of several (Split) may have none in a file, and ONNX Runtime without its optimiser crashes then.
+    """
+    name = node.output[at]
+    if at in optional:
+        return name if name in used else ""
+    return name or f"{node.output[0]}.unnamed_{at}"
 
 
 def _optional_results(node: onnx.NodeProto, opsets: Mapping[str, int]) -> set[int]:

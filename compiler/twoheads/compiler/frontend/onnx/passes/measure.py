@@ -102,12 +102,17 @@ def _run(
         return graph.run(outputs, feeds, lengths, every=True)
     except CompileError as error:
         sizes = " and ".join(f"{length} tokens" for length in lengths.values()) or "its own size"
-        raise CompileError(where, f"does not run at {sizes} with batch 1: {error.problem}", _remedy(error)) from error
+        problem = f"does not run at {sizes} with batch 1: {error.problem}"
+        raise CompileError(where, problem, _remedy(error, fixed=not lengths)) from error
 
 
-def _remedy(error: CompileError) -> str:
+def _remedy(error: CompileError, *, fixed: bool) -> str:
+    if any(words in error.problem for words in ("not a registered", "No Op registered", "NOT_IMPLEMENTED")):
+        return "export it without this operator, or install an ONNX Runtime that has it"
     if "onnx opset versions" in error.problem:
         return "export it for an operator set that the installed ONNX Runtime knows"
     if "INVALID_GRAPH" in error.problem:
         return "the file itself is invalid: export it again, for another operator set"
+    if fixed:
+        return "the file itself does not run: export it again"
     return "export it with a dynamic token axis and dynamic batch"

@@ -47,6 +47,9 @@ LITERALS: Mapping[str, tuple[int, ...]] = {
     "TopK": (1,),
     "OneHot": (1, 2),
     "Resize": (1, 2, 3),
+    "AffineGrid": (1,),
+    "CenterCropPad": (1,),
+    "Col2Im": (1, 2),
     **dict.fromkeys(("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceL2", "ReduceProd"), (1,)),
 }
 """Operands that are part of the operator when they are constant: shapes, axes, numbers of parts."""
