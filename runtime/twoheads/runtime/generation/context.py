@@ -117,13 +117,37 @@ class Context:
         Raises:
             InputError: As there.
         """
+        hidden = yield from self._appending(tokens, whole=False)
+        if hidden is None:
+            raise InputError("tokens", "are none", "give one or more")
+        return self.logits(hidden)
+
+    def appending_whole(
+        self, tokens: Sequence[int] | npt.NDArray[Any]
+    ) -> Generator[int, None, npt.NDArray[np.float32] | None]:
+        """Likewise of what becomes whole blocks; ``None`` where tokens are left, which others :meth:`take`.
+
+        Raises:
+            InputError: As there.
+        """
+        hidden = yield from self._appending(tokens, whole=True)
+        return None if hidden is None else self.logits(hidden)
+
+    def _appending(
+        self, tokens: Sequence[int] | npt.NDArray[Any], *, whole: bool
+    ) -> Generator[int, None, npt.NDArray[Any] | None]:
         new = self.check(tokens)
         steady = self._steady_start(len(self.tokens) + len(new))
         again = self.tokens[steady:]
         self._cut(steady)
-        hidden = yield from self._extending([*again, *new])
+        hidden = yield from self._extending([*again, *new], whole=whole)
         self._steady = len(self.tokens)
-        return self._logits(hidden)
+        return hidden
+
+    def take(self, tokens: Sequence[int]) -> None:
+        """Counts tokens of the open block whose rows others computed and wrote into it, as :meth:`append` would."""
+        self.tokens.extend(tokens)
+        self._steady = len(self.tokens)
 
     def step(self, token: int) -> npt.NDArray[np.float32]:
         """Adds one token by the engine of one row; returns the logits behind it.
@@ -131,7 +155,7 @@ class Context:
         Raises:
             InputError: As :meth:`append`.
         """
-        return self._logits(self.extend([token], 1)[-1])
+        return self.logits(self.extend([token], 1)[-1])
 
     def extend(self, tokens: Sequence[int], rows: int) -> npt.NDArray[Any]:
         """Adds tokens of one block by one step of ``rows`` rows; returns their hidden states ``[tokens, width]``.
@@ -344,22 +368,27 @@ class Context:
         for _ in self._extending(new):
             pass
 
-    def _extending(self, new: list[int]) -> Generator[int, None, npt.NDArray[Any]]:
-        """Likewise, giving the rows of every call behind it; returns the last hidden states ``[width]``."""
+    def _extending(self, new: list[int], *, whole: bool = False) -> Generator[int, None, npt.NDArray[Any] | None]:
+        """Likewise, giving the rows of every call behind it; returns the last hidden states ``[width]``.
+
+        With ``whole`` only what runs compute; ``None`` where that is not all.
+        """
         steps = self.engines.steps
         tokens = np.array([*self.tokens, *new], np.int64)
         hidden: npt.NDArray[Any] | None = None
-        start = self._from_cache(tokens)
         runs = self._prompts is not None
+        if runs and self._arrays().reserve(len(tokens) // steps.program.block_size):  # once, and not as they come
+            self._steps.clear()
+        start = self._from_cache(tokens)
         for first, count, rows in Pieces(start, len(tokens), steps.rows, runs=runs):
             if runs and count % steps.program.block_size == 0:
                 hidden = self._run_whole(tokens[: first + count], first, last=first + count == len(tokens))
+            elif whole:
+                return None
             else:
                 hidden = self._run(tokens[first : first + count], first, count, rows)[-1]
                 self._to_cache()
             yield rows
-        if hidden is None:
-            raise InputError("tokens", "are none", "give one or more")
         return hidden
 
     def _from_cache(self, tokens: npt.NDArray[np.int64]) -> int:
@@ -451,9 +480,15 @@ class Context:
             found = kept.rounded.steps
         return found if found is not None and not kept.rounds and found.reach(rows, blocks) else None
 
-    def make_room(self) -> bool:
-        """Room for rows in place behind its tokens; ``False`` where they are written elsewhere from here on."""
-        rows, first = self.engines.steps.rows[1], len(self.tokens)
+    def make_room(self, rows: int | None = None, count: int = 1) -> bool:
+        """Room for rows in place behind its tokens; ``False`` where they are written elsewhere from here on.
+
+        Args:
+            rows: Of a step; by default as few as there may be.
+            count: Tokens, which take one such step after the other.
+        """
+        rows = self.engines.steps.rows[1] if rows is None else rows
+        first = len(self.tokens) + (count - 1) // rows * rows
         in_place = self._in_place(rows, first)
         if in_place is None or self._arrays().reserve(in_place.room(rows, first)):
             self._steps.clear()  # the arrays have moved, or are about to
@@ -473,7 +508,8 @@ class Context:
             self._to_cache()
         return made.hidden
 
-    def _logits(self, hidden: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    def logits(self, hidden: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """The logits ``[classes]`` of hidden states ``[width]``, in float32."""
         if 1 not in self._heads:
             self._heads[1] = Heads(self.engines, 1)
         row: npt.NDArray[np.float32] = self._heads[1].logits(hidden[None])[0]

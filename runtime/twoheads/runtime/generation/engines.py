@@ -143,6 +143,8 @@ class StepEngines:
             BundleError: As :meth:`body`.
         """
         steps = self.steps
+        for rows in SMALL_ROWS:  # first: packing so large a weight takes as much memory again for a moment
+            self.heads(rows)
         blocks = tokens // steps.program.block_size
         one = self.rounded if rounded and blocks and self.rounded is not None else self.in_place
         for rows in () if steps.layered or steps.source else steps.rows[:-1] if runs else steps.rows:
@@ -156,8 +158,6 @@ class StepEngines:
             reached = [one for one in steps.capacities if most is None or one <= most]
             for capacity in reached if rows == steps.rows[-1] else reached[-1:]:
                 self.body(rows, capacity)
-        for rows in SMALL_ROWS:
-            self.heads(rows)
 
     @property
     def identity(self) -> tuple[str, ...]:
@@ -206,6 +206,10 @@ class StepEngines:
             BundleError: As there.
         """
         return self._attention(engine)
+
+    def holds(self, engine: BatchInPlace) -> bool:
+        """Whether the bundle holds such an attention."""
+        return self._bundle.has(f"{ENGINES}/{engine.name}.onnx")
 
     def _attention(self, engine: BatchAttention | BatchInPlace) -> EngineHandle:
         if engine.name not in self._open:

@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 
 from twoheads.export.emit.graph_builder import DOMAIN, OPSET, GraphBuilder
-from twoheads.graphs.variants.batch_steps import SLOTS
 from twoheads.graphs.variants.in_place.batch_in_place import BatchInPlace
 from twoheads.graphs.variants.in_place.in_place_steps import NEXT, PLACE
 
@@ -23,26 +22,30 @@ def batch_in_place_model(engine: BatchInPlace) -> onnx.ModelProto:
         "kv_num_heads": geometry.kv_num_heads,
         "scale": geometry.scale,
     }
-    slots = [_split(graph, name) for name in ("q", "k", "v", PLACE)]
+    slots = [_split(graph, name, engine.slots) for name in ("q", "k", "v", PLACE)]
     one = graph.array("one_row", np.ones(1, np.int32))
+    behind = graph.array("rows_behind", np.full(1, engine.rows - 1, np.int32))
     outs: list[str] = []
     for at, (q, k, v, place) in enumerate(zip(*slots, strict=True)):
         past = [f"past_key_{at}", f"past_value_{at}"]
-        last = graph.node("Add", place, one)  # of two rows
+        last = graph.node("Add", place, behind)  # the last row
         total = graph.reshape(graph.node("Add", last, one))
-        outs.append(f"out_{at}")
+        outs.append(f"out_{at}" if engine.slots > 1 else "out")
         made = [outs[-1], *(NEXT + name for name in past)]
         read = [q, k, v, *past, last, total]
         graph.nodes.append(
             onnx.helper.make_node("GroupQueryAttention", read, made, name=outs[-1], domain=DOMAIN, **how)
         )
-    graph.node("Concat", *outs, axis=0, output="out")
+    if engine.slots > 1:
+        graph.node("Concat", *outs, axis=0, output="out")
     return graph.model(engine.name, engine.inputs, engine.outputs, {"": OPSET, DOMAIN: 1})
 
 
-def _split(graph: GraphBuilder, name: str) -> list[str]:
+def _split(graph: GraphBuilder, name: str, slots: int) -> list[str]:
     """An array's slots, ``[1, ...]`` each."""
-    made = [f"{name}_{at}" for at in range(SLOTS)]
-    sizes = graph.constant([1] * SLOTS)
+    if slots == 1:
+        return [name]
+    made = [f"{name}_{at}" for at in range(slots)]
+    sizes = graph.constant([1] * slots)
     graph.nodes.append(onnx.helper.make_node("Split", [name, sizes], made, name=f"{name}_slots", axis=0))
     return made

@@ -3,6 +3,9 @@
 It is a call of the operator for every slot of a slab, each over its own sequence's keys and no others. The operator
 multiplies a single row by other kernels than several, with other last bits, so each slot has a second row: it is
 nobody's, and written behind the first one.
+
+There is the same for several rows of one sequence: the ends of prompts of different requests are rows of one call of
+token-wise engines, and attention goes by request.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from twoheads.graphs.variants.in_place.in_place_steps import NEXT, PLACE, InPlac
 from twoheads.graphs.variants.stage_run import with_rows
 from twoheads.graphs.variants.steps import STEP
 
-__all__ = ["PAIR", "BatchInPlace", "batch_in_place", "batches_in_place"]
+__all__ = ["PAIR", "BatchInPlace", "batch_in_place", "batches_in_place", "prompt_in_place"]
 
 PAIR = 2
 """Rows of a slot."""
@@ -25,31 +28,36 @@ PAIR = 2
 
 @dataclass(frozen=True, slots=True)
 class BatchInPlace:
-    """Attention of one row of each of :data:`SLOTS` sequences.
+    """Attention of one row of each of :data:`SLOTS` sequences, or of several rows of one.
 
-    ``q [slots, 2, q_num_heads * head_dim]``, ``k`` and ``v [slots, 2, kv_num_heads * head_dim]``, ``place [slots]``,
-    int32, which says where a slot's first row is written, and of every slot ``past_key_AT [1, kv_num_heads, keys,
-    head_dim]`` and ``past_value_AT`` give ``out [slots, 2, q_num_heads * head_dim]``, and those arrays in the same
-    memory.
+    ``q [slots, rows, q_num_heads * head_dim]``, ``k`` and ``v [slots, rows, kv_num_heads * head_dim]``, ``place
+    [slots]``, int32, which says where a slot's first row is written, and of every slot ``past_key_AT [1, kv_num_heads,
+    keys, head_dim]`` and ``past_value_AT`` give ``out [slots, rows, q_num_heads * head_dim]``, and those arrays in the
+    same memory.
 
     Attributes:
         geometry: Of one sequence's attention.
         keys: For which there is room in a slot.
+        slots: Sequences.
+        rows: Of each.
     """
 
     geometry: AttentionEngine
     keys: int
+    slots: int = SLOTS
+    rows: int = PAIR
 
     @property
     def name(self) -> str:
         """Of the engine's file."""
-        return f"{STEP}batch_in_place_{self.geometry.name}_{self.keys}"
+        kind = "batch_in_place" if self.slots > 1 else f"prompt_in_place_{self.rows}"
+        return f"{STEP}{kind}_{self.geometry.name}_{self.keys}"
 
     @property
     def past(self) -> tuple[Port, ...]:
         """The arrays of every slot, its keys and then its values."""
         shape = (1, self.geometry.kv_num_heads, self.keys, self.geometry.head_dim)
-        names = (f"past_{what}_{at}" for at in range(SLOTS) for what in ("key", "value"))
+        names = (f"past_{what}_{at}" for at in range(self.slots) for what in ("key", "value"))
         return tuple(Port(name, "float32", shape) for name in names)
 
     @property
@@ -57,14 +65,16 @@ class BatchInPlace:
         """The input ports, in order."""
         engine = self.geometry
         heads = {"q": engine.q_num_heads, "k": engine.kv_num_heads, "v": engine.kv_num_heads}
-        rows = (Port(name, "float32", (SLOTS, PAIR, count * engine.head_dim)) for name, count in heads.items())
-        return (*rows, Port(PLACE, "int32", (SLOTS,)), *self.past)
+        rows = (
+            Port(name, "float32", (self.slots, self.rows, count * engine.head_dim)) for name, count in heads.items()
+        )
+        return (*rows, Port(PLACE, "int32", (self.slots,)), *self.past)
 
     @property
     def outputs(self) -> tuple[Port, ...]:
         """The output ports, in order."""
         engine = self.geometry
-        out = Port("out", "float32", (SLOTS, PAIR, engine.q_num_heads * engine.head_dim))
+        out = Port("out", "float32", (self.slots, self.rows, engine.q_num_heads * engine.head_dim))
         return (out, *(replace(port, name=NEXT + port.name) for port in self.past))
 
 
@@ -75,6 +85,17 @@ def batch_in_place(steps: InPlaceSteps, stage: AttentionStage, capacity: int) ->
     return BatchInPlace(replace(geometry, key_tile=1), capacity * program.block_size)
 
 
+def prompt_in_place(steps: InPlaceSteps, stage: AttentionStage, capacity: int) -> BatchInPlace | None:
+    """Likewise of several rows of one sequence, as many as its own steps have at most.
+
+    ``None`` where rows of several prompts can't be computed in one call: where some attention is written elsewhere.
+    """
+    rows = steps.rows[-1]
+    if rows == 1 or any(one.name not in steps.stages for one in steps.steps.body.attentions):
+        return None
+    return replace(batch_in_place(steps, stage, capacity), slots=1, rows=rows)
+
+
 def batches_in_place(steps: InPlaceSteps) -> Iterator[BatchInPlace]:
     """All such engines, each once; none where steps of several rows write in other places."""
     found = dict[BatchInPlace, None]()
@@ -82,4 +103,6 @@ def batches_in_place(steps: InPlaceSteps) -> Iterator[BatchInPlace]:
         for capacity in steps.steps.capacities if stage.name in steps.stages else ():
             if capacity:
                 found[batch_in_place(steps, stage, capacity)] = None
+                if (prompt := prompt_in_place(steps, stage, capacity)) is not None:
+                    found[prompt] = None
     yield from found

@@ -12,6 +12,7 @@ from twoheads.runtime.generation.batch.request import Request, Work
 from twoheads.runtime.generation.batch.slots import Slabs
 from twoheads.runtime.generation.batch.sources import SourceSlabs
 from twoheads.runtime.generation.batch.step import BatchStep, NextToken
+from twoheads.runtime.generation.batch.together import PromptEnd, prompts_together
 from twoheads.runtime.generation.generator import Generator, Prompt
 from twoheads.runtime.generation.results import Piece
 
@@ -49,6 +50,7 @@ class Batch:
         self._slabs, self._sources = Slabs(generator.steps), SourceSlabs(generator.steps)
         rows = next((rows for rows in BATCH_ROWS if rows >= most), BATCH_ROWS[-1])
         self._in_place = self._engines.rows_in_place
+        self._together = prompts_together(self._engines) if most > 1 else None
         self._step = BatchStep(self._engines, rows, self._in_place)
         self._waiting: deque[Work] = deque()
         self._active: list[Work] = []
@@ -151,15 +153,44 @@ class Batch:
     def _join(self) -> None:
         while self._waiting and len(self._active) < self._most:
             work = self._waiting.popleft()
-            work.begin(self._generator, self._slabs, self._sources)
+            work.begin(self._generator, self._slabs, self._sources, together=self._together is not None)
             self._active.append(work)
 
     def _prompts(self) -> None:
-        """Computes prompts in the order in which they came, in parts, so that nobody waits long for the next token."""
-        left = PROMPT_BLOCKS * self._generator.steps.program.block_size
+        """Computes prompts in the order in which they came, in parts, so that nobody waits long for the next token.
+
+        Ends that were left to others go first: they have waited for a step.
+        """
+        left = self._ends(PROMPT_BLOCKS * self._generator.steps.program.block_size)
         for work in self._active:
-            while left > 0 and work.request.state == "prompt":
-                left -= work.compute()
+            left = self._part(work, left)
+        self._ends(left)
+
+    def _part(self, work: Work, left: int) -> int:
+        """Computes a prompt by itself, as long as rows are ``left``; returns how many are left then."""
+        while left > 0 and work.request.state == "prompt" and not work.end_tokens:
+            left -= work.compute()
+        return left
+
+    def _ends(self, left: int) -> int:
+        """Computes ends of prompts together, as :meth:`_part`; those that do not fill half of a call by themselves."""
+        while left > 0 and self._together is not None:
+            rows, ends = self._together.rows, list[tuple[Work, PromptEnd]]()
+            for work in self._active:
+                room = rows - sum(len(end.tokens) for _, end in ends)
+                tokens = work.end_tokens[:room]
+                if tokens and work.context.make_room(self._together.attended, len(tokens)):
+                    ends.append((work, PromptEnd(work.context, tokens)))
+            if 2 * sum(len(end.tokens) for _, end in ends) <= rows:
+                break
+            for (work, _), hidden in zip(ends, self._together.run([end for _, end in ends]), strict=True):
+                work.take_hidden(hidden)
+            left -= rows
+        for work in self._active:
+            if left > 0 and work.end_tokens:
+                work.end_alone()
+                left = self._part(work, left)
+        return left
 
     def _compute(self, next_tokens: list[tuple[Work, int]]) -> None:
         """Computes a token of each of these; of contexts that are too long for slots, one by one."""

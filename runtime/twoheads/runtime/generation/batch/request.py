@@ -82,7 +82,8 @@ class Work:
         self.logits: npt.NDArray[np.float32] | None = None
         self._call, self._notes, self._calls = call, notes, 0
         self._begun: _Begun | None = None
-        self._prompt: Generator[int, None, npt.NDArray[np.float32]] | None = None
+        self._prompt: Generator[int, None, npt.NDArray[np.float32] | None] | None = None
+        self._tokens: list[int] = []
 
     @property
     def kept(self) -> SlottedBlocks:
@@ -110,8 +111,8 @@ class Work:
             raise InternalError("a request that waits has no context")
         return self._begun
 
-    def begin(self, generator: Generating, slabs: Slabs, sources: SourceSlabs) -> None:
-        """Its turn has come: an encoder runs now."""
+    def begin(self, generator: Generating, slabs: Slabs, sources: SourceSlabs, *, together: bool = False) -> None:
+        """Its turn has come: an encoder runs now. With ``together`` the prompt's :attr:`end` is left to others."""
         self.request.state, self._calls = "prompt", generator.calls
         unread, kept = self._call.unread, SlottedBlocks(slabs)
         source = SlottedSource(sources, {} if unread is None else generator.run_encoder(unread.checked))
@@ -120,7 +121,8 @@ class Work:
         context, prompt = generator.begin(self._call, kept, source)
         run = SequenceRun(self._call, context, self._call.seeds[0], generator.text_stream)
         self._begun = _Begun(kept, source, context, run)
-        self._prompt = context.appending(prompt)
+        self._tokens = prompt
+        self._prompt = context.appending_whole(prompt) if together else context.appending(prompt)
 
     def compute(self) -> int:
         """Computes a part of the prompt; gives the rows that this took, 0 where the prompt is done."""
@@ -129,10 +131,31 @@ class Work:
         try:
             return next(self._prompt)
         except StopIteration as ended:
-            self.logits, self._prompt = ended.value, None
+            self._prompt = None
+            if ended.value is not None:
+                self._computed(ended.value)
+        return 0
+
+    @property
+    def end_tokens(self) -> list[int]:
+        """The tokens of the prompt that are left to others; none while it is computed by itself."""
+        waits = self.request.state == "prompt" and self._prompt is None
+        return self._tokens[len(self.context) :] if waits else []
+
+    def end_alone(self) -> None:
+        """What was left to others is computed by itself."""
+        self._prompt = self.context.appending(self.end_tokens)
+
+    def take_hidden(self, hidden: npt.NDArray[np.float32]) -> None:
+        """Others have computed tokens of the prompt, and the hidden states ``[width]`` behind them."""
+        if not self.end_tokens:
+            self._computed(self.context.logits(hidden))
+
+    def _computed(self, logits: npt.NDArray[np.float32]) -> None:
+        """The prompt is done."""
+        self.logits = logits
         self.run.begin()
         self.request.state = "running"
-        return 0
 
     def choose(self) -> Piece | None:
         """The next token; ``None`` where none may come, or none is asked for."""

@@ -83,6 +83,7 @@ class BatchStep:
     def __init__(self, engines: StepEngines, rows: int, in_place: InPlaceSteps | None) -> None:
         self.rows = rows
         self._engines = engines
+        self._heads = Heads(engines, rows)  # first: packing so large a weight takes as much memory again for a moment
         steps = self._steps = engines.steps
         self._block = steps.program.block_size
         self._batch = BatchSteps(steps)
@@ -96,7 +97,6 @@ class BatchStep:
         self._calls = [self._region(stage) for stage in steps.body.inside]
         self._attends: dict[BatchAttention, _Attend] = {}
         self._masks: dict[tuple[int, int], Array] = {}
-        self._heads = Heads(engines, rows)
         self._in_place = None if in_place is None else AttendInPlace(engines, in_place, self._values)
         self._written = () if in_place is None else in_place.kept
         self._stages = frozenset[str]() if in_place is None else in_place.stages
