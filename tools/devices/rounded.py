@@ -42,7 +42,7 @@ def rounding_loss(path: Path, target: str, precision: str, text: str) -> Loss:
         folder.mkdir()
         artifacts: dict[str, Artifact] = {}
         for job in engine_jobs(bundle, half=PRECISIONS[precision].narrow):
-            parts = prepare_engine(engine_model(bundle, job), chip, precision, job.name, job.stock)
+            parts = prepare_engine(engine_model(bundle, job), chip, precision, job.name, job.stock, job.scores)
             fed = inputs_of(calibration, job, parts.host, chip)
             host = None if parts.host is None else _host(bundle, job, folder)
             files: tuple[RelativePath, ...] = ()

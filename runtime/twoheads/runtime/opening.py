@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from twoheads.graphs.errors import InputError
+from twoheads.runtime.backends.emulator import backend_on_device
 from twoheads.runtime.backends.protocol import ArtifactBackend, Backend, DeviceBackend
 from twoheads.runtime.backends.registry import ARTIFACT_BACKENDS, DEVICE_BACKENDS, DEVICES, LANES, open_backend
 from twoheads.runtime.bundle.reader import Bundle, read_bundle
@@ -115,7 +116,8 @@ def _read(
     target = bundle.manifest.packed_for
     if target is not None and backend not in ARTIFACT_BACKENDS and not isinstance(backend, ArtifactBackend):
         problem = f"is packed for {target}: its engines are artifacts"
-        raise InputError(str(bundle.path), problem, "choose the target's backend, or run the bundle it was packed from")
+        fix = f"run it by --backend {backend_on_device(target)}, or the bundle that it was packed from"
+        raise InputError(str(bundle.path), problem, fix)
     return bundle
 
 

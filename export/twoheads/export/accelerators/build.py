@@ -233,7 +233,7 @@ def _plan(build: _Build, scratch: Path, *, once: bool) -> _Plan:
         raise InputError(f"stage {mixture.name}", problem, "compile with --experts dense")
     for job in engine_jobs(build.bundle, once=once, half=PRECISIONS[build.precision].narrow):
         model = engine_model(build.bundle, job)
-        parts = prepare_engine(model, build.target, build.precision, job.name, job.stock)
+        parts = prepare_engine(model, build.target, build.precision, job.name, job.stock, job.scores)
         fed = inputs_of(build.calibration, job, parts.host, build.target)
         if parts.accelerator is not None:
             parts = Parts(parts.host, round_engine(parts.accelerator, build.target, build.precision, fed.samples))

@@ -55,7 +55,7 @@ def lint_bundle(bundle: Bundle, target: Target) -> tuple[Finding, ...]:
     for job in engine_jobs(bundle, once=True, half=PRECISIONS[precision].narrow):
         model = engine_file_model(bundle, job)
         try:
-            prepared = prepare_engine(model, target, precision, job.name, job.stock).accelerator
+            prepared = prepare_engine(model, target, precision, job.name, job.stock, job.scores).accelerator
         except RuntimeError as error:  # what the converter of operator sets raises
             rule = f"operator set above {target.highest_opset}: {error}"
             findings.append(Finding(job.file, "", "", rule, "refused", "export the model with an older operator set"))

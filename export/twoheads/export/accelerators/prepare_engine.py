@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy.typing as npt
 import onnx
 
+from twoheads.export.accelerators.compress_weights import compress_weights
 from twoheads.export.accelerators.precisions import PRECISIONS
 from twoheads.export.accelerators.rewrites.bound_exponents import bound_exponents
 from twoheads.export.accelerators.rewrites.cast import cast_model
-from twoheads.export.accelerators.rewrites.compress_weights import compress_weights
 from twoheads.export.accelerators.rewrites.hidden_scores import raise_hidden_scores
 from twoheads.export.accelerators.rewrites.host_part import Parts, split_host_part
 from twoheads.export.accelerators.rewrites.opset import prepare_model
@@ -26,7 +26,12 @@ __all__ = ["prepare_engine", "round_engine"]
 
 
 def prepare_engine(
-    model: onnx.ModelProto, target: Target, precision: str, name: str, stock: tuple[int, int] | None = None
+    model: onnx.ModelProto,
+    target: Target,
+    precision: str,
+    name: str,
+    stock: tuple[int, int] | None = None,
+    scores: Collection[str] = (),
 ) -> Parts:
     """What the host computes, as it is, and what the compiler builds, prepared; together they are ``model``.
 
@@ -36,6 +41,7 @@ def prepare_engine(
         precision: In what it will compute.
         name: What errors call the engine.
         stock: As an ``EngineJob`` has it.
+        scores: Likewise.
 
     Raises:
         CompileError: A constant is beyond the precision's range.
@@ -57,7 +63,7 @@ def prepare_engine(
             accelerator = split_synthetic(accelerator, *stock)
     prepared = prepare_model(accelerator, target.highest_opset, target.widest_product)
     if target.weights_in_model and about.small_weights is not None:
-        prepared = compress_weights(prepared, about.small_weights)
+        prepared = compress_weights(prepared, about.small_weights, scores)
     typed = target.typed and precision in ("fp16", "bf16")
     return Parts(parts.host, cast_model(prepared, precision) if typed else prepared)
 

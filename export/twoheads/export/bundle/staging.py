@@ -105,7 +105,7 @@ def _check_target(target: Path, overwrite: bool, check_replaceable: Callable[[Pa
     if not os.path.lexists(target):
         return
     if not overwrite:
-        raise BundleError(str(target), "exists already", "name another place, or ask to overwrite it")
+        raise BundleError(str(target), "exists already", "name another place, or replace it: --force")
     check_replaceable(target)
 
 

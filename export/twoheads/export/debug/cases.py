@@ -121,7 +121,7 @@ def engine_case(
     model, inputs = engine_model(bundle, job), calls[0] if calls else random_inputs(job)
     if against.target is not None:
         try:
-            parts = prepare_engine(model, against.target, against.precision, job.name, job.stock)
+            parts = prepare_engine(model, against.target, against.precision, job.name, job.stock, job.scores)
         except RuntimeError as error:  # what the converter of operator sets raises
             problem = f"operator set above {against.target.highest_opset}: {error}"
             raise CompileError(job.name, problem, "export the model with an older operator set") from error

@@ -40,6 +40,7 @@ class EngineJob:
         inputs, outputs: Its ports.
         limits: For inputs of whole numbers that are arguments of the model, how many there are.
         stock: It is a stock engine of this head size and value size, whose ports have synthetic columns behind them.
+        scores: Ports of weights that the head reads.
     """
 
     engine: str
@@ -52,6 +53,7 @@ class EngineJob:
     outputs: tuple[Port, ...]
     limits: Mapping[str, int]
     stock: tuple[int, int] | None = None
+    scores: frozenset[str] = frozenset()
 
     @property
     def key(self) -> EngineKey:
@@ -114,6 +116,7 @@ def _tokenwise_jobs(bundle: Bundle, program: Program, engine: TokenwiseEngine, *
         if used.name == engine.name:
             sets.setdefault(stage.weights, []).append(stage)
     arguments = {entry.value.name: entry.limit for entry in program.inputs}
+    head = {name for stage in program.head if isinstance(stage, TokenwiseStage) for name in stage.weights}
     jobs: list[EngineJob] = []
     for number, (weights, stages) in enumerate(sets.items()):
         limits = {
@@ -132,6 +135,7 @@ def _tokenwise_jobs(bundle: Bundle, program: Program, engine: TokenwiseEngine, *
                 engine.inputs,
                 engine.outputs,
                 limits,
+                scores=frozenset(port.name for port, name in zip(engine.weights, weights, strict=True) if name in head),
             )
         )
     return jobs[:1] if once else jobs

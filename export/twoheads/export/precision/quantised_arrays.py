@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from twoheads.graphs.program.engines.quantised import QUANTISATION_BLOCK, quantised_shapes
 
-__all__ = ["dequantise", "expanded", "in_pieces", "quantise"]
+__all__ = ["MIDDLE_4", "dequantise", "expanded", "in_pieces", "quantise"]
 
 Array = npt.NDArray[Any]
 

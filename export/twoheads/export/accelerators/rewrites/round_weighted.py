@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import helper, numpy_helper, version_converter
+from onnx import TensorProto, helper, numpy_helper, version_converter
 
-from twoheads.export.accelerators.rewrites.compress_weights import whole_tensor
 from twoheads.export.accelerators.rewrites.opset import opset
 from twoheads.export.accelerators.rewrites.smooth_channels import channel_sizes, is_weighted
 
-__all__ = ["round_weighted"]
+__all__ = ["round_weighted", "whole_tensor"]
 
 SINCE = 21
 """The operator set in which whole numbers of 16 and 4 bits are quantised and dequantised."""
@@ -171,3 +170,12 @@ class _Work:
     def _node(self, operator: str, *inputs: str, to: str, **attributes: Any) -> None:
         self.made.add(to)
         self.nodes.append(helper.make_node(operator, list(inputs), [to], name=to, **attributes))
+
+
+def whole_tensor(name: str, whole: npt.NDArray[Any], bits: int) -> TensorProto:
+    """The whole numbers, two to a byte where they have 4 bits, the first in the lower half."""
+    if bits == 8:
+        return numpy_helper.from_array(whole, name)
+    flat = np.append(whole.reshape(-1), np.zeros(whole.size % 2, np.int8)).view(np.uint8) & 0xF
+    packed = flat[0::2] | (flat[1::2] << 4)
+    return TensorProto(name=name, data_type=TensorProto.INT4, dims=whole.shape, raw_data=packed.tobytes())

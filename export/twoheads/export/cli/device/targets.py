@@ -75,3 +75,5 @@ def command(
         for one in found
     ]
     print_table("", ("target", "accelerator", "precision", "backend that runs it", "compiler installed"), rows)
+    if not all(one.ready for one in found):
+        print_facts([("install one", "twoheads targets install TARGET")])
