@@ -10,32 +10,45 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-__all__ = ["make_bare_environment"]
+__all__ = ["link_packages", "make_bare_environment", "packages_of"]
 
 
-def make_bare_environment(
-    folder: Path, installed: Path, extras: Collection[str] = (), more: Collection[str] = ()
-) -> Path:
+def make_bare_environment(folder: Path, installed: Path, extras: Collection[str] = ()) -> Path:
     """A virtual environment with the project and what it requires; returns its Python.
 
     Args:
         folder: Where it goes.
         installed: What the project's wheel holds, unpacked: linked, so that Python compiles it once for all.
         extras: Of the project; none for the base install.
-        more: Other packages to install beside it.
     """
     venv.EnvBuilder(with_pip=False, symlinks=True).create(folder)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     site = folder / "lib" / version / "site-packages"
     for part in installed.iterdir():
         (site / part.name).symlink_to(part)
-    (info,) = site.glob("twoheads-*.dist-info")
+    link_packages(packages_of(installed, extras), site)
+    return folder / "bin" / "python"
+
+
+def packages_of(installed: Path, extras: Collection[str] = (), more: Collection[str] = ()) -> set[str]:
+    """The names of what the project requires with these extras, and of what is installed beside it.
+
+    Args:
+        installed: What the project's wheel holds, unpacked.
+        extras: Of the project.
+        more: Other packages.
+    """
+    (info,) = installed.glob("twoheads-*.dist-info")
     found: set[str] = set(more)
     for name in more:
         _required(importlib.metadata.distribution(name), found)
-    for name in _required(importlib.metadata.PathDistribution(info), found, extras):
+    return _required(importlib.metadata.PathDistribution(info), found, extras)
+
+
+def link_packages(names: Collection[str], site: Path) -> None:
+    """Links the files and folders of these packages into a folder that Python imports from."""
+    for name in names:
         _link(importlib.metadata.distribution(name), site)
-    return folder / "bin" / "python"
 
 
 def _required(distribution: importlib.metadata.Distribution, found: set[str], extras: Collection[str] = ()) -> set[str]:

@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["ROOT", "Page", "pages"]
+__all__ = ["EVERYWHERE", "ROOT", "Page", "pages"]
 
 ROOT = Path(__file__).parents[2]
+
+EVERYWHERE = frozenset({"compile"})
+"""Extras of ``twoheads`` that README says to install, and so every page has."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class Page:
 
     Attributes:
         name: Its path from the repository's root.
-        extras: Of ``twoheads``, that it says to install; ``compile`` at least, which README says.
+        extras: Of ``twoheads``, that it says to install, with those of :data:`EVERYWHERE`.
         packages: Others that it says to install.
         commands: The command lines of ``twoheads`` in its blocks, in words, without the program's name.
         other: The other lines of these blocks.
@@ -39,7 +42,7 @@ def pages() -> list[Page]:
 
 def _page(path: Path) -> Page:
     text = path.read_text(encoding="utf-8")
-    extras, packages = {"compile"}, set[str]()
+    extras, packages = {*EVERYWHERE}, set[str]()
     for line in re.findall(r"pip install ([^`#\n]+)", text):
         for word in shlex.split(line):
             found = re.fullmatch(r"(?:\.|twoheads)(?:\[(.+)\])?", word)

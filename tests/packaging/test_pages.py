@@ -7,14 +7,15 @@ import re
 import shlex
 import subprocess
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.export.conftest import bundle
-from tests.packaging.bare_environment import make_bare_environment
-from tests.packaging.page_commands import ROOT, Page, pages
+from tests.packaging.bare_environment import link_packages, make_bare_environment, packages_of
+from tests.packaging.page_commands import EVERYWHERE, ROOT, Page, pages
 
 PAGES = pages()
 
@@ -29,7 +30,7 @@ ELSEWHERE = {
 
 __all__ = ["bundle"]
 
-FEWER = {("--workers", "1000000"): "100000", ("verify", "4096"): "600"}
+FEWER = {("--workers", "1000000"): "100000", ("verify", "4096"): "600", ("verify", "FILE"): "book.txt"}
 """Numbers of tokens in commands with a word that take many seconds: fewer prove as much of what a page says."""
 
 SAID = {("long-inputs.md", "resume"): "is finished"}
@@ -76,27 +77,44 @@ def outcomes(
     installed: Path, tiny_llama: Path, bundle: Path, tmp_path_factory
 ) -> dict[tuple[str, int], tuple[int, str]]:
     """Exit code and output of every command, by page and number; pages that say to install the same share a process."""
-    groups: dict[tuple[frozenset[str], frozenset[str]], list[Page]] = defaultdict(list)
+    members: dict[tuple[frozenset[str], frozenset[str]], list[Page]] = defaultdict(list)
     for page in PAGES:
-        groups[page.extras, page.packages].append(page)
+        members[page.extras, page.packages].append(page)
+    root = tmp_path_factory.mktemp("pages")
+    python = make_bare_environment(root / "venv", installed, EVERYWHERE)
+    there = packages_of(installed, EVERYWHERE)
+    asked: list[dict[tuple[str, int], tuple[str, list[str]]]] = []
+    groups: list[tuple[str, list[tuple[str, list[str]]]]] = []
+    for number, ((extras, packages), pages_of_group) in enumerate(members.items()):
+        more = root / f"more{number}"
+        more.mkdir()
+        link_packages(packages_of(installed, extras, packages) - there, more)
+        asked.append(_asked(pages_of_group, root / f"pages{number}", bundle, tiny_llama))
+        groups.append((str(more), list(asked[-1].values())))
+    (root / "groups.json").write_text(json.dumps(groups), encoding="utf-8")
+    script = Path(__file__).with_name("run_commands.py")
+    command = [str(python), "-I", str(script), str(root / "groups.json"), str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
+    assert done.returncode == 0, done.stderr
     found: dict[tuple[str, int], tuple[int, str]] = {}
-    for (extras, packages), members in groups.items():
-        root = tmp_path_factory.mktemp("pages")
-        python = make_bare_environment(root / "venv", installed, extras, packages)
-        asked: dict[tuple[str, int], tuple[str, list[str]]] = {}
-        for page in members:
-            folder = root / Path(page.name).stem
-            make_folder(folder, bundle, page)
-            for number, words in enumerate(page.commands):
-                if not _elsewhere(words):
-                    asked[page.name, number] = (str(folder), substituted(words, tiny_llama, folder))
-        (root / "lines.json").write_text(json.dumps(list(asked.values())), encoding="utf-8")
-        script = Path(__file__).with_name("run_commands.py")
-        command = [str(python), "-I", str(script), str(root / "lines.json"), str(root / "out.json")]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
-        assert done.returncode == 0, done.stderr
-        found |= dict(zip(asked, map(tuple, json.loads((root / "out.json").read_text())), strict=True))
+    for number, places in enumerate(asked):
+        found |= dict(zip(places, map(tuple, json.loads((root / f"{number}.json").read_text())), strict=True))
     return found
+
+
+def _asked(
+    members: Sequence[Page], root: Path, bundle: Path, model: Path
+) -> dict[tuple[str, int], tuple[str, list[str]]]:
+    """Where the commands of some pages run, and their words, by page and number."""
+    root.mkdir()
+    asked: dict[tuple[str, int], tuple[str, list[str]]] = {}
+    for page in members:
+        folder = root / Path(page.name).stem
+        make_folder(folder, bundle, page)
+        for number, words in enumerate(page.commands):
+            if not _elsewhere(words):
+                asked[page.name, number] = (str(folder), substituted(words, model, folder))
+    return asked
 
 
 def _elsewhere(words: tuple[str, ...]) -> bool:
