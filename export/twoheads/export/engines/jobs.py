@@ -116,7 +116,7 @@ def _tokenwise_jobs(bundle: Bundle, program: Program, engine: TokenwiseEngine, *
         if used.name == engine.name:
             sets.setdefault(stage.weights, []).append(stage)
     arguments = {entry.value.name: entry.limit for entry in program.inputs}
-    head = {name for stage in program.head if isinstance(stage, TokenwiseStage) for name in stage.weights}
+    head = {name for stage in program.head for name in stage.weights}
     jobs: list[EngineJob] = []
     for number, (weights, stages) in enumerate(sets.items()):
         limits = {
