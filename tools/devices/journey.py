@@ -145,7 +145,7 @@ def _on_the_device(
         device=pack.device,
         precision=pack.precision,
         compiler=f"{entry.compiler} {entry.version.partition('-')[0]}",
-        packages=_versions(pack.packages, place, environment),
+        packages=_versions(pack.packages, place, environment, pack.target),
         block_size=block_size,
         lowering=lowering,
         pack_bytes=size,
@@ -168,7 +168,7 @@ def _bare_bundle(original: Original, block_size: int, folder: Path) -> Row:
     line = "python3 -m venv env && . env/bin/activate && pip install twoheads-*.whl"
     environment = _install(line, place)
     found, report = _run(original, ["twoheads", "run", "bundle"], place, environment)
-    (version,) = _versions(("onnxruntime",), place, environment)
+    (version,) = _versions(("onnxruntime",), place, environment, PLAIN)
     return Row(
         target=PLAIN,
         backend="onnxruntime",
@@ -245,9 +245,11 @@ def _checked(command: list[str], place: Path, environment: Mapping[str, str]) ->
     return done.stdout
 
 
-def _versions(packages: tuple[str, ...], place: Path, environment: Mapping[str, str]) -> tuple[str, ...]:
-    """What is installed of the packages, each as ``name version``."""
-    told = json.loads(_checked(["python", "-m", "pip", "list", "--format=json"], place, environment))
+def _versions(packages: tuple[str, ...], place: Path, environment: Mapping[str, str], target: str) -> tuple[str, ...]:
+    """What is installed of the packages, each as ``name version``, be it in the environment kept for the target."""
+    kept = Path(environment["XDG_CACHE_HOME"], "twoheads", "environments", target, "bin", "python")
+    python = str(kept) if kept.exists() else "python"
+    told = json.loads(_checked([python, "-m", "pip", "list", "--format=json"], place, environment))
     found = {entry["name"].lower(): entry["version"] for entry in told}
     names = (package.strip("'").partition("<")[0] for package in packages)
     return tuple(f"{name} {found[name].partition('+')[0]}" for name in names if name in found)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.runtime.tiny_bundle import write_tiny
 from tests.runtime.tiny_model import Tiny, random_tokens, reference
 from twoheads.export.accelerators.build import build_target
 from twoheads.export.bundle.writer import file_entry
+from twoheads.export.pack import pack as pack_writer
 from twoheads.export.pack.canary import run_canary
 from twoheads.export.pack.pack import pack_bundle
 from twoheads.graphs.errors import BundleError, InputError
@@ -28,6 +30,7 @@ from twoheads.graphs.serialization.pack_format import PACK, SEAL
 from twoheads.runtime import load
 from twoheads.runtime.bundle import pack as pack_module
 from twoheads.runtime.bundle.pack import read_pack
+from twoheads.runtime.bundle.reader import read_bundle
 
 TINY = Tiny(layers=2, sinks=True)
 
@@ -179,6 +182,17 @@ def test_a_pack_with_a_file_too_few_or_too_many_is_refused(pack: Path) -> None:
         read_pack(pack / "nowhere")
     with pytest.raises(BundleError, match=r"(?s)is no pack.*tar xf "):  # an archive of one
         read_pack(pack / "canary.npz")
+
+
+def test_an_emulator_is_installed_in_an_environment_of_its_own(built: Path, packed: Path) -> None:
+    """RKNN's wants NumPy 1, and twoheads NumPy 2: pip resolves no line that has both."""
+    pack, program = read_pack(packed), read_bundle(built).program
+    install = {
+        backend: pack_writer._readme(replace(pack, target=target, backend=backend), program).splitlines()[1]
+        for target, backend in (("rknn", "rknn-simulator"), ("openvino", "openvino-ir"))
+    }
+    assert install["rknn-simulator"].endswith("pip install twoheads-*.whl tokenizers && twoheads targets install rknn")
+    assert install["openvino-ir"].endswith("pip install twoheads-*.whl tokenizers 'openvino'")
 
 
 def test_an_environment_and_results_beside_the_bundle_are_the_users(pack: Path) -> None:

@@ -194,6 +194,8 @@ exec twoheads run "$here/{BUNDLE}" --backend {pack.backend} "$@"
 def _readme(pack: Pack, program: Program) -> str:
     device = f" ({pack.device})" if pack.device else ""
     packages = " ".join(package if package.startswith("'") else f"'{package}'" for package in pack.packages)
+    if EMULATORS[pack.backend].emulates:  # whose packages want other versions of ours: RKNN's an older NumPy
+        packages = f"&& twoheads targets install {pack.target}"
     what = f"{program.name} for {pack.target}{device} in {pack.precision}, inputs of any length"
     return f"""{what}, in blocks of {program.block_size} tokens.
 Install: python3 -m venv env && . env/bin/activate && pip install twoheads-*.whl tokenizers {packages}
