@@ -129,7 +129,8 @@ CONSTANTS: dict[str, Any] = {
     "three": np.ones(3, np.float32), "zero": np.array([0]), "one": np.array([1]), "halves": np.array([4, 4]),
     "factors": np.array([1, 1, 2, 2], np.float32),
     "grid": np.array([1, 3, 5, 5]), "size": np.array([1, 3, 8, 8]), "crop": np.array([5, 9]),
-    "blocks": np.array([2, 2]), "step": np.array(4), "row": np.zeros(8, np.float32),
+    "gates": np.eye(16, 8, dtype=np.float32)[None], "state": np.eye(16, 4, dtype=np.float32)[None],
+    "blocks": np.array([2, 2]), "row": np.zeros(8, np.float32),
 }  # fmt: skip
 
 
@@ -180,6 +181,7 @@ EXACT: list[tuple[list[Any], list[int], int]] = [
     ([("AffineGrid", ["x", "grid"], ["y"])], [1, 2, 3], 1),
     ([("CenterCropPad", ["x", "crop"], ["y"], {"axes": [2, 3]})], IMAGE, 1),
     ([("Col2Im", ["x", "halves", "blocks"], ["y"])], [1, 12, 9], 1),
+    ([("LSTM", ["x", "gates", "state"], ["", "y"], {"hidden_size": 4})], [1, 5, 8], 1),
     ([("Gather", ["row", "x"], ["g"]), ("Add", ["g", "row"], ["y"])], [1, 8], TensorProto.INT64),
 ]
 
@@ -211,3 +213,22 @@ def test_a_file_without_inputs_is_refused(tmp_path: Path) -> None:
     onnx.save(model, str(path))
     with pytest.raises(CompileError, match="has no inputs"):
         compile_model(path, lowering="whole")
+
+
+def test_samples_that_convolutions_gather_can_be_of_one_number(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Unsqueeze", ["samples", "axis"], ["channel"]),
+        helper.make_node("Conv", ["channel", "kernel"], ["columns"], strides=[8]),
+        helper.make_node("Transpose", ["columns"], ["rows"], perm=[0, 2, 1]),
+        helper.make_node("Softmax", ["rows"], ["y"], axis=-1),
+    ]
+    kernel = np.random.default_rng(0).standard_normal((4, 1, 40)).astype(np.float32)
+    weights = {"axis": np.array([1]), "kernel": kernel}
+    files = [
+        save_model(tmp_path / name, nodes, weights, {"y": ["b", "m", 4]}, inputs={"samples": (TensorProto.FLOAT, size)})
+        for name, size in (("any.onnx", ["b", "n"]), ("one.onnx", [1, 64]))
+    ]
+    with pytest.raises(CompileError, match=r"(?s)does not run at 13 tokens.*convolutions read more.*--lowering whole"):
+        compile_model(files[0])
+    bundle = write_bundle(compile_model(files[1], lowering="whole"), tmp_path / "b", generation=False)
+    assert verify(bundle, files[1]).passed

@@ -70,7 +70,7 @@ def read_whole(path: str | Path, results: Sequence[str] = ()) -> WholeFile:
     Raises:
         CompileError: It has several sizes, or results of no rows.
     """
-    file, inputs = one_size(read_onnx(path))
+    file, inputs = one_size(read_onnx(path, whole=True))
     names = model_outputs(file, results)
     called = [safe for safe, own in names.items() if LOGITS.search(own)]
     hidden = next((safe for safe in names if safe not in called), next(iter(names)))

@@ -39,13 +39,17 @@ DOMAINS = ("", "ai.onnx", "com.microsoft")
 
 CONTROL = ("If", "Loop", "Scan")
 
+GATED = ("LSTM", "GRU", "RNN")
+"""Recurrences that an engine of a file's only size may hold."""
+
 REFUSED = {
     **dict.fromkeys(CONTROL, ("is control flow", "export without branches and loops")),
     **dict.fromkeys(
-        ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM", "AttnLSTM"),
+        (*GATED, "DynamicQuantizeLSTM", "AttnLSTM"),
         (
             "is a recurrence whose state goes through gates from token to token: no block can start in its middle",
-            "compile a transformer, or a model of a recurrence that is linear in its state (Mamba, gated delta rule)",
+            "compile a transformer, or a model of a recurrence that is linear in its state (Mamba, gated delta rule); "
+            "a model of one input size can be one engine of it, --lowering whole",
         ),
     ),
     **dict.fromkeys(
@@ -104,8 +108,8 @@ class OnnxFile:
     half: bool
 
 
-def read_onnx(path: str | Path) -> OnnxFile:
-    """Reads a file.
+def read_onnx(path: str | Path, *, whole: bool = False) -> OnnxFile:
+    """Reads a file; ``whole``: for one engine of its only size, so that recurrences may be in it.
 
     Raises:
         CompileError: It is no ONNX file, incomplete, too old, or uses what can't be compiled; names the node.
@@ -121,12 +125,14 @@ def read_onnx(path: str | Path) -> OnnxFile:
     if "" not in opsets:
         raise CompileError(str(path), "imports no standard operator set", "export the model with a current exporter")
     take_branches(model.graph)
+    for node in model.graph.node:
+        _name_first(node)
     half = _lift(model.graph)
     names = _safe_names(model.graph)
     weights = {names[name]: array for name, array in _weights(model.graph, path)}
     # That a file holds a recurrence says more of it than that it holds a branch.
     for node in sorted(model.graph.node, key=lambda node: node.op_type in CONTROL and _unlike(node) is None):
-        _refuse(node, names)
+        _refuse(node, names, whole=whole)
     for value in model.graph.output:
         if value.name not in names:
             raise CompileError(str(path), f"has the output {value.name!r:.100}, which nothing gives", "export it again")
@@ -241,13 +247,20 @@ def _safe_names(graph: onnx.GraphProto) -> dict[str, str]:
     return names
 
 
+def _name_first(node: onnx.NodeProto) -> None:
+    """A name for a first result that nobody reads, beside others: nodes are called by it."""
+    read = next((name for name in node.output if name), "")
+    if read and not node.output[0]:
+        node.output[0] = f"{read}/unread"
+
+
 def _renamed(node: onnx.NodeProto, names: Mapping[str, str]) -> onnx.NodeProto:
     copy = renamed(node, names)
     copy.domain = "" if node.domain == "ai.onnx" else node.domain
     return copy
 
 
-def _refuse(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
+def _refuse(node: onnx.NodeProto, names: Mapping[str, str], *, whole: bool) -> None:
     where = f'node "{node.name or "".join(node.output[:1])}" ({node.op_type})'
     if not node.output or not node.output[0]:
         raise CompileError(where, "has no result", "export the file again")
@@ -260,8 +273,8 @@ def _refuse(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
         )
     if node.op_type == "BatchNormalization" and len([name for name in node.output if name]) > 1:
         raise CompileError(where, "takes its mean and variance from the input", "export in evaluation mode")
-    if node.op_type in REFUSED:
-        inside = _unlike(node)
+    if node.op_type in REFUSED and not (whole and node.op_type in GATED):
+        inside = None if whole else _unlike(node)
         reason, remedy = REFUSED[inside or node.op_type]
         raise CompileError(where, f"holds {inside}, which {reason}" if inside else reason, remedy)
 

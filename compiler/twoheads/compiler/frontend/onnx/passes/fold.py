@@ -35,7 +35,7 @@ def _result(node: onnx.NodeProto, at: int, used: set[str], optional: set[int]) -
     A part of several (Split) may have none in a file, and ONNX Runtime without its optimiser crashes then.
     """
     name = node.output[at]
-    if at in optional:
+    if at in optional and at:
         return name if name in used else ""
     return name or f"{node.output[0]}.unnamed_{at}"
 

@@ -20,6 +20,11 @@ from twoheads.graphs.program.program import Input
 
 __all__ = ["Measured", "content_values", "measure_onnx"]
 
+FIX_SIZES = (
+    "Fix their number, e.g. by python -m onnxruntime.tools.make_dynamic_shape_fixed --dim_param NAME --dim_value N, "
+    "and compile it as one engine of this size, --lowering whole"
+)
+
 LENGTHS = ((13, 17), (18, 11), (29, 23), (22, 14))
 """Lengths of the first axis and of a second: no two differ alike, and short enough for any table of positions."""
 
@@ -115,4 +120,6 @@ def _remedy(error: CompileError, *, fixed: bool) -> str:
         return "the file itself is invalid: export it again, for another operator set"
     if fixed:
         return "the file itself does not run: export it again"
+    if "running Conv node" in error.problem:
+        return f"convolutions read more at once than so few samples. {FIX_SIZES}"
     return "export it with a dynamic token axis and dynamic batch"
