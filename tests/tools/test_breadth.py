@@ -48,9 +48,11 @@ def test_the_page_counts_and_names() -> None:
         "causal/four": {"outcome": "off", "output": "hidden", "at": 53, "error": 0.5, "magnitude": 2.0},
         "causal/five": {"outcome": "unmade", "message": "m"},
         "causal/six": exact | {"whole": "has windows on a grid\n  fix: y"},
+        "masked/seven": exact,
     }
     page = render(found)
     assert f"| Causal language models | {len(types_of('causal'))} | 6 | 2 | 1 | 1 | 1 | 0 | 1 | 60% |" in page
+    assert f"| All | {len(types_of('causal')) + len(types_of('masked'))} | 7 | 3 | 1 | 1 | 1 | 0 | 1 | 67% |" in page
     assert "`verify` agrees on all but two." in page
     assert "at its largest 500 MiB): one, two." in page
     assert "| six | has windows on a grid |" in page

@@ -47,17 +47,12 @@ def render(found: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     rows = {table_name: _rows(found, table_name) for table_name in TABLES}
     counted = {name: Counter(_outcome(row) for row in kinds.values()) for name, kinds in rows.items() if kinds}
+    known = {name: len(types_of(name)) for name in counted}
     lines += table(
         ("table", "types", "measured", *_OUTCOMES, "exact of those made"),
         [
-            (
-                _TITLES[name],
-                len(types_of(name)),
-                sum(count.values()),
-                *(count[outcome] for outcome in _OUTCOMES),
-                _share(count),
-            )
-            for name, count in counted.items()
+            *(_summary(_TITLES[name], known[name], count) for name, count in counted.items()),
+            _summary("All", sum(known.values()), sum(counted.values(), Counter[str]())),
         ],
         left=1,
     )
@@ -65,6 +60,11 @@ def render(found: Mapping[str, Mapping[str, Any]]) -> str:
         if kinds:
             lines += _section(name, kinds)
     return "\n".join(lines)
+
+
+def _summary(title: str, types: int, count: Counter[str]) -> tuple[str | int, ...]:
+    """A row of the table in front."""
+    return (title, types, sum(count.values()), *(count[outcome] for outcome in _OUTCOMES), _share(count))
 
 
 def _rows(found: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Mapping[str, Any]]:

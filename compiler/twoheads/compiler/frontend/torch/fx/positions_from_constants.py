@@ -16,7 +16,9 @@ from torch import Tensor, fx
 
 from twoheads.compiler.frontend.torch.fx.normalize import affine_positions
 from twoheads.compiler.frontend.torch.fx.program import FxProgram, is_scalar
+from twoheads.compiler.ir.size_formula import lengths_for
 from twoheads.compiler.ir.source_program import example_inputs, input_lengths
+from twoheads.graphs.program.axes import axis_inputs, parse_axis
 
 __all__ = ["positions_from_constants"]
 
@@ -67,7 +69,7 @@ def _affine(program: FxProgram, names: list[str]) -> Iterator[tuple[str, tuple[i
     if not names:
         return
     runs: list[Mapping[str, Any]] = [
-        program.evaluate(names, example_inputs(program.inputs, input_lengths(program.inputs, length, step=2), 0))
+        program.evaluate(names, example_inputs(program.inputs, _trial_lengths(program, names, length), 0))
         for length in LENGTHS
     ]
     for name in names:
@@ -76,6 +78,16 @@ def _affine(program: FxProgram, names: list[str]) -> Iterator[tuple[str, tuple[i
         expected = [start + step * np.arange(len(value)) for value in values]
         if step and all(np.array_equal(value, wanted) for value, wanted in zip(values, expected, strict=True)):
             yield name, (start, step)
+
+
+def _trial_lengths(program: FxProgram, names: list[str], rows: int) -> dict[str, int]:
+    """Lengths of all inputs; samples of a waveform are as many as make ``rows`` of what is evaluated."""
+    lengths = input_lengths(program.inputs, rows, step=2)
+    for name in names:
+        axis = program.axes.type(cast("Tensor", program.nodes[name].meta["val"])).axis
+        if axis is not None and axis_inputs(axis) and parse_axis(axis).div > 1:
+            lengths |= lengths_for(axis, rows)
+    return lengths
 
 
 def _rewrite(graph: fx.Graph, program: FxProgram, node: fx.Node, start: int, step: int) -> None:

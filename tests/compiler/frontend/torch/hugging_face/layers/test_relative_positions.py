@@ -1,4 +1,4 @@
-"""SeamlessM4T's encoders of speech: sinusoids and embeddings of distances, and chunks of which one is seen."""
+"""Encoders of speech, SeamlessM4T's and SpeechT5's: sinusoids, embeddings of distances, chunks of which one is seen."""
 
 from __future__ import annotations
 
@@ -31,7 +31,18 @@ def _second() -> Any:
     return hf.SeamlessM4Tv2ForSpeechToText(hf.SeamlessM4Tv2Config(**SIZES, **places, speech_encoder_chunk_size=CHUNK))
 
 
-@pytest.mark.parametrize(("make", "limits"), [(_first, []), (_second, [CHUNK])], ids=["first", "second"])
+def _speecht5() -> Any:
+    encoder: dict[str, Any] = {"encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 24}
+    decoder: dict[str, Any] = {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 24}
+    sound: dict[str, Any] = {"conv_dim": [8] * 7, "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
+    places: dict[str, Any] = {"encoder_max_relative_position": 5, "max_text_positions": 96}
+    config = hf.SpeechT5Config(vocab_size=40, hidden_size=32, **encoder, **decoder, **sound, **places)
+    return hf.SpeechT5ForSpeechToText(config)
+
+
+@pytest.mark.parametrize(
+    ("make", "limits"), [(_first, []), (_second, [CHUNK]), (_speecht5, [])], ids=["first", "second", "speecht5"]
+)
 def test_speech_and_the_tokens_of_its_translation(make: Any, limits: list[int]) -> None:
     torch.manual_seed(0)
     model = make().eval()

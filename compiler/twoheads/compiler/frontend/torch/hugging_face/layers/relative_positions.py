@@ -1,8 +1,8 @@
 """Attentions whose scores have terms of content and distance at once, written with our attention by distance.
 
 DeBERTa multiplies queries and keys with embeddings of distances, WavLM scales a bias by distance with a gate that
-depends on the query, wav2vec2-BERT multiplies queries with embeddings of distances. All of these are numbers that a
-query or a key has for every distance that is told apart, of which each pair chooses one.
+depends on the query, wav2vec2-BERT and SpeechT5 multiply queries with embeddings of distances. All of these are numbers
+that a query or a key has for every distance that is told apart, of which each pair chooses one.
 
 The library's masks of padding that reach these layers are made of ones, as no input of ours is a mask.
 """
@@ -183,6 +183,26 @@ def _relative_key(
     return part.linear_out(mixed.transpose(1, 2).reshape(hidden_states.shape)), None
 
 
+def _speecht5(part: Any, hidden_states: Tensor, position_bias: Tensor | None = None, **others: Any) -> Any:
+    """SpeechT5's encoder: products of queries with embeddings of distances, ``[distances, head_dim]`` here."""
+    if position_bias is None:
+        return type(part).forward(part, hidden_states, **others)
+    query, key, value = (
+        _split(linear(hidden_states), part.num_heads) for linear in (part.q_proj, part.k_proj, part.v_proj)
+    )
+    by_query = query @ position_bias.transpose(0, 1)
+    reach = position_bias.shape[0] // 2
+    table = (-torch.arange(-reach, reach + 1)).clamp(-reach, reach - 1) + reach
+    mixed = distance_attention(query, key, value, by_query=by_query, by_key=None, table=table, scale=part.scaling)
+    return part.out_proj(mixed.transpose(1, 2).reshape(hidden_states.shape)), None
+
+
+def _speecht5_embeddings(part: Any, _hidden_states: Tensor) -> Tensor:
+    """Those of all distances that are told apart, not one for every pair of tokens."""
+    found: Tensor = part.pe_k.weight
+    return found
+
+
 def _one_chunk(part: Any, attention_mask: Any, _hidden_states: Tensor) -> None:
     """SeamlessM4T v2 within its first chunk, where every row sees all others; models end there."""
     if attention_mask is not None:
@@ -204,6 +224,8 @@ RELATIVE_POSITIONS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     "DisentangledSelfAttention": {"forward": _disentangled},
     "SeamlessM4Tv2ConformerEncoder": {"_apply_chunk_attention": _one_chunk},
     "SeamlessM4Tv2ConformerSelfAttention": {"forward": _relative_key},
+    "SpeechT5Attention": {"forward": _speecht5},
+    "SpeechT5RelativePositionalEncoding": {"forward": _speecht5_embeddings},
     "Wav2Vec2BertSelfAttention": {"forward": _relative_key},
     "WavLMAttention": {"forward": _wavlm},
 }
