@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ def batched_file(path: Path, *, tokens: int | str = "t", before: list[Any] | Non
 
 def test_each_input_of_a_batch_is_one_of_its_own(tmp_path: Path) -> None:
     path = batched_file(tmp_path / "m.onnx")
-    bundle = write_bundle(compile_model(path, block_size=16), tmp_path / "b", generation=False)
+    compiled = compile_model(path, block_size=16)
+    bundle = write_bundle(compiled, tmp_path / "b", generation=False)
     x = np.random.default_rng(0).standard_normal((BATCH, LENGTH, 8)).astype(np.float32)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     want = np.asarray(session.run(None, {"x": x, "mask": np.ones((BATCH, LENGTH), np.int64)})[0])
@@ -68,12 +70,33 @@ def test_each_input_of_a_batch_is_one_of_its_own(tmp_path: Path) -> None:
         assert got is not None
         np.testing.assert_allclose(got, want[at], rtol=0, atol=2e-6 * np.abs(want).max())
     assert verify(bundle, path, length=LENGTH).passed
+    name = next(name for name in compiled.weights if name.startswith("rows"))  # of the batch's first row
+    wrong = (1.001 * compiled.weights[name]).astype(np.float32)
+    other = write_bundle(replace(compiled, weights={**compiled.weights, name: wrong}), tmp_path / "o", generation=False)
+    assert not verify(other, path, length=LENGTH).passed
 
 
 def test_inputs_that_meet_in_a_batch_are_refused(tmp_path: Path) -> None:
     meeting = np.random.default_rng(0).standard_normal((BATCH, 1, 8)).astype(np.float32)
     with pytest.raises(CompileError, match=r"fixed batch of 3 is not, in row 1, what that row's input alone makes"):
         compile_model(batched_file(tmp_path / "m.onnx", rows=meeting))
+
+
+def test_a_row_that_differs_by_a_thousandth_is_refused(tmp_path: Path) -> None:
+    rows = np.broadcast_to(np.linspace(1, 2, 8, dtype=np.float32), (BATCH, 1, 8)).copy()
+    rows[2] *= 1.001
+    with pytest.raises(CompileError, match=r"fixed batch of 3 is not, in row 2, what that row's input alone makes"):
+        compile_model(batched_file(tmp_path / "m.onnx", rows=rows))
+
+
+def test_rows_in_another_order_are_refused(tmp_path: Path) -> None:
+    before = [
+        helper.make_node("Gather", ["x", "order"], ["x_again"], axis=0),
+        helper.make_node("ReduceMean", ["x_again"], ["rows"], axes=[1], keepdims=1),
+    ]
+    path = batched_file(tmp_path / "m.onnx", before=before, order=np.array([0, 2, 1]))
+    with pytest.raises(CompileError, match=r"Gather .*fixed batch of 3"):
+        compile_model(path)
 
 
 def test_an_operator_that_mixes_the_batch_is_refused_by_name(tmp_path: Path) -> None:

@@ -26,8 +26,10 @@ ADDED = [helper.make_node("Add", ["scores", "m"], ["masked"])]
 KEPT = [helper.make_node("Where", ["m", "scores", "far"], ["masked"])]
 
 
-def masked_file(path: Path, element: int, nodes: list[Any], *, batch: int | str = "b", past: bool = False) -> Path:
-    """One head whose scores meet the input ``mask``, ``[batch, 1, queries, keys]``."""
+def masked_file(
+    path: Path, element: int, nodes: list[Any], *, batch: int | str = "b", past: bool = False, sharpness: float = 1
+) -> Path:
+    """One head whose scores, times ``sharpness``, meet the input ``mask``, ``[batch, 1, queries, keys]``."""
     whole = attention_nodes("x", "hidden")
     softmax = helper.make_node("Softmax", ["masked"], ["probabilities"], axis=-1)
     flat = helper.make_node("Squeeze", ["mask", "one"], ["m"])
@@ -39,6 +41,7 @@ def masked_file(path: Path, element: int, nodes: list[Any], *, batch: int | str 
     kept = [helper.make_node("Concat", ["past_key", "k"], ["keys"], axis=1)] if past else []
     whole[3] = helper.make_node("Transpose", ["keys" if past else "k"], ["kt"], perm=[0, 2, 1])
     weights = {**attention_weights(), "one": np.array([1]), **({"far": FAR["far"]} if nodes is KEPT else {})}
+    weights["wq"] = (sharpness * weights["wq"]).astype(np.float32)
     return save_model(
         path,
         [*whole[:3], *kept, *whole[3:5], flat, *nodes, softmax, *whole[6:]],
@@ -72,6 +75,17 @@ def test_the_mask_that_is_said_is_the_one_that_runs(element: int, nodes: list[An
     assert verify(bundle, path, length=LENGTH, masks={"mask": said}).passed
     other = "full" if said != "full" else "causal"
     assert not verify(bundle, path, length=LENGTH, masks={"mask": other}).passed
+
+
+def test_a_mask_that_is_wrong_in_one_pair_does_not_pass(tmp_path: Path) -> None:
+    other = f"causal & window({LENGTH - 2}, 0)"  # the last token does not see the first
+    path = masked_file(tmp_path / "m.onnx", TensorProto.FLOAT, ADDED, sharpness=0.05)
+    bundle = write_bundle(compile_model(path, block_size=16, masks={"mask": other}), tmp_path / "b", generation=False)
+    at = np.arange(LENGTH)
+    right, wrong = (parse_mask(text).dense(at[:, None], at[None]) for text in ("causal", other))
+    assert (right != wrong).sum() == 1
+    assert verify(bundle, path, length=LENGTH, masks={"mask": other}).passed
+    assert not verify(bundle, path, length=LENGTH, masks={"mask": "causal"}).passed
 
 
 def test_a_file_with_a_past_has_a_causal_mask(tmp_path: Path) -> None:
