@@ -17,8 +17,10 @@ help: ## Show this list
 demo: $(VENV)/.installed $(MODELS)/smollm2/.complete ## Compile SmolLM2-135M, run a text of 4,130 tokens, verify, show the figures
 	$(BIN)/python -m tools.demo
 
-# Three parts at once, so that no core waits: types are checked by one process, wheels built by another.
-test: $(VENV)/.installed-dev models ## The whole gate: lint, types, tests on real models, wheel contents
+# Several at once, so that no core waits: models come while pip unpacks; types are checked by one process, wheels built
+# by another.
+test: $(VENV)/.python ## The whole gate: lint, types, tests on real models, wheel contents
+	@$(MAKE) --no-print-directory --jobs=2 $(VENV)/.installed-dev models
 	@$(MAKE) --no-print-directory --jobs=3 lint pytest wheel
 	@echo "make test: everything passed"
 
