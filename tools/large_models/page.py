@@ -50,8 +50,9 @@ read stage by stage.
 
 REAL = """## Models of real size
 
-`python -m tools.large_models real MODEL --limit LIMIT`: compiled, then an input of some thousand tokens with the limit
-and without. SmolLM2 is the real one, with a text; qwen2.5-0.5b has that model's shape and random weights and tokens.
+`python -m tools.large_models real MODEL --limit LIMIT`: compiled, then an input of some two thousand tokens with the
+limit and without. SmolLM2 is the real one, with a text; qwen2.5-0.5b has that model's shape, and random weights and
+tokens.
 """
 
 TURNS = """## Compile time before and after

@@ -23,6 +23,9 @@ TEXT = Path(__file__).parents[1] / "data" / "founding_documents.txt"
 TOKENS = 2048
 """Of the input of a model without a tokenizer."""
 
+CHARACTERS = 9_000
+"""Of the text: some two thousand tokens."""
+
 
 def real_model(scratch: Path, asked: str) -> Path:
     """The file or folder ``asked``, or the model of that name, of random weights, which is made unless it is there."""
@@ -33,15 +36,17 @@ def real_model(scratch: Path, asked: str) -> Path:
 
 
 def _input(scratch: Path, model: Path) -> tuple[object, ...]:
-    """A text of some thousand tokens; random ones for a folder without a tokenizer."""
+    """A text of some two thousand tokens; random ones for a folder without a tokenizer."""
     if model.is_file() or (model / "tokenizer.json").exists():
-        return ("--text", TEXT)
+        text = scratch / "text.txt"
+        text.write_text(TEXT.read_text(encoding="utf-8")[:CHARACTERS], encoding="utf-8")
+        return ("--text", text)
     np.save(scratch / "tokens.npy", np.random.default_rng(0).integers(0, 100_000, TOKENS))
     return ("--tokens", scratch / "tokens.npy")
 
 
 def measure_real(scratch: Path, model: Path, limit: str) -> dict[str, Any]:
-    """Compiles ``model``, and runs an input of some thousand tokens with ``limit`` and without."""
+    """Compiles ``model``, and runs an input of some two thousand tokens with ``limit`` and without."""
     bundle = scratch / "real"
     shutil.rmtree(bundle, ignore_errors=True)
     words = ["-m", "tools.large_models.compile_child", str(model), str(bundle)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +17,13 @@ from twoheads.compiler import compile_model
 from twoheads.compiler.compiled_model import CompiledModel
 from twoheads.export import narrow_values, quantise_weights, write_bundle
 from twoheads.export.verification.generation.proof import verify_generation
+from twoheads.graphs.costs.stage_costs import StageCosts
 from twoheads.graphs.errors import InputError
+from twoheads.graphs.program.lengths import input_axes
+from twoheads.graphs.program.program import TokenwiseStage
 from twoheads.runtime import load
+from twoheads.runtime.backends.onnxruntime_cpu import OnnxRuntimeBackend
+from twoheads.runtime.generation.results import Generated
 
 BLOCK = 16
 WIDEST = BEYOND * BLOCK
@@ -52,8 +59,54 @@ def test_weights_that_do_not_fit_are_told(tmp_path):
     with pytest.warns(UserWarning, match=r"a token reads 4\d\d\.\d kB of weights, and the memory limit has room for 0"):
         limited.generate([5, 6, 7], max_new_tokens=3)
     packed = write_bundle(quantise_weights(_compiled(), "int4"), tmp_path / "packed")
-    with pytest.raises(InputError, match="of packed weights, and the process takes"):
+    with pytest.raises(InputError, match="of weights at a time, and the process takes"):
         load(packed, memory_limit=1).generate([5, 6, 7], max_new_tokens=3)
+
+
+@pytest.mark.parametrize("staying", [0, 2])
+def test_packed_weights_that_do_not_fit_are_there_for_their_stage_alone(staying, tmp_path, monkeypatch):
+    """The first stages stay, and the others open for each call: the same continuations, alone and in a batch."""
+    folder = write_bundle(quantise_weights(_compiled(), "int4"), tmp_path / "b")
+    prompts = [[5, 6, 7], list(range(3, 3 + BLOCK + 2))]
+    whole, limited = load(folder, threads=1), load(folder, threads=1, memory_limit=1 << 40)
+    sizes = _stage_bytes(limited)
+    limited.memory_limit = limited.process_bytes + 2 * max(sizes) + sum(sizes[:staying])
+    passed: list[weakref.ref[Any]] = []
+    load_engine = OnnxRuntimeBackend.load_engine
+
+    def noted(self, file):
+        assert all(handle() is None for handle in passed), "one at a time"
+        handle = load_engine(self, file)
+        if file.weights and not file.shared:
+            passed.append(weakref.ref(handle))
+        return handle
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "load_engine", noted)
+    with pytest.warns(UserWarning, match=r"do not fit into the memory limit, and are read and packed again"):
+        alone = [_continued(limited, prompt) for prompt in prompts]
+    assert alone == [_continued(whole, prompt) for prompt in prompts]
+    calls = len(passed)
+    assert (len(sizes) - staying) * 2 * (BLOCK - 1) <= calls <= (len(sizes) - staying) * 2 * (BLOCK + 3)
+    with limited.open_batch() as batch, whole.open_batch() as other:
+        mine, own = ([b.submit(prompt, max_new_tokens=BLOCK) for prompt in prompts] for b in (batch, other))
+        for running in (batch, other):
+            for _ in running:
+                pass
+        assert [request.result().tokens for request in mine] == [request.result().tokens for request in own]
+
+
+def _continued(bundle, prompt):
+    made = bundle.generate(prompt, max_new_tokens=BLOCK)
+    assert isinstance(made, Generated)
+    return list(made.tokens)
+
+
+def _stage_bytes(bundle):
+    """Bytes of the weights of each stage that has some."""
+    program = bundle.program
+    costs = StageCosts(program, dict.fromkeys(input_axes(program), 1), 1)
+    stages = [stage for stage in (*program.body, *program.head) if isinstance(stage, TokenwiseStage)]
+    return [sum(costs.weights((stage,), mapped=True).values()) for stage in stages]
 
 
 def _warnings_of(bundle):

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from twoheads.graphs.costs.stage_costs import StageCosts
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.program.lengths import input_axes
-from twoheads.graphs.program.program import Program
+from twoheads.graphs.program.program import Program, TokenwiseStage
 from twoheads.graphs.schedule.schedule import needed_stages
 from twoheads.graphs.schedule.spill import enough_text
 
-__all__ = ["step_memory_note"]
+__all__ = ["StepMemory", "step_memory"]
 
 
-def step_memory_note(program: Program, *, packed: bool, limit: int, process: int) -> str | None:
-    """What a token costs where the weights that it needs do not fit into the limit; ``None`` where they do.
+@dataclass(frozen=True, slots=True)
+class StepMemory:
+    """How generating keeps to a limit.
+
+    Attributes:
+        note: What a token costs where the weights that it needs do not fit; ``None`` where they do.
+        passing: Names of the stages whose packed weights are there while they are called, and no longer.
+    """
+
+    note: str | None = None
+    passing: frozenset[str] = frozenset()
+
+
+def step_memory(program: Program, *, packed: bool, limit: int, process: int) -> StepMemory:
+    """What stays in memory between tokens.
 
     Keys and values are not counted: how many there will be is not known.
 
@@ -25,22 +40,46 @@ def step_memory_note(program: Program, *, packed: bool, limit: int, process: int
         process: Bytes that the process takes beside.
 
     Raises:
-        InputError: They are to be packed and there is no room for them.
+        InputError: They are to be packed, and there is no room for those of the largest stage.
     """
     body, head = needed_stages(program, "last")
-    sizes = StageCosts(program, dict.fromkeys(input_axes(program), 1), 1).weights((*body, *head), mapped=True)
-    experts = {name for mixture in program.mixtures for name in mixture.weights}
-    reads, held = sum(sizes.values()), sum(size for (name, _), size in sizes.items() if name not in experts)
-    if packed and process + held > limit:
-        problem = (
-            f"generating keeps {enough_text(held)} of packed weights, and the process takes {enough_text(process)}"
-        )
-        fix = f"allow {enough_text(process + held)}, or compile it in float32: such weights are read where they lie"
-        raise InputError(f"memory limit {enough_text(limit)}", problem, fix)
+    costs = StageCosts(program, dict.fromkeys(input_axes(program), 1), 1)
+    reads = sum(costs.weights((*body, *head), mapped=True).values())
     room = max(0, limit - process)
+    if packed:
+        stages = [stage for stage in (*body, *head) if isinstance(stage, TokenwiseStage)]
+        sizes = {stage.name: sum(costs.weights((stage,), mapped=True).values()) for stage in stages}
+        return _packed(sizes, reads, limit, process)
     if reads <= room:
-        return None
-    return (
+        return StepMemory()
+    return StepMemory(
         f"a token reads {enough_text(reads)} of weights, and the memory limit has room for {enough_text(room)}: the "
         "others come from the bundle's file again for every token"
+    )
+
+
+def _packed(sizes: dict[str, int], reads: int, limit: int, process: int) -> StepMemory:
+    """The first stages stay, as far as there is room beside the largest one, which is there twice while it is packed.
+
+    ``sizes`` are bytes of each stage's weights; a token ``reads`` those of gathered experts, too.
+    """
+    if process + sum(sizes.values()) <= limit:
+        return StepMemory()
+    largest = max(sizes.values())
+    room = limit - process - 2 * largest
+    if room < 0:
+        problem = f"generating packs {enough_text(largest)} of weights at a time, and the process takes"
+        fix = f"allow {enough_text(process + 2 * largest)}, or compile it in float32: such weights are read in place"
+        raise InputError(f"memory limit {enough_text(limit)}", f"{problem} {enough_text(process)}", fix)
+    passing: set[str] = set()
+    for name, size in sizes.items():
+        if size <= room:
+            room -= size
+        else:
+            passing.add(name)
+    again = sum(sizes[name] for name in passing)
+    return StepMemory(
+        f"a token needs {enough_text(reads)} of weights: {enough_text(again)} do not fit into the memory limit, and "
+        "are read and packed again for every token, or once for a token of each of several requests",
+        frozenset(passing),
     )

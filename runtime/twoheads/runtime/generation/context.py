@@ -455,7 +455,7 @@ class Context:
             self._steps.clear()
         steps = self.engines.steps
         wide = steps.capacity(first // block) is None or self.source.capacity is None
-        long = wide or kept.rounds or steps.layered
+        long = wide or kept.rounds or self.engines.layered
         key = (rows, long, type(in_place))
         if key not in self._steps:
             if long:

@@ -37,6 +37,7 @@ from twoheads.runtime.bundle.inside import UNTRUSTED
 from twoheads.runtime.bundle.reader import Bundle
 from twoheads.runtime.bundle.weights import Weights
 from twoheads.runtime.execution.mixture import Mixture, StepMixture
+from twoheads.runtime.execution.passing_engine import PassingEngine
 
 __all__ = ["StepEngines"]
 
@@ -66,6 +67,7 @@ class StepEngines:
         rounded: Likewise for one row, in 8 bits.
         backend: What runs them.
         packed: Whether kernels keep a copy of the weights, and do not read them where they are mapped.
+        layered: Whether every step is computed stage by stage.
         calls: Engine calls so far, of all who use them.
 
     Raises:
@@ -87,6 +89,8 @@ class StepEngines:
         self.rounded = _held(bundle, backend, rounded_steps(bundle.program))
         self.backend = backend
         self.calls = 0
+        self.layered = self.steps.layered
+        self._passing = frozenset[str]()
         self._bundle = bundle
         self._weights = weights
         self._threads = threads
@@ -106,6 +110,16 @@ class StepEngines:
         Steps of a block are not, and what an open block's rows get must have the bits of one form.
         """
         self.rows_in_place = None
+
+    def let_pass(self, stages: frozenset[str]) -> None:
+        """From now on the engines of these token-wise stages are open while they are called, and no longer.
+
+        Steps are computed stage by stage then, so that no engine holds all layers.
+        """
+        self._passing = stages
+        if stages:
+            self.layered = True
+            self.in_place = self.rows_in_place = self.rounded = None
 
     def body(self, rows: int, blocks: int, source: int = 0) -> tuple[StepEngine, EngineHandle]:
         """The engine for a call of ``rows`` tokens behind ``blocks`` whole blocks, and ``source`` of an encoder.
@@ -147,7 +161,7 @@ class StepEngines:
             self.heads(rows)
         blocks = tokens // steps.program.block_size
         one = self.rounded if rounded and blocks and self.rounded is not None else self.in_place
-        for rows in () if steps.layered or steps.source else steps.rows[:-1] if runs else steps.rows:
+        for rows in () if self.layered or steps.source else steps.rows[:-1] if runs else steps.rows:
             in_place = one if rows == 1 else self.rows_in_place
             if in_place is not None and in_place.reach(rows, blocks):
                 # Rows behind the last token may need a wider array than those at the open block's beginning.
@@ -179,7 +193,7 @@ class StepEngines:
         engine = self.steps.region(stage, rows)
         key = f"{stage.name} {engine.name}"
         if key not in self._open:
-            self._open[key] = self._load(engine, dict(zip(stage.weights, engine.weights, strict=True)), own=False)
+            self._open[key] = self._of_stage(stage, engine, own=False)
         return self._open[key]
 
     def tile(self, engine: AttentionEngine, variant: str) -> EngineHandle:
@@ -242,14 +256,24 @@ class StepEngines:
 
     def heads(self, rows: int) -> list[EngineHandle]:
         """The engines from hidden states to logits, of ``rows`` tokens, in order."""
-        return [
-            self._opened(engine, dict(zip(stage.weights, engine.weights, strict=True)), head=True)
-            for stage, engine in self.steps.heads(rows)
-        ]
+        heads = self.steps.heads(rows)
+        for stage, engine in heads:
+            if engine.name not in self._open:
+                self._open[engine.name] = self._of_stage(stage, engine, head=True)
+        return [self._open[engine.name] for _, engine in heads]
 
-    def _opened(self, engine: TokenwiseEngine, weights: Mapping[str, Port], *, head: bool = False) -> EngineHandle:
+    def _of_stage(
+        self, stage: TokenwiseStage, engine: TokenwiseEngine, *, own: bool = True, head: bool = False
+    ) -> EngineHandle:
+        """The engine with the weights of ``stage``; of one that passes, what opens it for each call."""
+        weights = dict(zip(stage.weights, engine.weights, strict=True))
+        if stage.name in self._passing:
+            return PassingEngine(lambda: self._load(engine, weights, own=own, shared=False))
+        return self._load(engine, weights, own=own, head=head)
+
+    def _opened(self, engine: TokenwiseEngine, weights: Mapping[str, Port]) -> EngineHandle:
         if engine.name not in self._open:
-            self._open[engine.name] = self._load(engine, weights, head=head)
+            self._open[engine.name] = self._load(engine, weights)
         return self._open[engine.name]
 
     def _file(self, name: str) -> Path:
@@ -266,13 +290,19 @@ class StepEngines:
         return path
 
     def _load(
-        self, engine: TokenwiseEngine, weights: Mapping[str, Port], *, own: bool = True, head: bool = False
+        self,
+        engine: TokenwiseEngine,
+        weights: Mapping[str, Port],
+        *,
+        own: bool = True,
+        head: bool = False,
+        shared: bool = True,
     ) -> EngineHandle:
         in_place = not self.packed or (head and self._heads_in_place)
         named: dict[str, npt.NDArray[Any]] = {port.name: self._weights.view(name) for name, port in weights.items()}
         path = self._file(self._bundle.engine_file(engine.name))
         file = EngineFile(
-            path, engine.inputs, engine.outputs, named, self._threads, own, shared=True, in_place=in_place
+            path, engine.inputs, engine.outputs, named, self._threads, own, shared=shared, in_place=in_place
         )
         if in_place:
             return self.backend.load_engine(file)

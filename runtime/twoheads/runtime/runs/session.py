@@ -102,9 +102,9 @@ class LoadedBundle(RunContext):
 
         Raises:
             InputError: The model generates nothing, or not with this backend; or its settings are not supported; or
-                its weights are packed, and do not fit into the memory limit.
+                its weights are packed, and those of one stage do not fit into the memory limit.
         """
-        from twoheads.graphs.schedule.step_memory import step_memory_note
+        from twoheads.graphs.schedule.step_memory import step_memory
         from twoheads.runtime.generation.engines import StepEngines
         from twoheads.runtime.generation.generator import Generator
         from twoheads.runtime.runs.source_run import EncoderRun
@@ -113,8 +113,9 @@ class LoadedBundle(RunContext):
         share = self.memory_limit is None
         engines = StepEngines(bundle, weights, self._backend, threads=self.threads, precision=how, share_packed=share)
         if (limit := self.memory_limit) is not None:
-            note = step_memory_note(self.program, packed=engines.packed, limit=limit, process=self.process_bytes)
-            give_notices(() if note is None else (note,))
+            held = step_memory(self.program, packed=engines.packed, limit=limit, process=self.process_bytes)
+            give_notices(() if held.note is None else (held.note,))
+            engines.let_pass(held.passing)
         encoder, prompts = EncoderRun(self, self.executor), self._prompt_run(engines.steps)
         return Generator(bundle, weights, engines, self.tokenizer, encoder, prompts)
 
