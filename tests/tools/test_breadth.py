@@ -58,4 +58,5 @@ def test_the_page_counts_and_names() -> None:
     assert "| six | has windows on a grid |" in page
     assert "| three | refused | is a recurrence |" in page
     assert "hidden at 53 tokens: 5.0e-01 of 2.0e+00" in page
+    assert f"Not measured yet ({len(types_of('causal'))}): " in page
     assert "Images" not in page
