@@ -10,6 +10,7 @@ import onnx
 import torch
 from onnxscript import opset20
 
+from twoheads.compiler.frontend.torch.export_source import without_stack_traces
 from twoheads.compiler.frontend.torch.fx.program import FxRegion
 from twoheads.export.emit.decomposed import decomposed_program, undecomposed
 from twoheads.export.emit.rewrites_by_operator import rewrites_by_operator
@@ -39,12 +40,13 @@ def tokenwise_model(region: FxRegion, engine: TokenwiseEngine) -> onnx.ModelProt
         CompileError: An operator has no ONNX form.
     """
     names = [port.name for port in (*engine.inputs, *engine.weights)]
-    with _quiet_exporter():
+    with _quiet_exporter(), without_stack_traces():
         program = decomposed_program(region, engine, OPSET)
     try:
         with (
             warnings.catch_warnings(),
             _quiet_exporter(),
+            without_stack_traces(),
             kept_registry(OPSET),
             undecomposed(program is not None),
             rewrites_by_operator(),

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx import config
 
 from tests.compiler.small_models import EXAMPLES, OneLayer, bert, captured, gemma3, gpt2, llama, opt
 from twoheads.compiler import attention
 from twoheads.compiler.frontend.torch.capture import capture
+from twoheads.compiler.frontend.torch.export_source import export_source
 from twoheads.compiler.frontend.torch.load_source import load_source
 from twoheads.compiler.ir.source_graph import AttentionNode
 from twoheads.graphs.errors import CompileError
@@ -114,6 +116,12 @@ def test_code_that_depends_on_values_is_refused_with_the_exporters_words() -> No
 
     with pytest.raises(CompileError, match=r"torch\.export can't trace OneLayer"):
         captured(OneLayer(before=branch))
+
+
+def test_nobody_looks_up_where_operators_were_called() -> None:
+    graph = export_source(load_source(OneLayer(), example_inputs=EXAMPLES)).graph
+    assert not any(node.stack_trace for node in graph.nodes)
+    assert not config.do_not_emit_stack_traces, "others trace as they did"
 
 
 def test_operators_that_write_in_place_do_not_change_what_others_read() -> None:

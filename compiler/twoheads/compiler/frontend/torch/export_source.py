@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.export import Dim as ExportDim
 from torch.export import ExportedProgram
+from torch.fx import config
 
 from twoheads.compiler.frontend.torch.hugging_face.architectures import replaced
 from twoheads.compiler.frontend.torch.hugging_face.grouped_experts import DENSE, ExpertsChoice
@@ -23,7 +24,7 @@ from twoheads.compiler.frontend.torch.repeats.copy_layers import EqualLayers
 from twoheads.compiler.frontend.torch.weights.stored_tensor import unset_parameters
 from twoheads.graphs.errors import CompileError
 
-__all__ = ["ROOT", "export_source"]
+__all__ = ["ROOT", "export_source", "without_stack_traces"]
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,12 @@ def export_source(source: LoadedSource, experts: ExpertsChoice = DENSE) -> Expor
             return torch.export.export(wrapper, (examples,), dynamic_shapes=(dynamic,), strict=False)
 
     try:
-        with torch.no_grad(), unset_parameters(source.module) as stored, _capturing(source, experts):
+        with (
+            torch.no_grad(),
+            without_stack_traces(),
+            unset_parameters(source.module) as stored,
+            _capturing(source, experts),
+        ):
             try:
                 found = _functional(traced(EqualLayers(source.module)))
             except CompileError:
@@ -96,6 +102,24 @@ def export_source(source: LoadedSource, experts: ExpertsChoice = DENSE) -> Expor
     named = {f"{ROOT}.{name}": tensor for name, tensor in stored.items()}
     found.state_dict.update((name, tensor) for name, tensor in named.items() if name in found.state_dict)
     return found
+
+
+@contextmanager
+def without_stack_traces() -> Generator[None]:
+    """Within it, torch does not look up for each operator where it was called from: a seventh of a capture, unread.
+
+    Errors still say where. A release of torch without this setting records it.
+    """
+    settings: Any = config
+    before = getattr(settings, "do_not_emit_stack_traces", None)
+    if before is None:
+        yield
+        return
+    settings.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        settings.do_not_emit_stack_traces = before
 
 
 @contextmanager
