@@ -182,6 +182,7 @@ EXACT: list[tuple[list[Any], list[int], int]] = [
     ([("CenterCropPad", ["x", "crop"], ["y"], {"axes": [2, 3]})], IMAGE, 1),
     ([("Col2Im", ["x", "halves", "blocks"], ["y"])], [1, 12, 9], 1),
     ([("LSTM", ["x", "gates", "state"], ["", "y"], {"hidden_size": 4})], [1, 5, 8], 1),
+    ([("Transpose", ["x"], ["t"], {"perm": [1, 0, 2]}), ("Relu", ["t"], ["y"])], FLAT, 1),
     ([("Gather", ["row", "x"], ["g"]), ("Add", ["g", "row"], ["y"])], [1, 8], TensorProto.INT64),
 ]
 

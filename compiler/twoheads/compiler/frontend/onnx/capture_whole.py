@@ -98,6 +98,8 @@ def _check_result(type_: TensorType, own: str) -> None:
 def _rows(name: str, type_: TensorType, own: str) -> tuple[str, list[OnnxNode]]:
     """The value as ``[1, rows, width]``: a map has a row of channels for every place, one vector is one row."""
     rank = len(type_.shape)
+    if rank == 3 and type_.shape[0] != 1 == type_.shape[1]:  # the batch is behind the rows
+        return f"{name}.rows", [OnnxNode(helper.make_node("Transpose", [name], [f"{name}.rows"], perm=[1, 0, 2]))]
     if rank < 2 or type_.shape[0] != 1:
         raise CompileError(f"output {own}", f"has the shape {list(type_.shape)}, not [1, ...]", "name another output")
     if rank == 3:

@@ -63,7 +63,7 @@ def _branch(operator, inputs, **attributes):
     [
         (_node("LSTM", ("hidden", "wq", "wk"), hidden_size=8), "is a recurrence whose state goes through gates"),
         (_branch("GRU", ("hidden", "wq", "wk"), hidden_size=8), "holds GRU, which is a recurrence"),
-        (_branch("Neg", ("hidden",)), "is control flow"),
+        (_branch("Neg", ("hidden",)), "is control flow: what x holds, or its shape, decides"),
         (_node("RandomNormalLike"), "random"),
         (helper.make_node("Own", ["hidden"], ["more"], name="the_node", domain="mine"), "operator set 'mine'"),
     ],

@@ -132,7 +132,7 @@ def read_onnx(path: str | Path, *, whole: bool = False) -> OnnxFile:
     weights = {names[name]: array for name, array in _weights(model.graph, path)}
     # That a file holds a recurrence says more of it than that it holds a branch.
     for node in sorted(model.graph.node, key=lambda node: node.op_type in CONTROL and _unlike(node) is None):
-        _refuse(node, names, whole=whole)
+        _refuse(node, names, model.graph, whole=whole)
     for value in model.graph.output:
         if value.name not in names:
             raise CompileError(str(path), f"has the output {value.name!r:.100}, which nothing gives", "export it again")
@@ -260,7 +260,7 @@ def _renamed(node: onnx.NodeProto, names: Mapping[str, str]) -> onnx.NodeProto:
     return copy
 
 
-def _refuse(node: onnx.NodeProto, names: Mapping[str, str], *, whole: bool) -> None:
+def _refuse(node: onnx.NodeProto, names: Mapping[str, str], graph: onnx.GraphProto, *, whole: bool) -> None:
     where = f'node "{node.name or "".join(node.output[:1])}" ({node.op_type})'
     if not node.output or not node.output[0]:
         raise CompileError(where, "has no result", "export the file again")
@@ -276,7 +276,20 @@ def _refuse(node: onnx.NodeProto, names: Mapping[str, str], *, whole: bool) -> N
     if node.op_type in REFUSED and not (whole and node.op_type in GATED):
         inside = None if whole else _unlike(node)
         reason, remedy = REFUSED[inside or node.op_type]
+        if node.op_type == "If" and inside is None and (deciding := _deciding(node.input[0], graph)):
+            inputs = " and ".join(deciding)
+            reason = f"is control flow: what {inputs} holds, or its shape, decides which branch runs"
+            remedy = f"export it for one such {inputs}, without branches"
         raise CompileError(where, f"holds {inside}, which {reason}" if inside else reason, remedy)
+
+
+def _deciding(name: str, graph: onnx.GraphProto) -> list[str]:
+    """The inputs that a value is computed from."""
+    wanted = {name}
+    for node in reversed(graph.node):
+        if not wanted.isdisjoint(node.output):
+            wanted.update(node.input)
+    return [value.name for value in graph.input if value.name in wanted]
 
 
 def _unlike(node: onnx.NodeProto) -> str | None:
