@@ -16,6 +16,8 @@ from transformers import (
     BertModel,
     FunnelConfig,
     FunnelForTokenClassification,
+    MixtralConfig,
+    MixtralModel,
     MllamaVisionModel,
     ResNetConfig,
     ResNetForImageClassification,
@@ -162,6 +164,13 @@ def test_tokens_that_blocks_cannot_follow_run_whole_at_one_length(tmp_path: Path
 def test_an_only_length_that_says_nothing_is_refused(swin: Any, lowering: str, length: int, message: str) -> None:
     with pytest.raises(CompileError, match=message):
         plan_model(swin, lowering=lowering, length=length)
+
+
+def test_an_operator_of_the_librarys_own_is_refused() -> None:
+    sizes: dict[str, Any] = {"vocab_size": 20, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    model = MixtralModel(MixtralConfig(**sizes, num_attention_heads=2, num_key_value_heads=2, num_local_experts=2))
+    with pytest.raises(CompileError, match="an operator of transformers that no engine has"):
+        plan_model(model, lowering="whole", length=8)
 
 
 def test_a_second_input_that_a_model_needs_is_named() -> None:

@@ -12,6 +12,7 @@ from typing import cast
 
 import torch
 from torch import fx
+from torch._ops import OpOverload
 
 from twoheads.compiler.frontend.torch.export_source import export_source
 from twoheads.compiler.frontend.torch.exported_parts import (
@@ -54,7 +55,7 @@ def capture_whole(source: LoadedSource) -> Captured:
     normalize_fx(graph, axes)
     outputs = read_outputs(exported, graph)
     spread = _spread(graph, outputs["hidden"])
-    _require_sizes(graph)
+    _require_engine_operators(graph)
     program = read_program(exported, graph, source, axes)
     nodes = needed_nodes(_nodes(program, spread), [spread.name, *outputs.values()])
     captured = SourceGraph(
@@ -70,9 +71,15 @@ def capture_whole(source: LoadedSource) -> Captured:
     return Captured(captured, program, source.identity)
 
 
-def _require_sizes(graph: fx.Graph) -> None:
-    """Refuses values as long as the input says (the places of a token that is sought): an engine's shapes are fixed."""
+def _require_engine_operators(graph: fx.Graph) -> None:
+    """Refuses the library's own operators, and values as long as the input says: an engine's shapes are fixed."""
     for node in graph.nodes:
+        if isinstance(node.target, OpOverload) and node.target.namespace == "transformers":
+            raise CompileError(
+                place_of(layer_of(node), node.name),
+                f"computes by {node.target}, an operator of transformers that no engine has",
+                "leave --lowering whole out: by blocks, experts are products",
+            )
         value = node.meta.get("val")
         sizes = cast("tuple[int | torch.SymInt, ...]", value.shape) if isinstance(value, torch.Tensor) else ()
         if any(isinstance(size, torch.SymInt) for size in sizes):

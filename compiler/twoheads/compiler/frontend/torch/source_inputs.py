@@ -57,7 +57,7 @@ def hugging_face_inputs(name: str, module: nn.Module, size: tuple[int, int] | No
     if argument not in parameters:  # a part of a larger model may say that model's
         argument = next((name for name in _MAIN if name in parameters), argument)
     elif argument == _ANY:  # of whatever encoder there is
-        argument = model.get_encoder().main_input_name
+        argument = getattr(model.get_encoder(), "main_input_name", argument)
     main = _MAIN.get(argument)
     if main is None or argument not in parameters:
         raise CompileError(
