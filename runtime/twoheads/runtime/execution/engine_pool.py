@@ -94,12 +94,12 @@ class EnginePool:
         self.half = self._artifacts is not None and self._artifacts.precision == "fp16"
         full, wide = bundle.manifest.precision == FULL_PRECISION, self.program.block_size >= SHARED_ROWS
         own = bundle.extends and full
-        packs_once = own and share_packed and isinstance(backend, OnnxRuntimeBackend) and backend.shares_packed
-        self._in_place = own and wide and not packs_once and isinstance(backend, OnnxRuntimeBackend)
-        self._shared = packs_once or (
-            bundle.extends and ((full and wide) or (share_packed and bool(bundle.manifest.quantised)))
-        )
-        self._heads = frozenset(stage.engine for stage in self.program.head if packs_once)
+        # Whether packed weights are shared or an engine's own, results have the bits of packed ones.
+        packs = own and isinstance(backend, OnnxRuntimeBackend) and backend.shares_packed
+        self._in_place = own and wide and not packs and isinstance(backend, OnnxRuntimeBackend)
+        once = share_packed and (packs or (bundle.extends and bool(bundle.manifest.quantised)))
+        self._shared = once or (bundle.extends and full and wide and not packs)
+        self._heads = frozenset(stage.engine for stage in self.program.head if packs)
         self._open: dict[EngineKey, EngineHandle] = {}
         self._lock = threading.Lock()
         self._kept = _KeptByThread()
