@@ -84,9 +84,9 @@ def test_runs_and_steps_share_packed_float32_weights(tmp_path: Any) -> None:
     assert any(name.endswith("head") for name in steps)
     assert (set(packed.values()), none) == ({"packed"}, {})
     np.testing.assert_array_equal(found, expected)
-    limited = _runs(both, 300, memory_limit=1 << 40)  # whose pages the system can take back
-    assert set(limited[2].values()) == set(limited[3].values()) == {"in place"}
-    np.testing.assert_allclose(limited[0], found, rtol=0, atol=2e-5 * np.abs(found).max())
+    limited = _runs(both, 300, memory_limit=1 << 40)  # runs let go of what they packed, the system of steps' pages
+    assert (_but_heads(limited[2]), set(limited[3].values())) == ({"packed"}, {"in place"})
+    np.testing.assert_array_equal(limited[0], found)
     np.testing.assert_allclose(limited[1], logits, rtol=0, atol=2e-5 * np.abs(logits).max())
 
 

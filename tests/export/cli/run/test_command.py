@@ -212,7 +212,7 @@ def test_outputs_replace_nothing_but_outputs(cli, bundle, text, tmp_path):
     assert "lies in the bundle" in cli(*run, "-o", tmp_path / "link").refused()
     assert "lies in the bundle" in cli("profile", bundle, "-o", inside).refused()
     assert "lies in the bundle" in cli("compile", text, "-o", bundle / "new").refused()
-    assert "is a bundle" in cli("generate", bundle, "--prompt", "the", "--cache", bundle).refused()
+    assert "lies in the bundle" in cli("generate", bundle, "--prompt", "the", "--cache", bundle).refused()
     assert "lies in the bundle" in cli("generate", bundle, "--prompt", "the", "--cache", bundle / "new").refused()
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     assert "is a link to itself" in cli(*run, "-o", tmp_path / "loop").refused()

@@ -135,5 +135,6 @@ def keep_prefixes(loaded: LoadedBundle, folder: Path | None) -> None:
         InputError: The folder can't be made, or is a bundle's.
     """
     if folder is not None:
-        arguments.refuse_bundles(folder, folder.resolve())
+        place = folder.resolve()
+        arguments.refuse_bundles(folder / "*.page", (place, *place.parents))
         loaded.generation.keep_prefixes(CACHE_BYTES, folder)

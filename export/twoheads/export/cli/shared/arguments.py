@@ -106,24 +106,19 @@ def check_output_path(path: Path, *, folder: bool = False, beside: Mapping[str, 
     for option, other in (beside or {}).items():
         if other is not None and os.path.realpath(other) == str(place):
             raise InputError(str(path), f"is the file of {option}, too", "name another place")
-    refuse_bundles(path, place)
+    refuse_bundles(path, place.parents)
     return place
 
 
-def refuse_bundles(path: Path, place: Path) -> None:
-    """Refuses to write in a bundle: a file more, and it does not open again.
-
-    Args:
-        path: What the user named.
-        place: Where that is, links followed; a file to be written, or a folder whose files will be.
+def refuse_bundles(path: Path, folders: Iterable[Path]) -> None:
+    """Refuses to write ``path`` where one of ``folders`` is a bundle: with a file more it does not open again.
 
     Raises:
-        InputError: It is a bundle, or lies in one.
+        InputError: One is.
     """
-    for around in (place, *place.parents):
-        if is_bundle(around):
-            found = "is a bundle" if around == place else f"lies in the bundle {around}"
-            raise InputError(str(path), f"{found}, whose files are its own", "name another place")
+    for folder in folders:
+        if is_bundle(folder):
+            raise InputError(str(path), f"lies in the bundle {folder}, whose files are its own", "name another place")
 
 
 def check_outputs(

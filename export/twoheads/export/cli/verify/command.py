@@ -56,7 +56,7 @@ def command(bundle: options.Bundle, asked: VerifyOptions) -> None:
     if asked.against is None and not asked.layers.polygraphy:
         fix = "give either --against SOURCE or --polygraphy"
         raise InputError("twoheads verify", "nothing to compare with is given", fix)
-    given = asked.given.read(loaded.program)
+    given = asked.given.read(loaded.program, needed=asked.against is not None)
     if asked.against is None:
         verify_layers(loaded, asked.layers, given, as_json=asked.as_json)
         return

@@ -47,13 +47,13 @@ class InputOptions:
         Path | None, typer.Option("--input", metavar="FILE.npz", help="One input, as arrays by name.")
     ] = None
 
-    def read(self, program: Program) -> Given:
-        """What the options name.
+    def read(self, program: Program, *, needed: bool = True) -> Given:
+        """What the options name; none of them is an error where an input is ``needed``.
 
         Raises:
-            InputError: A file can't be read, or is not what its option takes.
+            InputError: A file can't be read, or is not what its option takes; or no input is given.
         """
-        if input_axes(program) and {self.length, self.text, self.tokens, self.arrays} == {None}:
+        if needed and input_axes(program) and {self.length, self.text, self.tokens, self.arrays} == {None}:
             fix = "give one of --text FILE, --tokens FILE.npy, --input FILE.npz, or --length N for an input made here"
             raise InputError("twoheads verify", "no input is given", fix)
         text = None if self.text is None else arguments.read_text(self.text)
