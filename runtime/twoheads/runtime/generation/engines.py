@@ -29,7 +29,7 @@ from twoheads.graphs.variants.in_place.rounded_steps import rounded_steps
 from twoheads.graphs.variants.steps import SMALL_ROWS, StepEngine, Steps, step_steps
 from twoheads.runtime.backends.onnxruntime_cpu import OnnxRuntimeBackend
 from twoheads.runtime.backends.onnxruntime_shared import SharedEngine
-from twoheads.runtime.backends.protocol import Backend, DeviceBackend, EngineFile, EngineHandle
+from twoheads.runtime.backends.protocol import Backend, Call, DeviceBackend, EngineFile, EngineHandle
 from twoheads.runtime.backends.registry import DEVICES
 from twoheads.runtime.bundle.engine_files.check import engine_problem
 from twoheads.runtime.bundle.engine_files.declared import declared_steps
@@ -195,6 +195,15 @@ class StepEngines:
         if key not in self._open:
             self._open[key] = self._of_stage(stage, engine, own=False)
         return self._open[key]
+
+    def bound_region(self, stage: TokenwiseStage, rows: int, values: Mapping[str, npt.NDArray[Any]]) -> Call:
+        """A call of :meth:`region` that reads and writes the arrays of ``values``, by name."""
+        call, wrap = self.region(stage, rows).new_call(), self.backend.tensor
+        for number, name in enumerate(stage.inputs):
+            call.bind_input(number, wrap(values[name]))
+        for number, value in enumerate(stage.outputs):
+            call.bind_output(number, wrap(values[value.name]))
+        return call
 
     def tile(self, engine: AttentionEngine, variant: str) -> EngineHandle:
         """A variant of an attention engine."""

@@ -179,12 +179,7 @@ class BatchStep:
             return self._engines.mixture(stage, self.rows, self._values)
         if isinstance(stage, ScanStage):
             return _Scan(self._engines, stage, self._values)
-        call, wrap = self._engines.region(stage, self.rows).new_call(), self._engines.backend.tensor
-        for number, name in enumerate(stage.inputs):
-            call.bind_input(number, wrap(self._values[name]))
-        for number, value in enumerate(stage.outputs):
-            call.bind_output(number, wrap(self._values[value.name]))
-        return call
+        return self._engines.bound_region(stage, self.rows, self._values)
 
     def _attention(self, engine: BatchAttention) -> _Attend:
         if engine not in self._attends:

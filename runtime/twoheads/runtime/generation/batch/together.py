@@ -107,12 +107,7 @@ class PromptsTogether:
         """A call of a token-wise stage, bound to the values; ``None`` for attention."""
         if isinstance(stage, AttentionStage):
             return None
-        call, wrap = self._engines.region(stage, self.rows).new_call(), self._engines.backend.tensor
-        for number, name in enumerate(stage.inputs):
-            call.bind_input(number, wrap(self._values[name]))
-        for number, value in enumerate(stage.outputs):
-            call.bind_output(number, wrap(self._values[value.name]))
-        return call
+        return self._engines.bound_region(stage, self.rows, self._values)
 
     def _shared_values(self) -> dict[str, Array]:
         """An array of every value; those that are not needed at the same time lie in the same one."""
