@@ -170,7 +170,12 @@ def _mask_and_bias(program: FxProgram, node: fx.Node, where: str) -> tuple[Mask,
 
     def evaluate(length: int) -> np.ndarray[Any, Any]:
         inputs = example_inputs(program.inputs, input_lengths(program.inputs, length), 0)
-        dense = cast("np.ndarray[Any, Any]", program.evaluate((node.name,), inputs)[node.name])
+        try:
+            dense = cast("np.ndarray[Any, Any]", program.evaluate((node.name,), inputs)[node.name])
+        except (IndexError, RuntimeError) as error:  # a table of positions may end before the mask's constants do
+            problem = f"its mask or bias can't be computed for the {length} tokens that its constants ask for ({error})"
+            fix = "compile one length of it as one engine: --lowering whole --length N"
+            raise CompileError(where, problem, fix) from error
         heads = dense.shape[-3] if dense.ndim >= 3 else 1
         return np.broadcast_to(dense, (1, heads, length, length))  # a row of keys counts for every query
 
