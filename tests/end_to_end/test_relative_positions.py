@@ -13,7 +13,7 @@ import transformers as hf
 
 from twoheads.compiler import compile_model
 from twoheads.export import verify, write_bundle
-from twoheads.graphs.errors import CompileError
+from twoheads.graphs.errors import CompileError, InputError
 from twoheads.graphs.program.program import AttentionEngine
 from twoheads.runtime import load
 
@@ -89,3 +89,20 @@ def test_talking_heads_are_refused() -> None:
     model = hf.DebertaModel(HF.DebertaConfig(**DEBERTA, pos_att_type=["c2p"], talking_head=True)).eval()
     with pytest.raises(CompileError, match="talking heads"):
         compile_model(model, block_size=16)
+
+
+def test_a_table_of_positions_may_end_before_the_last_bucket_of_a_bias(tmp_path: Path) -> None:
+    """LayoutLMv3's buckets reach further than its positions: they are looked at as far as those go."""
+    torch.manual_seed(0)
+    sizes = SIZES | {"vocab_size": 61, "coordinate_size": 4, "shape_size": 8, "input_size": 40, "visual_embed": False}
+    model = hf.LayoutLMv3ForTokenClassification(HF.LayoutLMv3Config(**sizes, max_position_embeddings=130)).eval()
+    bundle = load(write_bundle(compile_model(model, block_size=16), tmp_path / "bundle", generation=False))
+    for tokens in (1, 33, 128):
+        given = np.random.default_rng(tokens).integers(2, 61, (1, tokens))
+        with torch.no_grad():
+            want = model(torch.from_numpy(given)).logits[0].numpy()
+        result = bundle.run(given, output="logits")
+        assert result.array is not None
+        np.testing.assert_allclose(result.array, want, rtol=0, atol=5e-6 * np.abs(want).max())
+    with pytest.raises(InputError, match="exceed what the model"):
+        bundle.run(np.full((1, 129), 7), output="logits")

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.masks.expressions import Causal, Chunk, Full, Mask, Window, conjunction
 
-__all__ = ["HIDDEN", "BiasPattern", "classify"]
+__all__ = ["HIDDEN", "BiasPattern", "Evaluate", "checked_lengths", "classify"]
 
 Dense: TypeAlias = npt.NDArray[Any]
 Evaluate: TypeAlias = Callable[[int], Dense]
@@ -75,12 +75,11 @@ def classify(
         CompileError: It is no known family, or its constants are too large to evaluate.
     """
     constants = constants - {HALF_LARGEST}
-    reach = max((c for c in constants if c > 1), default=0)
-    lengths = [min(length, longest or length) for length in (41, 2 * min(reach, 64) + 73, 2 * reach + 75)]
+    lengths = [min(length, longest or length) for length in checked_lengths(constants)]
     if lengths[-1] > LONGEST:
         raise CompileError(
             where,
-            f"its mask mentions {reach}, beyond what can be checked",
+            f"its mask mentions {max(constants)}, beyond what can be checked",
             "say the mask with twoheads.compiler.attention",
         )
     masks: list[Mask] = []
@@ -100,6 +99,12 @@ def classify(
         _require_bias(bias, additive, visible, where)
         biases.append(bias)
     return (None if isinstance(masks[0], Full) else masks[0]), biases[0]
+
+
+def checked_lengths(constants: Set[int]) -> tuple[int, int, int]:
+    """The lengths at which an array with these constants is looked at, the longest last: beyond all that they say."""
+    reach = max((c for c in constants - {HALF_LARGEST} if c > 1), default=0)
+    return 41, 2 * min(reach, 64) + 73, 2 * reach + 75
 
 
 def _split(dense: Dense, where: str) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float32]]:

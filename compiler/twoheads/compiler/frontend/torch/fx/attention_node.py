@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from twoheads.compiler.frontend.torch.fx.program import FxProgram, is_scalar
 from twoheads.compiler.ir.source_graph import AttentionNode, place_of
 from twoheads.compiler.ir.source_program import example_inputs, input_lengths
-from twoheads.compiler.recognition.classify_mask import BiasPattern, classify
+from twoheads.compiler.recognition.classify_mask import BiasPattern, Evaluate, checked_lengths, classify
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.masks.expressions import Causal, Full, Mask, conjunction, parse_mask
 from twoheads.graphs.program.program import COUNTING, Dim
@@ -170,17 +170,37 @@ def _mask_and_bias(program: FxProgram, node: fx.Node, where: str) -> tuple[Mask,
 
     def evaluate(length: int) -> np.ndarray[Any, Any]:
         inputs = example_inputs(program.inputs, input_lengths(program.inputs, length), 0)
-        try:
-            dense = cast("np.ndarray[Any, Any]", program.evaluate((node.name,), inputs)[node.name])
-        except (IndexError, RuntimeError) as error:  # a table of positions may end before the mask's constants do
-            problem = f"its mask or bias can't be computed for the {length} tokens that its constants ask for ({error})"
-            fix = "compile one length of it as one engine: --lowering whole --length N"
-            raise CompileError(where, problem, fix) from error
+        dense = cast("np.ndarray[Any, Any]", program.evaluate((node.name,), inputs)[node.name])
         heads = dense.shape[-3] if dense.ndim >= 3 else 1
         return np.broadcast_to(dense, (1, heads, length, length))  # a row of keys counts for every query
 
-    mask, bias = classify(evaluate, program.constants(node.name), where)
+    constants = program.constants(node.name)
+    try:
+        mask, bias = classify(evaluate, constants, where)
+    except (IndexError, RuntimeError) as error:
+        longest = _longest_computed(evaluate, checked_lengths(constants)[-1])
+        if longest == 0:
+            problem = f"its mask or bias can't be computed: {error}"
+            raise CompileError(where, problem, "compile the model below this layer") from error
+        mask, bias = classify(evaluate, constants, where, longest=longest)
     return (Full() if mask is None else mask), bias
+
+
+def _longest_computed(evaluate: Evaluate, failed: int) -> int:
+    """The longest input, shorter than ``failed``, whose mask or bias the model computes.
+
+    A table of positions may end before what the constants ask for (LayoutLMv3): the model takes no longer input.
+    """
+    computed = 0
+    while computed + 1 < failed:
+        tried = (computed + failed) // 2
+        try:
+            evaluate(tried)
+        except (IndexError, RuntimeError):
+            failed = tried
+        else:
+            computed = tried
+    return computed
 
 
 def _has_fixed_size(program: FxProgram, node: fx.Node, axes: Set[Dim]) -> bool:
