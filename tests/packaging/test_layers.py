@@ -58,6 +58,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("bundle",),
         ("backends", "inputs", "jobs"),
         ("execution", "generation.choosing", "generation.kept", "generation.text"),
+        ("generation.steps",),
         ("generation",),
         ("generation.batch",),
         ("stages.attention",),

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.runtime.generation.decoders import BLOCK, bundle, tokens
-from twoheads.runtime.generation.prefix_cache import PrefixCache
+from twoheads.runtime.generation.kept.prefix_cache import PrefixCache
 
 KINDS = [("llama", None), ("gemma", None), ("qwen", None), ("llama", "int8"), ("gemma", "int8")]
 SLOWER = {"qwen": 4, "int8": 2}

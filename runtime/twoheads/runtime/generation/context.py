@@ -13,16 +13,16 @@ from twoheads.graphs.variants.in_place.in_place_steps import InPlaceSteps
 from twoheads.graphs.variants.step_calls import Pieces
 from twoheads.graphs.variants.steps import CAPACITIES
 from twoheads.runtime.bundle.weights import Weights
-from twoheads.runtime.generation.added import AddedScores
-from twoheads.runtime.generation.engines import StepEngines
+from twoheads.runtime.generation.kept.prefix_cache import PrefixCache, following
 from twoheads.runtime.generation.kept.prompts import RunsPrompts
 from twoheads.runtime.generation.kept.rounded_reads import RoundedReads
 from twoheads.runtime.generation.kept.rows import KeptBlocks
 from twoheads.runtime.generation.kept.source import KeptSource
 from twoheads.runtime.generation.kept.states import KeptStates
-from twoheads.runtime.generation.long_step import LongStep
-from twoheads.runtime.generation.prefix_cache import PrefixCache, following
-from twoheads.runtime.generation.step import BoundStep, Heads
+from twoheads.runtime.generation.steps.added import AddedScores
+from twoheads.runtime.generation.steps.engines import StepEngines
+from twoheads.runtime.generation.steps.long_step import LongStep
+from twoheads.runtime.generation.steps.step import BoundStep, Heads
 
 __all__ = ["Context"]
 

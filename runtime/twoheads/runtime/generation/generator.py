@@ -29,16 +29,16 @@ from twoheads.runtime.generation.choosing.settings import Settings, split_unsupp
 from twoheads.runtime.generation.choosing.speech import split_speech
 from twoheads.runtime.generation.context import Context
 from twoheads.runtime.generation.encoder import OPTIONS, Beginning, RunsEncoder, Unread, as_source
-from twoheads.runtime.generation.engines import StepEngines
 from twoheads.runtime.generation.kept.pages import named_pages
+from twoheads.runtime.generation.kept.prefix_cache import PrefixCache
 from twoheads.runtime.generation.kept.prompts import RunsPrompts
 from twoheads.runtime.generation.kept.rounded_reads import RoundedReads
 from twoheads.runtime.generation.kept.rows import KeptBlocks
 from twoheads.runtime.generation.kept.source import KeptSource, refuse_source
-from twoheads.runtime.generation.prefix_cache import PrefixCache
 from twoheads.runtime.generation.results import Generated, Piece
 from twoheads.runtime.generation.saved import read_context, write_context
 from twoheads.runtime.generation.sequence_run import Call, SequenceRun
+from twoheads.runtime.generation.steps.engines import StepEngines
 from twoheads.runtime.generation.text.chat import Message, render_chat
 from twoheads.runtime.generation.text.model_facts import ModelFacts, read_facts
 from twoheads.runtime.generation.text.text_stream import TextStream

@@ -16,8 +16,8 @@ from twoheads.graphs.prediction.generation import HEAD, StepForm, step_forms
 from twoheads.runtime.backends.registry import open_host_backend
 from twoheads.runtime.bundle.reader import Bundle, read_bundle
 from twoheads.runtime.generation.context import Context
-from twoheads.runtime.generation.engines import StepEngines
-from twoheads.runtime.generation.step import Heads
+from twoheads.runtime.generation.steps.engines import StepEngines
+from twoheads.runtime.generation.steps.step import Heads
 
 __all__ = ["with_step_times"]
 

@@ -105,8 +105,8 @@ class LoadedBundle(RunContext):
                 its weights are packed, and those of one stage do not fit into the memory limit.
         """
         from twoheads.graphs.schedule.step_memory import step_memory
-        from twoheads.runtime.generation.engines import StepEngines
         from twoheads.runtime.generation.generator import Generator
+        from twoheads.runtime.generation.steps.engines import StepEngines
         from twoheads.runtime.runs.source_run import EncoderRun
 
         bundle, weights, how = self._bundle, self._weights, self.precision

@@ -14,7 +14,7 @@ from twoheads.graphs.variants.batch_steps import SLOTS
 from twoheads.graphs.variants.in_place.batch_in_place import BatchInPlace, batch_in_place
 from twoheads.graphs.variants.in_place.in_place_steps import InPlaceSteps
 from twoheads.runtime.generation.batch.slots import Slab
-from twoheads.runtime.generation.engines import StepEngines
+from twoheads.runtime.generation.steps.engines import StepEngines
 
 __all__ = ["AttendInPlace"]
 

@@ -17,8 +17,8 @@ from twoheads.runtime.generation.batch.in_place import AttendInPlace
 from twoheads.runtime.generation.batch.slots import Slab, Slots, SlottedBlocks
 from twoheads.runtime.generation.batch.sources import SlottedSource, SourceSlab
 from twoheads.runtime.generation.context import Context
-from twoheads.runtime.generation.engines import StepEngines
-from twoheads.runtime.generation.step import Heads
+from twoheads.runtime.generation.steps.engines import StepEngines
+from twoheads.runtime.generation.steps.step import Heads
 
 __all__ = ["BatchStep", "NextToken"]
 

@@ -14,7 +14,7 @@ from twoheads.graphs.program.program import AttentionStage, TokenwiseStage
 from twoheads.graphs.variants.in_place.batch_in_place import BatchInPlace, prompt_in_place
 from twoheads.graphs.variants.in_place.in_place_steps import InPlaceSteps
 from twoheads.runtime.generation.context import Context
-from twoheads.runtime.generation.engines import StepEngines
+from twoheads.runtime.generation.steps.engines import StepEngines
 
 __all__ = ["PromptEnd", "PromptsTogether", "prompts_together"]
 

@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.program.program import AttentionEngine, AttentionStage, ExpertsStage, ScanStage, TokenwiseStage
-from twoheads.runtime.generation.added import NOWHERE, AddedScores
-from twoheads.runtime.generation.engines import StepEngines
 from twoheads.runtime.generation.kept.rows import KeptBlocks
 from twoheads.runtime.generation.kept.source import KeptSource
 from twoheads.runtime.generation.kept.states import KeptStates
+from twoheads.runtime.generation.steps.added import NOWHERE, AddedScores
+from twoheads.runtime.generation.steps.engines import StepEngines
 
 __all__ = ["LongStep"]
 
@@ -29,7 +29,7 @@ OPEN = -1
 
 
 class LongStep:
-    """What :class:`~twoheads.runtime.generation.step.BoundStep` is, for any number of keys.
+    """What :class:`~twoheads.runtime.generation.steps.step.BoundStep` is, for any number of keys.
 
     Args:
         engines: Where the engines are open.
