@@ -42,7 +42,16 @@ def _dbrx() -> Any:
     return hf.DbrxForCausalLM(config)
 
 
-@pytest.mark.parametrize("make", [_llama4, _jetmoe, _dbrx])
+def _longcat() -> Any:
+    heads: dict[str, Any] = {"q_lora_rank": 16, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4}
+    config = hf.LongcatFlashConfig(
+        vocab_size=40, hidden_size=32, num_layers=1, num_attention_heads=4, v_head_dim=8, ffn_hidden_size=24,
+        expert_ffn_hidden_size=24, n_routed_experts=4, zero_expert_num=3, moe_topk=3, head_dim=4, **heads,
+    )  # fmt: skip
+    return hf.LongcatFlashForCausalLM(config)
+
+
+@pytest.mark.parametrize("make", [_llama4, _jetmoe, _dbrx, _longcat])
 def test_experts_of_every_token_weighted(make: Callable[[], Any]) -> None:
     torch.manual_seed(0)
     model = make().eval()

@@ -82,6 +82,17 @@ def _dbrx_experts(part: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_w
     return total.view(hidden_states.shape)
 
 
+def _longcat_experts(part: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """LongCat-Flash: experts behind the routed ones return a token as it is (Meituan, arXiv 2509.01322)."""
+    kept: Tensor = (top_k_weights * (top_k_index >= part.num_routed_experts)).sum(-1, keepdim=True)
+    total = kept * hidden_states
+    for expert in range(part.num_routed_experts):
+        gate, up = (hidden_states @ part.gate_up_proj[expert].T).chunk(2, dim=-1)
+        share = (top_k_weights * (top_k_index == expert)).sum(-1, keepdim=True)
+        total = total + share * ((part.act_fn(gate) * up) @ part.down_proj[expert].T)
+    return total.to(hidden_states.dtype)
+
+
 def _switch(part: Any, hidden_states: Tensor) -> Tensor:
     """Switch Transformers: an expert takes the first tokens that choose it, as many as its capacity, and drops others.
 
@@ -104,6 +115,7 @@ EXPERT_LAYERS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     "Llama4TextMoe": {"forward": _llama4_moe},
     "JetMoeMoE": {"forward": _jetmoe_moe},
     "SwitchTransformersSparseMLP": {"forward": _switch},
+    "LongcatFlashExperts": {"forward": _longcat_experts},
     "DbrxExperts": {"forward": _dbrx_experts},
     "JetMoeMoA": {"map": _jetmoe_map, "reduce": _jetmoe_reduce},
 }
