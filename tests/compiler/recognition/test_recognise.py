@@ -103,6 +103,14 @@ def grouped(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return softmax(q @ k.transpose(-1, -2) * 0.3) @ v
 
 
+def floored(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """As XGLM: what is hidden twice is the lowest number, not minus infinity."""
+    lowest = torch.finfo(torch.float32).min
+    hidden = torch.where(distance(q.shape[2]) <= 0, 0.0, lowest)
+    scores = torch.max(q @ k.transpose(-1, -2) * 0.3 + hidden, torch.full((), lowest))
+    return softmax(scores.clamp_min(lowest)) @ v
+
+
 PATTERNS: dict[Attend, dict[str, Any]] = {
     plain: {"scale": 0.5},
     scaled_before: {"scale": 0.3},
@@ -116,6 +124,7 @@ PATTERNS: dict[Attend, dict[str, Any]] = {
     by_einsum: {},
     shifted_and_guarded: {"mask": "causal"},
     grouped: {},
+    floored: {"mask": "causal"},
 }
 
 
@@ -217,7 +226,12 @@ def dropping_weights(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.where(distance(q.shape[2]).abs() < 3, weights, 0.0) @ v
 
 
+def raised_to_a_floor(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return softmax((q @ k.transpose(-1, -2)).clamp_min(-5.0)) @ v
+
+
 REFUSED: dict[Attend, str] = {
+    raised_to_a_floor: r"aten.clamp_min.default lies between the product of queries and keys and the softmax",
     by_content: r"aten.add.Tensor puts together two terms of the scores that depend on activations",
     masked_by_content: r"its mask depends on what the input says",
     without_values: r"attention probabilities go to aten.sum",

@@ -44,6 +44,8 @@ class Kind(Enum):
     """``operand 1 where operand 0, else operand 2``; torch's ``masked_fill(x, mask, y)`` is ``where(mask, y, x)``."""
     MAX = "max"
     """A maximum along the last axis that is kept with size 1."""
+    LARGER = "larger"
+    """The larger of two numbers, entry by entry."""
     ISNAN = "isnan"
     CONCAT = "concat"
     """Along the last axis; along any other it is ``OTHER``."""

@@ -14,6 +14,7 @@ from typing import TypeAlias
 import numpy as np
 
 from twoheads.compiler.ir.op_view import Array, Kind, OpNode, OpView
+from twoheads.compiler.recognition.experiments import scalar
 from twoheads.graphs.errors import CompileError
 
 __all__ = ["Scores", "read_scores"]
@@ -123,6 +124,8 @@ def read_scores(view: OpView, softmax: OpNode) -> Scores:
                 raise CompileError(node.where, "its sinks depend on activations", "keep one learned logit a head")
         elif node.kind in (Kind.CAST, Kind.MOVE) or _shifts_by_maximum(view, node):
             at = _name(node.operands[0])
+        elif (floored := _above_a_floor(view, node)) is not None:
+            at = floored
         else:
             step = _step(view, node, softmax)
             steps.append(step)
@@ -138,6 +141,24 @@ def _shifts_by_maximum(view: OpView, node: OpNode) -> bool:
         return False
     maximum = view.nodes.get(node.operands[1])
     return maximum is not None and maximum.kind is Kind.MAX and maximum.operands[0] == node.operands[0]
+
+
+def _above_a_floor(view: OpView, node: OpNode) -> str | None:
+    """Of ``max(x, floor)`` its ``x``, if the floor is so low that only hidden scores lie below: a softmax sees neither.
+
+    Models raise what is hidden to the lowest number there is before a softmax, against rows of minus infinity (XGLM).
+    """
+    if node.kind is not Kind.LARGER or len(node.operands) != 2:
+        return None
+    for side, floor in enumerate(reversed(node.operands)):
+        number = scalar(view, floor, {})
+        if number is not None and number <= LOWEST:
+            return _name(node.operands[side])
+    return None
+
+
+LOWEST = -1e30
+"""No product of queries and keys is as small."""
 
 
 def _step(view: OpView, node: OpNode, softmax: OpNode) -> Step:

@@ -136,6 +136,8 @@ class OnnxView:
             return Kind.MATMUL if len(node.proto.input) == 2 else Kind.OTHER
         if operator == "Einsum":
             return Kind.MATMUL if len(node.inputs) == 2 else Kind.OTHER
+        if operator == "Max":
+            return Kind.LARGER if len(node.proto.input) == 2 else Kind.OTHER
         if operator == "ReduceMax":
             axes = node.constants[1].tolist() if 1 in node.constants else attributes.get("axes", [])
             return Kind.MAX if list(axes) in ([-1], [rank - 1]) and attributes.get("keepdims", 1) else Kind.OTHER

@@ -31,6 +31,7 @@ _KINDS: Mapping[str, Kind] = {
     "tanh": Kind.TANH,
     **dict.fromkeys(("where", "masked_fill"), Kind.WHERE),
     "amax": Kind.MAX,
+    **dict.fromkeys(("maximum", "clamp_min"), Kind.LARGER),
     "isnan": Kind.ISNAN,
     "cat": Kind.CONCAT,
     "slice": Kind.SLICE,
@@ -183,6 +184,8 @@ def _kind(node: fx.Node) -> Kind:
         _KINDS.get(rest.split(".")[0], Kind.OTHER) if library == "aten" and node.op == "call_function" else Kind.OTHER
     )
     arguments: Any = node.args
+    if str(node.target) == "aten.max.other":
+        return Kind.LARGER
     if kind in (Kind.SOFTMAX, Kind.MAX, Kind.CONCAT):
         along = arguments[1] if len(arguments) > 1 else 0
         axes = list(along) if isinstance(along, list | tuple) else [along]
