@@ -20,6 +20,7 @@ import transformers
 from torch import Tensor
 
 from tools.breadth.image_sizes import OWN_IMAGES
+from tools.breadth.own_sizes import BY_CLASS, DEFAULTS
 from tools.breadth.shrink import ORDINARY, shrunk
 from twoheads.compiler import CompiledModel, compile_model
 from twoheads.compiler.frontend.torch.model_outputs import hugging_face_outputs
@@ -143,11 +144,11 @@ def _words(error: BaseException) -> str:
 
 def _model(kind: str, architecture: str) -> Any:
     config_class = transformers.CONFIG_MAPPING[kind]
-    entries = shrunk(config_class().to_dict())
+    entries = {**shrunk(config_class(**DEFAULTS.get(kind, {})).to_dict()), **BY_CLASS.get(architecture, {})}
     config = config_class.from_dict({name: value for name, value in entries.items() if name != "transformers_version"})
     model_class = getattr(transformers, architecture)
     if not isinstance(config, model_class.config_class):  # the table names a wrapper's type, and a model inside
-        config = next(part for part in _parts(config) if isinstance(part, model_class.config_class))
+        config = next((part for part in _parts(config) if isinstance(part, model_class.config_class)), config)
     torch.manual_seed(0)
     with torch.device("meta"):
         count = sum(parameter.numel() for parameter in model_class(copy.deepcopy(config)).parameters())

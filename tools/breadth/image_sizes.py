@@ -25,6 +25,7 @@ IMAGE_SIZES: Mapping[str, Mapping[str, Any]] = {
     "conditional_detr": _BACKBONE,
     "convnext": _LARGER,
     "convnextv2": _LARGER,
+    "cvt": {"embed_dim": [32, 64, 96], "num_heads": [1, 2, 4], "depth": [1, 2, 3], "image_size": 64},
     "dab-detr": _BACKBONE,
     "deformable_detr": {
         **_BACKBONE, "num_feature_levels": 3,
@@ -36,6 +37,7 @@ IMAGE_SIZES: Mapping[str, Mapping[str, Any]] = {
     },
     "detr": _BACKBONE,
     "dinov3_convnext": _LARGER,
+    "donut-swin": {**_WINDOWS, "hidden_size": 96},
     "efficientnet": {"width_coefficient": 0.25, "depth_coefficient": 0.3, "image_size": 64, "hidden_dim": 320},
     "focalnet": _LARGER,
     "hiera": {"image_size": [64, 64], "patch_size": [7, 7], "depths": [1, 1, 1, 1]},
@@ -53,6 +55,7 @@ IMAGE_SIZES: Mapping[str, Mapping[str, Any]] = {
     "swin2sr": {**_WINDOWS, "patch_size": 1, "image_size": 16, "depths": [2, 2], "num_heads": [2, 2]},
     "swinv2": {**_WINDOWS, "hidden_size": 96},
     "table-transformer": _BACKBONE,
+    "timm_backbone": {"backbone": "test_resnet"},
     "timesformer": {"num_frames": 2},
     "videomae": {"num_frames": 4, "decoder_num_hidden_layers": 1},
     "videoprism_vision_model": {

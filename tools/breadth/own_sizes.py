@@ -7,7 +7,7 @@ from typing import Any
 
 from tools.breadth.image_sizes import IMAGE_SIZES
 
-__all__ = ["HEADS", "own_sizes"]
+__all__ = ["BY_CLASS", "DEFAULTS", "HEADS", "own_sizes"]
 
 HEADS = 4
 
@@ -22,34 +22,77 @@ _OWN: Mapping[str, Mapping[str, Any]] = {
         "num_hidden_layers": 6, "n_input_layers": 2, "n_recurrent_layers": 2, "n_output_layers": 2,
         "layer_types": ["sliding_attention", "mlp", "sliding_attention", "mlp", "full_attention", "mlp"],
     },
+    "apertus1p5": {"image_token_offset": 100, "audio_token_offset": 132},  # as many apart as its images have codes
+    "apertus1p5_vision_tokenizer": {"codebook_size": 32, "latent_channels": 64, "base_channels": 32},
     "blt": {"encoder_hash_byte_group_vocab": 211},
+    "chameleon": {"vocabulary_map": {"<image>": 199}},
+    "chameleon_vqgan": {"num_embeddings": 64, "latent_channels": 64, "base_channels": 32},
+    "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse"], "n_group": 1, "topk_group": 1},
+    "diffusion_gemma_text": {"num_experts": HEADS, "top_k_experts": 2, "moe_intermediate_size": 96},
     "dots1": {"n_shared_experts": 1},
+    "dots3_note_audio_encoder": {"adapter_input_size": 64, "adapter_out_dim": 64},
     "dots3_note_text": {"head_dim": 20, "swa_head_dim": 20},
+    "dots3_note_vision_encoder": {"adapter_in_dim": 64, "adapter_out_dim": 64},
+    "emu3": {"vocabulary_map": {"<image>": 199}},
+    "emu3_vqgan": {"codebook_size": 64, "base_channels": 32},
     "esm": {"pad_token_id": 195, "mask_token_id": 196},
     "esmc": {"num_key_value_heads": HEADS},
+    "fast_vlm": {"vision_feature_layer": -1},
+    "glm5_next_text": {"qk_rope_head_dim": 0, "head_dim": 0},
+    "granite4_vision": {
+        "deepstack_layer_map": [[-1, 0]], "spatial_target_layers": [1], "downsample_rate": "1/5",
+    },
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16},
+    "hunyuan_vl_text": {"head_dim": 16},
+    "hy_v4_vl_text": {"rope_parameters": _ROPE | {"mrope_section": [2, 1, 1]}},
+    "janus_vqgan": {
+        "num_embeddings": 64, "latent_channels": 64, "base_channels": 32, "image_token_embed_dim": 64,
+    },
     "layoutlmv3": {"coordinate_size": 8, "shape_size": 16, "input_size": 40},
     "lilt": {"hidden_size": 96},
     "luke": {"entity_vocab_size": 50, "entity_emb_size": 32},
+    "lxmert": {"l_layers": 2, "x_layers": 2, "r_layers": 2, "visual_feat_dim": 32, "num_qa_labels": 7},
+    "mimi": {"num_filters": 4, "upsample_groups": 64, "codebook_dim": 64, "vector_quantization_hidden_dimension": 64},
     "ministral": {"head_dim": 16},
     "mistral4": {"head_dim": 16},
     "mobilebert": {"true_hidden_size": 32, "embedding_size": 32},
+    "moonshine_streaming": {"num_key_value_heads": HEADS},
     "nemotron": {"num_key_value_heads": 2},
     "perceiver": {
         "d_latents": 64, "num_latents": 12, "num_self_attends_per_block": 2, "num_self_attention_heads": HEADS,
         "num_cross_attention_heads": HEADS,
     },
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 64,
+        "indexer_compress_ratio": 8,
+    },
     "reformer": {"axial_pos_embds_dim": [16, 48], "axial_pos_shape": [16, 16]},
     "rwkv": {"attention_hidden_size": 64},
     "speech_to_text": {"max_source_positions": 256, "pad_token_id": 1, "conv_channels": 32},
     "shieldgemma2": {"yes_token_index": 7, "no_token_index": 8},
+    "vibevoice_acoustic_tokenizer": {"num_filters": 4, "depths": [1] * 7},
+    "vibevoice_acoustic_tokenizer_encoder": {"num_filters": 4, "depths": [1] * 7},
     "wav2vec2-bert": {"feature_projection_input_dim": 48},
+    "wavtokenizer_encoder": {"num_filters": 4, "codebook_dim": 64, "codebook_size": 32},
     "xlstm": {"num_blocks": 2, "qk_dim_factor": 1.0},  # the width of queries is a multiple of 64
     "xmod": {"default_language": "en_XX"},
     "zaya": {"num_experts_per_tok": 1},
 }  # fmt: skip
 """Entries by type."""
+
+BY_CLASS: Mapping[str, Mapping[str, Any]] = {
+    "ReformerModelWithLMHead": {"is_decoder": True},
+    "T5GemmaEncoderModel": {"is_encoder_decoder": False},
+}
+"""Entries that a class asks for, and no other class of its type."""
+
+_NO_OWN_KEYS: Mapping[str, Any] = {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
+
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "gemma4_assistant": {"text_config": {**_NO_OWN_KEYS, "num_kv_shared_layers": 30}},
+}
+"""Entries by type without which its default configuration is none that the library takes."""
 
 
 def own_sizes(made: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,8 +129,13 @@ def own_sizes(made: Mapping[str, Any]) -> dict[str, Any]:
                     "intermediate_size": made["text_config"]["hidden_size"] // 4,
                 }
             }
-        case "dots3_note" if "adapter_in_dim" in made:
-            return {"adapter_in_dim": made["hidden_size"]}
+        case "gemma4_assistant":
+            text = made["text_config"]
+            return {"text_config": {**text, **_NO_OWN_KEYS, "num_kv_shared_layers": text["num_hidden_layers"]}}
+        case "nemotron3_diarization":
+            return {"head_config": {**made["head_config"], "audio_hidden_size": made["audio_config"]["hidden_size"]}}
+        case "timm_wrapper":  # its smallest network
+            return {"architecture": "test_vit", "model_args": {"embed_dim": 64}, "hidden_size": 64}
         case "nemotron_h":
             return {"mamba_head_dim": 32, "n_groups": 2}
         case "jamba":

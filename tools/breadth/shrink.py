@@ -90,7 +90,8 @@ def shrunk(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Of a list with an entry for every layer, those layers are kept that show every kind once, and two at least.
     """
-    layers = next((config[name] for name in ("num_hidden_layers", "n_layer", "num_layers") if config.get(name)), 0)
+    counts = (config.get(name) for name in ("num_hidden_layers", "n_layer", "num_layers"))
+    layers = next((count for count in counts if count and isinstance(count, int)), 0)  # LXMERT counts by its towers
     kept = _kept_layers(config, layers)
     made: dict[str, Any] = {}
     special = iter(range(ORDINARY, VOCABULARY))
