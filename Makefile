@@ -7,12 +7,14 @@ BIN := $(VENV)/bin
 # Without compiling all that comes in: Python compiles what is imported, a tenth of it.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 
+PYTEST = OMP_NUM_THREADS=1 TWOHEADS_REQUIRE_MODELS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint format pytest fuzz hosts wheel docs models evaluate documents theorems planning precision quality zoo accelerators devices gpu scale bench clean distclean
+.PHONY: help demo test test-long check lint pyright format pytest pytest-long fuzz hosts wheel docs models evaluate documents theorems planning precision quality zoo accelerators devices gpu scale bench clean distclean
 
 help: ## Show this list
-	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed $(MODELS)/smollm2/.complete ## Compile SmolLM2-135M, run a text of 4,130 tokens, verify, show the figures
 	$(BIN)/python -m tools.demo
@@ -24,10 +26,17 @@ test: $(VENV)/.python ## The whole gate: lint, types, tests on real models, whee
 	@$(MAKE) --no-print-directory --jobs=3 lint pytest wheel
 	@echo "make test: everything passed"
 
-lint: $(VENV)/.installed-dev ## ruff, mypy and pyright
+test-long: $(VENV)/.installed-dev models ## What the gate leaves to CI and releases: tests marked long, types by pyright too
+	@$(MAKE) --no-print-directory --jobs=2 pyright pytest-long
+	@echo "make test-long: everything passed"
+
+lint: $(VENV)/.installed-dev ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy & other=$$!; $(BIN)/pyright; result=$$?; wait $$other && exit $$result
+	$(BIN)/mypy
+
+pyright: $(VENV)/.installed-dev ## Types once more, by pyright
+	$(BIN)/pyright
 
 check: $(VENV)/.installed-dev ## Lint, and the tests of the rooms that changed: between two commits
 	OMP_NUM_THREADS=1 $(BIN)/python -m tools.check
@@ -39,8 +48,11 @@ format: $(VENV)/.installed-dev ## Format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-pytest: $(VENV)/.installed-dev models ## The tests; those of real models too
-	OMP_NUM_THREADS=1 TWOHEADS_REQUIRE_MODELS=1 $(BIN)/python -m pytest --ignore=tests/packaging --numprocesses 2 --dist worksteal
+pytest: $(VENV)/.installed-dev models ## The tests of the first tier; those of real models too
+	$(PYTEST) --ignore=tests/packaging -m 'not hosts and not long'
+
+pytest-long: $(VENV)/.installed-dev models ## The tests of the second tier: those marked long
+	$(PYTEST) -m long
 
 hosts: $(VENV)/.installed-dev models ## The examples in C++, Node and Chromium (install those first: examples/README.md)
 	ONNXRUNTIME_NODE_INSTALL=skip npm install --prefix examples --no-audit --no-fund --no-package-lock --loglevel error

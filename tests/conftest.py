@@ -13,6 +13,7 @@ from hypothesis import settings
 
 from tests.exported_once import export_once
 from tests.shared_folder import make_shared_folder, remove_shared_folder
+from tests.tiers import problems
 from tools.fetch_models import model_path
 
 ROOT = Path(__file__).parent.parent
@@ -38,6 +39,17 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """The process that started the others ends last."""
     if not _started_by_another(config):
         remove_shared_folder()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Before any are left out: a test of the second tier names what shows its faults in the first.
+
+    Who asks for single cases has not collected the others.
+    """
+    chosen = any("::" in word for word in config.args) or config.getoption("lf", default=False)
+    if not chosen and (found := problems(items, ROOT)):
+        raise pytest.UsageError("\n".join(found))
 
 
 def _started_by_another(config: pytest.Config) -> bool:

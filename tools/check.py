@@ -16,6 +16,7 @@ __all__ = ["changed_files", "main", "room_tests"]
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("compiler", "graphs", "export", "runtime")
+FIRST_TIER = "not hosts and not long"
 ALWAYS = ("tests/packaging/test_layers.py",)
 
 
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         [*run, "ruff", "check", "."],
         [*run, "ruff", "format", "--check", "."],
         [*run, "mypy"],
-        [*run, "pytest", "-q", "--numprocesses", "2", "--dist", "worksteal", *tests],
+        [*run, "pytest", "-q", "-m", FIRST_TIER, "--numprocesses", "2", "--dist", "worksteal", *tests],
     )
     for command in commands:
         code = subprocess.run(command, check=False, cwd=ROOT).returncode

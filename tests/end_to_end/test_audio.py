@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers as hf
 
+from tests.tiers import with_long
 from twoheads.compiler import compile_model
 from twoheads.export import verify, write_bundle
 from twoheads.graphs.errors import CompileError
@@ -30,7 +31,7 @@ MODELS: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", with_long(MODELS, ["a norm over all samples, CTC"]))
 def test_a_waveform_of_any_length(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = MODELS[name]().eval()
@@ -72,6 +73,10 @@ def test_a_spectrogram_of_any_length_by_convolutions_of_two_axes(tmp_path: Path)
         np.testing.assert_allclose(got, want, rtol=0, atol=5e-6 * np.abs(want).max())
 
 
+@pytest.mark.long(
+    "test_a_waveform_of_any_length",
+    "tests/compiler/frontend/torch/hugging_face/layers/test_relative_positions.py",
+)
 def test_a_waveform_and_the_tokens_of_its_decoder(tmp_path: Path) -> None:
     """Moonshine whole: samples on one axis, tokens on the other."""
     torch.manual_seed(0)

@@ -12,6 +12,7 @@ import torch
 
 from tests.compiler.hybrids import hybrid
 from tests.runtime.generation import decoders
+from tests.tiers import with_long
 from twoheads.compiler import compile_model
 from twoheads.compiler.frontend.torch.model_outputs import hugging_face_outputs
 from twoheads.export import verify, write_bundle
@@ -20,6 +21,13 @@ from twoheads.runtime.stages.scan import _Chain  # pyright: ignore[reportPrivate
 
 KINDS = ("lfm2", "kimi_linear", "falcon_h1", "minimax", "jamba", "recurrent_gemma", "rwkv", "xlstm")
 """One of each scan, of decays by head and by channel, with attention beside or behind it."""
+
+FIRST = ("lfm2", "recurrent_gemma", "rwkv", "xlstm")
+"""A convolution, a state by channel, and states that tests of generation compile as well; those with maxima."""
+
+RUNS = "test_runs_of_any_length_equal_the_library"
+SCANS = "tests/compiler/frontend/torch/hugging_face/test_library_scans.py"
+"""Every kind is captured there, and what is captured compared with the library; these compile one kind for each."""
 
 BLOCK = 16
 
@@ -41,7 +49,7 @@ def built(kind: str, bundles: dict[str, tuple[Any, Path]], factory: pytest.TempP
     return bundles[kind]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", with_long(KINDS, FIRST, RUNS, SCANS))
 def test_runs_of_any_length_equal_the_library(
     kind: str, bundles: dict[str, tuple[Any, Path]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -138,7 +146,13 @@ MUTATIONS = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "mutate"), MUTATIONS)
+@pytest.mark.parametrize(
+    ("kind", "mutate"),
+    with_long(
+        MUTATIONS,
+        [case for case in MUTATIONS if case[0] in FIRST],
+    ),
+)
 def test_verify_catches_a_recurrence_that_is_a_little_different(
     kind: str, mutate: Any, bundles: dict[str, tuple[Any, Path]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -149,7 +163,7 @@ def test_verify_catches_a_recurrence_that_is_a_little_different(
     assert not verify(path, other, length=53).passed
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", with_long(KINDS, FIRST))
 def test_verify_catches_a_state_that_is_lost_between_blocks(
     kind: str,
     bundles: dict[str, tuple[Any, Path]],

@@ -96,6 +96,7 @@ def test_documents(bundle, tmp_path):
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
 
 
+@pytest.mark.long("test_run", "tests/runtime/jobs/test_job.py::test_killed_at_random_moments")
 def test_a_job(bundle, tmp_path):
     tokens, place, job = tmp_path / "t.npy", tmp_path / "out", tmp_path / "job"
     np.save(tokens, np.random.default_rng(0).integers(1, 40, TOKENS))

@@ -12,6 +12,7 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
+from tests.tiers import with_long
 from twoheads.compiler import CompiledModel, compile_model
 from twoheads.compiler.frontend.torch.hugging_face import hooks
 from twoheads.compiler.frontend.torch.operators.attention_op import attention_op
@@ -174,7 +175,10 @@ DROPPED: dict[str, tuple[Callable[[], nn.Module], int, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", DROPPED)
+@pytest.mark.parametrize(
+    "name",
+    with_long(DROPPED, ("the mask", "the bias")),
+)
 def test_a_hook_that_drops_something_is_caught_at_compile(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     make, position, instead = DROPPED[name]
 
@@ -191,7 +195,10 @@ def test_a_hook_that_drops_something_is_caught_at_compile(name: str, monkeypatch
         compile_model(module, block_size=16)
 
 
-@pytest.mark.parametrize("name", ["the mask", "the softcap"])
+@pytest.mark.parametrize(
+    "name",
+    with_long(("the mask", "the softcap"), ["the mask"]),
+)
 def test_what_compiles_in_spite_of_that_does_not_verify(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime  # type: ignore[import-untyped]
 import pytest
 
+from tests.tiers import with_long
 from tools.zoo.exporting import VOCABULARY, export_model, export_with_past, small_model
 from twoheads.compiler import compile_model
 from twoheads.export import verify, write_bundle
@@ -25,7 +26,14 @@ FILES = (("bert", 17, False, False), ("gpt2", 18, True, False), ("llama", 18, Tr
 """Model, operator set, whether by the newer exporter, whether with an attention mask: what the zoo does not have."""
 
 
-@pytest.mark.parametrize(("kind", "opset", "dynamo", "mask"), FILES)
+@pytest.mark.parametrize(
+    ("kind", "opset", "dynamo", "mask"),
+    with_long(
+        FILES,
+        FILES[:1],
+        "tests/end_to_end/test_onnx_zoo.py::test_a_file_of_the_zoo_runs_at_any_length",
+    ),
+)
 def test_an_exported_file_runs_at_any_length_as_onnx_runtime_runs_it(tmp_path, kind, opset, dynamo, mask):
     output = "last_hidden_state" if kind == "bert" else "logits"
     file = export_model(

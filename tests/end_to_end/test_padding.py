@@ -13,6 +13,7 @@ import torch
 import transformers as hf
 
 from tests.end_to_end.agreement import bundle_of
+from tests.tiers import with_long
 from tools.zoo.exporting import VOCABULARY, FirstOutput, export_model
 from twoheads.compiler import compile_model
 from twoheads.export import write_bundle
@@ -100,7 +101,10 @@ def close(found: Any, want: Any) -> None:
     np.testing.assert_allclose(found, want, atol=2e-5 * np.abs(want).max())
 
 
-@pytest.mark.parametrize("name", sorted(MODELS.keys() - set(WHOLE)))
+@pytest.mark.parametrize(
+    "name",
+    with_long(sorted(MODELS.keys() - set(WHOLE)), ("bert", "bloom", "llama", "opt")),
+)
 def test_a_padded_batch_is_the_librarys(compiled: Any, name: str) -> None:
     model, bundle = compiled(name)
     tokens, masks = batch()
@@ -118,7 +122,7 @@ def test_a_padded_batch_is_the_librarys(compiled: Any, name: str) -> None:
         close(alone.array[masks[2] == 1], want[2][masks[2] == 1])
 
 
-@pytest.mark.parametrize("name", ["bert", "llama", "gpt2", "opt"])
+@pytest.mark.parametrize("name", with_long(("bert", "llama", "gpt2", "opt"), ("bert", "llama", "opt")))
 def test_holes_are_the_librarys(compiled: Any, name: str) -> None:
     model, bundle = compiled(name)
     tokens = np.random.default_rng(1).integers(0, VOCABULARY, LENGTH)
@@ -128,7 +132,14 @@ def test_holes_are_the_librarys(compiled: Any, name: str) -> None:
     close(bundle.run(tokens, output="hidden", attention_mask=mask).array[mask == 1], want[mask == 1])
 
 
-@pytest.mark.parametrize("name", ["bert", "llama", "mistral", "gpt2"])
+@pytest.mark.parametrize(
+    "name",
+    with_long(
+        ("bert", "llama", "mistral", "gpt2"),
+        ("bert", "llama"),
+        "tests/runtime/documents/test_packed_documents.py",
+    ),
+)
 def test_documents_are_blocks_on_the_masks_diagonal(compiled: Any, name: str) -> None:
     model, bundle = compiled(name)
     lengths = [3, 20, 1, 11, 6]
@@ -163,13 +174,20 @@ def test_what_a_tokenizer_gives_is_an_input(compiled: Any) -> None:
 
 
 def test_positions_that_add_up_the_mask_count_real_tokens(compiled: Any) -> None:
-    sources = {name: {entry.source for entry in compiled(name)[1].program.inputs} for name in ("opt", "gpt2")}
+    sources = {name: {entry.source for entry in compiled(name)[1].program.inputs} for name in ("opt", "llama")}
     assert "counts" in sources["opt"]
-    assert "positions" in sources["gpt2"]
-    assert "counts" not in sources["gpt2"]
+    assert "positions" in sources["llama"]
+    assert "counts" not in sources["llama"]
 
 
-@pytest.mark.parametrize(("name", "dynamo"), [("bert", False), ("llama", True), ("opt", False), ("opt", True)])
+@pytest.mark.parametrize(
+    ("name", "dynamo"),
+    with_long(
+        [("bert", False), ("llama", True), ("opt", False), ("opt", True)],
+        [("bert", False), ("opt", False)],
+        "tests/end_to_end/test_onnx_zoo.py::test_a_file_of_the_zoo_runs_at_any_length",
+    ),
+)
 def test_a_padded_batch_is_the_onnx_files(compiled: Any, tmp_path: Path, name: str, dynamo: bool) -> None:
     model, output = compiled(name)[0], "last_hidden_state" if name == "bert" else "logits"
     opset = 18 if dynamo else 17

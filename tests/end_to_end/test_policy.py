@@ -15,6 +15,7 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, M
 from tests.end_to_end.agreement import assert_agrees, bundle_of
 from tests.end_to_end.random_models import Features, RandomTransformer
 from tests.export.verification.test_verifier import edited_program
+from tests.tiers import with_long
 from twoheads.compiler import compile_model, plan_model
 from twoheads.compiler.frontend.torch.load_source import load_source
 from twoheads.export import verify, write_bundle
@@ -47,7 +48,7 @@ def masks_of(program: Program) -> list[str]:
     return [str(stage.mask) for stage in program.body if isinstance(stage, AttentionStage)]
 
 
-@pytest.mark.parametrize("window", [7, 17])
+@pytest.mark.parametrize("window", with_long((7, 17), [17]))
 def test_a_window_is_hugging_faces_sliding_window(window: int, tmp_path: Path) -> None:
     """The same weights in Mistral, whose own window has that size; one key more or less would be far off."""
     model = llama()
@@ -90,7 +91,14 @@ MODELS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    with_long(
+        MODELS,
+        ("llama", "torch's kernel, a window beside full"),
+        "test_a_policy_is_the_model_with_that_mask",
+    ),
+)
 def test_verify_compares_under_the_same_mask_and_tells_the_distance(name: str, tmp_path: Path) -> None:
     policy = "window:9" if name == "llama" else "window:20+sinks:4"
     torch.manual_seed(1)

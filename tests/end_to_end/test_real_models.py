@@ -50,6 +50,7 @@ def smollm2_original(smollm2: Path) -> Any:
     return load_source(smollm2).module  # once: a GGUF file takes a while to read
 
 
+@pytest.mark.long("test_smollm2_continues_a_sentence", "test_minilm_over_its_range")
 def test_smollm2_from_one_bundle_at_many_lengths(smollm2_original: Any, smollm2_bundle: Path) -> None:
     before = digest(smollm2_bundle)
     for length in (1, BLOCK - 1, BLOCK + 1, 2 * BLOCK + 8):  # three blocks, the last of few tokens
@@ -60,6 +61,7 @@ def test_smollm2_from_one_bundle_at_many_lengths(smollm2_original: Any, smollm2_
     assert digest(smollm2_bundle) == before
 
 
+@pytest.mark.long("tests/export/one_file/test_export.py::test_any_length_is_the_whole_model")
 def test_smollm2_in_one_onnx_file_is_the_original(smollm2_original: Any, smollm2_bundle: Path, tmp_path: Path) -> None:
     session = open_file(export_one_file(smollm2_bundle, tmp_path / "smollm2.onnx", outputs=("logits",)).file)
     for length in (1, BLOCK - 1, 2 * BLOCK + 8):

@@ -14,6 +14,7 @@ CASES = "run -o,generate --cache,export"
 """Those that take fractions of a second."""
 
 
+@pytest.mark.long("tests/end_to_end/test_kills.py", "test_faults_are_told")
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="orphans are handed over on Linux alone")
 def test_a_share_of_the_kills(tmp_path) -> None:
     words = [sys.executable, "-m", "tools.endurance", "--docs", str(tmp_path), "--cases", CASES, "kills", "4"]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.signals import process_that_heeds
+from tests.tiers import with_long
 from twoheads.export.cli.shared import arguments
 from twoheads.export.cli.shared.console import count_text, seconds_text, size_text
 from twoheads.graphs.errors import InputError
@@ -324,7 +325,14 @@ sys.exit(main(sys.argv[2:]))
 
 @pytest.mark.parametrize(
     ("number", "code", "message", "door"),
-    [(signal.SIGINT, 130, "interrupted", "torch"), (signal.SIGTERM, 143, "", "onnx")],
+    with_long(
+        [
+            (signal.SIGINT, 130, "interrupted", "torch"),
+            (signal.SIGINT, 130, "interrupted", "onnx"),
+            (signal.SIGTERM, 143, "", "onnx"),
+        ],
+        [(signal.SIGINT, 130, "interrupted", "onnx"), (signal.SIGTERM, 143, "", "onnx")],
+    ),
 )
 def test_an_interrupted_compile_leaves_nothing(tiny_llama, tmp_path, number, code, message, door):
     """A signal while the bundle is written, in a real process: an exit code, at most one line, nothing on the disk."""

@@ -148,7 +148,11 @@ def test_run_streams_as_many_rows_as_there_are(cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "length", "rows"), [("T5", ["--length", "n=21,m=40"], 21), ("ViT, image classification", [], 50)]
+    ("name", "length", "rows"),
+    [
+        pytest.param("T5", ["--length", "n=21,m=40"], 21, marks=pytest.mark.long("test_verify_reads_arrays_by_name")),
+        ("ViT, image classification", [], 50),
+    ],
 )
 def test_a_model_folder_of_two_sequences_or_of_images_is_compiled_and_verified(
     cli, tmp_path: Path, name: str, length: list[str], rows: int

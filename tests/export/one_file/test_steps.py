@@ -18,6 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from tests.runtime.generation.decoders import BLOCK, bundle, bundle_folder, tokens
 from tests.runtime.tiny_bundle import write_tiny
 from tests.runtime.tiny_model import Tiny
+from tests.tiers import with_long
 from twoheads.compiler import compile_model
 from twoheads.export import write_bundle
 from twoheads.export.engines.tensor_error import relative_error
@@ -29,6 +30,8 @@ from twoheads.graphs.errors import BundleError, InputError
 
 NAMES = ("llama", "gemma", "qwen", "mamba")
 """Full attention; windows; states beside attention; states alone."""
+
+FIRST = ("llama", "gemma", "mamba")
 
 BOUND = 2e-5
 """Of errors, as a share of the largest logit."""
@@ -68,7 +71,7 @@ def near(found: Any, expected: Any) -> None:
     assert np.abs(found.reshape(expected.shape) - expected).max() < BOUND * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", with_long(NAMES, FIRST))
 @pytest.mark.parametrize("prompt", [1, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK + 3])
 def test_it_generates_what_the_runtime_generates(name: str, prompt: int) -> None:
     sequence, given = Sequence(step_file(name)), tokens(prompt)
@@ -82,7 +85,7 @@ def test_it_generates_what_the_runtime_generates(name: str, prompt: int) -> None
 
 
 @settings(max_examples=25, deadline=None)
-@given(name=st.sampled_from(NAMES), parts=st.lists(st.integers(1, 3 * BLOCK), min_size=1, max_size=5))
+@given(name=st.sampled_from(FIRST), parts=st.lists(st.integers(1, 3 * BLOCK), min_size=1, max_size=5))
 def test_how_tokens_are_split_changes_nothing(name: str, parts: list[int]) -> None:
     sequence, given = Sequence(step_file(name)), tokens(sum(parts))
     expected = {output: np.asarray(bundle(name).run(given, output=output).array) for output in ("logits", "hidden")}

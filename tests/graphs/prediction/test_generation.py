@@ -18,7 +18,7 @@ from twoheads.graphs.schedule.schedule import make_schedule
 from twoheads.graphs.variants.step_calls import Continuation, Made, RunCall
 from twoheads.graphs.variants.steps import CAPACITIES, Steps
 
-NAMES = ("llama", "gemma", "qwen", "mamba")
+NAMES = ("llama", "gemma", "mamba")
 
 
 def _steps(name: str) -> Steps:

@@ -16,6 +16,7 @@ from tests.runtime.generation.decoders import (
     qwen,
     tokens,
 )
+from tests.tiers import with_long
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.variants.step_calls import Pieces, generation_plan
 from twoheads.runtime import load
@@ -25,8 +26,11 @@ MODELS = {"llama": llama, "gemma": gemma, "qwen": qwen}
 BOUNDS = {"llama": 1e-5, "gemma": 1e-5, "qwen": 1e-4}
 """Of errors, as shares of the largest logit; the library's own float32 states are off by 2e-5."""
 
+STATES = "tests/runtime/generation/test_maxima.py"
+"""Where states alone go from step to step."""
 
-@pytest.mark.parametrize("name", MODELS)
+
+@pytest.mark.parametrize("name", with_long(MODELS, ("llama", "gemma"), STATES))
 @pytest.mark.parametrize("prompt", [1, 7, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK + 3])
 def test_every_step_is_that_of_the_original(name, prompt):
     sequence = tokens(prompt + 6 * BLOCK)
@@ -38,7 +42,7 @@ def test_every_step_is_that_of_the_original(name, prompt):
     assert error < BOUNDS[name] * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", with_long(MODELS, ("llama", "gemma"), STATES))
 def test_contexts_longer_than_the_widest_engine_are_exact(name):
     widest = BEYOND * BLOCK
     sequence = tokens(2 * widest + 100)
@@ -65,7 +69,7 @@ def _bits(context: Context) -> list[bytes]:
     return [array.tobytes() for array in (*kept.past, *kept.opened)]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", with_long(MODELS, ("llama", "gemma"), STATES))
 def test_bits_do_not_depend_on_how_tokens_were_split(name):
     sequence = tokens(9 * BLOCK + 5)
     whole = bundle(name).open_context()
@@ -131,7 +135,7 @@ def test_what_can_not_be_is_refused():
         other.generate([5], context=bundle("llama").open_context())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", with_long(MODELS, ("llama", "gemma"), STATES))
 @pytest.mark.parametrize(
     ("prompt", "new"), [(1, 1), (3, 40), (70, 60), (BEYOND * BLOCK + 5, 30), ((2 * BEYOND + 4) * BLOCK + 2, 3)]
 )

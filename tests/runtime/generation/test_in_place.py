@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.runtime.generation.decoders import BLOCK, MODELS, bundle, bundle_folder, llama, original_logits, tokens
+from tests.tiers import with_long
 from twoheads.compiler import compile_model
 from twoheads.export import write_bundle
 from twoheads.graphs.variants.steps import CAPACITIES
@@ -24,7 +25,10 @@ WAYS = st.lists(
 )
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma", "qwen"])
+@pytest.mark.parametrize(
+    "name",
+    with_long(("llama", "gemma", "qwen"), ("llama", "gemma")),
+)
 @settings(max_examples=8, deadline=None)
 @given(WAYS)
 def test_logits_do_not_depend_on_how_tokens_came(name, ways):

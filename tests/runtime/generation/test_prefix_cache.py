@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.runtime.generation.decoders import BLOCK, bundle_folder, tokens
+from tests.tiers import with_long
 from twoheads.graphs.errors import InputError
 from twoheads.runtime import LoadedBundle, load
 
@@ -29,7 +30,10 @@ def _logits(bundle: LoadedBundle, sequence: list[int]) -> tuple[np.ndarray, int]
     return np.stack(rows), calls
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma", "qwen"])
+@pytest.mark.parametrize(
+    "name",
+    with_long(("llama", "gemma", "mamba", "qwen"), ("llama", "gemma", "mamba")),
+)
 def test_warm_is_cold_to_the_bit(name, tmp_path):
     cold, cold_calls = _logits(load(bundle_folder(name), threads=1), PROMPT)
     bundle = load(bundle_folder(name), threads=1)

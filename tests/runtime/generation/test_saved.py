@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.runtime.generation.decoders import BEYOND, BLOCK, bundle, tokens
+from tests.tiers import with_long
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.variants.steps import SOURCE_CAPACITIES
 from twoheads.runtime.generation.saved import DIGEST, MAGIC
@@ -19,7 +20,10 @@ WIDEST = SOURCE_CAPACITIES[-1] * BLOCK
 LENGTHS = [1, BLOCK - 2, BLOCK, 5 * BLOCK + 3, BEYOND * BLOCK + 5, (2 * BEYOND + 4) * BLOCK + 2]
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma", "qwen"])
+@pytest.mark.parametrize(
+    "name",
+    with_long(("llama", "gemma", "mamba", "qwen"), ("llama", "gemma", "mamba")),
+)
 @pytest.mark.parametrize("length", LENGTHS)
 def test_it_goes_on_as_if_it_had_stayed_open(name, length, tmp_path):
     sequence = tokens(length + 40)
@@ -135,9 +139,9 @@ def test_what_is_not_what_was_written_is_refused(tmp_path):
 
 
 def test_a_state_is_before_a_place_that_there_is(tmp_path):
-    path, context = tmp_path / "c", bundle("qwen").open_context()
+    path, context = tmp_path / "c", bundle("mamba").open_context()
     context.append(tokens(2 * BLOCK + 3))
-    bundle("qwen").save_context(context, path)
+    bundle("mamba").save_context(context, path)
     written, start = path.read_bytes(), len(MAGIC) + DIGEST
     size = int.from_bytes(written[start : start + 8], "little")
     header = json.loads(written[start + 8 : start + 8 + size])
@@ -147,4 +151,4 @@ def test_a_state_is_before_a_place_that_there_is(tmp_path):
         rest = len(text).to_bytes(8, "little") + text + written[start + 8 + size :]
         path.write_bytes(MAGIC + sha256(rest).digest() + rest)
         with pytest.raises(InputError, match="is damaged"):
-            bundle("qwen").load_context(path)
+            bundle("mamba").load_context(path)

@@ -8,6 +8,7 @@ import pytest
 
 from tests.graphs.sample_profiles import profile_of
 from tests.runtime.generation.decoders import BLOCK, bundle, bundle_folder
+from tests.tiers import with_long
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.prediction.generation import HEAD, predict_generation, step_forms
 from twoheads.runtime.generation.context import Context
@@ -15,7 +16,7 @@ from twoheads.runtime.measurement import step_meter
 from twoheads.runtime.measurement.step_meter import with_step_times
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma", "qwen", "mamba"])
+@pytest.mark.parametrize("name", with_long(("llama", "gemma", "qwen", "mamba"), ("llama", "mamba")))
 def test_every_form_is_measured(name, monkeypatch):
     made: set[tuple[int, int]] = set()
     run = Context._run

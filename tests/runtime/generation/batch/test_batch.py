@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.runtime.generation.decoders import BEYOND, BLOCK, bundle, bundle_folder, tokens
 from tests.runtime.tiny_bundle import read_manifest, write_manifest
+from tests.tiers import with_long
 from twoheads.graphs.errors import BundleError, InputError
 from twoheads.graphs.variants.batch_steps import SLOTS
 from twoheads.runtime import load
@@ -60,7 +61,13 @@ REQUESTS = st.lists(
 )
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma", "qwen", "mamba", "t5", "bart", "whisper"])
+@pytest.mark.parametrize(
+    "name",
+    with_long(
+        ("llama", "gemma", "qwen", "mamba", "t5", "bart", "whisper"),
+        ("llama", "gemma", "mamba", "bart"),
+    ),
+)
 @settings(max_examples=6, deadline=None)
 @given(asked=REQUESTS, most=st.sampled_from([3, 32]))
 def test_every_request_gets_the_bits_that_it_gets_alone(name, asked, most):

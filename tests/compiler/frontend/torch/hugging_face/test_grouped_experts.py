@@ -11,6 +11,7 @@ from torch import nn
 from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHExperts
 
 from tests.mixtures import BLOCK, CHOSEN, EXPERTS, NAMES, mixture
+from tests.tiers import with_long
 from twoheads.compiler import compile_model, plan_model
 from twoheads.compiler.frontend.torch.capture import capture
 from twoheads.compiler.frontend.torch.hugging_face.grouped_experts import ExpertsChoice, find_gate, grouped_gates
@@ -22,7 +23,17 @@ from twoheads.graphs.errors import CompileError
 GROUPED = ExpertsChoice("grouped", BLOCK)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("olmoe", "gpt_oss")])  # which have bundles
+LIKE_OTHERS = {name for name in NAMES if name not in ("olmoe", "gpt_oss")}
+"""Those two have bundles."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    with_long(
+        sorted(LIKE_OTHERS),
+        sorted(LIKE_OTHERS - {"deepseek_v2"}),
+    ),
+)
 def test_library_models_are_captured_with_one_operator_a_mixture(name: str) -> None:
     source = load_source(mixture(name))
     found = capture(source, GROUPED)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.compiler.hybrids import HYBRIDS, hybrid
+from tests.tiers import with_long
 from twoheads.compiler.frontend.torch.capture import capture
 from twoheads.compiler.frontend.torch.hugging_face.library_scans import own_scans
 from twoheads.compiler.frontend.torch.load_source import load_source
@@ -32,7 +33,14 @@ SCANS = {
 }
 
 
-@pytest.mark.parametrize("kind", HYBRIDS)
+FIRST = ("lfm2", "kimi_linear", "olmo_hybrid", "mamba2", "minimax", "mamba", "recurrent_gemma", "rwkv", "xlstm")
+"""One for each scan, and one for each way of the library to write it."""
+
+
+@pytest.mark.parametrize(
+    "kind",
+    with_long(HYBRIDS, FIRST),
+)
 def test_recurrences_are_captured_as_scans_and_compute_what_the_library_does(kind: str) -> None:
     source = load_source(hybrid(kind))
     captured = capture(source)

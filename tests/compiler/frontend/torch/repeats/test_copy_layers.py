@@ -11,6 +11,7 @@ import transformers as hf
 from torch import Tensor, nn
 
 from tests.compiler.small_models import llama
+from tests.tiers import with_long
 from twoheads.compiler import attention, plan_model
 from twoheads.compiler.frontend.torch import export_source as door
 from twoheads.compiler.frontend.torch.fx.view import layer_of
@@ -65,7 +66,13 @@ def _traced(module: nn.Module, monkeypatch: pytest.MonkeyPatch, **options: Any) 
     return lines, made[0].copies
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    with_long(
+        MODELS,
+        ["dense, then experts", "a scale by the layer's number"],
+    ),
+)
 def test_the_graph_is_that_of_tracing_every_layer(name, monkeypatch):
     make, copies = MODELS[name]
     module = make()

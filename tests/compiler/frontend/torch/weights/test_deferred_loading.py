@@ -17,6 +17,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, modeling_utils
 from transformers.integrations.gguf.reader import LazyGgufTensor
 
+from tests.tiers import with_long
 from twoheads.compiler import compile_model
 from twoheads.compiler.frontend.torch.capture import capture
 from twoheads.compiler.frontend.torch.load_source import load_source
@@ -163,7 +164,14 @@ def test_the_model_is_the_one_that_the_library_loads(name: str, request: pytest.
     assert found.generation_json == expected.generation_json
 
 
-@pytest.mark.parametrize(("name", "weights"), [("llama", "int4"), ("mixtral", None), ("llama_gguf", "int8")])
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    with_long(
+        [("llama", "int4"), ("mixtral", None), ("llama_gguf", "int8")],
+        [("llama", "int4"), ("llama_gguf", "int8")],
+        "test_experts_are_read_one_by_one",
+    ),
+)
 def test_the_bundle_is_the_same_to_the_bit(
     name: str, weights: str | None, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,8 +306,13 @@ def test_a_stack_whose_entries_are_not_made_alone_is_read_whole(
     assert not any(stack.stacked for stack in stacks if isinstance(stack, StoredTensor))
 
 
-@pytest.mark.parametrize("stacked", [False, True])
-@pytest.mark.parametrize("experts", ["grouped", "dense"])
+@pytest.mark.parametrize(
+    ("experts", "stacked"),
+    with_long(
+        [("grouped", False), ("grouped", True), ("dense", False), ("dense", True)],
+        [("grouped", True), ("dense", False)],
+    ),
+)
 def test_experts_are_read_one_by_one(
     mixtral: Path, stacked: bool, experts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers as hf
 
+from tests.tiers import with_long
 from twoheads.compiler.frontend.torch.capture import capture
 from twoheads.compiler.frontend.torch.hugging_face.layers import exponential_layers
 from twoheads.compiler.frontend.torch.hugging_face.refused_layers import refuse_known
@@ -47,7 +48,7 @@ def test_memories_of_xlstm_are_those_of_the_library_for_any_gates(spread: float)
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("form", ["fresh", "ran", "folder"])
+@pytest.mark.parametrize("form", with_long(("fresh", "ran", "folder"), ("ran", "folder")))
 def test_rescaled_layers_of_rwkv_are_rescaled_once(form: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = hf.RwkvConfig(vocab_size=61, hidden_size=32, num_hidden_layers=3, rescale_every=1)

@@ -9,6 +9,7 @@ import torch
 import transformers as hf
 
 from tests.compiler.small_models import captured
+from tests.tiers import with_long
 from twoheads.compiler.frontend.torch.load_source import load_source
 from twoheads.compiler.original.prove_capture import prove_capture
 
@@ -41,7 +42,12 @@ def _speecht5() -> Any:
 
 
 @pytest.mark.parametrize(
-    ("make", "limits"), [(_first, []), (_second, [CHUNK]), (_speecht5, [])], ids=["first", "second", "speecht5"]
+    ("make", "limits"),
+    with_long(
+        [(_first, []), (_second, [CHUNK]), (_speecht5, [])],
+        [(_second, [CHUNK]), (_speecht5, [])],
+    ),
+    ids=["first", "second", "speecht5"],
 )
 def test_speech_and_the_tokens_of_its_translation(make: Any, limits: list[int]) -> None:
     torch.manual_seed(0)
