@@ -11,7 +11,7 @@ PYTEST = OMP_NUM_THREADS=1 TWOHEADS_REQUIRE_MODELS=1 $(BIN)/python -m pytest --n
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long check lint pyright format pytest pytest-long fuzz hosts wheel docs models evaluate documents theorems planning precision quality zoo accelerators devices gpu scale bench clean distclean
+.PHONY: help demo test test-long check lint pyright format pytest pytest-long fuzz hosts targets wheel docs models evaluate documents theorems planning precision quality zoo accelerators devices gpu scale bench clean distclean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,7 +49,7 @@ format: $(VENV)/.installed-dev ## Format the code and fix what ruff can fix
 	$(BIN)/ruff format .
 
 pytest: $(VENV)/.installed-dev models ## The tests of the first tier; those of real models too
-	$(PYTEST) --ignore=tests/packaging -m 'not hosts and not long'
+	$(PYTEST) --ignore=tests/packaging -m 'not hosts and not targets and not long'
 
 pytest-long: $(VENV)/.installed-dev models ## The tests of the second tier: those marked long
 	$(PYTEST) -m long
@@ -57,6 +57,10 @@ pytest-long: $(VENV)/.installed-dev models ## The tests of the second tier: thos
 hosts: $(VENV)/.installed-dev models ## The examples in C++, Node and Chromium (install those first: examples/README.md)
 	ONNXRUNTIME_NODE_INSTALL=skip npm install --prefix examples --no-audit --no-fund --no-package-lock --loglevel error
 	OMP_NUM_THREADS=1 TWOHEADS_REQUIRE_MODELS=1 TWOHEADS_REQUIRE_HOSTS=1 $(BIN)/python -m pytest -m hosts tests/hosts
+
+targets: $(VENV)/.installed-dev models ## MiniLM built, packed and run by each vendor's compiler and runtime or emulator (installs them: 10 GB)
+	for target in executorch iree litert qnn rknn; do $(BIN)/twoheads targets install $$target || exit; done
+	OMP_NUM_THREADS=1 TWOHEADS_REQUIRE_MODELS=1 TWOHEADS_REQUIRE_TARGETS=1 $(BIN)/python -m pytest -m targets tests/targets
 
 fuzz: $(VENV)/.installed-dev ## Mutated bundles, models, arrays and documents for 20 minutes, by the seed of the day
 	OMP_NUM_THREADS=1 $(BIN)/python -m tools.fuzz --seconds 1200

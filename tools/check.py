@@ -16,7 +16,7 @@ __all__ = ["changed_files", "main", "room_tests"]
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("compiler", "graphs", "export", "runtime")
-FIRST_TIER = "not hosts and not long"
+FIRST_TIER = "not hosts and not targets and not long"
 ALWAYS = ("tests/packaging/test_layers.py",)
 
 
