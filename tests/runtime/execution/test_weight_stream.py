@@ -12,6 +12,7 @@ from tests.runtime.tiny_model import Tiny, random_tokens
 from twoheads.graphs.errors import BundleError, InputError
 from twoheads.graphs.schedule.spill import plan_spill
 from twoheads.runtime import Job, load
+from twoheads.runtime.bundle.token_table import TokenTable
 from twoheads.runtime.bundle.weights import Weights
 from twoheads.runtime.execution.engine_pool import EnginePool
 
@@ -71,6 +72,20 @@ def test_streaming_changes_no_bit(bundle, most_open, output, most, stages):
         np.testing.assert_array_equal(streamed.array, whole.array)
         assert streamed.report.engine_calls == whole.report.engine_calls
     assert most_open[0] <= len(loaded.program.head) + stages
+
+
+def test_the_rows_of_tokens_are_fetched_before_they_are_read(bundle, monkeypatch):
+    fetched, fetch = set(), TokenTable.fetch
+
+    def seen(self, rows):
+        fetched.update(rows.ravel().tolist())
+        fetch(self, rows)
+
+    monkeypatch.setattr(TokenTable, "fetch", seen)
+    load(bundle).run(TOKENS)
+    assert not fetched  # memory is not limited
+    load(bundle, memory_limit=too_little(bundle)).run(TOKENS, output="logits")
+    assert fetched | {0} == set(TOKENS.tolist()) | {0}  # which padding has
 
 
 def test_what_fails_while_an_engine_is_opened_ahead_is_an_error_of_the_run(bundle, monkeypatch):

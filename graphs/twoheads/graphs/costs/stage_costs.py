@@ -39,7 +39,7 @@ from twoheads.graphs.program.program import (
     Value,
 )
 
-__all__ = ["CHAINED", "StageCosts", "StagePlan"]
+__all__ = ["CHAINED", "PAGE_BYTES", "StageCosts", "StagePlan"]
 
 CHAINED = frozenset({"model", "scan"})
 """Kinds of stages whose call for a block needs the one for the block before."""
@@ -53,6 +53,9 @@ INDEX_BYTES = 8
 AROUND_BYTES = 1 << 16
 """Of a mapped file's pages that Linux maps around one that is read, as far as they are in its cache: all are where the
 file was hashed or written before."""
+
+PAGE_BYTES = 1 << 12
+"""Of a page: a row that is fetched alone begins in one and ends in another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +184,9 @@ class StageCosts:
         """
         return _KINDS.of(stage).transient(self, stage)
 
-    def weights(self, stages: tuple[Stage, ...], *, mapped: bool) -> dict[tuple[str, bool], int]:
+    def weights(
+        self, stages: tuple[Stage, ...], *, mapped: bool, around: int = AROUND_BYTES
+    ) -> dict[tuple[str, bool], int]:
         """Bytes of every weight that the stages bind to ports, by its name and whether numbers are looked up in it.
 
         A bias's and the learned sinks' few numbers a head are bound to no port, their size is not known here.
@@ -191,16 +196,18 @@ class StageCosts:
             mapped: They are mapped from the bundle and packed by a processor's kernels: of a table, rows that no token
                 names stay in the file, and weights of float16 may be packed in float32. Else all are copied as they
                 are, to a device.
+            around: Bytes beside each row of a mapped table that are in memory with it.
         """
         sizes: dict[tuple[str, bool], int] = {}
         wanted = {stage.name for stage in stages}
         for stage, engine in self.program.bindings:
             if stage.name in wanted:
-                limits = self.program.lookup_limits(stage)
+                tables = self.program.tables(stage, engine)
                 rows = max(self._rows[value.name] for value in stage.outputs)
                 for name, port in zip(stage.weights, engine.weights, strict=True):
-                    table = bool(port.shape) and port.shape[0] in limits
-                    sizes[name, table] = _mapped(port, rows, table=table) if mapped else port.nbytes
+                    table = name in tables
+                    read = rows if table else None
+                    sizes[name, table] = _mapped(port, read, around) if mapped else port.nbytes
         for mixture in self.program.mixtures:
             if mixture.name in wanted:
                 mixed = self.program.engine_of(ExpertsEngine, mixture.engine)
@@ -214,11 +221,11 @@ class StageCosts:
         return self._rows[stage.output.name]
 
 
-def _mapped(port: Port, rows: int, *, table: bool) -> int:
-    """Resident bytes of a mapped weight; of a ``table`` the pages of any ``rows`` rows, which may begin within one."""
-    if not table:
+def _mapped(port: Port, rows: int | None, around: int) -> int:
+    """Resident bytes of a mapped weight; of a table the pages of any ``rows`` rows, which may begin within one."""
+    if rows is None:
         return 2 * port.nbytes if port.dtype == "float16" else port.nbytes
-    return min(port.nbytes, rows * (AROUND_BYTES + port.nbytes // port.shape[0]))
+    return min(port.nbytes, rows * (around + port.nbytes // port.shape[0]))
 
 
 @dataclass(frozen=True, slots=True)

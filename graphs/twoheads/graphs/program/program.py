@@ -254,6 +254,12 @@ class Program:
         read = (entry.limit for entry in self.inputs if entry.value.name in stage.inputs)
         return frozenset(limit for limit in read if limit is not None)
 
+    def tables(self, stage: TokenwiseStage, engine: TokenwiseEngine) -> frozenset[str]:
+        """The weights of ``stage`` in which it looks up rows by such numbers; ``engine`` is the one that it calls."""
+        limits = self.lookup_limits(stage)
+        bound = zip(stage.weights, engine.weights, strict=True)
+        return frozenset(name for name, port in bound if port.shape and port.shape[0] in limits)
+
     def weights(self) -> tuple[str, ...]:
         """Every weight that a stage binds, once, in order of first use."""
         return tuple(dict.fromkeys(name for stage in (*self.body, *self.head) for name in stage.weights))

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from twoheads.graphs.costs.stage_costs import StageCosts
+from twoheads.graphs.costs.stage_costs import PAGE_BYTES, StageCosts
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.program.program import ExpertsEngine, Stage
 from twoheads.graphs.schedule.schedule import PACKED_BYTES, MemoryPlan, Schedule, needed_stages
@@ -132,7 +132,8 @@ class _Spilling:
         """
         bound = {stage.name for stage, _ in self._schedule.program.bindings}
         steps = [(stage,) for stage in self._body if stage.name in bound] + [self._head]
-        sizes = [sum(self._costs.weights(step, mapped=True).values()) for step in steps]
+        # Such runs fetch the rows that tokens name alone.
+        sizes = [sum(self._costs.weights(step, mapped=True, around=2 * PAGE_BYTES).values()) for step in steps]
         program = self._schedule.program
         wanted = {stage.engine for stage in self._body}
         mixed = (e for e in program.engines if isinstance(e, ExpertsEngine) and e.name in wanted)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from twoheads.graphs.errors import BundleError
 from twoheads.graphs.serialization.bundle_format import WeightEntry
 from twoheads.runtime.bundle.inside import RECOMPILE
+from twoheads.runtime.bundle.token_table import TokenTable
 
 __all__ = ["Weights", "part_name"]
 
@@ -55,6 +56,7 @@ class Weights:
         self._entries = entries
         self._unchecked = dict(hashes or {})
         self._parts = frozenset(self._unchecked)
+        self._tables: dict[str, TokenTable] = {}
         self._map: mmap.mmap | None = None
         self._data: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
         if path.exists() and path.stat().st_size:
@@ -106,6 +108,18 @@ class Weights:
         part = WeightEntry(entry.offset + number * _part_bytes(entry), entry.dtype, entry.shape[1:])
         return self._checked(part_name(name, number), part)
 
+    def table(self, name: str) -> TokenTable:
+        """The weight ``name`` as a table of which rows are fetched before they are read; the same one each time.
+
+        Raises:
+            BundleError: As :meth:`view`.
+        """
+        found = self._tables.get(name)
+        if found is None:
+            view, entry = self.view(name), self._entries[name]
+            found = self._tables.setdefault(name, TokenTable(self._path, entry.offset, view.dtype, entry.shape))
+        return found
+
     def views(self, names: Iterable[str]) -> tuple[npt.NDArray[Any], ...]:
         """The weights ``names``, in that order."""
         return tuple(self.view(name) for name in names)
@@ -120,7 +134,10 @@ class Weights:
         A backend that has packed a weight never reads it again; without this the process would hold it twice. It is
         safe at any moment: whoever does read the pages again gets them from the page cache.
         """
-        self._advise(names, "MADV_DONTNEED")
+        wanted = tuple(names)
+        self._advise(wanted, "MADV_DONTNEED")
+        for name in self._tables.keys() & set(wanted):
+            self._tables[name].let_go()
 
     @contextmanager
     def letting_go(self, names: Collection[str]) -> Generator[None]:

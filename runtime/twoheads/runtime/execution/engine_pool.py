@@ -98,6 +98,7 @@ class EnginePool:
         packs = own and isinstance(backend, OnnxRuntimeBackend) and backend.shares_packed
         self._in_place = own and wide and not packs and isinstance(backend, OnnxRuntimeBackend)
         once = share_packed and (packs or (bundle.extends and bool(bundle.manifest.quantised)))
+        self._fetches = not share_packed
         self._shared = once or (bundle.extends and full and wide and not packs)
         self._heads = frozenset(stage.engine for stage in self.program.head if packs)
         self._open: dict[EngineKey, EngineHandle] = {}
@@ -134,7 +135,11 @@ class EnginePool:
             named = {port.name: name for port, name in zip(engine.weights, stage.weights, strict=True)}
             if self._artifacts is not None:  # which hold the others themselves
                 named = {port: named[port] for port in self._artifacts.of_stage(stage).host_weights}
-            arrays = {port: self.weights.view(name) for port, name in named.items()}
+            tables = self.tables(stage)
+            arrays = {
+                port: self.weights.table(name).array if name in tables else self.weights.view(name)
+                for port, name in named.items()
+            }
             # What is packed is read once; without this all of it would be there beside what is made of it.
             in_place = self._reads_in_place(stage.engine)
             packed = sum(array.nbytes for array in arrays.values()) if not in_place else 0
@@ -145,6 +150,12 @@ class EnginePool:
             with self._lock:
                 handle = self._open.setdefault(key, handle)
         return handle
+
+    def tables(self, stage: TokenwiseStage) -> frozenset[str]:
+        """The weights of ``stage`` whose rows are fetched before it reads them, as memory is limited."""
+        if not self._fetches:
+            return frozenset()
+        return self.program.tables(stage, self.declared(TokenwiseEngine, stage.engine))
 
     def close_weighted(self, keep: Iterable[TokenwiseStage] = ()) -> None:
         """Closes engines that hold weights, but for those of the stages ``keep``; they open again when asked for."""

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.program.program import TokenwiseStage
+from twoheads.runtime.bundle.token_table import TokenTable
 from twoheads.runtime.execution.run_state import RunState
 from twoheads.runtime.memory.stores import ValueStore
 
@@ -26,6 +27,7 @@ def run_tokenwise(run: RunState, stage: TokenwiseStage) -> None:
     outputs = [run.stores[value.name] for value in stage.outputs]
     counter = run.counters[stage.name]
     wrap = run.backend.tensor
+    fetched = _fetched(run, stage)
 
     def start() -> Callable[[int], None]:
         call = handle.new_call()
@@ -49,6 +51,8 @@ def run_tokenwise(run: RunState, stage: TokenwiseStage) -> None:
             for port, (store, scratch) in enumerate(zip(outputs, writes, strict=True)):
                 if scratch is None:
                     call.bind_output(port, wrap(store.block(at)))
+            for table, store in fetched:
+                table.fetch(store.block(at))
             call.run()
             count.calls += 1
             for store, scratch in zip(outputs, writes, strict=True):
@@ -62,6 +66,15 @@ def run_tokenwise(run: RunState, stage: TokenwiseStage) -> None:
         raise InternalError(f"stage {stage.name}: values of {sorted(lengths)} rows in one token-wise stage")
     blocks = run.blocks(-(-max(lengths, default=1) // run.program.block_size))
     run.work(stage, blocks, start, tokens=run.block_tokens)
+
+
+def _fetched(run: RunState, stage: TokenwiseStage) -> list[tuple[TokenTable, ValueStore]]:
+    """Tables whose rows are fetched before they are read, each with the numbers of rows that may be read."""
+    tables = [run.engines.weights.table(name) for name in sorted(run.engines.tables(stage))]
+    limits = {entry.value.name: entry.limit for entry in run.program.inputs if entry.value.name in stage.inputs}
+    return [
+        (table, run.stores[name]) for table in tables for name, limit in limits.items() if limit == len(table.array)
+    ]
 
 
 def scratch_block(store: ValueStore) -> npt.NDArray[Any] | None:
