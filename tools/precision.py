@@ -35,6 +35,7 @@ FORMS: Mapping[str, Sequence[str]] = {
     "float32": (),
     "`--dtype fp16`": ("--dtype", "fp16"),
     "`--weights int8`": ("--weights", "int8"),
+    "`--weights int8 --products int8`": ("--weights", "int8", "--products", "int8"),
     "`--weights int4`": ("--weights", "int4"),
 }
 INT8 = "int8 products, `build --target onnxruntime`"

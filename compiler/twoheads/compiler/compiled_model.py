@@ -27,7 +27,7 @@ class CompiledModel:
         approximations: Policies that the user imposed and that changed the model; empty for an exact one.
         quantised: Weights of the source that ``weights`` holds as whole numbers and scales, by their names there.
         weight_dtype: Of the products' weights: ``int8`` or ``int4`` where they are quantised, else ``dtype``.
-        products: In what products of 4-bit weights are computed: ``float32`` or ``int8``.
+        products: In what products of quantised weights are computed: ``float32`` or ``int8``.
         other_key_tiles: Widths of key tiles that the bundle is to offer beside the program's.
         dense_experts: Why mixtures of experts are computed densely, by the paths of their modules.
         generation_json: What the model says about generating, or ``None``.

@@ -37,9 +37,11 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return asked
 
 
-@pytest.mark.parametrize("weights", [None, "int4"])
-def test_files_are_the_exporters_and_one_export_serves_all_sizes(weights: str | None, sizes: list[int]) -> None:
-    compiled = small_decoder().model if weights is None else quantise_weights(small_decoder().model, weights)
+@pytest.mark.parametrize("precision", [None, ("int4", "float32"), ("int8", "int8")])
+def test_files_are_the_exporters_and_one_export_serves_all_sizes(
+    precision: tuple[str, str] | None, sizes: list[int]
+) -> None:
+    compiled = small_decoder().model if precision is None else quantise_weights(small_decoder().model, *precision)
     own = _exported(compiled, compiled.program.block_size)
     resized = ResizedEngines(compiled, own, compiled.program)
     found = {rows: resized.of(rows) for rows in (1, 8)}

@@ -72,7 +72,7 @@ def test_numbers_of_4_bits_stay_what_they_are(seed: int, levels: int, offset: fl
 
 @pytest.mark.parametrize(
     ("weight_dtype", "products", "share"),
-    [("int8", "float32", 0.35), ("int4", "float32", 0.28), ("int4", "int8", 0.28)],
+    [("int8", "float32", 0.35), ("int8", "int8", 0.32), ("int4", "float32", 0.28), ("int4", "int8", 0.28)],
 )
 def test_a_decoder(decoder: Decoder, tmp_path: Path, weight_dtype: str, products: str, share: float) -> None:
     module = decoder.module
@@ -106,12 +106,14 @@ def test_a_wrong_scale_fails(decoder: Decoder, tmp_path: Path) -> None:
     assert not verify(bundle, decoder.module, length=LENGTH).passed
 
 
-@pytest.mark.parametrize("weight_dtype", ["int8", "int4"])
-def test_weights_stored_by_columns(tmp_path: Path, weight_dtype: str) -> None:
+@pytest.mark.parametrize(("weight_dtype", "products"), [("int8", "float32"), ("int8", "int8"), ("int4", "float32")])
+def test_weights_stored_by_columns(tmp_path: Path, weight_dtype: str, products: str) -> None:
     torch.manual_seed(6)
     module: Any = GPT2LMHeadModel(GPT2Config(vocab_size=97, n_positions=80, n_embd=64, n_layer=2, n_head=4)).eval()
     bundle = write_bundle(
-        quantise_weights(compile_model(module, block_size=BLOCK), weight_dtype), tmp_path / "bundle", generation=False
+        quantise_weights(compile_model(module, block_size=BLOCK), weight_dtype, products),
+        tmp_path / "bundle",
+        generation=False,
     )
     quantised = read_bundle(bundle).manifest.quantised
     assert quantised["transformer.h.0.attn.c_attn.weight"].transposed
@@ -138,11 +140,12 @@ def test_nothing_to_quantise(monkeypatch: pytest.MonkeyPatch) -> None:
         quantise_weights(hand_made(), "int8")  # its weights are 8 wide
 
 
-@pytest.mark.parametrize(("weight_dtype", "remedy"), [("int8", "leave it out"), ("same", "add --weights int4")])
-def test_products_of_other_weights(weight_dtype: str, remedy: str) -> None:
+@pytest.mark.parametrize("weight_dtype", ["same", "float32"])
+def test_products_of_other_weights(weight_dtype: str) -> None:
     check_products("float32", weight_dtype=weight_dtype)
-    check_products("int8", weight_dtype="int4")
-    with pytest.raises(CompileError, match=remedy):
+    for quantised in ("int8", "int4"):
+        check_products("int8", weight_dtype=quantised)
+    with pytest.raises(CompileError, match="add --weights int8 or --weights int4"):
         check_products("int8", weight_dtype=weight_dtype)
 
 

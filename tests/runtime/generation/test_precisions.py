@@ -129,13 +129,14 @@ def _warnings_of(bundle):
     return found
 
 
-def test_products_of_8_bits(tmp_path):
+@pytest.mark.parametrize("weights", ["int4", "int8"])
+def test_products_of_8_bits(weights, tmp_path):
     """Cut back contexts have the bits of fresh ones, and the loss is told: it is no rounding error."""
-    bundle = write_bundle(quantise_weights(_compiled(), "int4", "int8"), tmp_path / "b")
+    bundle = write_bundle(quantise_weights(_compiled(), weights, "int8"), tmp_path / "b")
     report = verify_generation(bundle, _model(), new_tokens=2 * BLOCK + 3, length=21)
     assert report.passed
     assert report.rollback_equal
-    assert report.precision == "float32, weights int4, products int8"
+    assert report.precision == f"float32, weights {weights}, products int8"
     assert report.relative_error > 1e-4
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "IR_VERSION",
     "OPSET",
     "QUANTISED_PRODUCT",
+    "WHOLE_PRODUCT",
     "GraphBuilder",
     "common_opsets",
     "declared_port",
@@ -35,8 +36,11 @@ DOMAIN = "com.microsoft"
 QUANTISED_PRODUCT = "MatMulNBits"
 """The one that multiplies with weights of 8 or 4 bits."""
 
+WHOLE_PRODUCT = "MatMulIntegerToFloat"
+"""The one that multiplies whole numbers of 8 bits, and scales their sums."""
+
 FLOAT32_LEVEL = 1
-"""Its ``accuracy_level`` that computes in float32."""
+""":data:`QUANTISED_PRODUCT`'s ``accuracy_level`` that computes in float32."""
 
 OLDEST_OPSET = 13
 """Since when the operators that we add between foreign ones have the form in which we use them."""

@@ -6,7 +6,9 @@ offsets, a sixteenth of its numbers' memory at most.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,9 @@ import numpy.typing as npt
 
 from twoheads.compiler.ir.weights import Stacked, in_memory
 from twoheads.export.precision.quantised_arrays import in_pieces, quantise
+from twoheads.export.precision.whole_products import quantise_whole
 from twoheads.graphs.errors import CompileError
-from twoheads.graphs.program.engines.quantised import quantised_shapes
+from twoheads.graphs.program.engines.quantised import quantised_dtype, quantised_shapes
 
 __all__ = ["QuantisedPart", "deferred_quantised"]
 
@@ -34,6 +37,7 @@ class _Quantised:
     bits: int
     transposed: bool
     cut: bool
+    whole: bool
     waiting: dict[tuple[int, int], Array] = field(default_factory=dict[tuple[int, int], Array])
 
     def take(self, part: int) -> Array:
@@ -46,12 +50,17 @@ class _Quantised:
         """The same of one entry of a stack; of a matrix there is one."""
         if (part, entry) not in self.waiting:
             name = self.name if len(self.weight.shape) == 2 else f"{self.name}[{entry}]"
-            rows = _rows(self._read(entry), self.transposed)
-            made = in_pieces(_in_chunks(name, rows, self.bits), cut=self.cut)
+            made = self._made(name, _rows(self._read(entry), self.transposed))
             # Of a weight that is read anew, what nobody took goes first.
             self.waiting = {key: array for key, array in self.waiting.items() if key[1] != entry}
             self.waiting |= {(at, entry): array for at, array in enumerate(made)}
         return np.ascontiguousarray(self.waiting.pop((part, entry)))
+
+    def _made(self, name: str, rows: npt.NDArray[np.float32]) -> tuple[Array, ...]:
+        if self.whole:
+            values, scales = _in_chunks(name, rows, quantise_whole)
+            return values.T, scales
+        return in_pieces(_in_chunks(name, rows, partial(quantise, bits=self.bits)), cut=self.cut)
 
     def _read(self, entry: int) -> Any:
         if len(self.weight.shape) == 2:
@@ -98,9 +107,11 @@ class QuantisedPart:
 
 
 def deferred_quantised(
-    name: str, weight: Any, bits: int, *, transposed: bool, cut: bool = False
+    name: str, weight: Any, bits: int, *, transposed: bool, cut: bool = False, whole: bool = False
 ) -> tuple[QuantisedPart, ...]:
     """What ``weight`` is stored as; see :func:`~twoheads.export.precision.quantised_arrays.quantise`.
+
+    Of a weight that is multiplied in whole numbers see :mod:`twoheads.export.precision.whole_products`.
 
     Args:
         name: The weight's, for messages.
@@ -108,12 +119,13 @@ def deferred_quantised(
         bits: 8 or 4.
         transposed: The product sums over its first dimension; over that of a stack's entries.
         cut: Long rows of 4 bits lie in pieces.
+        whole: A matrix that is multiplied in whole numbers.
     """
     *stack, outer, inner = (*weight.shape[:-2], *reversed(weight.shape[-2:])) if transposed else weight.shape
-    whole = _Quantised(name, weight, bits, transposed, cut)
-    shapes = quantised_shapes(outer, inner, bits, cut=cut)
+    source = _Quantised(name, weight, bits, transposed, cut, whole)
+    shapes = quantised_shapes(outer, inner, bits, cut=cut, whole=whole)
     return tuple(
-        QuantisedPart((*stack, *shape), np.dtype(np.uint8 if len(shape) == 3 else np.float32), whole, at)
+        QuantisedPart((*stack, *shape), np.dtype(quantised_dtype(shapes, at)), source, at)
         for at, shape in enumerate(shapes)
     )
 
@@ -125,14 +137,16 @@ def _rows(weight: Any, transposed: bool) -> npt.NDArray[np.float32]:
     return array.T if transposed else array
 
 
-def _in_chunks(name: str, rows: npt.NDArray[np.float32], bits: int) -> tuple[Array, ...]:
+def _in_chunks(
+    name: str, rows: npt.NDArray[np.float32], quantised: Callable[[Array], tuple[Array, ...]]
+) -> tuple[Array, ...]:
     step = max(1, CHUNK_BYTES // (4 * rows.shape[1]))
     made: tuple[Array, ...] = ()
     for start in range(0, len(rows), step):
         chunk = rows[start : start + step]
         if not np.isfinite(chunk).all():
             raise CompileError(f"weight {name}", "is not finite, so it has no scale", "repair the model")
-        parts = quantise(chunk, bits)
+        parts = quantised(chunk)
         made = made or tuple(np.empty((len(rows), *part.shape[1:]), part.dtype) for part in parts)
         for whole, part in zip(made, parts, strict=True):
             whole[start : start + step] = part

@@ -43,14 +43,13 @@ def check_products(products: str, *, weight_dtype: str) -> None:
     """Raises unless a bundle can have these together.
 
     Args:
-        products: In what products of 4-bit weights are computed.
+        products: In what products of quantised weights are computed.
         weight_dtype: As in :func:`check_dtype`.
 
     Raises:
         CompileError: With a remedy.
     """
-    if products == "float32" or weight_dtype == "int4":
+    if products == "float32" or weight_dtype in ("int4", "int8"):
         return
-    problem = "says how 4-bit weights are multiplied, and there are none"
-    fix = "products of int8 weights are such anyway: leave it out" if weight_dtype == "int8" else "add --weights int4"
-    raise CompileError(f"--products {products}", problem, fix)
+    problem = "says how quantised weights are multiplied, and there are none"
+    raise CompileError(f"--products {products}", problem, "add --weights int8 or --weights int4")

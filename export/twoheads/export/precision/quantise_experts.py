@@ -22,11 +22,13 @@ class QuantisedAs:
         bits: 8 or 4.
         transposed: The product sums over its first dimension; of a stack's entries.
         cut: Long rows of 4 bits lie in pieces, as engines multiply them.
+        whole: Products with it are of whole numbers.
     """
 
     bits: int
     transposed: bool
     cut: bool = False
+    whole: bool = False
 
 
 def expert_plans(program: Program, bits: int) -> dict[str, QuantisedAs]:

@@ -32,7 +32,7 @@ from twoheads.graphs.program.program import (
     TokenwiseEngine,
     TokenwiseStage,
 )
-from twoheads.graphs.serialization.bundle_format import QuantisedWeight
+from twoheads.graphs.serialization.bundle_format import FULL_PRECISION, QuantisedWeight
 
 __all__ = ["WEIGHT_BITS", "quantise_weights"]
 
@@ -52,12 +52,14 @@ def quantise_weights(compiled: CompiledModel, weight_dtype: str, products: str =
 
     Each weight is read and quantised when the result is written, one at a time; of gathered experts, one expert's. It
     stays as it is where anything else reads it too, or where its inner dimension is no multiple of 32. With ``int4``,
-    tables and the head have 8 bits.
+    tables and the head have 8 bits. With ``int8`` and such products, tables, the head and gathered experts have scales
+    by 32 as without.
 
     Args:
         compiled: Of the dtype float32.
         weight_dtype: ``int8`` or ``int4``.
-        products: In what those of 4-bit weights are computed: ``float32``, or ``int8``, which rounds the other operand.
+        products: In what they are computed: ``float32``, or ``int8``, which rounds the other operand, too. Those of
+            8-bit weights always round it; ``int8`` makes them products of whole numbers, with a scale a row.
 
     Raises:
         CompileError: No weight can be quantised, or ``products`` goes with other weights. One that is not finite is
@@ -70,7 +72,8 @@ def quantise_weights(compiled: CompiledModel, weight_dtype: str, products: str =
     models = {engine.name: emit_tokenwise(compiled.regions[engine.name], engine) for engine in engines}
     uses = {e.name: weight_uses(models[e.name], e.weights, token_ports(program, e)) for e in engines}
     level = PRODUCT_LEVELS[products]
-    plans = _plans(program, uses, bits, cut=level == FLOAT32_LEVEL) | expert_plans(program, bits)
+    whole = bits == TABLE_BITS and products != FULL_PRECISION
+    plans = _plans(program, uses, bits, cut=level == FLOAT32_LEVEL, whole=whole) | expert_plans(program, bits)
     if not plans:
         raise CompileError(
             f"--weights {weight_dtype}", f"{program.name} has no weight that can be quantised", "leave it out"
@@ -108,7 +111,7 @@ def _declared(
 
 
 def _plans(
-    program: Program, uses: Mapping[str, Mapping[str, tuple[Use, ...]]], bits: int, *, cut: bool
+    program: Program, uses: Mapping[str, Mapping[str, tuple[Use, ...]]], bits: int, *, cut: bool, whole: bool
 ) -> dict[str, QuantisedAs]:
     """The weights to quantise: everything that reads one agrees, and all weights of a port agree."""
     readers, other = weight_readers(program), attention_weights(program)
@@ -124,7 +127,7 @@ def _plans(
         if name in other or len(ways) != 1 or any(port not in uses[engine] for engine, port in ports):
             continue
         exact = name in heads or any(use.table for use in found[name])
-        plans[name] = QuantisedAs(TABLE_BITS if exact else bits, ways.pop(), cut)
+        plans[name] = QuantisedAs(TABLE_BITS if exact else bits, ways.pop(), cut, whole and not exact)
     while dropped := disagreeing(readers, plans):
         for name in dropped:
             del plans[name]
@@ -141,7 +144,7 @@ def _quantised(
             kept[name] = weight
             continue
         plan = plans[name]
-        parts = deferred_quantised(name, weight, plan.bits, transposed=plan.transposed, cut=plan.cut)
+        parts = deferred_quantised(name, weight, plan.bits, transposed=plan.transposed, cut=plan.cut, whole=plan.whole)
         pieces = len(parts) // 2
         names = quantised_names(name, plan.bits, pieces)
         entry = QuantisedWeight(
@@ -161,7 +164,7 @@ def _changed(program: Program, engine: TokenwiseEngine, plans: Mapping[str, Quan
     stage = next(stage for stage, used, _ in bindings(program) if used.name == engine.name)
     bound = {port.name: plans[n] for port, n in zip(engine.weights, stage.weights, strict=True) if n in plans}
     ports = {
-        port.name: quantised_ports(port, plan.bits, transposed=plan.transposed, cut=plan.cut)
+        port.name: quantised_ports(port, plan.bits, transposed=plan.transposed, cut=plan.cut, whole=plan.whole)
         for port in engine.weights
         if (plan := bound.get(port.name)) is not None
     }

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from twoheads.graphs.program.engines.quantised import QUANTISATION_BLOCK, quantised_shapes
+from twoheads.export.precision.whole_products import dequantise_whole
+from twoheads.graphs.program.engines.quantised import QUANTISATION_BLOCK, WHOLE_VALUES, quantised_shapes
 
 __all__ = ["MIDDLE_4", "dequantise", "expanded", "in_pieces", "quantise"]
 
@@ -89,6 +90,9 @@ def expanded(parts: Sequence[Array], *, transposed: bool) -> npt.NDArray[np.floa
 
     Of values and scales there are as many arrays as a row has pieces.
     """
+    if parts[0].dtype == WHOLE_VALUES:
+        whole = dequantise_whole(parts[0].T, parts[1])
+        return np.ascontiguousarray(whole.T if transposed else whole)
     pieces = len(parts) // 2
     values = parts[0] if pieces == 1 else np.concatenate(parts[:pieces], -2)
     scales = parts[1] if pieces == 1 else np.concatenate(parts[pieces : 2 * pieces], -1)

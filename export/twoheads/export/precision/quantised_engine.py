@@ -13,8 +13,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from twoheads.export.emit.graph_builder import DOMAIN, FLOAT32_LEVEL, QUANTISED_PRODUCT
+from twoheads.export.precision.whole_products import whole_product
 from twoheads.graphs.program.engines.port import Port
-from twoheads.graphs.program.engines.quantised import QUANTISATION_BLOCK
+from twoheads.graphs.program.engines.quantised import QUANTISATION_BLOCK, WHOLE_VALUES
 from twoheads.graphs.serialization.bundle_format import FULL_PRECISION, Manifest
 
 __all__ = [
@@ -33,8 +34,8 @@ PRODUCT_LEVELS = {FULL_PRECISION: FLOAT32_LEVEL, "int8": INT8_LEVEL}
 """In what ONNX Runtime 1.32 multiplies 4-bit weights: float32, or with the other operand rounded to int8 in blocks of
 32. 8 bits have a kernel of their own for the latter only; the former needs a float32 copy of the weight in every call.
 Blocks of 128 and 256 rows, one thread of an AVX2 processor, as shares of the float32 product's speed: 8 bits 0.6 to 0.7
-(in float32 0.4 to 0.6), 4 bits in float32 0.75 to 0.85. ``MatMulInteger`` with one scale for each token reaches 1.2 to
-1.5 there, and costs SmolLM2-135M 3.3 of its perplexity of 19.9, where blocks of 32 cost nothing."""
+(in float32 0.4 to 0.6), 4 bits in float32 0.75 to 0.85. Weights of 8 bits with products of ``int8`` are multiplied
+otherwise (``whole_products.py``)."""
 
 BRANCHES = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 VIEWS = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
@@ -159,8 +160,11 @@ def _product(
         bits: Of the values.
         level: In what the product is computed.
         shape: Of the result.
-        summed: Operands whose sums by blocks there are already; this one is added.
+        summed: What there is already of operands, by name: sums by blocks, pieces, whole numbers. This one's is added.
     """
+    if ports[0].dtype == WHOLE_VALUES:
+        yield from whole_product(node, ports, shape, summed)
+        return
     pieces = len(ports) // 2
     pairs, offsets = tuple(zip(ports[:pieces], ports[pieces : 2 * pieces], strict=True)), ports[2 * pieces :]
     operand, result = node.input[0], node.output[0]

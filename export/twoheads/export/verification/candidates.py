@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.export.progress import Progress
-from twoheads.export.verification.check import ROUNDING, WITHIN_FLOORS, Check, Reference, compare
+from twoheads.export.verification.check import WITHIN_FLOORS, Check, Reference, compare, rounding_bound
 from twoheads.export.verification.collect import Question, RunCount, collect
 from twoheads.export.verification.original_run import OriginalResults
 from twoheads.export.verification.perplexity import Perplexity, perplexity, predicted_tokens
@@ -89,7 +89,7 @@ def candidates(
         hidden = {"hidden": found.hidden}
         lower = (
             Reference(AS_IT_RUNS, f"{original_title(loaded)} in float32", full, found.floors),
-            Reference(ROUNDED_PRODUCTS, same.title, hidden, found.floors, ROUNDING),
+            Reference(ROUNDED_PRODUCTS, same.title, hidden, found.floors, rounding_bound(loaded.manifest)),
         )
         if exact is loaded:
             yield Candidate(BUNDLE, exact, (same, *lower), full.get("logits"))

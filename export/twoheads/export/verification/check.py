@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.export.verification.noise_floor import Floor, chunks, largest_difference
+from twoheads.graphs.serialization.bundle_format import FULL_PRECISION, Manifest
 
-__all__ = ["ALLOWED", "ROUNDING", "WITHIN_FLOORS", "Bound", "Check", "Reference", "compare"]
+__all__ = ["ALLOWED", "ROUNDING", "WITHIN_FLOORS", "Bound", "Check", "Reference", "compare", "rounding_bound"]
 
 Array: TypeAlias = npt.NDArray[np.float32]
 
@@ -31,11 +32,23 @@ class Bound:
 ALLOWED = 4.0
 """Noise floors that the error of a compilation may be."""
 
+WHOLE_WEIGHTS = "int8"
+"""The weights whose products may be of whole numbers, with a scale a row."""
+
 WITHIN_FLOORS = Bound(ALLOWED, "ratio")
 
 ROUNDING = Bound(0.05, "relative")
 """Rounded operands of products may change the hidden states (root mean squares) by that much. Operands that are rounded
 to int8 in blocks of 32 are off by 0.3 %; what is ten times that is no rounding."""
+
+ROUNDING_OF_ROWS = Bound(0.1, "relative")
+"""The same with one scale for a whole row: SmolLM2's hidden states change by 5.2 %, behind 30 layers."""
+
+
+def rounding_bound(manifest: Manifest) -> Bound:
+    """How far rounded products of a bundle may be from those of float32 with the same weights."""
+    whole = manifest.products != FULL_PRECISION and manifest.weight_dtype == WHOLE_WEIGHTS
+    return ROUNDING_OF_ROWS if whole else ROUNDING
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from twoheads.export.emit.graph_builder import DOMAIN, FLOAT32_LEVEL, QUANTISED_
 from twoheads.export.engines.rewritten import RewrittenEngines
 from twoheads.export.precision.quantised_arrays import expanded
 from twoheads.export.precision.quantised_engine import rounds_operands
+from twoheads.export.precision.whole_products import in_float32
 from twoheads.export.verification.original_run import AnyOriginal
 from twoheads.export.verification.widened_run import widened_bundle
 from twoheads.graphs.errors import InputError
@@ -124,4 +125,7 @@ def _in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
         if (node.domain, node.op_type) == (DOMAIN, QUANTISED_PRODUCT):
             level = next(attribute for attribute in node.attribute if attribute.name == "accuracy_level")
             level.i = FLOAT32_LEVEL
+    made = list(in_float32(model.graph.node))
+    del model.graph.node[:]
+    model.graph.node.extend(made)
     return model

@@ -97,7 +97,9 @@ class QuantisedWeight:
     """A weight of the source that the bundle holds as small whole numbers and scales.
 
     Along its inner dimension every 32 numbers share one scale, and with 4 bits one offset. A
-    number is ``scale * (value - 8) + offset`` then, and with 8 bits ``scale * (value - 128)``.
+    number is ``scale * (value - 8) + offset`` then, and with 8 bits ``scale * (value - 128)``. Where products are of
+    whole numbers, the values are int8 ``[inner, outer]`` instead, and a scale of ``[outer]`` times a value is a number
+    of the rotated weight.
 
     Attributes:
         bits: 8, or 4: two values a byte, the first one in the low half.
@@ -212,7 +214,7 @@ class Manifest:
         quantised: The source's weights that are quantised, by their names there.
         other_key_tiles: Further widths that a run may choose: the bundle holds attention engines for them, too.
         products: In what products of 4-bit weights are computed: ``float32``, or ``int8``, which rounds their other
-            operand to 8 bits. (Those of 8-bit weights always do.)
+            operand to 8 bits. (Those of 8-bit weights always do; with ``int8`` they are products of whole numbers.)
     """
 
     format_version: int

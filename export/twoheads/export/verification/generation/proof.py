@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.export.progress import Progress, silent
-from twoheads.export.verification.check import ALLOWED
+from twoheads.export.verification.check import ALLOWED, rounding_bound
 from twoheads.export.verification.generation.prompts import Begun, Given, begin
 from twoheads.export.verification.lowered_run import with_bundle_weights
 from twoheads.export.verification.noise_floor import largest_difference
@@ -30,9 +30,6 @@ from twoheads.runtime.reports.notices import notices
 __all__ = ["GenerationReport", "verify_generation"]
 
 Array: TypeAlias = npt.NDArray[np.float32]
-
-ROUNDING = 0.05
-"""How far logits of a lower precision may be from the original's with the same weights, as a share of their size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +202,7 @@ def _report(
     differing = tuple(
         (int(at), made[at], int(chosen[at]), float(expected[at, chosen[at]] - expected[at, made[at]])) for at in steps
     )
-    within = error <= ALLOWED * floor.value if exact else relative <= ROUNDING
+    within = error <= ALLOWED * floor.value if exact else relative <= rounding_bound(loaded.manifest).most
     margins = all(margin <= allowed for *_, margin in differing)
     block, prompt = loaded.program.block_size, begun.prompt
     total = len(prompt) + len(made) - 1

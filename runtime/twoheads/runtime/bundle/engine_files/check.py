@@ -26,7 +26,15 @@ from twoheads.runtime.bundle.engine_files.protobuf import ProtobufError
 __all__ = ["engine_problem"]
 
 STANDARD, CONTRIB = ("", "ai.onnx"), "com.microsoft"
-OURS = frozenset({"GroupQueryAttention", "MatMulNBits", "RotaryEmbedding", "SkipSimplifiedLayerNormalization"})
+OURS = frozenset(
+    {
+        "GroupQueryAttention",
+        "MatMulIntegerToFloat",
+        "MatMulNBits",
+        "RotaryEmbedding",
+        "SkipSimplifiedLayerNormalization",
+    }
+)
 """The operators of ONNX Runtime's own set that our emitters write."""
 
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "SequenceMap"})
