@@ -73,7 +73,7 @@ def measure(kind: str, architecture: str) -> dict[str, Any]:
     """What became of the type: ``exact``, ``off``, ``refused``, ``crash`` or ``unmade``, with its message."""
     torch.set_num_threads(1)
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    began = time.perf_counter()
+    began = time.process_time()
     row: dict[str, Any] = {}
     try:
         model = _model(kind, architecture)
@@ -82,11 +82,11 @@ def measure(kind: str, architecture: str) -> dict[str, Any]:
     try:
         own = {name: _copy(model, name) for name in ("eager", "sdpa")}
         with tempfile.TemporaryDirectory() as folder:
-            start = time.perf_counter()
+            start = time.process_time()
             compiled, tiled = _compiled(model)
             row |= {} if tiled is None else {"whole": tiled}
             bundle = write_bundle(compiled, Path(folder) / "bundle")
-            row["compile_seconds"] = round(time.perf_counter() - start, 1)
+            row["compile_seconds"] = round(time.process_time() - start, 1)
             row |= _compared(loaded := load(bundle), own, whole=tiled is not None)
             given = [_axis_lengths(loaded, n) if n else None for n in row["lengths"]]  # one size has no length
             row["verified"] = all(verify(bundle, model, length=lengths).passed for lengths in given)
@@ -94,7 +94,7 @@ def measure(kind: str, architecture: str) -> dict[str, Any]:
         row |= {"outcome": "refused", "message": str(error)}
     except Exception as error:  # noqa: BLE001 - it is what the sweep looks for
         row |= {"outcome": "crash", "message": _words(error), "trace": traceback.format_exc()[-1500:]}
-    row["seconds"] = round(time.perf_counter() - began, 1)
+    row["seconds"] = round(time.process_time() - began, 1)
     row["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return row
 
@@ -132,9 +132,10 @@ def _image(model: Any, name: str) -> dict[str, Tensor] | None:
     return {name: torch.zeros((1, 3, side, side))}
 
 
-def send_measure(kind: str, architecture: str, memory: int, result: Connection) -> None:
-    """Sends what :func:`measure` returns, in a process that may take ``memory`` bytes of addresses."""
+def send_measure(kind: str, architecture: str, memory: int, seconds: int, result: Connection) -> None:
+    """Sends what :func:`measure` returns, in a process that may take ``memory`` bytes and ``seconds`` of a core."""
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     result.send(measure(kind, architecture))
 
 

@@ -13,6 +13,10 @@ HEADS = 4
 
 _ROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
 
+_SEAMLESS: dict[str, Any] = {
+    "speech_encoder_layers": 2, "speech_encoder_attention_heads": HEADS, "speech_encoder_intermediate_size": 96,
+}  # fmt: skip
+
 _OWN: Mapping[str, Mapping[str, Any]] = {
     "cohere_compass_text": {
         "layer_types": ["sliding_attention", "full_attention"],
@@ -25,6 +29,7 @@ _OWN: Mapping[str, Mapping[str, Any]] = {
     "apertus1p5": {"image_token_offset": 100, "audio_token_offset": 132},  # as many apart as its images have codes
     "apertus1p5_vision_tokenizer": {"codebook_size": 32, "latent_channels": 64, "base_channels": 32},
     "blt": {"encoder_hash_byte_group_vocab": 211},
+    "bros": {"dim_bbox_sinusoid_emb_2d": 16, "dim_bbox_sinusoid_emb_1d": 2, "dim_bbox_projection": 16},
     "chameleon": {"vocabulary_map": {"<image>": 199}},
     "chameleon_vqgan": {"num_embeddings": 64, "latent_channels": 64, "base_channels": 32},
     "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse"], "n_group": 1, "topk_group": 1},
@@ -42,6 +47,7 @@ _OWN: Mapping[str, Mapping[str, Any]] = {
     "granite4_vision": {
         "deepstack_layer_map": [[-1, 0]], "spatial_target_layers": [1], "downsample_rate": "1/5",
     },
+    "granite_speech5_encoder": {"num_key_value_heads": HEADS},  # its code has a key for every query
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16},
     "hunyuan_vl_text": {"head_dim": 16},
@@ -69,6 +75,8 @@ _OWN: Mapping[str, Mapping[str, Any]] = {
     },
     "reformer": {"axial_pos_embds_dim": [16, 48], "axial_pos_shape": [16, 16]},
     "rwkv": {"attention_hidden_size": 64},
+    "seamless_m4t": _SEAMLESS,
+    "seamless_m4t_v2": _SEAMLESS,
     "speech_to_text": {"max_source_positions": 256, "pad_token_id": 1, "conv_channels": 32},
     "shieldgemma2": {"yes_token_index": 7, "no_token_index": 8},
     "vibevoice_acoustic_tokenizer": {"num_filters": 4, "depths": [1] * 7},

@@ -42,6 +42,7 @@ def render(found: Mapping[str, Mapping[str, Any]]) -> str:
         "*Unmade*: the tool made no small model; it says nothing about the compiler. "
         "Sparse attention is compiled up to where it is no longer full, and compared up to there (53 tokens of 64 that "
         "an indexer takes here). "
+        "Seconds are those of one core. "
         "Types that have not been measured yet are named, and count nowhere else.",
         "",
     ]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import transformers as hf
 from torch import Tensor, nn
 from torch.fx import config
 
-from tests.compiler.small_models import EXAMPLES, OneLayer, bert, captured, gemma3, gpt2, llama, opt
+from tests.compiler.small_models import EXAMPLES, SIZES, OneLayer, bert, captured, gemma3, gpt2, llama, opt
 from twoheads.compiler import attention
 from twoheads.compiler.frontend.torch.capture import capture
 from twoheads.compiler.frontend.torch.export_source import export_source
+from twoheads.compiler.frontend.torch.hugging_face import refused_layers
 from twoheads.compiler.frontend.torch.load_source import load_source
 from twoheads.compiler.ir.source_graph import AttentionNode
 from twoheads.graphs.errors import CompileError
@@ -110,12 +112,24 @@ def test_code_that_fixes_the_length_is_refused() -> None:
         captured(OneLayer(before=lambda x: x + torch.ones(11)[None, :, None]))
 
 
-def test_code_that_depends_on_values_is_refused_with_the_exporters_words() -> None:
+def test_code_that_depends_on_values_is_refused() -> None:
     def branch(x: Tensor) -> Tensor:
         return x if bool(x.sum() > 0) else -x
 
-    with pytest.raises(CompileError, match=r"torch\.export can't trace OneLayer"):
+    with pytest.raises(CompileError, match="OneLayer decides by the content of its input what it computes, and"):
         captured(OneLayer(before=branch))
+
+
+def test_the_place_of_such_code_in_the_library_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refused_layers, "_REFUSED", {})
+    config = hf.LongformerConfig(**SIZES, attention_window=[4, 4, 4], sep_token_id=2)
+    with pytest.raises(CompileError, match=r"modeling_longformer\.py:\d+ in _get_question_end_index"):
+        captured(hf.LongformerForQuestionAnswering(config))
+
+
+def test_other_code_that_is_not_traced_is_refused_with_the_exporters_words() -> None:
+    with pytest.raises(CompileError, match=r"torch\.export can't trace OneLayer: \w+Error: "):
+        captured(OneLayer(before=lambda x: x.view(3, -1)))
 
 
 def test_nobody_looks_up_where_operators_were_called() -> None:

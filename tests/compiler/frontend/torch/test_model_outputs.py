@@ -62,3 +62,18 @@ def test_settings_are_as_before_afterwards() -> None:
     assert model.config.use_cache
     hugging_face_outputs(model, {"input_ids": torch.arange(5)[None]})
     assert model.config.use_cache
+
+
+def test_logits_of_a_model_without_one_below_are_its_result() -> None:
+    width = {"embedding_size": 4, "hidden_sizes": [4, 4], "depths": [1, 1], "stem_channels": [3, 4, 4]}
+    stages = {
+        f"stage_{name}": [number, number]
+        for name, number in (
+            ("in_channels", 4), ("mid_channels", 4), ("out_channels", 4), ("num_blocks", 1), ("numb_of_layers", 1),
+            ("kernel_size", 3),
+        )
+    }  # fmt: skip
+    flags = {f"stage_{name}": [False, False] for name in ("downsample", "light_block")}
+    model = hf.HGNetV2ForImageClassification(hf.HGNetV2Config(**width, **stages, **flags, num_labels=3)).eval()
+    found = hugging_face_outputs(model, {"pixel_values": torch.zeros((1, 3, 32, 32))})
+    assert {name: tuple(tensor.shape) for name, tensor in found.items()} == {"hidden": (1, 3)}

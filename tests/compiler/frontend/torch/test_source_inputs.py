@@ -5,9 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 import transformers as hf
 
-from twoheads.compiler.frontend.torch.source_inputs import EXAMPLE_FRAMES, EXAMPLE_SAMPLES, hugging_face_inputs
+from twoheads.compiler.frontend.torch.source_inputs import (
+    DECODER_LENGTH,
+    EXAMPLE_FRAMES,
+    EXAMPLE_LENGTH,
+    EXAMPLE_SAMPLES,
+    attention_layers,
+    hugging_face_inputs,
+)
 from twoheads.graphs.errors import CompileError
 
 SIZES: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -32,9 +40,38 @@ def _pair() -> Any:
     return hf.SpeechEncoderDecoderModel(hf.SpeechEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder))
 
 
+def _granite() -> Any:
+    encoder = {**SIZES, "num_mel_bins": 12, "num_key_value_heads": 2, "vocab_size": 11}
+    return hf.GraniteSpeech5ForCTC(hf.GraniteSpeech5CTCConfig(vocab_size=11, encoder_config=encoder))
+
+
+def _bros() -> Any:
+    return hf.BrosModel(hf.BrosConfig(vocab_size=11, **SIZES))
+
+
+def _lxmert() -> Any:
+    layers = dict.fromkeys(("l_layers", "x_layers", "r_layers"), 1)
+    heads = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
+    return hf.LxmertModel(hf.LxmertConfig(vocab_size=11, **heads, **layers, visual_feat_dim=24))
+
+
+def _kyutai() -> Any:
+    codec = {"model_type": "mimi", "num_hidden_layers": 1, "num_filters": 4, "num_quantizers": 2}
+    config = hf.KyutaiSpeechToTextConfig(**SIZES, vocab_size=11, codebook_vocab_size=8, num_codebooks=3, ffn_dim=16)
+    config.audio_pad_token_id = 10
+    config.codec_config = hf.MimiConfig(**codec)
+    with torch.device("meta"):
+        return hf.KyutaiSpeechToTextForConditionalGeneration(config)
+
+
 SHAPES: dict[str, tuple[Any, str, tuple[int, ...], int]] = {
     "frames that are convolved": (_lasr, "input_features", (1, EXAMPLE_FRAMES, 12), 1),
     "a waveform of one channel": (_omniasr, "input_values", (1, 1, EXAMPLE_SAMPLES), 2),
+    "frames that were stacked beforehand": (_granite, "input_features", (1, EXAMPLE_FRAMES, 48), 1),
+    "a word and the codes of its sound": (_kyutai, "input_ids", (1, EXAMPLE_LENGTH, 4), 1),
+    "places of words on a page": (_bros, "bbox", (1, EXAMPLE_LENGTH, 4), 1),
+    "things seen in an image": (_lxmert, "visual_feats", (1, DECODER_LENGTH, 24), 1),
+    "places of the things": (_lxmert, "visual_pos", (1, DECODER_LENGTH, 4), 1),
     "what the encoder of a pair reads": (_pair, "input_values", (1, EXAMPLE_SAMPLES), 1),
 }
 
@@ -50,3 +87,7 @@ def test_patches_beside_the_shape_of_their_grid_are_refused() -> None:
     config = hf.Siglip2VisionConfig(**SIZES, num_patches=16, patch_size=4)
     with pytest.raises(CompileError, match=r"takes an image as its patches.*spatial_shapes"):
         hugging_face_inputs("siglip2", hf.Siglip2VisionModel(config))
+
+
+def test_a_number_of_layers_by_towers_promises_nothing() -> None:
+    assert attention_layers(_lxmert(), {}) == 0

@@ -29,7 +29,7 @@ from twoheads.compiler.frontend.torch.fx.view import layer_of
 from twoheads.compiler.frontend.torch.load_source import LoadedSource
 from twoheads.compiler.frontend.torch.rewrites.complex_pairs import pair_complex_numbers
 from twoheads.compiler.frontend.torch.rewrites.filled_buffers import concatenate_filled_buffers
-from twoheads.compiler.frontend.torch.rewrites.masked_writes import select_masked_writes
+from twoheads.compiler.frontend.torch.rewrites.masked_writes import places_by_content, select_masked_writes
 from twoheads.compiler.frontend.torch.rows import sequence_ops as ops
 from twoheads.compiler.ir.source_graph import Node, SequenceNode, SourceGraph, TensorType, needed_nodes, place_of
 from twoheads.compiler.ir.source_program import Captured
@@ -79,6 +79,12 @@ def _require_engine_operators(graph: fx.Graph) -> None:
                 place_of(layer_of(node), node.name),
                 f"computes by {node.target}, an operator of transformers that no engine has",
                 "leave --lowering whole out: by blocks, experts are products",
+            )
+        if places_by_content(node):
+            raise CompileError(
+                place_of(layer_of(node), node.name),
+                "writes as many numbers as a condition on its input finds, and an engine's shapes are fixed",
+                "write torch.where(condition, new, old)",
             )
         value = node.meta.get("val")
         sizes = cast("tuple[int | torch.SymInt, ...]", value.shape) if isinstance(value, torch.Tensor) else ()

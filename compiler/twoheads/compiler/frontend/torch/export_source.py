@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, nullcontext
 from typing import Any, cast
@@ -13,6 +14,7 @@ from torch._ops import OpOverload
 from torch.export import Dim as ExportDim
 from torch.export import ExportedProgram
 from torch.fx import config
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from twoheads.compiler.frontend.torch.hugging_face.architectures import replaced
 from twoheads.compiler.frontend.torch.hugging_face.grouped_experts import DENSE, ExpertsChoice
@@ -93,15 +95,26 @@ def export_source(source: LoadedSource, experts: ExpertsChoice = DENSE) -> Expor
     except CompileError:
         raise
     except Exception as error:
-        message = " ".join(str(error).split())[:400]
         raise CompileError(
             source.identity.name,
-            f"torch.export can't trace {source.identity.architecture}: {type(error).__name__}: {message}",
+            _untraced(source.identity.architecture, error),
             "rewrite the data-dependent or length-dependent code it names",
         ) from error
     named = {f"{ROOT}.{name}": tensor for name, tensor in stored.items()}
     found.state_dict.update((name, tensor) for name, tensor in named.items() if name in found.state_dict)
     return found
+
+
+def _untraced(architecture: str, error: Exception) -> str:
+    """Why the model could not be traced: in our words where code asks for a number that only an input tells."""
+    message = " ".join(str(error).split())
+    if not isinstance(error, GuardOnDataDependentSymNode):
+        return f"torch.export can't trace {architecture}: {type(error).__name__}: {message[:400]}"
+    place = re.search(r"Caused by: \(transformers/(?:\S*/)?([^/]+\.py:\d+ in [^)]+)\)", message)
+    return (
+        f"{architecture} decides by the content of its input what it computes"
+        f"{f' ({place.group(1)})' if place else ''}, and a graph computes the same for every input"
+    )
 
 
 @contextmanager

@@ -42,10 +42,7 @@ def hugging_face_outputs(module: nn.Module, inputs: Mapping[str, Tensor], **opti
     Returns:
         ``hidden``: what the backbone (of an encoder-decoder: the decoder) returns. ``logits``, where the model has a
         head: ``[1, n, classes]``, or ``[1, classes]`` of a pooled one; a question-answering head's start and end
-        logits are the two columns of ``[1, n, 2]``.
-
-    Raises:
-        CompileError: It has no backbone whose hidden states could be told from its logits.
+        logits are the two columns of ``[1, n, 2]``. Of a model with logits and no backbone: ``hidden`` is its logits.
     """
     model = cast("Any", module)
     seen: list[Tensor] = []
@@ -62,9 +59,7 @@ def hugging_face_outputs(module: nn.Module, inputs: Mapping[str, Tensor], **opti
     logits = _logits(output)
     if logits is None:
         return {"hidden": output[0]}
-    if not seen:
-        raise CompileError(type(module).__name__, "has logits but no base model", "compile the model below its head")
-    if seen[-1] is logits:  # the decoder's own projection makes them
+    if not seen or seen[-1] is logits:  # no model lies below its head, or the decoder's own projection makes them
         return {"hidden": logits}
     return {"hidden": seen[-1], "logits": logits}
 

@@ -77,6 +77,8 @@ def hugging_face_inputs(name: str, module: nn.Module, size: tuple[int, int] | No
         inputs["token_type_ids"] = _tokens(EXAMPLE_LENGTH, "zeros")
     if kinds := getattr(model.config, "type_vocab_sizes", None):
         inputs |= _cells(len(kinds))
+    if beside := _BESIDE.get(model.config.model_type):
+        inputs |= beside(model.config)
     pair = getattr(model.config, "is_encoder_decoder", False) and not shifts_its_tokens(module)
     if pair and "decoder_input_ids" in parameters:
         inputs["decoder_input_ids"] = _tokens(DECODER_LENGTH, "argument")
@@ -101,7 +103,8 @@ def attention_layers(module: nn.Module, inputs: Mapping[str, SourceInput]) -> in
         kinds = getattr(text, "layer_types", None)
         if kinds and any("attention" in kind for kind in kinds):  # others may be convolutions
             return sum("attention" in kind for kind in kinds)
-        return int(getattr(text, "num_hidden_layers", None) or 0)
+        layers = getattr(text, "num_hidden_layers", None)
+        return layers if isinstance(layers, int) else 0  # LXMERT counts them by its towers
     encoder = _first(config, "encoder_layers", "encoder_num_hidden_layers", "num_layers", "num_hidden_layers")
     decoder = _first(config, "decoder_layers", "decoder_num_hidden_layers", "num_decoder_layers", "num_hidden_layers")
     # A decoder's layer attends to its own tokens and to the encoder's.
@@ -126,6 +129,31 @@ def _cells(kinds: int) -> dict[str, SourceInput]:
     return {"token_type_ids": SourceInput(types, 1, "argument"), "position_ids": _tokens(EXAMPLE_LENGTH, "argument")}
 
 
+def _boxes(_config: Any) -> dict[str, SourceInput]:
+    """Where every token stands on its page, ``[1, n, 4]``: left, top, right and bottom edge (BROS)."""
+    return {"bbox": SourceInput(torch.zeros((1, EXAMPLE_LENGTH, 4)), 1, "argument")}
+
+
+def _regions(config: Any) -> dict[str, SourceInput]:
+    """Features ``[1, m, width]`` and places ``[1, m, 4]`` of the things that a detector saw in an image (LXMERT)."""
+    widths = {"visual_feats": int(config.visual_feat_dim), "visual_pos": int(config.visual_pos_dim)}
+    return {name: SourceInput(torch.zeros((1, DECODER_LENGTH, width)), 1, "argument") for name, width in widths.items()}
+
+
+def _codes(config: Any) -> dict[str, SourceInput]:
+    """A word and the codes of its moment's sound, ``[1, n, 1 + codebooks]``, in place of one token each (Kyutai)."""
+    codes = torch.zeros((1, EXAMPLE_LENGTH, 1 + int(config.num_codebooks)), dtype=torch.int64)
+    return {"input_ids": SourceInput(codes, 1, "argument")}
+
+
+_BESIDE: Mapping[str, Callable[[Any], dict[str, SourceInput]]] = {
+    "bros": _boxes,
+    "kyutai_speech_to_text": _codes,
+    "lxmert": _regions,
+}
+"""Arguments that a type asks for beside its main one, or in its place, though its signature does not say so."""
+
+
 def _ids(_config: Any) -> SourceInput:
     return _tokens(EXAMPLE_LENGTH, "argument")
 
@@ -148,11 +176,17 @@ def _spectrogram(config: Any) -> SourceInput:
     if width := getattr(config, "feature_projection_input_dim", None):
         return SourceInput(torch.zeros((1, EXAMPLE_LENGTH, int(width))), 1, "argument")
     encoder = getattr(config, "encoder_config", config)
+    if frames := _STACKED.get(encoder.model_type):
+        width = frames * int(_said(encoder, "num_mel_bins"))
+        return SourceInput(torch.zeros((1, EXAMPLE_FRAMES, width)), 1, "argument")
     if any(getattr(encoder, name, None) for name in _SUBSAMPLING):  # a convolution in front takes any number of frames
         return SourceInput(torch.zeros((1, EXAMPLE_FRAMES, int(_said(encoder, "num_mel_bins")))), 1, "argument")
     bins, positions = (_said(config, name) for name in ("num_mel_bins", "max_source_positions"))
     return SourceInput(torch.zeros((1, bins, 2 * positions)), None, "argument")
 
+
+_STACKED = {"granite_speech5_encoder": 4}
+"""Frames of a spectrogram that its extractor puts beside each other, by type: two, each with its change."""
 
 _SUBSAMPLING = ("subsampling_factor", "subsampling_conv_stride")
 _OWN = "compile the torch module with example inputs of your own"

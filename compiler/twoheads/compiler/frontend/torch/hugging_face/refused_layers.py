@@ -77,6 +77,29 @@ _REFUSED: Mapping[str, tuple[str, str]] = {
         "types and hides the tokens up to the first separator, wherever the input has it",
         _ENCODER,
     ),
+    r"^LongformerForQuestionAnswering$": (
+        "gives the tokens of the question, up to the first separator, global attention, which is computed by other "
+        "weights than that of the rest",
+        "compile the base model or its masked language model, whose attention is local",
+    ),
+    r"^BrosSelfAttention$": (
+        "has scores of queries with embeddings of where words stand to each other on the page: a bias that depends on "
+        "content",
+        f"{_ONE_LENGTH}; or LayoutLM, whose places are embedded with its tokens",
+    ),
+    r"^GraniteSpeech5EncoderAttention$": (
+        "attends within blocks of its rows, with a bias by distance that depends on content, and has half as many rows "
+        "behind some of its layers",
+        f"{_ONE_LENGTH}; or a Conformer with one attention over all rows (Parakeet)",
+    ),
+    r"^DiaForConditionalGeneration$": (
+        "reads and makes several channels of sound at every step, which its head lays beside each other as a batch",
+        "compile a model of one sequence of tokens",
+    ),
+    r"^MoonshineStreamingEncoderEmbedder$": (
+        "cuts its waveform into frames of one size, and takes whole ones only",
+        "compile Moonshine, whose convolutions take any number of samples",
+    ),
     r"^BltModel$": (
         "cuts its bytes into patches where a small model's entropy says, and attends to patches: which bytes share one "
         "depends on content",
