@@ -242,7 +242,7 @@ def _extra(model: str, threads: int) -> dict[str, Any]:
             bits.append(context.append(_prompt(4001)).tobytes())
             spent.append(time.perf_counter() - began)
     found["prefix"] = {"cold_seconds": spent[0], "warm_seconds": spent[1], "same_bits": bits[0] == bits[1]}
-    bundle.generation.cache = None
+    bundle.generation.contexts.cache = None
     found["batch"] = measure_batch(bundle, requests=32, alone=4, prompt=100, new=32)
     return found
 

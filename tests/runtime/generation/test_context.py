@@ -64,9 +64,7 @@ def test_contexts_longer_than_the_widest_engine_are_exact(name):
 
 
 def _bits(context: Context) -> list[bytes]:
-    kept = context._kept
-    assert kept is not None
-    return [array.tobytes() for array in (*kept.past, *kept.opened)]
+    return [array.tobytes() for array in (*context.kept.past, *context.kept.opened)]
 
 
 @pytest.mark.parametrize("name", with_long(MODELS, ("llama", "gemma"), STATES))

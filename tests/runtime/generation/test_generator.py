@@ -239,7 +239,7 @@ def test_engines_that_are_open_are_not_opened_again(quantised, tmp_path, monkeyp
         folder = write_bundle(quantise_weights(compile_model(llama(), block_size=BLOCK), "int4"), tmp_path / "b")
     loaded = load(folder, threads=1)
     loaded.generation.open_engines(7 * BLOCK + 12)
-    backend, opened = loaded.generation.engines.backend, []
+    backend, opened = loaded.generation.model.engines.backend, []
     load_engine = backend.load_engine
 
     def recorded(file):

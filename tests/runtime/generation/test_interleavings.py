@@ -93,7 +93,7 @@ class _Sequence:
 
     def close(self) -> None:
         self.context.close()
-        self._bundle.generation.cache = None
+        self._bundle.generation.contexts.cache = None
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def wide(tmp_path_factory) -> LoadedBundle:
 
 
 def _runs(opened: LoadedBundle) -> RunsPrompts | None:
-    return opened.generation._prompts
+    return opened.generation.model.prompts
 
 
 def test_a_block_alone_has_the_bits_of_one_among_several(wide):
@@ -77,7 +77,7 @@ def test_who_can_not_run_takes_steps():
 
 def test_kept_beginnings_tell_runs_from_steps():
     """A file that steps computed has other bits than one by runs, so it is another beginning."""
-    by_runs = bundle("llama").generation._identity
-    limited = load(bundle_folder("llama"), threads=1, memory_limit=1 << 32).generation._identity
+    by_runs = bundle("llama").generation.model.identity
+    limited = load(bundle_folder("llama"), threads=1, memory_limit=1 << 32).generation.model.identity
     assert by_runs[0] == limited[0]
     assert by_runs[1] != limited[1]

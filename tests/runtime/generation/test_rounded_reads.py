@@ -68,7 +68,7 @@ def test_a_context_that_was_cut_back_steps_on_as_a_fresh_one(back):
 
 def _filled(blocks):
     """Pages of whole blocks and three rows, of random numbers."""
-    rounded = bundle("llama").generation.engines.rounded
+    rounded = bundle("llama").generation.model.engines.rounded
     assert rounded is not None
     kept, rng = RoundedReads(rounded), np.random.default_rng(0)
     kept.reserve(blocks + 1)

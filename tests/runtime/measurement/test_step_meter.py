@@ -11,7 +11,7 @@ from tests.runtime.generation.decoders import BLOCK, bundle, bundle_folder
 from tests.tiers import with_long
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.prediction.generation import HEAD, predict_generation, step_forms
-from twoheads.runtime.generation.context import Context
+from twoheads.runtime.generation.steps.sequence_calls import SequenceCalls
 from twoheads.runtime.measurement import step_meter
 from twoheads.runtime.measurement.step_meter import with_step_times
 
@@ -19,14 +19,14 @@ from twoheads.runtime.measurement.step_meter import with_step_times
 @pytest.mark.parametrize("name", with_long(("llama", "gemma", "qwen", "mamba"), ("llama", "mamba")))
 def test_every_form_is_measured(name, monkeypatch):
     made: set[tuple[int, int]] = set()
-    run = Context._run
+    step = SequenceCalls.step
 
-    def seen(self, tokens, first, count, rows):
+    def seen(self, tokens, first, rows):
         made.add((rows, first // BLOCK))
-        return run(self, tokens, first, count, rows)
+        return step(self, tokens, first, rows)
 
     monkeypatch.setattr(step_meter, "MEASURE_SECONDS", 0.0)
-    monkeypatch.setattr(Context, "_run", seen)
+    monkeypatch.setattr(SequenceCalls, "step", seen)
     steps, told = bundle(name).generation.steps, list[str]()
     given = replace(profile_of(bundle(name).program), backend="onnxruntime", threads=(1,), engines=())
     profile = with_step_times(given, bundle_folder(name), told.append)

@@ -16,6 +16,7 @@ from twoheads.graphs.prediction.generation import HEAD, StepForm, step_forms
 from twoheads.runtime.backends.registry import open_host_backend
 from twoheads.runtime.bundle.reader import Bundle, read_bundle
 from twoheads.runtime.generation.context import Context
+from twoheads.runtime.generation.kept.sequence import KeptSequence
 from twoheads.runtime.generation.steps.engines import StepEngines
 from twoheads.runtime.generation.steps.step import Heads
 
@@ -107,7 +108,7 @@ def _filled(bundle: Bundle, engines: StepEngines, blocks: int) -> Context:
 
     Arrays are filled beyond them as well: memory that nobody wrote to is read faster than other memory.
     """
-    context = Context(engines, bundle.open_weights(), bundle)
+    context = Context(engines, bundle.open_weights(), bundle, KeptSequence(engines.steps))
     block = engines.steps.program.block_size
     kept, random = context.kept, np.random.default_rng(0)
     kept.prepare(blocks)

@@ -32,8 +32,9 @@ from twoheads.runtime.runs.host_executor import HostExecutor
 if TYPE_CHECKING:
     from twoheads.graphs.variants.steps import Steps
     from twoheads.runtime.generation.batch.batch import Batch
+    from twoheads.runtime.generation.call_reader import Prompt
     from twoheads.runtime.generation.context import Context
-    from twoheads.runtime.generation.generator import Generator, Pieces, Prompt
+    from twoheads.runtime.generation.generator import Generator, Pieces
     from twoheads.runtime.generation.kept.prompts import RunsPrompts
     from twoheads.runtime.generation.results import Generated
 
@@ -106,6 +107,7 @@ class LoadedBundle(RunContext):
         """
         from twoheads.graphs.schedule.step_memory import step_memory
         from twoheads.runtime.generation.generator import Generator
+        from twoheads.runtime.generation.model import generation_model
         from twoheads.runtime.generation.steps.engines import StepEngines
         from twoheads.runtime.runs.source_run import EncoderRun
 
@@ -117,7 +119,7 @@ class LoadedBundle(RunContext):
             give_notices(() if held.note is None else (held.note,))
             engines.let_pass(held.passing)
         encoder, prompts = EncoderRun(self, self.executor), self._prompt_run(engines.steps)
-        return Generator(bundle, weights, engines, self.tokenizer, encoder, prompts)
+        return Generator(generation_model(bundle, weights, engines, self.tokenizer, encoder, prompts))
 
     def _prompt_run(self, steps: Steps) -> RunsPrompts | None:
         """What computes whole blocks of prompts; ``None`` where steps do: they hold no more than a block's values."""
@@ -141,7 +143,7 @@ class LoadedBundle(RunContext):
         Raises:
             InputError: As :attr:`generation`; or the source is not what the model reads.
         """
-        return self.generation.open_context(source=source, pages=pages)
+        return self.generation.contexts.open(source=source, pages=pages)
 
     def generate(self, prompt: Prompt, **options: Any) -> Generated | list[Generated]:
         """Continues a text, tokens or a conversation; see :meth:`Generator.generate` for the options.
@@ -167,7 +169,7 @@ class LoadedBundle(RunContext):
         Raises:
             InputError: It is closed or another bundle's, or the file can't be written.
         """
-        self.generation.save_context(context, path)
+        self.generation.contexts.save(context, path)
 
     def load_context(self, path: str | os.PathLike[str]) -> Context:
         """The context that was saved to ``path``, as if it had stayed open.
@@ -175,7 +177,7 @@ class LoadedBundle(RunContext):
         Raises:
             InputError: The file is none, is damaged, or was saved with another bundle, backend or processor.
         """
-        return self.generation.load_context(path)
+        return self.generation.contexts.load(path)
 
     def open_batch(self, most: int = 32) -> Batch:
         """Continues many prompts at the same time; each gets the tokens that it would get alone.
@@ -318,4 +320,4 @@ class LoadedBundle(RunContext):
 def _with_draft(options: dict[str, Any]) -> dict[str, Any]:
     """The options of a call, a bundle that drafts among them as what generates with it."""
     draft = options.get("speculate")
-    return {**options, "speculate": draft.generation} if isinstance(draft, LoadedBundle) else options
+    return {**options, "speculate": draft.generation.contexts} if isinstance(draft, LoadedBundle) else options

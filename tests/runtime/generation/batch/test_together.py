@@ -53,7 +53,7 @@ def test_ends_of_prompts_have_the_bits_that_they_have_alone(runs):
 def test_what_others_computed_is_appended_to(runs):
     """A context whose end was computed beside others goes on as one that was appended to."""
     sequence = tokens(BLOCK + 13)
-    together = prompts_together(bundle("llama").generation.engines)
+    together = prompts_together(bundle("llama").generation.model.engines)
     assert together is not None
     with bundle("llama").open_batch() as batch:
         made = [batch.submit(sequence[: BLOCK + 9], max_new_tokens=4, ignore_eos=True) for _ in range(3)]
@@ -73,9 +73,9 @@ def test_few_rows_are_computed_by_themselves(runs):
 
 def test_who_computes_ends_by_themselves(tmp_path):
     """Layers that are written elsewhere, weights that are not packed, and bundles from before."""
-    assert prompts_together(bundle("gemma").generation.engines) is None
-    assert prompts_together(bundle("mamba").generation.engines) is None
-    assert prompts_together(load(bundle_folder("llama"), memory_limit=1 << 32).generation.engines) is None
+    assert prompts_together(bundle("gemma").generation.model.engines) is None
+    assert prompts_together(bundle("mamba").generation.model.engines) is None
+    assert prompts_together(load(bundle_folder("llama"), memory_limit=1 << 32).generation.model.engines) is None
     folder = shutil.copytree(bundle_folder("llama"), tmp_path / "b")
     manifest = read_manifest(folder)
     for path in (folder / "engines").glob("step_prompt_in_place_*"):
@@ -83,7 +83,7 @@ def test_who_computes_ends_by_themselves(tmp_path):
         del manifest["files"][f"engines/{path.name}"]
     write_manifest(folder, manifest)
     before = load(folder, threads=1)
-    assert prompts_together(before.generation.engines) is None
+    assert prompts_together(before.generation.model.engines) is None
     options = {"max_new_tokens": 2, "ignore_eos": True, "return_logits": True}
     for new, old in zip(_logits(bundle("llama"), [9, 9], options), _logits(before, [9, 9], options), strict=True):
         assert np.array_equal(new, old)

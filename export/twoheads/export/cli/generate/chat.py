@@ -62,7 +62,7 @@ def command(bundle: options.Bundle, asked: ChatOptions) -> None:
     require_bundle(bundle)  # a wrong path is told before anything else
     given = asked.choice.settings(asked.fields, max_new_tokens=asked.max_new_tokens or ANSWER)
     loaded = asked.engines.load(bundle)
-    if not loaded.generation.facts.chat_templates:
+    if not loaded.generation.model.facts.chat_templates:
         raise InputError(str(bundle), "has no chat template", "give a prompt to `twoheads generate`")
     keep_prefixes(loaded, asked.cache)
     messages: list[dict[str, str]] = []

@@ -267,7 +267,7 @@ def _messages(file: Path, text: str) -> list[dict[str, Any]]:
 
 
 def _default_length(loaded: LoadedBundle, given: dict[str, Any]) -> None:
-    own = loaded.generation.settings
+    own = loaded.generation.model.settings
     if not {"max_new_tokens", "max_length"} & given.keys() and own.max_new_tokens is None and own.max_length is None:
         given["max_new_tokens"] = DEFAULT_TOKENS
 

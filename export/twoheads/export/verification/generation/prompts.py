@@ -54,7 +54,7 @@ def begin(loaded: LoadedBundle, length: int | None, text: str | None, tokens: Gi
     if isinstance(tokens, Mapping):
         if not loaded.generation.steps.source:
             raise InputError("--generate", "continues one text or token sequence", "leave out --input")
-        call = loaded.generation.open_call(tokens, pages=pages)
+        call = loaded.generation.reader.open(tokens, pages=pages)
         return Begun(call.prompt, call.context, tokens)
     if loaded.generation.steps.source:
         return _behind_encoder(loaded, length, text, tokens, pages)
@@ -66,7 +66,7 @@ def _prompt(loaded: LoadedBundle, length: int | None, text: str | None, tokens: 
         given = np.asarray(tokens).reshape(-1)[:length]
         return [int(token) for token in given]
     if text is not None:
-        return loaded.generation.encode(text, {}, first=True)[0][:length]
+        return loaded.generation.reader.encode(text, {}, first=True)[0][:length]
     lengths = verify_lengths(loaded.program, LENGTH if length is None else length)
     name = loaded.generation.steps.tokens.value.name
     return [int(token) for token in verify_inputs(loaded, lengths, text=None, tokens=None)[name].reshape(-1)]
@@ -77,7 +77,7 @@ def _behind_encoder(
 ) -> Begun:
     program, name = loaded.program, loaded.generation.steps.tokens.value.name
     if text is not None:
-        tokens = np.asarray(loaded.generation.encode(text, {}, first=True)[0], np.int64)
+        tokens = np.asarray(loaded.generation.reader.encode(text, {}, first=True)[0], np.int64)
     if length is None:
         length = LENGTH if tokens is None else np.asarray(tokens).size
     limits = [limit.length for limit in program.limits if limit.axis != TOKENS]
@@ -88,5 +88,5 @@ def _behind_encoder(
         loaded, lengths, text=None, tokens=None if tokens is None else np.asarray(tokens).reshape(-1)
     )
     del source[name]
-    call = loaded.generation.open_call(source, pages=pages)
+    call = loaded.generation.reader.open(source, pages=pages)
     return Begun(call.prompt, call.context, source)

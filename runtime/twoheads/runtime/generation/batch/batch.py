@@ -13,7 +13,8 @@ from twoheads.runtime.generation.batch.slots import Slabs
 from twoheads.runtime.generation.batch.sources import SourceSlabs
 from twoheads.runtime.generation.batch.step import BatchStep, NextToken
 from twoheads.runtime.generation.batch.together import PromptEnd, prompts_together
-from twoheads.runtime.generation.generator import Generator, Prompt
+from twoheads.runtime.generation.call_reader import Prompt
+from twoheads.runtime.generation.generator import Generator
 from twoheads.runtime.generation.results import Piece
 
 __all__ = ["Batch"]
@@ -45,9 +46,9 @@ class Batch:
         if most < 1:
             raise InputError("open_batch", f"has room for {most} requests", "give 1 or more")
         self._generator = generator
-        self._engines = generator.engines
+        self._engines = generator.model.engines
         self._most = most
-        self._slabs, self._sources = Slabs(generator.steps), SourceSlabs(generator.steps)
+        self._slabs, self._sources = Slabs(generator.model.steps), SourceSlabs(generator.model.steps)
         rows = next((rows for rows in BATCH_ROWS if rows >= most), BATCH_ROWS[-1])
         self._in_place = self._engines.rows_in_place
         self._together = prompts_together(self._engines) if most > 1 else None
@@ -82,13 +83,13 @@ class Batch:
             if options.get(name) not in (None, False):
                 raise InputError(name, "is not for requests of a batch", "leave it out, or call generate")
         options = {name: value for name, value in options.items() if name not in alone}
-        call = self._generator.open_later(prompt, **options)
+        call = self._generator.reader.open(prompt, True, **options)
         if len(call.seeds) != 1:
             raise InputError("num_return_sequences", "is more than 1", "submit the prompt as often, each with a seed")
         call.context.check(call.prompt)
         request = Request(self._submitted)
         self._submitted += 1
-        self._waiting.append(Work(request, call, self._generator.notes(call)))
+        self._waiting.append(Work(request, call, self._generator.reader.notes(call)))
         return request
 
     def cancel(self, request: Request) -> None:
@@ -161,7 +162,7 @@ class Batch:
 
         Ends that were left to others go first: they have waited for a step.
         """
-        left = self._ends(PROMPT_BLOCKS * self._generator.steps.program.block_size)
+        left = self._ends(PROMPT_BLOCKS * self._generator.model.steps.program.block_size)
         for work in self._active:
             left = self._part(work, left)
         self._ends(left)

@@ -115,11 +115,11 @@ class Work:
         """Its turn has come: an encoder runs now. With ``together`` the prompt's :attr:`end` is left to others."""
         self.request.state, self._calls = "prompt", generator.calls
         unread, kept = self._call.unread, SlottedBlocks(slabs)
-        source = SlottedSource(sources, {} if unread is None else generator.run_encoder(unread.checked))
+        source = SlottedSource(sources, {} if unread is None else generator.contexts.run_encoder(unread.checked))
         if source.capacity is None:
             kept.leave()
-        context, prompt = generator.begin(self._call, kept, source)
-        run = SequenceRun(self._call, context, self._call.seeds[0], generator.text_stream)
+        context, prompt = generator.reader.begin(self._call, kept, source)
+        run = SequenceRun(self._call, context, self._call.seeds[0], generator.reader.text_stream)
         self._begun = _Begun(kept, source, context, run)
         self._tokens = prompt
         self._prompt = context.appending_whole(prompt) if together else context.appending(prompt)

@@ -53,7 +53,10 @@ class Guesser(Protocol):
 class Drafting(Protocol):
     """What a draft needs of a context of the smaller model."""
 
-    tokens: list[int]
+    @property
+    def tokens(self) -> list[int]:
+        """The sequence."""
+        ...
 
     def append(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """Adds tokens; the logits behind them."""
