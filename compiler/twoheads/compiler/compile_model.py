@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from twoheads.compiler.compiled_model import CompiledModel
 from twoheads.compiler.ir.source_program import Captured
-from twoheads.compiler.known_decoders import known_decoder
+from twoheads.compiler.known.known_decoder import known_decoder
 from twoheads.compiler.lowering.oracle import lower_oracle
 from twoheads.compiler.lowering.stock import lower_stock
 from twoheads.compiler.lowering.tile import Lowered, lower_tile
@@ -171,6 +171,7 @@ def _assemble(
         tokenizer_json=captured.tokenizer_json,
         generation_json=captured.generation_json,
         dense_experts=captured.dense_experts,
+        left_out=captured.left_out,
         lowering=_chosen(lowering, lowered.program),
         dtype="float32",
         approximations=approximations,

@@ -30,6 +30,7 @@ class CompiledModel:
         products: In what products of quantised weights are computed: ``float32`` or ``int8``.
         other_key_tiles: Widths of key tiles that the bundle is to offer beside the program's.
         dense_experts: Why mixtures of experts are computed densely, by the paths of their modules.
+        left_out: Results of an ONNX file that the bundle does not give.
         generation_json: What the model says about generating, or ``None``.
     """
 
@@ -47,3 +48,4 @@ class CompiledModel:
     other_key_tiles: tuple[int, ...] = ()
     generation_json: bytes | None = None
     dense_experts: Mapping[str, str] = field(default_factory=dict[str, str])
+    left_out: tuple[str, ...] = ()

@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from onnx import TensorProto, helper
 from transformers import ResNetConfig, ResNetForImageClassification
+
+from tests.compiler.onnx_graphs import save_model
 
 
 @pytest.fixture
@@ -39,3 +42,19 @@ def test_nothing_is_said_of_blocks_and_attention_that_it_has_not(cli, folder: Pa
     np.savez(image, pixel_values=np.zeros((1, 3, 32, 48), np.float32))
     ran = cli("run", bundle, "--input", image, "-o", tmp_path / "out.npz", "--json").json
     assert ran["engine_calls"] == 1
+
+
+def test_results_that_are_left_out_are_named(cli, tmp_path: Path) -> None:
+    kernel = {"kernel": np.ones((4, 3, 1, 1), np.float32)}
+    nodes = [
+        helper.make_node("Conv", ["image", "kernel"], ["map"]),
+        helper.make_node("Relu", ["map"], ["state"]),
+    ]
+    results, shape = {"map": [1, 4, 2, 2], "state": [1, 4, 2, 2]}, (TensorProto.FLOAT, [1, 3, 2, 2])
+    path = save_model(tmp_path / "m.onnx", nodes, kernel, results, inputs={"image": shape})
+    told = "state (the source's results that runs do not give; choose with compile --result NAME)"
+    assert told in " ".join(cli("compile", path, "-o", tmp_path / "one", "--lowering", "whole").out.split())
+    assert told in " ".join(cli("inspect", tmp_path / "one").out.split())
+    assert cli("inspect", tmp_path / "one", "--json").json["left_out"] == ["state"]
+    chosen = ("--result", "state", "--force", "--json")
+    assert cli("compile", path, "-o", tmp_path / "one", "--lowering", "whole", *chosen).json["left_out"] == ["map"]

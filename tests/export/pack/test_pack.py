@@ -180,8 +180,12 @@ def test_a_pack_with_a_file_too_few_or_too_many_is_refused(pack: Path) -> None:
         read_pack(pack / "bundle")
     with pytest.raises(BundleError, match="nowhere: does not exist"):
         read_pack(pack / "nowhere")
-    with pytest.raises(BundleError, match=r"(?s)is no pack.*tar xf "):  # an archive of one
+    with pytest.raises(BundleError, match=r"(?s)is no pack.*name the folder"):  # a file, but no archive of a pack
         read_pack(pack / "canary.npz")
+    with tarfile.open(pack.with_suffix(".tar"), "w") as archive:
+        archive.add(pack / "canary.npz", "canary.npz")
+    with pytest.raises(BundleError, match=r"(?s)is no pack.*tar xf "):
+        read_pack(pack.with_suffix(".tar"))
 
 
 def test_an_emulator_is_installed_in_an_environment_of_its_own(built: Path, packed: Path) -> None:

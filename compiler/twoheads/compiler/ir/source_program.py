@@ -128,6 +128,7 @@ class Captured:
         trained_length: Context length it was trained on, or ``None``.
         generation_json: What it says about generating, or ``None``.
         dense_experts: Why mixtures of experts are computed densely, by the paths of their modules.
+        left_out: Results of an ONNX file that are neither its last hidden states nor its logits, and no caches.
     """
 
     graph: SourceGraph
@@ -138,6 +139,7 @@ class Captured:
     trained_length: int | None = None
     generation_json: bytes | None = None
     dense_experts: Mapping[str, str] = field(default_factory=dict[str, str])
+    left_out: tuple[str, ...] = ()
 
 
 def input_lengths(inputs: Iterable[Input], tokens: int, *, step: int = 0) -> dict[str, int]:

@@ -29,6 +29,7 @@ from twoheads.graphs.serialization.bundle_format import (
     ENGINES,
     FORMAT_VERSION,
     GENERATION,
+    LEFT_OUT,
     MANIFEST,
     PROGRAM,
     SIGNATURE,
@@ -119,6 +120,8 @@ def _write_content(
     write_json(folder / PROGRAM, to_json(program))
     if compiled.dense_experts:
         write_json(folder / DENSE_EXPERTS, dict(compiled.dense_experts))
+    if compiled.left_out:
+        write_json(folder / LEFT_OUT, list(compiled.left_out))
     if compiled.tokenizer_json is not None:
         (folder / TOKENIZER).parent.mkdir()
         (folder / TOKENIZER).write_bytes(compiled.tokenizer_json)

@@ -31,6 +31,7 @@ __all__ = [
     "FORMAT_VERSION",
     "FULL_PRECISION",
     "GENERATION",
+    "LEFT_OUT",
     "MANIFEST",
     "PARTIAL",
     "PROGRAM",
@@ -66,6 +67,8 @@ WEIGHT_HASHES = RelativePath(f"{ENGINES}/weights.sha256.json")
 """The hex sha256 of each weight's own bytes, by name; a bundle without this file is checked as a whole."""
 DENSE_EXPERTS = RelativePath(f"{ENGINES}/dense_experts.json")
 """Why mixtures of experts are computed densely, by the paths of their modules; there only where some are."""
+LEFT_OUT = RelativePath(f"{ENGINES}/left_out.json")
+"""The names of an ONNX file's results that the bundle does not give; there only where there are some."""
 TOKENIZER = RelativePath("tokenizer/tokenizer.json")
 GENERATION = RelativePath("tokenizer/generation.json")
 TARGETS = "targets"

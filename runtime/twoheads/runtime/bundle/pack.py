@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -59,7 +60,9 @@ def check_around(bundle: Path, manifest: Manifest) -> None:
 def _read_table(folder: Path) -> Pack:
     path = folder / PACK
     if not path.is_file():
-        fix = f"unpack it: tar xf {folder}" if folder.is_file() else "name the folder that `twoheads pack` wrote"
+        fix = "name the folder that `twoheads pack` wrote"
+        if folder.is_file() and tarfile.is_tarfile(folder):
+            fix = f"unpack it: tar xf {folder}, and name the folder"
         problem = f"is no pack: it has no {PACK}" if folder.exists() else "does not exist"
         raise BundleError(str(folder), problem, fix)
     try:

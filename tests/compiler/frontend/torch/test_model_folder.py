@@ -230,3 +230,11 @@ def test_a_pipe_in_a_folder_is_refused_before_anybody_waits_at_it(tmp_path: Path
     os.mkfifo(tmp_path / "tokenizer_config.json")
     with pytest.raises(CompileError, match=r"tokenizer_config\.json: is neither a file nor a folder"):
         load_source(tmp_path, weights=False)
+
+
+def test_a_folder_that_holds_a_file_of_a_model_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(CompileError, match="give a Hugging Face model folder"):
+        plan_model(tmp_path)
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(CompileError, match=r"it has no config\.json(?s:.)*name .*model\.gguf"):
+        plan_model(tmp_path)

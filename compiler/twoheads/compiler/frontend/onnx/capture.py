@@ -76,7 +76,12 @@ def capture_onnx(path: str | Path, outputs: Sequence[str] = (), masks: Mapping[s
         max_length=min(limits, default=None),
     )
     return Captured(
-        graph, program, file.identity, _tokenizer_beside(file.path), generation_json=_facts_beside(file.path)
+        graph,
+        program,
+        file.identity,
+        _tokenizer_beside(file.path),
+        generation_json=_facts_beside(file.path),
+        left_out=chosen.left_out,
     )
 
 

@@ -45,6 +45,7 @@ class WholeFile:
         graph: Its operators, and those that make rows of its result.
         hidden: ``[1, rows, width]``.
         logits: ``[1, classes]``, or ``None``.
+        left_out: The file's names of its other results.
     """
 
     file: OnnxFile
@@ -52,6 +53,7 @@ class WholeFile:
     graph: OnnxGraph
     hidden: str
     logits: str | None
+    left_out: tuple[str, ...]
 
     @property
     def outputs(self) -> list[str]:
@@ -87,7 +89,8 @@ def read_whole(path: str | Path, results: Sequence[str] = ()) -> WholeFile:
         )
     _check_result(types[hidden], names[hidden])
     rows, made = _rows(hidden, types[hidden], names[hidden])
-    return WholeFile(file, inputs, replace(graph, nodes=(*graph.nodes, *made)), rows, logits)
+    left_out = tuple(own for safe, own in file.outputs.items() if safe not in (hidden, logits))
+    return WholeFile(file, inputs, replace(graph, nodes=(*graph.nodes, *made)), rows, logits, left_out)
 
 
 def _check_result(type_: TensorType, own: str) -> None:
@@ -151,4 +154,4 @@ def capture_whole_onnx(path: str | Path, results: Sequence[str] = ()) -> Capture
         hidden=SPREAD,
         logits=whole.logits,
     )
-    return Captured(captured, program, whole.file.identity)
+    return Captured(captured, program, whole.file.identity, left_out=whole.left_out)

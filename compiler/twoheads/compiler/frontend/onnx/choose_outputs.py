@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from twoheads.compiler.frontend.onnx.model.read_file import OnnxFile
 from twoheads.compiler.frontend.onnx.program import OnnxProgram
@@ -31,10 +31,11 @@ PRODUCTS = ("MatMul(", "Gemm(", "FusedMatMul(", "com.microsoft.FusedMatMul(")
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """Names of the last hidden states and of the logits, or ``None``."""
+    """Names of the last hidden states and of the logits, or ``None``; and the file's names of results beside them."""
 
     hidden: str
     logits: str | None
+    left_out: tuple[str, ...] = ()
 
 
 def model_outputs(file: OnnxFile, chosen: Sequence[str]) -> dict[str, str]:
@@ -77,6 +78,15 @@ def choose_outputs(
         hidden, logits = (next(safe for safe, name in names.items() if name == one) for one in chosen)
         return Outputs(hidden, logits)
     names = _uncut(names, by_name, types)
+    found = _chosen(names, by_name, types, arguments)
+    left_out = (own for safe, own in names.items() if safe not in (found.hidden, found.logits))
+    return replace(found, left_out=tuple(left_out))
+
+
+def _chosen(
+    names: Mapping[str, str], by_name: Mapping[str, Node], types: Mapping[str, TensorType], arguments: set[str]
+) -> Outputs:
+    """Of results by name; ``arguments`` are the inputs that a run supplies."""
     rows = [name for name in names if types[name].axis is None]
     tokens = [name for name in names if types[name].axis is not None and len(types[name].shape) == 3]
     for name in tokens:

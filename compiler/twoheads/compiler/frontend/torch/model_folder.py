@@ -62,7 +62,8 @@ def read_model_config(folder: Path, *, trust_remote_code: bool) -> dict[str, Any
     _refuse_odd_files(folder)
     if not path.is_file():
         problem = f"is not a model folder: it has no {CONFIG}"
-        raise CompileError(str(folder), problem, "give a Hugging Face model folder")
+        files = sorted(file for file in folder.iterdir() if file.suffix in (".gguf", ".onnx"))
+        raise CompileError(str(folder), problem, f"name {files[0]}" if files else "give a Hugging Face model folder")
     config = read_folder_json(path)
     if not isinstance(config, dict):
         raise CompileError(str(path), "is no JSON object", DOWNLOAD)

@@ -11,6 +11,7 @@ import numpy as np
 import typer
 
 from twoheads.export.accelerators.target import load_target
+from twoheads.export.cli.inspect.facts import left_out, left_out_text
 from twoheads.export.cli.shared import arguments, options
 from twoheads.export.cli.shared.console import approximations_text, print_facts, print_json, seconds_text, size_text
 from twoheads.export.cli.shared.options_object import takes_options
@@ -153,6 +154,7 @@ def _report(path: Path, manifest: Manifest, program: Program, seconds: float, *,
                 "weight_dtype": manifest.weight_dtype,
                 "products": manifest.products,
                 "approximations": list(manifest.approximations),
+                "left_out": list(left_out(path, manifest)),
                 "engines": len(program.engines),
                 "stages": len(program.body) + len(program.head),
                 "files": len(manifest.files) + 1,
@@ -168,6 +170,7 @@ def _report(path: Path, manifest: Manifest, program: Program, seconds: float, *,
             *_lowered_as(manifest),
             ("engines", f"{len(program.engines)} for {len(program.body) + len(program.head)} stages"),
             ("precision", manifest.precision),
+            *((("left out", left_out_text(names)),) if (names := left_out(path, manifest)) else ()),
             ("approximations", approximations_text(manifest.approximations, manifest.precision)),
             ("size", f"{size_text(size)} in {len(manifest.files) + 1} files"),
             ("time", seconds_text(seconds)),

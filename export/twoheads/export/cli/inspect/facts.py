@@ -15,7 +15,7 @@ from twoheads.graphs.program.program import (
     Program,
     ScanEngine,
 )
-from twoheads.graphs.serialization.bundle_format import DENSE_EXPERTS, ENGINES, Manifest
+from twoheads.graphs.serialization.bundle_format import DENSE_EXPERTS, ENGINES, LEFT_OUT, Manifest
 from twoheads.graphs.variants.choose import fused_steps
 from twoheads.graphs.variants.model_steps import MODEL
 from twoheads.graphs.variants.one_block import ONE_BLOCK, one_block
@@ -25,6 +25,8 @@ __all__ = [
     "attention_stages",
     "dense_experts",
     "engines_of",
+    "left_out",
+    "left_out_text",
     "mask_counts",
     "mixture_counts",
     "one_call_up_to",
@@ -73,6 +75,26 @@ def dense_experts(path: Path, manifest: Manifest) -> dict[str, str]:
     if not all(isinstance(reason, str) for reason in entries.values()):
         raise BundleError(str(path / DENSE_EXPERTS), "does not list reasons", "compile the model again")
     return entries
+
+
+def left_out(path: Path, manifest: Manifest) -> tuple[str, ...]:
+    """The results of the source, by its names, that the bundle in ``path`` does not give.
+
+    Raises:
+        BundleError: The file says something else.
+    """
+    if LEFT_OUT not in manifest.files:
+        return ()
+    found = json.loads((path / LEFT_OUT).read_bytes())
+    names: list[Any] = found if isinstance(found, list) else [None]
+    if not all(isinstance(name, str) for name in names):
+        raise BundleError(str(path / LEFT_OUT), "does not list names", "compile the model again")
+    return tuple(names)
+
+
+def left_out_text(names: tuple[str, ...]) -> str:
+    """What to do about results that are left out."""
+    return f"{', '.join(names)} (the source's results that runs do not give; choose with compile --result NAME)"
 
 
 def packs_up_to(manifest: Manifest, program: Program) -> int:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from twoheads.export.cli.inspect.facts import attention_stages, engines_of, mask_counts, one_call_up_to, packs_up_to
+from twoheads.export.cli.inspect.facts import (
+    attention_stages,
+    engines_of,
+    left_out,
+    mask_counts,
+    one_call_up_to,
+    packs_up_to,
+)
 from twoheads.graphs.program.printer import print_program
 from twoheads.graphs.program.program import (
     Engine,
@@ -45,6 +52,7 @@ def bundle_to_json(path: Path, manifest: Manifest, program: Program, *, program_
         ],
         "outputs": list(program.outputs),
         "default_output": program.default_output,
+        "left_out": list(left_out(path, manifest)),
         "max_length": None if limit is None else _named(limit, "length", "reason"),
         "other_limits": {other.axis: _named(other, "length", "reason") for other in program.other_limits},
         "trained_length": program.trained_length,

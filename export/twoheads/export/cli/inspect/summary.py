@@ -8,6 +8,8 @@ from pathlib import Path
 from twoheads.export.cli.inspect.facts import (
     dense_experts,
     engines_of,
+    left_out,
+    left_out_text,
     mask_counts,
     mixture_counts,
     one_call_up_to,
@@ -73,6 +75,7 @@ def print_summary(path: Path, manifest: Manifest, program: Program) -> None:
         ("short inputs", f"one call and the head's up to {alone} tokens" if alone else "in blocks, as long ones"),
         ("inputs", ", ".join(_input_text(entry) for entry in program.inputs if entry.source == "argument")),
         ("outputs", ", ".join(program.outputs) + f" (default: {program.default_output})"),
+        *((("left out", left_out_text(names)),) if (names := left_out(path, manifest)) else ()),
         ("tokenizer", "yes" if TOKENIZER in manifest.files else "no: runs take token numbers"),
         ("attention", "; ".join(f"{count} x {mask}" for mask, count in mask_counts(program).items()) or "none"),
         ("scans", "; ".join(f"{count} x {name}" for name, count in scan_counts(program).items()) or "none"),

@@ -19,7 +19,7 @@ from twoheads.graphs.errors import CompileError
 WORDS = 37
 
 
-def write(path: Path, *, vocabulary: int | None, head: bool) -> Path:
+def write(path: Path, *, vocabulary: int | None, head: bool, experts: int | None = None) -> Path:
     """The header of a tiny Llama with a tokenizer of :data:`WORDS`, and a few of its tensors."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
@@ -31,6 +31,8 @@ def write(path: Path, *, vocabulary: int | None, head: bool) -> Path:
     writer.add_head_count(4)
     writer.add_head_count_kv(2)
     writer.add_layer_norm_rms_eps(1e-5)
+    if experts is not None:
+        writer.add_expert_count(experts)
     if vocabulary is not None:
         writer.add_vocab_size(vocabulary)
     writer.add_tokenizer_model("llama")
@@ -50,6 +52,13 @@ def write(path: Path, *, vocabulary: int | None, head: bool) -> Path:
 
 def facts(config: Any) -> dict[str, Any]:
     return {key: value for key, value in config.to_dict().items() if key != "_name_or_path"}
+
+
+def test_a_mixture_that_the_library_takes_for_dense_is_refused(tmp_path: Path) -> None:
+    check_gguf(write(tmp_path / "model.gguf", vocabulary=None, head=True, experts=0))
+    path = write(tmp_path / "model.gguf", vocabulary=None, head=True, experts=8)
+    with pytest.raises(CompileError, match="mixes 8 experts"):
+        plan_model(path, block_size=16)
 
 
 @pytest.mark.parametrize("vocabulary", [None, 41])

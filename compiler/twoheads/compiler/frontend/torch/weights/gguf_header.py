@@ -30,6 +30,9 @@ CUT = 2
 MOST_DIMENSIONS = 8
 """Of a tensor; the library has 4."""
 
+LLAMA_EXPERTS = "llama.expert_count"
+"""Of a Mixtral, which is called a Llama."""
+
 STRING, ARRAY = 8, 9
 FORMATS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 """How a value is packed, by the number of its type."""
@@ -74,14 +77,20 @@ def check_gguf(path: Path) -> None:
     """Refuses a file whose header says more than the file holds: the library would read it entry by entry for ever.
 
     Raises:
-        CompileError: It is cut or damaged, or of a kind that is not read here.
+        CompileError: It is cut or damaged, of a kind that is not read here, or one that the library misreads.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        header = _Header(data)
         try:
-            _Header(data).cut()
+            header.cut()
         except (ValueError, KeyError, struct.error) as error:
             problem = f"has a header that is damaged: {error!s:.100}"
             raise CompileError(str(path), problem, "download it again") from None
+    if header.entries.get(LLAMA_EXPERTS):
+        problem = (
+            f"mixes {header.entries[LLAMA_EXPERTS]} experts, and transformers reads a dense Llama from such a file"
+        )
+        raise CompileError(str(path), problem, "compile the model's Hugging Face folder")
 
 
 def _counted(config: Any) -> bool:
