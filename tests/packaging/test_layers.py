@@ -45,7 +45,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
             "frontend.torch.rows",
             "frontend.torch.weights",
         ),
-        ("recognition", "frontend.onnx.model", "frontend.torch.operators", "passes"),
+        ("known", "recognition", "frontend.onnx.model", "frontend.torch.operators", "passes"),
         ("frontend.torch.hugging_face.layers",),
         ("frontend.onnx.masks", "frontend.onnx.passes", "frontend.torch.fx", "frontend.torch.hugging_face", "lowering"),
         ("frontend.onnx.lifts",),

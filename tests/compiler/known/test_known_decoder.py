@@ -13,20 +13,31 @@ import pytest
 from transformers.models.gemma3 import modeling_gemma3
 
 from tests.tiers import with_long
-from twoheads.compiler import known_decoders, plan_model
-from twoheads.compiler.known_decoders import known_decoder
+from twoheads.compiler import plan_model
+from twoheads.compiler.known.known_decoder import known_decoder
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.program.printer import print_program
 
 PIPELINE = import_module("twoheads.compiler.compile_model")
 """The module: its name in the package is that of a function."""
 
+READER = import_module("twoheads.compiler.known.known_decoder")
+
 Write = Callable[[gguf.GGUFWriter], None]
 
 
 def write(path: Path, architecture: str, more: Write = lambda _writer: None, **given: Any) -> Path:
     """A header of a decoder and its tables of tokens; sizes differ, so that none passes for another."""
-    usual = {"layers": 3, "hidden": 48, "inner": 80, "heads": 6, "kv_heads": 2, "tokens": 37, "head": True}
+    usual = {
+        "layers": 3,
+        "hidden": 48,
+        "inner": 80,
+        "heads": 6,
+        "kv_heads": 2,
+        "tokens": 37,
+        "head": True,
+        "tensors": (),
+    }
     sizes: dict[str, Any] = usual | given
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name(sizes.get("name", "tiny"))
@@ -46,9 +57,13 @@ def write(path: Path, architecture: str, more: Write = lambda _writer: None, **g
     more(writer)
     writer.add_string("quantize.imatrix.file", "a.dat")
     writer.add_tokenizer_model("llama")
+    if "padding" in sizes:
+        writer.add_pad_token_id(sizes["padding"])
     writer.add_token_list([f"word{number}" for number in range(sizes["tokens"])])
     for name in ("token_embd.weight", "output.weight")[: 1 + sizes["head"]]:
         writer.add_tensor(name, np.zeros((sizes["tokens"], sizes["hidden"]), np.float32))
+    for name in sizes["tensors"]:
+        writer.add_tensor(name, np.zeros(sizes["hidden"], np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -73,8 +88,17 @@ KNOWN: list[tuple[str, dict[str, Any]]] = [
     ("qwen3", {"head_dim": 128, "heads": 3, "kv_heads": 3, "head": False}),
     ("gemma2", {"window": 40, "key_length": 24, "layers": 5, "head": False}),
     ("gemma3", {"window": 17, "key_length": 16, "layers": 8, "head": False}),
+    ("phi3", {"padding": 0}),
+    ("starcoder2", {"head": False, "layers": 2}),
+    ("starcoder2", {"layers": 4}),
+    ("gpt2", {"kv_heads": 6}),
+    ("bloom", {"kv_heads": 6}),
+    ("nemotron", {"head_dim": 4, "head": False}),
+    ("stablelm", {"kv_heads": 6}),
+    ("stablelm", {"tensors": ("blk.0.ffn_norm.weight", "blk.0.attn_q.bias")}),
 ]
-FIRST = [case for case in KNOWN if case[1].get("layers") != 11 and case[1] not in ({"head_dim": 32}, {"head": False})]
+LATER: tuple[dict[str, Any], ...] = ({"head_dim": 32}, {"head": False}, {"layers": 4})
+FIRST = [case for case in KNOWN if case[1].get("layers") != 11 and case[1] not in LATER]
 
 
 @pytest.mark.parametrize(("architecture", "given"), with_long(KNOWN, FIRST), ids=str)
@@ -113,6 +137,14 @@ def test_a_real_model(smollm2: Path, captured: Callable[..., Any]) -> None:
         ("llama", lambda _writer: None, {"heads": 6, "kv_heads": 4}),
         ("llama", lambda _writer: None, {"kv_heads": [2, 2, 2]}),
         ("qwen3", lambda writer: writer.add_key_length(64), {}),
+        ("starcoder2", lambda writer: writer.add_vocab_size(40), {}),
+        ("nemotron", lambda _writer: None, {"head_dim": 6}),
+        ("nemotron", lambda _writer: None, {"hidden": 36}),
+        ("gpt2", lambda _writer: None, {}),
+        ("bloom", lambda _writer: None, {}),
+        ("stablelm", lambda _writer: None, {"tensors": ("blk.0.attn_q_norm.weight",)}),
+        ("phi3", lambda _writer: None, {}),
+        ("qwen2moe", lambda _writer: None, {}),
         ("gemma2", lambda _writer: None, {"head": False}),
         ("gemma2", lambda writer: writer.add_sliding_window(40), {"head": False}),
         ("gemma2", lambda _writer: None, {"window": 40, "key_length": 24}),
@@ -134,7 +166,7 @@ def test_other_readers_and_other_files(tmp_path: Path, monkeypatch: pytest.Monke
     assert known_decoder(path.with_name("none.gguf"), 16, 16) is None
     assert known_decoder(tmp_path, 16, 16) is None
     write(path, "llama")
-    monkeypatch.setattr(known_decoders, "version", lambda _name: "6.0")
+    monkeypatch.setattr(READER, "version", lambda _name: "6.0")
     assert known_decoder(path, 16, 16) is None
 
 
