@@ -71,8 +71,11 @@ def test_no_such_folder(tmp_path):
     refused(tmp_path / "nothing", "nothing: does not exist")
 
 
-def test_a_file(bundle):
-    refused(bundle / "program.json", "is a file")
+def test_a_file(bundle, tmp_path):
+    assert str(bundle) in refused(bundle / "program.json", "is a file").fix
+    for name, fix in (("model.gguf", "compile it first"), ("README.md", "`twoheads compile` wrote")):
+        (tmp_path / name).write_text("")
+        assert fix in refused(tmp_path / name, "is a file").fix
 
 
 def test_what_a_killed_compile_left(bundle):

@@ -196,7 +196,12 @@ def require_bundle(folder: Path) -> None:
     if not folder.exists():
         raise BundleError(str(folder), "does not exist", "name the folder that `twoheads compile` wrote")
     if not folder.is_dir():
-        raise BundleError(str(folder), "is a file, and a bundle is a folder", "name the folder it lies in")
+        fix = "name the folder that `twoheads compile` wrote"
+        if folder.suffix in (".gguf", ".onnx"):
+            fix = f"this is a model; compile it first: twoheads compile {folder} -o BUNDLE"
+        elif (folder.parent / MANIFEST).is_file():
+            fix = f"name the folder it lies in: {folder.parent}"
+        raise BundleError(str(folder), "is a file, and a bundle is a folder", fix)
     if folder.name.startswith(".") and f".{PARTIAL}-" in folder.name:
         raise BundleError(str(folder), "is what an interrupted compile left", RECOMPILE)
     if not os.path.lexists(folder / MANIFEST):

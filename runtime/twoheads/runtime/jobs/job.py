@@ -81,7 +81,8 @@ class Job:
         self._lock: int | None = None
         self._told = 0.0
         if resume and not (self.folder / JOB).is_file():
-            raise InputError(str(self.folder), "holds no job to resume", "give the folder of a run with --spill")
+            fix = "give the folder of `run --spill` or of `batch --documents`"
+            raise InputError(str(self.folder), "holds no job", fix)
 
     def __enter__(self) -> Self:
         with disk_errors(self.folder, UNWRITTEN, RESUME):
