@@ -6,11 +6,10 @@ import logging
 import re
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, nullcontext
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._ops import OpOverload
 from torch.export import Dim as ExportDim
 from torch.export import ExportedProgram
 from torch.fx import config
@@ -23,6 +22,7 @@ from twoheads.compiler.frontend.torch.hugging_face.library_attention import EAGE
 from twoheads.compiler.frontend.torch.load_source import LoadedSource
 from twoheads.compiler.frontend.torch.model_outputs import hugging_face_outputs, named_outputs, whole_outputs
 from twoheads.compiler.frontend.torch.repeats.copy_layers import EqualLayers
+from twoheads.compiler.frontend.torch.rewrites.written_operands import replace_writes
 from twoheads.compiler.frontend.torch.weights.stored_tensor import unset_parameters
 from twoheads.graphs.errors import CompileError
 
@@ -151,9 +151,4 @@ def _capturing(source: LoadedSource, experts: ExpertsChoice) -> Generator[None]:
 
 def _functional(exported: ExportedProgram) -> ExportedProgram:
     """Replaces operators that write into their operands (``x += y``): a region must not change what others read."""
-    targets = [node.target for node in exported.graph_module.graph.nodes if isinstance(node.target, OpOverload)]
-    return (
-        exported.run_decompositions({})
-        if any(cast("Any", target)._schema.is_mutable for target in targets)
-        else exported
-    )
+    return exported if replace_writes(exported.graph_module.graph) else exported.run_decompositions({})
