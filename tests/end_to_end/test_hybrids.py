@@ -45,7 +45,10 @@ def built(kind: str, bundles: dict[str, tuple[Any, Path]], factory: pytest.TempP
         bundles[kind] = decoders.MODELS[kind](), decoders.bundle_folder(kind)
     if kind not in bundles:
         model = hybrid(kind)
-        bundles[kind] = model, write_bundle(compile_model(model, block_size=BLOCK), factory.mktemp(kind) / "bundle")
+        bundles[kind] = (
+            model,
+            write_bundle(compile_model(model, block_size=BLOCK), factory.mktemp(kind) / "bundle", generation=False),
+        )
     return bundles[kind]
 
 

@@ -27,7 +27,7 @@ def test_the_library_counts_what_the_bundle_is_told(tmp_path: Path) -> None:
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.2)
-    bundle = write_bundle(compile_model(model, block_size=16), tmp_path / "bundle")
+    bundle = write_bundle(compile_model(model, block_size=16), tmp_path / "bundle", generation=False)
     generator = np.random.default_rng(0)
     cells = np.sort(generator.integers(0, 12, TOKENS))
     types = np.zeros((1, TOKENS, 7), np.int64)

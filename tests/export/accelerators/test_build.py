@@ -15,6 +15,7 @@ import pytest
 
 from tests.runtime.tiny_bundle import read_manifest, write_manifest, write_tiny
 from tests.runtime.tiny_model import Tiny, random_tokens, reference
+from tests.tiers import with_long
 from twoheads.export.accelerators import build as module
 from twoheads.export.accelerators.build import build_target
 from twoheads.export.accelerators.target import Target, load_target, target_names
@@ -275,7 +276,7 @@ def test_openvino_does_not_check_one_precision_by_the_numbers_of_another(compile
         program.build(request | {"outputs": "o.npz"})
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("precision", with_long(("fp16", "bf16"), ["bf16"]))
 def test_tensorrt_for_rtx_builds_in_the_types_of_the_model(bundle, precision):
     built = build_target(bundle, "tensorrt-rtx", precision=precision, device="SM120")
     assert not built.refused

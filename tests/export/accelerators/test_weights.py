@@ -133,7 +133,13 @@ def test_a_whole_run_and_what_it_costs(tmp_path: Path, monkeypatch: pytest.Monke
     ("target", "precision", "backend", "most"),
     [
         ("coreml", "palette8", "coreml-weights", 0.05),
-        ("qnn", "w4a16", "qnn-emulator", 0.5),
+        pytest.param(
+            "qnn",
+            "w4a16",
+            "qnn-emulator",
+            0.5,
+            marks=pytest.mark.long("test_engines_that_an_npu_garbles_in_whole_numbers_are_refused_unasked"),
+        ),
         ("executorch", "w8a8", "executorch", 0.1),
     ],
 )

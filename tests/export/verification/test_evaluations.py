@@ -54,7 +54,8 @@ def test_an_architecture_whose_two_evaluations_are_the_same_code_passes(tmp_path
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.15)
-    report = verify(write_bundle(compile_model(model, block_size=16), tmp_path / "b"), model, length=200)
+    bundle = write_bundle(compile_model(model, block_size=16), tmp_path / "b", generation=False)
+    report = verify(bundle, model, length=200)
     assert report.passed, report
     assert report.finding is None
 
@@ -62,7 +63,7 @@ def test_an_architecture_whose_two_evaluations_are_the_same_code_passes(tmp_path
 def test_evaluations_that_are_of_two_models_are_a_finding_and_no_floor(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle = write_bundle(compile_model(tiny_llama, block_size=16), tmp_path / "b")
+    bundle = write_bundle(compile_model(tiny_llama, block_size=16), tmp_path / "b", generation=False)
     run = hugging_face_outputs
 
     def other_model_when_eager(module: Any, inputs: Any, **options: Any) -> Any:
