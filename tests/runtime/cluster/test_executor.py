@@ -89,7 +89,7 @@ def run(
     return schedule, result.array, result.report, result.report.cluster
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from(sorted([*TINY, *SHAPES])),
     length=st.integers(1, 90),

@@ -173,6 +173,7 @@ print(json.dumps([schedule.peak_bytes, plan.memory.total, done.peak_bytes, done.
 """
 
 
+@pytest.mark.long("test_pages_are_let_go_and_come_back", "test_the_largest_values_are_spilled_until_the_run_fits")
 def test_a_run_keeps_to_its_limit(tmp_path):
     """Values of half a gigabyte in files: the process stays within what the plan allows."""
     tiny = Tiny(masks=("causal & window(20, 0)",), block_size=256, key_tile=256, width=64, layers=2, head=False)
