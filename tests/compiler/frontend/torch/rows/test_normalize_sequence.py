@@ -12,7 +12,7 @@ from torch.export import Dim, ExportedProgram, export
 from torch.nn import functional
 
 from twoheads.compiler.frontend.torch.rows.normalize_sequence import normalize_sequence
-from twoheads.compiler.frontend.torch.rows.sequence_ops import SEQUENCE_OPERATORS
+from twoheads.compiler.frontend.torch.rows.sequence_ops import SEQUENCE_OPERATORS, take
 
 WIDTH = 6
 
@@ -60,6 +60,9 @@ CASES: dict[str, tuple[Callable[..., Tensor], list[str]]] = {
     "shifted": (lambda _, x, __: functional.pad(x, (0, 0, 1, -1)), ["take"]),
     "a class token": (lambda m, x, _: torch.cat([m.cls.expand(1, -1, -1), x], 1), ["concat"]),
     "a weight as a class token": (lambda m, x, _: torch.cat([m.cls, x], 1), ["concat"]),
+    "shifted behind a weight": (lambda m, x, _: torch.cat([m.cls, x[:, :-1]], 1), ["concat", "take"]),
+    "shifted before a weight": (lambda m, x, _: torch.cat([x[:, 2:], m.cls, m.cls], 1), ["concat", "take"]),
+    "turned": (lambda _, x, __: torch.cat([x[:, 1:], x[:, :1]], 1), ["take", "concat", "take"]),
     "mean": (lambda _, x, __: x.mean(1), ["mean"]),
     "mean, kept": (lambda _, x, __: x.mean(1, keepdim=True), ["mean"]),
     "mean over all": (lambda _, x, __: x.mean((1, 2)), ["mean"]),
@@ -73,6 +76,8 @@ CASES: dict[str, tuple[Callable[..., Tensor], list[str]]] = {
     "convolution": (lambda m, x, _: m.convolve(x, padding=1), ["take"] * 3),
     "convolution with a stride": (lambda m, x, _: m.convolve(x, padding=2, stride=2), ["take"] * 3),
     "causal convolution": (lambda m, x, _: m.convolve(x, padding=2)[..., : x.shape[1]], ["take"] * 4),
+    "windows": (lambda _, x, __: functional.pad(x, (0, 0, 2, 0)).unfold(1, 3, 1), ["take"] * 4),
+    "every other window": (lambda _, x, __: x.unfold(1, 4, 2), ["take"] * 4),
     "dilated convolution": (lambda m, x, _: m.convolve(x, padding="same", dilation=2), ["take"] * 3),
     "positions without padding": (
         lambda _, __, ids: torch.cumsum(ids.ne(1).int(), 1).type_as(ids) * ids.ne(1).int() + 1,
@@ -95,6 +100,16 @@ def test_row_movement_is_recognised_and_stays_the_same_function(name: str) -> No
     for length in (29, 12, 5):
         x, ids = inputs(length)
         torch.testing.assert_close(run(exported, x, ids), module(x, ids), msg=f"at {length}")
+
+
+@pytest.mark.parametrize("name", ["shifted behind a weight", "turned"])
+def test_a_shift_leaves_something_of_an_input_of_one_token(name: str) -> None:
+    module, exported = Module(CASES[name][0]), exported_graph(Module(CASES[name][0]))
+    normalize_sequence(exported.graph_module.graph)
+    cuts = [node.kwargs["add"] for node in exported.graph_module.graph.nodes if node.target is take]
+    assert cuts == [-1]  # of the whole, which has two rows then
+    x, ids = inputs(1)
+    torch.testing.assert_close(run(exported, x, ids), module(x, ids))
 
 
 def test_a_second_pass_changes_nothing() -> None:

@@ -25,6 +25,7 @@ _GENERATED = "twoheads_input"
 aten = torch.ops.aten
 
 _ARANGES: tuple[Any, ...] = (aten.arange.default, aten.arange.start, aten.arange.start_step)
+_FILLED: tuple[Any, ...] = (aten.new_zeros.default, aten.new_ones.default, aten.new_full.default)
 _CHECKS = ("_assert_tensor_metadata", "sym_constrain_range", "_assert_scalar", "_assert_async")
 
 
@@ -36,6 +37,8 @@ def normalize_fx(graph: fx.Graph, axes: AxisNames) -> None:
             _rewrite_arange(graph, node, axes)
         elif node.target is aten.slice.Tensor:
             _rewrite_table_slice(graph, node, axes)
+        elif node.target in _FILLED:
+            _rewrite_filled(graph, node, axes)
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
 
 
@@ -119,6 +122,20 @@ def _rewrite_arange(graph: fx.Graph, node: fx.Node, axes: AxisNames) -> None:
             result = graph.call_function(aten.to.dtype, (result, value.dtype))
             result.meta = dict(node.meta)
     node.replace_all_uses_with(result)
+    graph.erase_node(node)
+
+
+def _rewrite_filled(graph: fx.Graph, node: fx.Node, axes: AxisNames) -> None:
+    """What is filled with one number and has one size is a constant, whatever tensor it was made like."""
+    value, sizes = node.meta["val"], axes.shape(node.meta["val"])
+    number = {aten.new_zeros.default: 0, aten.new_ones.default: 1}.get(cast("Any", node.target))
+    number = node.args[2] if number is None else number
+    if any(isinstance(size, str) for size in sizes) or not isinstance(number, int | float):
+        return
+    with graph.inserting_before(node):
+        new = graph.call_function(aten.full.default, (list(sizes), number), {"dtype": value.dtype})
+    new.meta = dict(node.meta)
+    node.replace_all_uses_with(new)
     graph.erase_node(node)
 
 

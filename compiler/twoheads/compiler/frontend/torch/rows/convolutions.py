@@ -14,7 +14,7 @@ from torch import fx
 from twoheads.compiler.frontend.torch.rows import sequence_ops as ops
 from twoheads.compiler.frontend.torch.rows.sequence_builder import SequenceBuilder, all_arguments, along_tokens
 
-__all__ = ["convolution_by_rows"]
+__all__ = ["convolution_by_rows", "windows_by_rows"]
 
 aten = torch.ops.aten
 
@@ -53,6 +53,23 @@ def convolution_by_rows(build: SequenceBuilder, node: fx.Node) -> fx.Node | None
     others = [0 if at == axis - 2 else pair[0] for at, pair in enumerate(padding)]
     target = (aten.conv1d.default, aten.conv2d.default)[axes - 1]
     return build.call(target, columns, matrix, given["bias"], flat[0], others, flat[1], given["groups"])
+
+
+def windows_by_rows(build: SequenceBuilder, node: fx.Node) -> fx.Node | None:
+    """The node in the place of an ``unfold`` along tokens: the rows at each place of a window, side by side."""
+    given = all_arguments(node)
+    x, size, step = given["self"], given["size"], given["step"]
+    axis = along_tokens(x, given["dimension"])
+    if axis is None or not isinstance(size, int) or not isinstance(step, int):
+        return None
+    value = node.meta["val"].new_empty(node.meta["val"].shape[:-1])
+    rows = [
+        build.call(
+            ops.take, x, value=value, axis=axis, from_end=0, start=place, step=step, add=step - size, div=step
+        )
+        for place in range(size)
+    ]  # fmt: skip
+    return build.call(aten.stack.default, rows, value.ndim)
 
 
 def _columns(build: SequenceBuilder, rows: list[fx.Node], sizes: list[Any], axis: int) -> fx.Node:

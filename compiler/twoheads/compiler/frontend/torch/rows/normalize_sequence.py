@@ -14,7 +14,7 @@ import torch
 from torch import SymInt, Tensor, fx
 
 from twoheads.compiler.frontend.torch.rows import sequence_ops as ops
-from twoheads.compiler.frontend.torch.rows.convolutions import convolution_by_rows
+from twoheads.compiler.frontend.torch.rows.convolutions import convolution_by_rows, windows_by_rows
 from twoheads.compiler.frontend.torch.rows.host_arithmetic import move_to_host
 from twoheads.compiler.frontend.torch.rows.sequence_builder import (
     Rule,
@@ -149,7 +149,29 @@ def _concat(build: SequenceBuilder, node: fx.Node) -> fx.Node | None:
         build.call(aten.alias.default, part, value=part.meta["val"]) if part.op == "placeholder" else part
         for part in parts
     ]  # a sequence operator reads results, and a part may be a weight
-    return build.call(ops.concat, *results, axis=axis)
+    first, cut_first = _uncut(results[0], axis, from_end=False)
+    last, cut_last = _uncut(results[-1], axis, from_end=True)
+    if len(results) < 2 or not (cut_first or cut_last):
+        return build.call(ops.concat, *results, axis=axis)
+    sizes = [size + cut_first + cut_last if at == axis else size for at, size in enumerate(node.meta["val"].shape)]
+    value = node.meta["val"].new_empty(sizes)
+    whole = build.call(ops.concat, first, *results[1:-1], last, axis=axis, value=value)
+    cut = cut_first + cut_last
+    return build.call(ops.take, whole, axis=axis, from_end=0, start=cut_first, step=1, add=-cut, div=1)
+
+
+def _uncut(part: fx.Node, axis: int, *, from_end: bool) -> tuple[fx.Node, int]:
+    """What an outer part of a concatenation was cut from at its outer end, and how many rows.
+
+    ``cat(zeros, x[:-1])`` shifts ``x``; cut first, an input of one token would leave none of it.
+    """
+    whole = part.target is ops.take and (part.kwargs["from_end"], part.kwargs["step"], part.kwargs["div"]) == (0, 1, 1)
+    if whole and part.kwargs["axis"] == axis:
+        start, add = cast("int", part.kwargs["start"]), cast("int", part.kwargs["add"])
+        cut = -add if from_end else start
+        if cut > 0 and (start, add) == ((0, -cut) if from_end else (cut, -cut)):
+            return cast("fx.Node", part.args[0]), cut
+    return part, 0
 
 
 def _index(build: SequenceBuilder, node: fx.Node) -> fx.Node | None:
@@ -310,6 +332,7 @@ _RULES: Mapping[Any, Rule] = {
     aten.softmax.int: _softmax,
     aten._softmax.default: _softmax,
     aten.group_norm.default: _group_norm,
+    aten.unfold.default: windows_by_rows,
     **dict.fromkeys(
         (aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.conv2d.padding, aten.convolution.default),
         convolution_by_rows,
