@@ -53,6 +53,7 @@ WHOLE = "--lowering whole"
 
 IMAGE = {"num_channels": 3, "height": 64, "width": 64}
 SIZES = {
+    "deberta2": {"batch_size": 1, "sequence_length": 53},
     "wav2vec2": {"batch_size": 1, "sequence_length": 1600},
     "clip": {"text_batch_size": 1, "image_batch_size": 1, "sequence_length": 16, **IMAGE},
 }

@@ -21,7 +21,10 @@ __all__ = ["Scores", "read_scores"]
 
 Operand: TypeAlias = str | float
 
-POSITIONS_ONLY = "masks and biases must depend on positions alone; use a model without the other terms"
+POSITIONS_ONLY = (
+    "masks and biases must depend on positions alone; use a model without the other terms, or compile one size of it, "
+    "--lowering whole"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from onnx.external_data_helper import uses_external_data
 
 from twoheads.compiler.frontend.onnx.model.branches import renamed, take_branches
 from twoheads.compiler.frontend.onnx.model.node_count import check_node_count
+from twoheads.compiler.frontend.onnx.model.settled_branches import settle_branches
 from twoheads.compiler.frontend.onnx.model.tensors import Array, array_of, constant_of, dtype_name, external_file
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.serialization.bundle_format import SourceIdentity
@@ -125,6 +126,7 @@ def read_onnx(path: str | Path, *, whole: bool = False) -> OnnxFile:
     if "" not in opsets:
         raise CompileError(str(path), "imports no standard operator set", "export the model with a current exporter")
     take_branches(model.graph)
+    settle_branches(model, path)
     for node in model.graph.node:
         _name_first(node)
     half = _lift(model.graph)
