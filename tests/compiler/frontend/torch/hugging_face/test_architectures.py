@@ -102,6 +102,14 @@ REFUSED: dict[str, tuple[Any, str]] = {
         lambda: hf.CpmAntForCausalLM(hf.CpmAntConfig(**SIZES, dim_head=8)),
         "hides token 0 wherever it stands",
     ),
+    "MusicGen's decoder": (
+        lambda: hf.MusicgenForCausalLM(
+            hf.MusicgenDecoderConfig(
+                vocab_size=61, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, ffn_dim=48
+            )
+        ),
+        "a token is several inputs at once",
+    ),
     "FNet": (
         lambda: hf.FNetModel(hf.FNetConfig(vocab_size=61, hidden_size=32, num_hidden_layers=1)),
         "Fourier transform",

@@ -113,6 +113,11 @@ _REFUSED: Mapping[str, tuple[str, str]] = {
         "reads the keys and values of another model: it guesses that model's next tokens, and is none alone",
         "compile the model that it assists; `generate --draft` takes any smaller model of the same vocabulary",
     ),
+    r"^Musicgen(Melody)?Decoder$": (
+        "takes the codes of every moment, one of each codebook, as so many inputs of a batch, and gives as many rows "
+        "of logits: a token is several inputs at once",
+        "compile a model that takes one input of tokens; MusicGen's text encoder (T5) is one",
+    ),
     r"T5Gemma2MergedAttention": (
         "has one softmax over the decoder's own tokens and the encoder's: keys along two axes in one attention",
         "compile T5Gemma, whose decoder attends to the two in turns",
