@@ -128,8 +128,8 @@ def _rewrite_arange(graph: fx.Graph, node: fx.Node, axes: AxisNames) -> None:
 def _rewrite_filled(graph: fx.Graph, node: fx.Node, axes: AxisNames) -> None:
     """What is filled with one number and has one size is a constant, whatever tensor it was made like."""
     value, sizes = node.meta["val"], axes.shape(node.meta["val"])
-    number = {aten.new_zeros.default: 0, aten.new_ones.default: 1}.get(cast("Any", node.target))
-    number = node.args[2] if number is None else number
+    known: dict[Any, Any] = {aten.new_zeros.default: 0, aten.new_ones.default: 1}
+    number: Any = known[node.target] if node.target in known else node.args[2]
     if any(isinstance(size, str) for size in sizes) or not isinstance(number, int | float):
         return
     with graph.inserting_before(node):
