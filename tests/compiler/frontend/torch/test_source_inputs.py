@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 import transformers as hf
 
 from twoheads.compiler.frontend.torch.source_inputs import (
@@ -55,20 +54,10 @@ def _lxmert() -> Any:
     return hf.LxmertModel(hf.LxmertConfig(vocab_size=11, **heads, **layers, visual_feat_dim=24))
 
 
-def _kyutai() -> Any:
-    codec = {"model_type": "mimi", "num_hidden_layers": 1, "num_filters": 4, "num_quantizers": 2}
-    config = hf.KyutaiSpeechToTextConfig(**SIZES, vocab_size=11, codebook_vocab_size=8, num_codebooks=3, ffn_dim=16)
-    config.audio_pad_token_id = 10
-    config.codec_config = hf.MimiConfig(**codec)
-    with torch.device("meta"):
-        return hf.KyutaiSpeechToTextForConditionalGeneration(config)
-
-
 SHAPES: dict[str, tuple[Any, str, tuple[int, ...], int]] = {
     "frames that are convolved": (_lasr, "input_features", (1, EXAMPLE_FRAMES, 12), 1),
     "a waveform of one channel": (_omniasr, "input_values", (1, 1, EXAMPLE_SAMPLES), 2),
     "frames that were stacked beforehand": (_granite, "input_features", (1, EXAMPLE_FRAMES, 48), 1),
-    "a word and the codes of its sound": (_kyutai, "input_ids", (1, EXAMPLE_LENGTH, 4), 1),
     "places of words on a page": (_bros, "bbox", (1, EXAMPLE_LENGTH, 4), 1),
     "things seen in an image": (_lxmert, "visual_feats", (1, DECODER_LENGTH, 24), 1),
     "places of the things": (_lxmert, "visual_pos", (1, DECODER_LENGTH, 4), 1),

@@ -140,18 +140,11 @@ def _regions(config: Any) -> dict[str, SourceInput]:
     return {name: SourceInput(torch.zeros((1, DECODER_LENGTH, width)), 1, "argument") for name, width in widths.items()}
 
 
-def _codes(config: Any) -> dict[str, SourceInput]:
-    """A word and the codes of its moment's sound, ``[1, n, 1 + codebooks]``, in place of one token each (Kyutai)."""
-    codes = torch.zeros((1, EXAMPLE_LENGTH, 1 + int(config.num_codebooks)), dtype=torch.int64)
-    return {"input_ids": SourceInput(codes, 1, "argument")}
-
-
 _BESIDE: Mapping[str, Callable[[Any], dict[str, SourceInput]]] = {
     "bros": _boxes,
-    "kyutai_speech_to_text": _codes,
     "lxmert": _regions,
 }
-"""Arguments that a type asks for beside its main one, or in its place, though its signature does not say so."""
+"""Arguments that a type asks for beside its main one, though its signature has defaults for them."""
 
 
 def _ids(_config: Any) -> SourceInput:
