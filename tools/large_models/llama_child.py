@@ -6,12 +6,30 @@ PYTHON llama_child.py MODEL.gguf TOKENS.json OUT.json THREADS   # of a Python wi
 import json
 import sys
 import time
+from typing import Any
 
-from llama_cpp import Llama  # type: ignore[import-not-found]  # pyright: ignore[reportMissingImports]
+from llama_cpp import Llama, llama_cpp  # type: ignore[import-not-found]  # pyright: ignore[reportMissingImports]
+
+
+def read_in_place() -> None:
+    """Has weights computed with where the file is mapped.
+
+    Where a processor has kernels for another layout (AMX), llama.cpp copies all weights into it while it loads: more
+    than the memory that it is held to here. Its package has no argument for this setting.
+    """
+    default = llama_cpp.llama_model_default_params
+
+    def settings() -> Any:
+        made = default()
+        made.use_extra_bufts = False
+        return made
+
+    llama_cpp.llama_model_default_params = settings
 
 
 def main() -> None:
     """See the module's text."""
+    read_in_place()
     model, tokens, out, threads = sys.argv[1:]
     with open(tokens, encoding="utf-8") as file:
         prompt = json.load(file)

@@ -127,6 +127,35 @@ def test_a_weight_is_hashed_once(bundle: Path) -> None:
         read_bundle(bundle, check="read").open_weights().view(name)
 
 
+def test_several_weights_are_hashed_at_the_same_time_and_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, names = read_bundle(bundle, check="read").open_weights(), list(read_manifest(bundle)["weights"])
+    together, hashed, digest = threading.Barrier(2), list[int](), Weights._hash
+
+    def hash_of(self: Weights, offset: int, size: int) -> str:
+        if len(hashed) < 2:
+            hashed.append(offset)
+            together.wait(10)  # for another one that has begun, too
+        else:
+            hashed.append(offset)
+        return digest(self, offset, size)
+
+    monkeypatch.setattr(Weights, "_hash", hash_of)
+    weights.check([*names, *names])
+    for name in names:
+        weights.view(name)
+    assert len(hashed) == len(names)
+
+
+def test_a_damaged_weight_is_found_among_several(bundle: Path) -> None:
+    names = list(read_manifest(bundle)["weights"])
+    damage(bundle, names[-1])
+    weights = read_bundle(bundle, check="read").open_weights()
+    with pytest.raises(BundleError, match="sha256"):
+        weights.check(names)
+    with pytest.raises(BundleError, match="sha256"):  # and again
+        weights.view(names[-1])
+
+
 def test_an_unknown_check_is_refused(bundle: Path) -> None:
     with pytest.raises(InputError, match="say one of read, full, size"):
         load(bundle, check="most")

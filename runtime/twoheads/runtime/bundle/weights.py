@@ -6,6 +6,7 @@ import hashlib
 import mmap
 import threading
 from collections.abc import Collection, Generator, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -27,6 +28,9 @@ LARGE_BYTES = 1 << 16
 
 CHUNK = 16 << 20
 """Bytes that are hashed at a time."""
+
+HASHERS = 2
+"""Weights that are hashed at a time: a chunk of each is in memory."""
 
 OFTEN_SECONDS = 0.02
 """Between two times that pages are let go while they are read: some 20 MB."""
@@ -119,6 +123,21 @@ class Weights:
             view, entry = self.view(name), self._entries[name]
             found = self._tables.setdefault(name, TokenTable(self._path, entry.offset, view.dtype, entry.shape))
         return found
+
+    def check(self, names: Iterable[str]) -> None:
+        """Compares the hashes of those among ``names`` that were not given out yet, some at the same time.
+
+        One is read while another is hashed: either alone takes as long as computing with it.
+
+        Raises:
+            BundleError: As :meth:`view`.
+        """
+        left = [name for name in dict.fromkeys(names) if name in self._unchecked]
+        left.sort(key=lambda name: -prod(self._entries[name].shape))
+        if len(left) > 1:
+            with ThreadPoolExecutor(HASHERS, thread_name_prefix="twoheads-weights") as pool:
+                for _ in pool.map(self.view, left):
+                    pass
 
     def views(self, names: Iterable[str]) -> tuple[npt.NDArray[Any], ...]:
         """The weights ``names``, in that order."""

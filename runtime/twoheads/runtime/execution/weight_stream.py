@@ -70,6 +70,7 @@ class WeightStream:
         self._let_go()
 
     def _open_all(self, stages: Sequence[TokenwiseStage]) -> None:
+        self._engines.weights.check(name for stage in stages for name in stage.weights)
         for stage in stages:
             self._engines.tokenwise(stage)
 

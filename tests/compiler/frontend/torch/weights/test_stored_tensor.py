@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from twoheads.compiler.frontend.torch.weights import stored_tensor
 from twoheads.compiler.frontend.torch.weights.stored_tensor import (
     StoredTensor,
     keeping_last_weight,
@@ -68,6 +69,22 @@ def test_an_alias_and_a_cast_are_not_read() -> None:
     assert half.dtype == torch.float64
     assert isinstance(stored[...], StoredTensor)
     assert disk.reads == 0
+
+
+def test_what_can_be_read_by_rows_is_converted_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers, asked = torch.randn(7, 5).bfloat16(), list[tuple[int, int]]()
+
+    def rows(start: int, stop: int) -> Tensor:
+        asked.append((start, stop))
+        return numbers[start:stop]
+
+    def whole() -> Tensor:
+        raise AssertionError("all of it was read at a time")
+
+    monkeypatch.setattr(stored_tensor, "CONVERTED", 15)
+    stored = StoredTensor((7, 5), torch.bfloat16, whole, None, None, rows)
+    assert torch.equal(read_tensor(stored.detach().float()), numbers.float())
+    assert asked == [(0, 3), (3, 6), (6, 7)]
 
 
 def test_parameters_that_are_shared_have_one_key() -> None:

@@ -95,8 +95,12 @@ class _File:
             entry: Tensor = reopen().get_slice(name)[number]
             return entry
 
+        def rows(start: int, stop: int) -> Tensor:
+            entries: Tensor = reopen().get_slice(name)[start:stop]
+            return entries
+
         stack = part if len(shape) == STACK_DIMENSIONS else None
-        return _Slice(found, StoredTensor(shape, dtype, lambda: reopen().get_tensor(name), None, stack))
+        return _Slice(found, StoredTensor(shape, dtype, lambda: reopen().get_tensor(name), None, stack, rows))
 
 
 class _Slice:

@@ -30,6 +30,10 @@ __all__ = [
 ]
 
 
+CONVERTED = 1 << 23
+"""Numbers that are converted to another type at a time."""
+
+
 @dataclass
 class _Last:
     """The weight that was read last, while somebody asks to keep it."""
@@ -73,10 +77,12 @@ class StoredTensor(torch.Tensor):
         read: Returns its numbers, in this shape and type.
         key: Equal for tensors that are the same numbers; ``read`` itself by default.
         part: Returns one entry along the first dimension, where that reads no other.
+        rows: Returns the entries from one on to before another along the first dimension, where that reads no other.
     """
 
     _read: Callable[[], Tensor]
     _part: Callable[[int], Tensor] | None
+    _rows: Callable[[int, int], Tensor] | None
     key: object
 
     def __new__(
@@ -86,9 +92,10 @@ class StoredTensor(torch.Tensor):
         read: Callable[[], Tensor],
         key: object = None,
         part: Callable[[int], Tensor] | None = None,
+        rows: Callable[[int, int], Tensor] | None = None,
     ) -> StoredTensor:
         made = cast("StoredTensor", cast("Any", torch.Tensor)._make_wrapper_subclass(cls, shape, dtype=dtype))
-        made._read, made._part, made.key = read, part, read if key is None else key
+        made._read, made._part, made._rows, made.key = read, part, rows, read if key is None else key
         return made
 
     __torch_function__: Any = cast("Any", torch)._C._disabled_torch_function_impl
@@ -127,7 +134,18 @@ class StoredTensor(torch.Tensor):
         """The same numbers in another type, converted when they are read."""
         part = self._part
         cast_part = None if part is None else lambda number: part(number).to(dtype)
-        return StoredTensor(self.shape, dtype, lambda: self._read().to(dtype), None, cast_part)
+        return StoredTensor(self.shape, dtype, lambda: self._converted(dtype), None, cast_part)
+
+    def _converted(self, dtype: torch.dtype) -> Tensor:
+        """The numbers in another type; some rows at a time where they can be read so, which holds no second copy."""
+        if self._rows is None:
+            return self._read().to(dtype)
+        found = torch.empty(self.shape, dtype=dtype)
+        step = max(1, CONVERTED // (self.numel() // self.shape[0]))
+        for start in range(0, self.shape[0], step):
+            stop = min(start + step, self.shape[0])
+            found[start:stop] = self._rows(start, stop)
+        return found
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -136,7 +154,7 @@ class StoredTensor(torch.Tensor):
         kwargs = kwargs or {}
         first = args[0] if args else None
         if func in (torch.ops.aten.detach.default, torch.ops.aten.alias.default) and isinstance(first, StoredTensor):
-            return StoredTensor(first.shape, first.dtype, first._read, first.key, first._part)
+            return StoredTensor(first.shape, first.dtype, first._read, first.key, first._part, first._rows)
         if func is torch.ops.aten._to_copy.default and isinstance(first, StoredTensor) and kwargs.keys() <= _CASTS:
             return first.cast(kwargs.get("dtype") or first.dtype)
         if func is torch.ops.aten.select.int and isinstance(first, StoredTensor) and args[1] in (0, -first.ndim):
