@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.end_to_end.agreement import assert_agrees, bundle_of
 from tests.end_to_end.random_models import Features, RandomTransformer
+from tests.tiers import with_long
 from twoheads.compiler.frontend.torch.load_source import LoadedSource, load_source
 from twoheads.graphs.errors import InputError
 from twoheads.runtime import LoadedBundle
@@ -32,7 +33,16 @@ MODELS = {
 }
 
 
-@pytest.fixture(scope="module", params=MODELS)
+LIKE_OTHERS = {
+    "symmetric window, one key head",
+    "window with sink tokens",
+    "learned positions, torch's kernel",
+    "computed additive mask, grouped",
+}
+"""What they have, others have one by one."""
+
+
+@pytest.fixture(scope="module", params=with_long(MODELS, [name for name in MODELS if name not in LIKE_OTHERS]))
 def compiled(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[LoadedBundle, LoadedSource]:
