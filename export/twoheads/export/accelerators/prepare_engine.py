@@ -17,6 +17,7 @@ from twoheads.export.accelerators.rewrites.host_part import Parts, split_host_pa
 from twoheads.export.accelerators.rewrites.opset import prepare_model
 from twoheads.export.accelerators.rewrites.quantise_products import quantise_products
 from twoheads.export.accelerators.rewrites.round_weighted import round_weighted
+from twoheads.export.accelerators.rewrites.scale_squares import scale_squares
 from twoheads.export.accelerators.rewrites.smooth_channels import smooth_channels
 from twoheads.export.accelerators.rewrites.split_synthetic import SUMS, split_synthetic
 from twoheads.export.accelerators.target import Target
@@ -53,7 +54,7 @@ def prepare_engine(
     if accelerator is None:
         return parts
     if about.half:
-        accelerator = bring_into_half_range(accelerator, name)
+        accelerator = scale_squares(bring_into_half_range(accelerator, name))
         if target.exponent_bound is not None:
             accelerator = bound_exponents(accelerator, target.exponent_bound)
     elif about.whole:

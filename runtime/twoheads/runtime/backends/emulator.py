@@ -87,7 +87,7 @@ EMULATORS: Mapping[str, Emulator] = {
     "onnxruntime-int8": Emulator("onnxruntime", "run_onnxruntime", ("onnxruntime",), ("int8",)),
     "openvino-ir": Emulator("openvino", "run_openvino", ("openvino",), WEIGHTS, True, anywhere=("CPU",)),
     "litert": Emulator("litert", "run_litert", ("ai-edge-litert",), WEIGHTS, in_process=True),
-    "executorch": Emulator("executorch", "run_executorch", ("executorch",), ("fp32", "w8a8", "w4a8")),
+    "executorch": Emulator("executorch", "run_executorch", ("executorch", "torch"), ("fp32", "w8a8", "w4a8")),
     "iree": Emulator("iree", "run_iree", ("iree-base-runtime",), ("fp32",), in_process=True, machine_code=True),
     "coreml-weights": Emulator(
         "coreml", "run_coreml_weights", ("onnxruntime",), PALETTES, emulates=True, checked=True, weights_alone=True
