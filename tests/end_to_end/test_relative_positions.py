@@ -78,6 +78,36 @@ def test_scores_by_distance_are_the_librarys(name: str, tmp_path: Path) -> None:
     assert [engine.distances > 0 for engine in engines] == ["sinusoids" not in name]
 
 
+INKLING: dict[str, Any] = {
+    "vocab_size": 61, "unpadded_vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 2,
+    "swa_head_dim": 8, "sliding_window_size": 9, "d_rel": 4, "rel_extent": 20, "log_scaling_n_floor": 12,
+    "moe_intermediate_size": 16, "n_routed_experts": 3, "num_experts_per_tok": 2, "eos_token_id": 2,
+    "n_layers_per_attn_res_block": 1, "layer_types": ["hybrid_sliding", "hybrid"],
+}  # fmt: skip
+
+
+def test_biases_by_backward_distance_and_computed_sinks_are_the_librarys(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model: Any = hf.Inkling2ForCausalLM(HF.Inkling2TextConfig(**INKLING)).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    own: Any = hf.Inkling2ForCausalLM._from_config(model.config, attn_implementation="eager").eval()
+    own.load_state_dict(model.state_dict())
+    path = write_bundle(compile_model(model, block_size=16), tmp_path / "bundle", generation=False)
+    bundle = load(path)
+    for tokens in (1, 15, 17, 53, 200):
+        given = np.random.default_rng(tokens).integers(0, 61, (1, tokens))
+        with torch.no_grad():
+            want = own(torch.from_numpy(given), use_cache=False).logits[0].numpy()
+        result = bundle.run({"input_ids": given}, output="logits")
+        assert result.array is not None
+        np.testing.assert_allclose(result.array, want, rtol=0, atol=2e-5 * np.abs(want).max())
+    masks = [str(stage.mask) for stage in bundle.program.attentions]
+    assert masks == ["window(8, -1) & causal", "causal"]
+
+
 def test_lowerings_without_such_scores_say_so() -> None:
     model = MODELS["DeBERTa, distances as they are"]().eval()
     for lowering in ("stock", "oracle"):

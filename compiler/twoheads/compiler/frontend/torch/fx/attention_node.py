@@ -80,7 +80,7 @@ def attention_from_fx(program: FxProgram, node: fx.Node, layer: str) -> tuple[At
             mask=conjunction(terms),
             scale=float(arguments["scale"]) if arguments["scale"] is not None else head_dim**-0.5,
             softcap=float(arguments["softcap"]),
-            sinks=_sink_weight(program, cast("fx.Node", sinks), where) if sinks is not None else None,
+            sinks=_sink_weight(program, cast("fx.Node", sinks), where, weights) if sinks is not None else None,
             bias_table=names.get("table"),
             bias_slope=names.get("slope"),
             layer=layer,
@@ -93,27 +93,33 @@ def _by_distance(program: FxProgram, node: fx.Node, layer: str) -> tuple[Attenti
     """Attention with scores by distance; its table of distances is a constant of the graph."""
     query, key, value, table = cast("list[fx.Node]", node.args[:4])
     width, scale = cast("tuple[int, float]", node.args[4:6])
+    mask, sinks = cast("list[fx.Node | None]", node.args[6:8])
     where = place_of(layer, node.name)
     _require_shapes(program, where, query, key, value)
     inputs = example_inputs(program.inputs, input_lengths(program.inputs, CROSS_LENGTHS[0]), 0)
     numbers = cast("np.ndarray[Any, Any]", program.evaluate((table.name,), inputs)[table.name])
     name = f"{program.source_name(table)}.table"
+    weights = {name: torch.from_numpy(numbers[None].astype(np.float32))}
+    seen, bias = (Full(), None) if mask is None else _mask_and_bias(program, mask, where)
+    if bias is not None and not bias.absent:
+        problem = "adds a bias to scores that have a term by distance"
+        raise CompileError(where, problem, "compile a model with one of the two")
     made = AttentionNode(
         name=node.name,
         query=program.source_name(query),
         key=program.source_name(key),
         value=program.source_name(value),
         type=program.axes.type(node.meta["val"]),
-        mask=Full(),
+        mask=seen,
         scale=scale,
         softcap=0.0,
-        sinks=None,
+        sinks=None if sinks is None else _sink_weight(program, sinks, where, weights),
         bias_table=name,
         bias_slope=None,
         layer=layer,
         distances=width,
     )
-    return made, {name: torch.from_numpy(numbers[None].astype(np.float32))}
+    return made, weights
 
 
 def _arguments(node: fx.Node) -> dict[str, Any]:
@@ -154,7 +160,12 @@ def _bias_name(program: FxProgram, arguments: dict[str, Any], kind: str) -> str:
     return f"{program.source_name(operand)}.{kind}"
 
 
-def _sink_weight(program: FxProgram, node: fx.Node, where: str) -> str:
+def _sink_weight(program: FxProgram, node: fx.Node, where: str, weights: dict[str, Tensor]) -> str:
+    """The name of the weight that sinks are; numbers that the code holds are added to ``weights``."""
+    if node.target in (torch.ops.aten.zeros.default, torch.ops.aten.full.default):
+        name = f"{program.source_name(node)}.sinks"
+        weights[name] = torch.as_tensor(program.evaluate((node.name,), {})[node.name])
+        return name
     while node.name not in program.placeholders and len(node.all_input_nodes) == 1:
         node = node.all_input_nodes[0]  # a view or a cast of the parameter
     source = program.placeholders.get(node.name, "")

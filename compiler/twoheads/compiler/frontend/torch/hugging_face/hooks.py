@@ -17,10 +17,13 @@ from torch import Tensor
 from transformers.integrations.moe import ExpertsInterface
 
 from twoheads.compiler.frontend.torch.hugging_face.grouped_experts import DENSE, ExpertsChoice, grouped_gates
+from twoheads.compiler.frontend.torch.hugging_face.layers.relative_positions import backward_distances
 from twoheads.compiler.frontend.torch.hugging_face.library_attention import in_place_of_eager, require_understood
 from twoheads.compiler.frontend.torch.hugging_face.library_scans import own_scans
 from twoheads.compiler.frontend.torch.operators.attention_op import additive_mask_op, attention_op
+from twoheads.compiler.frontend.torch.operators.distance_attention import distance_attention
 from twoheads.compiler.frontend.torch.operators.experts_op import Gate, experts_op
+from twoheads.compiler.frontend.torch.rows.sequence_builder import is_number
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.masks.expressions import Causal, Chunk, Full, Mask, Window, conjunction, disjunction
 
@@ -112,14 +115,35 @@ def _attention(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     position_bias: Tensor | None = None,
+    sinks: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Transformers' attention interface: ``[1, heads, n, head_dim]`` in, ``[1, n, heads, head_dim]`` out."""
     require_understood(module, others)
+    scale = float(scaling) if scaling is not None else float(query.shape[-1]) ** -0.5
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    alone = not causal and all(each is None for each in (attention_mask, softcap, s_aux, position_bias, sinks))
+    if alone and not is_number(query.shape[1]):  # each token attends to what layers made of it, and to no other
+        weights = (query @ key.transpose(-1, -2) * scale).softmax(-1)
+        return (weights @ value).transpose(1, 2).contiguous(), None
     if attention_mask is None and causal:
         attention_mask = additive_mask_op(query, str(Causal()))
-    scale = float(scaling) if scaling is not None else float(query.shape[-1]) ** -0.5
+    table = None if position_bias is None else backward_distances(module)
+    if (sinks is not None and s_aux is not None) or (softcap and not (sinks is None and table is None)):
+        raise CompileError(type(module).__name__, "has a softcap or learned sinks beside terms by query", _STANDARD)
+    if sinks is not None:
+        s_aux = torch.zeros(query.shape[1])  # a query's sink is taken off all of its scores
+    if table is not None and position_bias is not None:
+        numbers = position_bias if sinks is None else position_bias - sinks
+        groups = query.shape[1] // key.shape[1]
+        key, value = (each.repeat_interleave(groups, 1) if groups > 1 else each for each in (key, value))
+        out = distance_attention(
+            query, key, value, by_query=numbers / scale, by_key=None, table=table, scale=scale, mask=attention_mask,
+            sinks=s_aux,
+        )  # fmt: skip
+        return out.transpose(1, 2).contiguous(), None
+    if sinks is not None:
+        query, key = torch.cat([query, sinks / -scale], -1), torch.cat([key, torch.ones_like(key[..., :1])], -1)
     out = attention_op(query, key, value, attention_mask, position_bias, s_aux, scale, float(softcap or 0.0))
     return out.transpose(1, 2).contiguous(), None
 

@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from twoheads.compiler.frontend.torch.operators.attention_op import attention
 from twoheads.compiler.frontend.torch.operators.distance_attention import distance_attention
 from twoheads.graphs.errors import CompileError
 
-__all__ = ["RELATIVE_POSITIONS"]
+__all__ = ["RELATIVE_POSITIONS", "backward_distances"]
 
 
 def _deberta_embeddings(part: Any, input_ids: Tensor, *_: Any, **named: Any) -> Tensor:
@@ -210,6 +211,28 @@ def _one_chunk(part: Any, attention_mask: Any, _hidden_states: Tensor) -> None:
         raise CompileError(type(part).__name__, problem, "leave padding out: run inputs at their own length")
 
 
+def _inkling(part: Any, relative_states: Tensor, *_positions: Tensor) -> Tensor:
+    """Inkling: what each token has for every backward distance, ``[1, heads, n, extent + 1]``, the last for all others.
+
+    Its attention reads them with :func:`backward_distances`.
+    """
+    return functional.pad((relative_states @ part.proj).transpose(1, 2), (0, 1))
+
+
+def _inkling2(part: Any, hidden_states: Tensor, _distance: Tensor, position_ids: Tensor) -> Tensor:
+    states = part.linear(hidden_states).view(*hidden_states.shape[:-1], part.num_heads, -1)
+    return _inkling(part, part.norm(states, position_ids))
+
+
+def backward_distances(part: Any) -> Tensor | None:
+    """The table of distances of an attention that is given numbers by backward distance as its bias, if it is one."""
+    if not any(hasattr(inner, "rel_extent") for inner in part.children()):
+        return None
+    extent = int(part.rel_extent)
+    distance = -torch.arange(-extent, extent + 1)
+    return torch.where((distance >= 0) & (distance < extent), distance, extent)
+
+
 def _heads(part: Any, rows: Tensor) -> Tensor:
     return _split(rows, part.num_attention_heads)
 
@@ -224,6 +247,9 @@ RELATIVE_POSITIONS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     "DisentangledSelfAttention": {"forward": _disentangled},
     "SeamlessM4Tv2ConformerEncoder": {"_apply_chunk_attention": _one_chunk},
     "SeamlessM4Tv2ConformerSelfAttention": {"forward": _relative_key},
+    "InklingRelativeLogits": {"forward": _inkling},
+    "Inkling2LoopRelativePositionBias": {"forward": _inkling2},
+    "Inkling2RelativePositionBias": {"forward": _inkling2},
     "SpeechT5Attention": {"forward": _speecht5},
     "SpeechT5RelativePositionalEncoding": {"forward": _speecht5_embeddings},
     "Wav2Vec2BertSelfAttention": {"forward": _relative_key},
