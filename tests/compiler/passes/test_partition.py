@@ -16,6 +16,7 @@ from twoheads.compiler import compile_model, plan_model
 from twoheads.compiler.ir.source_graph import TokenwiseNode
 from twoheads.compiler.passes.find_position_limits import find_position_limits
 from twoheads.compiler.passes.partition import Region, partition
+from twoheads.graphs.errors import CompileError
 from twoheads.graphs.program.printer import print_program
 from twoheads.graphs.program.program import AttentionEngine, TokenwiseStage
 
@@ -50,6 +51,13 @@ def test_the_head_reads_hidden_states_only() -> None:
         program = compile_model(module, block_size=16).program
         assert [stage.inputs for stage in program.head] == [(program.hidden,)]
         assert [value.name for value in program.head[-1].outputs] == [program.logits]
+
+
+def test_a_model_that_returns_one_vector_has_no_hidden_states() -> None:
+    """It was a bundle that its own reader refused."""
+    mean = OneLayer(after=lambda x: x.mean(1))
+    with pytest.raises(CompileError, match=r"returns \[1, \d+\] where the last hidden states are expected"):
+        compile_model(mean, example_inputs=(torch.zeros((1, 11), dtype=torch.int64),), block_size=16)
 
 
 def test_partitioning_twice_is_the_same() -> None:

@@ -71,10 +71,11 @@ def partition(graph: SourceGraph) -> Partition:
     """Partitions ``graph``.
 
     Raises:
-        CompileError: A region's value is not one row a token, or rows move between the last hidden states and
-            per-token logits.
+        CompileError: The last hidden states or a region's value are not one row a token, or rows move between the last
+            hidden states and per-token logits.
     """
     types = graph.types()
+    _require_rows(graph, types[graph.hidden].shape)
     head = _head_nodes(graph, types)
     homes = _homes(graph, types, head)
     members, outputs = _assign(graph, homes, types)
@@ -93,6 +94,15 @@ def partition(graph: SourceGraph) -> Partition:
         body.extend(cuts.get(level, ()))
         body.extend(regions[home] for home in sorted(regions) if home.level == level)
     return Partition(tuple(body), last)
+
+
+def _require_rows(graph: SourceGraph, shape: tuple[Dim, ...]) -> None:
+    if len(shape) != 3 or not isinstance(shape[1], str):
+        raise CompileError(
+            graph.name,
+            f"returns [{', '.join(map(str, shape))}] where the last hidden states are expected: not one row a token",
+            "compile a module that returns (hidden, logits), or the base model",
+        )
 
 
 def _head_nodes(graph: SourceGraph, types: Mapping[str, TensorType]) -> frozenset[str]:

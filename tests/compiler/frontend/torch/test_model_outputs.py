@@ -46,6 +46,17 @@ def test_a_decoder_with_a_head_of_its_own() -> None:
     }
 
 
+def test_answers_that_are_classes_are_logits() -> None:
+    """LXMERT calls them by a name of their own; its hidden states are those of the language side."""
+    sizes = {key: SIZES[key] for key in ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads")}
+    layers = {"l_layers": 1, "x_layers": 1, "r_layers": 1, "visual_feat_dim": 8, "num_qa_labels": 7}
+    model = hf.LxmertForQuestionAnswering(hf.LxmertConfig(**sizes, **layers)).eval()
+    seen = {"visual_feats": torch.zeros(1, 4, 8), "visual_pos": torch.zeros(1, 4, 4)}
+    outputs = hugging_face_outputs(model, {"input_ids": torch.arange(5)[None], **seen})
+    shapes = {name: tuple(tensor.shape) for name, tensor in outputs.items()}
+    assert shapes == {"hidden": (1, 5, SIZES["hidden_size"]), "logits": (1, 7)}
+
+
 @pytest.mark.parametrize("make", [_llava, _modernbert])
 def test_a_model_around_a_model_and_a_projection_called_decoder(make: Any) -> None:
     """LLaVA's language model makes a cache by its own settings; ModernBERT's decoder is its head's last product."""

@@ -18,6 +18,10 @@ CACHES = ("use_cache", "use_mems_eval")
 """Settings that make a model return what later tokens need; XLNet's memory is cut to a length, which is no limit."""
 
 
+LOGITS = ("logits", "question_answering_score")
+"""What library models call a head's result; LXMERT's answers to questions are classes of the whole input."""
+
+
 def named_outputs(output: Any, where: str) -> dict[str, Tensor]:
     """The module's result as ``hidden`` and, from a dictionary or a second tensor, ``logits``."""
     if isinstance(output, Tensor):
@@ -125,4 +129,4 @@ def _without_caches(model: Any) -> Generator[None]:
 def _logits(output: Any) -> Tensor | None:
     if "start_logits" in output and "end_logits" in output:
         return torch.stack([output["start_logits"], output["end_logits"]], -1)
-    return cast("Tensor | None", output.get("logits"))
+    return next((cast("Tensor", output[name]) for name in LOGITS if name in output), None)
