@@ -40,9 +40,11 @@ _OWN: Mapping[str, Mapping[str, Any]] = {
     "dots3_note_vision_encoder": {"adapter_in_dim": 64, "adapter_out_dim": 64},
     "emu3": {"vocabulary_map": {"<image>": 199}},
     "emu3_vqgan": {"codebook_size": 64, "base_channels": 32},
+    "ernie4_5_vl_moe_text": {"rope_parameters": _ROPE | {"mrope_section": [3, 3, 2]}},  # as wide in height as in width
     "esm": {"pad_token_id": 195, "mask_token_id": 196},
     "esmc": {"num_key_value_heads": HEADS},
     "fast_vlm": {"vision_feature_layer": -1},
+    "glm4v_moe_text": {"rope_parameters": _ROPE | {"mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5}},
     "glm5_next_text": {"qk_rope_head_dim": 0, "head_dim": 0},
     "granite4_vision": {
         "deepstack_layer_map": [[-1, 0]], "spatial_target_layers": [1], "downsample_rate": "1/5",
@@ -79,6 +81,7 @@ _OWN: Mapping[str, Mapping[str, Any]] = {
     "seamless_m4t_v2": _SEAMLESS,
     "speech_to_text": {"max_source_positions": 256, "pad_token_id": 1, "conv_channels": 32},
     "shieldgemma2": {"yes_token_index": 7, "no_token_index": 8},
+    "t5": {"decoder_start_token_id": 0},
     "vibevoice_acoustic_tokenizer": {"num_filters": 4, "depths": [1] * 7},
     "vibevoice_acoustic_tokenizer_encoder": {"num_filters": 4, "depths": [1] * 7},
     "wav2vec2-bert": {"feature_projection_input_dim": 48},

@@ -60,6 +60,13 @@ def test_a_model_that_returns_one_vector_has_no_hidden_states() -> None:
         compile_model(mean, example_inputs=(torch.zeros((1, 11), dtype=torch.int64),), block_size=16)
 
 
+def test_an_axis_with_several_rows_a_token_is_refused() -> None:
+    """Such an axis has no name; it was an error of ours where lengths to try are chosen."""
+    flat = OneLayer(before=lambda x: x + x.reshape(1, -1)[:, :1, None])
+    with pytest.raises(CompileError):
+        compile_model(flat, example_inputs=(torch.zeros((1, 11), dtype=torch.int64),), block_size=16)
+
+
 def test_partitioning_twice_is_the_same() -> None:
     graph = captured(llama()).graph
     assert partition(graph) == partition(graph)

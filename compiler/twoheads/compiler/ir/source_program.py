@@ -176,7 +176,11 @@ def trial_lengths(graph: SourceGraph, tokens: int, *, step: int = 0) -> dict[str
 
 def _strided(axis: str | None) -> str | None:
     """The axis if it has fewer rows than its input."""
-    return axis if axis is not None and axis_inputs(axis) and parse_axis(axis).div > 1 else None
+    try:
+        parts = None if axis is None else parse_axis(axis)
+    except ValueError:  # several rows a token, which partitioning refuses by name
+        return None
+    return axis if parts is not None and parts.of and parts.div > 1 else None
 
 
 def all_lengths(inputs: Iterable[Input], lengths: Mapping[str, int]) -> dict[str, int]:
