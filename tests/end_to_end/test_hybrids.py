@@ -27,11 +27,11 @@ FIRST = ("lfm2", "recurrent_gemma", "rwkv", "xlstm")
 
 RUNS = "test_runs_of_any_length_equal_the_library"
 SCANS = "tests/compiler/frontend/torch/hugging_face/test_library_scans.py"
-"""Every kind is captured there, and what is captured compared with the library; these compile one kind for each."""
+"""Every kind of scan that is not among the first here is captured there and compared with the library."""
 
 BLOCK = 16
 
-LENGTHS = (1, 15, 16, 17, 53, 200)
+LENGTHS = (1, 16, 17, 53)
 
 
 @pytest.fixture(scope="module")

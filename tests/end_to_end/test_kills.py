@@ -17,7 +17,7 @@ import pytest
 from tests.runtime.tiny_bundle import write_tiny
 from tests.runtime.tiny_model import Tiny
 
-KILLS = 2
+KILLS = 1
 """Of each command; tools.scale makes many more."""
 
 TOKENS = 3500

@@ -54,7 +54,7 @@ def compiled(
     return bundle, load_source(model, example_inputs=examples)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(length=st.integers(1, 150), seed=st.integers(0, 1000))
 def test_any_length_agrees_with_torch(compiled: tuple[LoadedBundle, LoadedSource], length: int, seed: int) -> None:
     assert_agrees(*compiled, length, seed)

@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers as hf
 
+from tests.tiers import with_long
 from twoheads.compiler import compile_model
 from twoheads.export import verify, write_bundle
 from twoheads.graphs.errors import CompileError, InputError
@@ -50,7 +51,11 @@ MODELS: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+FIRST = [name for name in MODELS if "Conformer" not in name]
+"""XLNet has sinusoids of distances, and WavLM reads a waveform."""
+
+
+@pytest.mark.parametrize("name", with_long(MODELS, FIRST))
 def test_scores_by_distance_are_the_librarys(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = MODELS[name]().eval()
@@ -97,7 +102,7 @@ def test_biases_by_backward_distance_and_computed_sinks_are_the_librarys(tmp_pat
     own.load_state_dict(model.state_dict())
     path = write_bundle(compile_model(model, block_size=16), tmp_path / "bundle", generation=False)
     bundle = load(path)
-    for tokens in (1, 15, 17, 53, 200):
+    for tokens in (1, 17, 53):
         given = np.random.default_rng(tokens).integers(0, 61, (1, tokens))
         with torch.no_grad():
             want = own(torch.from_numpy(given), use_cache=False).logits[0].numpy()

@@ -33,6 +33,9 @@ __all__ = ["bundle"]
 FEWER = {("--workers", "1000000"): "100000", ("verify", "4096"): "600", ("verify", "FILE"): "book.txt"}
 """Numbers of tokens in commands with a word that take many seconds: fewer prove as much of what a page says."""
 
+SHORTER = {"--sign": "--no-generation"}
+"""Options for commands with a word: what they leave out, no command after them reads."""
+
 SAID = {("long-inputs.md", "resume"): "is finished"}
 """Commands that have nothing to do here, where what comes before them was not interrupted: what they say."""
 
@@ -50,7 +53,8 @@ def substituted(words: tuple[str, ...], model: Path, folder: Path) -> list[str]:
         "tools/data/founding_documents.txt": "book.txt",
     }
     names |= {more: fewer for (word, more), fewer in FEWER.items() if word in words}
-    return [names.get(word, word).replace("/scratch", str(folder)) for word in words]
+    made = [names.get(word, word).replace("/scratch", str(folder)) for word in words]
+    return [*made, *(more for word, more in SHORTER.items() if word in words)]
 
 
 def make_folder(folder: Path, bundle: Path, page: Page) -> None:

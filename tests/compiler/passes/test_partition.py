@@ -40,7 +40,7 @@ def test_a_constant_that_differs_makes_another_region() -> None:
 
 
 def test_one_rope_table_serves_every_layer() -> None:
-    stages = compile_model(llama(num_hidden_layers=4), block_size=16).program.body
+    stages = plan_model(llama(num_hidden_layers=4), block_size=16).body
     first, *later = [stage for stage in stages if isinstance(stage, TokenwiseStage)]
     shared = {value.name for value in first.outputs} & set(later[0].inputs) & set(later[1].inputs)
     assert len(shared) == 2, "cosine and sine"
@@ -48,7 +48,7 @@ def test_one_rope_table_serves_every_layer() -> None:
 
 def test_the_head_reads_hidden_states_only() -> None:
     for module in (llama(), gpt2(), gemma3()):
-        program = compile_model(module, block_size=16).program
+        program = plan_model(module, block_size=16)
         assert [stage.inputs for stage in program.head] == [(program.hidden,)]
         assert [value.name for value in program.head[-1].outputs] == [program.logits]
 
@@ -126,12 +126,12 @@ def test_a_plan_needs_no_weights_and_is_the_compiled_program(tiny_llama: Path) -
 
 
 def test_grouped_heads_stay_grouped() -> None:
-    engines = compile_model(llama(), block_size=16).program.engines
+    engines = plan_model(llama(), block_size=16).engines
     (engine,) = (engine for engine in engines if isinstance(engine, AttentionEngine))
     assert (engine.q_num_heads, engine.kv_num_heads, engine.head_dim) == (4, 2, 4)
 
 
 def test_the_program_of_a_model_is_the_golden_one() -> None:
-    program = compile_model(llama(num_hidden_layers=2), block_size=16, key_tile=32).program
+    program = plan_model(llama(num_hidden_layers=2), block_size=16, key_tile=32)
     golden = GOLDEN / "llama.program"
     assert print_program(program) == golden.read_text(encoding="utf8"), f"if the change is meant, update {golden.name}"

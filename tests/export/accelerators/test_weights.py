@@ -27,7 +27,7 @@ from twoheads.graphs.errors import CompileError, InputError
 from twoheads.runtime import load
 from twoheads.runtime.bundle.reader import read_bundle
 
-TINY = Tiny(masks=("causal",))
+TINY = Tiny(masks=("causal",), layers=1)
 WIDE = Tiny(masks=("causal",), layers=1, width=64, head_dim=16)
 """Whose weights are large enough for groups and palettes."""
 

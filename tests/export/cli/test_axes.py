@@ -159,7 +159,7 @@ def test_a_model_folder_of_two_sequences_or_of_images_is_compiled_and_verified(
 ) -> None:
     model = zoo_model(name, tmp_path)
     model.save_pretrained(tmp_path / "model")
-    cli("compile", tmp_path / "model", "-o", tmp_path / "bundle", "--block-size", 16)
+    cli("compile", tmp_path / "model", "-o", tmp_path / "bundle", "--block-size", 16, "--no-generation")
     report = cli("verify", tmp_path / "bundle", "--against", tmp_path / "model", *length, "--json")
     assert report["passed"]
     assert report["checks"][0]["positions"] == rows
@@ -168,7 +168,7 @@ def test_a_model_folder_of_two_sequences_or_of_images_is_compiled_and_verified(
 def test_verify_reads_arrays_by_name(cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = zoo_model("BART", tmp_path)
     model.save_pretrained(tmp_path / "model")
-    cli("compile", tmp_path / "model", "-o", tmp_path / "bundle", "--block-size", 16)
+    cli("compile", tmp_path / "model", "-o", tmp_path / "bundle", "--block-size", 16, "--no-generation")
     words = ("verify", tmp_path / "bundle", "--against", tmp_path / "model", "--json")
     given = tmp_path / "given.npz"
     np.savez(given, input_ids=np.arange(30)[None] % 67, decoder_input_ids=np.arange(7)[None])

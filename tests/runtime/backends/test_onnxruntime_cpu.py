@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests.compiler.onnx_graphs import save_model
-from tests.runtime.generation.decoders import llama
+from tests.runtime.generation.decoders import bundle_folder, llama
 from twoheads.compiler import compile_model
 from twoheads.compiler.compiled_model import CompiledModel
 from twoheads.export import quantise_weights, write_bundle
@@ -52,6 +53,12 @@ def _compiled(block: int) -> CompiledModel:
     return compile_model(llama(), block_size=block)
 
 
+@pytest.fixture
+def both() -> Path:
+    """A bundle with engines of runs, in blocks of 128, and of steps."""
+    return bundle_folder("llama", 128)
+
+
 def _runs(bundle: Any, length: int, **options: Any) -> tuple[Any, Any, dict[str, str], dict[str, str]]:
     """Hidden states, logits of a context's last token, and how weights are held: those of runs, and of steps."""
     backend = Recording()
@@ -76,8 +83,7 @@ def _but_heads(held: dict[str, str]) -> set[str]:
 
 
 @pytest.mark.skipif(c_interface() is None, reason="this package of ONNX Runtime brings no library")
-def test_runs_and_steps_share_packed_float32_weights(tmp_path: Any) -> None:
-    both = write_bundle(_compiled(128), tmp_path / "both")
+def test_runs_and_steps_share_packed_float32_weights(both: Path, tmp_path: Path) -> None:
     found, logits, runs, steps = _runs(both, 300)
     expected, _, packed, none = _runs(write_bundle(_compiled(128), tmp_path / "runs", generation=False), 300)
     assert _but_heads(runs) == _but_heads(steps) == {"shared"}
@@ -90,9 +96,11 @@ def test_runs_and_steps_share_packed_float32_weights(tmp_path: Any) -> None:
     np.testing.assert_allclose(limited[1], logits, rtol=0, atol=2e-5 * np.abs(logits).max())
 
 
-def test_runs_and_steps_read_the_same_float32_weights(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_and_steps_read_the_same_float32_weights(
+    both: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(onnxruntime_cpu, "c_interface", lambda: None)
-    _, _, runs, steps = _runs(write_bundle(_compiled(128), tmp_path / "both"), 300)
+    _, _, runs, steps = _runs(both, 300)
     assert set(runs.values()) == set(steps.values()) == {"in place"}
     _, _, runs, steps = _runs(write_bundle(_compiled(16), tmp_path / "b"), 40)  # small blocks are faster packed
     assert (set(runs.values()), set(steps.values())) == ({"packed"}, {"in place"})

@@ -84,7 +84,7 @@ def counts(report: Report) -> Any:
     return report.engine_calls, report.formula_calls, report.rounds, report.length, report.blocks, calls
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from([*TINY, *SHAPES]), lengths=st.lists(st.integers(1, 70), min_size=1, max_size=3), data=st.data()
 )

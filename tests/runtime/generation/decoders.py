@@ -186,15 +186,15 @@ MIXTURES: dict[str, Any] = {name: partial(mixture, name) for name in ("olmoe", "
 
 
 @cache
-def bundle_folder(name: str) -> Path:
+def bundle_folder(name: str, block: int = BLOCK) -> Path:
     """The bundle of one of :data:`MODELS` or :data:`MIXTURES`; written once in a run, not to be changed."""
-    place = shared_folder() / f"{name}.bundle"
+    place = shared_folder() / f"{name}-{block}.bundle"
     if place.exists():
         return place
     experts = "grouped" if name in MIXTURES else "auto"
     model = {**MODELS, **MIXTURES}[name]()
     folder = Path(mkdtemp(dir=shared_folder()))
-    return publish(write_bundle(compile_model(model, block_size=BLOCK, experts=experts), folder / name), place.name)
+    return publish(write_bundle(compile_model(model, block_size=block, experts=experts), folder / name), place.name)
 
 
 @cache

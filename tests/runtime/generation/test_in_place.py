@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -13,8 +11,6 @@ from hypothesis import strategies as st
 
 from tests.runtime.generation.decoders import BLOCK, MODELS, bundle, bundle_folder, llama, original_logits, tokens
 from tests.tiers import with_long
-from twoheads.compiler import compile_model
-from twoheads.export import write_bundle
 from twoheads.graphs.variants.steps import CAPACITIES
 from twoheads.runtime import LoadedBundle, load
 
@@ -78,13 +74,7 @@ def test_a_context_steps_on_where_no_array_has_room_for_the_open_block():
 @cache
 def _wide() -> LoadedBundle:
     """Blocks of more tokens than the rows of any step in place."""
-    folder = _folder().name
-    return load(write_bundle(compile_model(llama(), block_size=128), Path(folder) / "wide"), threads=1)
-
-
-@cache
-def _folder() -> TemporaryDirectory[str]:
-    return TemporaryDirectory(prefix="in-place-")
+    return load(bundle_folder("llama", 128), threads=1)
 
 
 @pytest.mark.parametrize("parts", [[1] * 5, [8, 40, 3], [64, 25, 1], [100, 28, 1], [70, 70, 7], [127, 129, 20]])

@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 
 from tests.runtime.generation.decoders import BLOCK, bundle, bundle_folder, llama, original_logits, tokens
-from twoheads.compiler import compile_model
-from twoheads.export import write_bundle
 from twoheads.runtime import LoadedBundle, load
 from twoheads.runtime.backends.onnxruntime_cpu import OnnxRuntimeCall
 from twoheads.runtime.generation.kept.prompts import RunsPrompts
@@ -18,10 +16,8 @@ WIDE = 128
 
 
 @pytest.fixture(scope="module")
-def wide(tmp_path_factory) -> LoadedBundle:
-    folder = tmp_path_factory.mktemp("wide") / "b"
-    write_bundle(compile_model(llama(), block_size=WIDE), folder)
-    return load(folder, threads=2)
+def wide() -> LoadedBundle:
+    return load(bundle_folder("llama", WIDE), threads=2)
 
 
 def _runs(opened: LoadedBundle) -> RunsPrompts | None:

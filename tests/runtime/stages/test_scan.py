@@ -137,7 +137,7 @@ def test_a_checkpoint_without_its_state_begins_the_stage_anew(
 
 
 def test_values_in_files_and_streamed_weights(tmp_path: Path, hybrid: tuple[Model, Path]) -> None:
-    tokens = features(4000)
+    tokens = features(1000)
     expected = load(hybrid[1], threads=2).run(tokens, output="hidden").array
     spilled = load(hybrid[1], threads=2, spill=tmp_path)
     result = spilled.run(tokens, output="hidden")

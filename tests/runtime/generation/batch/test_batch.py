@@ -68,7 +68,7 @@ REQUESTS = st.lists(
         ("llama", "gemma", "mamba", "bart"),
     ),
 )
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(asked=REQUESTS, most=st.sampled_from([3, 32]))
 def test_every_request_gets_the_bits_that_it_gets_alone(name, asked, most):
     with bundle(name).open_batch(most) as batch:

@@ -33,13 +33,15 @@ SCANS = {
 }
 
 
-FIRST = ("lfm2", "kimi_linear", "olmo_hybrid", "mamba2", "minimax", "mamba", "recurrent_gemma", "rwkv", "xlstm")
-"""One for each scan, and one for each way of the library to write it."""
+FIRST = ("kimi_linear", "olmo_hybrid", "mamba2", "minimax", "mamba")
+"""One for each scan, and one for each way of the library to write it, but for those that test_hybrids.py compiles."""
+
+RUNS = "tests/end_to_end/test_hybrids.py::test_runs_of_any_length_equal_the_library"
 
 
 @pytest.mark.parametrize(
     "kind",
-    with_long(HYBRIDS, FIRST),
+    with_long(HYBRIDS, FIRST, RUNS),
 )
 def test_recurrences_are_captured_as_scans_and_compute_what_the_library_does(kind: str) -> None:
     source = load_source(hybrid(kind))
