@@ -82,6 +82,7 @@ _OWN: Mapping[str, Mapping[str, Any]] = {
     "speech_to_text": {"max_source_positions": 256, "pad_token_id": 1, "conv_channels": 32},
     "shieldgemma2": {"yes_token_index": 7, "no_token_index": 8},
     "t5": {"decoder_start_token_id": 0},
+    "unlimited_ocr_text": {"num_key_value_heads": HEADS},  # its code has a key for every query
     "vibevoice_acoustic_tokenizer": {"num_filters": 4, "depths": [1] * 7},
     "vibevoice_acoustic_tokenizer_encoder": {"num_filters": 4, "depths": [1] * 7},
     "wav2vec2-bert": {"feature_projection_input_dim": 48},
