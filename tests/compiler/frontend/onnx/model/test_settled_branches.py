@@ -31,6 +31,23 @@ QUESTIONS: dict[str, list[onnx.NodeProto]] = {
         helper.make_node("Squeeze", ["sizes"], ["size"]),
         helper.make_node("Greater", ["size", "many"], ["asked"]),
     ],
+    "longer than nobody tries": [
+        helper.make_node("Shape", ["x"], ["sizes"], start=1, end=2),
+        helper.make_node("Squeeze", ["sizes"], ["size"]),
+        helper.make_node("Greater", ["size", "more"], ["asked"]),
+    ],
+    "longer than a number that is computed": [
+        helper.make_node("Shape", ["x"], ["sizes"], start=1, end=2),
+        helper.make_node("Squeeze", ["sizes"], ["size"]),
+        helper.make_node("Div", ["size", "many"], ["parts"]),
+        helper.make_node("Greater", ["parts", "many"], ["asked"]),
+    ],
+    "as long as another input": [
+        helper.make_node("Shape", ["x"], ["sizes"], start=1, end=2),
+        helper.make_node("Shape", ["beside"], ["other"], start=1, end=2),
+        helper.make_node("Equal", ["sizes", "other"], ["same"]),
+        helper.make_node("Squeeze", ["same"], ["asked"]),
+    ],
     "as many numbers that are not 0": [
         helper.make_node("NonZero", ["x"], ["places"]),
         helper.make_node("Size", ["places"], ["count"]),
@@ -60,9 +77,15 @@ def model(question: str) -> onnx.ModelProto:
         *QUESTIONS[question],
         helper.make_node("If", ["asked"], ["y"], then_branch=branch(2.0), else_branch=branch(3.0)),
     ]
+    beside = helper.make_tensor_value_info("beside", TensorProto.FLOAT, ["batch", "other", 4])
+    inputs = [x, beside] if "another" in question else [x]
     graph = helper.make_graph(
-        nodes, "asking", [x], [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", "sequence", 4])],
-        [numpy_helper.from_array(np.array(300), "many"), numpy_helper.from_array(np.array([0]), "first")],
+        nodes, "asking", inputs, [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", "sequence", 4])],
+        [
+            numpy_helper.from_array(np.array(300), "many"),
+            numpy_helper.from_array(np.array(8192), "more"),
+            numpy_helper.from_array(np.array([0]), "first"),
+        ],
     )  # fmt: skip
     for made in (attribute.g for node in graph.node for attribute in node.attribute if attribute.g.output):
         made.output[0].type.CopyFrom(x.type)
@@ -84,5 +107,5 @@ def test_what_a_length_or_data_decides_is_refused(question: str, tmp_path: Path)
     settle_branches(made, tmp_path / "model.onnx")
     assert [node.op_type for node in made.graph.node].count("If") == 1
     onnx.save_model(made, str(tmp_path / "model.onnx"))
-    with pytest.raises(CompileError, match="what x holds, or its shape, decides which branch runs"):
+    with pytest.raises(CompileError, match="or its shape, decides which branch runs"):
         read_onnx(tmp_path / "model.onnx")
