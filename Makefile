@@ -26,7 +26,7 @@ test: $(VENV)/.python ## The whole gate: lint, types, tests on real models, whee
 	@$(MAKE) --no-print-directory --jobs=3 lint pytest wheel
 	@echo "make test: everything passed"
 
-test-long: $(VENV)/.installed-dev models ## What the gate leaves to CI and releases: tests marked long, types by pyright too
+test-long: $(VENV)/.installed-dev models ## What the gate leaves to CI and releases: tests marked long, more random cases, types by pyright too
 	@$(MAKE) --no-print-directory --jobs=2 pyright pytest-long
 	@echo "make test-long: everything passed"
 
@@ -51,8 +51,8 @@ format: $(VENV)/.installed-dev ## Format the code and fix what ruff can fix
 pytest: $(VENV)/.installed-dev models ## The tests of the first tier; those of real models too
 	$(PYTEST) --ignore=tests/packaging -m 'not hosts and not targets and not long'
 
-pytest-long: $(VENV)/.installed-dev models ## The tests of the second tier: those marked long
-	$(PYTEST) -m long
+pytest-long: $(VENV)/.installed-dev models ## The tests of the second tier: those marked long, and more random cases
+	TWOHEADS_SECOND_TIER=1 $(PYTEST) -m 'long or repeated'
 
 hosts: $(VENV)/.installed-dev models ## The examples in C++, Node and Chromium (install those first: examples/README.md)
 	ONNXRUNTIME_NODE_INSTALL=skip npm install --prefix examples --no-audit --no-fund --no-package-lock --loglevel error

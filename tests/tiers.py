@@ -5,12 +5,14 @@ stay in the first tier these do, and nothing is named; any others are::
 
     @pytest.mark.long("tests/end_to_end/test_kills.py::test_run")
 
-A name without a file is a test of the same file. Whoever collects tests checks that what is named is there, and that
+A name without a file is a test of the same file. Tests of random cases are in both tiers: ``make test-long`` repeats
+those marked ``repeated`` with more of them. Whoever collects tests checks that what is named is there, and that
 not all of it is marked ``long`` itself.
 """
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,9 +20,17 @@ from typing import Any
 
 import pytest
 
-__all__ = ["problems", "with_long"]
+__all__ = ["cases", "problems", "with_long"]
 
 MARKER = "long"
+
+SECOND = bool(os.environ.get("TWOHEADS_SECOND_TIER"))
+"""Whether the second tier runs."""
+
+
+def cases(first: int, second: int) -> int:
+    """How many random cases a test makes: in the first tier, and in the second, where it is marked ``repeated``."""
+    return second if SECOND else first
 
 
 def with_long(values: Iterable[Any], first: Iterable[Any], *shown_by: str) -> list[Any]:

@@ -16,8 +16,9 @@ import pytest
 
 from tests.runtime.tiny_bundle import write_tiny
 from tests.runtime.tiny_model import Tiny
+from tests.tiers import cases
 
-KILLS = 1
+KILLS = cases(1, 2)
 """Of each command; tools.scale makes many more."""
 
 TOKENS = 3500
@@ -59,6 +60,7 @@ def _moments(*words: object) -> list[float]:
     return [spent * random.uniform(0.4, 1.0) for _ in range(KILLS)]
 
 
+@pytest.mark.repeated
 def test_run(bundle, tmp_path):
     tokens, place = tmp_path / "t.npy", tmp_path / "out"
     np.save(tokens, np.random.default_rng(0).integers(1, 40, TOKENS))
@@ -79,6 +81,7 @@ def test_run(bundle, tmp_path):
     assert _names(place) == ["o.npz", "r.json"]
 
 
+@pytest.mark.repeated
 def test_documents(bundle, tmp_path):
     lines = tmp_path / "l.jsonl"
     rng = np.random.default_rng(0)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.end_to_end.agreement import assert_agrees, bundle_of
 from tests.end_to_end.random_models import Features, RandomTransformer
-from tests.tiers import with_long
+from tests.tiers import cases, with_long
 from twoheads.compiler.frontend.torch.load_source import LoadedSource, load_source
 from twoheads.graphs.errors import InputError
 from twoheads.runtime import LoadedBundle
@@ -54,7 +54,8 @@ def compiled(
     return bundle, load_source(model, example_inputs=examples)
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.repeated
+@settings(max_examples=cases(8, 12), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(length=st.integers(1, 150), seed=st.integers(0, 1000))
 def test_any_length_agrees_with_torch(compiled: tuple[LoadedBundle, LoadedSource], length: int, seed: int) -> None:
     assert_agrees(*compiled, length, seed)

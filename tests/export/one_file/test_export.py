@@ -22,6 +22,7 @@ from tests.runtime.axes_models import WIDTH, Model, classifier, convolution, cou
 from tests.runtime.scan_models import SCANS, ScanModel
 from tests.runtime.tiny_bundle import make_program, read_manifest, rehash, write_manifest, write_tiny
 from tests.runtime.tiny_model import Tiny, random_tokens, reference
+from tests.tiers import cases
 from twoheads.compiler.lowering.stock import lower_stock
 from twoheads.compiler.lowering.tile import Lowered
 from twoheads.export.engines.tensor_error import relative_error
@@ -84,7 +85,8 @@ def check(tiny: Tiny, session: Any, length: int, seed: int = 1) -> None:
         compare(array, expected[output], 2e-3 if tiny.sharpness > 10 else TOLERANCE)
 
 
-@settings(max_examples=20, deadline=None)
+@pytest.mark.repeated
+@settings(max_examples=cases(20, 60), deadline=None)
 @given(name=st.sampled_from(sorted(MODELS)), length=st.integers(1, 80), seed=st.integers(0, 3))
 def test_any_length_is_the_whole_model(files: dict[str, Session], name: str, length: int, seed: int) -> None:
     check(*files[name], length, seed)

@@ -16,6 +16,7 @@ from tests.runtime.runs.test_first_fault import poke
 from tests.runtime.scan_models import ScanModel
 from tests.runtime.tiny_bundle import write_tiny
 from tests.runtime.tiny_model import Tiny, random_tokens
+from tests.tiers import cases
 from twoheads.graphs.errors import InputError, TwoheadsError
 from twoheads.graphs.prediction.worker_holdings import worker_holdings
 from twoheads.graphs.program.program import Pooling
@@ -89,7 +90,8 @@ def run(
     return schedule, result.array, result.report, result.report.cluster
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.repeated
+@settings(max_examples=cases(10, 40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from(sorted([*TINY, *SHAPES])),
     length=st.integers(1, 90),
@@ -164,11 +166,12 @@ def test_values_are_let_go(bundles):
     assert two.most_arrays <= 4 * (2 + 4 + 2 * 2 + 2 * 2)
 
 
+@pytest.mark.repeated
 def test_a_loss_costs_a_layer_and_not_the_run(bundles):
     bundle = bundles["causal"]
     undisturbed = InProcess(bundle.path, 3)
     schedule, _, _, _ = run(bundle, undisturbed, inputs_of("causal", 90), "hidden")
-    for after in range(3, len(undisturbed.ended) - 3, 4):
+    for after in range(3, len(undisturbed.ended) - 3, cases(4, 2)):
         _, _, _, told = run(bundle, InProcess(bundle.path, 3, {after: 1}), inputs_of("causal", 90), "hidden")
         assert told.lost_workers == 1
         assert 0 <= told.recomputed_calls <= schedule.engine_calls / bundle.schedule(90).rounds * 3

@@ -16,6 +16,7 @@ from tests.runtime.cluster.in_process import InProcess
 from tests.runtime.device.simulated_backend import SimulatedBackend
 from tests.runtime.tiny_bundle import write_tiny
 from tests.runtime.tiny_model import Tiny, random_tokens
+from tests.tiers import cases
 from twoheads.graphs.errors import InputError, InternalError
 from twoheads.graphs.program.program import Pooling
 from twoheads.runtime import LoadedBundle, Report, load
@@ -84,7 +85,8 @@ def counts(report: Report) -> Any:
     return report.engine_calls, report.formula_calls, report.rounds, report.length, report.blocks, calls
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.repeated
+@settings(max_examples=cases(15, 60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from([*TINY, *SHAPES]), lengths=st.lists(st.integers(1, 70), min_size=1, max_size=3), data=st.data()
 )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.runtime.generation.decoders import BEYOND, BLOCK, bundle, bundle_folder, tokens
 from tests.runtime.tiny_bundle import read_manifest, write_manifest
-from tests.tiers import with_long
+from tests.tiers import cases, with_long
 from twoheads.graphs.errors import BundleError, InputError
 from twoheads.graphs.variants.batch_steps import SLOTS
 from twoheads.runtime import load
@@ -68,7 +68,8 @@ REQUESTS = st.lists(
         ("llama", "gemma", "mamba", "bart"),
     ),
 )
-@settings(max_examples=4, deadline=None)
+@pytest.mark.repeated
+@settings(max_examples=cases(4, 6), deadline=None)
 @given(asked=REQUESTS, most=st.sampled_from([3, 32]))
 def test_every_request_gets_the_bits_that_it_gets_alone(name, asked, most):
     with bundle(name).open_batch(most) as batch:
