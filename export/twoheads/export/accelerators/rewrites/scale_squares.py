@@ -22,7 +22,7 @@ FLOOR = 2.0**-6
 
 SHARE = 0.25
 """Of a row's largest magnitude, what it is divided by. The reciprocal of that magnitude itself may be too small
-for chips without subnormal numbers. Sums of 4,096 squares of 4 are inside of float16's range."""
+for chips without subnormal numbers. A sum of 4,000 squares is inside of float16's range, were all the largest."""
 
 FLOOR_NAME, SHARE_NAME = "squares_floor", "squares_share"
 
