@@ -26,13 +26,31 @@ LLAMA: Any = modeling_llama
 BERT: Any = modeling_bert
 
 
+def test_a_causal_mask_of_layers_that_say_they_are_not_causal_is_refused() -> None:
+    """The library leaves such a mask out for its fused attention, which then sees all tokens: PaliGemma, text alone."""
+    model: Any = llama()
+    for layer in model.model.layers:
+        layer.self_attn.is_causal = False
+    ids = torch.arange(7)[None]
+    with torch.no_grad():
+        fused = model(ids).logits
+        model.set_attn_implementation("eager")
+        assert not torch.allclose(fused, model(ids).logits, atol=1e-2)
+    asked_for_eager = next(iter(captured(model).graph.attentions))
+    assert str(asked_for_eager.mask) == "causal"
+    model.set_attn_implementation("sdpa")
+    with pytest.raises(CompileError, match="says that it is not causal"):
+        captured(model)
+
+
 def test_a_model_under_our_functions_still_says_that_it_is_eager_and_is_as_before_afterwards() -> None:
     model: Any = llama()
     before = model.config._attn_implementation
     with hooked(model):
         assert model.config._attn_implementation == "eager"
         assert ALL_ATTENTION_FUNCTIONS["eager"] is not None
-        assert ALL_MASK_ATTENTION_FUNCTIONS["eager"].__module__.startswith("twoheads")
+        made: Any = ALL_MASK_ATTENTION_FUNCTIONS["eager"]
+        assert made.func.__module__.startswith("twoheads")
     assert model.config._attn_implementation == before == "sdpa"
     assert "eager" not in ALL_ATTENTION_FUNCTIONS
     assert ALL_MASK_ATTENTION_FUNCTIONS["eager"].__module__ == "transformers.masking_utils"

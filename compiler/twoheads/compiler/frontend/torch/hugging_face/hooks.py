@@ -18,7 +18,7 @@ from transformers.integrations.moe import ExpertsInterface
 
 from twoheads.compiler.frontend.torch.hugging_face.grouped_experts import DENSE, ExpertsChoice, grouped_gates
 from twoheads.compiler.frontend.torch.hugging_face.layers.relative_positions import backward_distances
-from twoheads.compiler.frontend.torch.hugging_face.library_attention import in_place_of_eager, require_understood
+from twoheads.compiler.frontend.torch.hugging_face.library_attention import EAGER, in_place_of_eager, require_understood
 from twoheads.compiler.frontend.torch.hugging_face.library_scans import own_scans
 from twoheads.compiler.frontend.torch.operators.attention_op import additive_mask_op, attention_op
 from twoheads.compiler.frontend.torch.operators.distance_attention import distance_attention
@@ -41,7 +41,10 @@ def hooked(model: Any, experts: ExpertsChoice = DENSE) -> Generator[None]:
     gates, _ = grouped_gates(model, experts)
     ExpertsInterface.register(EXPERTS, partial(_experts, gates))
     before = model.config._experts_implementation
-    with in_place_of_eager(model, _attention, _symbolic_mask), own_scans(model):
+    skips: list[Tensor] = []
+    fused = getattr(model.config, "_attn_implementation", None) != EAGER
+    attention, mask = partial(_attention, skips if fused else []), partial(_symbolic_mask, skips)
+    with in_place_of_eager(model, attention, mask), own_scans(model):
         model.set_experts_implementation(EXPERTS)
         try:
             yield
@@ -50,6 +53,7 @@ def hooked(model: Any, experts: ExpertsChoice = DENSE) -> Generator[None]:
 
 
 def _symbolic_mask(
+    skips: list[Tensor],
     *,
     q_length: int,
     mask_function: MaskFunction,
@@ -62,7 +66,10 @@ def _symbolic_mask(
     dtype: torch.dtype = torch.float32,
     **others: Any,
 ) -> Tensor | None:
-    """Transformers' mask interface: returns a ``[1, 1, n, n]`` symbolic mask, or ``None`` for no mask at all."""
+    """Transformers' mask interface: returns a ``[1, 1, n, n]`` symbolic mask, or ``None`` for no mask at all.
+
+    Masks that the library leaves out where its fused kernel hides later tokens by itself are added to ``skips``.
+    """
     if q_offset != 0 or kv_offset != 0:
         raise CompileError(_MASK, "cache offsets are no part of a captured model", "compile it without a cache")
     if unknown := sorted(name for name, value in others.items() if value is not None and name not in _MASK_OPTIONS):
@@ -80,6 +87,8 @@ def _symbolic_mask(
         raise CompileError(_MASK, f"is {mask} between two inputs of different lengths", _STANDARD)
     else:  # `like` only tells the operator the length: transformers builds masks before any query exists
         dense = cast("Tensor", additive_mask_op(torch.empty((1, 1, q_length, 1), device=device), str(mask)))
+        if mask == Causal():
+            skips.append(dense)
     if attention_mask is None:
         return dense
     # A model's own ones are a constant, and are found to hide nothing; what depends on the input is refused.
@@ -96,6 +105,10 @@ def _dense(function: MaskFunction, rows: int, keys: int, device: torch.device | 
     return torch.as_tensor(function(first, first, query, key), device=device).expand(1, 1, rows, keys)
 
 
+_TWO_MASKS = (
+    "has a causal mask and says that it is not causal: transformers' eager code hides later tokens there, "
+    "and its fused attention hides none"
+)
 _MASK = "attention mask"
 _STANDARD = "compile the model with its standard causal, bidirectional, sliding or chunked attention"
 _MASK_OPTIONS = frozenset(
@@ -105,6 +118,7 @@ _MASK_OPTIONS = frozenset(
 
 
 def _attention(
+    skips: list[Tensor],
     module: torch.nn.Module,
     query: Tensor,
     key: Tensor,
@@ -122,6 +136,8 @@ def _attention(
     require_understood(module, others)
     scale = float(scaling) if scaling is not None else float(query.shape[-1]) ** -0.5
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    if not causal and any(each is attention_mask for each in skips):
+        raise CompileError(type(module).__name__, _TWO_MASKS, "compile the language model alone, or another model")
     alone = not causal and all(each is None for each in (attention_mask, softcap, s_aux, position_bias, sinks))
     if alone and not is_number(query.shape[1]):  # each token attends to what layers made of it, and to no other
         weights = (query @ key.transpose(-1, -2) * scale).softmax(-1)
@@ -135,17 +151,30 @@ def _attention(
         s_aux = torch.zeros(query.shape[1])  # a query's sink is taken off all of its scores
     if table is not None and position_bias is not None:
         numbers = position_bias if sinks is None else position_bias - sinks
-        groups = query.shape[1] // key.shape[1]
-        key, value = (each.repeat_interleave(groups, 1) if groups > 1 else each for each in (key, value))
-        out = distance_attention(
-            query, key, value, by_query=numbers / scale, by_key=None, table=table, scale=scale, mask=attention_mask,
-            sinks=s_aux,
-        )  # fmt: skip
-        return out.transpose(1, 2).contiguous(), None
-    if sinks is not None:
-        query, key = torch.cat([query, sinks / -scale], -1), torch.cat([key, torch.ones_like(key[..., :1])], -1)
-    out = attention_op(query, key, value, attention_mask, position_bias, s_aux, scale, float(softcap or 0.0))
+        out = _by_backward_distance(query, key, value, numbers / scale, table, scale, attention_mask, s_aux)
+    else:
+        if sinks is not None:
+            query, key = torch.cat([query, sinks / -scale], -1), torch.cat([key, torch.ones_like(key[..., :1])], -1)
+        out = attention_op(query, key, value, attention_mask, position_bias, s_aux, scale, float(softcap or 0.0))
     return out.transpose(1, 2).contiguous(), None
+
+
+def _by_backward_distance(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    numbers: Tensor,
+    table: Tensor,
+    scale: float,
+    mask: Tensor | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Scores with a query's number for every backward distance, ``[1, heads, n, distances]``; a key head for each."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = (each.repeat_interleave(groups, 1) if groups > 1 else each for each in (key, value))
+    return distance_attention(
+        query, key, value, by_query=numbers, by_key=None, table=table, scale=scale, mask=mask, sinks=sinks
+    )
 
 
 def _experts(
