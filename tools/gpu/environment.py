@@ -14,23 +14,23 @@ from tools.gpu.runner import Outcome
 __all__ = ["NEEDED", "prepare"]
 
 NEEDED = {
-    "torch": "torch>=2.9",
-    "transformers": "transformers>=5.0",
     "onnx": "onnx>=1.19",
     "onnxscript": "onnxscript>=0.5.4",
     "onnx-ir": "onnx-ir>=0.1.12",
-    "accelerate": "accelerate>=1.2",
     "gguf": "gguf>=0.17",
     "psutil": "psutil>=6.0",
     "safetensors": "safetensors>=0.5",
     "tokenizers": "tokenizers>=0.21",
     "typer": "typer>=0.15",
     "rich": "rich>=13.7",
+    "transformers": "transformers>=5.0",
     "onnxruntime-gpu": "onnxruntime-gpu>=1.22",
+    "torch": "torch>=2.9",
+    "accelerate": "accelerate>=1.2",
     "tensorrt": "tensorrt>=10",
     "polygraphy": "polygraphy>=0.49",
 }
-"""Distributions, the most needed first, as pip takes them."""
+"""Distributions as pip takes them, gigabytes last: where the network is slow, they keep nothing else out."""
 
 _LACKING = """
 import importlib.metadata as m, json, sys
