@@ -14,6 +14,8 @@ import pytest
 
 from tests.signals import process_that_heeds
 from tests.tiers import with_long
+from twoheads.compiler.frontend.torch.weights.gguf_blocks import FileBlocks
+from twoheads.export.cli.commands.compile import blocks_text
 from twoheads.export.cli.shared import arguments
 from twoheads.export.cli.shared.console import count_text, seconds_text, size_text
 from twoheads.graphs.errors import InputError
@@ -170,6 +172,12 @@ def test_compile_tells_what_it_wrote(cli, tiny_llama, tmp_path):
     again = cli("compile", tiny_llama, "-o", tmp_path / "b", "--block-size", 16, "--force", "--no-generation", "--json")
     assert again.json["block_size"] == 16
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_compile_tells_which_numbers_of_a_gguf_file_it_kept():
+    both = FileBlocks({"Q4_K": 150, "Q8_0": 1}, {"Q6_K": 30})
+    assert blocks_text(both) == "kept: 150 matrices of Q4_K, 1 of Q8_0; rounded: 30 of Q6_K"
+    assert blocks_text(FileBlocks({}, {"F16": 9})) == "rounded: 9 matrices of F16"
 
 
 @pytest.mark.parametrize(

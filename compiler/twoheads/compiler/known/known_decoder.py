@@ -70,7 +70,7 @@ def known_decoder(path: Path, block: int, tile: int) -> Program | None:
 def _decoder(facts: GgufFacts, block: int) -> Decoder | None:
     """What a header says, if it is of a known kind and says nothing else."""
     architecture, name = str(facts.entries.get("general.architecture")), str(facts.entries.get("general.name"))
-    kind = kind_of(architecture, facts.tensors)
+    kind = kind_of(architecture, frozenset(facts.tensors))
     if kind is None or "mistral" in name.lower():  # the library may read a Llama of that name as another model
         return None
     own = {key: value for key, value in facts.entries.items() if not key.startswith(ASIDE)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
@@ -23,7 +23,10 @@ from twoheads.graphs.program.program import Program
 from twoheads.graphs.serialization.bundle_format import TOKENIZER, WHOLE, Manifest
 from twoheads.runtime.bundle.reader import read_bundle
 
-__all__ = ["command"]
+if TYPE_CHECKING:
+    from twoheads.compiler.frontend.torch.weights.gguf_blocks import FileBlocks
+
+__all__ = ["blocks_text", "command"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +106,7 @@ def command(source: options.Source, given: CompileOptions) -> None:
     _compile(source, asked)
     seconds = time.perf_counter() - start
     bundle = read_bundle(asked.output, check="size", engines=False)
-    _report(asked.output, bundle.manifest, bundle.program, seconds, as_json=asked.as_json)
+    _report(asked.output, bundle.manifest, bundle.program, _own_blocks(source, asked), seconds, as_json=asked.as_json)
 
 
 def _compile(source: Path, asked: CompileOptions) -> None:
@@ -139,7 +142,18 @@ def _compile(source: Path, asked: CompileOptions) -> None:
         write_bundle(compiled, asked.output, sign=key, progress=progress, **how)
 
 
-def _report(path: Path, manifest: Manifest, program: Program, seconds: float, *, as_json: bool) -> None:
+def _own_blocks(source: Path, asked: CompileOptions) -> FileBlocks | None:
+    """What became of the numbers that a GGUF file has in few bits, where they were asked for in few bits."""
+    if source.suffix != ".gguf" or asked.weights is options.Weights.SAME:
+        return None
+    from twoheads.compiler.frontend.torch.weights.gguf_blocks import file_blocks
+
+    return file_blocks(source, asked.weights.value, asked.products.value)
+
+
+def _report(
+    path: Path, manifest: Manifest, program: Program, blocks: FileBlocks | None, seconds: float, *, as_json: bool
+) -> None:
     size = sum(entry.size for entry in manifest.files.values())
     if as_json:
         print_json(
@@ -155,6 +169,7 @@ def _report(path: Path, manifest: Manifest, program: Program, seconds: float, *,
                 "products": manifest.products,
                 "approximations": list(manifest.approximations),
                 "left_out": list(left_out(path, manifest)),
+                "file_blocks": None if blocks is None else {"kept": blocks.kept, "rounded": blocks.rounded},
                 "engines": len(program.engines),
                 "stages": len(program.body) + len(program.head),
                 "files": len(manifest.files) + 1,
@@ -170,6 +185,7 @@ def _report(path: Path, manifest: Manifest, program: Program, seconds: float, *,
             *_lowered_as(manifest),
             ("engines", f"{len(program.engines)} for {len(program.body) + len(program.head)} stages"),
             ("precision", manifest.precision),
+            *(() if blocks is None else (("file's numbers", blocks_text(blocks)),)),
             *((("left out", left_out_text(names)),) if (names := left_out(path, manifest)) else ()),
             ("approximations", approximations_text(manifest.approximations, manifest.precision)),
             ("size", f"{size_text(size)} in {len(manifest.files) + 1} files"),
@@ -177,6 +193,13 @@ def _report(path: Path, manifest: Manifest, program: Program, seconds: float, *,
             ("next", f"twoheads run {path} {_given(manifest, program)} -o OUT.npz"),
         )
     )
+
+
+def blocks_text(blocks: FileBlocks) -> str:
+    """As ``kept: 150 matrices of Q4_K; rounded: 30 of Q6_K``."""
+    parts = {"kept": blocks.kept, "rounded": blocks.rounded}
+    counts = {word: [f"{count} of {kind}" for kind, count in each.items()] for word, each in parts.items() if each}
+    return "; ".join(f"{word}: {', '.join(each)}" for word, each in counts.items()).replace(" of ", " matrices of ", 1)
 
 
 def _lowered_as(manifest: Manifest) -> tuple[tuple[str, str], ...]:

@@ -18,7 +18,16 @@ from typing import Any
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.scratch import scratch_folder
 
-__all__ = ["GgufFacts", "LeanGguf", "check_gguf", "gguf_config", "gguf_config_digest", "gguf_facts", "lean_gguf"]
+__all__ = [
+    "GgufFacts",
+    "GgufTensor",
+    "LeanGguf",
+    "check_gguf",
+    "gguf_config",
+    "gguf_config_digest",
+    "gguf_facts",
+    "lean_gguf",
+]
 
 TOKENIZER, TOKENS = b"tokenizer.", b"tokenizer.ggml.tokens"
 LAYERS, FEW_LAYERS = b".block_count", 32
@@ -98,18 +107,31 @@ def _counted(config: Any) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class GgufTensor:
+    """What a header says of a tensor.
+
+    Attributes:
+        dimensions: How many it has.
+        kind: The number of its type, as in GGML: 0 is float32, 12 is Q4_K.
+    """
+
+    dimensions: int
+    kind: int
+
+
+@dataclass(frozen=True, slots=True)
 class GgufFacts:
     """What a header says of a model.
 
     Attributes:
         entries: Numbers and texts by key; ``None`` for lists.
         tokens: Of the tokenizer's vocabulary; 0 where there is none.
-        tensors: Their names.
+        tensors: By name.
     """
 
     entries: Mapping[str, int | float | str | None]
     tokens: int
-    tensors: frozenset[str]
+    tensors: Mapping[str, GgufTensor]
 
 
 def gguf_facts(path: Path) -> GgufFacts:
@@ -121,7 +143,7 @@ def gguf_facts(path: Path) -> GgufFacts:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         header = _Header(data)
         _, tokens = header.cut()
-        return GgufFacts(header.entries, tokens, frozenset(header.tensors))
+        return GgufFacts(header.entries, tokens, header.tensors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +186,7 @@ class _Header:
     data: mmap.mmap
     at: int = 0
     entries: dict[str, int | float | str | None] = field(default_factory=dict[str, int | float | str | None])
-    tensors: set[str] = field(default_factory=set[str])
+    tensors: dict[str, GgufTensor] = field(default_factory=dict[str, GgufTensor])
 
     def cut(self) -> tuple[list[bytes], int]:
         """The bytes up to the tensors' contents, with cut lists; and how many tokens there were."""
@@ -188,11 +210,13 @@ class _Header:
                     self._check_layers(SIZES[kind], tensors)
         start = self.at
         for _ in range(tensors):
-            self.tensors.add(self._string().decode(errors="replace"))
+            name = self._string().decode(errors="replace")
             (dimensions,) = self._take("<I")
             if dimensions > MOST_DIMENSIONS:
                 raise ValueError(f"a tensor of {dimensions} dimensions")
-            self._move(8 * dimensions + 12)  # sizes, type and offset
+            self._move(8 * dimensions)  # its sizes
+            kind, _ = self._take("<IQ")  # and its offset
+            self.tensors[name] = GgufTensor(dimensions, kind)
         return [*parts, self.data[start : self.at]], tokens
 
     def _check_layers(self, nbytes: int, tensors: int) -> None:
