@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,14 @@ def test_a_causal_mask_of_layers_that_say_they_are_not_causal_is_refused() -> No
     model.set_attn_implementation("sdpa")
     with pytest.raises(CompileError, match="says that it is not causal"):
         captured(model)
+
+
+def test_layers_that_are_causal_without_their_mask_are_captured_with_it() -> None:
+    """Moonshine's decoder tells the attention function that it is not causal where it is given a mask."""
+    model: Any = llama()
+    for layer in model.model.layers:
+        layer.self_attn.forward = partial(layer.self_attn.forward, is_causal=False)
+    assert {str(attention.mask) for attention in captured(model).graph.attentions} == {"causal"}
 
 
 def test_a_model_under_our_functions_still_says_that_it_is_eager_and_is_as_before_afterwards() -> None:

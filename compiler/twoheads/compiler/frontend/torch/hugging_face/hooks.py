@@ -136,7 +136,8 @@ def _attention(
     require_understood(module, others)
     scale = float(scaling) if scaling is not None else float(query.shape[-1]) ** -0.5
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    if not causal and any(each is attention_mask for each in skips):
+    # Some (Moonshine) say that they are not causal because they are given a mask: without it they say that they are.
+    if not causal and not getattr(module, "is_causal", False) and any(each is attention_mask for each in skips):
         raise CompileError(type(module).__name__, _TWO_MASKS, "compile the language model alone, or another model")
     alone = not causal and all(each is None for each in (attention_mask, softcap, s_aux, position_bias, sinks))
     if alone and not is_number(query.shape[1]):  # each token attends to what layers made of it, and to no other
