@@ -14,7 +14,7 @@ import transformers as hf
 from tests.tiers import with_long
 from twoheads.compiler import compile_model
 from twoheads.export import verify, write_bundle
-from twoheads.graphs.errors import CompileError
+from twoheads.graphs.errors import CompileError, InputError
 from twoheads.runtime import load
 
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -96,6 +96,29 @@ def test_a_waveform_and_the_tokens_of_its_decoder(tmp_path: Path) -> None:
         got = bundle.run(given, output="logits").array
         assert got is not None
         np.testing.assert_allclose(got, want, rtol=0, atol=5e-6 * np.abs(want).max())
+
+
+def test_a_word_and_the_codes_of_its_sound_at_every_step(tmp_path: Path) -> None:
+    """Kyutai's transcriber: each column has rows of its own in one table, and there are more words than codes."""
+    torch.manual_seed(0)
+    own: dict[str, Any] = {"vocab_size": 41, "codebook_vocab_size": 7, "num_codebooks": 3, "ffn_dim": 48}
+    config = hf.KyutaiSpeechToTextConfig(**SIZES | {"num_hidden_layers": 1}, **own, audio_pad_token_id=62)
+    model = hf.KyutaiSpeechToTextModel(config).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.15)
+    path = write_bundle(compile_model(model, block_size=16), tmp_path / "bundle", generation=False)
+    draw = np.random.default_rng(0)
+    ids = np.concatenate([draw.integers(0, 41, (1, 21, 1)), draw.integers(0, 7, (1, 21, 3))], -1)
+    ids[0, 3, 1:] = 62  # no sound
+    with torch.no_grad():
+        want = model(torch.from_numpy(ids)).last_hidden_state[0].numpy()
+    got = load(path).run({"input_ids": ids}, output="hidden").array
+    assert got is not None
+    np.testing.assert_allclose(got, want, rtol=0, atol=5e-6 * np.abs(want).max())
+    assert verify(path, model, length=17).passed
+    with pytest.raises(InputError, match="says one number a token, and input_ids has several"):
+        verify(path, model, text="a word")
 
 
 def test_a_spectrogram_of_one_size(tmp_path: Path) -> None:

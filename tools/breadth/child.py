@@ -127,7 +127,7 @@ def _only_size(model: Any) -> dict[str, Any]:
 def _image(model: Any, name: str) -> dict[str, Tensor] | None:
     """An example of the image ``name`` of a model whose configuration says no size."""
     config = getattr(model.config, "vision_config", model.config)
-    if getattr(config, "image_size", None):
+    if getattr(config, "image_size", None) or getattr(config, "crop_size", None):
         return None
     side = OWN_IMAGES.get(config.model_type, IMAGE)
     return {name: torch.zeros((1, 3, side, side))}

@@ -61,6 +61,10 @@ IMAGE_SIZES: Mapping[str, Mapping[str, Any]] = {
     "videoprism_vision_model": {
         "num_frames": 3, "tubelet_size": [1, 8, 8], "num_spatial_layers": 2, "num_temporal_layers": 1,
     },
+    "vjepa2": {
+        "crop_size": 40, "frames_per_clip": 4, "num_pooler_layers": 1, "pred_hidden_size": 48,
+        "pred_num_attention_heads": 4, "pred_num_hidden_layers": 1,
+    },
     "vivit": {"num_frames": 4, "image_size": 48},
 }  # fmt: skip
 """Entries by type."""

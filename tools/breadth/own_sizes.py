@@ -30,7 +30,7 @@ _OWN: Mapping[str, Mapping[str, Any]] = {
     "apertus1p5_vision_tokenizer": {"codebook_size": 32, "latent_channels": 64, "base_channels": 32},
     "blt": {"encoder_hash_byte_group_vocab": 211},
     "bros": {"dim_bbox_sinusoid_emb_2d": 16, "dim_bbox_sinusoid_emb_1d": 2, "dim_bbox_projection": 16},
-    "chameleon": {"vocabulary_map": {"<image>": 199}},
+    "chameleon": {"vocabulary_map": {"<image>": 199, "IMGIMGAZ": 100, "IMGIMGBZ": 101, "IMGIMGCZ": 102}},
     "chameleon_vqgan": {"num_embeddings": 64, "latent_channels": 64, "base_channels": 32},
     "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse"], "n_group": 1, "topk_group": 1},
     "diffusion_gemma_text": {"num_experts": HEADS, "top_k_experts": 2, "moe_intermediate_size": 96},

@@ -103,8 +103,8 @@ def verify_input(
         tokens: Or the input itself, ``[N, ...]`` or ``[1, N, ...]``.
 
     Raises:
-        InputError: Both are given, or less than ``length`` tokens, or text without a tokenizer to read it, or tokens
-            that the model does not know.
+        InputError: Both are given, or less than ``length`` tokens, or text without a tokenizer to read it, or for a
+            model that reads several numbers a token, or tokens that the model does not know.
     """
     if text is not None and tokens is not None:
         raise InputError("verify", "text and tokens are both given", "give one of them")
@@ -118,15 +118,23 @@ def verify_input(
         return _first(_encode(bundle, text), length, "the text")
     if entry.value.axis is None:
         return _random(entry, entry.value.block_shape(0))
-    if np.dtype(entry.value.dtype).kind == "f":
+    if np.dtype(entry.value.dtype).kind == "f" or _several(entry):
         return _random(entry, entry.value.block_shape(length)[1:])
     return _default_tokens(bundle, entry, length)
 
 
 def _encode(bundle: LoadedBundle, text: str) -> npt.NDArray[np.int64]:
+    entry = _arguments(bundle.program)[0]
+    if _several(entry):
+        raise InputError("text", f"says one number a token, and {entry.value.name} has several", "give tokens")
     if bundle.tokenizer is None:
         raise InputError("text", f"the bundle {bundle.path} has no tokenizer", "give tokens")
     return np.array(bundle.tokenizer.encode(text), np.int64)
+
+
+def _several(entry: Input) -> bool:
+    """Whether a token is several numbers: a word and the codes of its sound."""
+    return len(entry.value.shape) > 2
 
 
 def logits_positions(length: int, classes: int, block_size: int) -> npt.NDArray[np.int64] | None:

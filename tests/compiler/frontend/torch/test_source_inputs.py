@@ -54,13 +54,37 @@ def _lxmert() -> Any:
     return hf.LxmertModel(hf.LxmertConfig(vocab_size=11, **heads, **layers, visual_feat_dim=24))
 
 
-SHAPES: dict[str, tuple[Any, str, tuple[int, ...], int]] = {
+def _speech2text() -> Any:
+    sizes: dict[str, Any] = {
+        f"{side}_{size}": value
+        for side in ("encoder", "decoder")
+        for size, value in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 16))
+    }
+    return hf.Speech2TextModel(hf.Speech2TextConfig(vocab_size=11, d_model=16, **sizes, input_feat_per_channel=12))
+
+
+def _vjepa() -> Any:
+    predictor = {f"pred_{name}": size for name, size in SIZES.items() if name != "intermediate_size"}
+    sizes = {"crop_size": 16, "patch_size": 8, "frames_per_clip": 4, "in_chans": 2, "num_pooler_layers": 1}
+    return hf.VJEPA2Model(hf.VJEPA2Config(**SIZES, **predictor, **sizes))
+
+
+def _kyutai() -> Any:
+    codes = {"codebook_vocab_size": 7, "num_codebooks": 3, "audio_pad_token_id": 0}
+    config = hf.KyutaiSpeechToTextConfig(**SIZES, vocab_size=11, **codes, ffn_dim=16)
+    return hf.KyutaiSpeechToTextModel(config)
+
+
+SHAPES: dict[str, tuple[Any, str, tuple[int, ...], int | None]] = {
     "frames that are convolved": (_lasr, "input_features", (1, EXAMPLE_FRAMES, 12), 1),
     "a waveform of one channel": (_omniasr, "input_values", (1, 1, EXAMPLE_SAMPLES), 2),
     "frames that were stacked beforehand": (_granite, "input_features", (1, EXAMPLE_FRAMES, 48), 1),
     "places of words on a page": (_bros, "bbox", (1, EXAMPLE_LENGTH, 4), 1),
     "things seen in an image": (_lxmert, "visual_feats", (1, DECODER_LENGTH, 24), 1),
     "places of the things": (_lxmert, "visual_pos", (1, DECODER_LENGTH, 4), 1),
+    "frames that convolutions of one axis take": (_speech2text, "input_features", (1, EXAMPLE_FRAMES, 12), 1),
+    "a clip of frames": (_vjepa, "pixel_values_videos", (1, 4, 2, 16, 16), None),
+    "a word and its sound's codes": (_kyutai, "input_ids", (1, EXAMPLE_LENGTH, 4), 1),
     "what the encoder of a pair reads": (_pair, "input_values", (1, EXAMPLE_SAMPLES), 1),
 }
 

@@ -110,14 +110,23 @@ def _inputs(graph: fx.Graph, source: LoadedSource, arguments: Mapping[str, str],
 
 
 def _vocabulary(node: fx.Node) -> int | None:
-    """Rows of the smallest embedding table that is indexed by the input itself or by a view of it."""
+    """Rows of the smallest embedding table that is indexed by the input itself or by a view of it.
+
+    ``None`` where some entries are moved by an offset first: then each column has a limit of its own.
+    """
     tables: list[int] = []
     for user in node.users:
         if user.target is torch.ops.aten.embedding.default and user.args[1] is node:
             tables.append(cast("fx.Node", user.args[0]).meta["val"].shape[0])
-        elif user.target in _INDEX_VIEWS:
+        elif user.target in _INDEX_VIEWS and not _offset(user, node):
             tables.extend(rows for rows in (_vocabulary(user),) if rows is not None)
     return min(tables, default=None)
+
+
+def _offset(chosen: fx.Node, node: fx.Node) -> bool:
+    """Whether ``chosen`` takes, where it does not take ``node``, something that is computed from it."""
+    others = [entry for entry in chosen.args[1:] if isinstance(entry, fx.Node) and entry is not node]
+    return chosen.target is torch.ops.aten.where.self and any(node in entry.all_input_nodes for entry in others)
 
 
 def read_outputs(exported: ExportedProgram, graph: fx.Graph) -> dict[str, str]:

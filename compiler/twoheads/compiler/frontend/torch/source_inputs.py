@@ -71,7 +71,8 @@ def hugging_face_inputs(name: str, module: nn.Module, size: tuple[int, int] | No
             f"{type(module).__name__} takes an image as its patches, beside the rows and columns of them ({_GRID})",
             "compile a model of images of one size (SigLIP)",
         )
-    unsaid = size is not None and not getattr(getattr(model.config, "vision_config", model.config), "image_size", None)
+    vision = getattr(model.config, "vision_config", model.config)
+    unsaid = size is not None and not any(getattr(vision, entry, None) for entry in _IMAGE_SIZES)
     inputs = {argument: _image(model.config, size) if unsaid and main is _image else main(model.config)}
     if "token_type_ids" in parameters and getattr(model.config.get_text_config(), "type_vocab_size", None):
         inputs["token_type_ids"] = _tokens(EXAMPLE_LENGTH, "zeros")
@@ -147,8 +148,16 @@ _BESIDE: Mapping[str, Callable[[Any], dict[str, SourceInput]]] = {
 """Arguments that a type asks for beside its main one, though its signature has defaults for them."""
 
 
-def _ids(_config: Any) -> SourceInput:
-    return _tokens(EXAMPLE_LENGTH, "argument")
+def _ids(config: Any) -> SourceInput:
+    """Numbers of tokens ``[1, n]``; ``[1, n, 1 + codebooks]`` of a model that reads a word and its sound's codes."""
+    if config.model_type not in _CODES:
+        return _tokens(EXAMPLE_LENGTH, "argument")
+    codes = 1 + int(_said(config, "num_codebooks"))
+    return SourceInput(torch.zeros((1, EXAMPLE_LENGTH, codes), dtype=torch.int64), 1, "argument")
+
+
+_CODES = frozenset({"kyutai_speech_to_text"})
+"""Types of models that read a word and one code of every codebook at each step, and add up their embeddings."""
 
 
 def _image(config: Any, other: tuple[int, int] | None = None) -> SourceInput:
@@ -157,10 +166,11 @@ def _image(config: Any, other: tuple[int, int] | None = None) -> SourceInput:
     A model of videos has ``frames`` before the channels.
     """
     vision = getattr(config, "vision_config", config)
-    size = other or _said(vision, "image_size", _OWN_IMAGE)
+    size = other or _said_as(vision, _IMAGE_SIZES, _OWN_IMAGE)
     height, width = (size, size) if isinstance(size, int) else tuple(size)
-    frames = getattr(vision, "num_frames", None)
-    shape = (1, *([int(frames)] if frames else []), int(getattr(vision, "num_channels", 3)), height, width)
+    frames = next((count for name in _FRAMES if (count := getattr(vision, name, None))), None)
+    channels = next((count for name in _CHANNELS if (count := getattr(vision, name, None))), 3)
+    shape = (1, *([int(frames)] if frames else []), int(channels), height, width)
     return SourceInput(torch.zeros(shape), None, "argument")
 
 
@@ -170,35 +180,45 @@ def _spectrogram(config: Any) -> SourceInput:
         return SourceInput(torch.zeros((1, EXAMPLE_LENGTH, int(width))), 1, "argument")
     encoder = getattr(config, "encoder_config", config)
     if frames := _STACKED.get(encoder.model_type):
-        width = frames * int(_said(encoder, "num_mel_bins"))
+        width = frames * int(_said_as(encoder, _BINS))
         return SourceInput(torch.zeros((1, EXAMPLE_FRAMES, width)), 1, "argument")
     if any(getattr(encoder, name, None) for name in _SUBSAMPLING):  # a convolution in front takes any number of frames
-        return SourceInput(torch.zeros((1, EXAMPLE_FRAMES, int(_said(encoder, "num_mel_bins")))), 1, "argument")
-    bins, positions = (_said(config, name) for name in ("num_mel_bins", "max_source_positions"))
+        return SourceInput(torch.zeros((1, EXAMPLE_FRAMES, int(_said_as(encoder, _BINS)))), 1, "argument")
+    bins, positions = _said_as(config, _BINS), _said(config, "max_source_positions")
     return SourceInput(torch.zeros((1, bins, 2 * positions)), None, "argument")
 
+
+_IMAGE_SIZES = ("image_size", "crop_size")
+_FRAMES = ("num_frames", "frames_per_clip")
+_CHANNELS = ("num_channels", "in_chans")
+_BINS = ("num_mel_bins", "input_feat_per_channel")
+"""What configurations call the same thing; V-JEPA 2 and Speech2Text have the second name."""
 
 _STACKED = {"granite_speech5_encoder": 4}
 """Frames of a spectrogram that its extractor puts beside each other, by type: two, each with its change."""
 
-_SUBSAMPLING = ("subsampling_factor", "subsampling_conv_stride")
+_SUBSAMPLING = ("subsampling_factor", "subsampling_conv_stride", "num_conv_layers")
 _OWN = "compile the torch module with example inputs of your own"
 _OWN_IMAGE = (
     "compile it with --lowering whole, for the size that preprocessor_config.json says, or with example_inputs of yours"
 )
 
 
-def _said(config: Any, name: str, remedy: str = _OWN) -> Any:
-    """An entry of the configuration that an example can't be made without.
+def _said(config: Any, name: str) -> Any:
+    return _said_as(config, (name,))
+
+
+def _said_as(config: Any, names: tuple[str, ...], remedy: str = _OWN) -> Any:
+    """An entry of the configuration that an example can't be made without, under the first name that it has.
 
     Raises:
-        CompileError: There is none.
+        CompileError: It has none of them.
     """
-    value = getattr(config, name, None)
-    if not value:
-        problem = f"does not say {name}, so the shape of the model's input is not known"
-        raise CompileError(type(config).__name__, problem, remedy)
-    return value
+    for name in names:
+        if value := getattr(config, name, None):
+            return value
+    problem = f"does not say {names[0]}, so the shape of the model's input is not known"
+    raise CompileError(type(config).__name__, problem, remedy)
 
 
 def _sound(config: Any) -> SourceInput:

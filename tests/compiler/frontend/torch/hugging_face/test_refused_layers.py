@@ -12,7 +12,6 @@ REASONS = {
     "LongformerForQuestionAnswering": "gives the tokens of the question, up to the first separator, global attention",
     "BrosSelfAttention": "where words stand to each other on the page: a bias that depends on content",
     "GraniteSpeech5EncoderAttention": "has half as many rows behind some of its layers",
-    "KyutaiSpeechToTextEmbeddings": "reads a word and the codes of its sound at every step",
     "MBartForSequenceClassification": "puts the last token that is no padding in front of its decoder's tokens",
 }
 

@@ -92,10 +92,6 @@ _REFUSED: Mapping[str, tuple[str, str]] = {
         "behind some of its layers",
         f"{_ONE_LENGTH}; or a Conformer with one attention over all rows (Parakeet)",
     ),
-    r"^KyutaiSpeechToTextEmbeddings$": (
-        "reads a word and the codes of its sound at every step, each from rows of one table that are its own",
-        "compile a model of one token a step",
-    ),
     r"^DiaForConditionalGeneration$": (
         "reads and makes several channels of sound at every step, which its head lays beside each other as a batch",
         "compile a model of one sequence of tokens",
