@@ -52,8 +52,17 @@ def write(path: Path, architecture: str, more: Write = lambda _writer: None, **g
         writer.add_rope_dimension_count(sizes["head_dim"])
     if "window" in sizes:
         writer.add_sliding_window(sizes["window"])
+    if "key_length" in sizes:
         writer.add_key_length(sizes["key_length"])
         writer.add_value_length(sizes["key_length"])
+    if "experts" in sizes:
+        number, chosen = sizes["experts"]
+        writer.add_expert_count(number)
+        writer.add_expert_used_count(chosen)
+    if "expert_inner" in sizes:
+        writer.add_expert_feed_forward_length(sizes["expert_inner"])
+    if "shared_inner" in sizes:
+        writer.add_expert_shared_feed_forward_length(sizes["shared_inner"])
     more(writer)
     writer.add_string("quantize.imatrix.file", "a.dat")
     writer.add_tokenizer_model("llama")
@@ -95,9 +104,25 @@ KNOWN: list[tuple[str, dict[str, Any]]] = [
     ("bloom", {"kv_heads": 6}),
     ("nemotron", {"head_dim": 4, "head": False}),
     ("stablelm", {"kv_heads": 6}),
+    ("llama", {"name": "mistral", "head_dim": 24}),
+    ("llama", {"name": "Mistral 7B", "head_dim": 24}),
+    ("falcon", {"kv_heads": 1}),
+    ("qwen2moe", {"experts": (12, 3)}),
+    ("qwen2moe", {"experts": (4, 4), "layers": 2, "expert_inner": 24, "shared_inner": 56}),
+    ("qwen3moe", {"experts": (64, 2), "key_length": 16}),
+    ("qwen3moe", {"experts": (6, 3), "key_length": 16, "expert_inner": 24}),
+    ("minimax-m2", {"experts": (64, 2), "key_length": 16, "head_dim": 8, "inner": 900}),
+    ("minimax-m2", {"experts": (6, 2), "key_length": 16, "head_dim": 10}),
     ("stablelm", {"tensors": ("blk.0.ffn_norm.weight", "blk.0.attn_q.bias")}),
 ]
-LATER: tuple[dict[str, Any], ...] = ({"head_dim": 32}, {"head": False}, {"layers": 4})
+LATER: tuple[dict[str, Any], ...] = (
+    {"head_dim": 32},
+    {"head": False},
+    {"layers": 4},
+    {"name": "Mistral 7B", "head_dim": 24},
+    {"experts": (12, 3)},
+    {"experts": (6, 2), "key_length": 16, "head_dim": 10},
+)
 FIRST = [case for case in KNOWN if case[1].get("layers") != 11 and case[1] not in LATER]
 
 
@@ -131,7 +156,12 @@ def test_a_real_model(smollm2: Path, captured: Callable[..., Any]) -> None:
         ("llama", lambda writer: writer.add_expert_count(4), {}),
         ("llama", lambda writer: writer.add_uint32("split.count", 2), {}),
         ("llama", lambda writer: writer.add_key_length(16), {"head_dim": 32}),
-        ("llama", lambda _writer: None, {"name": "Mistral"}),
+        ("falcon", lambda _writer: None, {}),
+        ("falcon", lambda _writer: None, {"heads": 1, "kv_heads": 1}),
+        ("qwen3moe", lambda _writer: None, {"experts": (4, 5), "key_length": 16}),
+        ("qwen3moe", lambda writer: writer.add_rope_scaling_factor(2.0), {"experts": (4, 2), "key_length": 16}),
+        ("qwen2moe", lambda _writer: None, {"experts": (4, 2), "shared_inner": 0}),
+        ("minimax-m2", lambda _writer: None, {"experts": (4, 2), "key_length": 16}),
         ("llama", lambda _writer: None, {"layers": 1}),
         ("llama", lambda _writer: None, {"heads": 5, "kv_heads": 5}),
         ("llama", lambda _writer: None, {"heads": 6, "kv_heads": 4}),

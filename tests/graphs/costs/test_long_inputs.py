@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -29,13 +31,17 @@ MASKS = (
 
 
 @pytest.fixture
-def clear_caches() -> None:
-    for function in (attention_formula, attention_costs._tally):
-        function.cache_clear()
+def clear_caches() -> Callable[[], None]:
+    def clear() -> None:
+        for function in (attention_formula, attention_costs._tally, count_visible_pairs):
+            function.cache_clear()
+
+    clear()
+    return clear
 
 
 @pytest.mark.parametrize("text", MASKS)
-def test_equal_to_what_is_counted(text: str, monkeypatch: pytest.MonkeyPatch, clear_caches: None) -> None:
+def test_equal_to_what_is_counted(text: str, monkeypatch: pytest.MonkeyPatch, clear_caches: Callable[[], None]) -> None:
     mask = parse_mask(text)
     rng = np.random.default_rng(len(text))
     for length in map(int, rng.integers(9000, 12000, 3)):
@@ -47,12 +53,10 @@ def test_equal_to_what_is_counted(text: str, monkeypatch: pytest.MonkeyPatch, cl
                 few.setattr(attention_costs, "COUNTED_BLOCKS", 300)
                 few.setattr(call_formulas, "COUNTED_BLOCKS", 300)
                 few.setattr(call_formulas, "COUNTED_QUERIES", 4800)
-                attention_costs._tally.cache_clear()
-                attention_formula.cache_clear()
+                clear_caches()
                 assert (attention_costs._tally(mask, **sizes), attention_formula(mask, **sizes).calls) == want
                 assert count_visible_pairs(mask, length) == pairs
-            attention_costs._tally.cache_clear()
-            attention_formula.cache_clear()
+            clear_caches()
 
 
 @pytest.mark.parametrize("length", [10**9, 10**12 + 1, 10**17])

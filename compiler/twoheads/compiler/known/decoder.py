@@ -2,24 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
+from typing import TypeAlias
 
 from twoheads.compiler.known.kinds import GEMMA_SCALE, Kind
+from twoheads.graphs.costs.expert_costs import dense_is_cheaper
 from twoheads.graphs.masks.expressions import And, Causal, Window
+from twoheads.graphs.program.engines.experts import ExpertsEngine
 from twoheads.graphs.program.engines.port import Port
 from twoheads.graphs.program.engines.tile_attention import AttentionEngine
 from twoheads.graphs.program.engines.tokenwise import TokenwiseEngine
 from twoheads.graphs.program.program import TOKENS, Engine, Input, Limit, Program
-from twoheads.graphs.program.stages import AttentionStage, RelativeBias, Stage, TokenwiseStage, Value
+from twoheads.graphs.program.stages import AttentionStage, ExpertsStage, RelativeBias, Stage, TokenwiseStage, Value
 
-__all__ = ["Decoder"]
+__all__ = ["Decoder", "Experts"]
 
-Weights = Sequence[tuple[str, tuple[int, ...]]]
-"""Names and shapes."""
+Weights: TypeAlias = Sequence[Port]
+_Parts: TypeAlias = Mapping[str, Sequence[Value]]
+"""What a region may read, by letter."""
+
+MATRIX = 2
+"""Dimensions of a weight that rows are multiplied with; more where there are several of them."""
 
 TABLE, PLACES, SLOPE = "lm_head.weight", "transformer.wpe.weight", "to.slope"
+ROWS, CHOSEN, SHARES = "mlp.experts.rows", "mlp.experts.chosen", "mlp.experts.shares"
+EXPERTS = "mlp.experts."
+"""In front of the names of what belongs to the experts of a layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """Sizes of a mixture.
+
+    Attributes:
+        experts: Of a layer.
+        chosen: By a token.
+        inner: The width between the two products of one.
+        shared: The same of what all tokens share; 0 without it.
+    """
+
+    experts: int
+    chosen: int
+    inner: int
+    shared: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +57,10 @@ class Decoder:
         kind: Its architecture.
         block: Tokens of a block.
         layers, context, hidden, inner, heads, kv_heads, head_dim, vocabulary: Its sizes.
+        turned: The width of a head that rotary positions turn.
         window: Tokens that layers under a window see.
         tied: The head's table is the tokens'.
+        mixed: The sizes of its experts, or ``None``.
     """
 
     kind: Kind
@@ -44,8 +73,10 @@ class Decoder:
     kv_heads: int
     head_dim: int
     vocabulary: int
+    turned: int
     window: int
     tied: bool
+    mixed: Experts | None
 
     def program(self, name: str, tile: int) -> Program:
         """All of it.
@@ -55,60 +86,100 @@ class Decoder:
             tile: Tokens of a key tile.
         """
         ids, positions = Value("input_ids", "int64", (1, TOKENS)), Value("positions", "int64", (TOKENS,))
-        regions, kind = _Regions(self.block), self.kind
-        body: list[Stage] = []
-        angles, tables = self._angles(), self._tables()
-        rows, beside = self._rows(f"region_0.{kind.begins}", self.hidden), None
-        reads = [ids, *([positions] if kind.turned or kind.places else [])]
+        body = _Body(_Regions(self.block))
+        last = self._body(body, [ids, *([positions] if self.kind.turned or self.kind.places else [])])
+        logits = [self._rows("logits", self.vocabulary)]
+        head = body.regions.add("head", "head", [last], logits, [self._table(TABLE)])
+        inputs = (Input(positions, "positions", None), Input(ids, "argument", self.vocabulary))
+        mixture = () if (experts := self._gathered) is None else (experts,)
+        engines: tuple[Engine, ...] = (*body.regions.engines.values(), self._attention_engine(tile), *mixture)
+        places = self.kind.places
+        limit = Limit(places, f"its table {PLACES} of {places} rows") if places else None
+        context = self.context if self.kind.context else None
+        stages = tuple(body.stages)
+        return Program(
+            name, self.block, tile, inputs, engines, stages, (head,), "hidden", "logits", None, limit, context
+        )
+
+    def _body(self, body: _Body, reads: Sequence[Value]) -> Value:
+        """Adds all stages of the body, whose first reads ``reads``; the last hidden states."""
+        kind, angles, tables = self.kind, self._angles(), self._tables()
+        rows = self._rows(f"region_0.{kind.begins}", self.hidden)
         gives, weights = [rows, *(angle for pair in angles for angle in pair)], tables
         for layer in range(self.layers):
-            beside = self._beside(layer)
-            gives = [*gives, *self._operands(layer), *([beside] if beside is not None else [])]
+            beside = self._beside(body, layer)
+            gives = [*gives, *self._operands(layer), *beside]
             weights = [*weights, *self._weights(kind.before, layer)]
             role = "first" if not layer else "second" if layer == 1 and kind.first_reads else "rest"
-            looked_up = len(tables) if not layer else 0
-            body.append(regions.add(role, f"region_{layer}", reads, gives, weights, looked_up))
+            body.region(role, reads, gives, weights, looked_up=len(tables) if not layer else 0)
             attention = self._attention(layer)
-            body.append(attention)
+            body.stages.append(attention)
             own = angles[0] if self._sees_all(layer + 1) else angles[-1]
-            parts = {"a": own, "r": [rows], "o": [attention.output], "p": [] if beside is None else [beside]}
+            parts: _Parts = {"a": own, "r": [rows], "o": [attention.output], "p": beside}
             order = kind.first_reads if kind.first_reads and not layer and self.layers > 1 else kind.reads
+            behind = self._weights(kind.after, layer)
+            if self._gathered is not None:
+                parts, behind = self._mix(body, layer, parts, behind)
+                order = "arop"
             reads = [value for letter in order for value in parts[letter]]
-            rows = self._rows(f"region_{layer + 1}.add_{kind.begins_with + kind.sums * (layer + 1)}", self.hidden)
-            gives, weights = [rows], self._weights(kind.after, layer)
+            rows = self._rows(f"{body.next}.add_{kind.begins_with + self._sums * (layer + 1)}", self.hidden)
+            gives, weights = [rows], behind
         angle_names = {angle.name for pair in angles for angle in pair}
-        last = [self._rows("hidden", self.hidden)]
+        last = self._rows("hidden", self.hidden)
         reads = [value for value in reads if value.name not in angle_names]
-        weights = [*weights, *self._weights(kind.last)]
-        body.append(regions.add("last", f"region_{self.layers}", reads, last, weights))
-        logits = [self._rows("logits", self.vocabulary)]
-        head = regions.add("head", "head", last, logits, [(TABLE, self._table)])
-        inputs = (Input(positions, "positions", None), Input(ids, "argument", self.vocabulary))
-        engines: tuple[Engine, ...] = (*regions.engines.values(), self._attention_engine(tile))
-        limit = Limit(kind.places, f"its table {PLACES} of {kind.places} rows") if kind.places else None
-        context = self.context if kind.context else None
-        return Program(
-            name, self.block, tile, inputs, engines, tuple(body), (head,), "hidden", "logits", None, limit, context
-        )
+        body.region("last", reads, [last], [*weights, *self._weights(kind.last)])
+        return last
+
+    def _mix(self, body: _Body, layer: int, parts: _Parts, weights: Weights) -> tuple[_Parts, Weights]:
+        """Adds the region up to the experts of a layer, and these; what the region behind them reads and multiplies."""
+        kind, mixture, mixed = self.kind, self.kind.mixture, self.mixed
+        assert mixture is not None
+        assert mixed is not None
+        start = kind.naming.layer.format(layer)
+        rows = self._rows(f"{body.next}.add_{mixture.sums * layer + mixture.before}", self.hidden)
+        hidden = Value(start + ROWS, "float32", (TOKENS, self.hidden))
+        index = Value(start + CHOSEN, "int64", (TOKENS, mixed.chosen))
+        share = Value(start + SHARES, "float32", (TOKENS, mixed.chosen))
+        beside: list[Value] = []
+        if mixture.beside is not None:
+            number, which = mixture.beside
+            beside = [Value(f"{body.next}.mul_{number * layer + which}", "float32", (TOKENS, self.hidden))]
+        reads = [value for letter in kind.reads.replace("a", "") for value in parts[letter]]
+        own = [weight for weight in weights if not weight.name.startswith(start + EXPERTS)]
+        body.region("mixed", reads, [rows, hidden, index, share, *beside], own)
+        result = Value(f"{start}{EXPERTS}out", "float32", (TOKENS, self.hidden))
+        stacks = tuple(weight.name for weight in weights if weight not in own)
+        path = start + EXPERTS.removesuffix(".")
+        body.stages.append(ExpertsStage(path, "experts_0", hidden.name, index.name, share.name, result, stacks))
+        return {"a": parts["a"], "r": [rows], "o": [result], "p": beside}, ()
+
+    @property
+    def _sums(self) -> int:
+        """Nodes of a captured layer that are called ``add``."""
+        return self.kind.sums + (self.mixed.experts if self.mixed is not None and self._gathered is None else 0)
+
+    @property
+    def _gathered(self) -> ExpertsEngine | None:
+        """The engine of experts, unless all of them on all tokens cost less, or there are none."""
+        if self.mixed is None:
+            return None
+        sizes = self.mixed.experts, self.mixed.chosen, self.hidden, self.mixed.inner
+        engine = ExpertsEngine("experts_0", *sizes, "silu", "halves", 0.0, 0.0, 0, 0, self.block, "float32")
+        return None if dense_is_cheaper(engine) else engine
 
     def _tables(self) -> Weights:
         """The weights of embeddings and positions."""
         kind = self.kind
         frequencies = kind.gemma.frequencies if kind.gemma else ("inv_freq",) if kind.turned else ()
-        scale: Weights = [("model.embed_tokens.embed_scale", ())] if kind.gemma else []
-        places: Weights = [(PLACES, (kind.places, self.hidden))] if kind.places else []
+        scale = [Port("model.embed_tokens.embed_scale", "float32", ())] if kind.gemma else []
+        places = [Port(PLACES, "float32", (kind.places, self.hidden))] if kind.places else []
         return [
-            (TABLE if self.tied else kind.naming.table, self._table),
+            self._table(TABLE if self.tied else kind.naming.table),
             *places,
             *scale,
-            *((kind.naming.angles + name, (self._turned // 2,)) for name in frequencies),
+            *(Port(kind.naming.angles + name, "float32", (self.turned // 2,)) for name in frequencies),
             *self._weights(kind.tables),
         ]
-
-    @property
-    def _turned(self) -> int:
-        """The width of a head that rotary positions turn."""
-        return int(self.head_dim * self.kind.turned)
 
     def _angles(self) -> list[list[Value]]:
         """Cosines and sines: of the layers that see all tokens, and of the others where theirs differ."""
@@ -117,16 +188,17 @@ class Decoder:
             return [[]]
         first, pairs = (2, len(kind.gemma.frequencies)) if kind.gemma else (1, 1)
         return [
-            [self._rows(f"region_0.mul_{first + 3 * pair + at}", self._turned) for at in range(2)]
+            [self._rows(f"region_0.mul_{first + 3 * pair + at}", self.turned) for at in range(2)]
             for pair in range(pairs)
         ]
 
     def _sees_all(self, layer: int) -> bool:
-        return self.kind.gemma is None or (layer + 1) % self.kind.gemma.period == 0
+        if self.kind.gemma is not None:
+            return (layer + 1) % self.kind.gemma.period == 0
+        return not self.kind.window
 
-    @property
-    def _table(self) -> tuple[int, int]:
-        return self.vocabulary, self.hidden
+    def _table(self, name: str) -> Port:
+        return Port(name, "float32", (self.vocabulary, self.hidden))
 
     def _rows(self, name: str, width: int) -> Value:
         return Value(name, "float32", (1, TOKENS, width))
@@ -146,12 +218,12 @@ class Decoder:
         }
         return [found[letter] for letter in self.kind.operands]
 
-    def _beside(self, layer: int) -> Value | None:
+    def _beside(self, body: _Body, layer: int) -> list[Value]:
         """What a layer computes beside its attention."""
         if self.kind.beside is None:
-            return None
-        number, which = self.kind.beside
-        return self._rows(f"region_{layer}.linear_{number * layer + which}", self.hidden)
+            return []
+        node, number, which = self.kind.beside
+        return [self._rows(f"{body.next}.{node}_{number * layer + which}", self.hidden)]
 
     def _attention(self, layer: int) -> AttentionStage:
         module = self._module(layer)
@@ -179,12 +251,23 @@ class Decoder:
 
     def _weights(self, written: Sequence[str], layer: int | None = None) -> Weights:
         """What is written as names and letters: of a layer, or of the model."""
-        sizes = {"h": self.hidden, "i": self.inner, "j": 4 * self.hidden, "d": self.head_dim, "g": 2 * self.inner}
-        sizes |= {"q": self.heads * self.head_dim, "k": self.kv_heads * self.head_dim}
-        sizes["f"] = sizes["q"] + 2 * sizes["k"]
         start = "" if layer is None else self.kind.naming.layer.format(layer)
-        pairs = (weight.split() for weight in written)
-        return [(start + name, tuple(sizes[letter] for letter in shape)) for name, shape in pairs]
+        counted = (layer or 0) * sum("{}" in weight for weight in written)
+        found: list[Port] = []
+        for name, letters, dtype in ((*weight.split(), "float32")[:3] for weight in written):
+            if "{}" in name:
+                name, counted = name.format(counted), counted + 1
+            found.append(Port(start + name, dtype, tuple(self._letters[letter] for letter in letters)))
+        return found
+
+    @property
+    def _letters(self) -> Mapping[str, int]:
+        """The sizes by the letters of :mod:`~twoheads.compiler.known.kinds`."""
+        sizes = {"1": 1, "h": self.hidden, "i": self.inner, "j": 4 * self.hidden, "d": self.head_dim}
+        sizes |= {"g": 2 * self.inner, "q": self.heads * self.head_dim, "k": self.kv_heads * self.head_dim}
+        if (mixed := self.mixed) is not None:
+            sizes |= {"e": mixed.experts, "x": mixed.inner, "y": 2 * mixed.inner, "s": mixed.shared}
+        return sizes | {"f": sizes["q"] + 2 * sizes["k"]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,18 +294,43 @@ class _Regions:
         """A stage; its engine is added where it is the first of its role. Of weights the first are ``looked_up``."""
         if role not in self.engines:
             name = role if role == "head" else f"tokenwise_{len(self.engines)}"
-            flops = 2 * self.block * sum(prod(shape) for _, shape in weights[looked_up:] if len(shape) == 2)
-            ports = tuple(Port(_without_layer(name), "float32", shape) for name, shape in weights)
+            products = (port for port in weights[looked_up:] if len(port.shape) >= MATRIX)
+            flops = 2 * self.block * sum(prod(port.shape) for port in products)
+            ports = tuple(replace(port, name=_without_layer(port.name)) for port in weights)
             self.engines[role] = TokenwiseEngine(
                 name, self._ports("input", reads), self._ports("output", gives), ports, flops
             )
-        named = tuple(value.name for value in reads), tuple(gives), tuple(name for name, _ in weights)
+        named = tuple(value.name for value in reads), tuple(gives), tuple(port.name for port in weights)
         return TokenwiseStage(stage, self.engines[role].name, *named)
 
     def _ports(self, name: str, values: Sequence[Value]) -> tuple[Port, ...]:
         shapes = [tuple(self.block if dim == TOKENS else int(dim) for dim in value.shape) for value in values]
         dtypes = [value.dtype for value in values]
         return tuple(Port(f"{name}_{at}", *found) for at, found in enumerate(zip(dtypes, shapes, strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Body:
+    """The stages of a body so far.
+
+    Attributes:
+        regions: The token-wise ones of them, and their engines.
+        stages: All, in order.
+    """
+
+    regions: _Regions
+    stages: list[Stage] = field(default_factory=list[Stage])
+
+    @property
+    def next(self) -> str:
+        """The name of the next region."""
+        return f"region_{sum(isinstance(stage, TokenwiseStage) for stage in self.stages)}"
+
+    def region(
+        self, role: str, reads: Sequence[Value], gives: Sequence[Value], weights: Weights, *, looked_up: int = 0
+    ) -> None:
+        """Adds a region; see :meth:`_Regions.add`."""
+        self.stages.append(self.regions.add(role, self.next, reads, gives, weights, looked_up))
 
 
 def _without_layer(name: str) -> str:

@@ -4,19 +4,25 @@ A weight is written as its name in a layer and its shape, a letter a dimension:
 
 * ``h`` hidden states, ``i`` the inner width of the product, ``j`` four hidden widths;
 * ``q``, ``k`` all heads of queries, of keys (or values), ``f`` queries, keys and values side by side;
-* ``d`` a head, ``g`` gate and inner width side by side.
+* ``d`` a head, ``g`` gate and inner width side by side, ``1`` one;
+* ``e`` the experts of a layer, ``x`` the inner width of one, ``y`` two of these, ``s`` that of what all tokens share.
+
+A third word is the type of its numbers, where that is not float32. ``{}`` in a name counts on from layer to layer.
 
 What a region reads is a text as well: ``a`` angles of rotary positions, ``r`` the rows of the layer before, ``o`` what
-its attention gave, ``p`` what was computed beside the attention.
+its attention (or its experts) gave, ``p`` what was computed beside it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-__all__ = ["GEMMA_SCALE", "KEY_LENGTH", "KINDS", "WINDOW", "Gemma", "Kind", "Naming", "kind_of"]
+__all__ = ["GEMMA_SCALE", "KEY_LENGTH", "KINDS", "TURNED", "WINDOW", "Gemma", "Kind", "Mixture", "Naming", "kind_of"]
 
 KEY_LENGTH, WINDOW = "attention.key_length", "attention.sliding_window"
+
+TURNED = "rope.dimension_count"
+"""The entry that says how wide the part of a head is which rotary positions turn."""
 
 GEMMA_SCALE = 256**-0.5
 """What the library multiplies the scores of any Gemma with that is read from a header."""
@@ -43,6 +49,7 @@ class Naming:
 
 OF_GPT = Naming("transformer.h.{}.", "attn", "transformer.wte.weight", "")
 OF_BLOOM = Naming("transformer.h.{}.", "self_attention", "transformer.word_embeddings.weight", "")
+OF_FALCON = replace(OF_BLOOM, angles="transformer.rotary_emb.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +68,28 @@ class Gemma:
 
 
 @dataclass(frozen=True, slots=True)
+class Mixture:
+    """Experts of a layer, of which each token takes some: gated by ``silu``, gate and inner width side by side.
+
+    Where they are gathered by expert they stand between two regions; where that costs more, within one.
+
+    Attributes:
+        sums: Nodes of a captured layer that are called ``add``, where they are gathered; else each adds one.
+        before: Of these, how many come before the experts.
+        beside: Of nodes called ``mul`` in a layer their number, and which one is computed beside the experts; or
+            ``None``.
+        inner: The entry that says the inner width of one, and what the library takes where a file says nothing.
+        shared: The same of what all tokens share; ``None`` where there is none.
+    """
+
+    sums: int
+    before: int
+    inner: tuple[str, int | None]
+    shared: tuple[str, int] | None = None
+    beside: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Kind:
     """An architecture.
 
@@ -71,14 +100,15 @@ class Kind:
         sums: Nodes of a captured layer that are called ``add``.
         head_dim: The entry that says the width of a head, or the width that the library takes whatever the file says;
             where there is neither, the width of the hidden states is divided by the heads.
-        turned: The share of a head that rotary positions turn; 0 without them.
+        turned: The share of a head that rotary positions turn, or the entry that says how wide it is; 0 without them.
         operands: The order in which a region gives queries, keys and values.
         reads: What a region reads of the one before it, in order.
         first_reads: What the second region reads, where that is another order.
         begins: The node that gives the first region's rows.
         begins_with: Nodes called ``add`` before the first layer.
         tables: Weights that are read for the first rows, beside the table of tokens.
-        beside: Of nodes called ``linear`` in a layer their number, and which one is computed beside the attention.
+        beside: What nodes are called of which one is computed beside the attention, their number in a layer, and which
+            one it is; or ``None``.
         naming: What it calls its parts.
         places: Rows of a learned table of positions, whatever the file says; 0 without one.
         slope: Scores have a bias by distance.
@@ -88,6 +118,9 @@ class Kind:
         counted: Whether the library counts the vocabulary's tokens, and reads no entry that says how many there are.
         padding: The token that fills up, where a file names none; it is one of the vocabulary.
         gemma: What its layers have besides, or ``None``.
+        mixture: The experts of its layers, or ``None``.
+        window: Tokens that all layers see, whatever the file says; 0 for all.
+        one_key_head: Whether the library reads one head of keys, whatever the file says.
         others: Entries that it may have besides, which the library does not read.
     """
 
@@ -96,14 +129,14 @@ class Kind:
     last: Weights
     sums: int
     head_dim: str | int | None = None
-    turned: float = 1.0
+    turned: float | str = 1.0
     operands: str = "vqk"
     reads: str = "aro"
     first_reads: str | None = None
     begins: str = "embedding"
     begins_with: int = 0
     tables: Weights = ()
-    beside: tuple[int, int] | None = None
+    beside: tuple[str, int, int] | None = None
     naming: Naming = Naming()
     places: int = 0
     slope: bool = False
@@ -113,6 +146,9 @@ class Kind:
     counted: bool = False
     padding: int = 0
     gemma: Gemma | None = None
+    mixture: Mixture | None = None
+    window: int = 0
+    one_key_head: bool = False
     others: tuple[str, ...] = ()
 
 
@@ -139,8 +175,16 @@ GATED = ("mlp.gate_proj.weight ih", "mlp.up_proj.weight ih", "mlp.down_proj.weig
 AFTER = (OUT, BEHIND, *GATED)
 OF_GEMMA = (OUT, BEHIND, "pre_feedforward_layernorm.weight h", *GATED, "post_feedforward_layernorm.weight h")
 
+EXPERTS = ("mlp.experts.gate_up_proj eyh", "mlp.experts.down_proj ehx")
+SHARED = tuple(
+    f"mlp.shared_expert.{part}_proj.weight {shape}" for part, shape in (("gate", "sh"), ("up", "sh"), ("down", "hs"))
+)
+
+LLAMA = Kind((BEFORE, QUERY, KEY, VALUE), AFTER, (LAST,), 6, TURNED)
+
 KINDS = {
-    "llama": Kind((BEFORE, QUERY, KEY, VALUE), AFTER, (LAST,), 6, "rope.dimension_count"),
+    "llama": LLAMA,
+    "mistral": replace(LLAMA, window=4096),
     "qwen2": Kind((BEFORE, *_biased(QUERY, KEY, VALUE)), AFTER, (LAST,), 6),
     "qwen3": Kind((BEFORE, QUERY, NORMS[0], KEY, NORMS[1], VALUE), AFTER, (LAST,), 8, 128),
     "gemma2": Kind(
@@ -229,13 +273,59 @@ KINDS = {
         tied=True,
         context=False,
     ),
+    "falcon": Kind(
+        (
+            *_biased(BEFORE),
+            "self_attention.query_key_value.weight fh",
+            *("self_attention.lifted_tensor_{} 1 int64",) * 2,
+            "mlp.dense_h_to_4h.weight jh",
+            "mlp.dense_4h_to_h.weight hj",
+        ),
+        ("self_attention.dense.weight hh",),
+        _biased("transformer.ln_f.weight h"),
+        3,
+        reads="aopr",
+        begins_with=2,
+        beside=("matmul", 4, 3),
+        naming=OF_FALCON,
+        tied=True,
+        one_key_head=True,
+        others=("tensor_data_layout",),
+    ),
+    "qwen2moe": Kind(
+        (BEFORE, *_biased(QUERY, KEY, VALUE)),
+        (OUT, BEHIND, *SHARED, "mlp.gate.weight eh", *EXPERTS, "mlp.shared_expert_gate.weight 1h"),
+        (LAST,),
+        7,
+        mixture=Mixture(
+            7, 4, ("expert_feed_forward_length", 1408), ("expert_shared_feed_forward_length", 5632), (10, 15)
+        ),
+    ),
+    "qwen3moe": Kind(
+        (BEFORE, QUERY, NORMS[0], KEY, NORMS[1], VALUE),
+        (OUT, BEHIND, "mlp.gate.weight eh", *EXPERTS),
+        (LAST,),
+        8,
+        KEY_LENGTH,
+        mixture=Mixture(8, 6, ("expert_feed_forward_length", 768)),
+    ),
+    "minimax-m2": Kind(
+        (BEFORE, QUERY, "self_attn.q_norm.weight q", KEY, "self_attn.k_norm.weight k", VALUE),
+        (OUT, BEHIND, "mlp.gate.weight eh", "mlp.e_score_correction_bias e", *EXPERTS),
+        (LAST,),
+        9,
+        KEY_LENGTH,
+        TURNED,
+        mixture=Mixture(9, 6, ("feed_forward_length", None)),
+        others=("expert_gating_func", "expert_feed_forward_length"),
+    ),
 }
 
 
-def kind_of(architecture: str, tensors: frozenset[str]) -> Kind | None:
-    """The kind of a file's architecture, of which the tensors may tell more; ``None`` where it is not known."""
-    if architecture != "stablelm":
-        return KINDS.get(architecture)
+def kind_of(architecture: str, name: str, tensors: frozenset[str]) -> Kind | None:
+    """The kind of a file's architecture, of which name and tensors may tell more; ``None`` where it is not known."""
+    if architecture != "stablelm":  # the library reads a Llama of this name, and of no longer one, as another model
+        return KINDS.get("mistral" if (architecture, name) == ("llama", "mistral") else architecture)
     if any("attn_q_norm" in name for name in tensors):  # which the library does not read
         return None
     biased = any(f"attn_{part}.bias" in name for name in tensors for part in "qkv")
@@ -243,5 +333,5 @@ def kind_of(architecture: str, tensors: frozenset[str]) -> Kind | None:
     if any("ffn_norm" in name for name in tensors):
         kind = Kind(before, (OUT, *_biased(BEHIND), *GATED), _biased(LAST), 4, reads="aor")
     else:  # the product beside the attention
-        kind = Kind((*before, *GATED), (OUT,), _biased(LAST), 4, reads="aopr", beside=(7, 6))
+        kind = Kind((*before, *GATED), (OUT,), _biased(LAST), 4, reads="aopr", beside=("linear", 7, 6))
     return replace(kind, turned=0.25, others=("use_parallel_residual",))

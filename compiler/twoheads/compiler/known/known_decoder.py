@@ -9,15 +9,20 @@ all others are.
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TypeAlias
 
 from twoheads.compiler.frontend.torch.weights.gguf_header import GgufFacts, gguf_facts
-from twoheads.compiler.known.decoder import Decoder
-from twoheads.compiler.known.kinds import KEY_LENGTH, WINDOW, kind_of
+from twoheads.compiler.known.decoder import Decoder, Experts
+from twoheads.compiler.known.kinds import KEY_LENGTH, TURNED, WINDOW, Kind, Mixture, kind_of
 from twoheads.graphs.program.program import Program
 
 __all__ = ["known_decoder"]
+
+Said: TypeAlias = "int | float | str | None"
+"""The value of an entry."""
 
 LIBRARY, READ_BY = "transformers", "5."
 """Whose reading of a header this is, and of which versions."""
@@ -34,14 +39,17 @@ SIZES = (
 )
 """Entries of an architecture that every known file has."""
 
-WIDTHS, TURNED = (KEY_LENGTH, "attention.value_length"), "rope.dimension_count"
-"""Entries that say the width of a head once more, and that of its part which rotary positions turn."""
+WIDTHS = KEY_LENGTH, "attention.value_length"
+"""Entries that say the width of a head once more."""
 
 OTHERS = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "rope.freq_base", "vocab_size")
 """Entries that it may have besides; but for the last they change nothing in a program."""
 
 OF_GEMMA = (WINDOW, "attn_logit_softcapping", "final_logit_softcapping", "rope.scaling.type", "rope.scaling.factor")
 """Entries that a Gemma may have; of these the library reads the first."""
+
+COUNTS = ("expert_count", "expert_used_count")
+"""Entries of mixtures: the experts of a layer, and those of a token."""
 
 PADDING = "tokenizer.ggml.padding_token_id"
 
@@ -70,8 +78,8 @@ def known_decoder(path: Path, block: int, tile: int) -> Program | None:
 def _decoder(facts: GgufFacts, block: int) -> Decoder | None:
     """What a header says, if it is of a known kind and says nothing else."""
     architecture, name = str(facts.entries.get("general.architecture")), str(facts.entries.get("general.name"))
-    kind = kind_of(architecture, frozenset(facts.tensors))
-    if kind is None or "mistral" in name.lower():  # the library may read a Llama of that name as another model
+    kind = kind_of(architecture, name, frozenset(facts.tensors))
+    if kind is None:
         return None
     own = {key: value for key, value in facts.entries.items() if not key.startswith(ASIDE)}
     own = {key.removeprefix(f"{architecture}."): value for key, value in own.items()}
@@ -79,29 +87,55 @@ def _decoder(facts: GgufFacts, block: int) -> Decoder | None:
         own.setdefault(KV_HEADS, own.get(HEADS))
     found = [*map(own.get, SIZES), facts.tokens if kind.counted else own.get("vocab_size", facts.tokens)]
     sizes = [size for size in found if type(size) is int and size > 0]
-    allowed = {*SIZES, *WIDTHS, TURNED, *OTHERS, *kind.others, *(OF_GEMMA if kind.gemma else ())}
-    if len(sizes) < len(found) or own.keys() - allowed or (kind.counted and "vocab_size" in own):
+    if len(sizes) < len(found) or own.keys() - _entries(kind) or (kind.counted and "vocab_size" in own):
         return None
     layers, context, hidden, inner, heads, kv_heads, vocabulary = sizes
-    head_dim: object = hidden // heads if kind.head_dim is None else kind.head_dim
-    if isinstance(head_dim, str):
-        head_dim = own.get(head_dim, hidden // heads)
-    if type(head_dim) is not int or any(own.get(name, head_dim) != head_dim for name in WIDTHS):
+    head_dim = _width(own, kind.head_dim, hidden // heads)
+    turned = _width(own, kind.turned, None) if isinstance(kind.turned, str) else int(head_dim * kind.turned)
+    mixed = None if kind.mixture is None else _experts(own, kind.mixture)
+    if head_dim < 2 or any(own.get(entry, head_dim) != head_dim for entry in WIDTHS):
         return None
-    turned = int(head_dim * kind.turned)
-    if own.get(TURNED, head_dim) not in (head_dim, turned):
+    if (
+        own.get(TURNED, head_dim) not in (head_dim, turned)
+        or turned % 2
+        or (kind.turned and not 0 < turned <= head_dim)
+    ):
         return None
-    if layers < 2 or hidden % heads or heads % kv_heads or head_dim < 2 or turned % 2 or (kind.turned and not turned):
+    if layers < 2 or hidden % heads or heads % kv_heads or (kind.heads_alike and kv_heads != heads):
         return None
-    if kind.heads_alike and kv_heads != heads:
+    if kind.one_key_head and (kv_heads != 1 or heads == 1):
         return None
     padding = facts.entries.get(PADDING, kind.padding)
-    if type(padding) is not int or not 0 <= padding < vocabulary:
+    if type(padding) is not int or not 0 <= padding < vocabulary or (kind.mixture and mixed is None):
         return None
     tied = kind.tied or "output.weight" not in facts.tensors
-    window = own.get(WINDOW, 0)
+    window = own.get(WINDOW, kind.window)
     if type(window) is not int or (kind.gemma and not (window > 0 and tied and KEY_LENGTH in own)):
         return None
     if kind.gemma and layers < kind.gemma.period:
         return None
-    return Decoder(kind, block, layers, context, hidden, inner, heads, kv_heads, head_dim, vocabulary, window, tied)
+    widths = context, hidden, inner, heads, kv_heads, head_dim, vocabulary, turned
+    return Decoder(kind, block, layers, *widths, window, tied, mixed)
+
+
+def _entries(kind: Kind) -> set[str]:
+    """What a file of ``kind`` may say."""
+    mixture = kind.mixture
+    read = () if mixture is None else (*COUNTS, mixture.inner[0], *((mixture.shared[0],) if mixture.shared else ()))
+    return {*SIZES, *WIDTHS, TURNED, *OTHERS, *kind.others, *(OF_GEMMA if kind.gemma else ()), *read}
+
+
+def _width(own: Mapping[str, Said], entry: str | int | None, otherwise: int | None) -> int:
+    """What ``entry`` says, or the number that it is, or else ``otherwise``; 0 for what is no width."""
+    width = own.get(entry, otherwise) if isinstance(entry, str) else otherwise if entry is None else entry
+    return width if type(width) is int and width > 0 else 0
+
+
+def _experts(own: Mapping[str, Said], mixture: Mixture) -> Experts | None:
+    """The sizes of the experts; ``None`` where one is missing or no size."""
+    shared = mixture.shared
+    sizes = [_width(own, entry, None) for entry in COUNTS]
+    sizes += [_width(own, *mixture.inner), 0 if shared is None else _width(own, *shared)]
+    found = Experts(*sizes)
+    known = 0 < found.chosen <= found.experts and found.inner and bool(found.shared) == (shared is not None)
+    return found if known else None

@@ -216,6 +216,7 @@ def _ragged_chunks(left: int, right: int, chunk: int, grid: _Grid) -> _Sum:
     )
 
 
+@lru_cache(maxsize=1 << 6)
 def count_visible_pairs(mask: Mask, length: int) -> int:
     """The (query, key) pairs of an input of ``length`` tokens that ``mask`` shows."""
     if mask == Full():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from twoheads.graphs.costs.call_formulas import Formula
 from twoheads.graphs.program.engines.experts import ExpertsEngine, fewest_calls, most_calls, row_calls
@@ -40,6 +41,7 @@ def even_calls(engine: ExpertsEngine, tokens: int) -> tuple[int, ...]:
     return row_calls(sizes, rows) * (used - more) + row_calls(sizes, rows + 1) * more
 
 
+@lru_cache(maxsize=1 << 8)
 def expert_costs(engine: ExpertsEngine, tokens: int) -> ExpertCosts:
     """The costs of a mixture on ``tokens`` tokens."""
     sizes, most = even_calls(engine, tokens), most_calls(engine, tokens)
@@ -49,7 +51,7 @@ def expert_costs(engine: ExpertsEngine, tokens: int) -> ExpertCosts:
         calls=most,
         formula=Formula(text, most),
         flops=sum(sizes) * engine.row_flops,
-        bytes_moved=sum(size * rows + engine.expert_bytes for size in sizes),
+        bytes_moved=sum(sizes) * rows + len(sizes) * engine.expert_bytes,
         read=min(engine.experts, tokens * engine.chosen),
     )
 

@@ -19,9 +19,17 @@ from twoheads.graphs.errors import CompileError
 WORDS = 37
 
 
-def write(path: Path, *, vocabulary: int | None, head: bool, experts: int | None = None) -> Path:
-    """The header of a tiny Llama with a tokenizer of :data:`WORDS`, and a few of its tensors."""
-    writer = gguf.GGUFWriter(path, "llama")
+def write(
+    path: Path,
+    *,
+    vocabulary: int | None,
+    head: bool,
+    experts: int | None = None,
+    architecture: str = "llama",
+    inner: tuple[int, int] | None = None,
+) -> Path:
+    """The header of a tiny model with a tokenizer of :data:`WORDS`, and a few of its tensors."""
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_name("tiny")
     writer.add_array("general.tags", ["one", "two", "three"])
     writer.add_context_length(64)
@@ -33,6 +41,9 @@ def write(path: Path, *, vocabulary: int | None, head: bool, experts: int | None
     writer.add_layer_norm_rms_eps(1e-5)
     if experts is not None:
         writer.add_expert_count(experts)
+    if inner is not None:
+        writer.add_expert_feed_forward_length(inner[0])
+        writer.add_expert_shared_feed_forward_length(inner[1])
     if vocabulary is not None:
         writer.add_vocab_size(vocabulary)
     writer.add_tokenizer_model("llama")
@@ -59,6 +70,24 @@ def test_a_mixture_that_the_library_takes_for_dense_is_refused(tmp_path: Path) -
     path = write(tmp_path / "model.gguf", vocabulary=None, head=True, experts=8)
     with pytest.raises(CompileError, match="mixes 8 experts"):
         plan_model(path, block_size=16)
+
+
+def test_what_the_library_misreads_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    for architecture, words in (("falcon", "2 heads of keys"), ("gpt-oss", "neither the experts")):
+        write(path, vocabulary=None, head=True, architecture=architecture)
+        with pytest.raises(CompileError, match=words):
+            plan_model(path, block_size=16)
+
+
+def test_widths_of_experts_are_those_of_the_file(tmp_path: Path) -> None:
+    """The library has the widths of one model for all."""
+    path = write(
+        tmp_path / "model.gguf", vocabulary=None, head=True, experts=4, architecture="qwen2moe", inner=(24, 56)
+    )
+    found = gguf_config(path)
+    assert (found.moe_intermediate_size, found.shared_expert_intermediate_size) == (24, 56)
+    assert found.vocab_size == WORDS
 
 
 @pytest.mark.parametrize("vocabulary", [None, 41])

@@ -39,8 +39,20 @@ CUT = 2
 MOST_DIMENSIONS = 8
 """Of a tensor; the library has 4."""
 
+UNREAD = {
+    "qwen2moe.expert_feed_forward_length": "moe_intermediate_size",
+    "qwen2moe.expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+    "qwen3moe.expert_feed_forward_length": "moe_intermediate_size",
+}
+"""What the library does not read, and calls so in its configurations: it would take one model's widths for all."""
+
+FOLDER = "compile the model's Hugging Face folder"
+
 LLAMA_EXPERTS = "llama.expert_count"
 """Of a Mixtral, which is called a Llama."""
+
+FALCON_KEYS = "falcon.attention.head_count_kv"
+"""Heads of keys: the library reads a Falcon of one."""
 
 STRING, ARRAY = 8, 9
 FORMATS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
@@ -60,7 +72,7 @@ def gguf_config(path: Path) -> Any:
 
     with lean_gguf(path) as lean:
         file = lean.path
-        options = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
+        options = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False, **lean.unread}
         config: Any = AutoConfig.from_pretrained(file.parent, **options)
         # Where the header has no size of the vocabulary, the library counts the tokens.
         return (
@@ -95,11 +107,19 @@ def check_gguf(path: Path) -> None:
         except (ValueError, KeyError, struct.error) as error:
             problem = f"has a header that is damaged: {error!s:.100}"
             raise CompileError(str(path), problem, "download it again") from None
-    if header.entries.get(LLAMA_EXPERTS):
-        problem = (
-            f"mixes {header.entries[LLAMA_EXPERTS]} experts, and transformers reads a dense Llama from such a file"
-        )
-        raise CompileError(str(path), problem, "compile the model's Hugging Face folder")
+    if (misread := _misread(header.entries)) is not None:
+        raise CompileError(str(path), misread, FOLDER)
+
+
+def _misread(entries: Mapping[str, int | float | str | None]) -> str | None:
+    """What the library takes for something else in a file of these entries, or can't read."""
+    if entries.get(LLAMA_EXPERTS):
+        return f"mixes {entries[LLAMA_EXPERTS]} experts, and transformers reads a dense Llama from such a file"
+    if entries.get(FALCON_KEYS, 1) != 1:
+        return f"has {entries[FALCON_KEYS]} heads of keys, and transformers reads a Falcon of one from such a file"
+    if entries.get("general.architecture") == "gpt-oss":
+        return "is a gpt-oss, of which transformers reads neither the experts nor the rotary positions from such a file"
+    return None
 
 
 def _counted(config: Any) -> bool:
@@ -153,11 +173,13 @@ class LeanGguf:
     Attributes:
         path: The file; what its tensors hold is a hole in it.
         tokens: How many tokens the whole list has.
+        unread: What the library leaves out and its configurations hold, by their names.
         header_bytes: Of the original's header: its tensors begin at the next multiple of its alignment.
     """
 
     path: Path
     tokens: int
+    unread: Mapping[str, Any]
     header_bytes: int
 
 
@@ -176,7 +198,8 @@ def lean_gguf(path: Path) -> Generator[LeanGguf]:
             with lean.open("wb") as out:
                 out.writelines(parts)
                 out.truncate(len(data))
-            yield LeanGguf(lean, tokens, header.at)
+            unread = {name: header.entries[entry] for entry, name in UNREAD.items() if entry in header.entries}
+            yield LeanGguf(lean, tokens, unread, header.at)
 
 
 @dataclass
