@@ -43,6 +43,7 @@ class InProcess:
         workers: How many.
         losses: After how many calls which worker is lost; the result of that call is lost too, if it is that worker's.
         seed: Of the order in which calls end.
+        limited: Whether memory is.
     """
 
     def __init__(
@@ -52,6 +53,8 @@ class InProcess:
         losses: Mapping[int, int] | None = None,
         seed: int = 0,
         key_tile: int | None = None,
+        *,
+        limited: bool = False,
     ) -> None:
         self.count = workers
         self.alive = set(range(workers))
@@ -63,7 +66,7 @@ class InProcess:
         self._numbers = count()
         identity = sha256((Path(path) / "manifest.json").read_bytes()).hexdigest()
         width = key_tile or read_bundle(path, check="size").program.key_tile
-        opening = Opening(str(path), "size", "onnxruntime", "f32", identity, width)
+        opening = Opening(str(path), "size", "onnxruntime", "f32", identity, width, limited)
         self._workers = [Worker(opening, 2, _Objects(self, number)) for number in range(workers)]
 
     @property

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.runtime.axes_models import BLOCK, WIDTH, classifier, convolution, counted_positions, encoder_decoder, image
 from tests.runtime.cluster.in_process import InProcess
+from tests.runtime.open_engines import watch_open_engines
 from tests.runtime.runs.test_first_fault import poke
 from tests.runtime.scan_models import ScanModel
 from tests.runtime.tiny_bundle import write_tiny
@@ -21,8 +22,9 @@ from twoheads.graphs.errors import InputError, TwoheadsError
 from twoheads.graphs.prediction.worker_holdings import worker_holdings
 from twoheads.graphs.program.program import Pooling
 from twoheads.graphs.schedule.placement import place
+from twoheads.graphs.schedule.spill import plan_spill
 from twoheads.runtime import LoadedBundle, load
-from twoheads.runtime.cluster.executor import ClusterExecutor, check_program
+from twoheads.runtime.cluster.executor import ClusterExecutor, check_program, most_held
 from twoheads.runtime.inputs.requests import read_inputs
 from twoheads.runtime.runs.execute import execute
 from twoheads.runtime.runs.groups import Group
@@ -140,6 +142,33 @@ def test_calls_that_are_repeated_are_told_as_such(bundles):
     assert report.repeated_calls == expected.repeated_calls > 0
     assert report.engine_calls - report.repeated_calls == report.formula_calls
     assert told.recomputed_calls == 0
+
+
+@pytest.mark.parametrize("losses", [{}, {11: 1, 23: 0}])
+def test_weights_that_do_not_fit_are_in_a_worker_for_their_stage_only(tmp_path, monkeypatch, losses):
+    tiny = Tiny(layers=6, width=64)
+    path, tokens = write_tiny(tmp_path / "bundle", tiny), random_tokens(tiny, 90)
+    expected = load(path, threads=2).run(tokens, output="logits").array
+    opened = watch_open_engines(monkeypatch)
+    schedule = load(path, threads=2).schedule(len(tokens), "logits", by_blocks=True)
+    held = most_held(schedule, 3)
+    whole = schedule.memory.total - schedule.memory.values + held
+    streamed = plan_spill(schedule, limit=whole - 1, disk=False, workers=2, held=held)
+    assert streamed.memory is not None
+    assert (streamed.streamed, streamed.memory.values) == (True, held)
+    alone = plan_spill(schedule, limit=streamed.memory.total - 1, disk=False, workers=2, held=held).memory
+    assert alone is not None
+    for limit, stages in ((whole, 8), (whole - 1, 2), (streamed.memory.total - 1, 1)):
+        opened[0] = 0
+        bundle = load(path, threads=2, memory_limit=limit)
+        _, array, report, told = run(bundle, InProcess(path, 3, losses, limited=True), tokens, "logits")
+        np.testing.assert_array_equal(array, expected)
+        assert told.lost_workers == len(losses)
+        assert report.engine_calls - report.repeated_calls == report.formula_calls + told.recomputed_calls
+        assert opened[0] <= len(bundle.program.head) + stages
+        assert opened[0] > 1 or stages < 2
+    with pytest.raises(InputError, match="nothing can be spilled"):
+        run(load(path, threads=2, memory_limit=alone.total - 1), InProcess(path, 3, limited=True), tokens, "logits")
 
 
 @pytest.mark.parametrize("name", ["causal", "windows", "wide tiles", "cross", "pooled", "scans"])

@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import pytest
 
+from tests.runtime.open_engines import watch_open_engines
 from tests.runtime.tiny_bundle import write_tiny
 from tests.runtime.tiny_model import Tiny, random_tokens
 from twoheads.graphs.errors import BundleError, InputError
@@ -14,7 +15,6 @@ from twoheads.graphs.schedule.spill import plan_spill
 from twoheads.runtime import Job, load
 from twoheads.runtime.bundle.token_table import TokenTable
 from twoheads.runtime.bundle.weights import Weights
-from twoheads.runtime.execution.engine_pool import EnginePool
 
 TINY = Tiny(layers=8, width=64)
 TOKENS = random_tokens(TINY, 150)
@@ -45,17 +45,7 @@ def least(bundle, output="logits"):
 
 @pytest.fixture
 def most_open(monkeypatch):
-    """The most engines with weights that were open when another one was asked for."""
-    seen = [0]
-    opened = EnginePool.tokenwise
-
-    def tokenwise(self, stage):
-        handle = opened(self, stage)
-        seen[0] = max(seen[0], sum(bool(weights) for _, _, weights in self.opened))
-        return handle
-
-    monkeypatch.setattr(EnginePool, "tokenwise", tokenwise)
-    return seen
+    return watch_open_engines(monkeypatch)
 
 
 @pytest.mark.parametrize(("most", "stages"), [(too_little, 2), (least, 1)])

@@ -50,7 +50,9 @@ NOTHING_SPILLED = SpillPlan()
 """All values in memory, whatever they take."""
 
 
-def plan_spill(schedule: Schedule, *, limit: int | None, disk: bool, workers: int) -> SpillPlan:
+def plan_spill(
+    schedule: Schedule, *, limit: int | None, disk: bool, workers: int, held: int | None = None
+) -> SpillPlan:
     """Decides which values live in files.
 
     Args:
@@ -58,11 +60,15 @@ def plan_spill(schedule: Schedule, *, limit: int | None, disk: bool, workers: in
         limit: Bytes of memory that the run may take; ``None`` to spill all that can be.
         disk: Whether there is a folder to spill to.
         workers: Engine calls that run at the same time: each holds a tile of every value it reads and writes.
+        held: Bytes of values in the memory of the machine that has the most of them, where several share a run and
+            none has files; ``None`` for one machine, which has them all.
 
     Raises:
         InputError: The run does not fit, with what it takes and what would help.
     """
-    costs = _Spilling(schedule, workers)
+    if held is not None:
+        schedule = replace(schedule, memory=replace(schedule.memory, values=held))
+    costs = _Spilling(schedule, workers, held)
     plan = SpillPlan(memory=schedule.memory, limit=limit)
     if limit is not None and schedule.memory.total <= limit:
         return plan
@@ -84,9 +90,9 @@ def plan_spill(schedule: Schedule, *, limit: int | None, disk: bool, workers: in
 class _Spilling:
     """The run's memory with any set of values in files."""
 
-    def __init__(self, schedule: Schedule, workers: int) -> None:
+    def __init__(self, schedule: Schedule, workers: int, held: int | None) -> None:
         program = schedule.program
-        self._schedule, self._workers = schedule, workers
+        self._schedule, self._workers, self._held = schedule, workers, held
         self._costs = StageCosts(program, schedule.lengths, schedule.positions)
         self._body, self._head = needed_stages(program, schedule.output)
         released = [name for names in schedule.release_after.values() for name in names]
@@ -102,9 +108,8 @@ class _Spilling:
         self._streamed, self._ahead = self._streamed_memory()
         self.streams = self._streamed.total < schedule.memory.total
         whole = _whole_values(self._body) | ({program.hidden} if schedule.output == "embedding" else set())
-        self.spillable = frozenset(
-            name for name, window in self._window.items() if name not in whole and window < self._bytes[name]
-        )
+        large = {name for name, window in self._window.items() if name not in whole and window < self._bytes[name]}
+        self.spillable = frozenset(large if held is None else ())
 
     def by_size(self) -> Iterable[frozenset[str]]:
         """The spillable values, those of the largest size first."""
@@ -115,7 +120,8 @@ class _Spilling:
         """The plan with ``spilled`` in files, and with weights ``streamed``."""
         resident = self._bytes | {name: self._window[name] for name in spilled}
         on_disk = {name: self._bytes[name] if name in spilled else 0 for name in self._bytes}
-        memory = replace(self._streamed if streamed else self._schedule.memory, values=self._peak(resident))
+        values = self._peak(resident) if self._held is None else self._held
+        memory = replace(self._streamed if streamed else self._schedule.memory, values=values)
         return SpillPlan(spilled, self._peak(on_disk), memory, limit, streamed)
 
     def ahead(self, plan: SpillPlan) -> SpillPlan:

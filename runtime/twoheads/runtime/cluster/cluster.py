@@ -11,8 +11,9 @@ from typing import Any, Self
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InputError
+from twoheads.graphs.schedule.schedule import Schedule
 from twoheads.runtime.backends.registry import HOST_BACKENDS
-from twoheads.runtime.cluster.executor import ClusterExecutor, check_program
+from twoheads.runtime.cluster.executor import ClusterExecutor, check_program, most_held
 from twoheads.runtime.cluster.ray_workers import RayWorkers
 from twoheads.runtime.cluster.transport import Opening
 from twoheads.runtime.inputs.requests import read_inputs
@@ -74,6 +75,10 @@ class Cluster:
         """The process number of every worker that lives, by the worker's number, once a bundle was run."""
         return dict(self._workers.processes)
 
+    def held_bytes(self, schedule: Schedule) -> int:
+        """Bytes of values that one worker holds at most in a run, copies for others' loss among them."""
+        return most_held(schedule, self.workers)
+
     def run(
         self,
         bundle: LoadedBundle,
@@ -91,12 +96,13 @@ class Cluster:
         lost in a run are done without: what they had computed is computed by others.
 
         Raises:
-            InputError: As that method; or the bundle has a memory limit, samples keys, or has no tile engines.
+            InputError: As that method; or the bundle has a folder for values, samples keys, or has no tile engines; or
+                a worker's share does not fit into the bundle's memory limit, with the weights of a stage at a time.
             BundleError: The bundle is not the same on all nodes.
             TwoheadsError: All workers were lost.
         """
-        if bundle.memory_limit is not None or bundle.spill is not None:
-            raise InputError("cluster", "keeps values in its object store", "load without memory_limit and spill")
+        if bundle.spill is not None:
+            raise InputError("cluster", "keeps values in its object store", "load without spill")
         if bundle.backend not in HOST_BACKENDS:
             raise InputError(
                 "cluster", f"workers know no backend {bundle.backend}", f"use one of: {', '.join(HOST_BACKENDS)}"
@@ -111,9 +117,10 @@ class Cluster:
             attention_mask=attention_mask,
             documents=documents,
         )
-        path = os.path.abspath(bundle.path)
-        width = bundle.program.key_tile
-        alive = self._workers.load(Opening(path, self._check, bundle.backend, bundle.precision, bundle.identity, width))
+        path, how = os.path.abspath(bundle.path), (bundle.backend, bundle.precision)
+        limited = bundle.memory_limit is not None
+        opening = Opening(path, self._check, *how, bundle.identity, bundle.program.key_tile, limited)
+        alive = self._workers.load(opening)
         before = set(alive)
         executor = ClusterExecutor(self._workers, alive, self._workers.threads)
         try:

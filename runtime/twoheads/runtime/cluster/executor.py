@@ -6,12 +6,15 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from twoheads.graphs.errors import InputError, InternalError
+from twoheads.graphs.prediction.worker_holdings import worker_holdings
 from twoheads.graphs.program.program import AttentionEngine, Program
+from twoheads.graphs.schedule.placement import place
+from twoheads.graphs.schedule.schedule import Schedule
 from twoheads.runtime.cluster.run import ClusterRun
 from twoheads.runtime.cluster.transport import Workers
 from twoheads.runtime.execution.executor import RunPlan, Tick
 
-__all__ = ["ClusterExecutor", "check_program"]
+__all__ = ["ClusterExecutor", "check_program", "most_held"]
 
 
 def check_program(program: Program) -> None:
@@ -32,6 +35,11 @@ def check_program(program: Program) -> None:
             )
 
 
+def most_held(schedule: Schedule, workers: int) -> int:
+    """Bytes of values that one of as many workers holds at most, copies for others' loss among them."""
+    return int(worker_holdings(place(schedule, workers)).peak.max())
+
+
 class ClusterExecutor:
     """Deals the rows of every stage to workers.
 
@@ -49,6 +57,10 @@ class ClusterExecutor:
         self._workers = workers
         self._alive = alive
 
+    def held_bytes(self, schedule: Schedule) -> int:
+        """As :meth:`twoheads.runtime.execution.executor.Executor.held_bytes`; copies that workers keep are counted."""
+        return most_held(schedule, len(self._alive))
+
     @contextmanager
     def start(self, plan: RunPlan, tick: Tick | None) -> Generator[ClusterRun]:
         """As :meth:`twoheads.runtime.execution.executor.Executor.start`.
@@ -58,7 +70,7 @@ class ClusterExecutor:
         """
         if plan.packing is not None or plan.job is not None or plan.spilled:
             raise InternalError("a cluster runs one input, without files")
-        run = ClusterRun(plan.schedule, self._workers, self._alive, self.threads, tick)
+        run = ClusterRun(plan, self._workers, self._alive, self.threads, tick)
         try:
             yield run
         finally:

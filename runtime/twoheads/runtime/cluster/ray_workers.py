@@ -115,7 +115,7 @@ class RayWorkers:
                 each = threads or max(1, available_threads() // count)
                 self._start(count * each)
                 self._places = [(self._nodes()[0]["NodeID"], each)] * count
-        except (ConnectionError, RuntimeError, ValueError, OSError, self._ray.exceptions.RayError) as error:
+        except Exception as error:  # noqa: BLE001 - Ray raises plain ones, too: where its processes are slow to start
             self.close()
             problem = f"can't be {'started' if local else 'reached'}: {str(error).splitlines()[0]}"
             fix = "see whether it runs there (`ray status`), with the same versions of Ray and Python"

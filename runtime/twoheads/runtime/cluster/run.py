@@ -13,11 +13,11 @@ import numpy.typing as npt
 from twoheads.graphs.program.program import Pooling
 from twoheads.graphs.schedule.placement import place
 from twoheads.graphs.schedule.reads import StageReads
-from twoheads.graphs.schedule.schedule import Schedule, needed_stages
+from twoheads.graphs.schedule.schedule import needed_stages
 from twoheads.runtime.cluster.body import BodyRun
 from twoheads.runtime.cluster.tasks import Dispatch, Sent
 from twoheads.runtime.cluster.transport import PackTask, RunTask, Workers
-from twoheads.runtime.execution.executor import Tick
+from twoheads.runtime.execution.executor import RunPlan, Tick
 from twoheads.runtime.memory.sink import Sink
 from twoheads.runtime.reports.report import ClusterReport, Counted, StageReport
 
@@ -33,7 +33,7 @@ class ClusterRun:
     """A run whose values the workers hold; see :class:`~twoheads.runtime.execution.executor.Running`.
 
     Args:
-        schedule: The run.
+        plan: The run.
         workers: The cluster.
         alive: Workers to use; those that are lost are removed from it.
         threads: Blocks that a worker computes at the same time; as many rows are a piece of the result.
@@ -42,11 +42,12 @@ class ClusterRun:
 
     restored_calls = 0
 
-    def __init__(self, schedule: Schedule, workers: Workers, alive: set[int], threads: int, tick: Tick | None) -> None:
-        self._schedule = schedule
+    def __init__(self, plan: RunPlan, workers: Workers, alive: set[int], threads: int, tick: Tick | None) -> None:
+        self._schedule = schedule = plan.schedule
         self._count = len(alive)
         self._unit = threads * schedule.program.block_size
-        self._task = RunTask(schedule.lengths, schedule.length, schedule.output, schedule.positions or None)
+        rows = schedule.positions or None
+        self._task = RunTask(schedule.lengths, schedule.length, schedule.output, rows, plan.streamed, plan.ahead)
         reads = StageReads(schedule)
         self._dispatch = Dispatch(workers, alive, place(schedule, self._count), reads.values, tick or (lambda: None))
         self._body = BodyRun(schedule, self._task, self._dispatch, reads)

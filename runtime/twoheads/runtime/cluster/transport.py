@@ -111,6 +111,7 @@ class Opening:
         backend, precision: What runs the engines, likewise.
         identity: The sha256 of its manifest.
         key_tile: The width of key tiles, one that the bundle offers.
+        limited: Whether runs have a memory limit: packed weights are not kept for others then.
     """
 
     path: str
@@ -119,6 +120,7 @@ class Opening:
     precision: str
     identity: str
     key_tile: int
+    limited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +131,15 @@ class RunTask:
         lengths: Tokens by input axis; the length of a program without such is fixed.
         length: The one that reports tell.
         output, positions: As :func:`~twoheads.graphs.schedule.schedule.make_schedule` takes them.
+        streamed, ahead: Of engines with weights, as in :class:`~twoheads.runtime.execution.executor.RunPlan`.
     """
 
     lengths: Mapping[str, int]
     length: int
     output: str
     positions: int | None
+    streamed: bool = False
+    ahead: bool = False
 
 
 @dataclass(frozen=True, slots=True)

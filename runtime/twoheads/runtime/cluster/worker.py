@@ -27,6 +27,8 @@ from twoheads.runtime.cluster.transport import (
 )
 from twoheads.runtime.execution.crew import Crew
 from twoheads.runtime.execution.engine_pool import EnginePool
+from twoheads.runtime.execution.weight_stream import WeightStream
+from twoheads.runtime.memory.spare_memory import return_large_blocks
 from twoheads.runtime.reports.peak_memory import peak_memory
 from twoheads.runtime.runs.host_executor import HostRun, run_stage
 
@@ -54,7 +56,10 @@ class Worker:
         self._program = bundle.program
         weights = bundle.open_weights()
         backend = open_backend(opening.backend, precision=opening.precision, threads=threads)
-        self._engines = EnginePool(bundle, weights, backend, chain_threads=threads)
+        if opening.limited:
+            return_large_blocks()
+        self._engines = EnginePool(bundle, weights, backend, chain_threads=threads, share_packed=not opening.limited)
+        self._stream: WeightStream | None = None
         self._threads = threads
         self._objects = objects
         self._keys = self._program.tiled
@@ -62,7 +67,10 @@ class Worker:
         self._schedule = lru_cache(maxsize=2)(self._make_schedule)
 
     def open(self, run: RunTask) -> StageResult:
-        """Opens the engines that ``run`` needs."""
+        """Opens the engines that ``run`` needs; where weights stream, each of these engines is opened for its stage."""
+        if self._stream is not None:
+            self._stream.end()
+        self._stream = WeightStream(self._engines, ahead=run.ahead) if run.streamed else None
         with Crew(self._threads) as crew:
             self._run(run, crew).prepare()
         return StageResult({}, {}, peak_bytes=peak_memory())
@@ -73,6 +81,8 @@ class Worker:
         with Crew(self._threads) as crew:
             run = self._run(task.run, crew, task.rows)
             self._fill(run, task.reads)
+            if self._stream is not None:
+                self._stream.enter((stage,))
             run_stage(run, stage)
         arrays: dict[tuple[str, int], npt.NDArray[Any]] = {}
         for value in stage.outputs:
@@ -112,7 +122,9 @@ class Worker:
 
     def _run(self, task: RunTask, crew: Crew, rows: tuple[int, ...] | None = None) -> HostRun:
         schedule = self._schedule(tuple(task.lengths.items()), task.length, task.output, task.positions)
-        return HostRun(schedule, self._engines, crew, only=rows)
+        run = HostRun(schedule, self._engines, crew, only=rows)
+        run.stream = self._stream
+        return run
 
     def _make_schedule(
         self, lengths: tuple[tuple[str, int], ...], length: int, output: str, positions: int | None

@@ -57,6 +57,9 @@ class DeviceExecutor:
         self.kept = Kept()
         """What runs leave on the device for later ones."""
 
+    def held_bytes(self, schedule: Schedule) -> None:
+        """As :meth:`twoheads.runtime.execution.executor.Executor.held_bytes`."""
+
     @contextmanager
     def start(self, plan: RunPlan, tick: Tick | None) -> Generator[DeviceRun]:
         """As :meth:`twoheads.runtime.execution.executor.Executor.start`.

@@ -98,6 +98,10 @@ class Executor(Protocol):
     threads: int
     """Blocks that it, or each of its workers, computes at the same time."""
 
+    def held_bytes(self, schedule: Schedule) -> int | None:
+        """Bytes of values that the machine with the most of them holds; ``None`` where one machine has them all."""
+        ...
+
     def start(self, plan: RunPlan, tick: Tick | None) -> AbstractContextManager[Running]:
         """Begins a run, which ends with the context.
 

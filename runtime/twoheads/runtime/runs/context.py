@@ -107,17 +107,18 @@ class RunContext:
         """The engines of blocks that are open."""
         return self._engines.opened
 
-    def spill_plan(self, schedule: Schedule, job: Job | None = None) -> SpillPlan:
+    def spill_plan(self, schedule: Schedule, job: Job | None = None, held: int | None = None) -> SpillPlan:
         """Which values a run of ``schedule`` keeps in files, and what it then takes of memory and disk.
 
-        A ``job`` has files of all values; those that are not spilled count as memory as well.
+        A ``job`` has files of all values; those that are not spilled count as memory as well. On a cluster a worker
+        has at most ``held`` bytes of values, and none in files.
 
         Raises:
             InputError: It does not fit into the memory limit.
             TwoheadsError: The spill folder's disk has too little room.
         """
         disk = self.spill is not None or job is not None
-        plan = plan_spill(schedule, limit=self.memory_limit, disk=disk, workers=self.threads)
+        plan = plan_spill(schedule, limit=self.memory_limit, disk=disk, workers=self.threads, held=held)
         if job is not None and not job.resumed:
             check_room(job.folder, schedule.memory.values, "the values of the run take up to")
         elif job is None and self.spill is not None:

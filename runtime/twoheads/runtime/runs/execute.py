@@ -107,7 +107,7 @@ def execute(
     own = group.request_rows(context.program)
     count = None if own is None else sum(map(len, own))
     schedule = group.schedule(context, count, by_blocks=job is not None or not executor.variants)
-    kept = context.spill_plan(schedule, job)
+    kept = context.spill_plan(schedule, job, executor.held_bytes(schedule))
     rows = None if own is None else np.concatenate(own)
     plan = RunPlan(schedule, group.packing, kept.values, job, kept.streamed, kept.ahead, rows)
     watch, finite = _Watch(schedule.engine_calls, progress, job), FiniteRows(schedule.program.values())

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.program.program import Pooling, Stage
-from twoheads.graphs.schedule.schedule import needed_stages
+from twoheads.graphs.schedule.schedule import Schedule, needed_stages
 from twoheads.runtime.execution.checkpoints import Checkpoints
 from twoheads.runtime.execution.crew import Crew
 from twoheads.runtime.execution.engine_pool import EnginePool
@@ -47,6 +47,9 @@ class HostExecutor:
         self._engines = engines
         self._whole = whole
         self._folder = folder
+
+    def held_bytes(self, schedule: Schedule) -> None:
+        """As :meth:`twoheads.runtime.execution.executor.Executor.held_bytes`."""
 
     @contextmanager
     def start(self, plan: RunPlan, tick: Tick | None) -> Generator[HostRun]:

@@ -122,7 +122,8 @@ def _run_sequence(
     if asked.spill is not None:
         return start_job(asked.spill, loaded, schedule, sequence, rows, asked.out, source=source)
     if loaded.memory_limit is not None:
-        print_note(spill_line(loaded.spill_plan(schedule)))
+        held = None if cluster is None else cluster.held_bytes(schedule)
+        print_note(spill_line(loaded.spill_plan(schedule, held=held)))
     return run_to_file(loaded, sequence, wanted, count, rows, asked.out, cluster=cluster)
 
 

@@ -36,7 +36,6 @@ CONFLICTS = (
     Conflict("--lines", "--documents", TWO_INPUTS),
     Conflict("--positions", "--input", "positions are of one text or token sequence"),
     Conflict("--cluster", "--spill", "a cluster's workers hold the values in their memory"),
-    Conflict("--cluster", "--memory-limit", "a cluster's workers hold the values in their memory"),
     Conflict("--truncate", "--lines", "only documents are cut"),
     Conflict("--follow-links", "--lines", "only folders of documents hold links"),
     Conflict("--spill", "--documents", "documents have checkpoints of their own"),
