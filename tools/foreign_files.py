@@ -59,6 +59,13 @@ SIZES = {
 }
 """Sizes that have names only, by the recipe of :mod:`tools.exporters`: fixed as the refusal says."""
 
+IMAGES: Mapping[str, tuple[int, ...]] = {
+    "ch_PP-OCRv4_det_infer.onnx": (1, 3, 160, 160),
+    "ch_PP-OCRv4_rec_infer.onnx": (1, 3, 48, 320),
+    "ch_ppocr_mobile_v2.0_cls_infer.onnx": (1, 3, 48, 192),
+}
+"""Shapes of images that have no number, or no name either: fixed as the refusal says."""
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -129,7 +136,8 @@ def outcome(package: str, file: Path) -> Found:
     name = file.name if package in PACKAGES else f"{file.parent.name}/{file.name}"
     sizes: dict[str, int] = {} if package in PACKAGES else SIZES.get(file.parent.name, {})
     with tempfile.TemporaryDirectory() as folder:
-        file = _sized(file, sizes, Path(folder)) if sizes else file
+        image = IMAGES.get(name, ())
+        file = _sized(file, sizes, image, Path(folder)) if sizes or image else file
         try:
             compiled = _compiled(file)
             written = write_bundle(compiled, Path(folder) / "bundle", generation=False)
@@ -143,7 +151,8 @@ def outcome(package: str, file: Path) -> Found:
     said = ", ".join(_said(*entry) for entry in errors)
     if compiled.lowering == "whole":
         given = ", ".join(f"{dim} {size}" for dim, size in sizes.items() if size > 1) or "its only size"
-        said = f"{errors[0][1]:.1e} as one engine of {given}"
+        given = " x ".join(map(str, image[1:])) or given
+        said = f"{_apart_said(*errors[0][1:])} as one engine of {given}"
     else:
         said = f"{said} tokens"
     return Found(package, name, maker, said, exact=max(error for _, error, _ in errors) <= EXACT)
@@ -153,9 +162,14 @@ def _reason(error: CompileError, file: Path) -> str:
     return f"{error.where}: {error.problem}".replace(str(file), file.name)
 
 
-def _sized(file: Path, sizes: Mapping[str, int], folder: Path) -> Path:
-    """The file with numbers for dimensions that have names."""
+def _sized(file: Path, sizes: Mapping[str, int], image: Sequence[int], folder: Path) -> Path:
+    """The file with numbers for dimensions that have names, or for all of its only input, an image."""
     model = onnx.load(str(file))
+    held = {tensor.name for tensor in model.graph.initializer}
+    for value in (value for value in model.graph.input if image and value.name not in held):
+        for dim, size in zip(value.type.tensor_type.shape.dim, image, strict=True):
+            dim.Clear()
+            dim.dim_value = size
     for value in model.graph.input:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param in sizes:
@@ -177,7 +191,11 @@ def _compiled(file: Path) -> CompiledModel:
 
 
 def _said(length: int, error: float, itself: float) -> str:
-    return f"{error:.1e}{f' (itself {itself:.1e})' if itself > EXACT else ''} at {length}"
+    return f"{_apart_said(error, itself)} at {length}"
+
+
+def _apart_said(error: float, itself: float) -> str:
+    return f"{error:.1e}{f' (itself {itself:.1e})' if itself > EXACT else ''}"
 
 
 def _errors(bundle: Any, file: Path, *, whole: bool) -> Iterator[tuple[int, float, float]]:
@@ -222,8 +240,9 @@ def render(found: Mapping[str, Sequence[Found]]) -> str:
         "largest error of the last hidden states and of the logits, relative to their largest magnitude, is at most "
         f"{EXACT:.0e} against ONNX Runtime running the file's own operators on random inputs. The others are refused, "
         "for the reason that stands there, or round activations to whole numbers while they run, where a last digit "
-        "decides which: *itself* is how far such a file is from itself where its products are added up in another "
-        "order, and `verify` calls that a finding."
+        "decides which, or have nothing but a sigmoid's last digits to say of random numbers (PP-OCR's detection finds "
+        "no text there): *itself* is how far such a file is from itself where its products are added up in another "
+        "order, and `verify` calls that a finding. Sizes without a number were fixed as the refusal says."
     )
     more = (
         f"Small models of random weights, exported by `python -m tools.exporters`, which names every option: "

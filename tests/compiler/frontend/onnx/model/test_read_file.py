@@ -84,13 +84,6 @@ def test_a_folder_is_no_file(tmp_path):
         read_onnx(tmp_path)
 
 
-def test_old_operator_sets_are_refused_with_a_remedy(tmp_path):
-    path = save_model(tmp_path / "m.onnx", attention_nodes("x", "hidden"), attention_weights(), OUTPUTS, opset=11)
-    with pytest.raises(CompileError, match="operator set 11") as refused:
-        read_onnx(path)
-    assert "version_converter" in refused.value.fix
-
-
 def test_half_precision_counts_as_float32(tmp_path):
     weights = {name: array.astype(np.float16) for name, array in attention_weights().items()}
     path = save_model(

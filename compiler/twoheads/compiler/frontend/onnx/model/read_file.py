@@ -22,6 +22,7 @@ from onnx.external_data_helper import uses_external_data
 
 from twoheads.compiler.frontend.onnx.model.branches import renamed, take_branches
 from twoheads.compiler.frontend.onnx.model.node_count import check_node_count
+from twoheads.compiler.frontend.onnx.model.older_operators import bring_up_to_date
 from twoheads.compiler.frontend.onnx.model.settled_branches import settle_branches
 from twoheads.compiler.frontend.onnx.model.tensors import Array, array_of, constant_of, dtype_name, external_file
 from twoheads.graphs.errors import CompileError
@@ -30,9 +31,6 @@ from twoheads.graphs.serialization.bundle_format import SourceIdentity
 __all__ = ["Array", "GraphInput", "OnnxFile", "dtype_name", "read_onnx"]
 
 logger = logging.getLogger(__name__)
-
-OLDEST_OPSET = 13
-"""Before it, axes are attributes of operators that take them as operands since; one reading is enough."""
 
 LAYER_NORM_OPSET = 17
 
@@ -117,16 +115,15 @@ def read_onnx(path: str | Path, *, whole: bool = False) -> OnnxFile:
     """
     path = Path(path)
     model = _parse(path)
-    opsets = _opsets(model, path)
     _check(model, path)
     if model.functions:
         from onnx import inliner
 
         model = inliner.inline_local_functions(model)
-    if "" not in opsets:
-        raise CompileError(str(path), "imports no standard operator set", "export the model with a current exporter")
     take_branches(model.graph)
     settle_branches(model, path)
+    model = bring_up_to_date(model, path)
+    opsets = _opsets(model, path)
     for node in model.graph.node:
         _name_first(node)
     half = _lift(model.graph)
@@ -185,12 +182,8 @@ def _field_without_text(message: Message) -> str | None:
 
 def _opsets(model: onnx.ModelProto, path: Path) -> dict[str, int]:
     opsets = {"" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in model.opset_import}
-    if opsets.get("", OLDEST_OPSET) < OLDEST_OPSET:
-        raise CompileError(
-            str(path),
-            f"uses operator set {opsets['']}, older than {OLDEST_OPSET}",
-            "export it again, or convert it with onnx.version_converter.convert_version(model, 17)",
-        )
+    if "" not in opsets:
+        raise CompileError(str(path), "imports no standard operator set", "export the model with a current exporter")
     # ONNX Runtime's optimiser writes layer norms into files of older sets, whose other operators mean the same.
     if any(node.op_type == "LayerNormalization" for node in model.graph.node):
         opsets[""] = max(opsets.get("", 0), LAYER_NORM_OPSET)
@@ -227,8 +220,15 @@ def _input(value: onnx.ValueInfoProto, names: Mapping[str, str]) -> GraphInput:
     kind = value.type.tensor_type
     if not value.type.HasField("tensor_type"):
         raise CompileError(f"input {value.name}", "is no tensor", "export a model of tensors")
-    shape = tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in kind.shape.dim)
+    shape = tuple(_dimension(dim) for dim in kind.shape.dim)
     return GraphInput(names[value.name], dtype_name(kind.elem_type, f"input {value.name}"), shape)
+
+
+def _dimension(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    """Its number or name; Paddle's exporter writes -1 and "?" for what it does not know, however often."""
+    if dim.HasField("dim_value"):
+        return dim.dim_value if dim.dim_value >= 0 else None
+    return dim.dim_param if re.search(r"\w", dim.dim_param) else None
 
 
 def _safe_names(graph: onnx.GraphProto) -> dict[str, str]:
