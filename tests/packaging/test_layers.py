@@ -31,7 +31,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("masks",),
         ("program", "serialization"),
         ("variants",),
-        ("variants.in_place",),
+        ("variants.built", "variants.in_place"),
         ("costs",),
         ("schedule",),
         ("prediction",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from importlib import import_module
@@ -11,8 +12,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
+from tests.runtime.generation.decoders import bundle_folder
 from tests.runtime.tiny_bundle import read_manifest, write_manifest, write_tiny
 from tests.runtime.tiny_model import Tiny, random_tokens, reference
 from tests.tiers import with_long
@@ -150,6 +153,23 @@ def test_every_set_of_weights_is_built_and_nothing_twice(bundle, fake, monkeypat
     load(bundle)
 
 
+def test_what_extends_a_sequence_is_built_where_it_is_asked_for(fake, tmp_path, monkeypatch):
+    bundle = shutil.copytree(bundle_folder("llama"), tmp_path / "b")
+    plain = build_target(bundle, "fake", python=fake)
+    more = build_target(bundle, "fake", python=fake, generation=True)
+    assert more.reused == len(plain.entry.artifacts)
+    steps = more.entry.artifacts.keys() - plain.entry.artifacts.keys()
+    assert all(name.startswith("step_8_") for name in steps)
+    layers = {stage for name in steps for stage in more.entry.artifacts[name].stages}
+    assert layers == {f"step_8_{stage.name}" for stage, _ in read_bundle(bundle).program.bindings}
+    with pytest.raises(InputError, match="compile the model without --no-generation"):
+        build_target(write_tiny(tmp_path / "t", TINY), "fake", python=fake, generation=True)
+    ranged = replace(load_target("qnn"), name="fake", module="build_fake", precisions=("int8",))
+    monkeypatch.setattr(module, "load_target", lambda _: ranged)
+    with pytest.raises(InputError, match="--generation: is not built in int8"):
+        build_target(bundle, "fake", python=fake, generation=True, calibrate="a text", allow_loss=True)
+
+
 def test_targets_stand_beside_each_other_and_belong_to_the_bundle(bundle, fake):
     build_target(bundle, "openvino")
     build_target(bundle, "fake", python=fake)
@@ -263,6 +283,20 @@ def test_openvino_says_which_device_it_lacks(compiler_program, monkeypatch):
     monkeypatch.setattr(program.openvino, "Core", lambda: core)
     assert [program.missing(device) for device in ("CPU", "GPU")] == ["", ""]
     assert "finds no NPU here, only CPU, GPU.0" in program.missing("NPU")
+
+
+def test_openvino_names_a_result_that_it_optimises_away(compiler_program, tmp_path):
+    ports = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2, 3]) for name in ("x", "y")]
+    nodes = [onnx.helper.make_node("Tanh", ["x"], ["inner"]), onnx.helper.make_node("Mul", ["inner", "one"], ["y"])]
+    one = onnx.numpy_helper.from_array(np.ones(3, np.float32), "one")
+    graph = onnx.helper.make_graph(nodes, "g", ports[:1], ports[1:], [one])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)]), tmp_path / "e.onnx")
+    np.savez(tmp_path / "given.npz", x=np.ones((2, 3), np.float32))
+    files = {"onnx": tmp_path / "e.onnx", "inputs": tmp_path / "given.npz", "outputs": tmp_path / "made.npz"}
+    request = {name: str(file) for name, file in files.items()} | {"folder": str(tmp_path), "name": "e"}
+    compiler_program("build_openvino").build(request | {"precision": "fp32", "device": "CPU"})
+    with np.load(tmp_path / "made.npz") as made:
+        np.testing.assert_allclose(made["y"], np.full((2, 3), np.tanh(1.0)), rtol=1e-5)
 
 
 def test_openvino_does_not_check_one_precision_by_the_numbers_of_another(compiler_program, monkeypatch, tmp_path):

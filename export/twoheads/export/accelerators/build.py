@@ -27,6 +27,7 @@ from twoheads.export.engines.jobs import (
     engine_file_model,
     engine_jobs,
     engine_model,
+    step_jobs,
 )
 from twoheads.export.engines.tensor_error import relative_error
 from twoheads.export.progress import Progress, silent
@@ -74,6 +75,7 @@ class _Build:
     device: str | None
     check: bool
     calibration: Calibration | None
+    generation: bool
 
 
 def build_target(
@@ -87,13 +89,14 @@ def build_target(
     check: bool = False,
     strict: bool = False,
     allow_loss: bool = False,
+    generation: bool = False,
     sign: SigningKey | None = None,
     progress: Progress | None = None,
 ) -> Built:
     """Builds every engine of the bundle in folder ``path`` for the target ``name`` into the bundle.
 
-    The bundle is replaced by one that has ``targets/<name>/``, completely or not at all; other files are shared with
-    the old one. What an equal build made before is kept.
+    The bundle is replaced by one that has ``targets/<name>/``, completely or not at all, and shares other files with
+    the old one. What an equal build made is kept.
 
     Args:
         path: The bundle.
@@ -105,6 +108,7 @@ def build_target(
         check: Also run what was built, where something can, and compare it with ONNX Runtime.
         strict: Fail if anything is left to the host.
         allow_loss: Keep what loses more than 5 % of perplexity, or of hidden states, or nobody knows how much.
+        generation: Also what extends a sequence, which holds all weights a second time.
         sign: Signs the bundle, which has no signature otherwise, whatever it had before.
         progress: Called as ``progress(phase, done, total)``.
 
@@ -125,17 +129,25 @@ def build_target(
             python=python,
             calibrate=calibrate,
             check=check,
+            generation=generation,
             progress=progress,
         )
         _refuse(built, name, strict=strict)
         if calibrate is not None:
             (progress or silent)("measure what it costs")
-            found = find_compiler(target, python, built.entry.device)
-            loss = measure_loss(bundle, name, built.entry, scratch, found, calibrate)
-            refuse_loss(loss, name, built.entry.precision, allowed=allow_loss)
-            built = replace(built, loss=loss)
+            built = _with_loss(bundle, target, built, scratch, python, calibrate, allowed=allow_loss)
         write_target(bundle, name, built.entry, scratch, sign)
     return built
+
+
+def _with_loss(
+    bundle: Bundle, target: Target, built: Built, scratch: Path, python: Path | None, text: str, *, allowed: bool
+) -> Built:
+    """With what it costs the model, unless that is too much."""
+    compiler = find_compiler(target, python, built.entry.device)
+    loss = measure_loss(bundle, target.name, built.entry, scratch, compiler, text)
+    refuse_loss(loss, target.name, built.entry.precision, allowed=allowed)
+    return replace(built, loss=loss)
 
 
 def build_engines(
@@ -149,6 +161,7 @@ def build_engines(
     calibrate: str | None = None,
     check: bool = False,
     once: bool = False,
+    generation: bool = False,
     progress: Progress | None = None,
 ) -> Built:
     """Builds the engines of ``bundle`` into the folder ``scratch / name`` and leaves the bundle alone.
@@ -163,6 +176,7 @@ def build_engines(
         calibrate: As for :func:`build_target`.
         check: As for :func:`build_target`.
         once: Every engine with the weights of its first stage only.
+        generation: As for :func:`build_target`.
         progress: As for :func:`build_target`.
 
     Raises:
@@ -171,6 +185,9 @@ def build_engines(
     report = progress or silent
     target = load_target(name)
     wanted = _wanted(target, precision, calibrate)
+    if generation and PRECISIONS[wanted].ranges:
+        problem = f"is not built in {wanted}: no run over a text tells what ranges the values of steps have"
+        raise InputError("--generation", problem, "build in another precision, or without it")
     chosen = choose("--device", device, target.devices, name) if device or target.devices else None
     report(f"find the compiler of {name}")
     compiler = find_compiler(target, python, chosen)
@@ -179,7 +196,7 @@ def build_engines(
         report("record values of runs over the text")
         calibration = calibrate_by(bundle, calibrate)
     checked = (check or _is_always_checked(name, wanted)) and target.emulator is not None
-    build = _Build(bundle, target, compiler, wanted, chosen, checked, calibration)
+    build = _Build(bundle, target, compiler, wanted, chosen, checked, calibration, generation)
     (scratch / name).mkdir()
     plan = _plan(build, scratch, once=once)
     requests = plan.requests
@@ -231,7 +248,8 @@ def _plan(build: _Build, scratch: Path, *, once: bool) -> _Plan:
     for mixture in build.bundle.program.mixtures:
         problem = "gathers tokens by expert: its engines take weights as inputs, which compilers have inside"
         raise InputError(f"stage {mixture.name}", problem, "compile with --experts dense")
-    for job in engine_jobs(build.bundle, once=once, half=PRECISIONS[build.precision].narrow):
+    jobs = engine_jobs(build.bundle, once=once, half=PRECISIONS[build.precision].narrow)
+    for job in (*jobs, *(step_jobs(build.bundle, once=once) if build.generation else ())):
         model = engine_model(build.bundle, job)
         parts = prepare_engine(model, build.target, build.precision, job.name, job.stock, job.scores)
         fed = inputs_of(build.calibration, job, parts.host, build.target)

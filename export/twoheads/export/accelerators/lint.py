@@ -11,7 +11,7 @@ import onnx
 from twoheads.export.accelerators.precisions import PRECISIONS
 from twoheads.export.accelerators.prepare_engine import prepare_engine
 from twoheads.export.accelerators.target import Rule, Target
-from twoheads.export.engines.jobs import engine_file_model, engine_jobs
+from twoheads.export.engines.jobs import engine_file_model, engine_jobs, step_jobs
 from twoheads.graphs.errors import InternalError
 from twoheads.runtime.bundle.reader import Bundle
 
@@ -48,11 +48,21 @@ class _Tensor:
     shape: tuple[int, ...]
 
 
-def lint_bundle(bundle: Bundle, target: Target) -> tuple[Finding, ...]:
-    """Every finding in every engine of ``bundle``, in the form in which the compiler gets it at the first precision."""
+def lint_bundle(bundle: Bundle, target: Target, *, generation: bool = False) -> tuple[Finding, ...]:
+    """Every finding in every engine of ``bundle``, in the form in which the compiler gets it at the first precision.
+
+    Args:
+        bundle: The bundle.
+        target: What its engines are for.
+        generation: Also in what extends a sequence.
+
+    Raises:
+        InputError: The bundle is none that is built, or with ``generation``, extended, on accelerators.
+    """
     findings: list[Finding] = []
     precision = target.precisions[0]
-    for job in engine_jobs(bundle, once=True, half=PRECISIONS[precision].narrow):
+    jobs = engine_jobs(bundle, once=True, half=PRECISIONS[precision].narrow)
+    for job in (*jobs, *(step_jobs(bundle, once=True) if generation else ())):
         model = engine_file_model(bundle, job)
         try:
             prepared = prepare_engine(model, target, precision, job.name, job.stock, job.scores).accelerator

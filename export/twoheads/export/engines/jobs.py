@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +13,30 @@ from onnx import numpy_helper
 
 from twoheads.graphs.errors import InputError, InternalError
 from twoheads.graphs.program.engines.scan_operators import SIGNS
-from twoheads.graphs.program.program import AttentionEngine, Port, Program, StockEngine, TokenwiseEngine, TokenwiseStage
+from twoheads.graphs.program.program import (
+    AttentionEngine,
+    Port,
+    Program,
+    StockEngine,
+    TokenwiseEngine,
+    TokenwiseStage,
+)
 from twoheads.graphs.serialization.bundle_format import ENGINES, FULL_PRECISION
+from twoheads.graphs.variants.built.built_steps import BUILT_ROWS, built_stages, built_steps
 from twoheads.graphs.variants.choose import fused_steps
 from twoheads.graphs.variants.stage_run import MASK
 from twoheads.runtime.bundle.reader import Bundle
 from twoheads.runtime.execution.engine_pool import EngineKey
 
-__all__ = ["WIDE_VARIANTS", "EngineJob", "engine_file_model", "engine_jobs", "engine_model", "random_inputs"]
+__all__ = [
+    "WIDE_VARIANTS",
+    "EngineJob",
+    "engine_file_model",
+    "engine_jobs",
+    "engine_model",
+    "random_inputs",
+    "step_jobs",
+]
 
 WIDE_VARIANTS = frozenset({*AttentionEngine.ADD_VARIANTS, *AttentionEngine.PACKED_VARIANTS})
 """Sums relative to an anchor reach 1e12, codes of requests 2^40: half precision ends at 65,504."""
@@ -86,9 +102,10 @@ def engine_jobs(bundle: Bundle, *, once: bool = False, half: bool = False) -> tu
             "compile without --weights",
         )
     jobs: list[EngineJob] = []
+    bindings = tuple(bundle.program.bindings)
     for engine in bundle.program.engines:
         if isinstance(engine, TokenwiseEngine):
-            jobs += _tokenwise_jobs(bundle, bundle.program, engine, once=once)
+            jobs += _tokenwise_jobs(bundle, bundle.program, engine, bindings, once=once)
             continue
         for variant in _variants(bundle, engine.name):
             if half and variant in WIDE_VARIANTS:
@@ -99,7 +116,37 @@ def engine_jobs(bundle: Bundle, *, once: bool = False, half: bool = False) -> tu
             stock = (engine.head_dim, engine.v_head_dim) if isinstance(engine, StockEngine) else None
             jobs.append(EngineJob(engine.name, variant, name, file, (), {}, inputs, outputs, {}, stock))
     for steps, fused in fused_steps(bundle.program, bundle.manifest.lowering):
-        jobs += _tokenwise_jobs(bundle, steps, fused, once=once)
+        jobs += _tokenwise_jobs(bundle, steps, fused, tuple(steps.bindings), once=once)
+    return tuple(jobs)
+
+
+def step_jobs(bundle: Bundle, *, once: bool = False) -> tuple[EngineJob, ...]:
+    """What extends a sequence beside runs of whole blocks; see :mod:`twoheads.graphs.variants.built.built_steps`.
+
+    Args:
+        bundle: The bundle, which :func:`engine_jobs` takes.
+        once: As there.
+
+    Raises:
+        InputError: The bundle generates nothing, or not on accelerators.
+    """
+    steps = built_steps(bundle.program)
+    if steps is None:
+        problem = "is extended on no accelerator: something else than attention to its own tokens joins them"
+        raise InputError(f"--generation: {bundle.program.name}", problem, "leave out --generation")
+    bindings = tuple(built_stages(steps))
+    engines = {engine.name: engine for _, engine in bindings}
+    if not all(bundle.has(bundle.engine_file(name)) for name in engines):
+        problem = "holds no engines that extend a sequence"
+        raise InputError(f"--generation: {bundle.path}", problem, "compile the model without --no-generation")
+    jobs: list[EngineJob] = []
+    for engine in engines.values():
+        jobs += _tokenwise_jobs(bundle, steps.program, engine, bindings, once=once)
+    for tile, variants in steps.tiles(BUILT_ROWS).items():
+        for variant in variants:
+            name = f"{tile.name}.{variant}"
+            ports = tile.ports(variant)
+            jobs.append(EngineJob(tile.name, variant, name, f"{ENGINES}/{name}.onnx", (), {}, *ports, {}))
     return tuple(jobs)
 
 
@@ -110,9 +157,16 @@ def _variants(bundle: Bundle, engine: str) -> list[str]:
     return sorted(name[len(prefix) : -len(suffix)] for name in names)
 
 
-def _tokenwise_jobs(bundle: Bundle, program: Program, engine: TokenwiseEngine, *, once: bool) -> list[EngineJob]:
+def _tokenwise_jobs(
+    bundle: Bundle,
+    program: Program,
+    engine: TokenwiseEngine,
+    bindings: Sequence[tuple[TokenwiseStage, TokenwiseEngine]],
+    *,
+    once: bool,
+) -> list[EngineJob]:
     sets: dict[tuple[str, ...], list[TokenwiseStage]] = {}
-    for stage, used in program.bindings:
+    for stage, used in bindings:
         if used.name == engine.name:
             sets.setdefault(stage.weights, []).append(stage)
     arguments = {entry.value.name: entry.limit for entry in program.inputs}

@@ -10,6 +10,7 @@ from pathlib import Path
 from twoheads.export.bundle.weights_file import write_weights
 from twoheads.export.bundle.writer import file_entry, write_json
 from twoheads.graphs.serialization.bundle_format import (
+    GENERATION,
     MANIFEST,
     PROGRAM,
     TARGETS,
@@ -21,6 +22,7 @@ from twoheads.graphs.serialization.bundle_format import (
 )
 from twoheads.graphs.serialization.json_codec import to_json
 from twoheads.graphs.serialization.relative_path import RelativePath
+from twoheads.graphs.variants.built.built_steps import built_stages, built_steps
 from twoheads.graphs.variants.choose import fused_steps
 from twoheads.runtime.backends.emulator import EMULATORS
 from twoheads.runtime.bundle.reader import Bundle
@@ -77,7 +79,7 @@ def _without_sources(entry: TargetEntry) -> TargetEntry:
 
 
 def _belongs(name: str, target: str) -> bool:
-    return name in (PROGRAM, TOKENIZER) or name.startswith(f"{TARGETS}/{target}/")
+    return name in (PROGRAM, TOKENIZER, GENERATION) or name.startswith(f"{TARGETS}/{target}/")
 
 
 def _write_weights(
@@ -107,7 +109,10 @@ def _host_weights(source: Bundle, target: str) -> Iterator[str]:
     in_engines = {name for stage, _ in program.bindings for name in stage.weights}
     yield from (name for name in program.weights() if name not in in_engines)
     programs = (program, *(steps for steps, _ in fused_steps(program, manifest.lowering)))
-    for stage, engine in (binding for one in programs for binding in one.bindings):
+    bindings = [binding for one in programs for binding in one.bindings]
+    if (extended := built_steps(program)) is not None:
+        bindings += built_stages(extended)
+    for stage, engine in bindings:
         host = hosts.get(stage.name)
         for port, name in zip(engine.weights, stage.weights, strict=True):
             if host is not None and port.name in host.weights:

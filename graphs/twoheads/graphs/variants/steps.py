@@ -160,6 +160,7 @@ class Steps:
         added: What is added to scores, each once.
         layers: For every attention over kept keys, by the stage's name, which of ``added``.
         source: Keys and values of cross attention, ``[1, kv_heads, m, head_dim]``; none without an encoder.
+        middle: Whether there are steps of :data:`MIDDLE_ROWS` rows, where blocks have more.
     """
 
     program: Program
@@ -168,6 +169,7 @@ class Steps:
     added: tuple[Added, ...]
     layers: tuple[tuple[str, int], ...]
     source: tuple[Value, ...] = ()
+    middle: bool = True
 
     @property
     def fed(self) -> tuple[str, ...]:
@@ -276,7 +278,7 @@ class Steps:
     def rows(self) -> tuple[int, ...]:
         """Rows of the engines that there are, ascending."""
         block = self.program.block_size
-        return (*SMALL_ROWS, *((MIDDLE_ROWS,) if block > MIDDLE_ROWS else ()), block)
+        return (*SMALL_ROWS, *((MIDDLE_ROWS,) if self.middle and block > MIDDLE_ROWS else ()), block)
 
     @property
     def has_rings(self) -> bool:

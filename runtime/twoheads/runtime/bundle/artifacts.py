@@ -65,13 +65,21 @@ class Artifacts:
                 fix = "build the bundle again, for this device"
                 raise BundleError(str(self._folder / name), problem, fix)
 
-    def of_stage(self, stage: TokenwiseStage) -> ArtifactFiles:
+    def of_stage(self, stage: TokenwiseStage, name: str = "") -> ArtifactFiles:
         """The artifact of a token-wise stage's engine and weights.
+
+        Args:
+            stage: Which.
+            name: What artifacts call it, if not as the program.
 
         Raises:
             BundleError: There is none, or it is none of ours.
         """
-        return self._files(self._by_stage.get(stage.name), f"stage {stage.name}")
+        return self._files(self._by_stage.get(name or stage.name), f"stage {stage.name}")
+
+    def has_stage(self, stage: TokenwiseStage) -> bool:
+        """Whether there is one for the stage of that name."""
+        return stage.name in self._by_stage
 
     def of_attention(self, engine: str, variant: str) -> ArtifactFiles:
         """The artifact of a variant of an attention engine.

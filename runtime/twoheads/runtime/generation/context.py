@@ -161,11 +161,14 @@ class Context:
         self._sequence.steady = len(self)
 
     def step(self, token: int) -> npt.NDArray[np.float32]:
-        """Adds one token by the engine of one row; returns the logits behind it.
+        """Adds one token by the engine of one row, if there is one; returns the logits behind it.
 
         Raises:
             InputError: As :meth:`append`.
         """
+        if self.engines.least_rows > 1:  # by the kernels of `append`, so that it need not be computed again
+            row: npt.NDArray[np.float32] = self.steps([token])[0]
+            return row
         return self.logits(self.extend([token], 1)[-1])
 
     def extend(self, tokens: Sequence[int], rows: int) -> npt.NDArray[Any]:

@@ -53,6 +53,9 @@ class Contexts:
             InputError: There is no source for an encoder, or one for none, or it is not what the encoder reads.
         """
         found: KeptSource | None = None
+        if pages is not None and self.model.engines.built is not None:
+            problem = f"are {pages!r:.40}, and backend {self.model.engines.backend.name} keeps those of the model"
+            raise InputError("pages", problem, "leave it out")
         if pages is not None:
             kept = named_pages(pages, self.model.steps, self.model.engines.rounded, cached=self.cache is not None)
         if self.model.steps.source:

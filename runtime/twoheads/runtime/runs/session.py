@@ -113,6 +113,9 @@ class LoadedBundle(RunContext):
 
         bundle, weights, how = self._bundle, self._weights, self.precision
         share = self.memory_limit is None
+        if not share and isinstance(self._backend, ArtifactBackend):
+            problem = f"is not kept in generating by backend {self.backend}, whose artifacts hold the weights"
+            raise InputError("memory_limit", problem, "leave it out")
         engines = StepEngines(bundle, weights, self._backend, threads=self.threads, precision=how, share_packed=share)
         if (limit := self.memory_limit) is not None:
             held = step_memory(self.program, packed=engines.packed, limit=limit, process=self.process_bytes)

@@ -76,6 +76,7 @@ class BuildOptions:
             "--check", help="Run what was built in the compiler's emulator, and compare it with ONNX Runtime."
         ),
     ] = False
+    generation: options.WithGeneration = False
     strict: Annotated[bool, typer.Option("--strict", help="Fail if the compiler leaves any node to the host.")] = False
     sign: options.Sign = None
     as_json: options.Json = False
@@ -111,6 +112,7 @@ def command(bundle: options.Bundle, asked: BuildOptions) -> None:
             check=asked.check,
             strict=asked.strict,
             allow_loss=asked.allow_loss,
+            generation=asked.generation,
             sign=key,
             progress=progress,
         )

@@ -13,7 +13,12 @@ from twoheads.runtime.bundle.reader import read_bundle
 __all__ = ["command"]
 
 
-def command(bundle: options.Bundle, target: options.Target, as_json: options.Json = False) -> None:
+def command(
+    bundle: options.Bundle,
+    target: options.Target,
+    generation: options.WithGeneration = False,
+    as_json: options.Json = False,
+) -> None:
     """Tell what an accelerator's compiler will refuse or leave to the host, with node, rule and remedy.
 
     No compiler is needed: the rules were measured with the compiler's version that is named. Exit code 1: an engine
@@ -26,7 +31,7 @@ def command(bundle: options.Bundle, target: options.Target, as_json: options.Jso
 
     from twoheads.export.accelerators.lint import lint_bundle
 
-    findings = lint_bundle(loaded, known)
+    findings = lint_bundle(loaded, known, generation=generation)
     if as_json:
         print_json(to_json(findings))
     else:

@@ -48,6 +48,7 @@ __all__ = [
     "Weights",
     "WeightsOption",
     "WeightsPlace",
+    "WithGeneration",
 ]
 
 BLOCK_SIZE = 256
@@ -330,6 +331,13 @@ ClusterAddress = Annotated[
     ),
 ]
 Target = Annotated[str, typer.Option("--target", metavar="NAME", help="The accelerator: qnn, rknn, tensorrt-rtx, ...")]
+WithGeneration = Annotated[
+    bool,
+    typer.Option(
+        "--generation",
+        help="Also what extends a sequence token by token, for `generate --backend`: with all weights a second time.",
+    ),
+]
 For = Annotated[
     str | None,
     typer.Option(

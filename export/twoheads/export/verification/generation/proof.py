@@ -31,6 +31,9 @@ __all__ = ["GenerationReport", "verify_generation"]
 
 Array: TypeAlias = npt.NDArray[np.float32]
 
+BUILT_EXACT = "fp32"
+"""What a target's float32 is called."""
+
 
 @dataclass(frozen=True, slots=True)
 class GenerationReport:
@@ -51,7 +54,7 @@ class GenerationReport:
         rollback_equal: Whether a context that was cut back, at several lengths, and continued gives the very bits of
             one that never had other tokens.
         precision: Of the bundle; where it is below float32 the original has the bundle's weights. Rounded ``pages`` are
-            named.
+            named, and what was built for a target in another precision.
         seconds: Of ``generate`` and of the ``original``.
         warnings: As of a run.
         passed: Logits are within the bound, tokens differ within margins only, rollbacks are equal, all is finite.
@@ -106,7 +109,7 @@ def verify_generation(
             three are of what that reads, and the decoder begins as in ``generate``.
         text: The prompt. With neither this nor ``tokens`` a default text of ``length`` tokens.
         tokens: The prompt's tokens ``[N]`` or ``[1, N]``; of an encoder also arrays by name.
-        backend: As for ``load``.
+        backend: As for ``load``; what was built in less than float32 is held to the bound of a lower precision.
         precision: Likewise.
         pages: As for ``open_context``; what rounded ones cost is told, and held to the bound of a lower precision.
         trust_remote_code: As for ``load_source``.
@@ -195,7 +198,8 @@ def _report(
     scale = float(np.sqrt(np.mean(np.square(expected, dtype=np.float64))))
     relative = float(np.sqrt(np.mean(np.square(logits - expected, dtype=np.float64)))) / scale if scale else 0.0
     pages = begun.context.kept.pages
-    exact = loaded.manifest.precision == FULL_PRECISION and pages is None
+    precision = _precision(loaded)
+    exact = precision == FULL_PRECISION and pages is None
     allowed = ALLOWED * floor.value if exact else 2 * error
     chosen = expected.argmax(axis=1)
     steps = np.flatnonzero(chosen != np.array(made))
@@ -221,9 +225,15 @@ def _report(
         differing=differing,
         append_error=append_error,
         rollback_equal=equal,
-        precision=loaded.manifest.precision,
+        precision=precision,
         pages=pages,
         seconds=seconds,
         warnings=notices(loaded.manifest, loaded.program, total),
         passed=within and margins and equal and finite and floor.finite,
     )
+
+
+def _precision(loaded: LoadedBundle) -> str:
+    """The bundle's, and that of what was built of it, where that is another."""
+    own, built = loaded.manifest.precision, loaded.generation.model.engines.built
+    return own if built is None or built.precision == BUILT_EXACT else f"{own}, built in {built.precision}"

@@ -38,7 +38,7 @@ class Batch:
         most: Requests that are computed at the same time; others wait for their turn.
 
     Raises:
-        InputError: ``most`` is not 1 or more.
+        InputError: ``most`` is not 1 or more; or the backend runs what was built for a target, which has none of it.
         BundleError: The bundle was compiled without the engines for it.
     """
 
@@ -47,6 +47,9 @@ class Batch:
             raise InputError("open_batch", f"has room for {most} requests", "give 1 or more")
         self._generator = generator
         self._engines = generator.model.engines
+        if self._engines.built is not None:
+            problem = f"is not built for accelerators: backend {self._engines.backend.name} continues one at a time"
+            raise InputError("open_batch", problem, "call generate for each")
         self._most = most
         self._slabs, self._sources = Slabs(generator.model.steps), SourceSlabs(generator.model.steps)
         rows = next((rows for rows in BATCH_ROWS if rows >= most), BATCH_ROWS[-1])

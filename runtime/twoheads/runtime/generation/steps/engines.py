@@ -22,6 +22,7 @@ from twoheads.graphs.program.program import (
 )
 from twoheads.graphs.serialization.bundle_format import ENGINES, FULL_PRECISION
 from twoheads.graphs.variants.batch_steps import BatchAttention
+from twoheads.graphs.variants.built.built_steps import BUILT_ROWS
 from twoheads.graphs.variants.decoder import step_obstacle
 from twoheads.graphs.variants.in_place.batch_in_place import BatchInPlace
 from twoheads.graphs.variants.in_place.in_place_steps import InPlaceSteps, in_place_steps
@@ -29,7 +30,14 @@ from twoheads.graphs.variants.in_place.rounded_steps import rounded_steps
 from twoheads.graphs.variants.steps import SMALL_ROWS, StepEngine, Steps, step_steps
 from twoheads.runtime.backends.onnxruntime_cpu import OnnxRuntimeBackend
 from twoheads.runtime.backends.onnxruntime_shared import SharedEngine
-from twoheads.runtime.backends.protocol import Backend, Call, DeviceBackend, EngineFile, EngineHandle
+from twoheads.runtime.backends.protocol import (
+    ArtifactBackend,
+    Backend,
+    Call,
+    DeviceBackend,
+    EngineFile,
+    EngineHandle,
+)
 from twoheads.runtime.backends.registry import DEVICES
 from twoheads.runtime.bundle.engine_files.check import engine_problem
 from twoheads.runtime.bundle.engine_files.declared import declared_steps
@@ -38,6 +46,7 @@ from twoheads.runtime.bundle.reader import Bundle
 from twoheads.runtime.bundle.weights import Weights
 from twoheads.runtime.execution.mixture import Mixture, StepMixture
 from twoheads.runtime.execution.passing_engine import PassingEngine
+from twoheads.runtime.generation.steps.built_engines import BuiltEngines
 
 __all__ = ["StepEngines"]
 
@@ -51,6 +60,8 @@ class StepEngines:
     float32 weights are read where the bundle's file is mapped; so are those of heads, as before an engine finds the
     shared weight it packs a copy. Quantised ones are always packed, as their kernels are slow otherwise: where these
     engines can't share, of those with equal rows one alone is open.
+
+    On a backend that runs what was built for a target, steps go stage by stage, by engines of one number of rows.
 
     Args:
         bundle: Where the files are.
@@ -84,12 +95,14 @@ class StepEngines:
         precision: str = "f32",
         share_packed: bool = True,
     ) -> None:
-        self.steps = _checked(bundle, backend)
+        self.built = BuiltEngines(bundle, weights, backend) if isinstance(backend, ArtifactBackend) else None
+        self.steps = _checked(bundle, backend) if self.built is None else self.built.steps
+        self.least_rows = 1 if self.built is None else BUILT_ROWS
         self.in_place = self.rows_in_place = _held(bundle, backend, in_place_steps(bundle.program))
         self.rounded = _held(bundle, backend, rounded_steps(bundle.program))
         self.backend = backend
         self.calls = 0
-        self.layered = self.steps.layered
+        self.layered = self.steps.layered or self.built is not None
         self._passing = frozenset[str]()
         self._bundle = bundle
         self._weights = weights
@@ -157,7 +170,9 @@ class StepEngines:
             BundleError: As :meth:`body`.
         """
         steps = self.steps
-        for rows in SMALL_ROWS:  # first: packing so large a weight takes as much memory again for a moment
+        for rows in sorted(
+            {max(rows, self.least_rows) for rows in SMALL_ROWS}
+        ):  # first: packing so large a weight takes as much memory again for a moment
             self.heads(rows)
         blocks = tokens // steps.program.block_size
         one = self.rounded if rounded and blocks and self.rounded is not None else self.in_place
@@ -209,9 +224,11 @@ class StepEngines:
         """A variant of an attention engine."""
         key = f"{engine.name}.{variant}"
         if key not in self._open:
-            inputs, outputs = engine.ports(variant)
-            path = self._file(f"{ENGINES}/{engine.name}.{variant}.onnx")
-            self._open[key] = self.backend.load_engine(EngineFile(path, inputs, outputs, {}, self._threads))
+            if self.built is not None:
+                self._open[key] = self.built.tile(engine, variant)
+            else:
+                path = self._file(f"{ENGINES}/{engine.name}.{variant}.onnx")
+                self._open[key] = self.backend.load_engine(EngineFile(path, *engine.ports(variant), {}, self._threads))
         return self._open[key]
 
     def batch_attention(self, engine: BatchAttention) -> EngineHandle:
@@ -276,6 +293,8 @@ class StepEngines:
     ) -> EngineHandle:
         """The engine with the weights of ``stage``; of one that passes, what opens it for each call."""
         weights = dict(zip(stage.weights, engine.weights, strict=True))
+        if self.built is not None:
+            return self.built.stage(stage, engine, weights)
         if stage.name in self._passing:
             return PassingEngine(lambda: self._load(engine, weights, own=own, shared=False))
         return self._load(engine, weights, own=own, head=head)

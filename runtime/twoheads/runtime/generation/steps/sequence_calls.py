@@ -82,14 +82,14 @@ class SequenceCalls:
             pass
 
     def step(self, tokens: npt.NDArray[np.int64], first: int, rows: int) -> npt.NDArray[Any]:
-        """One call of ``rows`` rows for ``tokens`` from position ``first`` on, which lie in one block.
+        """One call of ``rows`` rows, or more, for ``tokens`` from position ``first`` on, which lie in one block.
 
         Tokens that are there already are computed again, and left as they are.
 
         Returns:
             The hidden states ``[new tokens, width]`` of the others.
         """
-        sequence, count = self._sequence, len(tokens)
+        sequence, count, rows = self._sequence, len(tokens), max(rows, self._engines.least_rows)
         in_place = self._in_place(rows, first)
         # Layer by layer, whole blocks are read in tiles of the widest capacity.
         room = first // sequence.block if in_place is None else in_place.room(rows, first)
@@ -149,7 +149,8 @@ class SequenceCalls:
         return made.hidden
 
     def heads(self, rows: int) -> Heads:
-        """What gives the logits of ``rows`` rows."""
+        """What gives the logits of ``rows`` rows, or more."""
+        rows = max(rows, self._engines.least_rows)
         if rows not in self._heads:
             self._heads[rows] = Heads(self._engines, rows)
         return self._heads[rows]

@@ -1,0 +1,1 @@
+"""Variants that vendors' compilers build."""
