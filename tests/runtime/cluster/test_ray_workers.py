@@ -19,7 +19,7 @@ from tests.runtime.tiny_model import Tiny, random_tokens
 from twoheads.export.cli.app import app
 from twoheads.graphs.errors import BundleError, InputError, TwoheadsError
 from twoheads.runtime import load
-from twoheads.runtime.cluster import Cluster
+from twoheads.runtime.cluster import Cluster, ray_workers
 
 TINY = Tiny(layers=4, key_tile=32, masks=("causal", "causal & window(20, 0)"))
 TOKENS = random_tokens(TINY, 150)
@@ -105,6 +105,17 @@ def test_what_does_not_go_together(cluster, bundle, tmp_path):
     result = CliRunner().invoke(app, [*words, "--cluster", "local:2", "--spill", str(tmp_path)])
     assert result.exception is not None
     assert "does not go together with --spill" in f"{result.exception}{result.output}"
+
+
+def test_processes_that_do_not_come_up_in_time_are_no_bug(monkeypatch):
+    def slow(self, processors):
+        raise Exception("The current node timed out during startup.\nSee the logs.")
+
+    monkeypatch.setattr(ray_workers.RayWorkers, "_start", slow)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr(ray_workers.RayWorkers, "close", lambda self: None)
+    with pytest.raises(TwoheadsError, match=r"can't be started: The current node timed out during startup\.$"):
+        Cluster("local:2")
 
 
 def test_ray_is_not_installed(monkeypatch):
