@@ -17,6 +17,7 @@ from twoheads.runtime.backends.protocol import EngineFile, EngineHandle
 
 class SimulatedBackend:
     name = "simulated"
+    in_place = shares_packed = False
 
     def __init__(self, seed: int = 0, lanes: int = 3, memory: int = 1 << 30) -> None:
         self.device = SimulatedDevice(seed, memory)

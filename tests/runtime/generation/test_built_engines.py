@@ -35,6 +35,7 @@ class Accelerator:
     """A backend of artifacts that are ONNX files with their weights."""
 
     name, target, precisions = "accelerator", TARGET, ("fp32", "fp16")
+    in_place = shares_packed = False
 
     def __init__(self) -> None:
         self.tensor = OnnxRuntimeBackend().tensor

@@ -56,8 +56,11 @@ def test_weights_that_do_not_fit_are_told(tmp_path):
     told = [warning.message for warning in _warnings_of(load(path, memory_limit=1 << 40))]
     assert not [message for message in told if "memory limit" in str(message)]
     limited = load(path, memory_limit=1)
-    with pytest.warns(UserWarning, match=r"a token reads 4\d\d\.\d kB of weights, and the memory limit has room for 0"):
+    with pytest.warns(
+        UserWarning, match=r"a token reads 4\d\d\.\d kB of weights, and the memory limit has room for 0"
+    ) as found:
         limited.generate([5, 6, 7], max_new_tokens=3)
+    assert {warning.filename for warning in found} == {__file__}
     packed = write_bundle(quantise_weights(_compiled(), "int4"), tmp_path / "packed")
     with pytest.raises(InputError, match="of weights at a time, and the process takes"):
         load(packed, memory_limit=1).generate([5, 6, 7], max_new_tokens=3)

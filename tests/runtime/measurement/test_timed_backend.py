@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.graphs.sample_programs import hybrid
+from tests.runtime.device.simulated_backend import SimulatedBackend
 from tests.runtime.tiny_bundle import write_tiny
 from tests.runtime.tiny_model import Tiny
 from twoheads.runtime import load
@@ -39,6 +40,14 @@ def test_every_call_is_timed_and_the_result_is_the_same(folder):
     assert all(entry.seconds > 0 for entry in times)
     assert timed.take() == []
     np.testing.assert_array_equal(result.array, load(folder, threads=2).run(TOKENS, "logits").array)
+
+
+def test_it_can_what_its_backend_can():
+    """What a clock is put around is opened as ever: asked of the backend, not of its class."""
+    inner = open_backend("onnxruntime")
+    assert TimedBackend(inner).in_place
+    assert TimedBackend(inner).shares_packed == inner.shares_packed
+    assert not TimedBackend(SimulatedBackend()).in_place
 
 
 def test_the_parts_are_the_whole_time_of_all_workers(folder):

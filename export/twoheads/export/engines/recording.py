@@ -59,6 +59,8 @@ class RecordingBackend:
         draw: Whether they are drawn from all calls, every time the same, instead of being the first ones.
     """
 
+    in_place = shares_packed = False
+
     def __init__(self, backend: Backend, calls: int = 1, *, draw: bool = False) -> None:
         self.name = backend.name
         self._backend = backend

@@ -149,6 +149,8 @@ class EmulatorBackend:
         emulator: Another one than that of the name.
     """
 
+    in_place = shares_packed = False
+
     def __init__(
         self, name: str, *, threads: int = 1, python: Path | None = None, emulator: Emulator | None = None
     ) -> None:

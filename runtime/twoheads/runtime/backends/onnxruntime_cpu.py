@@ -38,6 +38,7 @@ class OnnxRuntimeBackend:
     """
 
     name: str = "onnxruntime"
+    in_place = True
 
     def __init__(self) -> None:
         try:
@@ -66,7 +67,7 @@ class OnnxRuntimeBackend:
 
     @property
     def shares_packed(self) -> bool:
-        """Whether engines that are opened as ``shared`` keep packed weights once: not all installations can."""
+        """As :class:`~twoheads.runtime.backends.protocol.Backend` has it: not all installations can."""
         return self._shared is not None
 
     @cached_property

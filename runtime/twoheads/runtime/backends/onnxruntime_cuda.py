@@ -44,6 +44,8 @@ class CudaBackend:
         InputError: The package lacks the provider, or there is no driver.
     """
 
+    in_place = shares_packed = False
+
     def __init__(self, name: str, *, precision: str, lanes: int, device: Device | None = None) -> None:
         try:
             import onnxruntime  # type: ignore[import-untyped]

@@ -85,12 +85,6 @@ class ProviderBackend(OnnxRuntimeBackend):
         return False
 
     def load_engine(self, file: EngineFile) -> OnnxRuntimeEngine:
-        return self._on_provider(file)
-
-    def load_unpacked(self, file: EngineFile) -> OnnxRuntimeEngine:
-        return self._on_provider(file)
-
-    def _on_provider(self, file: EngineFile) -> OnnxRuntimeEngine:
         tensors = {name: self.tensor(array) for name, array in file.weights.items()}
         options: Any = session_options(self.module, file.threads)
         if self._provider.ordered:

@@ -30,6 +30,8 @@ class OpenVinoBackend:
         InputError: The package is not installed, it finds no such device, or that has no products in that precision.
     """
 
+    in_place = shares_packed = False
+
     def __init__(self, *, precision: str, threads: int, device: str | None = None) -> None:
         self.name = "openvino" if device is None else f"openvino:{device}"
         self._device = device or "CPU"

@@ -96,6 +96,16 @@ class Backend(Protocol):
 
     name: str
 
+    @property
+    def in_place(self) -> bool:
+        """Whether arrays are read where they lie (:attr:`EngineFile.in_place`), and outputs may lie over inputs."""
+        ...
+
+    @property
+    def shares_packed(self) -> bool:
+        """Whether engines that are opened as :attr:`EngineFile.shared` keep once what their kernels pack."""
+        ...
+
     def load_engine(self, file: EngineFile) -> EngineHandle:
         """Opens ``file``; its weights are not copied.
 

@@ -19,7 +19,6 @@ from twoheads.graphs.program.program import (
     TokenwiseStage,
 )
 from twoheads.graphs.serialization.bundle_format import FULL_PRECISION
-from twoheads.runtime.backends.onnxruntime_cpu import OnnxRuntimeBackend
 from twoheads.runtime.backends.protocol import ArtifactBackend, Backend, EngineFile, EngineHandle
 from twoheads.runtime.bundle.artifacts import Artifacts
 from twoheads.runtime.bundle.reader import Bundle
@@ -95,8 +94,8 @@ class EnginePool:
         full, wide = bundle.manifest.precision == FULL_PRECISION, self.program.block_size >= SHARED_ROWS
         own = bundle.extends and full
         # Whether packed weights are shared or an engine's own, results have the bits of packed ones.
-        packs = own and isinstance(backend, OnnxRuntimeBackend) and backend.shares_packed
-        self._in_place = own and wide and not packs and isinstance(backend, OnnxRuntimeBackend)
+        packs = own and backend.shares_packed
+        self._in_place = own and wide and not packs and backend.in_place
         once = share_packed and (packs or (bundle.extends and bool(bundle.manifest.quantised)))
         self._fetches = not share_packed
         self._shared = once or (bundle.extends and full and wide and not packs)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections.abc
 import os
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -17,6 +16,7 @@ from twoheads.runtime.generation.kept.prefix_cache import PrefixCache
 from twoheads.runtime.generation.model import GenerationModel
 from twoheads.runtime.generation.results import Generated, Piece
 from twoheads.runtime.generation.sequence_run import Call, SequenceRun
+from twoheads.runtime.reports.notices import give_notices
 
 __all__ = ["Generator", "Pieces"]
 
@@ -126,8 +126,7 @@ class Generator:
     def _continue(self, call: Call, streamer: Callable[[Piece], None] | None) -> Generated | list[Generated]:
         """Computes the prompt, and every continuation of it: the last with the context itself."""
         notes = self.reader.notes(call)
-        for note in notes:
-            warnings.warn(note, stacklevel=4)  # in the caller of LoadedBundle.generate
+        give_notices(notes)
         logits = call.context.append(call.prompt)
         made: list[Generated] = []
         for at, sequence_seed in enumerate(call.seeds):

@@ -85,6 +85,7 @@ class TimedBackend:
     def __init__(self, backend: Backend) -> None:
         self.name = backend.name
         self.tensor = backend.tensor
+        self.in_place, self.shares_packed = backend.in_place, backend.shares_packed
         self._backend = backend
         self._times: list[CallTime] = []
         self._clock = _ThreadClock()

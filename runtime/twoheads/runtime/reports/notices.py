@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterable
+from types import FrameType
 
 from twoheads.graphs.program.program import Program
 from twoheads.graphs.serialization.bundle_format import Manifest
 
 __all__ = ["give_notices", "notices"]
+
+OURS = ("twoheads.", "functools")
+"""Modules that no user calls from: ours, and what computes a cached property of ours."""
 
 
 def notices(manifest: Manifest, program: Program, length: int) -> tuple[str, ...]:
@@ -29,6 +34,20 @@ def notices(manifest: Manifest, program: Program, length: int) -> tuple[str, ...
 
 
 def give_notices(told: Iterable[str]) -> None:
-    """Warns of each once, where the user's code calls the function that calls this one."""
+    """Warns of each once, where the user's code calls ours."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_back is not None and _module(frame).startswith(OURS):
+        frame = frame.f_back
     for note in dict.fromkeys(told):
-        warnings.warn(note, stacklevel=3)
+        if frame is None:  # in an interpreter that has no frames
+            warnings.warn(note, stacklevel=1)
+            continue
+        registry = frame.f_globals.setdefault("__warningregistry__", {})
+        warnings.warn_explicit(
+            note, UserWarning, frame.f_code.co_filename, frame.f_lineno, _module(frame), registry=registry
+        )
+
+
+def _module(frame: FrameType) -> str:
+    """Whose code it runs."""
+    return str(frame.f_globals.get("__name__"))

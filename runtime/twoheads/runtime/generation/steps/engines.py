@@ -28,7 +28,6 @@ from twoheads.graphs.variants.in_place.batch_in_place import BatchInPlace
 from twoheads.graphs.variants.in_place.in_place_steps import InPlaceSteps, in_place_steps
 from twoheads.graphs.variants.in_place.rounded_steps import rounded_steps
 from twoheads.graphs.variants.steps import SMALL_ROWS, StepEngine, Steps, step_steps
-from twoheads.runtime.backends.onnxruntime_cpu import OnnxRuntimeBackend
 from twoheads.runtime.backends.onnxruntime_shared import SharedEngine
 from twoheads.runtime.backends.protocol import (
     ArtifactBackend,
@@ -109,10 +108,8 @@ class StepEngines:
         self._threads = threads
         self._precision = precision
         quantised, full = bool(bundle.manifest.quantised), bundle.manifest.precision == FULL_PRECISION
-        self._heads_in_place = isinstance(backend, OnnxRuntimeBackend) and not quantised
-        self.packed = not self._heads_in_place or (
-            full and share_packed and isinstance(backend, OnnxRuntimeBackend) and backend.shares_packed
-        )
+        self._heads_in_place = backend.in_place and not quantised
+        self.packed = not self._heads_in_place or (full and share_packed and backend.in_place and backend.shares_packed)
         self._declared = declared_steps(bundle.program, bundle.manifest, weights.view)
         self._open: dict[str, EngineHandle] = {}
         self._capacity: dict[int, str] = {}
@@ -340,7 +337,7 @@ class StepEngines:
 
 def _held(bundle: Bundle, backend: Backend, steps: Written | None) -> Written | None:
     """``steps``, if the bundle holds their engines and the backend runs them."""
-    if steps is None or not isinstance(backend, OnnxRuntimeBackend):
+    if steps is None or not backend.in_place:
         return None
     held = all(bundle.has(bundle.engine_file(engine.name)) for engine in steps.engines)
     return steps if held else None
