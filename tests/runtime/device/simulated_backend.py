@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
+from weakref import finalize
 
 import numpy as np
 
@@ -41,6 +42,9 @@ class SimulatedEngine:
         self.host = host.new_call()
         self.inputs, self.outputs = ports
         self.lanes = lanes
+        self.open = [True]
+        """Nobody may let go of an engine while the device has calls of it before it."""
+        finalize(self, self.open.clear)
 
     def new_call(self, lane: int = 0) -> SimulatedCall:
         if lane >= self.lanes:
@@ -67,9 +71,11 @@ class SimulatedCall:
         engine, inputs, outputs = self._engine, dict(self._inputs), dict(self._outputs)
         if len(inputs) != len(engine.inputs) or len(outputs) != len(engine.outputs):
             raise SimulationError("a port is not bound")
-        device, wrap, call = engine.backend.device, engine.backend.host.tensor, engine.host
+        device, wrap, call, is_open = engine.backend.device, engine.backend.host.tensor, engine.host, engine.open
 
         def act() -> None:
+            if not is_open:
+                raise SimulationError("the engine of a call was closed before the device came to it")
             results = {port: np.empty(array.shape, array.dtype) for port, array in outputs.items()}
             for port, array in inputs.items():
                 call.bind_input(port, wrap(np.ascontiguousarray(device.view(array))))

@@ -9,7 +9,8 @@ import pytest
 
 from tests.runtime.axes_models import BLOCK, classifier, encoder_decoder, image
 from tests.runtime.device.simulated_backend import SimulatedBackend
-from tests.runtime.device.test_run import device_of, smallest_limit
+from tests.runtime.device.test_run import device_of, smallest_limits
+from tests.runtime.open_engines import watch_open_engines
 from tests.runtime.runs.test_session import assert_close
 from tests.runtime.scan_models import SCANS, ScanModel
 from tests.runtime.stages.test_axes import check, features
@@ -29,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_values_that_do_not_fit_are_streamed(folder):
     length = 206
-    least = smallest_limit(folder, length, "logits")
+    _, least = smallest_limits(folder, length, "logits")
     streamed: list[int] = []
     for limit in (least, least + 40_000, None):
         bundle = load(folder, backend=SimulatedBackend(limit or 0), device_memory_limit=limit)
@@ -43,8 +44,36 @@ def test_values_that_do_not_fit_are_streamed(folder):
     assert streamed[0] > streamed[1] > streamed[2]
 
 
+def test_weights_that_do_not_fit_are_on_the_device_for_their_stage_only(tmp_path, monkeypatch):
+    """The device drops work whose engine was closed; what was recorded before is recorded again afterwards."""
+    tiny = Tiny(layers=4, width=64)
+    path = write_tiny(tmp_path / "tiny", tiny)
+    _, whole = smallest_limits(path, 206, "logits")
+    opened = watch_open_engines(monkeypatch)
+    bundle = load(path, backend=SimulatedBackend(5), device_memory_limit=whole - 1000)
+    device = device_of(bundle)
+
+    def check_run(length, seed=0):
+        tokens = random_tokens(tiny, length, seed)
+        assert_close(bundle.run(tokens, "logits").array, reference(tiny, tokens)["logits"])
+
+    for seed in range(3):
+        check_run(206, seed)
+    assert device.replays == 0
+    assert opened[0] <= 1 + len(bundle.program.head)
+    short = 20  # whose values leave room for all weights
+    for seed in range(3):
+        check_run(short, seed)
+    assert device.replays == 2
+    assert opened[0] > 1 + len(bundle.program.head)
+    check_run(206)
+    for seed in range(3):
+        check_run(short, seed)
+    assert device.replays == 4
+
+
 def test_what_does_not_fit_is_refused_with_numbers(folder):
-    least = smallest_limit(folder, 430, "logits")
+    least, _ = smallest_limits(folder, 430, "logits")
     bundle = load(folder, backend=SimulatedBackend(), device_memory_limit=least - 1000)
     with pytest.raises(InputError, match=r"430 tokens needs .* of device memory, and .* of host memory") as refused:
         bundle.run(random_tokens(MODEL, 430))
@@ -95,7 +124,7 @@ def test_scans_whose_values_do_not_fit_are_streamed(tmp_path):
     model = ScanModel(("gated_delta_rule", "causal_conv", "selective_scan"))
     model.load(tmp_path / "b")
     given = {"features": features(400)}
-    least = smallest_limit(tmp_path / "b", 400, given=given)
+    _, least = smallest_limits(tmp_path / "b", 400, given=given)
     copied: list[int] = []
     for limit in (least, None):
         bundle = load(tmp_path / "b", backend=SimulatedBackend(2), device_memory_limit=limit)

@@ -21,6 +21,7 @@ from twoheads.graphs.program.program import Pooling
 from twoheads.runtime import LoadedBundle, load
 from twoheads.runtime.backends.cuda_driver import DeviceError
 from twoheads.runtime.device.lanes import Desk, Team
+from twoheads.runtime.device.plan import Sizing
 from twoheads.runtime.device.tile_buffers import KeyTiles
 
 EXTRA = {
@@ -52,13 +53,16 @@ def device_of(bundle: LoadedBundle) -> SimulatedDevice:
     return device
 
 
-def smallest_limit(folder: Path, length: int, output: str = "hidden", given: Any = None) -> int:
-    """The least device memory with which a run is taken: what the refusal says."""
+def smallest_limits(folder: Path, length: int, output: str = "hidden", given: Any = None) -> tuple[int, int]:
+    """The least device memory with which a run is taken, as the refusal says; and with which all weights stay there."""
     inputs = np.ones(length, np.int64) if given is None else given
+    bundle = load(folder, backend=SimulatedBackend(), device_memory_limit=1)
     with pytest.raises(InputError) as refused:
-        load(folder, backend=SimulatedBackend(), device_memory_limit=1).run(inputs, output)
+        bundle.run(inputs, output)
     number, unit = refused.value.fix.removeprefix("allow ").split(",")[0].split()
-    return round(float(number) * {"kB": 1e3, "MB": 1e6}[unit])
+    least = round(float(number) * {"kB": 1e3, "MB": 1e6}[unit])
+    sizing = Sizing(bundle.schedule(length, output), bundle._engines, 3)
+    return least, least + sizing.engine_bytes(streamed=False) - sizing.engine_bytes(streamed=True)
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -166,7 +170,7 @@ def test_it_refuses_what_only_the_host_does(folders, tmp_path):
 def test_a_missing_event_shows(folders, monkeypatch, owner, method):
     """The simulated device would be of no use if the streams' order were always the lucky one."""
     tiny, folder = folders["wide, deep"]
-    limit = smallest_limit(folder, 150)
+    _, limit = smallest_limits(folder, 150)
     monkeypatch.setattr(owner, method, lambda *_: None)
     tokens = random_tokens(tiny, 150)
     want = reference(tiny, tokens)["hidden"]

@@ -88,6 +88,8 @@ class DeviceExecutor:
             if len(self._plans) > PLANS:
                 self._forget(next(iter(self._plans)))
         self._plans.move_to_end(shape)
+        if found[0].streamed:
+            self._drop_graphs()
         return found
 
     def _reserve(self, nbytes: int, pinned: int) -> tuple[int, HostBytes]:
@@ -105,10 +107,21 @@ class DeviceExecutor:
             self._pinned = self._device.pinned(pinned)
         return self._memory[0], self._pinned
 
-    def _forget(self, shape: Shape) -> None:
-        plan, _ = self._plans.pop(shape)
+    def _drop_graphs(self) -> None:
+        """Lets go of what was recorded: its engines will be closed. What was queued before is recorded again."""
+        for plan, queue in self._plans.values():
+            self._drop(plan)
+            queue.forget_calls()
+
+    def _drop(self, plan: DevicePlan) -> None:
         for recorded in plan.graphs.values():
             self._device.drop(recorded.graph)
+        plan.graphs.clear()
+        plan.runs = 0
+
+    def _forget(self, shape: Shape) -> None:
+        plan, _ = self._plans.pop(shape)
+        self._drop(plan)
         if self.kept.plan is plan:
             self.kept.plan = None
 

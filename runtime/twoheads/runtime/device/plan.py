@@ -8,6 +8,7 @@ from itertools import groupby
 
 from twoheads.graphs.costs.attention_costs import attention_rows
 from twoheads.graphs.costs.stage_costs import StageCosts
+from twoheads.graphs.errors import InputError
 from twoheads.graphs.masks.tiles import Segment
 from twoheads.graphs.program.lengths import is_cross
 from twoheads.graphs.program.program import AttentionEngine, AttentionStage, ScanEngine, ScanStage, Stage, Value
@@ -89,6 +90,7 @@ class DevicePlan:
         key_turns: Addresses of the two buffers for key tiles.
         beside: All other addresses.
         device_bytes: Device memory of the plan, without weights and what engines need while they run.
+        streamed: Whether engines with weights are open for their stage only. Nothing is recorded then.
         graphs: By segment.
         runs: How many runs the plan has served.
     """
@@ -102,6 +104,7 @@ class DevicePlan:
     key_turns: tuple[int, int]
     beside: Beside
     device_bytes: int
+    streamed: bool
     graphs: dict[int, Recorded] = field(default_factory=dict)
     runs: int = 0
 
@@ -157,12 +160,14 @@ class Sizing:
         length = self.value(stage.output, 0).blocks * sizes["block_size"]
         return attention_rows(stage, **sizes, queries=length, keys=length, cross=False)
 
-    def engine_bytes(self) -> int:
-        """Device memory of weights, and an estimate of what engines need while they run."""
+    def engine_bytes(self, *, streamed: bool) -> int:
+        """Device memory of weights, all or those of one stage, and an estimate of what engines need while they run."""
         costs = StageCosts(self.schedule.program, self.schedule.lengths, self.schedule.positions)
         stages = (*self.body, *self.head)
         workspace = max((costs.transient(stage) for stage in stages if not stage.on_host), default=0)
-        return sum(costs.weights(stages, mapped=False).values()) + self.lanes * workspace
+        steps = [(stage,) for stage in self.body] + [self.head] if streamed else [stages]
+        weights = max(sum(costs.weights(step, mapped=False).values()) for step in steps)
+        return weights + self.lanes * workspace
 
     def mask_key(self, stage: AttentionStage) -> MaskKey:
         """Equal for stages of equal masks and rows."""
@@ -188,6 +193,8 @@ def make_shape(sizing: Sizing) -> Shape:
 def make_plan(sizing: Sizing, shape: Shape, limit: int, memory: Memory) -> DevicePlan:
     """The plan of ``shape`` within ``limit`` bytes of device memory.
 
+    Values go to host memory first; if the weights do not fit even so, each is there for its stage only.
+
     Raises:
         InputError: It does not fit.
     """
@@ -200,7 +207,12 @@ def make_plan(sizing: Sizing, shape: Shape, limit: int, memory: Memory) -> Devic
         slots[key] = slots.get(key) or _mask_slots(sizing, stage, rows[stage.name])
     masks = {stage.name: slots[sizing.mask_key(stage)] for stage in sizing.attentions}
     beside = _place_beside(sizing, masks, 0).end
-    layout = plan_layout(schedule, lanes=lanes, limit=limit, fixed=sizing.engine_bytes() + beside)
+    streamed = False
+    try:
+        layout = plan_layout(schedule, lanes=lanes, limit=limit, fixed=sizing.engine_bytes(streamed=False) + beside)
+    except InputError:
+        streamed = True
+        layout = plan_layout(schedule, lanes=lanes, limit=limit, fixed=sizing.engine_bytes(streamed=True) + beside)
     base, pinned = memory(layout.device_bytes(lanes) + beside, layout.host_bytes)
     values = {
         value.name: sizing.value(value, base + region.offset if not region.host else pinned[region.offset :])
@@ -224,6 +236,7 @@ def make_plan(sizing: Sizing, shape: Shape, limit: int, memory: Memory) -> Devic
         (keys, keys + layout.key_bytes),
         _place_beside(sizing, masks, keys + 2 * layout.key_bytes),
         layout.device_bytes(lanes) + beside,
+        streamed,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,7 @@ from twoheads.runtime.device.transfers import Transfers
 from twoheads.runtime.execution.crew import Crew
 from twoheads.runtime.execution.engine_pool import EnginePool
 from twoheads.runtime.execution.run_state import RunState
+from twoheads.runtime.execution.weight_stream import WeightStream
 from twoheads.runtime.memory.sink import Sink
 from twoheads.runtime.stages.pooling import pool, pooled_rows
 from twoheads.runtime.stages.sequence import fill_sequence
@@ -85,11 +86,18 @@ class DeviceRun(RunState):
         self._planned = planned
         self._kept = kept
         self._held = 0
+        self._stream: WeightStream | None = None
         self._plan: DevicePlan
         self._queue: StageQueue
         self._transfers: Transfers
 
     def prepare(self) -> None:
+        """Opens the engines; where their weights do not fit on the device at once, each is opened for its stage.
+
+        Raises:
+            InputError: The run does not fit into the device's memory.
+        """
+
         def open_engine(stage: Stage) -> None:
             if isinstance(stage, TokenwiseStage):
                 self.engines.tokenwise(stage)
@@ -101,16 +109,19 @@ class DeviceRun(RunState):
                     self.engines.attention(stage.engine, variant)
 
         body, head = needed_stages(self.program, self.schedule.output)
-        self.crew.run((*body, *head), lambda: open_engine)
+        self._plan, self._queue = self._planned(self.schedule)
+        stages = [*body, *head]
+        if self._plan.streamed:
+            self._stream = WeightStream(self.engines)
+            stages = self._stream.begin(body, head)
+        self.crew.run(stages, lambda: open_engine)
 
     def body(self, inputs: Mapping[str, Array]) -> None:
         """Copies the inputs to the device and computes the body there.
 
         Raises:
-            InputError: The run does not fit into the device's memory.
             DeviceError: The device failed.
         """
-        self._plan, self._queue = self._planned(self.schedule)
         self._transfers = Transfers(self._device, self._queue.main, self.program.block_size)
         self._held = self._plan.device_bytes + self._plan.layout.host_bytes
         self.stores.account(self._held)
@@ -129,6 +140,10 @@ class DeviceRun(RunState):
         if self._held:
             self._transfers.finish()
             self.stores.account(-self._held)
+        if self._stream is not None:
+            self._device.synchronize()
+            self._queue.forget_calls()
+            self._stream.end()
 
     def row_value(self, name: str) -> Array:
         return self._transfers.read(self._plan.values[name], 1).whole()
@@ -140,6 +155,7 @@ class DeviceRun(RunState):
 
     def rows(self, positions: npt.NDArray[np.int64] | None, sink: Sink | None) -> Array | None:
         if self.schedule.positions:
+            self._enter(needed_stages(self.program, self.schedule.output)[1])
             return run_device_head(self, self._queue, self._transfers, positions, sink)
         hidden, size = self._plan.values[self.program.hidden], self.program.block_size
         rows = range(self.schedule.value_rows(hidden.value)) if positions is None else positions
@@ -185,7 +201,7 @@ class DeviceRun(RunState):
             self._sequence(first)
             return
         recorded = plan.graphs.get(at)
-        if recorded is None and plan.runs and self._kept.captures:
+        if recorded is None and plan.runs and self._kept.captures and not plan.streamed:
             recorded = self._record(segment)
         if recorded is None:
             self._count(self._queued(segment))
@@ -218,8 +234,17 @@ class DeviceRun(RunState):
             self.crew.check()
             if isinstance(stage, SequenceStage | ExpertsStage):
                 raise InternalError(f"stage {stage.name} is the host's")
+            if isinstance(stage, TokenwiseStage):
+                self._enter((stage,))
             calls[stage.name] = self._queue.stage(stage)
         return calls
+
+    def _enter(self, stages: Sequence[Stage]) -> None:
+        """Opens the engines of the next stages, where they stream; what the device still reads is not let go."""
+        if self._stream is not None:
+            self._device.synchronize()
+            self._queue.forget_calls()
+            self._stream.enter(stages)
 
     def _count(self, calls: Mapping[str, int]) -> None:
         chained = {stage.name for stage in self.program.scans}

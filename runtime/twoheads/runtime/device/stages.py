@@ -73,6 +73,10 @@ class StageQueue:
             self._zero_padding(self._plan.values[value.name])
         return calls
 
+    def forget_calls(self) -> None:
+        """Lets go of all calls, which hold their engines."""
+        self._calls.clear()
+
     def _call(self, handle: EngineHandle, lane: Lane) -> Call:
         key = (handle, lane.number)
         if key not in self._calls:

@@ -87,10 +87,11 @@ def command(bundle: options.Bundle, asked: RunOptions) -> None:
     shows how far it is.
 
     With --backend cuda or tensorrt, values stay in GPU memory; with --device-memory-limit, keys and values that do not
-    fit are streamed from host memory.
+    fit are streamed from host memory, and weights that do not fit even so, stage by stage.
 
     With --cluster, the workers of a Ray cluster share the blocks of every stage, with the same result to the bit; what
-    a lost worker had computed, others compute again. The bundle must be in the same folder on every machine.
+    a lost worker had computed, others compute again. The bundle must be in the same folder on every machine. There,
+    --memory-limit is that of each worker.
 
     For many texts in one command, see `twoheads batch`.
 
