@@ -32,11 +32,12 @@ def too_little(bundle, output="logits"):
 
 def least(bundle, output="logits"):
     """Bytes that hold everything with the weights of one stage at a time."""
-    schedule = load(bundle).schedule(len(TOKENS), output, by_blocks=True)
-    ahead = plan_spill(schedule, limit=schedule.peak_bytes - 1, disk=False, workers=1)
+    loaded = load(bundle)
+    schedule = loaded.schedule(len(TOKENS), output, by_blocks=True)
+    ahead = plan_spill(schedule, limit=schedule.peak_bytes - 1, disk=False, workers=loaded.threads)
     assert ahead.memory is not None
     assert ahead.ahead
-    plan = plan_spill(schedule, limit=ahead.memory.total - 1, disk=False, workers=1)
+    plan = plan_spill(schedule, limit=ahead.memory.total - 1, disk=False, workers=loaded.threads)
     assert plan.memory is not None
     assert (plan.streamed, plan.ahead) == (True, False)
     assert plan.memory.total < ahead.memory.total

@@ -60,25 +60,38 @@ def test_spilling_changes_no_bit(tmp_path, small_windows, name):
         assert not list(folder.iterdir()), "a file is left"
 
 
+def beyond_streaming(schedule):
+    """The most bytes for which values must be spilled: weights that are read stage by stage do not save enough."""
+    limit = schedule.peak_bytes - 1
+    while not (plan := plan_spill(schedule, limit=limit, disk=True, workers=1)).values:
+        assert plan.memory is not None
+        limit = plan.memory.total - 1
+    return limit
+
+
 def test_the_largest_values_are_spilled_until_the_run_fits(small_windows):
     program = make_program(Tiny())
     schedule = make_schedule(program, 5000, output="hidden", workers=1)
     everything = plan_spill(schedule, limit=None, disk=True, workers=1)
     assert everything.memory is not None
     assert plan_spill(schedule, limit=schedule.peak_bytes, disk=True, workers=1).values == frozenset()
-    some = plan_spill(schedule, limit=schedule.peak_bytes - schedule.memory.weights, disk=True, workers=1)
+    some = plan_spill(schedule, limit=beyond_streaming(schedule), disk=True, workers=1)
     assert some.memory is not None
     assert some.memory.total < schedule.peak_bytes
     assert frozenset() < some.values < everything.values
     sizes = {value.name: value.nbytes(5000) for value in program.values() if value.axis is not None}
     assert min(sizes[name] for name in some.values) >= max(sizes[name] for name in everything.values - some.values)
     assert 0 < some.disk_bytes <= everything.disk_bytes
-    assert plan_spill(schedule, limit=everything.memory.total, disk=True, workers=1).values == everything.values
+    while some.values != everything.values:  # a lower limit spills more of them, or opens no engine ahead
+        assert some.memory is not None
+        more = plan_spill(schedule, limit=some.memory.total - 1, disk=True, workers=1)
+        assert some.values <= more.values
+        some = more
 
 
 def test_what_does_not_fit_is_refused_with_the_numbers(small_windows):
     schedule = make_schedule(make_program(Tiny()), 5000, workers=1)
-    values = schedule.peak_bytes - schedule.memory.weights
+    values = beyond_streaming(schedule)
     with pytest.raises(InputError, match=r"needs 1.*of memory\n  fix: give --spill DIR: then it needs 1.* on disk"):
         plan_spill(schedule, limit=values, disk=False, workers=1)
     with pytest.raises(InputError, match=r"needs 1.*on disk \(values .*\n  fix: allow ") as refused:

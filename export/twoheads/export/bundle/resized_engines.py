@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from twoheads.compiler.compiled_model import CompiledModel
     from twoheads.graphs.program.program import Program, TokenwiseEngine
 
-__all__ = ["ResizedEngines"]
+__all__ = ["ResizedEngines", "with_number"]
 
 logger = logging.getLogger(__name__)
 
@@ -90,13 +90,17 @@ def _bytes(model: onnx.ModelProto) -> bytes:
 
 
 def _with_size(template: onnx.ModelProto, rows: int) -> onnx.ModelProto:
-    """``template`` with ``rows`` in place of :data:`STANDING_OUT`, and as many times in place of its multiples."""
+    return with_number(template, STANDING_OUT, rows)
+
+
+def with_number(template: onnx.ModelProto, old: int, new: int) -> onnx.ModelProto:
+    """``template`` with the whole number ``new`` in place of ``old``, and as many times in place of its multiples."""
     model = onnx.ModelProto()
     model.CopyFrom(template)
 
     def replaced(number: int) -> int:
-        times, rest = divmod(number, STANDING_OUT)
-        return number if rest else times * rows
+        times, rest = divmod(number, old)
+        return number if rest else times * new
 
     graph = model.graph
     for value in (*graph.input, *graph.output, *graph.value_info):

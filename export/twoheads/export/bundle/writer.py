@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from twoheads.export.bundle.columns_file import write_columns
 from twoheads.export.bundle.emitters import attention_models
 from twoheads.export.bundle.engine_files import save_engine
 from twoheads.export.bundle.signing import SigningKey, sign_bundle
@@ -180,6 +181,7 @@ def _write_engines(
         _save_tokenwise(program, declared, model, folder, entries)
     for steps, engine in fused_steps(program, compiled.lowering, short=True):
         _write_fused(program, steps, engine, models, folder, entries)
+    write_columns(program, models, folder, entries)
     for width in compiled.other_key_tiles:
         wider = with_key_tile(program, width)
         (folder / tiles_folder(width)).mkdir()

@@ -18,7 +18,7 @@ from twoheads.graphs.errors import InternalError
 from twoheads.graphs.program.axes import axis_length
 from twoheads.graphs.program.engines.fused import FusedEngine
 from twoheads.graphs.program.engines.quantised import numbers_beside
-from twoheads.graphs.program.fused import FusedStage
+from twoheads.graphs.program.fused import ColumnsStage, FusedStage
 from twoheads.graphs.program.lengths import is_cross, value_rows
 from twoheads.graphs.program.program import (
     AnyAttention,
@@ -99,6 +99,7 @@ class StageCosts:
 
     def __init__(self, program: Program, lengths: Mapping[str, int], head_rows: int) -> None:
         self.program = program
+        self._head_rows = head_rows
         self._head_blocks = -(-head_rows // program.block_size)
         self._lengths = lengths
         self._values = {value.name: value for value in program.values()}
@@ -125,6 +126,11 @@ class StageCosts:
     def head_formula(self) -> Formula:
         """The calls of a stage of the head."""
         return Formula(f"h = {self._head_blocks}", self._head_blocks)
+
+    @property
+    def head_block_rows(self) -> int:
+        """The most rows of the head that a block has."""
+        return min(self._head_rows, self.program.block_size)
 
     def attention_engine(self, stage: AttentionStage) -> AttentionEngine | StockEngine | OracleEngine:
         """The engine that ``stage`` calls."""
@@ -237,10 +243,13 @@ class _Kind:
 
 
 def _tokenwise_plan(costs: StageCosts, stage: TokenwiseStage, head: bool) -> StagePlan:
-    engine = costs.program.engine_of(TokenwiseEngine, stage.engine)
     formula = costs.head_formula if head else costs.block_formula(stage)
-    calls = formula.calls
-    padded = calls * costs.program.block_size
+    return _calls_plan(costs, stage, formula, padded=formula.calls * costs.program.block_size if head else None)
+
+
+def _calls_plan(costs: StageCosts, stage: TokenwiseStage, formula: Formula, *, padded: int | None) -> StagePlan:
+    """As many calls of a stage's engine; ``padded`` are the rows of a head's outputs."""
+    engine, calls = costs.program.engine_of(TokenwiseEngine, stage.engine), formula.calls
     return StagePlan(
         name=stage.name,
         kind=stage.kind,
@@ -249,8 +258,15 @@ def _tokenwise_plan(costs: StageCosts, stage: TokenwiseStage, head: bool) -> Sta
         formula=formula,
         flops=calls * engine.flops,
         bytes_moved=calls * port_bytes((engine.inputs, engine.outputs, engine.weights)),
-        outputs_bytes=sum(value.nbytes(padded) if head else costs.nbytes(value) for value in stage.outputs),
+        outputs_bytes=sum(costs.nbytes(value) if padded is None else value.nbytes(padded) for value in stage.outputs),
     )
+
+
+def _columns_plan(costs: StageCosts, stage: ColumnsStage, head: bool) -> StagePlan:
+    blocks, pieces = costs.head_formula, len(stage.starts)
+    calls = blocks.calls * pieces
+    formula = Formula(f"h*ceil({stage.classes}/{stage.columns}) = {calls}", calls)
+    return _calls_plan(costs, stage, formula, padded=blocks.calls * costs.program.block_size)
 
 
 def _tokenwise_transient(costs: StageCosts, stage: TokenwiseStage) -> int:
@@ -258,6 +274,12 @@ def _tokenwise_transient(costs: StageCosts, stage: TokenwiseStage) -> int:
     # The widest product of 4 bits has partial results beside its own, and pieces of what it reads.
     beside = max((numbers_beside(port) for port in engine.weights), default=0)
     return 2 * port_bytes(engine.ports()) + 4 * costs.program.block_size * beside
+
+
+def _columns_transient(costs: StageCosts, stage: ColumnsStage) -> int:
+    """Beside the arrays of a call, the rows of a block with all their columns, which calls fill."""
+    rows = sum(value.nbytes(costs.head_block_rows) for value in stage.outputs)
+    return _tokenwise_transient(costs, stage) + rows
 
 
 def _fused_transient(costs: StageCosts, stage: FusedStage) -> int:
@@ -333,6 +355,7 @@ _KINDS = ByKind(
         ScanStage: _Kind(_scan_plan, _scan_transient),
         TokenwiseStage: _Kind(_tokenwise_plan, _tokenwise_transient),
         FusedStage: _Kind(_tokenwise_plan, _fused_transient),
+        ColumnsStage: _Kind(_columns_plan, _columns_transient),
         AttentionStage: _Kind(_attention_plan, _attention_transient),
         SequenceStage: _Kind(_sequence_plan, _sequence_transient),
     },

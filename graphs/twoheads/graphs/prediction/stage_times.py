@@ -19,6 +19,7 @@ from twoheads.graphs.errors import InputError
 from twoheads.graphs.masks.tiles import Segment
 from twoheads.graphs.prediction.device_profile import ALONE, DeviceProfile, Sampling
 from twoheads.graphs.program.engines.experts import rows_variant
+from twoheads.graphs.program.fused import ColumnsStage
 from twoheads.graphs.program.program import (
     AttentionEngine,
     AttentionStage,
@@ -154,6 +155,11 @@ class StageTimes:
         seconds = self._profile.call_seconds(plan.engine, self.variant, callers) + self._host_seconds(stage)
         return np.full(plan.calls, seconds)
 
+    def columns_seconds(self, stage: ColumnsStage, callers: int) -> Seconds:
+        """Of every piece of columns its part of a call of all; the kernels of one share the threads."""
+        calls, parts = self._plans[stage.name].calls, callers * len(stage.starts)
+        return np.full(calls, self._profile.call_seconds(stage.whole, self.variant, callers) / parts)
+
     def scan_seconds(self, stage: ScanStage, callers: int) -> Seconds:
         """Of every block of a chain, called by one thread."""
         plan = self._plans[stage.name]
@@ -242,6 +248,7 @@ _KINDS = ByKind(
     "prediction",
     {
         TokenwiseStage: _Kind(StageTimes.call_seconds, lambda times, stage: 0.0),
+        ColumnsStage: _Kind(StageTimes.columns_seconds, lambda times, stage: 0.0),
         AttentionStage: _Kind(StageTimes.row_seconds, StageTimes.drawn_seconds),
         ScanStage: _Kind(StageTimes.scan_seconds, lambda times, stage: 0.0),
         ExpertsStage: _Kind(StageTimes.experts_seconds, lambda times, stage: 0.0),

@@ -1,9 +1,14 @@
-"""A run of stages in one call a block: the engine that holds them, and the stage that calls it in their place.
+"""Stages that stand for others: a run of stages in one call a block, and the head in several.
+
+The first is of an engine that holds the stages, and is called in their place.
 
 Such an engine is called as a token-wise one is, and its attentions see a fixed number of key tiles. Without windows, a
 block attends to itself alone: a whole input of at most one block. Otherwise the tiles of earlier and later blocks are
 inputs: read from the run's values, or *kept* by the run, in rings of as many blocks as the longest window reaches. The
 states of scans are inputs and outputs as well.
+
+The second is of an engine that gives some columns of the scores from as many rows of the weights: a head whose weights
+do not fit into memory is called for some columns after the other.
 
 No such stage is stored: a program with it is derived from the one of a bundle, which holds the engine's file.
 """
@@ -15,7 +20,7 @@ from dataclasses import dataclass
 from twoheads.graphs.masks.expressions import Mask
 from twoheads.graphs.program.program import AttentionStage, Port, ScanStage, TokenwiseStage, Value
 
-__all__ = ["FusedStage", "Kept", "PortRead", "TileWindow"]
+__all__ = ["ColumnsStage", "FusedStage", "Kept", "PortRead", "TileWindow"]
 
 FLOAT = 4
 
@@ -158,3 +163,29 @@ class FusedStage(TokenwiseStage):
         masks = sum((window.like(window.before + 1) + 1) * window.tiles for window in self.windows)
         states = 2 * sum(port.nbytes for port in self.states)
         return states + rings + sum(zeros.values()) + masks * block_size * block_size * FLOAT
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnsStage(TokenwiseStage):
+    """The head in several calls a block, each of which gives some columns of the scores, and reads their weights alone.
+
+    Attributes:
+        whole: The engine that gives all columns in one call.
+        parted: The weights that have a row a column, of which a call is given those of its columns.
+        columns: Of one call.
+        classes: Columns in all.
+    """
+
+    whole: str
+    parted: tuple[str, ...]
+    columns: int
+    classes: int
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """Where the columns of each call begin; the last ones lie among those of the call before, if need be."""
+        return tuple(min(start, self.classes - self.columns) for start in range(0, self.classes, self.columns))
+
+    @property
+    def alone(self) -> bool:
+        return True

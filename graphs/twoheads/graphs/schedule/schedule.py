@@ -7,7 +7,7 @@ the rows and segments of each *distinct* mask, not to the tiles: thirty equal la
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -27,7 +27,18 @@ from twoheads.graphs.variants.decoder import source_values
 LONGEST = 1 << 23
 """Blocks that are listed one by one."""
 
-__all__ = ["PACKED_BYTES", "PROCESS_BYTES", "SOURCE", "MemoryPlan", "Schedule", "StagePlan", "make_schedule"]
+__all__ = [
+    "ENGINE_BYTES",
+    "PROCESS_BYTES",
+    "SOURCE",
+    "MemoryPlan",
+    "Schedule",
+    "StagePlan",
+    "make_schedule",
+    "needed_stages",
+    "packing_bytes",
+    "workspace_bytes",
+]
 
 SOURCE = "source"
 """The output of a run that computes an encoder alone: what a decoder's cross attention reads."""
@@ -206,11 +217,9 @@ def make_schedule(
     few = _few_rows(costs, body, head_rows)
     released, values = costs.liveness(body, _last_values(program, output), few)
     calling = 1 if any(plan.kind == "model" for plan in stages) else workers
-    calling_head = min(calling, max(1, -(-head_rows // program.block_size)))
-    needs = [(1 if stage.alone else calling) * costs.transient(stage) for stage in body]
-    workspace = max((*needs, *(calling_head * costs.transient(stage) for stage in head)), default=0)
+    workspace = max(workspace_bytes(costs, body, calling), workspace_bytes(costs, head, calling, head_rows))
     weights = costs.weights((*body, *head), mapped=True).values()
-    process += BESIDE_BYTES + ENGINE_BYTES * len(stages) + min(PACKED_BYTES, max(weights, default=0))
+    process += BESIDE_BYTES + ENGINE_BYTES * len(stages) + packing_bytes(weights)
     return Schedule(
         program=program,
         lengths=lengths,
@@ -223,6 +232,18 @@ def make_schedule(
         memory=MemoryPlan(values, sum(weights), workspace, process),
         release_after=released,
     )
+
+
+def workspace_bytes(costs: StageCosts, stages: Sequence[Stage], callers: int, rows: int | None = None) -> int:
+    """Intermediate arrays of the largest of ``stages`` in all workers that call it; ``rows`` are those of a head."""
+    if rows is not None:
+        callers = min(callers, max(1, -(-rows // costs.program.block_size)))
+    return max(((1 if stage.alone else callers) * costs.transient(stage) for stage in stages), default=0)
+
+
+def packing_bytes(weights: Collection[int]) -> int:
+    """What is held twice of weights of these sizes while they are packed one after the other."""
+    return min(PACKED_BYTES, max(weights, default=0))
 
 
 def _drops_rows(program: Program, body: tuple[Stage, ...], head_rows: int) -> bool:

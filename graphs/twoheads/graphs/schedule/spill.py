@@ -16,7 +16,14 @@ from itertools import pairwise
 from twoheads.graphs.costs.stage_costs import PAGE_BYTES, StageCosts
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.program.program import ExpertsEngine, Stage
-from twoheads.graphs.schedule.schedule import PACKED_BYTES, MemoryPlan, Schedule, needed_stages
+from twoheads.graphs.schedule.schedule import (
+    ENGINE_BYTES,
+    MemoryPlan,
+    Schedule,
+    needed_stages,
+    packing_bytes,
+    workspace_bytes,
+)
 
 __all__ = ["NOTHING_SPILLED", "WINDOW_BYTES", "SpillPlan", "enough_text", "plan_spill"]
 
@@ -105,8 +112,8 @@ class _Spilling:
             for value in values
             if value.axis is not None
         }
-        self._streamed, self._ahead = self._streamed_memory()
-        self.streams = self._streamed.total < schedule.memory.total
+        self._phases, self._ahead = self._streamed_memory()
+        self.streams = self._streamed(schedule.memory.values).total < schedule.memory.total
         whole = _whole_values(self._body) | ({program.hidden} if schedule.output == "embedding" else set())
         large = {name for name, window in self._window.items() if name not in whole and window < self._bytes[name]}
         self.spillable = frozenset(large if held is None else ())
@@ -121,36 +128,59 @@ class _Spilling:
         resident = self._bytes | {name: self._window[name] for name in spilled}
         on_disk = {name: self._bytes[name] if name in spilled else 0 for name in self._bytes}
         values = self._peak(resident) if self._held is None else self._held
-        memory = replace(self._streamed if streamed else self._schedule.memory, values=values)
+        memory = self._streamed(values) if streamed else replace(self._schedule.memory, values=values)
         return SpillPlan(spilled, self._peak(on_disk), memory, limit, streamed)
 
     def ahead(self, plan: SpillPlan) -> SpillPlan:
         """The same with each engine opened while the one before it computes, if that fits the limit."""
         if not plan.streamed or plan.memory is None or plan.limit is None:
             return plan
-        memory = replace(plan.memory, weights=self._ahead)
+        memory = self._streamed(plan.memory.values, ahead=self._ahead)
         return replace(plan, memory=memory, ahead=True) if memory.total <= plan.limit else plan
 
-    def _streamed_memory(self) -> tuple[MemoryPlan, int]:
-        """The plan with the engines of one stage open at a time, of those that hold weights; the head is one stage.
+    def _streamed(self, values: int, *, ahead: int = 0) -> MemoryPlan:
+        """The larger plan of body and head, with ``values`` in memory and ``ahead`` bytes of the body's weights."""
+        body, *head = (replace(phase, values=values) for phase in self._phases)
+        body = replace(body, weights=max(body.weights, ahead))
+        return max((body, *head), key=lambda plan: plan.total)
 
-        Beside it the bytes of weights where an engine is opened while the one before it computes.
+    def _streamed_memory(self) -> tuple[tuple[MemoryPlan, ...], int]:
+        """The plans of body and head with the engines of one stage open at a time, of those that hold weights.
+
+        The head is one stage. Beside them the bytes of the body's weights where an engine is opened while the one
+        before it computes.
         """
         bound = {stage.name for stage, _ in self._schedule.program.bindings}
-        steps = [(stage,) for stage in self._body if stage.name in bound] + [self._head]
+        weighted = [(stage,) for stage in self._body if stage.name in bound]
         # Such runs fetch the rows that tokens name alone.
-        sizes = [sum(self._costs.weights(step, mapped=True, around=2 * PAGE_BYTES).values()) for step in steps]
+        steps = [list(self._costs.weights(step, mapped=True, around=2 * PAGE_BYTES).values()) for step in weighted]
+        head = list(self._costs.weights(self._head, mapped=True).values())
         program = self._schedule.program
         wanted = {stage.engine for stage in self._body}
         mixed = (e for e in program.engines if isinstance(e, ExpertsEngine) and e.name in wanted)
         # An expert's weights are let go behind it; those of the next one may be on their way.
         experts = [(1 + min(self._workers, engine.experts)) * engine.expert_bytes for engine in mixed]
+        sizes = [*map(sum, steps), sum(head)]
         both = [one + following for one, following in pairwise(sizes)]
         largest = max(experts, default=0)
         ahead = max([*both, *sizes, largest + max(sizes)] if experts else [*both, *sizes])
         # What an engine packs while it opens takes no memory of calls, as these are being made.
-        ahead += min(PACKED_BYTES, max(sizes))
-        return replace(self._schedule.memory, weights=max(*sizes, largest)), ahead
+        ahead += packing_bytes([max(sizes)])
+        memory = self._schedule.memory
+        all_packed = packing_bytes(self._costs.weights((*self._body, *self._head), mapped=True).values())
+        process = memory.process - all_packed - ENGINE_BYTES * max(0, len(steps) - 2)
+        phases = [
+            MemoryPlan(
+                memory.values,
+                max(*sizes[:-1], largest, 0),
+                workspace_bytes(self._costs, self._body, self._workers),
+                process + packing_bytes([size for step in steps for size in step]),
+            )
+        ]
+        if self._head:
+            workspace = workspace_bytes(self._costs, self._head, self._workers, self._schedule.positions)
+            phases.append(MemoryPlan(memory.values, sum(head), workspace, process + packing_bytes(head)))
+        return tuple(phases), ahead
 
     def _peak(self, sizes: Mapping[str, int]) -> int:
         return self._costs.liveness(self._body, self._kept, sizes)[1]

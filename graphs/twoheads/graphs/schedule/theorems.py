@@ -49,7 +49,7 @@ from twoheads.graphs.costs.stage_costs import StagePlan
 from twoheads.graphs.masks.expressions import Mask, Window
 from twoheads.graphs.masks.terms import INFINITE, Term, mask_terms
 from twoheads.graphs.program.engines.experts import fewest_calls
-from twoheads.graphs.program.fused import FusedStage
+from twoheads.graphs.program.fused import ColumnsStage, FusedStage
 from twoheads.graphs.program.program import (
     AttentionStage,
     ExpertsEngine,
@@ -209,6 +209,12 @@ def _plain(theorem: str) -> _Claim:
     return lambda schedule, stage, plan: (theorem, plan.formula, plan.formula)
 
 
+def _columns(schedule: Schedule, stage: ColumnsStage, plan: StagePlan) -> tuple[str, Formula | None, Formula]:
+    """A call of all columns would be the least."""
+    blocks = plan.calls // len(stage.starts)
+    return "token-wise", plan.formula, Formula(f"h = {blocks}", blocks)
+
+
 def _experts(schedule: Schedule, stage: ExpertsStage, plan: StagePlan) -> tuple[str, Formula | None, Formula]:
     """Tokens are not mixed, only gathered; the fewest calls are those of tokens that all choose alike."""
     engine = schedule.program.engine_of(ExpertsEngine, stage.engine)
@@ -366,5 +372,6 @@ _CLAIMS: ByKind[_Claim] = ByKind(
         ScanStage: lambda schedule, stage, plan: (SCAN, None, plan.formula),
         AttentionStage: _attention,
         FusedStage: _fused,
+        ColumnsStage: _columns,
     },
 )

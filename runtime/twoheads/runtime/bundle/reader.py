@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 
 from twoheads.graphs.errors import BundleError, CompileError, InputError
 from twoheads.graphs.program.program import Program
+from twoheads.graphs.schedule.head_columns import head_columns
 from twoheads.graphs.serialization.bundle_format import (
     ENGINES,
     FORMAT_VERSION,
@@ -92,6 +93,13 @@ class Bundle:
         """What a single input runs, as far as the bundle holds the engines."""
         short = self.has(self.engine_file(ONE_BLOCK))
         return fused_programs(self.program, self.manifest.lowering, short=short)
+
+    @property
+    def columns(self) -> Program | None:
+        """The program with its head in pieces of columns, if the bundle holds the engine for it."""
+        found = head_columns(self.program)
+        held = found is not None and all(self.has(self.engine_file(stage.engine)) for stage in found.head)
+        return found if held else None
 
     @property
     def weights_file(self) -> Path:

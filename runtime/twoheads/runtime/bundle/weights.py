@@ -176,19 +176,18 @@ class Weights:
             worker.join()
             self.let_go(names)
 
-    def let_go_part(self, names: Iterable[str], number: int) -> None:
-        """The same of entry ``number`` of each."""
-        self._advise(names, "MADV_DONTNEED", number)
+    def let_go_part(self, names: Iterable[str], first: int, count: int = 1) -> None:
+        """The same of ``count`` entries of each along its first dimension, from ``first`` on."""
+        self._advise(names, "MADV_DONTNEED", first, count)
 
-    def _advise(self, names: Iterable[str], advice: str, number: int | None = None) -> None:
+    def _advise(self, names: Iterable[str], advice: str, first: int = 0, count: int | None = None) -> None:
         for name in names:
             entry = self._entries.get(name)
             if entry is None:  # an artifact holds it
                 continue
-            if number is not None:
-                entry = WeightEntry(entry.offset + number * _part_bytes(entry), entry.dtype, entry.shape[1:])
-            stop = entry.offset + prod(entry.shape) * np.dtype(entry.dtype).itemsize
-            self._advise_bytes(entry.offset, stop, advice)
+            rows = 1 if not entry.shape else entry.shape[0] - first if count is None else count
+            start, size = entry.offset + first * _part_bytes(entry), rows * _part_bytes(entry)
+            self._advise_bytes(start, start + size, advice)
 
     def _advise_bytes(self, start: int, stop: int, advice: str) -> None:
         """Of the whole pages among these bytes, where they are many."""

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.program.program import Pooling
+from twoheads.graphs.schedule.head_columns import columns_at_once
 from twoheads.graphs.schedule.placement import place
 from twoheads.graphs.schedule.reads import StageReads
 from twoheads.graphs.schedule.schedule import needed_stages
@@ -47,7 +48,8 @@ class ClusterRun:
         self._count = len(alive)
         self._unit = threads * schedule.program.block_size
         rows = schedule.positions or None
-        self._task = RunTask(schedule.lengths, schedule.length, schedule.output, rows, plan.streamed, plan.ahead)
+        weights = (plan.streamed, plan.ahead, columns_at_once(schedule.program) is not None)
+        self._task = RunTask(schedule.lengths, schedule.length, schedule.output, rows, *weights)
         reads = StageReads(schedule)
         self._dispatch = Dispatch(workers, alive, place(schedule, self._count), reads.values, tick or (lambda: None))
         self._body = BodyRun(schedule, self._task, self._dispatch, reads)

@@ -132,6 +132,7 @@ class RunTask:
         length: The one that reports tell.
         output, positions: As :func:`~twoheads.graphs.schedule.schedule.make_schedule` takes them.
         streamed, ahead: Of engines with weights, as in :class:`~twoheads.runtime.execution.executor.RunPlan`.
+        columns: Whether the head is in pieces of columns.
     """
 
     lengths: Mapping[str, int]
@@ -140,6 +141,7 @@ class RunTask:
     positions: int | None
     streamed: bool = False
     ahead: bool = False
+    columns: bool = False
 
 
 @dataclass(frozen=True, slots=True)

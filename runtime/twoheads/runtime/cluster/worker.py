@@ -54,6 +54,7 @@ class Worker:
             raise BundleError(opening.path, "is another bundle than the one to run", "copy that one there")
         bundle = bundle.with_key_tile(opening.key_tile)
         self._program = bundle.program
+        self._columns = bundle.columns
         weights = bundle.open_weights()
         backend = open_backend(opening.backend, precision=opening.precision, threads=threads)
         if opening.limited:
@@ -121,16 +122,20 @@ class Worker:
         return run.embedding(self._program.pooling)
 
     def _run(self, task: RunTask, crew: Crew, rows: tuple[int, ...] | None = None) -> HostRun:
-        schedule = self._schedule(tuple(task.lengths.items()), task.length, task.output, task.positions)
+        lengths = tuple(task.lengths.items())
+        schedule = self._schedule(lengths, task.length, task.output, task.positions, columns=task.columns)
         run = HostRun(schedule, self._engines, crew, only=rows)
         run.stream = self._stream
         return run
 
     def _make_schedule(
-        self, lengths: tuple[tuple[str, int], ...], length: int, output: str, positions: int | None
+        self, lengths: tuple[tuple[str, int], ...], length: int, output: str, positions: int | None, *, columns: bool
     ) -> Schedule:
+        program = self._columns if columns else self._program
+        if program is None:
+            raise InternalError(f"{self._program.name} has no engine of some columns of its head")
         given = dict(lengths) or length
-        return make_schedule(self._program, given, output=output, positions=positions, workers=self._threads)
+        return make_schedule(program, given, output=output, positions=positions, workers=self._threads)
 
     def _fill(self, run: HostRun, reads: Blocks) -> None:
         """Brings blocks into the run's stores."""

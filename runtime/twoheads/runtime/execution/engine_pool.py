@@ -10,6 +10,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy.typing as npt
 
 from twoheads.graphs.errors import BundleError, InputError, InternalError
+from twoheads.graphs.program.fused import ColumnsStage
 from twoheads.graphs.program.program import (
     Engine,
     Port,
@@ -104,7 +105,8 @@ class EnginePool:
         self._lock = threading.Lock()
         self._kept = _KeptByThread()
         steps = bundle.fused.steps
-        programs = (program,) if program else (bundle.program, *((steps,) if steps else ()))
+        others = [other for other in (steps, bundle.columns) if other is not None]
+        programs = (program,) if program else (bundle.program, *others)
         self._single = _engines_of_single_weights(programs)
         self._declared = {engine.name: engine for one in programs for engine in one.engines}
 
@@ -149,6 +151,24 @@ class EnginePool:
             with self._lock:
                 handle = self._open.setdefault(key, handle)
         return handle
+
+    def columns(self, stage: ColumnsStage, start: int) -> EngineHandle:
+        """The engine of the columns of the head that begin at ``start``, opened as that of all columns would be.
+
+        Nobody keeps it: it is open as long as the caller has it.
+
+        Raises:
+            BundleError: As :meth:`tokenwise`.
+        """
+        engine, arrays = self.declared(TokenwiseEngine, stage.engine), dict[str, npt.NDArray[Any]]()
+        for port, name in zip(engine.weights, stage.weights, strict=True):
+            whole = self.weights.view(name)
+            arrays[port.name] = whole[start : start + stage.columns] if name in stage.parted else whole
+        path = self._bundle.file(self._bundle.engine_file(engine.name))
+        in_place = self._reads_in_place(stage.whole)
+        return self.backend.load_engine(
+            EngineFile(path, engine.inputs, engine.outputs, arrays, threads=self._chain_threads, in_place=in_place)
+        )
 
     def tables(self, stage: TokenwiseStage) -> frozenset[str]:
         """The weights of ``stage`` whose rows are fetched before it reads them, as memory is limited."""

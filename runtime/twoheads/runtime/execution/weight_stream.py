@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 
+from twoheads.graphs.program.fused import ColumnsStage
 from twoheads.graphs.program.program import ExpertsStage, Stage, TokenwiseStage
 from twoheads.runtime.execution.engine_pool import EnginePool
 
@@ -59,7 +60,8 @@ class WeightStream:
         self._open_all(entered)
         self._open, self._following = entered, self._after.get(entered[0].name, ())
         for stage in self._following:
-            self._engines.weights.read_ahead(stage.weights)
+            if not isinstance(stage, ColumnsStage):  # whose weights have no room as a whole
+                self._engines.weights.read_ahead(stage.weights)
         if self._ahead is not None:
             self._opening = self._ahead.submit(self._open_all, self._following)
 
@@ -72,7 +74,8 @@ class WeightStream:
     def _open_all(self, stages: Sequence[TokenwiseStage]) -> None:
         self._engines.weights.check(name for stage in stages for name in stage.weights)
         for stage in stages:
-            self._engines.tokenwise(stage)
+            if not isinstance(stage, ColumnsStage):  # which opens its parts itself
+                self._engines.tokenwise(stage)
 
     def _let_go(self, keep: Sequence[TokenwiseStage] = ()) -> None:
         self._engines.close_weighted(keep)

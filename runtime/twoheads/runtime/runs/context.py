@@ -8,6 +8,7 @@ from typing import Any
 
 from twoheads.graphs.program.lengths import resolve_lengths
 from twoheads.graphs.program.program import Program
+from twoheads.graphs.schedule.head_columns import limited_schedule
 from twoheads.graphs.schedule.schedule import Schedule, make_schedule
 from twoheads.graphs.schedule.spill import SpillPlan, plan_spill
 from twoheads.graphs.serialization.bundle_format import Manifest
@@ -38,6 +39,7 @@ class RunContext:
     _bundle: Bundle
     _engines: EnginePool
     _fused: FusedPrograms
+    _columns: Program | None
     _latest: tuple[Any, Schedule] | None = None
 
     @property
@@ -76,7 +78,8 @@ class RunContext:
 
         An input of at most one block is one call (and its head), and a windowed layer of a longer one is one call a
         block, or all layers together are, if the bundle has the engines. Under a memory limit, with values in files, in
-        a job and on a cluster every stage is computed by itself.
+        a job and on a cluster every stage is computed by itself; the head is in pieces of columns where the limit has
+        no room for it as a whole.
 
         Args:
             length: Tokens of the input; by axis where inputs have several lengths, ``{"n": 1000, "m": 300}``.
@@ -88,13 +91,20 @@ class RunContext:
             InputError: The model can't take that length or does not give that output.
         """
         lengths = resolve_lengths(self.program, length)
+        disk = by_blocks or self.spill is not None
         by_blocks |= not self.fused or self.memory_limit is not None or self.spill is not None
         program = self.program if by_blocks else self._fused.chosen(lengths)
-        asked = (id(program), lengths, output or program.default_output, positions)
+        asked = (id(program), lengths, output or program.default_output, positions, disk)
         if self._latest is None or self._latest[0] != asked:  # who asks before a run asks for that of the run
-            made = make_schedule(
-                program, lengths, output=output, positions=positions, workers=self.threads, process=self.process_bytes
-            )
+            workers, process = self.threads, self.process_bytes
+
+            def make(chosen: Program) -> Schedule:
+                return make_schedule(
+                    chosen, lengths, output=output, positions=positions, workers=workers, process=process
+                )
+
+            limit = self.memory_limit
+            made = limited_schedule(program, self._columns, make, limit=limit, disk=disk, workers=workers)
             self._latest = (asked, made)
         return self._latest[1]
 

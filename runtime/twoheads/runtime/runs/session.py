@@ -71,6 +71,7 @@ class LoadedBundle(RunContext):
         self._weights = weights
         # Accelerators are built for the engines of blocks.
         self._fused = replace(bundle.fused, block=None) if isinstance(backend, ArtifactBackend) else bundle.fused
+        self._columns = None if isinstance(backend, ArtifactBackend) else bundle.columns
         share = memory_limit is None
         if not share:
             return_large_blocks()

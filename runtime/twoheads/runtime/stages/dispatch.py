@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from twoheads.graphs.by_kind import ByKind
-from twoheads.graphs.program.fused import FusedStage
+from twoheads.graphs.errors import InternalError
+from twoheads.graphs.program.fused import ColumnsStage, FusedStage
 from twoheads.graphs.program.program import (
     AttentionEngine,
     AttentionStage,
@@ -58,6 +59,10 @@ def _nothing(run: RunState, stage: Stage, stores: Sequence[ValueStore] = ()) -> 
     pass
 
 
+def _as_the_head(run: RunState, stage: Stage) -> None:
+    raise InternalError(f"stage {stage.name} is of the head, and the body does not run it")
+
+
 def _open_tokenwise(run: RunState, stage: TokenwiseStage) -> None:
     run.engines.tokenwise(stage)
 
@@ -88,6 +93,7 @@ RUNNERS = ByKind(
     {
         TokenwiseStage: Runner(_open_tokenwise, run_tokenwise, _finish_tokenwise),
         FusedStage: Runner(_open_tokenwise, run_fused, _finish_tokenwise),
+        ColumnsStage: Runner(_nothing, _as_the_head, _nothing),  # which opens each piece when it is its turn
         AttentionStage: Runner(_open_attention, _run_attention, _nothing),
         ScanStage: Runner(open_scan, run_scan, _nothing),
         ExpertsStage: Runner(open_experts, run_experts, _nothing),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InternalError
+from twoheads.graphs.program.fused import ColumnsStage
+from twoheads.graphs.program.program import TokenwiseEngine
 from twoheads.graphs.serialization.json_codec import FormatError, from_json
 from twoheads.runtime.backends.protocol import Call
 from twoheads.runtime.execution.run_state import RunState, WorkerCount
@@ -42,7 +45,12 @@ def run_head(run: RunState, positions: npt.NDArray[np.int64] | None, sink: Sink 
     began = time.perf_counter()
     head = _Head(run, positions, sink)
     blocks = range(-(-head.rows // run.program.block_size))
-    run.work(head.stages[-1], blocks, lambda: _Worker(head).block, tokens=run.block_tokens, companion=head)
+    last = head.stages[-1]
+
+    def start() -> Callable[[int], None]:
+        return _ColumnsWorker(head, last).block if isinstance(last, ColumnsStage) else _Worker(head).block
+
+    run.work(last, blocks, start, tokens=run.block_tokens, companion=head, alone=last.alone)
     run.rounds += len(head.stages)  # a block goes through all of them, each needs the result of the one before
     elapsed = time.perf_counter() - began
     busy = sum(counter.busy_seconds for counter in head.counters)
@@ -115,6 +123,19 @@ class _Head:
             counter.reset()
         return False
 
+    def block_rows(self, block: int, packed: npt.NDArray[Any]) -> tuple[int, int, npt.NDArray[Any]]:
+        """The rows ``(start, stop)`` of ``block``, and their hidden states: in place where all rows are wanted.
+
+        Otherwise they are put into ``packed``. What is left behind those of a last, partial block does not matter: the
+        head is token-wise.
+        """
+        size = self.run.program.block_size
+        start, stop = block * size, min((block + 1) * size, self.rows)
+        if self.positions is None:
+            return start, stop, self.hidden.block(block)
+        packed[0, : stop - start] = self.hidden.take(self.positions[start:stop])
+        return start, stop, packed
+
     def deliver(self, block: int, start: int, rows: npt.NDArray[Any]) -> None:
         """Writes the rows of ``block`` when all earlier ones are written."""
         if self.sink is None:
@@ -162,9 +183,8 @@ class _Worker:
     def block(self, block: int) -> None:
         """Computes one block of rows."""
         head = self._head
-        start = block * self._size
-        stop = min(start + self._size, head.rows)
-        hidden = self._wrap(self._rows(block, start, stop))
+        start, stop, rows = head.block_rows(block, self._packed)
+        hidden = self._wrap(rows)
         for call, port in self._hidden_ports:
             call.bind_input(port, hidden)
         logits = self._logits
@@ -185,13 +205,42 @@ class _Worker:
         elif logits is self._logits:
             head.array[start:stop] = rows
 
-    def _rows(self, block: int, start: int, stop: int) -> npt.NDArray[Any]:
-        """The block of hidden states: in place where all rows are wanted, else packed.
 
-        What is left behind the rows of a last, partial block does not matter: the head is token-wise.
-        """
-        hidden = self._head.hidden
-        if self._head.positions is None:
-            return hidden.block(block)
-        self._packed[0, : stop - start] = hidden.take(self._head.positions[start:stop])
-        return self._packed
+class _ColumnsWorker:
+    """One thread that fills a block's rows some columns after the other; an engine is open for its columns only."""
+
+    def __init__(self, head: _Head, stage: ColumnsStage) -> None:
+        run = head.run
+        self._head = head
+        self._stage = stage
+        self._count = run.counters[stage.name].worker()
+        self._packed = np.zeros(head.hidden.value.block_shape(run.program.block_size), head.hidden.value.dtype)
+        (port,) = run.engines.declared(TokenwiseEngine, stage.engine).outputs
+        self._piece = np.empty(port.shape, port.dtype)
+        most = min(head.rows, run.program.block_size) if head.array is None else 0
+        self._rows = np.empty((most, stage.classes), port.dtype)
+
+    def block(self, block: int) -> None:
+        """Computes one block of rows."""
+        head = self._head
+        start, stop, hidden = head.block_rows(block, self._packed)
+        rows = self._rows[: stop - start] if head.array is None else head.array[start:stop]
+        for first in self._stage.starts:
+            head.run.crew.check()
+            self._columns(first, hidden)
+            rows[:, first : first + self._stage.columns] = self._piece[0, : stop - start]
+        if head.array is None:
+            head.deliver(block, start, rows)
+
+    def _columns(self, first: int, hidden: npt.NDArray[Any]) -> None:
+        """The columns from ``first`` on."""
+        run, stage = self._head.run, self._stage
+        began = time.perf_counter()
+        call = run.engines.columns(stage, first).new_call()
+        for port in range(len(stage.inputs)):
+            call.bind_input(port, run.backend.tensor(hidden))
+        call.bind_output(0, run.backend.tensor(self._piece))
+        call.run()
+        self._count.calls += 1
+        self._count.seconds += time.perf_counter() - began
+        run.engines.weights.let_go_part(stage.parted, first, stage.columns)

@@ -27,6 +27,7 @@ from twoheads.graphs.prediction.device_profile import DeviceProfile
 from twoheads.graphs.prediction.one_machine import predict_run
 from twoheads.graphs.program.lengths import resolve_lengths, value_rows
 from twoheads.graphs.program.program import Program
+from twoheads.graphs.schedule.head_columns import head_columns, limited_schedule
 from twoheads.graphs.schedule.schedule import Schedule, make_schedule
 from twoheads.graphs.schedule.spill import NOTHING_SPILLED, plan_spill
 from twoheads.graphs.variants.choose import FusedPrograms, fused_programs
@@ -42,6 +43,7 @@ class _Run:
     """The run to plan: programs, lengths by axis, rows of which output, on how many threads; a bundle's formats."""
 
     fused: FusedPrograms
+    columns: Program | None
     lengths: Mapping[str, int]
     output: str | None
     positions: int | None
@@ -73,7 +75,7 @@ def command(
     if asked.scaling.plot is not None:
         check_plot(asked.scaling.plot)
     if asked.generate is not None:
-        plan_generation(_programs(subject, asked.source, asked.device).program, asked, _precision(subject))
+        plan_generation(_programs(subject, asked.source, asked.device)[0].program, asked, _precision(subject))
         return
     run = _run_of(subject, asked)
     if asked.scaling.workers is not None and run.profile is not None:
@@ -86,7 +88,7 @@ def _run_of(subject: Path, asked: PlanOptions) -> _Run:
     given = {} if asked.length is None else arguments.parse_lengths(asked.length)
     whole = not arguments.is_bundle(subject) and asked.source.lowering is options.Lowering.WHOLE
     only = given if whole and isinstance(given, int) else None
-    fused = _programs(subject, asked.source, asked.device, only)
+    fused, columns = _programs(subject, asked.source, asked.device, only)
     program = fused.program
     lengths = resolve_lengths(program, {} if only is not None else given)
     hidden = value_rows(program.value(program.hidden), lengths)
@@ -96,7 +98,7 @@ def _run_of(subject: Path, asked: PlanOptions) -> _Run:
     if asked.device is not None and profile is not None:
         threads = device_threads(asked.device, profile, asked.threads)
     output = asked.output.value if asked.output else None
-    return _Run(fused, lengths, output, rows, threads, profile, _precision(subject))
+    return _Run(fused, columns, lengths, output, rows, threads, profile, _precision(subject))
 
 
 def _precision(subject: Path) -> str | None:
@@ -122,7 +124,8 @@ def _plan_workers(run: _Run, profile: DeviceProfile, asked: PlanOptions) -> None
 def _plan_one(run: _Run, asked: PlanOptions) -> None:
     """On this machine, or that of a profile."""
     limit = None if asked.memory_limit is None else arguments.parse_size(asked.memory_limit)
-    schedule = run.schedule(run.fused.chosen(run.lengths) if limit is None else run.fused.program)
+    program = run.fused.chosen(run.lengths) if limit is None else run.fused.program
+    schedule = limited_schedule(program, run.columns, run.schedule, limit=limit, disk=True, workers=run.threads)
     spill = NOTHING_SPILLED if limit is None else plan_spill(schedule, limit=limit, disk=True, workers=run.threads)
     profile = run.profile
     if asked.as_json:
@@ -137,11 +140,13 @@ def _plan_one(run: _Run, asked: PlanOptions) -> None:
     if profile is not None:
         print_facts((time_fact(predict_run(schedule, profile, run.threads), profile),))
     if limit is not None:
-        print_facts((("spilling", spill_line(spill)),))
+        print_facts((("spilling", spill_line(spill, schedule)),))
 
 
-def _programs(subject: Path, asked: SourceOptions, device: Path | None, only: int | None = None) -> FusedPrograms:
-    """The programs of a bundle, or those of a source as it would be compiled.
+def _programs(
+    subject: Path, asked: SourceOptions, device: Path | None, only: int | None = None
+) -> tuple[FusedPrograms, Program | None]:
+    """The programs of a bundle, or those of a source as it would be compiled; the last has its head in pieces.
 
     A bundle is taken with the key tiles that the device's profile was measured with; a source that is to be whole with
     its ``only`` length.
@@ -154,10 +159,12 @@ def _programs(subject: Path, asked: SourceOptions, device: Path | None, only: in
             )
             raise InputError(str(subject), problem, f"leave {names} out, or give the source")
         bundle = read_bundle(subject, check="size", engines=False)
-        return (bundle if device is None else measured_tiles(device, bundle)).fused
+        chosen = bundle if device is None else measured_tiles(device, bundle)
+        return chosen.fused, chosen.columns
     if required_key() is not None:
         raise InputError("--require-signature", f"is for bundles, and {subject} is none", "leave it out")
-    return fused_programs(_program_of(subject, asked, only), asked.lowering.value, short=True)
+    program = _program_of(subject, asked, only)
+    return fused_programs(program, asked.lowering.value, short=True), head_columns(program)
 
 
 def _program_of(source: Path, asked: SourceOptions, only: int | None) -> Program:

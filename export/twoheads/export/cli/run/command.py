@@ -124,7 +124,7 @@ def _run_sequence(
         return start_job(asked.spill, loaded, schedule, sequence, rows, asked.out, source=source)
     if loaded.memory_limit is not None:
         held = None if cluster is None else cluster.held_bytes(schedule)
-        print_note(spill_line(loaded.spill_plan(schedule, held=held)))
+        print_note(spill_line(loaded.spill_plan(schedule, held=held), schedule))
     return run_to_file(loaded, sequence, wanted, count, rows, asked.out, cluster=cluster)
 
 

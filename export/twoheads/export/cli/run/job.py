@@ -152,7 +152,9 @@ def _run(
 ) -> Report:
     arguments.check_output_path(out)
     plan = loaded.spill_plan(schedule, job)
-    print_note(f"{spill_line(plan)}; with checkpoints, up to {size_text(schedule.memory.values)} in {job.folder}")
+    print_note(
+        f"{spill_line(plan, schedule)}; with checkpoints, up to {size_text(schedule.memory.values)} in {job.folder}"
+    )
     count = value_rows(loaded.program.value(loaded.program.hidden), schedule.lengths)
     report = run_to_file(loaded, tokens, schedule.output, count, positions, out, job)
     job.finish()

@@ -23,6 +23,7 @@ from twoheads.graphs.program.program import (
     TokenwiseEngine,
 )
 from twoheads.graphs.program.wiring import ReadWeight, wiring
+from twoheads.graphs.schedule.head_columns import head_columns
 from twoheads.graphs.serialization.bundle_format import ENGINES, Manifest, WeightEntry, tiles_folder
 from twoheads.graphs.variants.batch_steps import BATCH_ROWS, BatchSteps
 from twoheads.graphs.variants.choose import fused_steps
@@ -64,6 +65,7 @@ def declared_engines(program: Program, manifest: Manifest, weight: ReadWeight) -
     found = dict(_tokenwise(program, program.tokenwise_engines, program, manifest, weight))
     for steps, fused in fused_steps(program, manifest.lowering, short=True):
         found.update(_tokenwise(steps, [fused], program, manifest, weight))
+    found.update(_columns(head_columns(program), manifest))
     for width in manifest.key_tiles:
         folder = ENGINES if width == program.key_tile else tiles_folder(width)
         for engine in with_key_tile(program, width).engines:
@@ -116,6 +118,18 @@ def _tokenwise(
         inside = stage.inside if isinstance(stage, FusedStage) else ()
         bound = _bound(engine, stage.weights, manifest, _factors_of(inside, program))
         yield _file(engine), replace(bound, wiring=wiring(inside, weight) if inside else None)
+
+
+def _columns(program: Program | None, manifest: Manifest) -> Iterator[tuple[str, DeclaredEngine]]:
+    """The engine of some columns of the head, with the first rows of the weights that it has a part of."""
+    if program is None:
+        return
+    for stage in program.head:
+        engine = program.engine_of(TokenwiseEngine, stage.engine)
+        bound = _bound(engine, stage.weights, manifest)
+        shapes = {port.name: port.shape for port in engine.weights}
+        first = {port: replace(entry, shape=shapes[port]) for port, entry in bound.weights.items()}
+        yield _file(engine), replace(bound, weights=first)
 
 
 def _file(engine: TokenwiseEngine) -> str:
