@@ -49,9 +49,8 @@ def load(
             limit, of all large ones. The files are gone when the run is over, however it ends.
         fused: Single inputs run on engines that hold several stages, where the bundle has such. Otherwise, and on
             devices always, stage by stage like inputs that share a run: a process that runs both opens fewer engines.
-        device_memory_limit: Bytes of device memory that a run may take by its plan; ``None`` for all that the device
-            has. Keys and values, then other values, go to pinned host memory if they do not fit; if weights do not fit
-            even so, they are on the device for the stage that reads them.
+        device_memory_limit: Bytes of device memory for a run, by its plan; ``None`` for all. Keys and values, then
+            others, go to pinned host memory if they do not fit; weights that then do not are there for their stage.
         tune: ``quick`` or ``full`` to choose, of the key tiles that the bundle offers, those that are fastest here:
             measured once, in one or two seconds or in about ten, and kept in ``BUNDLE.tune.json`` beside the bundle.
             Results of different widths agree up to rounding. ``off`` takes the bundle's own.
