@@ -217,7 +217,7 @@ def test_formula_text() -> None:
     assert make_schedule(program, 100, output="last").formula == (
         "4 x tokenwise [n = 7] + 1 x attention [n + F(n) - F(n - 2) = 18] + 2 x attention [n + F(n) = 28] + "
         "1 x tokenwise [h = 1] = 103, with n = ceil(100 / 16) = 7 blocks, T = ceil(100 / 16) = 7 key tiles, "
-        "F(m) = sum of floor(a / 1) over 0 <= a < m"
+        "F(m) = m*(m - 1)/2"
     )
 
 

@@ -59,9 +59,10 @@ class Formula:
 def symbols(*, block_size: int, key_tile: int, length: int) -> str:
     """What the symbols in the formulas' texts stand for, e.g. for the legend of a plan."""
     grid = _Grid(block_size, key_tile, length)
+    below = f"sum of floor(a / {grid.ratio}) over 0 <= a < m" if grid.ratio > 1 else "m*(m - 1)/2"
     return (
         f"n = ceil({length} / {block_size}) = {grid.blocks} blocks, T = ceil({length} / {key_tile}) = {grid.tiles} "
-        f"key tiles, F(m) = sum of floor(a / {grid.ratio}) over 0 <= a < m"
+        f"key tiles, F(m) = {below}"
     )
 
 

@@ -31,7 +31,7 @@ from twoheads.compiler.frontend.torch.source_inputs import SourceInput, attentio
 from twoheads.compiler.frontend.torch.source_pooling import default_pooling, embedder_of, stage_pooling
 from twoheads.compiler.frontend.torch.unused_weights import refuse_unused_weights
 from twoheads.compiler.frontend.torch.weights.deferred_loading import SMALL, deferred_loading
-from twoheads.compiler.frontend.torch.weights.gguf_header import check_gguf, gguf_config
+from twoheads.compiler.frontend.torch.weights.gguf_header import FOLDER, check_gguf, gguf_config
 from twoheads.graphs.errors import CompileError, InternalError
 from twoheads.graphs.program.program import Limit, Pooling
 from twoheads.graphs.serialization.bundle_format import SourceIdentity
@@ -138,7 +138,7 @@ def _load(
         with _reading(str(path)), deferred_loading() if deferred else nullcontext():
             return _from_folder(path, weights=weights, trust=trust, whole=whole, examples=examples)
     if path.suffix == ".gguf":
-        with _reading(str(path)), deferred_loading() if deferred else nullcontext():
+        with _reading(str(path), FOLDER), deferred_loading() if deferred else nullcontext():
             return _from_gguf(path, weights=weights)
     raise CompileError(
         str(path),
@@ -190,7 +190,7 @@ def _from_gguf(path: Path, *, weights: bool) -> LoadedSource:
 
 
 @contextmanager
-def _reading(where: str) -> Generator[None]:
+def _reading(where: str, fix: str = "check the model folder") -> Generator[None]:
     """Turns the many exceptions of the libraries that read a model into one clear error; nothing is asked."""
     try:
         with never_asking():
@@ -199,7 +199,7 @@ def _reading(where: str) -> Generator[None]:
         raise
     except Exception as error:
         message = " ".join(str(error).split())[:300] or type(error).__name__
-        raise CompileError(where, f"transformers can't read it: {message}", "check the model folder or file") from error
+        raise CompileError(where, f"transformers can't read it: {message}", fix) from error
 
 
 def _without_weights(model_class: Any, config: Any, *, trust: bool) -> nn.Module:

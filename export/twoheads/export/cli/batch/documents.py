@@ -12,6 +12,7 @@ import typer
 from twoheads.export.cli.shared import arguments
 from twoheads.export.cli.shared.console import (
     calls_text,
+    of_text,
     print_facts,
     print_json,
     print_note,
@@ -146,9 +147,9 @@ def _tell(totals: Totals, out: Path, seconds: float, *, as_json: bool) -> None:
     failed = f", {totals.failed} without a result (their lines in index.jsonl say why)" if totals.failed else ""
     print_facts(
         (
-            ("written", f"{out}: {totals.parts} parts and index.jsonl"),
+            ("written", f"{out}: {of_text(totals.parts, 'part')} and index.jsonl"),
             ("documents", f"{totals.documents}{failed}"),
-            ("tokens", f"{totals.tokens} in {totals.blocks} blocks"),
+            ("tokens", f"{totals.tokens} in {of_text(totals.blocks, 'block')}"),
             ("engine calls", calls_text(totals.engine_calls, totals.formula_calls, totals.repeated_calls)),
             ("time", f"{seconds_text(totals.seconds)}, {totals.tokens / max(totals.seconds, 1e-9):.0f} tokens/s"),
         )

@@ -7,7 +7,14 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.export.cli.shared import arguments
-from twoheads.export.cli.shared.console import approximations_text, calls_text, print_facts, seconds_text, size_text
+from twoheads.export.cli.shared.console import (
+    approximations_text,
+    calls_text,
+    of_text,
+    print_facts,
+    seconds_text,
+    size_text,
+)
 from twoheads.export.cli.shared.progress import CallProgress
 from twoheads.export.cli.shared.run_report import tell
 from twoheads.graphs.errors import InputError, InternalError
@@ -83,8 +90,8 @@ def _print(reports: tuple["Report", ...], out: Path) -> None:
     print_facts(
         (
             ("written", f"{out} ({size_text(out.stat().st_size)}), {reports[0].output}, one row a line"),
-            ("inputs", f"{total['requests']}, {sum(report.length for report in reports)} tokens"),
-            ("packed", f"{together} inputs in {blocks} blocks" if packed else "none"),
+            ("inputs", f"{total['requests']}, {of_text(sum(report.length for report in reports), 'token')}"),
+            ("packed", f"{of_text(together, 'input')} in {of_text(blocks, 'block')}" if packed else "none"),
             ("engine calls", calls_text(total["engine_calls"], total["formula_calls"], total["repeated_calls"])),
             ("time", seconds_text(total["seconds"])),
             ("peak memory", size_text(max(report.peak_bytes for report in reports))),

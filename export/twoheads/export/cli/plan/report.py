@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from twoheads.export.cli.shared.console import count_text, print_facts, print_table, size_text
+from twoheads.export.cli.shared.console import count_text, of_text, print_facts, print_table, size_text
 from twoheads.graphs.costs.stage_costs import CHAINED
 from twoheads.graphs.program.lengths import input_axes
 from twoheads.graphs.program.program import Program
@@ -13,7 +13,7 @@ from twoheads.graphs.schedule.schedule import Schedule, StagePlan
 from twoheads.graphs.schedule.spill import SpillPlan
 from twoheads.graphs.schedule.theorems import LOWER_BOUND, SCAN, StageClaim, program_claim, stage_claims
 
-__all__ = ["print_schedule", "schedule_facts", "schedule_to_json", "spill_to_json"]
+__all__ = ["length_text", "print_schedule", "schedule_facts", "schedule_to_json", "spill_to_json"]
 
 
 def schedule_facts(schedule: Schedule) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def print_schedule(schedule: Schedule, *, every_stage: bool) -> None:
     print_facts(
         (
             ("model", program.name),
-            ("length", "one size" if whole else _length_text(schedule)),
+            ("length", "one size" if whole else length_text(schedule)),
             ("output", schedule.output + (f" at {schedule.positions} positions" if schedule.positions else "")),
             ("engine calls", str(schedule.engine_calls) if whole else _calls_text(schedule)),
             *(() if whole else _claims(schedule)),
@@ -131,11 +131,11 @@ def _calls_text(schedule: Schedule) -> str:
     return f"{schedule.engine_calls} ({most}by the formula: {schedule.formula_calls})"
 
 
-def _length_text(schedule: Schedule) -> str:
+def length_text(schedule: Schedule) -> str:
     """Tokens and blocks; the length of every axis where there are several."""
     several = ", ".join(f"{axis} = {length}" for axis, length in schedule.lengths.items())
-    tokens = f"{several} tokens" if len(schedule.lengths) > 1 else f"{schedule.length} tokens"
-    return f"{tokens} in {schedule.blocks} blocks of {schedule.program.block_size}"
+    tokens = f"{several} tokens" if len(schedule.lengths) > 1 else of_text(schedule.length, "token")
+    return f"{tokens} in {of_text(schedule.blocks, 'block')} of {schedule.program.block_size}"
 
 
 def _rounds_text(schedule: Schedule) -> str:

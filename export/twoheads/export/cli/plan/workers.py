@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from twoheads.export.cli.plan.report import length_text
 from twoheads.export.cli.shared.console import print_facts, print_table, seconds_text, size_text
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.masks.policy import parse_policy
@@ -108,7 +109,7 @@ def print_scalings(schedule: Schedule, profile: DeviceProfile, scalings: Sequenc
     print_facts(
         (
             ("model", schedule.program.name),
-            ("length", f"{schedule.length} tokens in {schedule.blocks} blocks of {schedule.program.block_size}"),
+            ("length", length_text(schedule)),
             ("output", schedule.output),
             ("worker", f"{threads} thread{'s' * (threads > 1)} of {profile.machine}"),
             (

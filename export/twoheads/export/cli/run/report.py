@@ -10,6 +10,7 @@ from twoheads.export.cli.run.sampling_lines import average_lines
 from twoheads.export.cli.shared.console import (
     approximations_text,
     calls_text,
+    of_text,
     print_facts,
     print_table,
     seconds_text,
@@ -45,7 +46,10 @@ def _print(report: Report, out: Path) -> None:
     print_facts(
         (
             ("written", f"{out} ({size_text(out.stat().st_size)}), {report.output}"),
-            ("length", f"{report.length} tokens in {report.blocks} blocks of {report.block_size}"),
+            (
+                "length",
+                f"{of_text(report.length, 'token')} in {of_text(report.blocks, 'block')} of {report.block_size}",
+            ),
             ("engine calls", calls_text(report.engine_calls, report.formula_calls, report.repeated_calls)),
             ("time", f"{seconds_text(report.seconds)}, {report.length / max(report.seconds, 1e-9):.0f} tokens/s"),
             ("peak memory", size_text(report.peak_bytes)),

@@ -19,6 +19,7 @@ __all__ = [
     "calls_text",
     "count_text",
     "facts_table",
+    "of_text",
     "print_error",
     "print_facts",
     "print_json",
@@ -123,6 +124,11 @@ def _scaled(number: int, units: tuple[str, ...]) -> str:
             return f"{value:.0f} {unit}" if unit == units[0] else f"{value:.3g} {unit}"
         value /= 1000
     return f"{value:.3g} {units[-1]}"
+
+
+def of_text(number: int, what: str) -> str:
+    """How many of ``what``, whose plural ends with an s: ``1 block``, ``2 blocks``."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def calls_text(counted: int, formula: int, repeated: int) -> str:

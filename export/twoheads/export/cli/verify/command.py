@@ -31,7 +31,8 @@ def command(bundle: options.Bundle, asked: VerifyOptions) -> None:
     The measure is the noise floor: how far direct evaluations of the original differ from each other. A bundle passes
     if its error is at most 4 times that. One of a lower precision (compile --weights, --dtype) is compared twice: in
     float32 with an original of the same rounded weights, by that rule; and as it runs, where rounding may change the
-    hidden states by at most 5 %. The report also says what the precision costs against the original in float32.
+    hidden states by at most 5 % (10 % with compile --weights int8 --products int8). The report also says what the
+    precision costs against the original in float32.
 
     Without --length, the whole text or all tokens and arrays are run. Images have a fixed size and no length.
 

@@ -48,6 +48,14 @@ UNREAD = {
 
 FOLDER = "compile the model's Hugging Face folder"
 
+NOT_READ = {
+    "deci": "is a DeciLM, whose code transformers does not have",
+    "gpt-oss": "is a gpt-oss, of which transformers reads neither experts nor rotary positions from such a file",
+    "t5": "is an encoder-decoder, and a GGUF file is read as a decoder",
+    "t5encoder": "is an encoder, and a GGUF file is read as a decoder",
+}
+"""What stands against files of an architecture that the library lists."""
+
 LLAMA_EXPERTS = "llama.expert_count"
 """Of a Mixtral, which is called a Llama."""
 
@@ -117,9 +125,7 @@ def _misread(entries: Mapping[str, int | float | str | None]) -> str | None:
         return f"mixes {entries[LLAMA_EXPERTS]} experts, and transformers reads a dense Llama from such a file"
     if entries.get(FALCON_KEYS, 1) != 1:
         return f"has {entries[FALCON_KEYS]} heads of keys, and transformers reads a Falcon of one from such a file"
-    if entries.get("general.architecture") == "gpt-oss":
-        return "is a gpt-oss, of which transformers reads neither the experts nor the rotary positions from such a file"
-    return None
+    return NOT_READ.get(str(entries.get("general.architecture")))
 
 
 def _counted(config: Any) -> bool:
