@@ -24,6 +24,7 @@ ELSEWHERE = {
     ("build", "openvino"): "needs the environment of a vendor's compiler; test_build.py has one",
     ("build", "litert"): "the same",
     ("pack", "litert"): "packs what that built",
+    ("generate", "openvino-ir"): "generates with what that built; test_built_engines.py does",
     ("targets", "install"): "fetches a vendor's compiler",
 }
 """Options of commands that can't run here, and why; their words are read all the same."""
