@@ -71,7 +71,7 @@ def compile_model(
     Args:
         source: A Hugging Face folder, a ``.gguf`` or ``.onnx`` file, a transformers model or any other torch
             module. An ONNX file needs no torch.
-        example_inputs: Of another torch module: its arguments by position or name, ``[1, tokens, ...]`` or of one size.
+        example_inputs: Of another torch module, or to read other arguments of a library's (``inputs_embeds``).
         block_size: Tokens of a query block: a multiple of 8 from 16 to 4096.
         key_tile: Tokens of a key tile, a multiple of ``block_size``; equal to it by default, and the bundle then offers
             wider ones beside (``load(tune=...)``).

@@ -122,7 +122,7 @@ def _run(
         return named_outputs(source.module(**given), source.identity.name)
     reset_rope(source.module)
     if implementation == "plain":
-        given = {name: tensor.expand(_copies(source, given), *tensor.shape[1:]) for name, tensor in given.items()}
+        given = {name: _repeated(tensor, _copies(source, given)) for name, tensor in given.items()}
     with (
         keeping_sparse(source.module),
         _attention(source.module, implementation, given, imposed=imposed),
@@ -146,6 +146,12 @@ def _stored_experts_one_by_one(model: Any) -> Generator[None]:
         yield
     finally:
         model.set_experts_implementation(before)
+
+
+def _repeated(tensor: Tensor, copies: int) -> Tensor:
+    """A batch of copies; the batch of positions ``[3, 1, n]`` (Qwen-VL) is the second dimension."""
+    batch = 0 if tensor.shape[0] == 1 else 1
+    return tensor.expand(*(copies if at == batch else size for at, size in enumerate(tensor.shape)))
 
 
 def _copies(source: LoadedSource, given: Mapping[str, Tensor]) -> int:

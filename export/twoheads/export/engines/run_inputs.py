@@ -119,7 +119,8 @@ def verify_input(
     if entry.value.axis is None:
         return _random(entry, entry.value.block_shape(0))
     if np.dtype(entry.value.dtype).kind == "f" or _several(entry):
-        return _random(entry, entry.value.block_shape(length)[1:])
+        shape = entry.value.block_shape(length)
+        return _random(entry, shape[1:] if shape[0] == 1 else shape)
     return _default_tokens(bundle, entry, length)
 
 
@@ -133,7 +134,7 @@ def _encode(bundle: LoadedBundle, text: str) -> npt.NDArray[np.int64]:
 
 
 def _several(entry: Input) -> bool:
-    """Whether a token is several numbers: a word and the codes of its sound."""
+    """Whether a token is several numbers: a word and the codes of its sound, or its place in an image."""
     return len(entry.value.shape) > 2
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -147,10 +147,16 @@ def load_original(
 
 def _load(bundle: LoadedBundle, source: Source, example_inputs: Any, *, trust: bool, deferred: bool) -> LoadedSource:
     from twoheads.compiler.frontend.torch.load_source import load_source
+    from twoheads.compiler.frontend.torch.source_inputs import EXAMPLE_LENGTH, given_inputs
 
     whole = bundle.manifest.lowering == WHOLE
     examples = _zeros(bundle) if whole and example_inputs is None else example_inputs
-    return load_source(source, example_inputs=examples, trust_remote_code=trust, deferred=deferred, whole=whole)
+    found = load_source(source, example_inputs=examples, trust_remote_code=trust, deferred=deferred, whole=whole)
+    own = {name for name, entry in found.inputs.items() if entry.source == "argument"}
+    given = {entry.value.name for entry in bundle.program.inputs if entry.source == "argument"}
+    if not found.hugging_face or whole or own == given:
+        return found
+    return replace(found, inputs=given_inputs(_zeros(bundle, EXAMPLE_LENGTH)))  # it was compiled to read other ones
 
 
 def _load_file(
@@ -167,12 +173,14 @@ def _load_file(
     return load_onnx_original(source, results, masks, whole=bundle.manifest.lowering == WHOLE)
 
 
-def _zeros(bundle: LoadedBundle) -> dict[str, Tensor]:
-    """An example of every argument of a whole model, whose shapes the bundle has."""
+def _zeros(bundle: LoadedBundle, tokens: int = 0) -> dict[str, Tensor]:
+    """An example of every argument, whose shapes the bundle has."""
     import torch
 
     arguments = (entry.value for entry in bundle.program.inputs if entry.source == "argument")
-    return {value.name: torch.zeros(value.block_shape(0), dtype=getattr(torch, value.dtype)) for value in arguments}
+    return {
+        value.name: torch.zeros(value.block_shape(tokens), dtype=getattr(torch, value.dtype)) for value in arguments
+    }
 
 
 def _check_same_source(compiled: SourceIdentity, found: SourceIdentity, bundle: str) -> None:

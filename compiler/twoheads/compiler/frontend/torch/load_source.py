@@ -10,6 +10,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -27,7 +28,12 @@ from twoheads.compiler.frontend.torch.model_folder import (
     read_model_config,
     tokenizer_bytes,
 )
-from twoheads.compiler.frontend.torch.source_inputs import SourceInput, attention_layers, hugging_face_inputs
+from twoheads.compiler.frontend.torch.source_inputs import (
+    SourceInput,
+    attention_layers,
+    given_inputs,
+    hugging_face_inputs,
+)
 from twoheads.compiler.frontend.torch.source_pooling import default_pooling, embedder_of, stage_pooling
 from twoheads.compiler.frontend.torch.unused_weights import refuse_unused_weights
 from twoheads.compiler.frontend.torch.weights.deferred_loading import SMALL, deferred_loading
@@ -92,8 +98,8 @@ def load_source(
 
     Args:
         source: A Hugging Face folder, a ``.gguf`` file, or a torch module.
-        example_inputs: For a torch module that is not a transformers model: its tensor arguments, by position or
-            name, of batch 1 with tokens on axis 1, or images ``[1, channels, rows, columns]`` of the only size.
+        example_inputs: Tensor arguments by position or name, as :func:`.source_inputs.given_inputs` takes them. A
+            transformers model needs none, unless it is to read other arguments than its main one: ``inputs_embeds``.
         weights: Load the weights; without them the module has shapes only (``plan``).
         trust_remote_code: Run the Python code of a model folder, with all rights of this process, where transformers
             has none for its architecture.
@@ -166,8 +172,9 @@ def _from_folder(path: Path, *, weights: bool, trust: bool, whole: _Whole | None
     pooling = default_pooling(module) if embedder is None else stage_pooling(embedder)
     tokenizer = folder_tokenizer(path, options) if weights else None
     facts = generation_facts(module, folder=path) if weights else None
-    fixed = whole and replace(whole, image=image_size_of(path), examples=_named(module, examples))
-    return _hugging_face(name, "folder", module, missing, pooling, tokenizer, facts, fixed)
+    given = _named(module, examples)
+    fixed = whole and replace(whole, image=image_size_of(path), examples=given)
+    return _hugging_face(name, "folder", module, missing, pooling, tokenizer, facts, fixed, given)
 
 
 def _from_gguf(path: Path, *, weights: bool) -> LoadedSource:
@@ -249,8 +256,7 @@ class _Whole:
         Raises:
             CompileError: There is such a length, and the inputs have one already.
         """
-        given = {argument: SourceInput(example, None, "argument") for argument, example in self.examples.items()}
-        made = given or hugging_face_inputs(name, module, self.image)
+        made = given_inputs(self.examples, whole=True) or hugging_face_inputs(name, module, self.image)
         if self.length is None:
             return made
         if all(entry.token_axis is None for entry in made.values()):
@@ -277,12 +283,17 @@ def _hugging_face(
     tokenizer: bytes | None,
     generation: bytes | None,
     whole: _Whole | None = None,
+    examples: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> LoadedSource:
     text_config = cast("Any", module).config.get_text_config()
     if whole is None:
         refuse_known(module)
     rescale_once(module)
-    inputs = hugging_face_inputs(name, module) if whole is None else whole.inputs(name, module)
+    inputs: Mapping[str, SourceInput]
+    if whole is None:
+        inputs = given_inputs(examples) if examples else hugging_face_inputs(name, module)
+    else:
+        inputs = whole.inputs(name, module)
     return LoadedSource(
         identity=_identity(name, form, module, _stable_config(text_config)),
         module=module,
@@ -312,29 +323,18 @@ def _from_module(module: nn.Module, example_inputs: Examples, whole: _Whole | No
     from transformers import PreTrainedModel
 
     module = module.eval()
-    if isinstance(module, PreTrainedModel) and (example_inputs is None or whole is not None):
-        name = type(module).__name__
+    if isinstance(module, PreTrainedModel):
+        name, given = type(module).__name__, _named(module, example_inputs)
         facts = None if whole else generation_facts(module)
-        fixed = whole and replace(whole, examples=_named(module, example_inputs))
-        return _hugging_face(name, "module", module, frozenset(), default_pooling(module), None, facts, fixed)
+        fixed = whole and replace(whole, examples=given)
+        return _hugging_face(name, "module", module, frozenset(), default_pooling(module), None, facts, fixed, given)
     if not example_inputs:
         raise CompileError(
             type(module).__name__,
             "a torch module needs example inputs to be captured",
             "pass example_inputs=(tensor, ...), each [1, tokens, ...]",
         )
-    example_inputs = _named(module, example_inputs)
-    for name, example in example_inputs.items():
-        if example.ndim not in (2, 3, 4) or example.shape[0] != 1 or example.shape[1] < 3:
-            raise CompileError(
-                f"example input {name!r}",
-                f"has shape {list(example.shape)}",
-                "give [1, tokens] or [1, tokens, features], 3 tokens or more, or an image [1, channels, rows, columns]",
-            )
-    inputs = {
-        name: SourceInput(example, None if whole or example.ndim == 4 else 1, "argument")
-        for name, example in example_inputs.items()
-    }
+    inputs = given_inputs(_named(module, example_inputs), whole=whole is not None)
     identity = _identity(type(module).__name__, "module", module, {})
     return LoadedSource(identity, module, inputs, False, 0, frozenset(), None, None, None, whole=whole is not None)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from twoheads.compiler.frontend.torch.hugging_face.layers.sequence_heads import shifts_its_tokens
 from twoheads.graphs.errors import CompileError
 
-__all__ = ["SourceInput", "attention_layers", "hugging_face_inputs"]
+__all__ = ["SourceInput", "attention_layers", "given_inputs", "hugging_face_inputs"]
 
 EXAMPLE_LENGTH = 29
 """Tokens of the example input: a prime, so that no other dimension of a model is equal to it by accident."""
@@ -90,6 +90,35 @@ def hugging_face_inputs(name: str, module: nn.Module, size: tuple[int, int] | No
             "compile a part of it that takes one input: its language model, or its vision model",
         )
     return inputs
+
+
+def given_inputs(examples: Mapping[str, Tensor], *, whole: bool = False) -> dict[str, SourceInput]:
+    """The arguments that a caller gives examples of.
+
+    Args:
+        examples: By name: ``[1, tokens]`` or ``[1, tokens, features]``, ``[rows, 1, tokens]`` (positions of Qwen-VL's
+            three kinds), or an image ``[1, channels, height, width]`` of the only size.
+        whole: They all have their only size, whatever their shape.
+
+    Raises:
+        CompileError: An example has another shape, or less than 3 tokens.
+    """
+    if whole:
+        return {name: SourceInput(example, None, "argument") for name, example in examples.items()}
+    return {name: SourceInput(example, _token_axis(name, example), "argument") for name, example in examples.items()}
+
+
+def _token_axis(name: str, example: Tensor) -> int | None:
+    shape = list(example.shape)
+    if len(shape) in (2, 3, 4) and shape[0] == 1 and shape[1] >= 3:
+        return None if len(shape) == 4 else 1
+    if len(shape) == 3 and shape[1] == 1 and shape[2] >= 3:
+        return 2
+    raise CompileError(
+        f"example input {name!r}",
+        f"has shape {shape}",
+        "give [1, tokens] or [1, tokens, features], 3 tokens or more, or an image [1, channels, rows, columns]",
+    )
 
 
 def _needed(parameter: inspect.Parameter) -> bool:
