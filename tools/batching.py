@@ -20,7 +20,7 @@ import numpy as np
 
 from tools.machine import machine
 from twoheads.runtime import LoadedBundle, load
-from twoheads.runtime.generation.results import Generated
+from twoheads.runtime.generation.generated import Generated
 
 __all__ = ["main", "measure"]
 

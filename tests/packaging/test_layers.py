@@ -219,6 +219,36 @@ def test_rooms_are_small_and_say_what_they_are(folder):
         )
 
 
+SHARED = {
+    "a kind of stage": "attention experts fused head packed scan sequence tokenwise",
+    "a lowering of attention": "oracle stock_attention tile_attention",
+    "a step of a few rows, of one sequence or of many": "batch batch_in_place in_place step",
+    "a lowering": "one_block",
+    "a command, and what it does": "bench build canary chat cluster export generation job layers lint pack status",
+    "texts, each by itself": "documents",
+    "what a command is asked and prints": "command options progress report",
+    "a front door's part, in each": "attach_attention capture capture_whole sequence_node view",
+    "what carries out a run, and how": "executor outputs run values",
+    "how long a sequence is": "axes lengths",
+    "sampled attention": "sampling",
+    "arrays by name": "arrays weights",
+    "nodes of an ONNX file": "graph",
+    "a bundle beside its original": "verifier",
+}
+"""Names of modules that several rooms have: each means one thing, said here, in all of them."""
+
+
+def test_a_name_means_one_thing_in_all_rooms() -> None:
+    names = Counter(
+        path.stem
+        for folder in ALLOWED
+        for path in (ROOT / folder / "twoheads").rglob("*.py")
+        if path.stem not in ("__init__", "__main__")
+    )
+    said = [name for names_of_one in SHARED.values() for name in names_of_one.split()]
+    assert sorted(name for name, count in names.items() if count > 1) == sorted(said)
+
+
 MOST_LINES = 60
 """Of a function, its signature and docstring included."""
 

@@ -192,7 +192,7 @@ def _job(folder: Path) -> None:
 def _results(folder: Path) -> None:
     """Results of documents that were stopped behind the second part."""
     from twoheads.runtime import load
-    from twoheads.runtime.documents import run
+    from twoheads.runtime.documents import document_run as run
 
     folder.mkdir()
     lines = [{"id": f"d{at}", "text": "the cat sat on a mat"[: 5 + at]} for at in range(7)]

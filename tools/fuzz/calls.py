@@ -179,7 +179,7 @@ def resume_job(folder: Path) -> Answer:
 
 def resume_documents(folder: Path) -> Answer:
     """The same of stopped documents: all results."""
-    from twoheads.runtime.documents import run as documents
+    from twoheads.runtime.documents import document_run as documents
 
     documents.PART_DOCUMENTS = PART
     work = folder / "work"

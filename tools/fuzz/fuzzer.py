@@ -30,7 +30,7 @@ NEEDED = (
     "twoheads.compiler.frontend.onnx.capture",
     "twoheads.compiler.frontend.torch.capture",
     "twoheads.export.cli.app",
-    "twoheads.runtime.documents.run",
+    "twoheads.runtime.documents.document_run",
     "twoheads.runtime.runs.session",
 )
 """What every mutant needs."""

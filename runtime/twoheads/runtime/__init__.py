@@ -9,7 +9,7 @@
     print(result.array.argmax(), result.report.engine_calls)
 """
 
-from twoheads.runtime.documents.run import run_documents
+from twoheads.runtime.documents.document_run import run_documents
 from twoheads.runtime.jobs.job import Job
 from twoheads.runtime.memory.npz_writer import NpzWriter
 from twoheads.runtime.opening import load

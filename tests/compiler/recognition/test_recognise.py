@@ -16,7 +16,7 @@ from tests.compiler.small_models import EXAMPLES, OneLayer, bloom, captured
 from twoheads.compiler.frontend.torch import capture as capture_module
 from twoheads.compiler.frontend.torch.capture import capture
 from twoheads.compiler.frontend.torch.fx.attention_node import is_attention
-from twoheads.compiler.frontend.torch.fx.program import FxProgram
+from twoheads.compiler.frontend.torch.fx.fx_program import FxProgram
 from twoheads.compiler.frontend.torch.fx.view import FxView
 from twoheads.compiler.frontend.torch.load_source import load_source
 from twoheads.compiler.ir.op_view import RecognisedAttention

@@ -49,7 +49,7 @@ def limited(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> LoadedBundle:
     def chosen(program: Program, columns: Program, make: Callable[[Program], Schedule], **how: Any) -> Schedule:
         return make(program if how["limit"] is None else columns)
 
-    monkeypatch.setattr("twoheads.runtime.runs.context.limited_schedule", chosen)
+    monkeypatch.setattr("twoheads.runtime.runs.run_context.limited_schedule", chosen)
     return load(bundle, memory_limit=10**10)
 
 

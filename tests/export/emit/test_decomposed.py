@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.compiler.small_models import EXAMPLES, OneLayer
 from twoheads.compiler import compile_model
 from twoheads.compiler.compiled_model import CompiledModel
-from twoheads.compiler.frontend.torch.fx.program import FxRegion
+from twoheads.compiler.frontend.torch.fx.fx_program import FxRegion
 from twoheads.export.emit import tokenwise_from_torch, torchlib_registry
 from twoheads.export.emit.decomposed import decomposed_program
 from twoheads.export.emit.tokenwise_from_torch import OPSET, tokenwise_model

@@ -17,7 +17,7 @@ from tests.runtime.tiny_model import Tiny
 from twoheads.export.accelerators.rewrites.host_part import split_host_part
 from twoheads.export.emit.tile_attention import attention_model
 from twoheads.export.engines.jobs import engine_jobs
-from twoheads.export.precision.half_range import FAR, bring_into_half_range
+from twoheads.export.precision.half_constants import FAR, bring_into_half_range
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.program.program import AttentionEngine
 from twoheads.runtime.bundle.reader import read_bundle

@@ -26,7 +26,7 @@ from twoheads.runtime.backends.onnxruntime_cpu import OnnxRuntimeBackend
 from twoheads.runtime.backends.protocol import EngineFile, EngineHandle
 from twoheads.runtime.bundle.artifacts import ArtifactFiles
 from twoheads.runtime.bundle.reader import read_bundle
-from twoheads.runtime.generation.results import Generated
+from twoheads.runtime.generation.generated import Generated
 
 TARGET = "onnxruntime"
 

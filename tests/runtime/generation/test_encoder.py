@@ -16,8 +16,8 @@ from twoheads.graphs.schedule.schedule import SOURCE, make_schedule
 from twoheads.graphs.variants.step_calls import generation_plan
 from twoheads.graphs.variants.steps import CAPACITIES, SOURCE_CAPACITIES
 from twoheads.runtime import load
-from twoheads.runtime.generation.kept.source import KeptSource
-from twoheads.runtime.generation.results import Generated
+from twoheads.runtime.generation.generated import Generated
+from twoheads.runtime.generation.kept.kept_source import KeptSource
 
 WIDEST = SOURCE_CAPACITIES[-1] * BLOCK
 MANY = CAPACITIES[-1] * BLOCK

@@ -14,7 +14,7 @@ from twoheads.runtime import load
 from twoheads.runtime.backends.onnxruntime_c import c_interface
 from twoheads.runtime.generation.choosing.draft import DraftGuesses
 from twoheads.runtime.generation.choosing.lookup import LONGEST_PAUSE, PromptLookup
-from twoheads.runtime.generation.results import Generated, Piece
+from twoheads.runtime.generation.generated import Generated, Piece
 
 MODELS = {"llama": llama, "gemma": gemma}
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.runtime.generation.decoders import BLOCK, MODELS, bundle, original_logits, tokens
-from twoheads.runtime.generation.results import Generated
+from twoheads.runtime.generation.generated import Generated
 
 NAMES = ("rwkv", "xlstm")
 

@@ -23,7 +23,7 @@ from twoheads.graphs.program.lengths import input_axes
 from twoheads.graphs.program.program import TokenwiseStage
 from twoheads.runtime import load
 from twoheads.runtime.backends.onnxruntime_cpu import OnnxRuntimeBackend
-from twoheads.runtime.generation.results import Generated
+from twoheads.runtime.generation.generated import Generated
 
 BLOCK = 16
 WIDEST = BEYOND * BLOCK

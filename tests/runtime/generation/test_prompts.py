@@ -8,7 +8,7 @@ import pytest
 from tests.runtime.generation.decoders import BLOCK, bundle, bundle_folder, llama, original_logits, tokens
 from twoheads.runtime import LoadedBundle, load
 from twoheads.runtime.backends.onnxruntime_cpu import OnnxRuntimeCall
-from twoheads.runtime.generation.kept.prompts import RunsPrompts
+from twoheads.runtime.generation.kept.prompt_blocks import RunsPrompts
 from twoheads.runtime.runs.prompt_run import PromptRun
 
 WIDE = 128

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from twoheads.compiler.frontend.torch.weights.gguf_header import GgufFacts, gguf_facts
-from twoheads.compiler.known.decoder import Decoder, Experts
+from twoheads.compiler.known.decoder_program import Decoder, Experts
 from twoheads.compiler.known.kinds import KEY_LENGTH, TURNED, WINDOW, Kind, Mixture, kind_of
 from twoheads.graphs.program.program import Program
 

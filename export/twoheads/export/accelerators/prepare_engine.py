@@ -21,7 +21,7 @@ from twoheads.export.accelerators.rewrites.scale_squares import scale_squares
 from twoheads.export.accelerators.rewrites.smooth_channels import smooth_channels
 from twoheads.export.accelerators.rewrites.split_synthetic import SUMS, split_synthetic
 from twoheads.export.accelerators.target import Target
-from twoheads.export.precision.half_range import bring_into_half_range
+from twoheads.export.precision.half_constants import bring_into_half_range
 
 __all__ = ["prepare_engine", "round_engine"]
 

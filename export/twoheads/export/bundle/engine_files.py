@@ -10,7 +10,7 @@ import onnx
 from twoheads.graphs.errors import CompileError, InternalError
 from twoheads.graphs.program.program import Port
 from twoheads.graphs.serialization.bundle_format import WEIGHTS, WeightEntry
-from twoheads.runtime.bundle.engine_files.check import engine_problem
+from twoheads.runtime.bundle.engine_files.check_engine_file import engine_problem
 
 __all__ = ["assert_static", "bind_weights", "save_engine"]
 

@@ -27,7 +27,7 @@ from torch.export.graph_signature import (
 )
 from torch.utils import _pytree as pytree
 
-from twoheads.compiler.frontend.torch.fx.program import FxRegion
+from twoheads.compiler.frontend.torch.fx.fx_program import FxRegion
 from twoheads.export.emit.torchlib_registry import translated
 from twoheads.graphs.program.program import TokenwiseEngine
 

@@ -78,7 +78,7 @@ def emit_tokenwise(region: TokenwiseRegion, engine: TokenwiseEngine) -> onnx.Mod
     Raises:
         CompileError: An operator has no ONNX form.
     """
-    from twoheads.compiler.frontend.onnx.program import OnnxRegion
+    from twoheads.compiler.frontend.onnx.onnx_program import OnnxRegion
 
     if isinstance(region, EmittedRegion):
         if [port.shape for port in engine.inputs] != [port.shape for port in region.engine.inputs]:
@@ -90,7 +90,7 @@ def emit_tokenwise(region: TokenwiseRegion, engine: TokenwiseEngine) -> onnx.Mod
         from twoheads.export.emit.tokenwise_from_onnx import tokenwise_from_onnx
 
         return tokenwise_from_onnx(region, engine)
-    from twoheads.compiler.frontend.torch.fx.program import FxRegion
+    from twoheads.compiler.frontend.torch.fx.fx_program import FxRegion
     from twoheads.export.emit.tokenwise_from_torch import tokenwise_model
 
     if not isinstance(region, FxRegion):

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from twoheads.compiler.frontend.onnx.program import OnnxRegion
+from twoheads.compiler.frontend.onnx.onnx_program import OnnxRegion
 from twoheads.compiler.ir.source_graph import TensorType, place_of
 from twoheads.export.emit.graph_builder import declared_port
 from twoheads.graphs.errors import CompileError

@@ -11,7 +11,7 @@ import torch
 from onnxscript import opset20
 
 from twoheads.compiler.frontend.torch.export_source import without_stack_traces
-from twoheads.compiler.frontend.torch.fx.program import FxRegion
+from twoheads.compiler.frontend.torch.fx.fx_program import FxRegion
 from twoheads.export.emit.decomposed import decomposed_program, undecomposed
 from twoheads.export.emit.rewrites_by_operator import rewrites_by_operator
 from twoheads.export.emit.torchlib_registry import kept_registry

@@ -9,12 +9,12 @@ from typing import Protocol
 import onnx
 from onnx import TensorProto
 
-from twoheads.export.one_file.build import OneFile
+from twoheads.export.one_file.assemble import OneFile
 from twoheads.export.one_file.comparison import LengthCheck, check_file
 from twoheads.export.one_file.refuse import check_exportable
 from twoheads.export.one_file.step_comparison import check_step_file
 from twoheads.export.one_file.step_refuse import check_step_exportable
-from twoheads.export.one_file.steps.build import StepFile
+from twoheads.export.one_file.steps.assemble_steps import StepFile
 from twoheads.graphs.program.program import Program
 from twoheads.runtime.bundle.reader import Bundle
 

@@ -17,7 +17,7 @@ import onnx
 from twoheads.compiler.compiled_model import CompiledModel
 from twoheads.compiler.ir.weights import in_memory
 from twoheads.export.emit.tokenwise import EmittedRegion, emit_tokenwise
-from twoheads.export.precision.half_range import LARGEST
+from twoheads.export.precision.half_constants import LARGEST
 from twoheads.export.precision.narrow_engine import narrow_engine
 from twoheads.export.precision.number_formats import check_dtype
 from twoheads.export.precision.quantised_engine import weight_uses

@@ -10,7 +10,7 @@ from twoheads.graphs.program.program import TokenwiseStage
 from twoheads.graphs.serialization.bundle_format import TARGETS, Artifact
 from twoheads.graphs.serialization.relative_path import RelativePath
 from twoheads.runtime.bundle.artifact_kinds import artifact_problem
-from twoheads.runtime.bundle.engine_files.check import engine_problem
+from twoheads.runtime.bundle.engine_files.check_engine_file import engine_problem
 from twoheads.runtime.bundle.reader import Bundle
 
 __all__ = ["ArtifactFiles", "Artifacts"]

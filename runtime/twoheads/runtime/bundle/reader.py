@@ -35,7 +35,7 @@ from twoheads.graphs.variants.choose import FusedPrograms, fused_programs
 from twoheads.graphs.variants.key_tiles import with_key_tile
 from twoheads.graphs.variants.one_block import ONE_BLOCK
 from twoheads.graphs.variants.steps import STEP
-from twoheads.runtime.bundle.engine_files.check import engine_problem
+from twoheads.runtime.bundle.engine_files.check_engine_file import engine_problem
 from twoheads.runtime.bundle.engine_files.declared import declared_engines
 from twoheads.runtime.bundle.inside import RECOMPILE, UNTRUSTED, inside
 from twoheads.runtime.bundle.pack import check_around

@@ -20,8 +20,8 @@ from twoheads.runtime.inputs.requests import read_inputs
 from twoheads.runtime.memory.sink import Sink
 from twoheads.runtime.reports.notices import give_notices
 from twoheads.runtime.reports.report import Result
-from twoheads.runtime.runs.context import Progress
 from twoheads.runtime.runs.execute import run_inputs
+from twoheads.runtime.runs.run_context import Progress
 from twoheads.runtime.runs.session import LoadedBundle
 
 __all__ = ["Cluster"]

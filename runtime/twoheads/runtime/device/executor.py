@@ -15,8 +15,8 @@ from twoheads.graphs.schedule.schedule import Schedule
 from twoheads.runtime.backends.device_protocol import HostBytes
 from twoheads.runtime.backends.protocol import DeviceBackend
 from twoheads.runtime.device.plan import DevicePlan, Shape, Sizing, make_plan, make_shape
+from twoheads.runtime.device.queued_stages import StageQueue
 from twoheads.runtime.device.run import DeviceRun, Kept
-from twoheads.runtime.device.stages import StageQueue
 from twoheads.runtime.execution.crew import Crew
 from twoheads.runtime.execution.engine_pool import EnginePool
 from twoheads.runtime.execution.executor import RunPlan, Tick

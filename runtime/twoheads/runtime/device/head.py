@@ -13,7 +13,7 @@ from twoheads.graphs.schedule.schedule import needed_stages
 from twoheads.runtime.backends.device_protocol import DeviceArray, Rows
 from twoheads.runtime.backends.protocol import Call
 from twoheads.runtime.device.lanes import Desk
-from twoheads.runtime.device.stages import StageQueue, device_engine
+from twoheads.runtime.device.queued_stages import StageQueue, device_engine
 from twoheads.runtime.device.transfers import Transfers, neighbours
 from twoheads.runtime.device.values import DeviceValue
 from twoheads.runtime.execution.run_state import RunState

@@ -26,7 +26,7 @@ from twoheads.runtime.backends.cuda_driver import DeviceError
 from twoheads.runtime.backends.device_protocol import Device, Rows
 from twoheads.runtime.device.head import run_device_head
 from twoheads.runtime.device.plan import DevicePlan, Recorded
-from twoheads.runtime.device.stages import StageQueue
+from twoheads.runtime.device.queued_stages import StageQueue
 from twoheads.runtime.device.transfers import Transfers
 from twoheads.runtime.execution.crew import Crew
 from twoheads.runtime.execution.engine_pool import EnginePool

@@ -20,8 +20,8 @@ from twoheads.runtime.generation.choosing.settings import Settings
 from twoheads.runtime.generation.context import Context
 from twoheads.runtime.generation.contexts import Contexts
 from twoheads.runtime.generation.encoder import OPTIONS, Beginning, Unread
+from twoheads.runtime.generation.kept.kept_source import KeptSource
 from twoheads.runtime.generation.kept.rows import KeptBlocks
-from twoheads.runtime.generation.kept.source import KeptSource
 from twoheads.runtime.generation.sequence_run import Call
 from twoheads.runtime.generation.text.chat import Message, render_chat
 from twoheads.runtime.generation.text.text_stream import TextStream

@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 from twoheads.graphs.errors import InputError
 from twoheads.runtime.bundle.weights import Weights
-from twoheads.runtime.generation.kept.prompts import RunsPrompts
+from twoheads.runtime.generation.kept.held_sequence import KeptSequence
+from twoheads.runtime.generation.kept.kept_source import KeptSource
+from twoheads.runtime.generation.kept.prompt_blocks import RunsPrompts
 from twoheads.runtime.generation.kept.rows import KeptBlocks
-from twoheads.runtime.generation.kept.sequence import KeptSequence
-from twoheads.runtime.generation.kept.source import KeptSource
 from twoheads.runtime.generation.kept.states import KeptStates
 from twoheads.runtime.generation.steps.added import AddedScores
 from twoheads.runtime.generation.steps.engines import StepEngines

@@ -13,12 +13,12 @@ import numpy.typing as npt
 from twoheads.graphs.errors import InputError
 from twoheads.runtime.generation.context import Context
 from twoheads.runtime.generation.encoder import as_source
+from twoheads.runtime.generation.kept.held_sequence import KeptSequence
+from twoheads.runtime.generation.kept.kept_source import KeptSource, refuse_source
 from twoheads.runtime.generation.kept.pages import named_pages
 from twoheads.runtime.generation.kept.prefix_cache import PrefixCache
 from twoheads.runtime.generation.kept.rounded_reads import RoundedReads
 from twoheads.runtime.generation.kept.rows import KeptBlocks
-from twoheads.runtime.generation.kept.sequence import KeptSequence
-from twoheads.runtime.generation.kept.source import KeptSource, refuse_source
 from twoheads.runtime.generation.model import GenerationModel
 from twoheads.runtime.generation.saved import read_context, write_context
 

@@ -12,9 +12,9 @@ from twoheads.graphs.errors import InputError
 from twoheads.graphs.variants.steps import Steps
 from twoheads.runtime.generation.call_reader import CallReader, Prompt
 from twoheads.runtime.generation.contexts import Contexts
+from twoheads.runtime.generation.generated import Generated, Piece
 from twoheads.runtime.generation.kept.prefix_cache import PrefixCache
 from twoheads.runtime.generation.model import GenerationModel
-from twoheads.runtime.generation.results import Generated, Piece
 from twoheads.runtime.generation.sequence_run import Call, SequenceRun
 from twoheads.runtime.reports.notices import give_notices
 

@@ -14,7 +14,7 @@ from twoheads.runtime.bundle.weights import Weights
 from twoheads.runtime.generation.choosing.settings import Settings, split_unsupported
 from twoheads.runtime.generation.choosing.speech import Speech, split_speech
 from twoheads.runtime.generation.encoder import RunsEncoder
-from twoheads.runtime.generation.kept.prompts import RunsPrompts
+from twoheads.runtime.generation.kept.prompt_blocks import RunsPrompts
 from twoheads.runtime.generation.steps.engines import StepEngines
 from twoheads.runtime.generation.text.model_facts import ModelFacts, read_facts
 

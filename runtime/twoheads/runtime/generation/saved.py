@@ -23,7 +23,7 @@ from twoheads.graphs.errors import InputError
 from twoheads.graphs.serialization.read_json import parse_json
 from twoheads.graphs.variants.steps import Steps
 from twoheads.runtime.generation.context import Context
-from twoheads.runtime.generation.kept.source import KeptSource
+from twoheads.runtime.generation.kept.kept_source import KeptSource
 from twoheads.runtime.memory.new_file import replacing
 
 __all__ = ["read_context", "write_context"]

@@ -17,7 +17,7 @@ from twoheads.runtime.generation.choosing.settings import Settings
 from twoheads.runtime.generation.choosing.warpers import log_softmax
 from twoheads.runtime.generation.context import Context
 from twoheads.runtime.generation.encoder import Unread
-from twoheads.runtime.generation.results import Generated, Piece
+from twoheads.runtime.generation.generated import Generated, Piece
 from twoheads.runtime.generation.text.text_stream import TextStream
 from twoheads.runtime.reports.peak_memory import peak_memory
 

@@ -16,7 +16,7 @@ from twoheads.graphs.prediction.generation import HEAD, StepForm, step_forms
 from twoheads.runtime.backends.registry import open_host_backend
 from twoheads.runtime.bundle.reader import Bundle, read_bundle
 from twoheads.runtime.generation.context import Context
-from twoheads.runtime.generation.kept.sequence import KeptSequence
+from twoheads.runtime.generation.kept.held_sequence import KeptSequence
 from twoheads.runtime.generation.steps.engines import StepEngines
 from twoheads.runtime.generation.steps.step import Heads
 

@@ -19,10 +19,10 @@ from twoheads.runtime.reports.notices import notices
 from twoheads.runtime.reports.peak_memory import peak_memory
 from twoheads.runtime.reports.report import Counted, Report, Result
 from twoheads.runtime.reports.sampling import summarize
-from twoheads.runtime.runs.context import Progress, RunContext
 from twoheads.runtime.runs.first_fault import fault_warning
 from twoheads.runtime.runs.groups import Group, shared_groups
 from twoheads.runtime.runs.outputs import split_output, take_output
+from twoheads.runtime.runs.run_context import Progress, RunContext
 from twoheads.runtime.stages.attention.packed import ScoresBeyondCodesError
 
 __all__ = ["execute", "run_inputs", "shares"]

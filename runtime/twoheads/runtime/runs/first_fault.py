@@ -14,8 +14,8 @@ from twoheads.runtime.execution.run_state import RunState
 from twoheads.runtime.inputs.requests import Request
 from twoheads.runtime.memory.finite_rows import first_odd_row
 from twoheads.runtime.memory.stores import ValueStore
-from twoheads.runtime.runs.context import RunContext
 from twoheads.runtime.runs.host_executor import HostExecutor
+from twoheads.runtime.runs.run_context import RunContext
 
 __all__ = ["fault_warning"]
 

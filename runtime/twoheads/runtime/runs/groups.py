@@ -17,8 +17,8 @@ from twoheads.graphs.schedule.schedule import Schedule
 from twoheads.graphs.variants.packing import Packing, longest_packable, pack, packed_variant, takes_documents
 from twoheads.runtime.inputs.arrays import complete_arrays
 from twoheads.runtime.inputs.requests import Request
-from twoheads.runtime.runs.context import RunContext
 from twoheads.runtime.runs.outputs import SHARED, Rows, request_rows
+from twoheads.runtime.runs.run_context import RunContext
 
 __all__ = ["MOST_ROW_BYTES", "Group", "row_bytes", "shared_groups"]
 

@@ -13,12 +13,12 @@ from twoheads.graphs.program.lengths import resolve_lengths
 from twoheads.graphs.schedule.schedule import make_schedule
 from twoheads.graphs.variants.steps import Steps
 from twoheads.runtime.execution.executor import RunPlan
-from twoheads.runtime.generation.kept.prompts import PromptRows
+from twoheads.runtime.generation.kept.prompt_blocks import PromptRows
 from twoheads.runtime.generation.kept.rows import KeptBlocks
 from twoheads.runtime.inputs.arrays import complete_arrays
 from twoheads.runtime.memory.stores import ValueStore
-from twoheads.runtime.runs.context import RunContext
 from twoheads.runtime.runs.host_executor import HostExecutor, HostRun
+from twoheads.runtime.runs.run_context import RunContext
 
 __all__ = ["PromptRun"]
 

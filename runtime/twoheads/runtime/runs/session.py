@@ -24,19 +24,19 @@ from twoheads.runtime.memory.spare_memory import return_large_blocks
 from twoheads.runtime.reports.notices import give_notices
 from twoheads.runtime.reports.peak_memory import process_memory
 from twoheads.runtime.reports.report import Result
-from twoheads.runtime.runs.context import Progress, RunContext
 from twoheads.runtime.runs.execute import execute, run_inputs, shares
 from twoheads.runtime.runs.groups import Group
 from twoheads.runtime.runs.host_executor import HostExecutor
+from twoheads.runtime.runs.run_context import Progress, RunContext
 
 if TYPE_CHECKING:
     from twoheads.graphs.variants.steps import Steps
     from twoheads.runtime.generation.batch.batch import Batch
     from twoheads.runtime.generation.call_reader import Prompt
     from twoheads.runtime.generation.context import Context
+    from twoheads.runtime.generation.generated import Generated
     from twoheads.runtime.generation.generator import Generator, Pieces
-    from twoheads.runtime.generation.kept.prompts import RunsPrompts
-    from twoheads.runtime.generation.results import Generated
+    from twoheads.runtime.generation.kept.prompt_blocks import RunsPrompts
 
 __all__ = ["LoadedBundle"]
 

@@ -17,8 +17,8 @@ from twoheads.graphs.variants.decoder import source_values
 from twoheads.runtime.execution.executor import Executor, RunPlan
 from twoheads.runtime.inputs.arrays import complete_arrays
 from twoheads.runtime.inputs.requests import Request, read_inputs
-from twoheads.runtime.runs.context import RunContext
 from twoheads.runtime.runs.host_executor import HostExecutor
+from twoheads.runtime.runs.run_context import RunContext
 
 __all__ = ["EncoderRun"]
 

@@ -12,7 +12,7 @@ from tests.export.conftest import Ran
 from tests.runtime.tiny_bundle import write_tiny
 from tests.runtime.tiny_model import Tiny
 from twoheads.graphs.program.program import Limit, Pooling
-from twoheads.runtime.documents import run as document_run
+from twoheads.runtime.documents import document_run
 from twoheads.runtime.documents.results import ResultFolder
 
 TINY = Tiny(masks=("full",), pooling=Pooling("mean", True), max_length=Limit(60, "a table"))

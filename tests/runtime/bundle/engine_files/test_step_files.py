@@ -13,7 +13,7 @@ from tests.runtime.generation.decoders import bundle_folder, tokens
 from tests.runtime.tiny_bundle import rehash
 from twoheads.graphs.errors import BundleError
 from twoheads.runtime import load
-from twoheads.runtime.bundle.engine_files.check import engine_problem
+from twoheads.runtime.bundle.engine_files.check_engine_file import engine_problem
 from twoheads.runtime.bundle.engine_files.declared import declared_steps
 from twoheads.runtime.bundle.reader import read_bundle
 

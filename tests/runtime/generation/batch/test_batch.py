@@ -18,7 +18,7 @@ from twoheads.graphs.errors import BundleError, InputError
 from twoheads.graphs.variants.batch_steps import SLOTS
 from twoheads.runtime import load
 from twoheads.runtime.generation.batch.slots import Slab, Slabs
-from twoheads.runtime.generation.results import Generated
+from twoheads.runtime.generation.generated import Generated
 
 LONGEST = BEYOND * BLOCK
 

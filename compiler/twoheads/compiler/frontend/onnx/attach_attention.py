@@ -14,7 +14,7 @@ from onnx import helper
 
 from twoheads.compiler.frontend.onnx.model.graph import OnnxNode
 from twoheads.compiler.frontend.onnx.model.read_file import Array
-from twoheads.compiler.frontend.onnx.program import OnnxProgram
+from twoheads.compiler.frontend.onnx.onnx_program import OnnxProgram
 from twoheads.compiler.ir.op_view import Arrangement, Move, RecognisedAttention
 from twoheads.compiler.ir.source_graph import AttentionNode, TensorType
 

@@ -19,7 +19,7 @@ from twoheads.compiler.frontend.onnx.choose_outputs import model_outputs
 from twoheads.compiler.frontend.onnx.masks.mask_values import Filled, counting_values
 from twoheads.compiler.frontend.onnx.masks.pair_masks import is_of_pairs, pair_mask_nodes, pair_masks
 from twoheads.compiler.frontend.onnx.model.read_file import Array, GraphInput, OnnxFile
-from twoheads.compiler.frontend.onnx.one_input import one_input
+from twoheads.compiler.frontend.onnx.one_of_batch import one_input
 from twoheads.compiler.frontend.onnx.passes.fold import graph_of
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.masks.expressions import Full, Mask

@@ -17,6 +17,7 @@ from twoheads.compiler.frontend.onnx.choose_outputs import choose_outputs, model
 from twoheads.compiler.frontend.onnx.lifts.prove_lift import any_length
 from twoheads.compiler.frontend.onnx.model.graph import OnnxGraph, OnnxNode
 from twoheads.compiler.frontend.onnx.model.read_file import OnnxFile, read_onnx
+from twoheads.compiler.frontend.onnx.onnx_program import OnnxProgram
 from twoheads.compiler.frontend.onnx.passes.dequantise import dequantise
 from twoheads.compiler.frontend.onnx.passes.dynamic_scales import QUANTISED, spell_dynamic_scales
 from twoheads.compiler.frontend.onnx.passes.expand_attention import expand_attention
@@ -25,7 +26,6 @@ from twoheads.compiler.frontend.onnx.passes.fold import fold_onnx, graph_of
 from twoheads.compiler.frontend.onnx.passes.measure import measure_onnx
 from twoheads.compiler.frontend.onnx.passes.resolve_lengths import resolve_lengths
 from twoheads.compiler.frontend.onnx.passes.split_heads import split_heads
-from twoheads.compiler.frontend.onnx.program import OnnxProgram
 from twoheads.compiler.frontend.onnx.sequence_node import sequence_from_onnx
 from twoheads.compiler.frontend.onnx.source_nodes import VIEWS, source_nodes
 from twoheads.compiler.frontend.onnx.spell_convolutions import spell_convolutions

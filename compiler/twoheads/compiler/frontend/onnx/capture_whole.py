@@ -17,10 +17,10 @@ from twoheads.compiler.frontend.onnx.choose_outputs import LOGITS, model_outputs
 from twoheads.compiler.frontend.onnx.model.graph import OnnxGraph, OnnxNode
 from twoheads.compiler.frontend.onnx.model.read_file import OnnxFile, read_onnx
 from twoheads.compiler.frontend.onnx.one_size import one_size
+from twoheads.compiler.frontend.onnx.onnx_program import OnnxProgram
 from twoheads.compiler.frontend.onnx.passes.fold import fold_onnx, graph_of
 from twoheads.compiler.frontend.onnx.passes.measure import measure_onnx
 from twoheads.compiler.frontend.onnx.passes.resolve_lengths import resolve_lengths
-from twoheads.compiler.frontend.onnx.program import OnnxProgram
 from twoheads.compiler.frontend.onnx.source_nodes import source_nodes
 from twoheads.compiler.ir.source_graph import SequenceNode, SourceGraph, TensorType, needed_nodes
 from twoheads.compiler.ir.source_program import Captured

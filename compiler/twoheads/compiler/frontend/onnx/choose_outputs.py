@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from twoheads.compiler.frontend.onnx.model.read_file import OnnxFile
-from twoheads.compiler.frontend.onnx.program import OnnxProgram
+from twoheads.compiler.frontend.onnx.onnx_program import OnnxProgram
 from twoheads.compiler.ir.source_graph import Node, SequenceNode, TensorType, TokenwiseNode
 from twoheads.graphs.errors import CompileError
 

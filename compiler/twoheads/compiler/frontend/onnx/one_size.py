@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from twoheads.compiler.frontend.onnx.model.read_file import GraphInput, OnnxFile
-from twoheads.compiler.frontend.onnx.one_input import one_input
+from twoheads.compiler.frontend.onnx.one_of_batch import one_input
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.program.program import Input, Value
 

@@ -9,8 +9,8 @@ import onnx
 from onnx import numpy_helper
 
 from twoheads.compiler.frontend.onnx.model.graph import OnnxNode
+from twoheads.compiler.frontend.onnx.onnx_program import OnnxProgram
 from twoheads.compiler.frontend.onnx.passes.resolve_lengths import SIZE_OPERANDS
-from twoheads.compiler.frontend.onnx.program import OnnxProgram
 from twoheads.compiler.frontend.onnx.sequence_node import sequence_from_onnx
 from twoheads.compiler.ir.size_formula import SizeFormula
 from twoheads.compiler.ir.source_graph import AttentionNode, Node, TokenwiseNode

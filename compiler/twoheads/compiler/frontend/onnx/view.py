@@ -11,8 +11,8 @@ import onnx
 
 from twoheads.compiler.frontend.onnx.model.graph import OnnxNode
 from twoheads.compiler.frontend.onnx.model.read_file import Array
+from twoheads.compiler.frontend.onnx.onnx_program import OnnxProgram
 from twoheads.compiler.frontend.onnx.passes.measure import content_values
-from twoheads.compiler.frontend.onnx.program import OnnxProgram
 from twoheads.compiler.ir.op_view import Kind, OpNode
 from twoheads.compiler.ir.size_formula import SizeFormula
 from twoheads.compiler.ir.source_graph import TensorType

@@ -24,10 +24,10 @@ from twoheads.compiler.frontend.torch.fx.attach_attention import attach_attentio
 from twoheads.compiler.frontend.torch.fx.attention_node import attention_from_fx, is_attention
 from twoheads.compiler.frontend.torch.fx.axes import AxisNames
 from twoheads.compiler.frontend.torch.fx.causal_convs import scan_causal_convs
+from twoheads.compiler.frontend.torch.fx.fx_program import FxProgram, is_scalar
 from twoheads.compiler.frontend.torch.fx.lengths_from_sizes import lengths_from_sizes
 from twoheads.compiler.frontend.torch.fx.normalize import normalize_fx
 from twoheads.compiler.frontend.torch.fx.positions_from_constants import positions_from_constants
-from twoheads.compiler.frontend.torch.fx.program import FxProgram, is_scalar
 from twoheads.compiler.frontend.torch.fx.scan_node import is_scan, scan_from_fx
 from twoheads.compiler.frontend.torch.fx.sequence_node import is_sequence, sequence_from_fx
 from twoheads.compiler.frontend.torch.fx.unfold_rows import unfold_rows

@@ -23,8 +23,8 @@ from twoheads.compiler.frontend.torch.exported_parts import (
     tokenwise_node,
 )
 from twoheads.compiler.frontend.torch.fx.axes import AxisNames
+from twoheads.compiler.frontend.torch.fx.fx_program import FxProgram, is_scalar
 from twoheads.compiler.frontend.torch.fx.normalize import normalize_fx
-from twoheads.compiler.frontend.torch.fx.program import FxProgram, is_scalar
 from twoheads.compiler.frontend.torch.fx.view import layer_of
 from twoheads.compiler.frontend.torch.load_source import LoadedSource
 from twoheads.compiler.frontend.torch.rewrites.complex_pairs import pair_complex_numbers

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from torch import fx
 
-from twoheads.compiler.frontend.torch.fx.program import FxProgram
+from twoheads.compiler.frontend.torch.fx.fx_program import FxProgram
 from twoheads.compiler.frontend.torch.operators.experts_op import EXPERTS
 from twoheads.compiler.ir.source_graph import ExpertsNode, place_of
 from twoheads.graphs.errors import CompileError

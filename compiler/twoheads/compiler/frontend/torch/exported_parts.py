@@ -13,9 +13,9 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from twoheads.compiler.frontend.torch.export_source import ROOT
 from twoheads.compiler.frontend.torch.fx.axes import AxisNames
+from twoheads.compiler.frontend.torch.fx.fx_program import FxProgram, is_scalar
 from twoheads.compiler.frontend.torch.fx.lengths_from_sizes import uses_length
 from twoheads.compiler.frontend.torch.fx.normalize import generated_source
-from twoheads.compiler.frontend.torch.fx.program import FxProgram, is_scalar
 from twoheads.compiler.frontend.torch.fx.view import layer_of
 from twoheads.compiler.frontend.torch.load_source import LoadedSource
 from twoheads.compiler.ir.source_graph import SourceGraph, TokenwiseNode, place_of

@@ -26,7 +26,7 @@ from twoheads.graphs.errors import InputError
 from twoheads.runtime.bundle.reader import require_bundle
 
 if TYPE_CHECKING:
-    from twoheads.runtime.generation.results import Generated
+    from twoheads.runtime.generation.generated import Generated
 
 __all__ = ["ChatOptions", "command"]
 

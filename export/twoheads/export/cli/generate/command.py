@@ -33,7 +33,7 @@ from twoheads.runtime.inputs.array_files import read_npz
 if TYPE_CHECKING:
     from twoheads.runtime import LoadedBundle
     from twoheads.runtime.generation.context import Context
-    from twoheads.runtime.generation.results import Generated, Piece
+    from twoheads.runtime.generation.generated import Generated, Piece
 
 __all__ = ["GenerateOptions", "command"]
 

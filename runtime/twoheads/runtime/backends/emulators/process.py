@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from twoheads.graphs.errors import BundleError
 from twoheads.graphs.scratch import scratch_folder
-from twoheads.runtime.backends.emulators.worker import read_message, write_message
+from twoheads.runtime.backends.emulators.emulate import read_message, write_message
 
 __all__ = ["ArtifactPort", "EmulatorError", "EmulatorProcess"]
 
@@ -66,7 +66,7 @@ class EmulatorProcess:
         kept = contextlib.ExitStack()
         folder = kept.enter_context(scratch_folder())  # some emulators leave files where they start
         self._process = subprocess.Popen(  # noqa: S603 - the environment's own Python, with our own program
-            [str(python), str(Path(__file__).with_name("worker.py")), module],
+            [str(python), str(Path(__file__).with_name("emulate.py")), module],
             cwd=folder,
             env=environment,
             stdin=subprocess.PIPE,

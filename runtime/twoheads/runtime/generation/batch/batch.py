@@ -14,8 +14,8 @@ from twoheads.runtime.generation.batch.sources import SourceSlabs
 from twoheads.runtime.generation.batch.step import BatchStep, NextToken
 from twoheads.runtime.generation.batch.together import PromptEnd, prompts_together
 from twoheads.runtime.generation.call_reader import Prompt
+from twoheads.runtime.generation.generated import Piece
 from twoheads.runtime.generation.generator import Generator
-from twoheads.runtime.generation.results import Piece
 
 __all__ = ["Batch"]
 

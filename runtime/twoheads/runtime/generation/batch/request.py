@@ -12,8 +12,8 @@ from twoheads.graphs.errors import InputError, InternalError
 from twoheads.runtime.generation.batch.slots import Slabs, SlottedBlocks
 from twoheads.runtime.generation.batch.sources import SlottedSource, SourceSlabs
 from twoheads.runtime.generation.context import Context
+from twoheads.runtime.generation.generated import Generated, Piece
 from twoheads.runtime.generation.generator import Generator as Generating
-from twoheads.runtime.generation.results import Generated, Piece
 from twoheads.runtime.generation.sequence_run import Call, SequenceRun
 
 __all__ = ["Request", "Work"]

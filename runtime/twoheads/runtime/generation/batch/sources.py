@@ -11,7 +11,7 @@ import numpy.typing as npt
 from twoheads.graphs.variants.batch_steps import SLOTS
 from twoheads.graphs.variants.steps import Steps
 from twoheads.runtime.generation.batch.slots import Pool, Slots
-from twoheads.runtime.generation.kept.source import KeptSource
+from twoheads.runtime.generation.kept.kept_source import KeptSource
 
 __all__ = ["SlottedSource", "SourceSlab", "SourceSlabs"]
 

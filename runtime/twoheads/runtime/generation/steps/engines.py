@@ -38,7 +38,7 @@ from twoheads.runtime.backends.protocol import (
     EngineHandle,
 )
 from twoheads.runtime.backends.registry import DEVICES
-from twoheads.runtime.bundle.engine_files.check import engine_problem
+from twoheads.runtime.bundle.engine_files.check_engine_file import engine_problem
 from twoheads.runtime.bundle.engine_files.declared import declared_steps
 from twoheads.runtime.bundle.inside import UNTRUSTED
 from twoheads.runtime.bundle.reader import Bundle

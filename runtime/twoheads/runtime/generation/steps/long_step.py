@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.program.program import AttentionEngine, AttentionStage, ExpertsStage, ScanStage, TokenwiseStage
+from twoheads.runtime.generation.kept.kept_source import KeptSource
 from twoheads.runtime.generation.kept.rows import KeptBlocks
-from twoheads.runtime.generation.kept.source import KeptSource
 from twoheads.runtime.generation.kept.states import KeptStates
 from twoheads.runtime.generation.steps.added import NOWHERE, AddedScores
 from twoheads.runtime.generation.steps.engines import StepEngines

@@ -13,9 +13,9 @@ from twoheads.graphs.variants.in_place.in_place_steps import InPlaceSteps
 from twoheads.graphs.variants.step_calls import Pieces
 from twoheads.graphs.variants.steps import CAPACITIES
 from twoheads.runtime.bundle.weights import Weights
-from twoheads.runtime.generation.kept.prompts import RunsPrompts
+from twoheads.runtime.generation.kept.held_sequence import KeptSequence
+from twoheads.runtime.generation.kept.prompt_blocks import RunsPrompts
 from twoheads.runtime.generation.kept.rounded_reads import RoundedReads
-from twoheads.runtime.generation.kept.sequence import KeptSequence
 from twoheads.runtime.generation.steps.added import AddedScores
 from twoheads.runtime.generation.steps.engines import StepEngines
 from twoheads.runtime.generation.steps.long_step import LongStep

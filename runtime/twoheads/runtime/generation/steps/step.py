@@ -11,9 +11,9 @@ from twoheads.graphs.program.engines.scan import COUNT
 from twoheads.graphs.variants.in_place.in_place_steps import NEXT, PLACE, InPlaceSteps
 from twoheads.graphs.variants.in_place.rounded_steps import SCALE, RoundedSteps
 from twoheads.graphs.variants.steps import INDEX, MASK, SOURCE, SOURCE_MASK
+from twoheads.runtime.generation.kept.kept_source import KeptSource
 from twoheads.runtime.generation.kept.rounded_reads import RoundedReads
 from twoheads.runtime.generation.kept.rows import KeptBlocks
-from twoheads.runtime.generation.kept.source import KeptSource
 from twoheads.runtime.generation.kept.states import KeptStates
 from twoheads.runtime.generation.steps.added import AddedScores
 from twoheads.runtime.generation.steps.engines import StepEngines

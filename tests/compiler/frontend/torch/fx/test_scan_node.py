@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from twoheads.compiler.frontend.torch.capture import capture
-from twoheads.compiler.frontend.torch.fx.program import FxProgram
+from twoheads.compiler.frontend.torch.fx.fx_program import FxProgram
 from twoheads.compiler.frontend.torch.load_source import load_source
 from twoheads.compiler.frontend.torch.operators.scan_ops import selective_scan
 from twoheads.compiler.ir.source_graph import ScanNode

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from twoheads.compiler.frontend.torch.fx.program import FxProgram
+from twoheads.compiler.frontend.torch.fx.fx_program import FxProgram
 from twoheads.compiler.ir.op_view import Arrangement, Array, Move, RecognisedAttention
 from twoheads.compiler.ir.source_graph import AttentionNode
 from twoheads.graphs.program.program import Dim

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from twoheads.compiler.frontend.torch.fx.program import FxProgram, is_scalar
+from twoheads.compiler.frontend.torch.fx.fx_program import FxProgram, is_scalar
 from twoheads.compiler.ir.source_graph import AttentionNode, place_of
 from twoheads.compiler.ir.source_program import example_inputs, input_lengths
 from twoheads.compiler.recognition.classify_mask import BiasPattern, Evaluate, checked_lengths, classify

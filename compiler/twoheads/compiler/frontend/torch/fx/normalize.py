@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from twoheads.compiler.frontend.torch.fx.axes import AxisNames
-from twoheads.compiler.frontend.torch.fx.program import is_scalar
+from twoheads.compiler.frontend.torch.fx.fx_program import is_scalar
 from twoheads.graphs.program.program import TOKENS
 
 __all__ = ["affine_positions", "generated_input", "generated_source", "normalize_fx"]

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from twoheads.compiler.frontend.torch.fx.fx_program import FxProgram, is_scalar
 from twoheads.compiler.frontend.torch.fx.normalize import affine_positions
-from twoheads.compiler.frontend.torch.fx.program import FxProgram, is_scalar
 from twoheads.compiler.ir.size_formula import lengths_for
 from twoheads.compiler.ir.source_program import example_inputs, input_lengths
 from twoheads.graphs.program.axes import axis_inputs, parse_axis

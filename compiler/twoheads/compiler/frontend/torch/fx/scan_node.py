@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, fx
 
-from twoheads.compiler.frontend.torch.fx.program import FxProgram
+from twoheads.compiler.frontend.torch.fx.fx_program import FxProgram
 from twoheads.compiler.frontend.torch.operators.scan_ops import SCANS
 from twoheads.compiler.ir.source_graph import ScanNode, place_of
 from twoheads.graphs.errors import CompileError

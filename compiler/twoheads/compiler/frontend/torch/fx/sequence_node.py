@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from torch import fx
 
-from twoheads.compiler.frontend.torch.fx.program import FxProgram
+from twoheads.compiler.frontend.torch.fx.fx_program import FxProgram
 from twoheads.compiler.frontend.torch.rows.sequence_ops import SEQUENCE_OPERATORS
 from twoheads.compiler.ir.source_graph import SequenceNode
 from twoheads.graphs.program.sequence_operators import OPERATORS

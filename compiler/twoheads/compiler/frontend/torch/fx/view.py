@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
-from twoheads.compiler.frontend.torch.fx.program import FxProgram, is_scalar
+from twoheads.compiler.frontend.torch.fx.fx_program import FxProgram, is_scalar
 from twoheads.compiler.frontend.torch.weights.stored_tensor import read_tensor
 from twoheads.compiler.ir.op_view import Array, Kind, OpNode
 from twoheads.compiler.ir.source_graph import TensorType, place_of

@@ -1,4 +1,4 @@
-"""Runs one vendor's emulator in its own environment: ``PYTHON worker.py MODULE``, told what to do on its input.
+"""Runs one vendor's emulator in its own environment: ``PYTHON emulate.py MODULE``, told what to do on its input.
 
 Nothing of twoheads is imported, for the environment need not have it. ``MODULE``, a file beside this one, has
 ``open_artifact(path, device)``, which gives ``(inputs, outputs, run)``: the ports as ``(name, dtype, shape)``, and a

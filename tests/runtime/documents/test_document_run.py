@@ -21,8 +21,8 @@ from twoheads.graphs.errors import InputError, TwoheadsError
 from twoheads.graphs.program.program import Limit, Pooling
 from twoheads.graphs.schedule.spill import plan_spill
 from twoheads.runtime import LoadedBundle, load
-from twoheads.runtime.documents import run as document_run
-from twoheads.runtime.documents.run import run_documents
+from twoheads.runtime.documents import document_run
+from twoheads.runtime.documents.document_run import run_documents
 
 TINY = Tiny(masks=("full",), pooling=Pooling("mean", True), max_length=Limit(60, "a table"))
 TOLERANCE = 5e-5
@@ -165,7 +165,7 @@ def test_truncation_keeps_special_tokens(bundle, tmp_path):
 
 KILLED = """
     import os, signal, sys
-    from twoheads.runtime.documents import run as document_run
+    from twoheads.runtime.documents import document_run
     from twoheads.runtime import Job, load
     from twoheads.runtime.documents.results import ResultFolder
     from pathlib import Path
@@ -192,7 +192,7 @@ KILLED = """
 @pytest.fixture(scope="module")
 def killed() -> Iterator[Forks]:
     """Programs that run documents and kill themselves."""
-    with forks("import twoheads.runtime.documents.run") as made:
+    with forks("import twoheads.runtime.documents.document_run") as made:
         yield made
 
 

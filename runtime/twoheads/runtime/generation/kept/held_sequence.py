@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.variants.steps import Steps
+from twoheads.runtime.generation.kept.kept_source import KeptSource
 from twoheads.runtime.generation.kept.prefix_cache import PrefixCache, following
 from twoheads.runtime.generation.kept.rows import KeptBlocks
-from twoheads.runtime.generation.kept.source import KeptSource
 from twoheads.runtime.generation.kept.states import KeptStates
 
 __all__ = ["KeptSequence"]
