@@ -57,7 +57,8 @@ class Context:
         self._sequence = sequence
         self._prompts = None if sequence.kept.rounds else prompts
         self._calls = SequenceCalls(engines, weights, sequence, self._prompts)
-        self._forgets = engines.steps.has_rings or bool(engines.steps.states)
+        self._has_states = bool(engines.steps.states)
+        self._forgets = engines.steps.has_rings or self._has_states
 
     def __len__(self) -> int:
         return len(self._sequence)
@@ -195,7 +196,7 @@ class Context:
             first = len(sequence)
             part, steady = new[: min(rows, self.left_in_block)], sequence.steady == first
             hidden = self._calls.step(np.array(part, np.int64), first, rows)
-            if steady and not self.engines.steps.states:
+            if steady and not self._has_states:
                 sequence.steady = self._as_steady(len(sequence))
             self._after_steps()
             found.append(heads.logits(hidden))
@@ -208,7 +209,7 @@ class Context:
         The states behind it are the spare ones.
         """
         sequence = self._sequence
-        if self.engines.steps.states:
+        if self._has_states:
             sequence.states.move(len(sequence) + 1)
         else:
             sequence.steady = self._as_steady(sequence.steady + (sequence.steady == len(sequence)))
@@ -252,7 +253,7 @@ class Context:
             return
         # A block that was kept rounded, or that a run computed, is computed again where it is open again.
         other = (rounds or self._calls.runs) and length // block < len(sequence) // block
-        if length < len(sequence) and (self.engines.steps.states or other):
+        if length < len(sequence) and (self._has_states or other):
             start = length - length % block
             left = sequence.tokens[start:length]
             sequence.cut(start)
@@ -334,7 +335,7 @@ class Context:
         steady, block = self._sequence.steady, self._sequence.block
         rounded = self._sequence.kept.rounds and steady // block < len(self) // block
         runs = self._calls.runs and steady // block < length // block
-        return steady - (steady % block if self.engines.steps.states or rounded or runs else 0)
+        return steady - (steady % block if self._has_states or rounded or runs else 0)
 
     def _as_steady(self, length: int) -> int:
         """How many of ``length`` tokens are as ``append`` has them, where steps of several rows computed the last."""

@@ -14,7 +14,7 @@ from twoheads.runtime.generation.choosing.constraint import Constraint
 from twoheads.runtime.generation.choosing.draft import Guesser
 from twoheads.runtime.generation.choosing.processors import LogitsProcessor, processors
 from twoheads.runtime.generation.choosing.settings import Settings
-from twoheads.runtime.generation.choosing.warpers import log_softmax
+from twoheads.runtime.generation.choosing.warpers import log_probability
 from twoheads.runtime.generation.context import Context
 from twoheads.runtime.generation.encoder import Unread
 from twoheads.runtime.generation.generated import Generated, Piece
@@ -172,7 +172,7 @@ class SequenceRun:
             text += self._text.finish()
         self._last = time.perf_counter()
         self._first = self._first or self._last
-        piece = Piece(token, text, float(log_softmax(logits)[token]), logits if self._keep else None)
+        piece = Piece(token, text, log_probability(logits, token), logits if self._keep else None)
         self._pieces.append(piece)
         return piece
 

@@ -13,7 +13,7 @@ from twoheads.graphs.program.program import AttentionStage
 from twoheads.graphs.variants.batch_steps import SLOTS
 from twoheads.graphs.variants.in_place.batch_in_place import BatchInPlace, batch_in_place
 from twoheads.graphs.variants.in_place.in_place_steps import InPlaceSteps
-from twoheads.runtime.generation.batch.slots import Slab
+from twoheads.runtime.generation.batch.slots import Group, Slab
 from twoheads.runtime.generation.steps.engines import StepEngines
 
 __all__ = ["AttendInPlace"]
@@ -38,6 +38,7 @@ class AttendInPlace:
     def __init__(self, engines: StepEngines, steps: InPlaceSteps, values: Mapping[str, Array]) -> None:
         self._engines, self._steps, self._values = engines, steps, values
         self._kept = {entry.value.name: at for at, entry in enumerate(steps.steps.kept)}
+        self._block = steps.steps.program.block_size
         self._bound: WeakKeyDictionary[Slab, dict[str, _Bound]] = WeakKeyDictionary()
         self._engine: dict[tuple[str, int], BatchInPlace] = {}
         self._staged: dict[BatchInPlace, _Staged] = {}
@@ -46,22 +47,25 @@ class AttendInPlace:
             if stage.name in steps.stages:
                 engines.batch_in_place(self._of(stage, smallest))
 
-    def run(self, stage: AttentionStage, slab: Slab, rows: Array, slots: Array, places: Array) -> None:
-        """Attends for the ``rows`` whose sequences have ``slots`` of the slab, and writes each at its place there."""
-        bound = self._bound.setdefault(slab, {})
+    def run(self, stage: AttentionStage, group: Group[Slab], places: npt.NDArray[np.int64]) -> None:
+        """Attends for a group of rows, whose new keys and values go to ``places``, and into their open blocks."""
+        bound = self._bound.setdefault(group.slab, {})
         if stage.name not in bound:
-            bound[stage.name] = self._bind(stage, slab)
-        call, values = bound[stage.name], self._values
-        call.take(slots)
+            bound[stage.name] = self._bind(stage, group.slab)
+        call = bound[stage.name]
+        rows, slots, values = group.at_rows, group.at_slots, self._values
+        call.take(group.slots)
         staged = call.staged
-        for array, name in zip(staged.rows, (stage.query, stage.key, stage.value), strict=True):
-            array[slots, 0] = values[name][0].swapaxes(0, 1)[rows].reshape(len(rows), -1)
+        new = [values[name][0].swapaxes(0, 1)[rows] for name in (stage.query, stage.key, stage.value)]
+        for array, given in zip(staged.heads, new, strict=True):
+            array[slots, 0] = given
         staged.place[:] = 0
         staged.place[slots] = places
         call.run()
         self._engines.calls += 1
-        out = values[stage.output.name][0].swapaxes(0, 1)
-        out[rows] = staged.out[slots, 0].reshape(len(rows), *out.shape[1:])
+        for name, given in zip((stage.key, stage.value), new[1:], strict=True):
+            group.slab.opened[self._kept[name]][group.slots, :, places % self._block] = given
+        values[stage.output.name][0].swapaxes(0, 1)[rows] = staged.made[slots, 0]
 
     def _bind(self, stage: AttentionStage, slab: Slab) -> _Bound:
         engine = self._of(stage, slab.capacity)
@@ -78,12 +82,20 @@ class AttendInPlace:
 
 
 class _Staged:
-    """What calls of an engine read and write beside the slots: one at a time."""
+    """What calls of an engine read and write beside the slots: one at a time.
+
+    Attributes:
+        rows, place, out: Its ports.
+        heads, made: ``rows`` and ``out`` in the same memory by slots, rows, heads and width.
+        spare: Keys and values of a slot that no row belongs to.
+    """
 
     def __init__(self, engine: BatchInPlace) -> None:
         *rows, place = (np.zeros(port.shape, port.dtype) for port in engine.inputs[:4])
         self.rows, self.place = rows, place
         self.out = np.zeros(engine.outputs[0].shape, engine.outputs[0].dtype)
+        width = engine.geometry.head_dim
+        *self.heads, self.made = (array.reshape(*array.shape[:2], -1, width) for array in (*rows, self.out))
         self.spare = [np.zeros(port.shape, port.dtype) for port in engine.past[:2]]
 
 

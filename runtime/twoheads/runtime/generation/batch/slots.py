@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +14,12 @@ from twoheads.graphs.variants.batch_steps import SLOTS
 from twoheads.graphs.variants.steps import Steps
 from twoheads.runtime.generation.kept.rows import KeptBlocks
 
-__all__ = ["Pool", "Slab", "Slabs", "Slots", "SlottedBlocks"]
+__all__ = ["Group", "Pool", "Slab", "Slabs", "Slots", "SlottedBlocks", "groups_of"]
 
 Array = npt.NDArray[Any]
+
+Numbers: TypeAlias = "npt.NDArray[np.int64] | slice"
+"""Of an axis: neighbours are a slice, which takes no copy."""
 
 
 class Slots:
@@ -108,6 +112,41 @@ def _zeros(shape: tuple[int, ...], dtype: str) -> Array:
 
 
 S = TypeVar("S", bound=Slots)
+
+
+@dataclass(frozen=True, slots=True)
+class Group(Generic[S]):
+    """The rows of a call whose sequences have slots of one slab.
+
+    Attributes:
+        slab: Which.
+        rows: Their numbers in the call.
+        slots: Their slots.
+        at_rows, at_slots: The same as an index of an array.
+    """
+
+    slab: S
+    rows: npt.NDArray[np.int64]
+    slots: npt.NDArray[np.int64]
+    at_rows: Numbers
+    at_slots: Numbers
+
+
+def groups_of(places: Sequence[tuple[S, int]]) -> list[Group[S]]:
+    """The rows by slab; ``places`` has the slab and the slot of each."""
+    slabs: dict[int, list[int]] = {}
+    for at, (slab, _) in enumerate(places):
+        slabs.setdefault(id(slab), []).append(at)
+    made: list[Group[S]] = []
+    for found in slabs.values():
+        rows, slots = np.array(found), np.array([places[at][1] for at in found], np.int64)
+        made.append(Group(places[found[0]][0], rows, slots, _as_index(rows), _as_index(slots)))
+    return made
+
+
+def _as_index(numbers: npt.NDArray[np.int64]) -> Numbers:
+    first = int(numbers[0])
+    return slice(first, first + len(numbers)) if (np.diff(numbers) == 1).all() else numbers
 
 
 class Pool(Generic[S]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from twoheads.graphs.program.program import AttentionStage, ExpertsStage, ScanSt
 from twoheads.graphs.variants.batch_steps import SLOTS, BatchAttention, BatchSteps
 from twoheads.graphs.variants.in_place.in_place_steps import InPlaceSteps
 from twoheads.runtime.generation.batch.in_place import AttendInPlace
-from twoheads.runtime.generation.batch.slots import Slab, Slots, SlottedBlocks
+from twoheads.runtime.generation.batch.slots import Group, Slab, SlottedBlocks, groups_of
 from twoheads.runtime.generation.batch.sources import SlottedSource, SourceSlab
 from twoheads.runtime.generation.context import Context
 from twoheads.runtime.generation.steps.engines import StepEngines
@@ -23,7 +23,6 @@ from twoheads.runtime.generation.steps.step import Heads
 __all__ = ["BatchStep", "NextToken"]
 
 Array = npt.NDArray[Any]
-S = TypeVar("S", bound=Slots)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,21 +47,6 @@ class NextToken:
         if self.kept.place is None:
             raise InternalError("a sequence without a slot is in a batch")
         return self.kept.place
-
-
-@dataclass(frozen=True, slots=True)
-class _Group(Generic[S]):
-    """The rows of a call whose sequences have slots of one slab.
-
-    Attributes:
-        slab: Which.
-        rows: Their numbers in the call.
-        slots: Their slots.
-    """
-
-    slab: S
-    rows: npt.NDArray[np.int64]
-    slots: npt.NDArray[np.int64]
 
 
 class BatchStep:
@@ -107,7 +91,7 @@ class BatchStep:
 
     def run(self, given: Sequence[NextToken]) -> list[npt.NDArray[np.float32]]:
         """Computes the tokens, and counts them in their contexts; returns the logits ``[classes]`` behind each."""
-        order = sorted(range(len(given)), key=lambda at: (given[at].place[0].capacity, id(given[at].place[0])))
+        order = sorted(range(len(given)), key=lambda at: _order(given[at]))
         found: list[npt.NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(given)
         for start in range(0, len(order), self.rows):
             part = order[start : start + self.rows]
@@ -123,8 +107,8 @@ class BatchStep:
         for entry in self._steps.program.inputs:
             if entry.source != "zeros":
                 self._values[entry.value.name][...] = tokens if entry.source == "argument" else positions[at]
-        groups = _groups([row.place for row in part])
-        sources = _groups([row.source.slot for row in part if row.source.slot is not None])
+        groups = groups_of([row.place for row in part])
+        sources = groups_of([row.source.slot for row in part if row.source.slot is not None])
         masks = [self._filled(group, part, number) for number, group in enumerate(groups)]
         states = [(row.context.states.before(len(row.context)), row.context.states.spare) for row in part]
         for row in part:
@@ -132,7 +116,7 @@ class BatchStep:
         for stage, call in zip(self._steps.body.inside, self._calls, strict=True):
             if isinstance(stage, AttentionStage) and self._in_place is not None and stage.name in self._stages:
                 for group in groups:
-                    self._in_place.run(stage, group.slab, group.rows, group.slots, positions[group.rows])
+                    self._in_place.run(stage, group, positions[group.rows])
             elif isinstance(stage, AttentionStage) and self._batch.is_own(stage):
                 for group, mask in zip(groups, masks, strict=True):
                     self._attend(stage, group, mask, positions % self._block)
@@ -149,11 +133,11 @@ class BatchStep:
                 self._engines.calls += 1
         hidden = self._values[self._steps.program.hidden]
         for row in part:
-            row.kept.take_shown(self._written, len(row.context), 1)
+            row.kept.take_row(len(row.context))
             row.context.accept(row.token)
         return self._heads.logits(hidden[0, : len(part)])
 
-    def _filled(self, group: _Group[Slab], part: list[NextToken], number: int) -> dict[int, Array]:
+    def _filled(self, group: Group[Slab], part: list[NextToken], number: int) -> dict[int, Array]:
         """What is added to the scores of a slab's slots, an array for each of ``Steps.added`` that is read."""
         capacity = group.slab.capacity
         made: dict[int, Array] = {}
@@ -187,7 +171,7 @@ class BatchStep:
         return self._attends[engine]
 
     def _attend(
-        self, stage: AttentionStage, group: _Group[Slab], masks: dict[int, Array], places: npt.NDArray[np.int64]
+        self, stage: AttentionStage, group: Group[Slab], masks: dict[int, Array], places: npt.NDArray[np.int64]
     ) -> None:
         """One attention of a slab's slots: the new keys and values go to their ``places`` in open blocks first."""
         engine = self._batch.attention(stage, group.slab.capacity)
@@ -198,13 +182,13 @@ class BatchStep:
         arrays += [*(slab.opened[at] for at in kept), masks[self._added[stage.name]]]
         self._attended(stage, group, engine, arrays)
 
-    def _attend_source(self, stage: AttentionStage, group: _Group[SourceSlab]) -> None:
+    def _attend_source(self, stage: AttentionStage, group: Group[SourceSlab]) -> None:
         """One cross attention of a slab's slots."""
         slab = group.slab
         arrays = [*(slab.values[self._source[name]] for name in (stage.key, stage.value)), slab.mask]
         self._attended(stage, group, self._batch.source_attention(stage, slab.capacity), arrays)
 
-    def _attended(self, stage: AttentionStage, group: _Group[Any], engine: BatchAttention, arrays: list[Array]) -> None:
+    def _attended(self, stage: AttentionStage, group: Group[Any], engine: BatchAttention, arrays: list[Array]) -> None:
         """One call: the group's queries go to their slots, and what comes out to their rows."""
         values = self._values
         if stage.sinks is not None:
@@ -215,15 +199,10 @@ class BatchStep:
         values[stage.output.name][0].swapaxes(0, 1)[group.rows] = attend.out[group.slots, :, 0]
 
 
-def _groups(places: Sequence[tuple[S, int]]) -> list[_Group[S]]:
-    """The rows by slab; ``places`` has the slab and the slot of each."""
-    slabs: dict[int, list[int]] = {}
-    for at, (slab, _) in enumerate(places):
-        slabs.setdefault(id(slab), []).append(at)
-    return [
-        _Group(places[rows[0]][0], np.array(rows), np.array([places[at][1] for at in rows], np.int64))
-        for rows in slabs.values()
-    ]
+def _order(row: NextToken) -> tuple[int, int, int]:
+    """Rows of a slab stand together, in the order of its slots."""
+    slab, slot = row.place
+    return slab.capacity, id(slab), slot
 
 
 class _Scan:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 __all__ = [
     "epsilon_cutoff",
     "eta_cutoff",
+    "log_probability",
     "log_softmax",
     "min_p",
     "softmax",
@@ -41,6 +42,12 @@ def log_softmax(scores: Scores) -> Scores:
     """Their logarithms."""
     shifted = scores - scores.max()
     return np.asarray(shifted - np.log(np.exp(shifted).sum(dtype=np.float32)), np.float32)
+
+
+def log_probability(scores: Scores, at: int) -> float:
+    """:func:`log_softmax` of one of them, to the bit."""
+    largest = scores.max()
+    return float((scores[at] - largest) - np.log(np.exp(scores - largest).sum(dtype=np.float32)))
 
 
 def temperature(value: float) -> Warp:

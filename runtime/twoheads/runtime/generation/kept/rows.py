@@ -102,6 +102,10 @@ class KeptBlocks:
             self.opened[at][:, :, place : place + count] = self.past[at][:, :, first : first + count]
         self._shown = place + count
 
+    def take_row(self, first: int) -> None:
+        """Row ``first`` stands behind the whole blocks and in the open block: others wrote it into both."""
+        self._shown = first % self._block + 1
+
     def fills_segment(self, block: int) -> bool:
         """Whether whole block ``block`` has no room in arrays that are full, so that they become a segment."""
         return block >= self._widest * (len(self.segments) + 1) and not self._rings
