@@ -54,6 +54,8 @@ class KeptBlocks:
         self.opened = [_zeros(entry, self._block) for entry in steps.kept]
         self._shown = 0
         """Rows of the open block that lie behind the whole blocks, too."""
+        self._page: list[Array] | None = None
+        """What the next whole block is copied from, if not from the open one."""
 
     @property
     def nbytes(self) -> int:
@@ -119,8 +121,8 @@ class KeptBlocks:
         Returns:
             Whether arrays are new, so that what was bound to them is void.
         """
-        new = self.fills_segment(block)
-        self._shown = 0
+        new, rows = self.fills_segment(block), self.opened if self._page is None else self._page
+        self._shown, self._page = 0, None
         if new:
             self.segments.append([self.past[at] for at in self._plain])
             for at in self._plain:
@@ -129,8 +131,9 @@ class KeptBlocks:
             start, unit = self._slot(entry, block) * self._unit(entry), self._unit(entry)
             if start + unit > self.past[at].shape[2]:
                 raise InternalError(f"no room for block {block} of {entry.value.name}")
-            self.past[at][:, :, start : start + unit] = self._stored(self.opened[at])
-            self.opened[at][...] = 0
+            self.past[at][:, :, start : start + unit] = self._stored(rows[at])
+            if rows is self.opened:
+                rows[at][...] = 0
         return new
 
     def reopen(self, block: int) -> bool:
@@ -158,10 +161,8 @@ class KeptBlocks:
         return [np.ascontiguousarray(array[:, :, start : start + self._block]) for array, start in pairs]
 
     def open_page(self, page: list[Array]) -> None:
-        """The open block is that of ``page``, to be completed."""
-        self._shown = 0
-        for array, rows in zip(self.opened, page, strict=True):
-            array[...] = rows
+        """The open block, which is empty, is that of ``page``, to be completed at once: only then it is copied."""
+        self._shown, self._page = 0, page
 
     def whole_block(self, at: int, block: int, blocks: int) -> Array | None:
         """Whole block ``block``, of ``blocks``, of a kept value as a view; ``None`` where a ring has forgotten it."""
