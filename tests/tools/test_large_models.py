@@ -92,12 +92,17 @@ PLAN = {"engine_calls": 3000, "flops": 2e12, "memory": {"weights": 9e9}, "spill"
 REAL = {
     "largest_weight_bytes": 1e8,
     "compile_peak_bytes": 8e8,
-    "whole_peak_bytes": 7e8,
-    "limited_peak_bytes": 3e8,
     "limit": "400MB",
-    "whole_seconds": 5.0,
-    "limited_seconds": 6.0,
-    "same": True,
+    "outputs": {
+        output: {
+            "whole_peak_bytes": 7e8,
+            "limited_peak_bytes": 3e8,
+            "whole_seconds": 5.0,
+            "limited_seconds": 6.0,
+            "same": output == "hidden",
+        }
+        for output in ("hidden", "last")
+    },
     "phases": ROW["phases"],
 }
 
@@ -132,7 +137,8 @@ def test_the_page() -> None:
     assert f"| 7b, 4 layers, int4 {row}" in page
     assert "| 7b, 4 layers, int4 | 3 | 1.50 | 700 | 8 | yes |" in page
     assert "| 70b | 2,048 | 3,000 | 2 | 9.0 | 1.0 | 6GB | 3.0 |" in page
-    assert "| SmolLM2 | 100 | 800 | 820 | 700 | 400MB | 300 | 5.0 | 6.0 | the same, to the bit |" in page
+    assert "| SmolLM2 | 100 | 800 | 820 | hidden | 700 | 400MB | 300 | 5.0 | 6.0 | 0.5 | the same, to the bit |" in page
+    assert "| SmolLM2 | 100 | 800 | 820 | last | 700 | 400MB | 300 | 5.0 | 6.0 | 0.5 | NOT the same |" in page
     assert "| SmolLM2 | 2 | abc | 40 | 39 | 2,000 | 12 | 11 | 800 | 16 | 1.5, 1.5 |" in page
     assert "| 1b | 400 | 100 | 100 | ours | 3.0 | 33.3 | 7 |" in page
     assert "| 1b | 400 | 100 | 100 | llama.cpp | failed | code -9 | killed |" in page

@@ -31,7 +31,13 @@ of 512 x 512 on all cores, both measured just before. The job is the same run wi
 resumed. Opened is what `load` takes in a process that has imported it.
 
 The run of 32 layers was measured once more on 2026-11-29 (2 cores of an Intel Xeon, ahead of all other processes; 2,048
-tokens, 3GB): 168 s, the bound 7.3 + 117.5 s, so 1.35 of it again. Load does not explain what is beyond.
+tokens, 3GB): 168 s, the bound 7.3 + 117.5 s, so 1.35 of it again. Where processor time goes, by four layers (int4, 1GB,
+the same machine at load 7, ahead of it): of 35.1 s the calls between attentions 31.0 (3.32 TFLOP at 107 GFLOP/s a
+thread; one alone reaches 132: its 4-bit products 148, the rest are offsets, sums of pieces and activations), attention
+1.7, opening engines 1.2, hashing 0.6. The bound's own products reach 124 a thread on two and 154 on one, which makes 28
+s of them: an eighth is beyond them in the same engines, a tenth elsewhere, and on the clock (39 s of two threads)
+threads wait, for each other behind every stage or for other processes. Longer pieces would gain 2 %, larger blocks
+nothing.
 """
 
 PHASES = """## Where the peak of compiling comes from
@@ -54,8 +60,8 @@ read stage by stage.
 REAL = """## Models of real size
 
 `python -m tools.large_models real MODEL --limit LIMIT`: compiled, then an input of some two thousand tokens with the
-limit and without. SmolLM2 is the real one, with a text; qwen2.5-0.5b has that model's shape, and random weights and
-tokens.
+limit and without, for each output. SmolLM2 is the real one, with a text; qwen2.5-0.5b has that model's shape, and
+random weights and tokens. Its head is computed some columns at a time within the limit.
 """
 
 TURNS = """## Compile time before and after
@@ -79,7 +85,9 @@ the run took 19.0 s. Reading the bundle's 4.4 GB alone takes 6.8 s (the file's o
 0.8 GB/s on one thread, the products 4.3 s at 260 GFLOP/s. These come one behind the other: there is no room to open the
 next layer while one computes. In 1 GiB there is, and the run took 13.7 s; with all engines open before it 7.6 s; in the
 quarter without hashing (`--check size`) 15.7 s. So bytes bound it: a bundle that kept float16 and expanded a layer
-when it opens would read and hash half of them; there is none yet.
+when it opens would read and hash half of them; there is none yet. Whether one weight is hashed at a time or two made no
+difference in turns: 7.9 and 8.3 s against 8.5 and 7.9 (the shape of Qwen2.5-0.5B, 512 tokens, a group of 500 MB), and
+19.8 and 25.4 against 19.5 and 25.4 without a group (four layers of 7b, int4, 2,048 tokens, 1GB).
 """
 
 
@@ -184,18 +192,20 @@ def _one(row: Mapping[str, Any]) -> str:
 
 def _real(rows: Rows) -> list[str]:
     headings = (
-        *("model", "largest weight, MB", "compile peak, MB", "1.2 layers + 700 MB", "run, peak MB", "limit"),
-        *("limited run, peak MB", "seconds", "limited", "result"),
+        *("model", "largest weight, MB", "compile peak, MB", "1.2 layers + 700 MB", "output", "run, peak MB"),
+        *("limit", "limited run, peak MB", "seconds", "limited", "load", "result"),
     )
-    return table(headings, [_real_row(name, row) for name, row in rows.items()], left=1)
+    found = [(name, row, output) for name, row in rows.items() for output in row["outputs"]]
+    return table(headings, [_real_row(*entry) for entry in found], left=1)
 
 
-def _real_row(name: str, row: Mapping[str, Any]) -> list[str]:
-    largest = row["largest_weight_bytes"]
-    sizes = map(_megabytes, (largest, row["compile_peak_bytes"], 1.2 * largest + 700e6, row["whole_peak_bytes"]))
-    seconds = [f"{row[f'{name}_seconds']:.1f}" for name in ("whole", "limited")]
-    same = "the same, to the bit" if row["same"] else "NOT the same"
-    return [name, *sizes, row["limit"], _megabytes(row["limited_peak_bytes"]), *seconds, same]
+def _real_row(name: str, row: Mapping[str, Any], output: str) -> list[str]:
+    largest, ran = row["largest_weight_bytes"], row["outputs"][output]
+    sizes = map(_megabytes, (largest, row["compile_peak_bytes"], 1.2 * largest + 700e6))
+    seconds = [f"{ran[f'{name}_seconds']:.1f}" for name in ("whole", "limited")]
+    peaks = [_megabytes(ran[f"{name}_peak_bytes"]) for name in ("whole", "limited")]
+    same = "the same, to the bit" if ran["same"] else "NOT the same"
+    return [name, *sizes, output, peaks[0], row["limit"], peaks[1], *seconds, f"{row['load']:.1f}", same]
 
 
 def _turns(rows: Rows) -> list[str]:

@@ -23,6 +23,8 @@ TEXT = Path(__file__).parents[1] / "data" / "founding_documents.txt"
 TOKENS = 2048
 """Of the input of a model without a tokenizer."""
 
+OUTPUTS = ("hidden", "last", "logits")
+
 CHARACTERS = 9_000
 """Of the text: some two thousand tokens."""
 
@@ -60,15 +62,24 @@ def measure_real(scratch: Path, model: Path, limit: str) -> dict[str, Any]:
         "phases": phases,
         "limit": limit,
     }
-    start = ("run", bundle, *_input(scratch, model), "--output", "hidden")
+    given = _input(scratch, model)
+    found["outputs"] = {
+        output: _both_ways(scratch, ("run", bundle, *given, "--output", output), limit) for output in OUTPUTS
+    }
+    shutil.rmtree(bundle)
+    return found
+
+
+def _both_ways(scratch: Path, words: tuple[object, ...], limit: str) -> dict[str, Any]:
+    """A run with ``limit`` and one without: seconds and peaks, and whether they gave the same."""
+    found: dict[str, Any] = {}
     outs = {"whole": scratch / "whole.npz", "limited": scratch / "limited.npz"}
     for name, more in (("whole", ()), ("limited", ("--memory-limit", limit))):
-        ran = measure(twoheads_command(*start, *more, "--out", outs[name]))
+        ran = measure(twoheads_command(*words, *more, "--out", outs[name]))
         if ran.code:
             raise ProcessFailedError(f"{name}: the run ended with {ran.code}\n{ran.err}")
         found |= {f"{name}_seconds": ran.seconds, f"{name}_peak_bytes": ran.peak_bytes}
     found["same"] = same_arrays(outs["whole"], outs["limited"])
-    shutil.rmtree(bundle)
     for out in outs.values():
         out.unlink()
     return found
