@@ -6,16 +6,21 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import transformers as hf
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from twoheads.compiler import compile_model
 from twoheads.compiler.frontend.torch.load_source import load_source
+from twoheads.export import write_bundle
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.program.program import Pooling
+from twoheads.runtime import load
 
 
 @pytest.fixture
@@ -128,6 +133,22 @@ def sentence_transformer(folder: Path, stages: list[str], **pooling: bool) -> No
     (folder / "modules.json").write_text(json.dumps(entries))
     (folder / "1_Pooling").mkdir(exist_ok=True)
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+
+
+def test_the_vector_of_a_dpr_is_its_first_token(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes: Any = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    model: Any = hf.DPRContextEncoder(hf.DPRConfig(vocab_size=40, **sizes)).eval()
+    ids = torch.arange(1, 22)[None]  # 0 would be padding, which it hides
+    with torch.no_grad():
+        want = model(ids).pooler_output[0].numpy()
+    bundle = load(write_bundle(compile_model(model, block_size=16), tmp_path / "bundle", generation=False))
+    got = bundle.run({"input_ids": ids.numpy()}, output="embedding").array
+    assert got is not None
+    np.testing.assert_allclose(got.reshape(-1), want, rtol=0, atol=5e-6 * np.abs(want).max())
+    projected = hf.DPRQuestionEncoder(hf.DPRConfig(vocab_size=40, **sizes, projection_dim=8))
+    with pytest.raises(CompileError, match="not one row a token"):
+        compile_model(projected, block_size=16)
 
 
 def test_a_bare_encoder_pools_by_mean(encoder: Path) -> None:

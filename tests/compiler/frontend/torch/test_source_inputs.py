@@ -39,6 +39,18 @@ def _pair() -> Any:
     return hf.SpeechEncoderDecoderModel(hf.SpeechEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder))
 
 
+def _captions() -> Any:
+    encoder = hf.ViTConfig(**SIZES, image_size=16, patch_size=8)
+    decoder = hf.BertConfig(vocab_size=11, **SIZES, is_decoder=True, add_cross_attention=True)
+    return hf.VisionEncoderDecoderModel(hf.VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder))
+
+
+def _lfm() -> Any:
+    vision = hf.Siglip2VisionConfig(**SIZES, num_patches=16, patch_size=4)
+    text = hf.Lfm2Config(**SIZES, num_key_value_heads=2, vocab_size=11, layer_types=["full_attention"])
+    return hf.Lfm2VlModel(hf.Lfm2VlConfig(vision_config=vision, text_config=text))
+
+
 def _granite() -> Any:
     encoder = {**SIZES, "num_mel_bins": 12, "num_key_value_heads": 2, "vocab_size": 11}
     return hf.GraniteSpeech5ForCTC(hf.GraniteSpeech5CTCConfig(vocab_size=11, encoder_config=encoder))
@@ -83,6 +95,8 @@ SHAPES: dict[str, tuple[Any, str, tuple[int, ...], int | None]] = {
     "things seen in an image": (_lxmert, "visual_feats", (1, DECODER_LENGTH, 24), 1),
     "places of the things": (_lxmert, "visual_pos", (1, DECODER_LENGTH, 4), 1),
     "frames that convolutions of one axis take": (_speech2text, "input_features", (1, EXAMPLE_FRAMES, 12), 1),
+    "an image whose captions a decoder writes": (_captions, "pixel_values", (1, 3, 16, 16), None),
+    "text, of a model whose images are patches beside their grid": (_lfm, "input_ids", (1, EXAMPLE_LENGTH), 1),
     "a clip of frames": (_vjepa, "pixel_values_videos", (1, 4, 2, 16, 16), None),
     "a word and its sound's codes": (_kyutai, "input_ids", (1, EXAMPLE_LENGTH, 4), 1),
     "what the encoder of a pair reads": (_pair, "input_values", (1, EXAMPLE_SAMPLES), 1),

@@ -34,7 +34,12 @@ from twoheads.compiler.frontend.torch.source_inputs import (
     given_inputs,
     hugging_face_inputs,
 )
-from twoheads.compiler.frontend.torch.source_pooling import default_pooling, embedder_of, stage_pooling
+from twoheads.compiler.frontend.torch.source_pooling import (
+    default_pooling,
+    embedder_of,
+    first_token_encoder,
+    stage_pooling,
+)
 from twoheads.compiler.frontend.torch.unused_weights import refuse_unused_weights
 from twoheads.compiler.frontend.torch.weights.deferred_loading import SMALL, deferred_loading
 from twoheads.compiler.frontend.torch.weights.gguf_header import FOLDER, check_gguf, gguf_config
@@ -285,6 +290,9 @@ def _hugging_face(
     whole: _Whole | None = None,
     examples: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> LoadedSource:
+    if (encoder := first_token_encoder(module)) is not None:
+        (path, module), pooling = encoder, Pooling("cls", normalize=False)
+        missing = frozenset(weight.removeprefix(f"{path}.") for weight in missing)
     text_config = cast("Any", module).config.get_text_config()
     if whole is None:
         refuse_known(module)

@@ -65,14 +65,13 @@ def hugging_face_inputs(name: str, module: nn.Module, size: tuple[int, int] | No
             f"{type(module).__name__} takes {argument}, which this version can't make an example of",
             f"compile a model that takes one of {', '.join(_MAIN)}",
         )
-    if _GRID in parameters:
+    if _GRID in parameters and main is _image:
         raise CompileError(
             name,
             f"{type(module).__name__} takes an image as its patches, beside the rows and columns of them ({_GRID})",
             "compile a model of images of one size (SigLIP)",
         )
-    vision = getattr(model.config, "vision_config", model.config)
-    unsaid = size is not None and not any(getattr(vision, entry, None) for entry in _IMAGE_SIZES)
+    unsaid = size is not None and not any(getattr(_vision(model.config), entry, None) for entry in _IMAGE_SIZES)
     inputs = {argument: _image(model.config, size) if unsaid and main is _image else main(model.config)}
     if "token_type_ids" in parameters and getattr(model.config.get_text_config(), "type_vocab_size", None):
         inputs["token_type_ids"] = _tokens(EXAMPLE_LENGTH, "zeros")
@@ -194,13 +193,18 @@ def _image(config: Any, other: tuple[int, int] | None = None) -> SourceInput:
 
     A model of videos has ``frames`` before the channels.
     """
-    vision = getattr(config, "vision_config", config)
+    vision = _vision(config)
     size = other or _said_as(vision, _IMAGE_SIZES, _OWN_IMAGE)
     height, width = (size, size) if isinstance(size, int) else tuple(size)
     frames = next((count for name in _FRAMES if (count := getattr(vision, name, None))), None)
     channels = next((count for name in _CHANNELS if (count := getattr(vision, name, None))), 3)
     shape = (1, *([int(frames)] if frames else []), int(channels), height, width)
     return SourceInput(torch.zeros(shape), None, "argument")
+
+
+def _vision(config: Any) -> Any:
+    """The configuration of what sees: a part of a wrapper's, or of a pair of any encoder with any decoder."""
+    return getattr(config, "vision_config", getattr(config, "encoder", config))
 
 
 def _spectrogram(config: Any) -> SourceInput:

@@ -12,7 +12,7 @@ from twoheads.compiler.frontend.torch.model_folder import CONFIG, DOWNLOAD, read
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.program.program import Pooling
 
-__all__ = ["Embedder", "default_pooling", "embedder_of", "stage_pooling"]
+__all__ = ["Embedder", "default_pooling", "embedder_of", "first_token_encoder", "stage_pooling"]
 
 LISTING = "modules.json"
 
@@ -50,6 +50,18 @@ def default_pooling(module: nn.Module) -> Pooling | None:
     bare = model.base_model is module and model.main_input_name == "input_ids" and not model.config.is_encoder_decoder
     causal = any(getattr(part, "is_causal", False) for part in module.modules())
     return Pooling("mean", normalize=False) if bare and not causal else None
+
+
+def first_token_encoder(module: nn.Module) -> tuple[str, nn.Module] | None:
+    """The encoder within a model that returns its first token's state as one vector (DPR), and that part's path.
+
+    ``None`` for every other model; a DPR that projects the vector is one of them.
+    """
+    model = cast("Any", module)
+    if getattr(model.config, "model_type", None) != "dpr" or model.config.projection_dim:
+        return None
+    names = (f"{name}.bert_model" for name in ("ctx_encoder", "question_encoder") if hasattr(model, name))
+    return next(((name, module.get_submodule(name)) for name in names), None)
 
 
 def embedder_of(path: Path) -> Embedder | None:

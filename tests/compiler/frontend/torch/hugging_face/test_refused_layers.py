@@ -11,6 +11,7 @@ from twoheads.graphs.errors import CompileError
 REASONS = {
     "LongformerForQuestionAnswering": "gives the tokens of the question, up to the first separator, global attention",
     "BrosSelfAttention": "where words stand to each other on the page: a bias that depends on content",
+    "SamVisionSdpaAttention": "attends within windows of an image's grid",
     "GraniteSpeech5EncoderAttention": "has half as many rows behind some of its layers",
     "MBartForSequenceClassification": "puts the last token that is no padding in front of its decoder's tokens",
 }

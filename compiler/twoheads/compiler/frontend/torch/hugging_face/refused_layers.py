@@ -146,7 +146,7 @@ _REFUSED: Mapping[str, tuple[str, str]] = {
         f"{_ONE_LENGTH}; or a model with one attention over all tokens (BART, T5), or one over a window (LED)",
     ),
     r"^(Swin|Swinv2|Swin2SR|DonutSwin)\w*Attention|HieraMaskUnitAttention|NeighborhoodAttention$|VitDetAttention|"
-    r"SamVisionAttention": (
+    r"SamVision(Sdpa)?Attention": (
         "attends within windows of an image's grid, whose tokens lie along no one axis",
         _ONE_GRID,
     ),

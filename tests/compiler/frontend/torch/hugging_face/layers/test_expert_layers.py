@@ -51,16 +51,25 @@ def _longcat() -> Any:
     return hf.LongcatFlashForCausalLM(config)
 
 
-@pytest.mark.parametrize("make", [_llama4, _jetmoe, _dbrx, _longcat])
+def _ernie() -> Any:
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+    config = hf.models.ernie4_5_vl_moe.Ernie4_5_VLMoeTextConfig(
+        vocab_size=40, hidden_size=32, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, moe_intermediate_size=[24, 16], moe_num_experts=4, moe_k=2, rope_parameters=rope,
+    )  # fmt: skip
+    return hf.models.ernie4_5_vl_moe.Ernie4_5_VLMoeTextModel(config)
+
+
+@pytest.mark.parametrize("make", [_llama4, _jetmoe, _dbrx, _longcat, _ernie])
 def test_experts_of_every_token_weighted(make: Callable[[], Any]) -> None:
     torch.manual_seed(0)
     model = make().eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     ids = torch.randint(0, 40, (1, 23))
-    want = model(ids, use_cache=False).logits
+    want = model(ids, use_cache=False)[0]
     with replaced(model):
-        got = model(ids, use_cache=False).logits
+        got = model(ids, use_cache=False)[0]
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
     source = load_source(model)
     prove_capture(source, captured(model))

@@ -93,6 +93,13 @@ def _longcat_experts(part: Any, hidden_states: Tensor, top_k_index: Tensor, top_
     return total.to(hidden_states.dtype)
 
 
+def _ernie_vl_moe(part: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+    """ERNIE 4.5 VL's experts of text; the library makes one row of all tokens' numbers, and unmakes it behind them."""
+    rows = hidden_states.view(-1, part.hidden_dim)
+    scores, weights, chosen = part.gate(rows)
+    return part.experts(rows, chosen, weights), scores
+
+
 def _switch(part: Any, hidden_states: Tensor) -> Tensor:
     """Switch Transformers: an expert takes the first tokens that choose it, as many as its capacity, and drops others.
 
@@ -116,6 +123,7 @@ EXPERT_LAYERS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     "JetMoeMoE": {"forward": _jetmoe_moe},
     "SwitchTransformersSparseMLP": {"forward": _switch},
     "LongcatFlashExperts": {"forward": _longcat_experts},
+    "Ernie4_5_VLMoeSparseMoeBlock": {"forward": _ernie_vl_moe},
     "DbrxExperts": {"forward": _dbrx_experts},
     "JetMoeMoA": {"map": _jetmoe_map, "reduce": _jetmoe_reduce},
 }
