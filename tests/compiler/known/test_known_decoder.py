@@ -63,6 +63,9 @@ def write(path: Path, architecture: str, more: Write = lambda _writer: None, **g
         writer.add_expert_feed_forward_length(sizes["expert_inner"])
     if "shared_inner" in sizes:
         writer.add_expert_shared_feed_forward_length(sizes["shared_inner"])
+    if "taps" in sizes:
+        writer.add_shortconv_l_cache(sizes["taps"])
+        writer.add_rope_freq_base(1e6)
     more(writer)
     writer.add_string("quantize.imatrix.file", "a.dat")
     writer.add_tokenizer_model("llama")
@@ -107,6 +110,8 @@ KNOWN: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"name": "mistral", "head_dim": 24}),
     ("llama", {"name": "Mistral 7B", "head_dim": 24}),
     ("falcon", {"kv_heads": 1}),
+    ("lfm2", {"kv_heads": [0, 0, 2, 0, 2, 2], "layers": 6, "taps": 4, "head": False}),
+    ("lfm2", {"kv_heads": [2, 0, 2, 0], "layers": 4, "taps": 3}),
     ("qwen2moe", {"experts": (12, 3)}),
     ("qwen2moe", {"experts": (4, 4), "layers": 2, "expert_inner": 24, "shared_inner": 56}),
     ("qwen3moe", {"experts": (64, 2), "key_length": 16}),
@@ -119,9 +124,12 @@ LATER: tuple[dict[str, Any], ...] = (
     {"head_dim": 32},
     {"head": False},
     {"layers": 4},
+    {"name": "mistral", "head_dim": 24},
     {"name": "Mistral 7B", "head_dim": 24},
-    {"experts": (12, 3)},
+    {"experts": (4, 4), "layers": 2, "expert_inner": 24, "shared_inner": 56},
+    {"experts": (64, 2), "key_length": 16},
     {"experts": (6, 2), "key_length": 16, "head_dim": 10},
+    {"kv_heads": [2, 0, 2, 0], "layers": 4, "taps": 3},
 )
 FIRST = [case for case in KNOWN if case[1].get("layers") != 11 and case[1] not in LATER]
 
@@ -157,6 +165,10 @@ def test_a_real_model(smollm2: Path, captured: Callable[..., Any]) -> None:
         ("llama", lambda writer: writer.add_uint32("split.count", 2), {}),
         ("llama", lambda writer: writer.add_key_length(16), {"head_dim": 32}),
         ("falcon", lambda _writer: None, {}),
+        ("lfm2", lambda _writer: None, {"kv_heads": [0, 2, 0], "head": False}),
+        ("lfm2", lambda _writer: None, {"kv_heads": [2, 0, 0], "taps": 3}),
+        ("lfm2", lambda _writer: None, {"kv_heads": [0, 2], "taps": 3}),
+        ("lfm2", lambda _writer: None, {"kv_heads": 2, "taps": 3}),
         ("falcon", lambda _writer: None, {"heads": 1, "kv_heads": 1}),
         ("qwen3moe", lambda _writer: None, {"experts": (4, 5), "key_length": 16}),
         ("qwen3moe", lambda writer: writer.add_rope_scaling_factor(2.0), {"experts": (4, 2), "key_length": 16}),

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from math import prod
+from dataclasses import dataclass
 from typing import TypeAlias
 
-from twoheads.compiler.known.kinds import GEMMA_SCALE, Kind
+from twoheads.compiler.known.kind import Kind
+from twoheads.compiler.known.kinds import GEMMA_SCALE
+from twoheads.compiler.known.tokenwise_regions import Body, Regions, Weights
 from twoheads.graphs.costs.expert_costs import dense_is_cheaper
 from twoheads.graphs.masks.expressions import And, Causal, Window
 from twoheads.graphs.program.engines.experts import ExpertsEngine
 from twoheads.graphs.program.engines.port import Port
+from twoheads.graphs.program.engines.scan import ScanEngine
 from twoheads.graphs.program.engines.tile_attention import AttentionEngine
-from twoheads.graphs.program.engines.tokenwise import TokenwiseEngine
 from twoheads.graphs.program.program import TOKENS, Engine, Input, Limit, Program
-from twoheads.graphs.program.stages import AttentionStage, ExpertsStage, RelativeBias, Stage, TokenwiseStage, Value
+from twoheads.graphs.program.stages import (
+    AttentionStage,
+    ExpertsStage,
+    RelativeBias,
+    ScanStage,
+    Value,
+)
 
 __all__ = ["Decoder", "Experts"]
 
-Weights: TypeAlias = Sequence[Port]
 _Parts: TypeAlias = Mapping[str, Sequence[Value]]
 """What a region may read, by letter."""
 
-MATRIX = 2
-"""Dimensions of a weight that rows are multiplied with; more where there are several of them."""
 
 TABLE, PLACES, SLOPE = "lm_head.weight", "transformer.wpe.weight", "to.slope"
 ROWS, CHOSEN, SHARES = "mlp.experts.rows", "mlp.experts.chosen", "mlp.experts.shares"
@@ -61,6 +65,8 @@ class Decoder:
         window: Tokens that layers under a window see.
         tied: The head's table is the tokens'.
         mixed: The sizes of its experts, or ``None``.
+        convolved: The layers that convolve in place of attention.
+        taps: The tokens of a convolution.
     """
 
     kind: Kind
@@ -77,6 +83,8 @@ class Decoder:
     window: int
     tied: bool
     mixed: Experts | None
+    convolved: frozenset[int] = frozenset()
+    taps: int = 0
 
     def program(self, name: str, tile: int) -> Program:
         """All of it.
@@ -86,13 +94,13 @@ class Decoder:
             tile: Tokens of a key tile.
         """
         ids, positions = Value("input_ids", "int64", (1, TOKENS)), Value("positions", "int64", (TOKENS,))
-        body = _Body(_Regions(self.block))
+        body = Body(Regions(self.block))
         last = self._body(body, [ids, *([positions] if self.kind.turned or self.kind.places else [])])
         logits = [self._rows("logits", self.vocabulary)]
         head = body.regions.add("head", "head", [last], logits, [self._table(TABLE)])
         inputs = (Input(positions, "positions", None), Input(ids, "argument", self.vocabulary))
-        mixture = () if (experts := self._gathered) is None else (experts,)
-        engines: tuple[Engine, ...] = (*body.regions.engines.values(), self._attention_engine(tile), *mixture)
+        others = [engine for engine in (self._scan_engine, self._gathered) if engine is not None]
+        engines: tuple[Engine, ...] = (*body.regions.engines.values(), self._attention_engine(tile), *others)
         places = self.kind.places
         limit = Limit(places, f"its table {PLACES} of {places} rows") if places else None
         context = self.context if self.kind.context else None
@@ -101,28 +109,32 @@ class Decoder:
             name, self.block, tile, inputs, engines, stages, (head,), "hidden", "logits", None, limit, context
         )
 
-    def _body(self, body: _Body, reads: Sequence[Value]) -> Value:
+    def _body(self, body: Body, reads: Sequence[Value]) -> Value:
         """Adds all stages of the body, whose first reads ``reads``; the last hidden states."""
         kind, angles, tables = self.kind, self._angles(), self._tables()
         rows = self._rows(f"region_0.{kind.begins}", self.hidden)
         gives, weights = [rows, *(angle for pair in angles for angle in pair)], tables
         for layer in range(self.layers):
-            beside = self._beside(body, layer)
-            gives = [*gives, *self._operands(layer), *beside]
-            weights = [*weights, *self._weights(kind.before, layer)]
+            conv = kind.convolution if layer in self.convolved else None
+            beside = self._beside(body, layer) if conv is None else self._gate(body, layer)
+            operands = [*self._operands(layer), *beside] if conv is None else [*beside, self._convolved(body, layer)]
+            gives, weights = [*gives, *operands], [*weights, *self._weights((conv or kind).before, layer)]
             role = "first" if not layer else "second" if layer == 1 and kind.first_reads else "rest"
+            role += f" {layer - 1 in self.convolved} {layer in self.convolved}"
             body.region(role, reads, gives, weights, looked_up=len(tables) if not layer else 0)
-            attention = self._attention(layer)
-            body.stages.append(attention)
+            stage = self._attention(layer) if conv is None else self._convolution(layer, operands[-1])
+            body.stages.append(stage)
             own = angles[0] if self._sees_all(layer + 1) else angles[-1]
-            parts: _Parts = {"a": own, "r": [rows], "o": [attention.output], "p": beside}
+            own = [] if layer + 1 in self.convolved else own
+            parts: _Parts = {"a": own, "r": [rows], "o": [stage.output], "p": beside}
             order = kind.first_reads if kind.first_reads and not layer and self.layers > 1 else kind.reads
-            behind = self._weights(kind.after, layer)
+            order = order if conv is None else "arop"
+            behind = self._weights((conv or kind).after, layer)
             if self._gathered is not None:
                 parts, behind = self._mix(body, layer, parts, behind)
                 order = "arop"
             reads = [value for letter in order for value in parts[letter]]
-            rows = self._rows(f"{body.next}.add_{kind.begins_with + self._sums * (layer + 1)}", self.hidden)
+            rows = self._rows(f"{body.next}.add_{self._added(layer + 1)}", self.hidden)
             gives, weights = [rows], behind
         angle_names = {angle.name for pair in angles for angle in pair}
         last = self._rows("hidden", self.hidden)
@@ -130,7 +142,7 @@ class Decoder:
         body.region("last", reads, [last], [*weights, *self._weights(kind.last)])
         return last
 
-    def _mix(self, body: _Body, layer: int, parts: _Parts, weights: Weights) -> tuple[_Parts, Weights]:
+    def _mix(self, body: Body, layer: int, parts: _Parts, weights: Weights) -> tuple[_Parts, Weights]:
         """Adds the region up to the experts of a layer, and these; what the region behind them reads and multiplies."""
         kind, mixture, mixed = self.kind, self.kind.mixture, self.mixed
         assert mixture is not None
@@ -153,10 +165,36 @@ class Decoder:
         body.stages.append(ExpertsStage(path, "experts_0", hidden.name, index.name, share.name, result, stacks))
         return {"a": parts["a"], "r": [rows], "o": [result], "p": beside}, ()
 
+    def _added(self, layers: int) -> int:
+        """Nodes that are called ``add`` in the first ``layers``, and before them."""
+        kind = self.kind
+        dense = self.mixed.experts if self.mixed is not None and self._gathered is None else 0
+        convolved, less = self._before(layers), kind.sums - kind.convolution.sums if kind.convolution else 0
+        return kind.begins_with + (kind.sums + dense) * layers - less * convolved
+
+    def _before(self, layer: int) -> int:
+        """How many of the layers before this one convolve."""
+        return sum(other < layer for other in self.convolved)
+
+    def _gate(self, body: Body, layer: int) -> list[Value]:
+        """What the result of a convolution is multiplied by."""
+        number = 3 * self._before(layer) + 1
+        return [Value(f"{body.next}.getitem_{number}", "float32", (1, self.hidden, TOKENS))]
+
+    def _convolved(self, body: Body, layer: int) -> Value:
+        """What is convolved."""
+        return self._rows(f"{body.next}.transpose_{4 * layer + 1}", self.hidden)
+
+    def _convolution(self, layer: int, operand: Value) -> ScanStage:
+        start, before = self.kind.naming.layer.format(layer), self._before(layer)
+        name = f"{start}conv.causal_conv"
+        weight = f"{start}conv.conv.weight.squeeze{f'_{before}' if before else ''}"
+        return ScanStage(name, "scan_0", (operand.name,), self._rows(name, self.hidden), (weight,))
+
     @property
-    def _sums(self) -> int:
-        """Nodes of a captured layer that are called ``add``."""
-        return self.kind.sums + (self.mixed.experts if self.mixed is not None and self._gathered is None else 0)
+    def _scan_engine(self) -> ScanEngine | None:
+        sizes = ("bias", 0), ("channels", self.hidden), ("kernel", self.taps)
+        return ScanEngine("scan_0", "causal_conv", sizes, self.block, 1) if self.convolved else None
 
     @property
     def _gathered(self) -> ExpertsEngine | None:
@@ -218,7 +256,7 @@ class Decoder:
         }
         return [found[letter] for letter in self.kind.operands]
 
-    def _beside(self, body: _Body, layer: int) -> list[Value]:
+    def _beside(self, body: Body, layer: int) -> list[Value]:
         """What a layer computes beside its attention."""
         if self.kind.beside is None:
             return []
@@ -262,76 +300,16 @@ class Decoder:
 
     @property
     def _letters(self) -> Mapping[str, int]:
-        """The sizes by the letters of :mod:`~twoheads.compiler.known.kinds`."""
-        sizes = {"1": 1, "h": self.hidden, "i": self.inner, "j": 4 * self.hidden, "d": self.head_dim}
+        """The sizes by the letters of :mod:`~twoheads.compiler.known.kind`."""
+        sizes = {
+            "1": 1,
+            "t": 3 * self.hidden,
+            "h": self.hidden,
+            "i": self.inner,
+            "j": 4 * self.hidden,
+            "d": self.head_dim,
+        }
         sizes |= {"g": 2 * self.inner, "q": self.heads * self.head_dim, "k": self.kv_heads * self.head_dim}
         if (mixed := self.mixed) is not None:
             sizes |= {"e": mixed.experts, "x": mixed.inner, "y": 2 * mixed.inner, "s": mixed.shared}
         return sizes | {"f": sizes["q"] + 2 * sizes["k"]}
-
-
-@dataclass(frozen=True, slots=True)
-class _Regions:
-    """Token-wise stages and their engines, one for each role that a region has.
-
-    Attributes:
-        block: Tokens of a block.
-        engines: By role.
-    """
-
-    block: int
-    engines: dict[str, TokenwiseEngine] = field(default_factory=dict[str, TokenwiseEngine])
-
-    def add(
-        self,
-        role: str,
-        stage: str,
-        reads: Sequence[Value],
-        gives: Sequence[Value],
-        weights: Weights,
-        looked_up: int = 0,
-    ) -> TokenwiseStage:
-        """A stage; its engine is added where it is the first of its role. Of weights the first are ``looked_up``."""
-        if role not in self.engines:
-            name = role if role == "head" else f"tokenwise_{len(self.engines)}"
-            products = (port for port in weights[looked_up:] if len(port.shape) >= MATRIX)
-            flops = 2 * self.block * sum(prod(port.shape) for port in products)
-            ports = tuple(replace(port, name=_without_layer(port.name)) for port in weights)
-            self.engines[role] = TokenwiseEngine(
-                name, self._ports("input", reads), self._ports("output", gives), ports, flops
-            )
-        named = tuple(value.name for value in reads), tuple(gives), tuple(port.name for port in weights)
-        return TokenwiseStage(stage, self.engines[role].name, *named)
-
-    def _ports(self, name: str, values: Sequence[Value]) -> tuple[Port, ...]:
-        shapes = [tuple(self.block if dim == TOKENS else int(dim) for dim in value.shape) for value in values]
-        dtypes = [value.dtype for value in values]
-        return tuple(Port(f"{name}_{at}", *found) for at, found in enumerate(zip(dtypes, shapes, strict=True)))
-
-
-@dataclass(frozen=True, slots=True)
-class _Body:
-    """The stages of a body so far.
-
-    Attributes:
-        regions: The token-wise ones of them, and their engines.
-        stages: All, in order.
-    """
-
-    regions: _Regions
-    stages: list[Stage] = field(default_factory=list[Stage])
-
-    @property
-    def next(self) -> str:
-        """The name of the next region."""
-        return f"region_{sum(isinstance(stage, TokenwiseStage) for stage in self.stages)}"
-
-    def region(
-        self, role: str, reads: Sequence[Value], gives: Sequence[Value], weights: Weights, *, looked_up: int = 0
-    ) -> None:
-        """Adds a region; see :meth:`_Regions.add`."""
-        self.stages.append(self.regions.add(role, self.next, reads, gives, weights, looked_up))
-
-
-def _without_layer(name: str) -> str:
-    return ".".join(part for part in name.split(".") if not part.isdigit())

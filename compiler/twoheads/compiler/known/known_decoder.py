@@ -12,17 +12,14 @@ import struct
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TypeAlias
 
-from twoheads.compiler.frontend.torch.weights.gguf_header import GgufFacts, gguf_facts
+from twoheads.compiler.frontend.torch.weights.gguf_header import GgufFacts, Said, gguf_facts
 from twoheads.compiler.known.decoder_program import Decoder, Experts
-from twoheads.compiler.known.kinds import KEY_LENGTH, TURNED, WINDOW, Kind, Mixture, kind_of
+from twoheads.compiler.known.kind import Kind, Mixture
+from twoheads.compiler.known.kinds import KEY_LENGTH, TURNED, WINDOW, kind_of
 from twoheads.graphs.program.program import Program
 
 __all__ = ["known_decoder"]
-
-Said: TypeAlias = "int | float | str | None"
-"""The value of an entry."""
 
 LIBRARY, READ_BY = "transformers", "5."
 """Whose reading of a header this is, and of which versions."""
@@ -85,6 +82,7 @@ def _decoder(facts: GgufFacts, block: int) -> Decoder | None:
     own = {key.removeprefix(f"{architecture}."): value for key, value in own.items()}
     if kind.heads_alike:
         own.setdefault(KV_HEADS, own.get(HEADS))
+    convolved, taps = _convolutions(own, kind)
     found = [*map(own.get, SIZES), facts.tokens if kind.counted else own.get("vocab_size", facts.tokens)]
     sizes = [size for size in found if type(size) is int and size > 0]
     if len(sizes) < len(found) or own.keys() - _entries(kind) or (kind.counted and "vocab_size" in own):
@@ -105,6 +103,8 @@ def _decoder(facts: GgufFacts, block: int) -> Decoder | None:
         return None
     if kind.one_key_head and (kv_heads != 1 or heads == 1):
         return None
+    if kind.convolution and not (taps and convolved and {*range(1, layers)} - convolved):
+        return None
     padding = facts.entries.get(PADDING, kind.padding)
     if type(padding) is not int or not 0 <= padding < vocabulary or (kind.mixture and mixed is None):
         return None
@@ -115,14 +115,29 @@ def _decoder(facts: GgufFacts, block: int) -> Decoder | None:
     if kind.gemma and layers < kind.gemma.period:
         return None
     widths = context, hidden, inner, heads, kv_heads, head_dim, vocabulary, turned
-    return Decoder(kind, block, layers, *widths, window, tied, mixed)
+    return Decoder(kind, block, layers, *widths, window, tied, mixed, convolved, taps)
 
 
 def _entries(kind: Kind) -> set[str]:
     """What a file of ``kind`` may say."""
-    mixture = kind.mixture
-    read = () if mixture is None else (*COUNTS, mixture.inner[0], *((mixture.shared[0],) if mixture.shared else ()))
-    return {*SIZES, *WIDTHS, TURNED, *OTHERS, *kind.others, *(OF_GEMMA if kind.gemma else ()), *read}
+    found = {*SIZES, *WIDTHS, TURNED, *OTHERS, *kind.others, *(OF_GEMMA if kind.gemma else ())}
+    if (mixture := kind.mixture) is not None:
+        found |= {*COUNTS, mixture.inner[0], *((mixture.shared[0],) if mixture.shared else ())}
+    return found | ({kind.convolution.taps} if kind.convolution else set())
+
+
+def _convolutions(own: dict[str, Said], kind: Kind) -> tuple[frozenset[int], int]:
+    """The layers that have no heads of keys, and the tokens of their convolutions; none where the others differ.
+
+    The entry of these heads is one number then.
+    """
+    listed = own.get(KV_HEADS)
+    if kind.convolution is None or not isinstance(listed, tuple) or len(listed) != own.get("block_count"):
+        return frozenset(), 0
+    if len({*listed} - {0}) != 1:
+        return frozenset(), 0
+    own[KV_HEADS] = max(listed)
+    return frozenset(at for at, heads in enumerate(listed) if heads == 0), _width(own, kind.convolution.taps, None)
 
 
 def _width(own: Mapping[str, Said], entry: str | int | None, otherwise: int | None) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.scratch import scratch_folder
@@ -61,6 +61,12 @@ LLAMA_EXPERTS = "llama.expert_count"
 
 FALCON_KEYS = "falcon.attention.head_count_kv"
 """Heads of keys: the library reads a Falcon of one."""
+
+MOST_LISTED = 1 << 10
+"""Entries of a list that is read: one for each layer."""
+
+Said: TypeAlias = "int | float | str | tuple[int, ...] | None"
+"""The value of an entry."""
 
 STRING, ARRAY = 8, 9
 FORMATS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
@@ -119,7 +125,7 @@ def check_gguf(path: Path) -> None:
         raise CompileError(str(path), misread, FOLDER)
 
 
-def _misread(entries: Mapping[str, int | float | str | None]) -> str | None:
+def _misread(entries: Mapping[str, Said]) -> str | None:
     """What the library takes for something else in a file of these entries, or can't read."""
     if entries.get(LLAMA_EXPERTS):
         return f"mixes {entries[LLAMA_EXPERTS]} experts, and transformers reads a dense Llama from such a file"
@@ -150,12 +156,12 @@ class GgufFacts:
     """What a header says of a model.
 
     Attributes:
-        entries: Numbers and texts by key; ``None`` for lists.
+        entries: Numbers, texts and short lists of whole numbers by key; ``None`` for other lists.
         tokens: Of the tokenizer's vocabulary; 0 where there is none.
         tensors: By name.
     """
 
-    entries: Mapping[str, int | float | str | None]
+    entries: Mapping[str, Said]
     tokens: int
     tensors: Mapping[str, GgufTensor]
 
@@ -214,7 +220,7 @@ class _Header:
 
     data: mmap.mmap
     at: int = 0
-    entries: dict[str, int | float | str | None] = field(default_factory=dict[str, int | float | str | None])
+    entries: dict[str, Said] = field(default_factory=dict[str, Said])
     tensors: dict[str, GgufTensor] = field(default_factory=dict[str, GgufTensor])
 
     def cut(self) -> tuple[list[bytes], int]:
@@ -263,11 +269,14 @@ class _Header:
         self._skip_items(kind, count - min(count, CUT))
         return count, short
 
-    def _value(self, kind: int) -> int | float | str | None:
-        """The value that comes here, which is passed over; ``None`` for a list."""
+    def _value(self, kind: int) -> Said:
+        """The value that comes here, passed over; ``None`` for a list, unless it is short and of whole numbers."""
         if kind == ARRAY:
-            self._skip_items(*self._take("<IQ"))
-            return None
+            items, count = self._take("<IQ")
+            if FORMATS.get(items, "<f")[1] in "fd?" or count > MOST_LISTED:
+                self._skip_items(items, count)
+                return None
+            return tuple(self._take(FORMATS[items])[0] for _ in range(count))
         if kind == STRING:
             return self._string().decode(errors="replace")
         value: int | float = self._take(FORMATS[kind])[0]
