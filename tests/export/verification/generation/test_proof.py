@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from twoheads.compiler import compile_model
 from twoheads.export import write_bundle
 from twoheads.export.verification.generation.proof import verify_generation
 from twoheads.graphs.errors import InputError
+from twoheads.runtime.generation.kept.prefix_cache import PrefixCache
 from twoheads.runtime.generation.kept.rows import KeptBlocks
 
 MODELS = {"llama": llama, "gemma": gemma}
@@ -32,6 +34,7 @@ def test_a_right_bundle_passes(name):
     assert report.same_tokens + len(report.differing) == report.new_tokens == 3 * BLOCK
     assert (report.prompt_tokens, report.block_borders) == (BLOCK + 3, 3)
     assert report.rollback_equal
+    assert (report.beginning_equal, report.batch_equal) == (True, True)
     assert report.to_json()["passed"] is True
 
 
@@ -64,6 +67,32 @@ def test_lost_keys_behind_a_rollback_are_seen(monkeypatch):
     assert report.ratio <= 4
     assert not report.rollback_equal
     assert not report.passed
+
+
+def test_what_a_kept_beginning_or_a_neighbour_changes_is_seen(monkeypatch):
+    given: dict[str, Any] = {"new_tokens": 3, "tokens": np.array(tokens(BLOCK + 3))}
+    find, take_row = PrefixCache.find, KeptBlocks.take_row
+
+    def other(self, name):
+        page = find(self, name)
+        return None if page is None else [array * 1.001 for array in page]
+
+    def lost(self, first):
+        take_row(self, first)
+        self.past[0][:, :, first] = 0
+
+    monkeypatch.setattr(PrefixCache, "find", other)
+    report = verify_generation(bundle_folder("llama"), llama(), **given)
+    assert (report.rollback_equal, report.beginning_equal, report.batch_equal, report.passed) == (
+        True,
+        False,
+        True,
+        False,
+    )
+    monkeypatch.setattr(PrefixCache, "find", find)
+    monkeypatch.setattr(KeptBlocks, "take_row", lost)
+    report = verify_generation(bundle_folder("llama"), llama(), **given)
+    assert (report.beginning_equal, report.batch_equal, report.passed) == (True, False, False)
 
 
 def test_too_few_steps_are_refused():

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["check_pages", "verify_steps"]
 
+SHARED = {True: "equal to the bit", False: "DIFFER from what a sequence gets alone", None: "not asked here"}
+"""In words."""
+
 
 def check_pages(asked: VerifyOptions) -> None:
     """Refuses pages of a kind where nothing is continued.
@@ -76,6 +79,8 @@ def _print(report: GenerationReport) -> None:
             ("relative error", f"{report.relative_error:.3g}"),
             ("same tokens", f"{report.same_tokens} of {report.new_tokens}"),
             ("rollbacks", "equal to the bit" if report.rollback_equal else "DIFFER from fresh contexts"),
+            ("kept beginnings", SHARED[report.beginning_equal]),
+            ("in a batch", SHARED[report.batch_equal]),
             ("precision", report.precision + (f", pages of {report.pages}" if report.pages else "")),
             ("time", ", ".join(f"{name} {seconds_text(spent)}" for name, spent in report.seconds.items())),
             ("verdict", "passed" if report.passed else "NOT PASSED"),

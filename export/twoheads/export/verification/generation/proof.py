@@ -18,6 +18,7 @@ import numpy.typing as npt
 from twoheads.export.progress import Progress, silent
 from twoheads.export.verification.check import ALLOWED, rounding_bound
 from twoheads.export.verification.generation.prompts import Begun, Given, begin
+from twoheads.export.verification.generation.shared import equal_beginnings, equal_neighbours
 from twoheads.export.verification.lowered_run import with_bundle_weights
 from twoheads.export.verification.noise_floor import largest_difference
 from twoheads.export.verification.original_run import OriginalResults, Source, load_original, run_original
@@ -53,11 +54,13 @@ class GenerationReport:
         append_error: Largest difference where the same tokens are appended at once, instead of step by step.
         rollback_equal: Whether a context that was cut back, at several lengths, and continued gives the very bits of
             one that never had other tokens.
+        beginning_equal: Whether a kept beginning gives the very bits of a computed one; ``None`` where none is kept.
+        batch_equal: Whether a batch gives the very bits that a prompt gets alone; ``None`` where that is not promised.
         precision: Of the bundle; where it is below float32 the original has the bundle's weights. Rounded ``pages`` are
             named, and what was built for a target in another precision.
         seconds: Of ``generate`` and of the ``original``.
         warnings: As of a run.
-        passed: Logits are within the bound, tokens differ within margins only, rollbacks are equal, all is finite.
+        passed: Logits are within the bound, tokens differ within margins only, nothing is unequal, all is finite.
     """
 
     prompt_tokens: int
@@ -74,6 +77,8 @@ class GenerationReport:
     differing: tuple[tuple[int, int, int, float], ...]
     append_error: float
     rollback_equal: bool
+    beginning_equal: bool | None
+    batch_equal: bool | None
     precision: str
     pages: str | None
     seconds: dict[str, float]
@@ -137,8 +142,11 @@ def verify_generation(
     found = run_original(loaded, original, {**begun.source, name: sequence[None]}, positions, report)
     del original
     report("cut back and continue")
-    append_error, equal = _rollbacks(begun, loaded.program.block_size, made, logits)
-    return _report(loaded, begun, made, logits, found, append_error, equal=equal, seconds=seconds | found.seconds)
+    append_error, equal = _rollbacks(loaded, begun, made, logits)
+    report("a batch")
+    plain = pages is None and begun.context.engines.built is None
+    equal["batch_equal"] = equal_neighbours(loaded, prompt, new_tokens) if plain else None
+    return _report(loaded, begun, made, logits, found, append_error, equal, seconds | found.seconds)
 
 
 def _generate(begun: Begun, count: int, report: Progress) -> tuple[list[int], Array]:
@@ -156,9 +164,11 @@ def _generate(begun: Begun, count: int, report: Progress) -> tuple[list[int], Ar
     return made, np.stack(rows)
 
 
-def _rollbacks(begun: Begun, block: int, made: list[int], logits: Array) -> tuple[float, bool]:
-    """How far appending is from stepping, and whether cut back contexts are as fresh ones."""
-    prompt = begun.prompt
+def _rollbacks(
+    loaded: LoadedBundle, begun: Begun, made: list[int], logits: Array
+) -> tuple[float, dict[str, bool | None]]:
+    """How far appending is from stepping, and whether contexts that were cut back, or share, are as fresh ones."""
+    prompt, block = begun.prompt, loaded.program.block_size
     sequence = [*prompt, *made[:-1]]
     with begun.context.fork() as fresh:
         expected = fresh.append(sequence)
@@ -173,7 +183,8 @@ def _rollbacks(begun: Begun, block: int, made: list[int], logits: Array) -> tupl
             equal &= bool(np.array_equal(_continued(context, sequence), expected))
             context.step(made[-1])
             context.rollback(len(sequence))
-    return largest_difference(expected, logits[-1])[0], equal
+    kept = equal_beginnings(loaded, sequence, expected) if begun.context.kept.pages is None else None
+    return largest_difference(expected, logits[-1])[0], {"rollback_equal": equal, "beginning_equal": kept}
 
 
 def _continued(context: Context, sequence: list[int]) -> Array:
@@ -187,8 +198,7 @@ def _report(
     logits: Array,
     found: OriginalResults,
     append_error: float,
-    *,
-    equal: bool,
+    equal: dict[str, bool | None],
     seconds: dict[str, float],
 ) -> GenerationReport:
     if found.logits is None or found.logits_floor is None or found.logits.shape != logits.shape:
@@ -224,12 +234,14 @@ def _report(
         same_tokens=len(made) - len(steps),
         differing=differing,
         append_error=append_error,
-        rollback_equal=equal,
+        rollback_equal=bool(equal["rollback_equal"]),
+        beginning_equal=equal["beginning_equal"],
+        batch_equal=equal["batch_equal"],
         precision=precision,
         pages=pages,
         seconds=seconds,
         warnings=notices(loaded.manifest, loaded.program, total),
-        passed=within and margins and equal and finite and floor.finite,
+        passed=within and margins and False not in equal.values() and finite and floor.finite,
     )
 
 
