@@ -81,6 +81,10 @@ _OWN: Mapping[str, Mapping[str, Any]] = {
     "seamless_m4t_v2": _SEAMLESS,
     "speech_to_text": {"max_source_positions": 256, "pad_token_id": 1, "conv_channels": 32},
     "shieldgemma2": {"yes_token_index": 7, "no_token_index": 8},
+    "step3p5": {  # its default layers are of one kind, and its code makes the mask of the other all the same
+        "sliding_window": 8, "num_sliding_attention_heads": HEADS,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
     "t5": {"decoder_start_token_id": 0},
     "unlimited_ocr_text": {"num_key_value_heads": HEADS},  # its code has a key for every query
     "vibevoice_acoustic_tokenizer": {"num_filters": 4, "depths": [1] * 7},
