@@ -24,7 +24,7 @@ from twoheads.graphs.program.program import Pooling
 from twoheads.graphs.schedule.placement import place
 from twoheads.graphs.schedule.spill import plan_spill
 from twoheads.runtime import LoadedBundle, load
-from twoheads.runtime.cluster.executor import ClusterExecutor, check_program, most_held
+from twoheads.runtime.cluster.executor import ClusterExecutor, check_clustered, most_held
 from twoheads.runtime.inputs.requests import read_inputs
 from twoheads.runtime.runs.execute import execute
 from twoheads.runtime.runs.groups import Group
@@ -237,7 +237,7 @@ def test_what_has_no_rows_is_refused(tmp_path: Path):
 
     bundle = convolution(BLOCK).load(tmp_path / "b", lower=lambda program: lower("stock", program))
     with pytest.raises(InputError, match="stage layer: StockEngine does not run on a cluster"):
-        check_program(bundle.program)
+        check_clustered(bundle.program)
 
 
 def test_a_result_that_is_not_finite_names_its_stage(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from twoheads.graphs.program.program import ExpertsEngine
 from twoheads.graphs.schedule.theorems import EXPERTS as GATHERED
 from twoheads.graphs.schedule.theorems import stage_claims
 from twoheads.runtime import Job, LoadedBundle, load
-from twoheads.runtime.cluster.executor import check_program
+from twoheads.runtime.cluster.executor import check_clustered
 from twoheads.runtime.execution import mixture as calls_of_experts
 from twoheads.runtime.execution.mixture import Chosen, chosen_experts
 from twoheads.runtime.execution.run_state import RunState
@@ -195,7 +195,7 @@ def test_a_part_of_the_blocks_is_no_run(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_cluster_refuses_by_name() -> None:
     with pytest.raises(InputError, match="gathers the tokens of all blocks by expert"):
-        check_program(opened().program)
+        check_clustered(opened().program)
 
 
 def test_verify_catches_two_experts_that_were_swapped(tmp_path: Path) -> None:

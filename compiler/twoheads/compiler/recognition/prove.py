@@ -12,7 +12,7 @@ from twoheads.compiler.ir.source_graph import place_of
 from twoheads.compiler.recognition.experiments import experiment_lengths, random_like, repeat_heads
 from twoheads.graphs.errors import CompileError
 
-__all__ = ["attention_formula", "prove_attention"]
+__all__ = ["defined_attention", "prove_attention"]
 
 TOLERANCE = 1e-4
 """Relative to the result's largest magnitude; a scale that is off by 1 % differs by about 1e-2."""
@@ -50,13 +50,13 @@ def _difference(view: OpView, found: RecognisedAttention, lengths: Mapping[str, 
         given[found.query[0]] = (given[found.query[0]] * factor).astype(query.dtype)
     got = view.evaluate((found.output,), lengths, given)[found.output].astype(np.float64)
     operands = [arrangement.apply(given[name]) for name, arrangement in (found.query, found.key, found.value)]
-    expected = found.output_arrangement.apply(attention_formula(found, *operands))
+    expected = found.output_arrangement.apply(defined_attention(found, *operands))
     if got.shape != expected.shape:
         return float("inf")
     return float(np.abs(got - expected).max() / max(float(np.abs(expected).max()), 1e-30))
 
 
-def attention_formula(found: RecognisedAttention, query: Array, key: Array, value: Array) -> npt.NDArray[np.float64]:
+def defined_attention(found: RecognisedAttention, query: Array, key: Array, value: Array) -> npt.NDArray[np.float64]:
     """What the attention computes, in float64, from arranged operands.
 
     Args:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.schedule.schedule import Schedule
 from twoheads.runtime.backends.registry import HOST_BACKENDS
-from twoheads.runtime.cluster.executor import ClusterExecutor, check_program, most_held
+from twoheads.runtime.cluster.executor import ClusterExecutor, check_clustered, most_held
 from twoheads.runtime.cluster.ray_workers import RayWorkers
 from twoheads.runtime.cluster.transport import Opening
 from twoheads.runtime.inputs.requests import read_inputs
@@ -107,7 +107,7 @@ class Cluster:
             raise InputError(
                 "cluster", f"workers know no backend {bundle.backend}", f"use one of: {', '.join(HOST_BACKENDS)}"
             )
-        check_program(bundle.program)
+        check_clustered(bundle.program)
         inputs = read_inputs(
             bundle.program,
             tokens,

@@ -14,10 +14,10 @@ from twoheads.runtime.cluster.run import ClusterRun
 from twoheads.runtime.cluster.transport import Workers
 from twoheads.runtime.execution.executor import RunPlan, Tick
 
-__all__ = ["ClusterExecutor", "check_program", "most_held"]
+__all__ = ["ClusterExecutor", "check_clustered", "most_held"]
 
 
-def check_program(program: Program) -> None:
+def check_clustered(program: Program) -> None:
     """Refuses stages whose rows can't be computed apart from each other.
 
     Raises:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from twoheads.graphs.errors import InternalError
 from twoheads.runtime.documents.results import ResultFolder, Totals, part_name
 from twoheads.runtime.documents.source import inspect_documents, read_documents
-from twoheads.runtime.documents.tokens import Prepared, check_program, prepare_documents
+from twoheads.runtime.documents.tokens import Prepared, check_document_program, prepare_documents
 from twoheads.runtime.inputs.arrays import check_output
 from twoheads.runtime.inputs.requests import Given, Inputs
 from twoheads.runtime.reports.notices import give_notices
@@ -69,7 +69,7 @@ def run_documents(
     source, out = Path(source), Path(out)
     output = check_output(bundle.program, output, positions=False, sink=False)
     share = shares(pack)
-    check_program(bundle.program)
+    check_document_program(bundle.program)
     total, digest = inspect_documents(source, follow_links=follow_links)
     identity = {
         "bundle": bundle.identity,

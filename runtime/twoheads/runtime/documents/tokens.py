@@ -14,7 +14,7 @@ from twoheads.runtime.documents.source import Document
 from twoheads.runtime.inputs.requests import Request, read_inputs
 from twoheads.runtime.runs.session import LoadedBundle
 
-__all__ = ["Prepared", "check_program", "prepare_documents"]
+__all__ = ["Prepared", "check_document_program", "prepare_documents"]
 
 TOGETHER, CHARACTERS = 256, 4_000_000
 """Documents that are tokenised together: so many, or of so many characters."""
@@ -42,7 +42,7 @@ class Prepared:
         return 0 if self.request is None else self.request.length
 
 
-def check_program(program: Program) -> None:
+def check_document_program(program: Program) -> None:
     """Refuses models that read something else than one sequence of tokens.
 
     Raises:
