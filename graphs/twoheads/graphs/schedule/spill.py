@@ -168,7 +168,7 @@ class _Spilling:
         ahead += packing_bytes([max(sizes)])
         memory = self._schedule.memory
         all_packed = packing_bytes(self._costs.weights((*self._body, *self._head), mapped=True).values())
-        process = memory.process - all_packed - ENGINE_BYTES * max(0, len(steps) - 2)
+        process = memory.process - all_packed
         phases = [
             MemoryPlan(
                 memory.values,
@@ -179,6 +179,7 @@ class _Spilling:
         ]
         if self._head:
             workspace = workspace_bytes(self._costs, self._head, self._workers, self._schedule.positions)
+            process -= ENGINE_BYTES * len(steps)  # the body's are closed then, and what they took is free
             phases.append(MemoryPlan(memory.values, sum(head), workspace, process + packing_bytes(head)))
         return tuple(phases), ahead
 
