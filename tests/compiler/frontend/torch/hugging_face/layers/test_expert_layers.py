@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import transformers as hf
+from transformers.models.step3p7.modeling_step3p7 import Step3p7Experts
 
 from tests.compiler.small_models import captured
 from twoheads.compiler.frontend.torch.hugging_face.architectures import replaced
+from twoheads.compiler.frontend.torch.hugging_face.layers.expert_layers import EXPERT_LAYERS
 from twoheads.compiler.frontend.torch.load_source import load_source
 from twoheads.compiler.ir.source_graph import ScanNode
 from twoheads.compiler.original.prove_capture import prove_capture
@@ -73,6 +76,18 @@ def test_experts_of_every_token_weighted(make: Callable[[], Any]) -> None:
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
     source = load_source(model)
     prove_capture(source, captured(model))
+
+
+def test_experts_that_clamp_what_their_gate_lets_through() -> None:
+    torch.manual_seed(0)
+    sizes = SimpleNamespace(num_local_experts=4, hidden_size=16, moe_intermediate_size=8, hidden_act="silu")
+    experts: Any = Step3p7Experts(sizes, swiglu_limit=0.5)
+    for parameter in experts.parameters():
+        torch.nn.init.normal_(parameter)
+    rows, chosen = torch.randn(9, 16), torch.randint(0, 2, (9, 1)).repeat(1, 2) + torch.tensor([0, 2])
+    weights = torch.rand(9, 2)
+    got = EXPERT_LAYERS["Step3p7Experts"]["forward"](experts, rows, chosen, weights)
+    torch.testing.assert_close(got, experts(rows, chosen, weights), atol=1e-5, rtol=1e-5)
 
 
 def test_an_expert_takes_as_many_tokens_as_its_capacity() -> None:

@@ -93,6 +93,16 @@ def _longcat_experts(part: Any, hidden_states: Tensor, top_k_index: Tensor, top_
     return total.to(hidden_states.dtype)
 
 
+def _step_experts(part: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """Step 3.7's experts, whose library code loops over those that some token chose."""
+    total = torch.zeros_like(hidden_states)
+    for expert in range(part.num_experts):
+        share = (top_k_weights * (top_k_index == expert)).sum(-1, keepdim=True)
+        made = part._apply_gate(hidden_states @ part.gate_up_proj[expert].T)
+        total = total + share * (made @ part.down_proj[expert].T)
+    return total
+
+
 def _ernie_vl_moe(part: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
     """ERNIE 4.5 VL's experts of text; the library makes one row of all tokens' numbers, and unmakes it behind them."""
     rows = hidden_states.view(-1, part.hidden_dim)
@@ -124,6 +134,7 @@ EXPERT_LAYERS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     "SwitchTransformersSparseMLP": {"forward": _switch},
     "LongcatFlashExperts": {"forward": _longcat_experts},
     "Ernie4_5_VLMoeSparseMoeBlock": {"forward": _ernie_vl_moe},
+    "Step3p7Experts": {"forward": _step_experts},
     "DbrxExperts": {"forward": _dbrx_experts},
     "JetMoeMoA": {"map": _jetmoe_map, "reduce": _jetmoe_reduce},
 }
