@@ -265,9 +265,9 @@ def test_a_document_that_does_not_fit_the_memory_fails_alone(bundle, lines, tmp_
     short = bundle.schedule(40, "embedding")
     limit = short.memory.total
     with contextlib.suppress(InputError):  # the least that it can be run in
-        while (memory := plan_spill(short, limit=limit - 1, disk=False, workers=1).memory) is not None:
+        while memory := plan_spill(short, limit=limit - 1, disk=False, workers=bundle.threads).memory:
             limit = memory.total
-    done = run_documents(load(bundle.path, memory_limit=limit), lines, tmp_path / "out")
+    done = run_documents(load(bundle.path, threads=bundle.threads, memory_limit=limit), lines, tmp_path / "out")
     errors = [entry.get("error") for entry in index(tmp_path / "out")]
     assert [at for at, error in enumerate(errors) if error] == [at for at, n in enumerate(LENGTHS) if n > 48]
     assert done.failed == 1

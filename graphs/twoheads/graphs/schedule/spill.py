@@ -17,7 +17,6 @@ from twoheads.graphs.costs.stage_costs import PAGE_BYTES, StageCosts
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.program.program import ExpertsEngine, Stage
 from twoheads.graphs.schedule.schedule import (
-    ENGINE_BYTES,
     MemoryPlan,
     Schedule,
     needed_stages,
@@ -153,34 +152,25 @@ class _Spilling:
         bound = {stage.name for stage, _ in self._schedule.program.bindings}
         weighted = [(stage,) for stage in self._body if stage.name in bound]
         # Such runs fetch the rows that tokens name alone.
-        steps = [list(self._costs.weights(step, mapped=True, around=2 * PAGE_BYTES).values()) for step in weighted]
-        head = list(self._costs.weights(self._head, mapped=True).values())
+        steps = [sum(self._costs.weights(step, mapped=True, around=2 * PAGE_BYTES).values()) for step in weighted]
+        head = sum(self._costs.weights(self._head, mapped=True).values())
         program = self._schedule.program
         wanted = {stage.engine for stage in self._body}
         mixed = (e for e in program.engines if isinstance(e, ExpertsEngine) and e.name in wanted)
         # An expert's weights are let go behind it; those of the next one may be on their way.
         experts = [(1 + min(self._workers, engine.experts)) * engine.expert_bytes for engine in mixed]
-        sizes = [*map(sum, steps), sum(head)]
+        sizes = [*steps, head]
         both = [one + following for one, following in pairwise(sizes)]
         largest = max(experts, default=0)
         ahead = max([*both, *sizes, largest + max(sizes)] if experts else [*both, *sizes])
         # What an engine packs while it opens takes no memory of calls, as these are being made.
         ahead += packing_bytes([max(sizes)])
         memory = self._schedule.memory
-        all_packed = packing_bytes(self._costs.weights((*self._body, *self._head), mapped=True).values())
-        process = memory.process - all_packed
-        phases = [
-            MemoryPlan(
-                memory.values,
-                max(*sizes[:-1], largest, 0),
-                workspace_bytes(self._costs, self._body, self._workers),
-                process + packing_bytes([size for step in steps for size in step]),
-            )
-        ]
+        workspace = workspace_bytes(self._costs, self._body, self._workers)
+        phases = [replace(memory, weights=max([*steps, largest]), workspace=workspace)]
         if self._head:
             workspace = workspace_bytes(self._costs, self._head, self._workers, self._schedule.positions)
-            process -= ENGINE_BYTES * len(steps)  # the body's are closed then, and what they took is free
-            phases.append(MemoryPlan(memory.values, sum(head), workspace, process + packing_bytes(head)))
+            phases.append(replace(memory, weights=head, workspace=workspace))
         return tuple(phases), ahead
 
     def _peak(self, sizes: Mapping[str, int]) -> int:
