@@ -145,10 +145,12 @@ class GgufTensor:
     Attributes:
         dimensions: How many it has.
         kind: The number of its type, as in GGML: 0 is float32, 12 is Q4_K.
+        offset: Where its bytes begin, from where all tensors begin.
     """
 
     dimensions: int
     kind: int
+    offset: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,11 +161,13 @@ class GgufFacts:
         entries: Numbers, texts and short lists of whole numbers by key; ``None`` for other lists.
         tokens: Of the tokenizer's vocabulary; 0 where there is none.
         tensors: By name.
+        begin: Where the tensors' bytes begin.
     """
 
     entries: Mapping[str, Said]
     tokens: int
     tensors: Mapping[str, GgufTensor]
+    begin: int
 
 
 def gguf_facts(path: Path) -> GgufFacts:
@@ -175,7 +179,7 @@ def gguf_facts(path: Path) -> GgufFacts:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         header = _Header(data)
         _, tokens = header.cut()
-        return GgufFacts(header.entries, tokens, header.tensors)
+        return GgufFacts(header.entries, tokens, header.tensors, header.begin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,9 +254,16 @@ class _Header:
             if dimensions > MOST_DIMENSIONS:
                 raise ValueError(f"a tensor of {dimensions} dimensions")
             self._move(8 * dimensions)  # its sizes
-            kind, _ = self._take("<IQ")  # and its offset
-            self.tensors[name] = GgufTensor(dimensions, kind)
+            self.tensors[name] = GgufTensor(dimensions, *self._take("<IQ"))
         return [*parts, self.data[start : self.at]], tokens
+
+    @property
+    def begin(self) -> int:
+        """Where the tensors' bytes begin, once the header was walked over."""
+        alignment = self.entries.get("general.alignment", 32)
+        if not isinstance(alignment, int) or alignment < 1:
+            raise ValueError(f"an alignment of {alignment}")
+        return -(-self.at // alignment) * alignment
 
     def _check_layers(self, nbytes: int, tensors: int) -> None:
         """The number that was read last is of layers, each of which has tensors."""
