@@ -59,6 +59,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help="of the model; all of them by default")
     parser.add_argument("--tokens", type=int, default=0, help="of a run that is compared with a reference")
     parser.add_argument("--limit", default="3GB", help="of the run's memory")
+    parser.add_argument("--outputs", default="hidden,last,logits", help="of a real model's runs")
     parser.add_argument("--scratch", type=Path, help="where the model, the bundle and the output go")
     parser.add_argument("--before", type=Path, help="the checkout that a turn compiles with as well")
     parser.add_argument("--llama-python", default=sys.executable, help="a Python that has llama-cpp-python")
@@ -78,7 +79,8 @@ def _measured(asked: argparse.Namespace) -> tuple[str, str, dict[str, Any]]:
     asked.scratch.mkdir(parents=True, exist_ok=True)
     if asked.what == "real":
         model = real_model(asked.scratch, asked.how)
-        return "real", _stem(model), measure_real(asked.scratch, model, asked.limit)
+        outputs = asked.outputs.split(",")
+        return "real", f"{_stem(model)}, {asked.limit}", measure_real(asked.scratch, model, asked.limit, outputs)
     if asked.what == "turn":
         model = real_model(asked.scratch, asked.how)
         return "turns", _stem(model), {"turns": [], "turn": measure_turn(asked.scratch, model, asked.before)}

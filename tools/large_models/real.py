@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,6 @@ TEXT = Path(__file__).parents[1] / "data" / "founding_documents.txt"
 
 TOKENS = 2048
 """Of the input of a model without a tokenizer."""
-
-OUTPUTS = ("hidden", "last", "logits")
 
 CHARACTERS = 9_000
 """Of the text: some two thousand tokens."""
@@ -47,8 +46,8 @@ def _input(scratch: Path, model: Path) -> tuple[object, ...]:
     return ("--tokens", scratch / "tokens.npy")
 
 
-def measure_real(scratch: Path, model: Path, limit: str) -> dict[str, Any]:
-    """Compiles ``model``, and runs an input of some two thousand tokens with ``limit`` and without."""
+def measure_real(scratch: Path, model: Path, limit: str, outputs: Sequence[str]) -> dict[str, Any]:
+    """Compiles ``model``, and runs an input of some two thousand tokens with ``limit`` and without, for ``outputs``."""
     bundle = scratch / "real"
     shutil.rmtree(bundle, ignore_errors=True)
     words = ["-m", "tools.large_models.compile_child", str(model), str(bundle)]
@@ -64,7 +63,7 @@ def measure_real(scratch: Path, model: Path, limit: str) -> dict[str, Any]:
     }
     given = _input(scratch, model)
     found["outputs"] = {
-        output: _both_ways(scratch, ("run", bundle, *given, "--output", output), limit) for output in OUTPUTS
+        output: _both_ways(scratch, ("run", bundle, *given, "--output", output), limit) for output in outputs
     }
     shutil.rmtree(bundle)
     return found
