@@ -49,6 +49,7 @@ class Watch:
 
     def begin(self) -> None:
         """From now on, to the end of this process."""
+        sys.dont_write_bytecode = True  # Python keeps what it compiles of modules that are imported later
         sys.addaudithook(self._audit)
 
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
