@@ -54,8 +54,8 @@ def test_the_page_counts_and_names() -> None:
     assert f"| Causal language models | {len(types_of('causal'))} | 6 | 2 | 1 | 1 | 1 | 0 | 1 | 60% |" in page
     assert f"| All | {len(types_of('causal')) + len(types_of('masked'))} | 7 | 3 | 1 | 1 | 1 | 0 | 1 | 67% |" in page
     assert "`verify` agrees on all but two." in page
-    assert "at its largest 500 MiB): one, two." in page
-    assert "| six | has windows on a grid |" in page
+    assert "at its largest 500 MiB; of each its own): one (2.0 s, 500 MiB), two (2.0 s, 500 MiB)." in page
+    assert "| six (2.0 s, 500 MiB) | has windows on a grid |" in page
     assert "| three | refused | is a recurrence |" in page
     assert "hidden at 53 tokens: 5.0e-01 of 2.0e+00" in page
     assert f"Not measured yet ({len(types_of('causal'))}): " in page

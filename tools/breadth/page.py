@@ -90,14 +90,15 @@ def _section(name: str, kinds: Mapping[str, Mapping[str, Any]]) -> list[str]:
         seconds = [row["compile_seconds"] for _, row in exact]
         peak = [row["peak_mib"] for _, row in exact]
         disagree = [kind for kind, row in exact if not row["verified"]]
+        tiled = [each for each in exact if "whole" not in each[1]]
         lines += [
             f"Exact ({len(exact)}; compiled in {median(seconds):.1f} s, at most {max(seconds):.0f}; the process at its "
-            f"largest {max(peak)} MiB): " + ", ".join(kind for kind, row in exact if "whole" not in row) + ".",
+            f"largest {max(peak)} MiB; of each its own): " + ", ".join(map(_cost, tiled)) + ".",
             "",
             f"`verify` agrees on all but {', '.join(disagree)}." if disagree else "`verify` agrees on all.",
             "",
         ]
-    whole = [(kind, str(row["whole"]).split("\n")[0][:260]) for kind, row in exact if "whole" in row]
+    whole = [(_cost((kind, row)), str(row["whole"]).split("\n")[0][:260]) for kind, row in exact if "whole" in row]
     if whole:
         lines += ["As one engine of one input size:", ""]
         lines += table(("type", "why it is not tiled"), whole, left=2)
@@ -113,6 +114,12 @@ def _section(name: str, kinds: Mapping[str, Mapping[str, Any]]) -> list[str]:
             ("type", "outcome", "message"), [(kind, row["outcome"], _words(row)) for kind, row in others], left=3
         )
     return lines
+
+
+def _cost(measured: tuple[str, Mapping[str, Any]]) -> str:
+    """A type with the processor seconds of its compile and the process's largest memory."""
+    kind, row = measured
+    return f"{kind} ({row['compile_seconds']:.1f} s, {row['peak_mib']} MiB)"
 
 
 def _words(row: Mapping[str, Any]) -> str:
