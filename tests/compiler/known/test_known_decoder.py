@@ -122,6 +122,8 @@ KNOWN: list[tuple[str, dict[str, Any]]] = [
 ]
 LATER: tuple[dict[str, Any], ...] = (
     {"head_dim": 32},
+    {"heads": 1, "kv_heads": 1},
+    {"head_dim": 128, "heads": 3, "kv_heads": 3, "head": False},
     {"head": False},
     {"layers": 4},
     {"name": "mistral", "head_dim": 24},

@@ -14,6 +14,7 @@ import pytest
 
 from tests.runtime.generation.decoders import BEYOND, BLOCK, MODELS, bundle, bundle_folder, tokens
 from tests.shared_folder import shared_folder
+from tests.tiers import with_long
 from twoheads.export.accelerators.lint import lint_bundle
 from twoheads.export.accelerators.target import load_target
 from twoheads.export.accelerators.target_files import made_files, write_target
@@ -76,7 +77,11 @@ def _made(loaded: LoadedBundle, prompt: list[int], **options: Any) -> Generated:
 
 
 @pytest.mark.parametrize(
-    ("name", "length"), [("llama", 1), ("llama", 2 * BLOCK + 7), ("llama", BEYOND * BLOCK + 5), ("gemma", 3 * BLOCK)]
+    ("name", "length"),
+    with_long(
+        [("llama", 1), ("llama", 2 * BLOCK + 7), ("llama", BEYOND * BLOCK + 5), ("gemma", 3 * BLOCK)],
+        [("llama", BEYOND * BLOCK + 5), ("gemma", 3 * BLOCK)],
+    ),
 )
 def test_tokens_are_those_of_the_bundles_own_engines(name: str, length: int) -> None:
     prompt = tokens(length)

@@ -13,6 +13,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.runtime.generation.decoders import BEYOND
+from tests.tiers import with_long
 from twoheads.compiler import compile_model
 from twoheads.compiler.compiled_model import CompiledModel
 from twoheads.export import narrow_values, quantise_weights, write_bundle
@@ -66,7 +67,7 @@ def test_weights_that_do_not_fit_are_told(tmp_path):
         load(packed, memory_limit=1).generate([5, 6, 7], max_new_tokens=3)
 
 
-@pytest.mark.parametrize("staying", [0, 2])
+@pytest.mark.parametrize("staying", with_long([0, 2], [2]))
 def test_packed_weights_that_do_not_fit_are_there_for_their_stage_alone(staying, tmp_path, monkeypatch):
     """The first stages stay, and the others open for each call: the same continuations, alone and in a batch."""
     folder = write_bundle(quantise_weights(_compiled(), "int4"), tmp_path / "b")

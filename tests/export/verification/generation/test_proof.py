@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.runtime.generation.decoders import BLOCK, bundle_folder, gemma, llama, tokens
+from tests.tiers import with_long
 from twoheads.compiler import compile_model
 from twoheads.export import write_bundle
 from twoheads.export.verification.generation.proof import verify_generation
@@ -26,7 +27,7 @@ def _report(name):
     return verify_generation(bundle_folder(name), MODELS[name](), new_tokens=3 * BLOCK, tokens=prompt)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", with_long(MODELS, ["llama"]))
 def test_a_right_bundle_passes(name):
     report = _report(name)
     assert report.passed
