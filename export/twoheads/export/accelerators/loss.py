@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from twoheads.runtime.backends.emulator import EMULATORS, EmulatorBackend, measu
 from twoheads.runtime.bundle.reader import Bundle, read_bundle
 
 __all__ = ["MOST", "Loss", "loss_by", "measure_loss", "refuse_loss", "refuse_unmeasured"]
+
+logger = logging.getLogger(__name__)
 
 MOST = 0.05
 """The largest share that may be lost unasked."""
@@ -83,7 +86,8 @@ def measure_loss(
     except InputError as error:
         if error.where != f"backend {backend}":
             raise
-        return None  # it is not installed
+        logger.warning("what %s costs is not measured: %s", entry.precision, error)  # it is not installed
+        return None
 
 
 def loss_by(backend: EmulatorBackend, bundle: Bundle, entry: TargetEntry, scratch: Path, text: str) -> Loss:
