@@ -21,8 +21,9 @@ jobs may have run meanwhile: times are upper bounds.
 """
 FOOTER = """\
 WebGPU ran on Chromium's software in the place of a GPU: its numbers count, its times do not (they are of 2 cores of an
-Intel Xeon with other jobs, on 2026-11-29). A file whose weights lie beside it runs on the web below 2 GB; beyond that, use C++, Node or Python.
-The runtime keeps memory limits, checkpoints and reports, and packs short inputs: export for hosts without Python.
+Intel Xeon with other jobs, on 2026-11-29). A file whose weights lie beside it runs on the web below 2 GB; beyond that,
+use C++, Node or Python. The runtime keeps memory limits, checkpoints and reports, and packs short inputs: export for
+hosts without Python.
 
 A file of `export --step` takes what is kept and gives it back with a token more, so it copies all of it each step.
 A step of SmolLM2 (blocks of 256, 2 threads) took 32 ms behind 257 tokens, the runtime's 33, and 39 ms behind 1,024,
