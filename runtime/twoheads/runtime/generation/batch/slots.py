@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -22,7 +23,7 @@ Numbers: TypeAlias = "npt.NDArray[np.int64] | slice"
 """Of an axis: neighbours are a slice, which takes no copy."""
 
 
-class Slots:
+class Slots(ABC):
     """Arrays of places for :data:`SLOTS` sequences.
 
     Args:
@@ -37,9 +38,9 @@ class Slots:
         self._free = list(range(SLOTS))
 
     @property
+    @abstractmethod
     def arrays(self) -> tuple[Array, ...]:
         """All of them; a slot is a place along the first axis of each."""
-        raise NotImplementedError
 
     @property
     def used(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper, version_converter
 
 from tests.compiler.onnx_graphs import attention_nodes, attention_weights, save_model
 from twoheads.compiler import compile_model
+from twoheads.compiler.frontend.onnx.model import older_operators
 from twoheads.compiler.frontend.onnx.model.read_file import read_onnx
 from twoheads.export import verify, write_bundle
 from twoheads.graphs.errors import CompileError
@@ -122,6 +124,38 @@ def test_a_file_that_can_not_be_compared_is_refused(tmp_path: Path) -> None:
     nodes = [helper.make_node("Add", ["x", "few"], ["hidden"])]
     with pytest.raises(CompileError, match="runs on none of the inputs"):
         read_onnx(save_model(tmp_path / "m.onnx", nodes, weights, HIDDEN, opset=11))
+
+
+def test_inputs_that_no_trial_has_are_refused(tmp_path: Path) -> None:
+    """Words are no numbers; and a picture is not tried with as many rows and columns as a sound has samples."""
+    words: dict[str, tuple[int, list[int | str | None]]] = {
+        "words": (TensorProto.STRING, ["batch", "tokens"]),
+        "x": (TensorProto.FLOAT, ["batch", "tokens", 8]),
+    }
+    node = helper.make_node("Relu", ["x"], ["hidden"])
+    with pytest.raises(CompileError, match="runs on none of the inputs"):
+        read_onnx(save_model(tmp_path / "words.onnx", [node], {}, HIDDEN, inputs=words, opset=11))
+    session: Any = SimpleNamespace(
+        get_inputs=lambda: [SimpleNamespace(name="x", type="tensor(float)", shape=["n", 3, "rows", "columns"])],
+        run=lambda *_: pytest.fail("was tried"),
+    )
+    with pytest.raises(ValueError, match="16000, 16000"):
+        dict(older_operators._example(session, 16000))
+
+
+def test_what_the_converter_makes_and_does_not_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    convert = version_converter.convert_version
+
+    def wrong(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
+        made = convert(model, version)
+        made.graph.initializer.append(numpy_helper.from_array(np.array([1, 3, 8]), "few"))
+        made.graph.node[0].input[0] = "cut"
+        made.graph.node.insert(0, helper.make_node("Reshape", ["x", "few"], ["cut"]))
+        return made
+
+    monkeypatch.setattr(version_converter, "convert_version", wrong)
+    with pytest.raises(CompileError, match=r"operator set 11, older than 13, and .* makes of it does not run: "):
+        read_onnx(_old(tmp_path / "m.onnx"))
 
 
 def test_what_paddle_does_not_know_is_no_name(tmp_path: Path) -> None:

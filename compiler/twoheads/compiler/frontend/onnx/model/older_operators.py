@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -28,6 +29,9 @@ OLDEST_OPSET = 13
 
 LENGTHS = (8, 32, 17, 64, 224, 1000, 16000)
 """Of axes without a number: tokens, sides of images, samples."""
+
+LARGEST = 1 << 24
+"""Numbers of an input that is tried: a picture with as many rows and columns as a sound has samples is none."""
 
 ENOUGH = 2
 """Lengths that are compared, where the file runs at so many."""
@@ -73,7 +77,7 @@ def bring_up_to_date(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     newer = _converted(model, {name: trials[0][1][name].ndim for name in softmaxes}, path, where)
     session = _session(newer, outputs, path, where)
     for feeds, expected in trials:
-        _require_same(dict(zip(outputs, session.run(outputs, feeds), strict=True)), expected, path, where)
+        _require_same(_results(session, outputs, feeds, path, where), expected, path, where)
     logger.info("%s: its operator set %d is read as %d, with the same results", path.name, version, OLDEST_OPSET)
     return newer
 
@@ -101,10 +105,10 @@ def _trials(
     wanted = list(dict.fromkeys([*outputs, *softmaxes]))
     runs = 0
     for length in LENGTHS:
-        feeds = dict(_example(session, length))
         try:
+            feeds = dict(_example(session, length))
             values = session.run(wanted, feeds)
-        except Exception as error:  # noqa: BLE001 - its exceptions have no common type
+        except Exception as error:  # noqa: BLE001 - its exceptions have no common type, and some inputs are no numbers
             logger.debug("does not run at %d: %s", length, error)
             continue
         yield feeds, dict(zip(wanted, values, strict=True))
@@ -117,7 +121,12 @@ _DTYPES: Mapping[str, str] = {"float": "float32", "double": "float64"}
 
 
 def _example(session: Any, length: int) -> Iterator[tuple[str, Array]]:
-    """An array for every input: batch 1, ``length`` along other axes without a number, nothing of a past."""
+    """An array for every input: batch 1, ``length`` along other axes without a number, nothing of a past.
+
+    Raises:
+        TypeError: An input holds no numbers.
+        ValueError: One would be too large.
+    """
     inputs = session.get_inputs()
     batches = {entry.shape[0] for entry in inputs if entry.shape and isinstance(entry.shape[0], str)}
     draw = np.random.default_rng(length)
@@ -127,6 +136,8 @@ def _example(session: Any, length: int) -> Iterator[tuple[str, Array]]:
             size if isinstance(size, int) else 1 if at == 0 or size in batches else along
             for at, size in enumerate(entry.shape)
         ]
+        if prod(sizes) > LARGEST:
+            raise ValueError(f"input {entry.name} of {sizes}")
         kind = entry.type.removeprefix("tensor(").removesuffix(")")
         dtype = np.dtype(_DTYPES.get(kind, kind))
         if dtype.kind == "f":
@@ -135,6 +146,17 @@ def _example(session: Any, length: int) -> Iterator[tuple[str, Array]]:
             yield entry.name, np.ones(sizes, dtype)
         else:
             yield entry.name, draw.integers(0, 2, sizes).astype(dtype)
+
+
+def _results(
+    session: Any, outputs: Sequence[str], feeds: Mapping[str, Array], path: Path, where: str
+) -> dict[str, Array]:
+    try:
+        return dict(zip(outputs, session.run(outputs, feeds), strict=True))
+    except Exception as error:  # its exceptions have no common type
+        message = " ".join(str(error).split())
+        problem = f"{where}, and what onnx's version converter makes of it does not run: {message[:200]}"
+        raise CompileError(str(path), problem, REMEDY) from error
 
 
 def _require_same(found: Mapping[str, Array], expected: Mapping[str, Array], path: Path, where: str) -> None:
