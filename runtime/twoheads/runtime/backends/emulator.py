@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import sys
 import threading
@@ -16,6 +15,7 @@ import numpy.typing as npt
 
 from twoheads.graphs.errors import BundleError, InputError, InternalError
 from twoheads.graphs.program.program import Port
+from twoheads.graphs.user_cache import needed_cache
 from twoheads.runtime.backends.emulators.in_process import InProcess
 from twoheads.runtime.backends.emulators.process import EmulatorError, EmulatorProcess
 from twoheads.runtime.backends.onnxruntime_cpu import OnnxRuntimeEngine, open_session
@@ -133,9 +133,12 @@ def measures(target: str, precision: str) -> str | None:
 
 
 def environment_of(target: str) -> Path:
-    """The folder where a target's own environment is looked for."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "twoheads" / "environments" / target
+    """The folder where a target's own environment is looked for.
+
+    Raises:
+        InputError: The user has no folder for what is kept.
+    """
+    return needed_cache(f"the environment of {target}") / "environments" / target
 
 
 class EmulatorBackend:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import BundleError, InputError, InternalError
+from twoheads.graphs.user_cache import needed_cache
 from twoheads.runtime.backends.cuda_driver import CudaDevice, DeviceError
 from twoheads.runtime.backends.device_protocol import Device, DeviceArray, Stream
 from twoheads.runtime.backends.onnxruntime_cpu import session_ports
@@ -31,8 +32,8 @@ class CudaBackend:
     Attention engines, which make most of the calls of a long input, hold none.
 
     TensorRT builds an engine when it is first opened and keeps it in the folder of the environment variable
-    ``TWOHEADS_TENSORRT_CACHE``, by default ``~/.cache/twoheads/tensorrt``: by what is in the file and its weights, as
-    TensorRT's own cache looks at neither.
+    ``TWOHEADS_TENSORRT_CACHE``, by default ``tensorrt`` among the caches of the user: by what is in
+    the file and its weights, as TensorRT's own cache looks at neither.
 
     Args:
         name: ``cuda`` or ``tensorrt``.
@@ -168,5 +169,6 @@ def _cache_folder(path: Path, weights: Mapping[str, npt.NDArray[Any]], precision
     for name, array in weights.items():
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(array.tobytes())
-    default = Path.home() / ".cache" / "twoheads" / "tensorrt"
-    return Path(os.environ.get(CACHE_VARIABLE) or default) / digest.hexdigest()[:32]
+    told = os.environ.get(CACHE_VARIABLE)
+    cache = Path(told) if told else needed_cache("the engines that TensorRT built") / "tensorrt"
+    return cache / digest.hexdigest()[:32]

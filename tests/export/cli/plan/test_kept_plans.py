@@ -23,6 +23,7 @@ OPTIONS = {"block_size": 16, "attention": "full"}
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty one: nobody's plans are read or written."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     return tmp_path / "home"
 
 
