@@ -147,9 +147,12 @@ def test_weights_outside_of_the_folder_are_refused(folder: Path, name: str) -> N
         (folder / index).unlink()
 
 
-def test_an_index_without_names_is_refused(folder: Path) -> None:
-    (folder / "model.safetensors.index.json").write_text("[]")
-    with pytest.raises(CompileError, match="weight_map"):
+@pytest.mark.parametrize(
+    ("content", "problem"), [("[]", "does not say in which file"), ('{"weight_map": {}}', "names no weight at all")]
+)
+def test_an_index_without_names_is_refused(folder: Path, content: str, problem: str) -> None:
+    (folder / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(CompileError, match=problem):
         load_source(folder)
 
 

@@ -257,6 +257,8 @@ def _refuse_weights_elsewhere(folder: Path) -> None:
         files = cast("dict[str, Any]", content).get("weight_map") if isinstance(content, dict) else None
         if not isinstance(files, dict):
             raise CompileError(str(index), "does not say in which file each weight lies (weight_map)", DOWNLOAD)
+        if not files:
+            raise CompileError(str(index), "names no weight at all (weight_map has no entries)", DOWNLOAD)
         for name in dict.fromkeys(map(str, cast("dict[str, Any]", files).values())):
             require_below(folder, name, index)
 
