@@ -12,6 +12,7 @@ import numpy.typing as npt
 from twoheads.export.progress import Progress
 from twoheads.export.verification.check import WITHIN_FLOORS, Check, Reference, compare, rounding_bound
 from twoheads.export.verification.collect import Question, RunCount, collect
+from twoheads.export.verification.noise_floor import Floor
 from twoheads.export.verification.original_run import OriginalResults
 from twoheads.export.verification.perplexity import Perplexity, perplexity, predicted_tokens
 from twoheads.export.verification.report import (
@@ -20,12 +21,16 @@ from twoheads.export.verification.report import (
     AS_IT_RUNS,
     BUNDLE,
     COMPILATION,
+    PIECES,
     ROUNDED_PRODUCTS,
     WIDENED,
 )
 from twoheads.runtime import LoadedBundle, Report
+from twoheads.runtime.inputs.requests import read_inputs
+from twoheads.runtime.runs.head_rows import head_rows
+from twoheads.runtime.runs.host_executor import HostExecutor
 
-__all__ = ["Candidate", "Outcome", "approximation_checks", "candidates", "try_candidate"]
+__all__ = ["Candidate", "Outcome", "approximation_checks", "candidates", "pieces_checks", "try_candidate"]
 
 Array: TypeAlias = npt.NDArray[np.float32]
 
@@ -114,6 +119,28 @@ def approximation_checks(bundle: LoadedBundle, found: OriginalResults) -> tuple[
     exact = {"hidden": hidden} | ({} if logits is None else {"logits": logits})
     reference = Reference(APPROXIMATION, "the original as it is", exact, found.floors)
     return tuple(compare(original_title(bundle), output, found.rows[output], reference) for output in exact)
+
+
+def pieces_checks(bundle: LoadedBundle, hidden: Array, floor: Floor | None, question: Question) -> tuple[Check, ...]:
+    """The head in pieces of columns beside the whole one, on the same hidden states; none where it has no pieces.
+
+    Every piece computes as many rows as a block has. Which ones makes no difference to what it reads and where its
+    columns go.
+
+    Args:
+        bundle: The bundle as it runs.
+        hidden: The original's hidden states ``[rows, width]``.
+        floor: That of the logits.
+        question: What they belong to.
+    """
+    request = read_inputs(bundle.program, question.given, output="hidden").only
+    if bundle.columns is None or floor is None or request is None or not isinstance(bundle.executor, HostExecutor):
+        return ()
+    rows = np.linspace(0, len(hidden) - 1, min(len(hidden), bundle.program.block_size)).astype(np.int64)
+    whole = head_rows(bundle, bundle.program, hidden, rows, request.lengths)
+    pieces = head_rows(bundle, bundle.columns, hidden, rows, request.lengths)
+    reference = Reference(PIECES, "the whole head", {"logits": whole}, {"logits": floor}, WITHIN_FLOORS)
+    return (compare("the head some columns at a time", "logits", pieces, reference),)
 
 
 def try_candidate(candidate: Candidate, question: Question, progress: Progress) -> Outcome:

@@ -17,6 +17,7 @@ __all__ = [
     "AS_IT_RUNS",
     "BUNDLE",
     "COMPILATION",
+    "PIECES",
     "ROUNDED_PRODUCTS",
     "WIDENED",
     "VerifyReport",
@@ -41,6 +42,9 @@ ROUNDED_PRODUCTS = "rounded products"
 
 AS_BUILT = "as built"
 """How far is what was built for an accelerator from the original in float32?"""
+
+PIECES = "head in pieces"
+"""Does the head give the same some columns at a time, as it runs where a memory limit has no room for it?"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,14 @@ from twoheads.export.engines.run_inputs import logits_positions, verify_inputs, 
 from twoheads.export.progress import Progress, silent
 from twoheads.export.verification.approximation import imposition
 from twoheads.export.verification.built_run import BuiltFor, open_built
-from twoheads.export.verification.candidates import Outcome, approximation_checks, candidates, try_candidate
+from twoheads.export.verification.candidates import (
+    Outcome,
+    approximation_checks,
+    candidates,
+    pieces_checks,
+    try_candidate,
+)
+from twoheads.export.verification.check import Check
 from twoheads.export.verification.collect import Question
 from twoheads.export.verification.lowered_run import float32_products, with_bundle_weights
 from twoheads.export.verification.original_run import (
@@ -53,7 +60,8 @@ def verify(
     """Runs the original and the bundle on the same ``length`` tokens and compares them.
 
     Hidden states are compared at all positions, logits at all or, where they would take more than 1 GiB, at evenly
-    spread ones with the first, the last and those at block borders. The yardstick is :func:`noise_floor`.
+    spread ones with the first, the last and those at block borders. The yardstick is :func:`noise_floor`. A head that
+    has pieces of columns, which run where a memory limit has no room for it, is compared with itself in pieces.
 
     Args:
         bundle: The bundle's folder.
@@ -91,7 +99,8 @@ def verify(
     with float32_products(loaded) as exact:
         tried = candidates(loaded, exact, built, found, full)
         outcomes = [try_candidate(candidate, question, report) for candidate in tried]
-    return _report(loaded, built, target, found, outcomes)
+    pieces = pieces_checks(loaded, found.hidden, found.logits_floor, question)
+    return _report(loaded, built, target, found, outcomes, pieces)
 
 
 def make_question(
@@ -137,6 +146,7 @@ def _report(
     target: str | None,
     found: OriginalResults,
     outcomes: Sequence[Outcome],
+    pieces: tuple[Check, ...],
 ) -> VerifyReport:
     proof = outcomes[0]
     checks = (*proof.checks, *approximation_checks(bundle, found))
@@ -145,7 +155,7 @@ def _report(
     return VerifyReport(
         length=proof.report.length,
         block_size=proof.report.block_size,
-        checks=(*checks, *(check for outcome in outcomes[1:] for check in outcome.checks)),
+        checks=(*checks, *(check for outcome in outcomes[1:] for check in outcome.checks), *pieces),
         runs=tuple(run for outcome in outcomes for run in outcome.runs),
         seconds={**found.seconds, **named},
         approximations=bundle.manifest.approximations,

@@ -62,6 +62,11 @@ class RunContext:
         return self._bundle.program
 
     @property
+    def columns(self) -> Program | None:
+        """The program with its head in pieces of columns, where the bundle has engines for it and this backend."""
+        return self._columns
+
+    @property
     def manifest(self) -> Manifest:
         """The bundle's table of contents."""
         return self._bundle.manifest

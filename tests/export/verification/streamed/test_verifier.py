@@ -22,9 +22,11 @@ from twoheads.compiler.original.fed_layers import feeding_layers, repeated_layer
 from twoheads.export import quantise_weights, verify, write_bundle
 from twoheads.export.cli.app import app
 from twoheads.export.verification.original_run import load_original
+from twoheads.export.verification.report import PIECES
 from twoheads.export.verification.streamed import verifier
 from twoheads.export.verification.streamed.verifier import StreamedReport, verify_streamed
 from twoheads.graphs.errors import InputError
+from twoheads.graphs.schedule import head_columns
 from twoheads.graphs.serialization.bundle_format import MANIFEST, WEIGHTS
 from twoheads.runtime.backends.onnxruntime_shared import SharedWeights
 from twoheads.runtime.execution.engine_pool import EnginePool
@@ -32,6 +34,9 @@ from twoheads.runtime.execution.engine_pool import EnginePool
 BLOCK, LENGTH, LAYERS = 16, 41, 3
 SHAPE = Shape(128, 640, LAYERS, 4, 2, 600)
 """Its products and its embedding are large enough to be left in their files."""
+
+PIECE = 128
+"""Columns of the head, in the test that says so; of a head of 600 classes there are none elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,9 @@ class Made:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("streamed")
     model = make_model(folder / "model", SHAPE)
-    return Made(model, write_bundle(compile_model(model, block_size=BLOCK), folder / "bundle", generation=False))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(head_columns, "COLUMNS", PIECE)
+        return Made(model, write_bundle(compile_model(model, block_size=BLOCK), folder / "bundle", generation=False))
 
 
 def outcome(report: StreamedReport) -> dict[str, bool]:
@@ -142,6 +149,15 @@ def test_what_is_no_layer_is_seen_too(made: Made, tmp_path: Path, name: str, fau
     found = verify_streamed(wrong, made.folder, length=LENGTH)
     assert not found.passed
     assert fault in str(found.first_fault)
+
+
+def test_a_piece_of_the_head_that_reads_other_columns_is_seen(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head_columns, "COLUMNS", PIECE)
+    columns = EnginePool.columns
+    monkeypatch.setattr(EnginePool, "columns", lambda pool, stage, start: columns(pool, stage, max(start, 1)))
+    found = verify_streamed(made.bundle, made.folder, length=LENGTH)
+    assert [(check.name, check.output) for check in found.report.checks if not check.passed] == [(PIECES, "logits")]
+    assert found.first_fault == "the head some columns at a time"
 
 
 def test_rounded_weights_are_the_bundle_s_own(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

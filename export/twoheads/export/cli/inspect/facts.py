@@ -14,7 +14,9 @@ from twoheads.graphs.program.program import (
     ExpertsEngine,
     Program,
     ScanEngine,
+    TokenwiseEngine,
 )
+from twoheads.graphs.schedule.head_columns import head_columns
 from twoheads.graphs.serialization.bundle_format import DENSE_EXPERTS, ENGINES, LEFT_OUT, Manifest
 from twoheads.graphs.variants.choose import fused_steps
 from twoheads.graphs.variants.model_steps import MODEL
@@ -25,6 +27,7 @@ __all__ = [
     "attention_stages",
     "dense_experts",
     "engines_of",
+    "head_pieces",
     "left_out",
     "left_out_text",
     "mask_counts",
@@ -113,5 +116,19 @@ def one_call_up_to(manifest: Manifest, program: Program) -> int:
 
 
 def engines_of(manifest: Manifest, program: Program) -> list[Engine]:
-    """Those of the program, then those that hold several of its stages for inputs of any length."""
-    return [*program.engines, *(engine for _, engine in fused_steps(program, manifest.lowering))]
+    """Those of the program, those that hold several of its stages for inputs of any length, and that of pieces."""
+    pieces = head_pieces(manifest, program)
+    return [
+        *program.engines,
+        *(engine for _, engine in fused_steps(program, manifest.lowering)),
+        *(() if pieces is None else (pieces,)),
+    ]
+
+
+def head_pieces(manifest: Manifest, program: Program) -> TokenwiseEngine | None:
+    """The engine of some columns of the head; ``None`` where the bundle holds none."""
+    columns = head_columns(program)
+    if columns is None:
+        return None
+    engine = columns.engine_of(TokenwiseEngine, columns.head[0].engine)
+    return engine if f"{ENGINES}/{engine.name}.onnx" in manifest.files else None

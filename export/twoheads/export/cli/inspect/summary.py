@@ -8,6 +8,7 @@ from pathlib import Path
 from twoheads.export.cli.inspect.facts import (
     dense_experts,
     engines_of,
+    head_pieces,
     left_out,
     left_out_text,
     mask_counts,
@@ -30,6 +31,7 @@ from twoheads.graphs.program.program import (
     Port,
     Program,
     ScanEngine,
+    TokenwiseEngine,
 )
 from twoheads.graphs.serialization.bundle_format import SIGNATURE, TOKENIZER, WHOLE, Manifest, TargetEntry
 from twoheads.graphs.variants.model_steps import MODEL
@@ -81,6 +83,7 @@ def print_summary(path: Path, manifest: Manifest, program: Program) -> None:
         ("scans", "; ".join(f"{count} x {name}" for name, count in scan_counts(program).items()) or "none"),
         *((("experts", text),) if (text := _experts_text(path, manifest, program)) else ()),
         ("stages", f"{len(program.body)} in the body{moving}, {len(program.head)} in the head"),
+        *((("large head", _pieces_text(pieces)),) if (pieces := head_pieces(manifest, program)) else ()),
         ("engines", ", ".join(engine.name for engine in engines_of(manifest, program))),
         ("targets", ", ".join(map(_target_text, manifest.targets.items())) or "none built"),
         ("signature", _signature_text(path)),
@@ -94,6 +97,10 @@ def _experts_text(path: Path, manifest: Manifest, program: Program) -> str:
     gathered = [f"{count} x {text}" for text, count in mixture_counts(program).items()]
     reasons = Counter(dense_experts(path, manifest).values())
     return "; ".join([*gathered, *(f"{count} x dense: {reason}" for reason, count in reasons.items())])
+
+
+def _pieces_text(pieces: TokenwiseEngine) -> str:
+    return f"{pieces.outputs[0].shape[-1]:,} columns at a time where a memory limit has no room for it ({pieces.name})"
 
 
 def _precision_text(manifest: Manifest) -> str:

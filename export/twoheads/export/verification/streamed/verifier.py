@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from twoheads.export.progress import Progress, silent
 from twoheads.export.verification.approximation import imposition
-from twoheads.export.verification.candidates import original_title
+from twoheads.export.verification.candidates import original_title, pieces_checks
 from twoheads.export.verification.check import WITHIN_FLOORS, Check, Reference, compare
 from twoheads.export.verification.collect import Question
 from twoheads.export.verification.lowered_run import float32_products
@@ -23,7 +23,7 @@ from twoheads.export.verification.noise_floor import CUTS, Floors, pooled
 from twoheads.export.verification.original_run import evaluate_original, load_original
 from twoheads.export.verification.report import BUNDLE, COMPILATION, VerifyReport
 from twoheads.export.verification.streamed.bundle_run import BundleValues, run_by_stages
-from twoheads.export.verification.streamed.layer_checks import LayerChecks
+from twoheads.export.verification.streamed.layer_checks import LAYER, LayerChecks
 from twoheads.export.verification.verifier import make_question
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.scratch import scratch_folder
@@ -131,7 +131,8 @@ def _compared(
         original, title = with_stored_bundle_weights(original, loaded), f"{title} with the bundle's weights"
     floors, seconds = _evaluations(loaded, original, question, layers, progress)
     final = tuple(_final_checks(floors, ours, title))
-    checks = (*final, *layers.checks(f"{title}, fed with the bundle's own values"))
+    pieces = pieces_checks(loaded, floors.hidden, floors.final_logits, question)
+    checks = (*final, *layers.checks(f"{title}, fed with the bundle's own values"), *pieces)
     report = VerifyReport(
         length=question.rows,
         block_size=loaded.program.block_size,
@@ -193,7 +194,8 @@ def _final_checks(floors: Floors, ours: BundleValues, title: str) -> list[Check]
 def _first_fault(checks: tuple[Check, ...], layers: LayerChecks) -> str:
     """The first layer that failed; else the first one of those that were seen only together with what follows."""
     for check in checks:
-        if check.name != COMPILATION and not check.passed:
+        if check.name == LAYER and not check.passed:
             return check.output
-    failed = ", ".join(check.output for check in checks if not check.passed)
-    return f"{layers.unseen[0]}, or what follows it" if layers.unseen and failed else failed or "the count of calls"
+    failed = ", ".join(check.output for check in checks if not check.passed and check.name == COMPILATION)
+    pieces = "the head some columns at a time" if any(not check.passed for check in checks) else "the count of calls"
+    return f"{layers.unseen[0]}, or what follows it" if layers.unseen and failed else failed or pieces
