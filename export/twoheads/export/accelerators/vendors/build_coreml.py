@@ -11,6 +11,7 @@ import onnx
 import torch
 from coremltools.optimize.coreml import OpPalettizerConfig, OptimizationConfig, palettize_weights
 from onnx import numpy_helper
+from palettes import palette
 from torch_module import torch_module
 
 PALETTES = {"palette8": 8, "palette4": 4}
@@ -54,7 +55,11 @@ def build(request: dict[str, Any]) -> None:
 
 def _palettised(model: Any, bits: int) -> Any:
     """The model, each weight an index into the few numbers of its group of columns, found by k-means."""
-    how = OpPalettizerConfig(mode="kmeans", nbits=bits, granularity="per_grouped_channel", group_size=GROUP)
+
+    def numbers(weights: Any) -> tuple[Any, Any]:
+        return palette(weights, bits)
+
+    how = OpPalettizerConfig(mode="custom", lut_function=numbers, granularity="per_grouped_channel", group_size=GROUP)
     return palettize_weights(model, OptimizationConfig(global_config=how))
 
 
