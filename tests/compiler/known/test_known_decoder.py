@@ -90,6 +90,16 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     return plan_model
 
 
+SMALL_GEMMA: dict[str, Any] = {"window": 40, "key_length": 24, "head": False}
+LARGEST_GEMMA: dict[str, Any] = {
+    "window": 40,
+    "key_length": 16,
+    "layers": 46,
+    "head": False,
+    "tensors": tuple(f"blk.{layer}.attn_norm.weight" for layer in range(46)),
+}
+"""A Gemma 2 of 27B: its scores are scaled by the width of hidden states for a head."""
+
 KNOWN: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"head_dim": 32}),
     ("llama", {"layers": 2, "head": False, "tokens": 48, "inner": 48}),
@@ -100,7 +110,10 @@ KNOWN: list[tuple[str, dict[str, Any]]] = [
     ("qwen3", {"head_dim": 128, "heads": 3, "kv_heads": 3, "head": False}),
     ("gemma2", {"window": 40, "key_length": 24, "layers": 5, "head": False}),
     ("gemma3", {"window": 17, "key_length": 16, "layers": 8, "head": False}),
+    ("gemma2", LARGEST_GEMMA),
     ("phi3", {"padding": 0}),
+    ("phi3", {"padding": 0, "window": 40}),
+    ("phi3", {"padding": 0, "window": 64}),
     ("starcoder2", {"head": False, "layers": 2}),
     ("starcoder2", {"layers": 4}),
     ("gpt2", {"kv_heads": 6}),
@@ -126,6 +139,8 @@ LATER: tuple[dict[str, Any], ...] = (
     {"head_dim": 128, "heads": 3, "kv_heads": 3, "head": False},
     {"head": False},
     {"layers": 4},
+    LARGEST_GEMMA,
+    {"padding": 0, "window": 64},
     {"name": "mistral", "head_dim": 24},
     {"name": "Mistral 7B", "head_dim": 24},
     {"experts": (4, 4), "layers": 2, "expert_inner": 24, "shared_inner": 56},
@@ -193,6 +208,9 @@ def test_a_real_model(smollm2: Path, captured: Callable[..., Any]) -> None:
         ("gemma2", lambda writer: writer.add_sliding_window(40), {"head": False}),
         ("gemma2", lambda _writer: None, {"window": 40, "key_length": 24}),
         ("gemma3", lambda _writer: None, {"window": 40, "key_length": 24, "layers": 5, "head": False}),
+        ("gemma2", lambda writer: writer.add_attn_logit_softcapping(30.0), {**SMALL_GEMMA, "layers": 4}),
+        ("gemma3", lambda writer: writer.add_final_logit_softcapping(30.0), {**SMALL_GEMMA, "layers": 6}),
+        ("gemma3", lambda writer: writer.add_rope_scaling_factor(8.0), {**SMALL_GEMMA, "layers": 6}),
         ("gemma3", lambda writer: writer.add_expert_count(4), {"window": 40, "key_length": 24, "layers": 8}),
     ],
 )

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from twoheads.compiler.frontend.torch.weights.gguf_entries import gemma_width
 from twoheads.compiler.known.kind import Kind
-from twoheads.compiler.known.kinds import GEMMA_SCALE
 from twoheads.compiler.known.tokenwise_regions import Body, Regions, Weights
 from twoheads.graphs.costs.expert_costs import dense_is_cheaper
 from twoheads.graphs.masks.expressions import And, Causal, Window
@@ -233,7 +233,13 @@ class Decoder:
     def _sees_all(self, layer: int) -> bool:
         if self.kind.gemma is not None:
             return (layer + 1) % self.kind.gemma.period == 0
-        return not self.kind.window
+        return not self.window
+
+    def _scores_by(self) -> int:
+        """By the root of what scores are divided."""
+        if self.kind.gemma is None:
+            return self.head_dim
+        return gemma_width(self.kind.gemma.name, self.layers, self.hidden // self.heads, self.head_dim)
 
     def _table(self, name: str) -> Port:
         return Port(name, "float32", (self.vocabulary, self.hidden))
@@ -281,7 +287,7 @@ class Decoder:
             v_head_dim=self.head_dim,
             block_size=self.block,
             key_tile=tile,
-            scale=GEMMA_SCALE if gemma else self.head_dim**-0.5,
+            scale=self._scores_by() ** -0.5,
             softcap=gemma.softcap if gemma else 0.0,
             mask_heads=self.heads if self.kind.slope else 1,
             dtype="float32",

@@ -15,7 +15,10 @@ its attention (or its experts) gave, ``p`` what was computed beside it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from twoheads.compiler.frontend.torch.weights.gguf_header import Said
 
 __all__ = ["Convolution", "Gemma", "Kind", "Mixture", "Naming", "Weights"]
 
@@ -44,11 +47,13 @@ class Gemma:
     """Scaled embeddings and windows; the head's table is the tokens'.
 
     Attributes:
+        name: Of its architecture.
         period: Of so many layers the last sees all tokens before its own, the others a window of them.
         softcap: Of scores; 0 for none.
         frequencies: Buffers of the rotary embedding: of the layers that see all, and of the others if these differ.
     """
 
+    name: str
     period: int
     softcap: float
     frequencies: tuple[str, ...]
@@ -126,7 +131,8 @@ class Kind:
         convolution: What some layers have in place of attention, or ``None``.
         window: Tokens that all layers see, whatever the file says; 0 for all.
         one_key_head: Whether the library reads one head of keys, whatever the file says.
-        others: Entries that it may have besides, which the library does not read.
+        others: Entries that it may have besides, which change nothing else in a program.
+        fixed: What entries say that it may have besides; a file that says something else is of another model.
     """
 
     before: Weights
@@ -156,3 +162,4 @@ class Kind:
     window: int = 0
     one_key_head: bool = False
     others: tuple[str, ...] = ()
+    fixed: Mapping[str, Said] = field(default_factory=dict[str, Said])

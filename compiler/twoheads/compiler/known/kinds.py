@@ -6,15 +6,13 @@ from dataclasses import replace
 
 from twoheads.compiler.known.kind import Convolution, Gemma, Kind, Mixture, Naming, Weights
 
-__all__ = ["GEMMA_SCALE", "KEY_LENGTH", "KINDS", "TURNED", "WINDOW", "kind_of"]
+__all__ = ["BASE", "KEY_LENGTH", "KINDS", "TURNED", "WINDOW", "kind_of"]
 
 KEY_LENGTH, WINDOW = "attention.key_length", "attention.sliding_window"
+CAP, LAST_CAP, BASE = "attn_logit_softcapping", "final_logit_softcapping", "rope.freq_base"
 
 TURNED = "rope.dimension_count"
 """The entry that says how wide the part of a head is which rotary positions turn."""
-
-GEMMA_SCALE = 256**-0.5
-"""What the library multiplies the scores of any Gemma with that is read from a header."""
 
 OF_GPT = Naming("transformer.h.{}.", "attn", "transformer.wte.weight", "")
 OF_BLOOM = Naming("transformer.h.{}.", "self_attention", "transformer.word_embeddings.weight", "")
@@ -70,7 +68,8 @@ KINDS = {
         12,
         KEY_LENGTH,
         begins="mul",
-        gemma=Gemma(2, 50.0, ("inv_freq",)),
+        gemma=Gemma("gemma2", 2, 50.0, ("inv_freq",)),
+        fixed={CAP: 50.0, LAST_CAP: 30.0},
     ),
     "gemma3": Kind(
         (BEFORE, QUERY, KEY, VALUE, *NORMS),
@@ -79,7 +78,8 @@ KINDS = {
         16,
         KEY_LENGTH,
         begins="mul",
-        gemma=Gemma(6, 0.0, ("full_attention_inv_freq", "sliding_attention_inv_freq")),
+        gemma=Gemma("gemma3", 6, 0.0, ("full_attention_inv_freq", "sliding_attention_inv_freq")),
+        fixed={CAP: 0.0, LAST_CAP: 0.0},
     ),
     "phi3": Kind(
         (BEFORE, "self_attn.qkv_proj.weight fh"),

@@ -14,9 +14,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from twoheads.compiler.frontend.torch.weights.gguf_header import GgufFacts, Said, gguf_facts
+from twoheads.compiler.frontend.torch.weights.gguf_positions import otherwise
 from twoheads.compiler.known.decoder_program import Decoder, Experts
 from twoheads.compiler.known.kind import Kind, Mixture
-from twoheads.compiler.known.kinds import KEY_LENGTH, TURNED, WINDOW, kind_of
+from twoheads.compiler.known.kinds import BASE, KEY_LENGTH, TURNED, WINDOW, kind_of
 from twoheads.graphs.program.program import Program
 
 __all__ = ["known_decoder"]
@@ -39,11 +40,11 @@ SIZES = (
 WIDTHS = KEY_LENGTH, "attention.value_length"
 """Entries that say the width of a head once more."""
 
-OTHERS = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "rope.freq_base", "vocab_size")
+OTHERS = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "vocab_size")
 """Entries that it may have besides; but for the last they change nothing in a program."""
 
-OF_GEMMA = (WINDOW, "attn_logit_softcapping", "final_logit_softcapping", "rope.scaling.type", "rope.scaling.factor")
-"""Entries that a Gemma may have; of these the library reads the first."""
+OF_GEMMA = (WINDOW, "rope.scaling.type", "rope.scaling.factor")
+"""Entries that a Gemma may have."""
 
 COUNTS = ("expert_count", "expert_used_count")
 """Entries of mixtures: the experts of a layer, and those of a token."""
@@ -76,7 +77,7 @@ def _decoder(facts: GgufFacts, block: int) -> Decoder | None:
     """What a header says, if it is of a known kind and says nothing else."""
     architecture, name = str(facts.entries.get("general.architecture")), str(facts.entries.get("general.name"))
     kind = kind_of(architecture, name, frozenset(facts.tensors))
-    if kind is None:
+    if kind is None or otherwise(facts) is not None:
         return None
     own = {key: value for key, value in facts.entries.items() if not key.startswith(ASIDE)}
     own = {key.removeprefix(f"{architecture}."): value for key, value in own.items()}
@@ -87,17 +88,15 @@ def _decoder(facts: GgufFacts, block: int) -> Decoder | None:
     sizes = [size for size in found if type(size) is int and size > 0]
     if len(sizes) < len(found) or own.keys() - _entries(kind) or (kind.counted and "vocab_size" in own):
         return None
+    if any(own.get(entry, value) != value for entry, value in kind.fixed.items()):
+        return None
     layers, context, hidden, inner, heads, kv_heads, vocabulary = sizes
     head_dim = _width(own, kind.head_dim, hidden // heads)
     turned = _width(own, kind.turned, None) if isinstance(kind.turned, str) else int(head_dim * kind.turned)
     mixed = None if kind.mixture is None else _experts(own, kind.mixture)
     if head_dim < 2 or any(own.get(entry, head_dim) != head_dim for entry in WIDTHS):
         return None
-    if (
-        own.get(TURNED, head_dim) not in (head_dim, turned)
-        or turned % 2
-        or (kind.turned and not 0 < turned <= head_dim)
-    ):
+    if own.get(TURNED, turned) != turned or turned % 2 or (kind.turned and not 0 < turned <= head_dim):
         return None
     if layers < 2 or hidden % heads or heads % kv_heads or (kind.heads_alike and kv_heads != heads):
         return None
@@ -112,7 +111,9 @@ def _decoder(facts: GgufFacts, block: int) -> Decoder | None:
     window = own.get(WINDOW, kind.window)
     if type(window) is not int or (kind.gemma and not (window > 0 and tied and KEY_LENGTH in own)):
         return None
-    if kind.gemma and layers < kind.gemma.period:
+    if kind.gemma is None:
+        window = 0 if WINDOW in own and window >= context else window
+    elif layers < kind.gemma.period:
         return None
     widths = context, hidden, inner, heads, kv_heads, head_dim, vocabulary, turned
     return Decoder(kind, block, layers, *widths, window, tied, mixed, convolved, taps)
@@ -120,7 +121,8 @@ def _decoder(facts: GgufFacts, block: int) -> Decoder | None:
 
 def _entries(kind: Kind) -> set[str]:
     """What a file of ``kind`` may say."""
-    found = {*SIZES, *WIDTHS, TURNED, *OTHERS, *kind.others, *(OF_GEMMA if kind.gemma else ())}
+    found = {*SIZES, *WIDTHS, *OTHERS, *kind.others, *kind.fixed, *(OF_GEMMA if kind.gemma else ())}
+    found |= {TURNED, BASE} if kind.turned else set()
     if (mixture := kind.mixture) is not None:
         found |= {*COUNTS, mixture.inner[0], *((mixture.shared[0],) if mixture.shared else ())}
     return found | ({kind.convolution.taps} if kind.convolution else set())

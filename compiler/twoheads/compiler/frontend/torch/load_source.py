@@ -42,8 +42,8 @@ from twoheads.compiler.frontend.torch.source_pooling import (
 )
 from twoheads.compiler.frontend.torch.unused_weights import refuse_unused_weights
 from twoheads.compiler.frontend.torch.weights.deferred_loading import SMALL, deferred_loading
+from twoheads.compiler.frontend.torch.weights.gguf_entries import file_config
 from twoheads.compiler.frontend.torch.weights.gguf_header import FOLDER, check_gguf
-from twoheads.compiler.frontend.torch.weights.gguf_positions import positioned_config
 from twoheads.graphs.errors import CompileError, InternalError
 from twoheads.graphs.program.program import Limit, Pooling
 from twoheads.graphs.serialization.bundle_format import SourceIdentity
@@ -193,10 +193,10 @@ def _from_gguf(path: Path, *, weights: bool) -> LoadedSource:
     check_gguf(path)
     options = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
     if not weights:
-        module = _without_weights(AutoModelForCausalLM, positioned_config(path), trust=False)
+        module = _without_weights(AutoModelForCausalLM, file_config(path), trust=False)
         return _hugging_face(path.stem, "gguf", module, frozenset(), None, None, None)
     # The library's own way to the configuration reads every token of the vocabulary, for seconds.
-    module, missing = _load_weights(AutoModelForCausalLM, path.parent, {**options, "config": positioned_config(path)})
+    module, missing = _load_weights(AutoModelForCausalLM, path.parent, {**options, "config": file_config(path)})
     tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, **options)
     facts = generation_facts(module, tokenizer=tokenizer)
     return _hugging_face(path.stem, "gguf", module, missing, None, tokenizer_bytes(tokenizer), facts)

@@ -13,7 +13,8 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from twoheads.compiler import plan_model
-from twoheads.compiler.frontend.torch.weights.gguf_positions import FACTORS, LONG, positioned_config
+from twoheads.compiler.frontend.torch.weights.gguf_entries import file_config
+from twoheads.compiler.frontend.torch.weights.gguf_positions import FACTORS, LONG
 from twoheads.graphs.errors import CompileError
 
 HEAD, BASE = 32, 500000.0
@@ -71,17 +72,17 @@ def test_the_divisors_of_a_llama_are_those_of_its_configuration(tmp_path: Path, 
     numbers = divisors(largest)
     assert numbers.max() == pytest.approx(largest)
     assert numbers.min() == 1
-    found = positioned_config(write(tmp_path / "model.gguf", {FACTORS: numbers})).rope_parameters
+    found = file_config(write(tmp_path / "model.gguf", {FACTORS: numbers})).rope_parameters
     assert found == {**LLAMA3, "factor": largest}
     torch.testing.assert_close(frequencies(found), frequencies({**LLAMA3, "factor": largest}), rtol=0, atol=0)
 
 
 def test_divisors_of_one_change_nothing(tmp_path: Path) -> None:
-    plain = positioned_config(write(tmp_path / "plain.gguf", {})).rope_parameters
-    ones = positioned_config(write(tmp_path / "ones.gguf", {FACTORS: np.ones(HEAD // 2, np.float32)}))
+    plain = file_config(write(tmp_path / "plain.gguf", {})).rope_parameters
+    ones = file_config(write(tmp_path / "ones.gguf", {FACTORS: np.ones(HEAD // 2, np.float32)}))
     assert ones.rope_parameters == plain
     factor_one = write(tmp_path / "linear.gguf", {}, scaling__type="linear", scaling__factor=1.0)
-    assert positioned_config(factor_one).rope_parameters == plain
+    assert file_config(factor_one).rope_parameters == plain
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ __all__ = [
     "GgufFacts",
     "GgufTensor",
     "LeanGguf",
+    "Said",
     "check_gguf",
     "gguf_config",
     "gguf_config_digest",
@@ -158,7 +159,7 @@ class GgufFacts:
     """What a header says of a model.
 
     Attributes:
-        entries: Numbers, texts and short lists of whole numbers by key; ``None`` for other lists.
+        entries: Numbers, texts and short lists of whole numbers or of yes and no by key; ``None`` for other lists.
         tokens: Of the tokenizer's vocabulary; 0 where there is none.
         tensors: By name.
         begin: Where the tensors' bytes begin.
@@ -281,10 +282,10 @@ class _Header:
         return count, short
 
     def _value(self, kind: int) -> Said:
-        """The value that comes here, passed over; ``None`` for a list, unless it is short and of whole numbers."""
+        """The value that comes here, passed over; ``None`` for a list, unless it is short and not of fractions."""
         if kind == ARRAY:
             items, count = self._take("<IQ")
-            if FORMATS.get(items, "<f")[1] in "fd?" or count > MOST_LISTED:
+            if FORMATS.get(items, "<f")[1] in "fd" or count > MOST_LISTED:
                 self._skip_items(items, count)
                 return None
             return tuple(self._take(FORMATS[items])[0] for _ in range(count))

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from twoheads.compiler.frontend.torch.weights.gguf_header import FOLDER, GgufFacts, gguf_config, gguf_facts
+from twoheads.compiler.frontend.torch.weights.gguf_header import FOLDER, GgufFacts
 from twoheads.graphs.errors import CompileError
 
-__all__ = ["FACTORS", "positioned_config", "stretched"]
+__all__ = ["FACTORS", "LONG", "otherwise", "stretched"]
 
 FACTORS = "rope_freqs.weight"
 """The tensor with a divisor for every frequency."""
@@ -35,20 +35,6 @@ ALIKE = 1e-5
 """Between the file's numbers and those of the parameters, relative: they were computed in float32."""
 
 
-def positioned_config(path: Path) -> Any:
-    """The transformers configuration of the model in a GGUF file, with positions as the file has them.
-
-    Raises:
-        CompileError: See :func:`stretched`.
-        ValueError, KeyError, struct.error: The header is damaged, or of a kind that is not read here.
-    """
-    config = gguf_config(path)
-    rotary = getattr(config, "rope_parameters", None) or {}
-    if (found := stretched(path, gguf_facts(path), rotary)) != rotary:
-        config.rope_parameters = found
-    return config
-
-
 def stretched(path: Path, facts: GgufFacts, rotary: Mapping[str, Any]) -> dict[str, Any]:
     """The rotary parameters of the file's model.
 
@@ -60,7 +46,7 @@ def stretched(path: Path, facts: GgufFacts, rotary: Mapping[str, Any]) -> dict[s
     Raises:
         CompileError: The file stretches positions in a way that is not read here.
     """
-    if (how := _otherwise(facts)) is not None:
+    if (how := otherwise(facts)) is not None:
         problem = f"stretches rotary positions {how}, which transformers does not read from such a file"
         raise CompileError(str(path), problem, FOLDER)
     if FACTORS not in facts.tensors:
@@ -84,7 +70,7 @@ def stretched(path: Path, facts: GgufFacts, rotary: Mapping[str, Any]) -> dict[s
     raise CompileError(str(path), problem, FOLDER)
 
 
-def _otherwise(facts: GgufFacts) -> str | None:
+def otherwise(facts: GgufFacts) -> str | None:
     """How the file stretches positions in another way than by one set of divisors; ``None`` where it does not."""
     if any(name in facts.tensors for name in LONG):
         return "by other divisors for long inputs than for short ones"

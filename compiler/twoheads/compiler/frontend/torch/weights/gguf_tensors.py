@@ -21,8 +21,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from twoheads.compiler.frontend.torch.weights.gguf_header import LeanGguf, lean_gguf
+from twoheads.compiler.frontend.torch.weights.gguf_header import FOLDER, LeanGguf, lean_gguf
+from twoheads.compiler.frontend.torch.weights.gguf_positions import FACTORS
 from twoheads.compiler.frontend.torch.weights.stored_tensor import StoredTensor
+from twoheads.graphs.errors import CompileError
 
 __all__ = ["expanded", "plain_gguf_reader", "stored_gguf_tensors"]
 
@@ -54,6 +56,7 @@ def stored_gguf_tensors(path: Path, model: Any, load: Callable[..., Any], small:
         small: Entries of a tensor that is kept.
 
     Raises:
+        CompileError: The file has tensors for which the model has no place: a part that nothing would compute.
         ValueError, KeyError, NotImplementedError: The file is damaged, or of a kind that the library does not know.
     """
     from transformers import modeling_gguf_pytorch_utils
@@ -69,14 +72,20 @@ def stored_gguf_tensors(path: Path, model: Any, load: Callable[..., Any], small:
     made: dict[str, Tensor] = {}
     sources: dict[str, list[_Part]] = {}
     entire: set[str] = set()
+    unread: list[str] = []
     for part in parts:  # once, for the shapes and for the small ones
         stacks = _stacks(file, part, small)
         found = stacks or file.tensors([part])
+        if not found and part.name != FACTORS:
+            unread.append(part.name)
         entire |= found.keys() - stacks.keys()
         for name, tensor in found.items():
             sources.setdefault(name, []).append(part)
             stored = partial(_stored, file, name, sources[name], stacked=name not in entire)
             made[name] = tensor if tensor.numel() <= small else stored(tensor)
+    if unread:
+        problem = f"has tensors that transformers does not read from such a file: {unread[0]} ({len(unread)} of such)"
+        raise CompileError(str(path), problem, FOLDER)
     return made
 
 
