@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime  # type: ignore[import-untyped]
 import pytest
 import torch
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
+from tests.export.accelerators.rewrites import test_scale_squares as scale_squares
 from tests.export.conftest import Ran
 from tests.export.small_decoder import BLOCK, LENGTH, save_attention, small_decoder
 from tests.runtime.device.simulated_backend import SimulatedBackend
@@ -210,6 +212,16 @@ def test_products_of_positions_stay_float32(tmp_path: Path) -> None:
         want = module(x)[0].numpy()
     got = opened(bundle).run(x[0].numpy(), output="hidden").array
     assert np.abs(got - want).max() < 5e-3
+
+
+def test_norms_hold_the_squares_of_large_channels() -> None:
+    """A row with a channel of 22,000, of which float16 has no square, as decoders have: norms are float32."""
+    narrow, x = narrow_engine(scale_squares.model(), {"x", "y"}, ()), scale_squares.rows().astype(np.float16)
+    expected = scale_squares.run(scale_squares.model(), x.astype(np.float32))
+    session = onnxruntime.InferenceSession(narrow.SerializeToString(), providers=["CPUExecutionProvider"])
+    for found in (*session.run(None, {"x": x}), *ReferenceEvaluator(narrow).run(None, {"x": x})):
+        assert np.asarray(found).dtype == np.float16
+        np.testing.assert_allclose(np.asarray(found, np.float32), expected, rtol=1e-3, atol=1e-6)
 
 
 def test_a_result_that_products_alone_read_is_never_widened() -> None:
