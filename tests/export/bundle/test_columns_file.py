@@ -24,6 +24,7 @@ from twoheads.graphs.serialization.bundle_format import WeightEntry
 from twoheads.runtime import Job, LoadedBundle, load
 from twoheads.runtime.bundle.engine_files.declared import declared_engines
 from twoheads.runtime.bundle.reader import read_bundle
+from twoheads.runtime.stages.head import run_head
 
 FILE = "engines/head_columns.onnx"
 TOKENS = np.random.default_rng(0).integers(0, 97, 71)
@@ -62,6 +63,22 @@ def test_pieces_give_the_bits_of_the_whole(bundle: Path, limited: LoadedBundle, 
     assert pieces.report.engine_calls == pieces.report.formula_calls
     blocks = BLOCKS if asked == "logits" else 1
     assert [stage.calls for stage in pieces.report.stages][-1] == blocks * PIECES
+
+
+def test_a_streamed_head_begins_without_the_memory_of_earlier_values(
+    limited: LoadedBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spare: list[int] = []
+
+    def seen(run: Any, *how: Any) -> Any:
+        spare.append(run.engines.memory.nbytes)
+        return run_head(run, *how)
+
+    monkeypatch.setattr("twoheads.runtime.runs.host_executor.run_head", seen)
+    limited.run(TOKENS, output="logits")
+    limited.memory_limit = limited.schedule(len(TOKENS), "logits").memory.total - 1
+    limited.run(TOKENS, output="logits")
+    assert spare[0] > spare[1] == 0
 
 
 def test_a_job_writes_rows_of_all_columns(bundle: Path, limited: LoadedBundle, tmp_path: Path) -> None:

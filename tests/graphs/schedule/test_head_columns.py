@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from tests.graphs.sample_programs import classifier, decoder
+from twoheads.graphs.costs.stage_costs import StageCosts
 from twoheads.graphs.program.fused import ColumnsStage
 from twoheads.graphs.program.program import Program, TokenwiseEngine
 from twoheads.graphs.schedule import head_columns as module
 from twoheads.graphs.schedule.head_columns import head_columns, limited_schedule
-from twoheads.graphs.schedule.schedule import Schedule, make_schedule
+from twoheads.graphs.schedule.schedule import Schedule, make_schedule, packing_bytes
 from twoheads.graphs.schedule.spill import plan_spill
 from twoheads.graphs.schedule.theorems import stage_claims
 
@@ -104,3 +105,16 @@ def test_a_limit_asks_for_pieces_where_the_head_does_not_fit(output: str) -> Non
         ).program
         is program
     )
+
+
+def test_a_streamed_plan_of_pieces_has_the_values_that_are_left_and_packs_a_piece() -> None:
+    schedule = make_schedule(in_columns(wide()), 70, output="logits", workers=1)
+    found = plan_spill(schedule, limit=schedule.peak_bytes - 1, disk=False, workers=1)
+    assert found.streamed
+    assert found.memory is not None
+    assert found.memory.weights == 4 * COLUMNS * WIDTH
+    assert found.memory.values == 4 * 5 * BLOCK * WIDTH < schedule.memory.values
+    others = packing_bytes(
+        StageCosts(schedule.program, {"n": 70}, 70).weights(schedule.program.body, mapped=True).values()
+    )
+    assert schedule.memory.process - found.memory.process == others - found.memory.weights > 0

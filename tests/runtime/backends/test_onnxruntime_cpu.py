@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -25,6 +27,9 @@ from twoheads.runtime.backends.onnxruntime_cpu import OnnxRuntimeBackend, OnnxRu
 from twoheads.runtime.backends.onnxruntime_shared import SharedEngine
 from twoheads.runtime.backends.protocol import EngineFile
 from twoheads.runtime.bundle.reader import read_bundle
+
+LARGE = 2048
+"""Rows and columns of an intermediate array: 17 MB."""
 
 
 class Recording(OnnxRuntimeBackend):
@@ -176,3 +181,32 @@ def test_weights_that_are_lent_are_not_turned(quantised: bool, own: bool, shared
     call.run()
     expected = ((x.swapaxes(1, 2) + weights["matrix"]) * weights["row"] - weights["bytes"]).swapaxes(1, 2)
     np.testing.assert_allclose(result.numpy(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads what the process holds from /proc")
+def test_an_engine_that_frees_gives_back_what_calls_of_others_took(tmp_path: Path) -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * mmap.PAGESIZE
+
+    def opened(name: str, rows: int, **how: Any) -> Any:
+        shape = [1, rows]
+        nodes = [
+            helper.make_node("Expand", ["x", "many"], ["wide"]),
+            helper.make_node("Exp", ["wide"], ["more"]),
+            helper.make_node("ReduceSum", ["more", "axis"], ["y"]),
+        ]
+        constants = {"many": np.array([LARGE, rows]), "axis": np.array([0])}
+        path = save_model(tmp_path / name, nodes, constants, {"y": shape}, inputs={"x": (TensorProto.FLOAT, shape)})
+        port = Port("x", "float32", (1, rows))
+        call = backend.load_engine(EngineFile(path, (port,), (replace(port, name="y"),), {}, **how)).new_call()
+        for bind in (call.bind_input, call.bind_output):
+            bind(0, backend.tensor(np.zeros((1, rows), np.float32)))
+        return call
+
+    backend = OnnxRuntimeBackend()
+    opened("large.onnx", LARGE).run()
+    held = resident()
+    opened("other.onnx", 1).run()
+    assert resident() > held - LARGE * LARGE
+    opened("frees.onnx", 1, frees=True).run()
+    assert resident() < held - 3 * LARGE * LARGE

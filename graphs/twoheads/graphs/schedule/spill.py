@@ -15,6 +15,7 @@ from itertools import pairwise
 
 from twoheads.graphs.costs.stage_costs import PAGE_BYTES, StageCosts
 from twoheads.graphs.errors import InputError
+from twoheads.graphs.program.fused import ColumnsStage
 from twoheads.graphs.program.program import ExpertsEngine, Stage
 from twoheads.graphs.schedule.schedule import (
     MemoryPlan,
@@ -112,7 +113,7 @@ class _Spilling:
             if value.axis is not None
         }
         self._phases, self._ahead = self._streamed_memory()
-        self.streams = self._streamed(schedule.memory.values).total < schedule.memory.total
+        self.streams = self._streamed(self._bytes).total < schedule.memory.total
         whole = _whole_values(self._body) | ({program.hidden} if schedule.output == "embedding" else set())
         large = {name for name, window in self._window.items() if name not in whole and window < self._bytes[name]}
         self.spillable = frozenset(large if held is None else ())
@@ -124,24 +125,35 @@ class _Spilling:
 
     def plan(self, spilled: frozenset[str], limit: int | None, *, streamed: bool = False) -> SpillPlan:
         """The plan with ``spilled`` in files, and with weights ``streamed``."""
-        resident = self._bytes | {name: self._window[name] for name in spilled}
+        resident = self._resident(spilled)
         on_disk = {name: self._bytes[name] if name in spilled else 0 for name in self._bytes}
-        values = self._peak(resident) if self._held is None else self._held
-        memory = self._streamed(values) if streamed else replace(self._schedule.memory, values=values)
+        memory = self._streamed(resident) if streamed else replace(self._schedule.memory, values=self._most(resident))
         return SpillPlan(spilled, self._peak(on_disk), memory, limit, streamed)
 
     def ahead(self, plan: SpillPlan) -> SpillPlan:
         """The same with each engine opened while the one before it computes, if that fits the limit."""
         if not plan.streamed or plan.memory is None or plan.limit is None:
             return plan
-        memory = self._streamed(plan.memory.values, ahead=self._ahead)
+        memory = self._streamed(self._resident(plan.values), ahead=self._ahead)
         return replace(plan, memory=memory, ahead=True) if memory.total <= plan.limit else plan
 
-    def _streamed(self, values: int, *, ahead: int = 0) -> MemoryPlan:
-        """The larger plan of body and head, with ``values`` in memory and ``ahead`` bytes of the body's weights."""
-        body, *head = (replace(phase, values=values) for phase in self._phases)
-        body = replace(body, weights=max(body.weights, ahead))
-        return max((body, *head), key=lambda plan: plan.total)
+    def _resident(self, spilled: frozenset[str]) -> dict[str, int]:
+        """Bytes in memory of each value, with ``spilled`` in files."""
+        return self._bytes | {name: self._window[name] for name in spilled}
+
+    def _most(self, resident: Mapping[str, int]) -> int:
+        """The most bytes of values that are in memory, where each has ``resident`` bytes."""
+        return self._peak(resident) if self._held is None else self._held
+
+    def _streamed(self, resident: Mapping[str, int], *, ahead: int = 0) -> MemoryPlan:
+        """The larger plan of body and head, with ``resident`` bytes of values and ``ahead`` of the body's weights.
+
+        Of the values those alone are left for the head that no stage of the body is the last to read.
+        """
+        left = sum(resident[name] for name in self._kept) if self._held is None else self._held
+        body, *head = self._phases
+        body = replace(body, values=self._most(resident), weights=max(body.weights, ahead))
+        return max((body, *(replace(phase, values=left) for phase in head)), key=lambda plan: plan.total)
 
     def _streamed_memory(self) -> tuple[tuple[MemoryPlan, ...], int]:
         """The plans of body and head with the engines of one stage open at a time, of those that hold weights.
@@ -170,7 +182,11 @@ class _Spilling:
         phases = [replace(memory, weights=max([*steps, largest]), workspace=workspace)]
         if self._head:
             workspace = workspace_bytes(self._costs, self._head, self._workers, self._schedule.positions)
-            phases.append(replace(memory, weights=head, workspace=workspace))
+            process = memory.process
+            if any(isinstance(stage, ColumnsStage) for stage in self._head):  # a piece is all that may be packed
+                packed = self._costs.weights((*self._body, *self._head), mapped=True).values()
+                process += packing_bytes([head]) - packing_bytes(packed)
+            phases.append(replace(memory, weights=head, workspace=workspace, process=process))
         return tuple(phases), ahead
 
     def _peak(self, sizes: Mapping[str, int]) -> int:

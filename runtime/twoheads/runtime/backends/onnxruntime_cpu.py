@@ -63,7 +63,8 @@ class OnnxRuntimeBackend:
         how = {"own_weights": file.own_weights, "packed": quantised or not file.in_place}
         session = _open(self.module, file.path, tensors, file.threads, **how, planned=not file.large_calls)
         check_ports(file, session_ports(session.get_inputs()), session_ports(session.get_outputs()))
-        return OnnxRuntimeEngine(file.path, session, tuple(tensors.values()))
+        freeing = _freeing(self.module) if file.frees else None
+        return OnnxRuntimeEngine(file.path, session, tuple(tensors.values()), freeing)
 
     @property
     def shares_packed(self) -> bool:
@@ -151,13 +152,21 @@ def _share_arena() -> None:
     onnxruntime.create_and_register_allocator(onnxruntime.OrtMemoryInfo("Cpu", kind, 0, place), None)
 
 
-class OnnxRuntimeEngine:
-    """An open session, with the weights' tensors kept alive beside it."""
+def _freeing(ort: Any) -> Any:
+    """Options of a run behind which the arena of all sessions gives back what no running call uses."""
+    options = ort.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
 
-    def __init__(self, path: Path, session: Any, weights: Sequence[Any]) -> None:
+
+class OnnxRuntimeEngine:
+    """An open session, with the weights' tensors kept alive beside it; ``options`` are those of each run."""
+
+    def __init__(self, path: Path, session: Any, weights: Sequence[Any], options: Any = None) -> None:
         self.path = path
         self.session = session
         self.weights = weights
+        self.options = options
         self.inputs = tuple(port.name for port in session.get_inputs())
         self.outputs = tuple(port.name for port in session.get_outputs())
 
@@ -172,6 +181,7 @@ class OnnxRuntimeCall:
         self._path = engine.path
         self._binding = engine.session.io_binding()
         self._run = engine.session.run_with_iobinding
+        self._options = engine.options
         self._bind_input = self._binding.bind_ortvalue_input
         self._bind_output = self._binding.bind_ortvalue_output
         self._inputs = engine.inputs
@@ -185,7 +195,7 @@ class OnnxRuntimeCall:
 
     def run(self) -> None:
         try:
-            self._run(self._binding)
+            self._run(self._binding, self._options)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise engine_failure(self._path, error) from error
 

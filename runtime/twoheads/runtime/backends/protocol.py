@@ -46,6 +46,8 @@ class EngineFile:
             pack of them once, and not once an engine.
         in_place: Whether float32 arrays are read where they lie, and no kernel packs them: products of several rows
             take longer then.
+        frees: Whether memory that calls of any engine took goes back to the system behind each call of this one, where
+            the backend keeps such.
     """
 
     path: Path
@@ -56,6 +58,7 @@ class EngineFile:
     own_weights: bool = False
     shared: bool = False
     in_place: bool = False
+    frees: bool = False
 
     @property
     def large_calls(self) -> bool:

@@ -125,6 +125,7 @@ class HostRun(RunState):
         if self.schedule.positions:
             if self.stream is not None:
                 self.stream.enter(needed_stages(self.program, self.schedule.output)[1])
+                self.engines.memory.trim(0)  # no value comes any more: the plan counts those that are left
             return run_head(self, positions, sink)
         store = self.stores[self.program.hidden]
         count, size = store.length if positions is None else len(positions), store.block_size
