@@ -44,3 +44,19 @@ def test_every_value_has_numbers_for_sizes():
     model.graph.input.append(loose)
     with pytest.raises(InternalError, match=r"z has the shape \['n', 4\]"):
         assert_static(model, "loose")
+
+
+def test_what_the_sequence_sizes_is_named():
+    """Between ports alone."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 4]) for name in "xy")
+    size, found = helper.make_tensor_value_info("n", TensorProto.INT64, [1]), "cut_a"
+    held = [numpy_helper.from_array(np.array([number]), name) for name, number in (("zero", 0), ("one", 1))]
+    cut = helper.make_node("Slice", ["x", "zero", "n", "one"], [found])
+    total = helper.make_node("ReduceSum", [found], ["sum"], keepdims=0)
+    nodes = [cut, total, helper.make_node("Add", ["x", "sum"], ["y"])]
+    graph = helper.make_graph(nodes, "g", [x, size], [y], held)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    assert_static(model, "cut", "cut_")
+    for named in ("", "other_"):
+        with pytest.raises(InternalError, match=f"{found} has the shape"):
+            assert_static(model, "cut", named)

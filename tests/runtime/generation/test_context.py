@@ -135,7 +135,8 @@ def test_what_can_not_be_is_refused():
 
 @pytest.mark.parametrize("name", with_long(MODELS, ("llama", "gemma"), STATES))
 @pytest.mark.parametrize(
-    ("prompt", "new"), [(1, 1), (3, 40), (70, 60), (BEYOND * BLOCK + 5, 30), ((2 * BEYOND + 4) * BLOCK + 2, 3)]
+    ("prompt", "new"),
+    [(1, 1), (3, 2 * BLOCK - 2), (3, 40), (70, 60), (BEYOND * BLOCK + 5, 30), ((2 * BEYOND + 4) * BLOCK + 2, 3)],
 )
 def test_calls_and_bytes_are_those_of_the_plan(name, prompt, new):
     plan = generation_plan(bundle(name).program, prompt, new)

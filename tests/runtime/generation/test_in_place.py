@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.runtime.generation.decoders import BLOCK, MODELS, bundle, bundle_folder, llama, original_logits, tokens
 from tests.tiers import with_long
-from twoheads.graphs.variants.steps import CAPACITIES
+from twoheads.graphs.program.program import AttentionEngine
+from twoheads.graphs.variants.steps import CAPACITIES, folded_rows
 from twoheads.runtime import LoadedBundle, load
 
 WAYS = st.lists(
@@ -56,6 +59,37 @@ def test_they_are_used_where_some_layer_allows_it(name, used):
         context.step(4)
         assert context.engines.in_place is not None
         assert {"step_in_place_2", "step_in_place_8_2"} <= context.engines._open.keys()
+
+
+@pytest.mark.parametrize(("kind", "heads"), [("", 2), ("int8_", 4), ("8_", 4)])
+def test_one_row_s_heads_that_share_keys_are_rows_of_one_product(kind, heads):
+    """4 query heads and 2 of keys: of other engines each is a head of its own."""
+    path = bundle_folder("llama") / "engines" / f"step_in_place_{kind}2.onnx"
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    found = [node for node in nodes if node.op_type == "GroupQueryAttention"]
+    numbers = [{each.name: each.i for each in node.attribute}["num_heads"] for node in found]
+    assert numbers == [heads] * 3
+
+
+@pytest.mark.parametrize(("heads", "key_heads", "rows"), [(9, 3, 3), (4, 4, 1), (4, 1, 2), (3, 1, 1), (1, 1, 1)])
+def test_two_heads_are_left_for_two_threads(heads, key_heads, rows):
+    engine = bundle("llama").program.engine_of(AttentionEngine, "attention_0")
+    assert folded_rows(replace(engine, q_num_heads=heads, kv_num_heads=key_heads)) == rows
+
+
+@pytest.mark.parametrize("start", [2 * BLOCK - 4, 4 * BLOCK - 3])
+def test_rows_that_are_nobody_s_have_room_behind_the_last_token(start):
+    """An array is full of whole blocks before its last token is there."""
+    sequence = tokens(start + 8, 2)
+    with bundle("llama").open_context() as context:
+        context.append(sequence[:start])
+        found = [context.step(token) for token in sequence[start:]]
+        np.testing.assert_allclose(found, original_logits(llama(), sequence)[start:], atol=2e-4, rtol=2e-4)
+        context.rollback(start + 1)
+        with bundle("llama").open_context() as fresh:
+            fresh.append(sequence[: start + 1])
+            again = context.step(sequence[start + 1])
+            assert again.tobytes() == fresh.step(sequence[start + 1]).tobytes()
 
 
 def test_a_context_steps_on_where_no_array_has_room_for_the_open_block():

@@ -21,6 +21,7 @@ def save_engine(
     inputs: tuple[Port, ...],
     outputs: tuple[Port, ...],
     bound: Mapping[str, WeightEntry],
+    unsized: str = "",
 ) -> None:
     """Checks an engine against its ports, binds its weights and writes it.
 
@@ -30,13 +31,14 @@ def save_engine(
         inputs: The input ports it must have, weights not among them.
         outputs: The output ports it must have.
         bound: For every weight port where its tensor lies.
+        unsized: As :func:`assert_static` takes it.
 
     Raises:
         CompileError: It has what is refused when a bundle is loaded, such as control flow.
         InternalError: The model is not valid ONNX, has other ports, or a dimension that is not a number.
         OSError: The disk refuses.
     """
-    assert_static(model, path.name)
+    assert_static(model, path.name, unsized)
     bind_weights(model, bound)
     _check_ports(model, path.name, inputs, outputs)
     data = model.SerializeToString(deterministic=True)
@@ -86,8 +88,13 @@ def _element_type(dtype: str) -> int:
     return int(onnx.TensorProto.DataType.Value(names.get(dtype, dtype.upper())))
 
 
-def assert_static(model: onnx.ModelProto, name: str) -> None:
+def assert_static(model: onnx.ModelProto, name: str, unsized: str = "") -> None:
     """Raises unless every input, every output and every value that shape inference reaches has numbers for dimensions.
+
+    Args:
+        model: The engine.
+        name: Of it, for the message.
+        unsized: What the names of values between them begin with that may have any, if there are such.
 
     Raises:
         InternalError: Names the value and its shape.
@@ -96,7 +103,8 @@ def assert_static(model: onnx.ModelProto, name: str) -> None:
         inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
     except onnx.shape_inference.InferenceError as error:
         raise InternalError(f"engine {name}: shapes do not fit together: {error}") from error
-    ports, between = (*inferred.input, *inferred.output), inferred.value_info
+    ports = (*inferred.input, *inferred.output)
+    between = [made for made in inferred.value_info if not (unsized and made.name.startswith(unsized))]
     # a slice of no width is as fixed as any other
     for value, least in (*((port, 1) for port in ports), *((made, 0) for made in between)):
         tensor = value.type.tensor_type

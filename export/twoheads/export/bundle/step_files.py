@@ -10,7 +10,7 @@ from twoheads.export.bundle.engine_files import save_engine
 from twoheads.export.bundle.resized_engines import ResizedEngines
 from twoheads.export.emit.fused.batch import batch_attention_model
 from twoheads.export.emit.fused.batch_in_place import batch_in_place_model
-from twoheads.export.emit.fused.in_place import in_place_model
+from twoheads.export.emit.fused.in_place import HIDDEN_ROWS, in_place_model
 from twoheads.export.emit.fused.step import step_model
 from twoheads.export.emit.scans.scan import scan_model
 from twoheads.export.emit.tile_attention import attention_model
@@ -128,7 +128,8 @@ def _write_in_place(
     for engine in steps.engines:
         model = in_place_model(steps, engine, models, view) if engine.rows == rows else None
         if model is not None:
-            save_engine(model, folder / ENGINES / f"{engine.name}.onnx", engine.inputs, engine.outputs, bound)
+            path = folder / ENGINES / f"{engine.name}.onnx"
+            save_engine(model, path, engine.inputs, engine.outputs, bound, unsized=HIDDEN_ROWS)
 
 
 def _write_heads(

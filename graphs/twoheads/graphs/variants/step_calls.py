@@ -278,8 +278,9 @@ def _room(continuation: Continuation) -> int:
     """For how many whole blocks the last calls found room, as they wrote in place."""
     steps, prompt = continuation.steps, continuation.prompt_tokens
     block, found = steps.program.block_size, 0
-    if continuation.new_tokens > 1 and steps.reaches_in_place(1, (prompt + continuation.new_tokens - 2) // block):
-        found = (prompt + continuation.new_tokens - 2) // block + 1
+    last = prompt + continuation.new_tokens - 2
+    if continuation.new_tokens > 1 and steps.reaches_in_place(1, last // block):
+        found = -(-(last + steps.written_rows(1)) // block)
     *_, (first, count, rows) = Pieces(0, prompt, steps.rows, runs=steps.by_runs)
     if count % block and steps.reaches_in_place(rows, first // block):
         found = max(found, -(-(first + rows) // block))

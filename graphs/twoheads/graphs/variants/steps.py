@@ -55,6 +55,7 @@ __all__ = [
     "KeptRows",
     "StepEngine",
     "Steps",
+    "folded_rows",
     "step_steps",
 ]
 
@@ -161,6 +162,7 @@ class Steps:
         layers: For every attention over kept keys, by the stage's name, which of ``added``.
         source: Keys and values of cross attention, ``[1, kv_heads, m, head_dim]``; none without an encoder.
         middle: Whether there are steps of :data:`MIDDLE_ROWS` rows, where blocks have more.
+        folded: The most rows that a step of one row has in place, in some layer; see :func:`folded_rows`.
     """
 
     program: Program
@@ -170,6 +172,7 @@ class Steps:
     layers: tuple[tuple[str, int], ...]
     source: tuple[Value, ...] = ()
     middle: bool = True
+    folded: int = 1
 
     @property
     def fed(self) -> tuple[str, ...]:
@@ -216,12 +219,16 @@ class Steps:
             and _is_plain(stage, self.program.engine_of(AttentionEngine, stage.engine))
         )
 
-    def has_room(self, rows: int, blocks: int) -> bool:
-        """Whether some capacity has room behind so many whole blocks for the open one, and for rows behind it.
+    def written_rows(self, rows: int) -> int:
+        """Rows that a step of ``rows`` rows writes in place: as many as there are, also those that are nobody's.
 
-        A step of several rows that writes in place writes all of them, also those that are nobody's.
+        A single row is written once for each of the heads that are its rows; see :func:`folded_rows`.
         """
-        return self.capacity(blocks + (1 if rows == 1 else 2)) is not None
+        return rows if rows > 1 else self.folded
+
+    def has_room(self, rows: int, blocks: int) -> bool:
+        """Whether some capacity has room behind so many whole blocks for the open one, and for rows behind it."""
+        return self.capacity(blocks + (1 if self.written_rows(rows) == 1 else 2)) is not None
 
     def reaches_in_place(self, rows: int, blocks: int) -> bool:
         """Whether a step of ``rows`` rows behind so many whole blocks writes in place, where some layer allows it.
@@ -383,6 +390,17 @@ class Steps:
         return tuple(made)
 
 
+def folded_rows(engine: AttentionEngine) -> int:
+    """As how many rows of fewer heads an attention of one row in place computes its query heads.
+
+    Those that share keys are rows of one product, so that these are read once. Two heads are left at least: threads
+    share the work by heads.
+    """
+    heads, group = engine.q_num_heads, engine.q_num_heads // engine.kv_num_heads
+    found = (rows for rows in range(group, 1, -1) if group % rows == 0 and heads // rows > 1)
+    return next(found, 1)
+
+
 def _port(name: str, value: Value, rows: int) -> Port:
     return Port(name, value.dtype, value.block_shape(rows))
 
@@ -410,7 +428,9 @@ def step_steps(program: Program) -> Steps | None:
         entry = Added(stage.mask, stage.bias, shared[stage.key], heads)
         layers.append((stage.name, added.setdefault(entry, len(added))))
     kept = tuple(KeptRows(program.value(name), ring) for name, ring in shared.items())
-    return Steps(program, body, kept, tuple(added), tuple(layers), part.source)
+    steps = Steps(program, body, kept, tuple(added), tuple(layers), part.source)
+    engines = (program.engine_of(AttentionEngine, stage.engine) for stage in steps.in_place)
+    return replace(steps, folded=max(map(folded_rows, engines), default=1))
 
 
 def _is_plain(stage: AttentionStage, engine: AttentionEngine) -> bool:

@@ -5,6 +5,9 @@ no open block is joined with whole blocks, no mask is added and nothing is cut a
 It needs whole blocks and the open block in one array: the engine reads that of whole blocks, which has room for the
 rows behind them, and the open block's rows are put there before the first such step.
 
+An engine of one row gives the operator query heads that share keys as rows of one head, so that keys are read once:
+it writes as many rows, of which the first is real (:func:`~twoheads.graphs.variants.steps.folded_rows`).
+
 A call of fewer tokens than rows writes rows behind them as well: they are nobody's, and the next tokens replace them.
 Such steps of 8 and of 64 rows give the same bits, however tokens are split among them: the operator multiplies every
 row over the same keys in the same order, and what is behind a row counts as 0. So whether a call is one of them must
@@ -56,7 +59,7 @@ class InPlaceSteps:
 
     def room(self, rows: int, first: int) -> int:
         """For how many whole blocks arrays need room where ``rows`` rows are written from token ``first``."""
-        return -(-(first + rows) // self.steps.program.block_size)
+        return -(-(first + self.steps.written_rows(rows)) // self.steps.program.block_size)
 
     @property
     def engines(self) -> Iterator[StepEngine]:
