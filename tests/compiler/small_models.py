@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -77,6 +78,12 @@ def llama(**changes: Any) -> LlamaForCausalLM:
     torch.manual_seed(0)
     sizes: dict[str, Any] = SIZES | {"num_key_value_heads": 2} | changes
     return LlamaForCausalLM(LlamaConfig(**sizes)).eval()
+
+
+@cache
+def captured_llama() -> Captured:
+    """The capture of :func:`llama`, for all who only look at it."""
+    return captured(llama())
 
 
 def gemma3() -> Gemma3ForCausalLM:

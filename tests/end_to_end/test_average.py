@@ -14,6 +14,7 @@ import torch
 from tests.end_to_end.random_models import Features, RandomTransformer
 from tests.end_to_end.test_policy import EXAMPLES, llama
 from tests.export.verification.test_verifier import edited_program
+from tests.tiers import with_long
 from tools.attention_only import AttentionOnly, features
 from twoheads.compiler import compile_model
 from twoheads.export import verify, write_bundle
@@ -171,7 +172,7 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", with_long(MODELS, [name for name in MODELS if name != "llama"]))
 def test_verify_compares_with_the_original_under_the_same_draws(name: str, tmp_path: Path) -> None:
     torch.manual_seed(1)
     make, policy = MODELS[name]

@@ -11,6 +11,7 @@ import torch
 
 from tests.end_to_end.agreement import assert_agrees, bundle_of
 from tests.end_to_end.random_models import Features, RandomTransformer
+from tests.tiers import with_long
 from twoheads.compiler import compile_model
 from twoheads.compiler.frontend.torch.load_source import load_source
 from twoheads.export import quantise_weights, write_bundle
@@ -48,7 +49,7 @@ def test_all_layers_in_one_call_agree_with_torch(tmp_path: Path) -> None:
     assert [set(random_inputs(job)) for job in jobs] == [{port.name for port in jobs[0].inputs}]
 
 
-@pytest.mark.parametrize("lowering", ["window", "model"])
+@pytest.mark.parametrize("lowering", with_long(["window", "model"], ["model"]))
 def test_fused_engines_of_quantised_weights_are_those_of_tiles(tmp_path: Path, lowering: str) -> None:
     model = RandomTransformer(Features(masks=("causal & window(20, 0)",), layers=2))
     compiled = quantise_weights(compile_model(model, example_inputs=EXAMPLES, block_size=16, lowering=lowering), "int4")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
 import onnxruntime  # type: ignore[import-untyped]
 import pytest
 
+from tests.shared_folder import shared_folder
 from tests.tiers import with_long
 from tools.zoo.exporting import VOCABULARY, export_model, export_with_past, small_model
 from twoheads.compiler import compile_model
@@ -65,6 +68,13 @@ def test_a_file_with_a_past_runs_with_an_empty_one(tmp_path):
     np.testing.assert_allclose(got, expected[0], rtol=0, atol=2e-6 * np.abs(expected).max())
 
 
+@cache
+def exported(kind: str) -> Path:
+    """A model's file, not to be changed."""
+    path = Path(mkdtemp(dir=shared_folder())) / f"{kind}.onnx"
+    return export_model(small_model(kind), path, output="logits", opset=17, dynamo=False)
+
+
 def run_file(file: Path, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The file's first output for one sequence of tokens, all of them real."""
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
@@ -73,7 +83,7 @@ def run_file(file: Path, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def test_verify_runs_the_file_as_it_is_and_passes(tmp_path):
-    file = export_model(small_model("gpt2"), tmp_path / "model.onnx", output="logits", opset=17, dynamo=False)
+    file = exported("gpt2")
     bundle = write_bundle(compile_model(file, block_size=BLOCK), tmp_path / "bundle", generation=False)
     for length in (1, BLOCK, 3 * BLOCK + 5):
         report = verify(bundle, file, length=length)
@@ -83,15 +93,13 @@ def test_verify_runs_the_file_as_it_is_and_passes(tmp_path):
 
 
 def test_verify_refuses_another_file(tmp_path):
-    gpt2 = export_model(small_model("gpt2"), tmp_path / "gpt2.onnx", output="logits", opset=17, dynamo=False)
-    llama = export_model(small_model("llama"), tmp_path / "llama.onnx", output="logits", opset=17, dynamo=False)
-    bundle = write_bundle(compile_model(gpt2, block_size=BLOCK), tmp_path / "bundle", generation=False)
+    bundle = write_bundle(compile_model(exported("gpt2"), block_size=BLOCK), tmp_path / "bundle", generation=False)
     with pytest.raises(InputError, match="other weight shapes"):
-        verify(bundle, llama, length=20)
+        verify(bundle, exported("llama"), length=20)
 
 
 def test_verify_notices_a_wrong_weight(tmp_path):
-    file = export_model(small_model("gpt2"), tmp_path / "model.onnx", output="logits", opset=17, dynamo=False)
+    file = exported("gpt2")
     compiled = compile_model(file, block_size=BLOCK)
     name = next(name for name in compiled.weights if "c_proj" in name and name.endswith("weight"))
     wrong = {**compiled.weights, name: np.asarray(compiled.weights[name]) * np.float32(1.001)}
@@ -120,7 +128,7 @@ for command in (["plan", FILE, "--length", "100"], ["compile", FILE, "-o", BUNDL
 
 
 def test_plan_compile_and_verify_need_no_torch(tmp_path):
-    file = export_model(small_model("llama"), tmp_path / "model.onnx", output="logits", opset=17, dynamo=False)
+    file = exported("llama")
     program = ALONE.replace("FILE", repr(str(file))).replace("BUNDLE", repr(str(tmp_path / "bundle")))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -63,12 +63,12 @@ def test_scores_far_from_the_estimate_are_repeated_and_counted(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("features", "options", "told"),
     [
-        (Features(softcap=2.0), {}, "softcap"),
-        (Features(bias="alibi", positions="none"), {}, "bias"),
-        (Features(masks=("causal & chunk(20)",)), {}, "chunk"),
+        (Features(softcap=2.0, layers=1), {}, "softcap"),
+        (Features(bias="alibi", positions="none", layers=1), {}, "bias"),
+        (Features(masks=("causal & chunk(20)",), layers=1), {}, "chunk"),
         (Features(), {"attention": "average:samples=2"}, "samples keys"),
-        (Features(), {"oracle_heads": 0}, "oracle_heads: is 0"),
-        (Features(), {"block_size": 16, "key_tile": 32}, "side by side"),
+        (Features(layers=1), {"oracle_heads": 0}, "oracle_heads: is 0"),
+        (Features(layers=1), {"block_size": 16, "key_tile": 32}, "side by side"),
     ],
 )
 def test_refusals_carry_their_reason(features: Features, options: dict[str, object], told: str) -> None:

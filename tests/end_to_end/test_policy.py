@@ -74,10 +74,9 @@ def test_a_window_is_hugging_faces_sliding_window(window: int, windowed: Path, t
             ("full", "window:10+sinks:20", "window(9, 9) | sinks(20)"),
             ("causal & chunk(20)", "window:10+sinks:3", "causal & chunk(20) & (window(9, 0) | sinks(3))"),
         ],
-        [
-            ("full", "window:10+sinks:20", "window(9, 9) | sinks(20)"),
-            ("causal & chunk(20)", "window:10+sinks:3", "causal & chunk(20) & (window(9, 0) | sinks(3))"),
-        ],
+        [("causal & chunk(20)", "window:10+sinks:3", "causal & chunk(20) & (window(9, 0) | sinks(3))")],
+        "test_a_policy_is_the_model_with_that_mask",
+        "tests/graphs/masks/test_policy.py",
     ),
 )
 def test_a_policy_is_the_model_with_that_mask(mask: str, policy: str, same: str, tmp_path: Path) -> None:
@@ -108,7 +107,7 @@ MODELS = {
     "name",
     with_long(
         MODELS,
-        ("llama", "torch's kernel, a window beside full"),
+        ["torch's kernel, a window beside full"],
         "test_a_policy_is_the_model_with_that_mask",
     ),
 )

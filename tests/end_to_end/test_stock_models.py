@@ -10,6 +10,7 @@ import torch
 
 from tests.end_to_end.agreement import assert_agrees, bundle_of
 from tests.end_to_end.random_models import Features, RandomTransformer
+from tests.tiers import with_long
 from twoheads.compiler import compile_model
 from twoheads.compiler.frontend.torch.load_source import load_source
 from twoheads.compiler.original.torch_original import TorchOriginal
@@ -39,7 +40,7 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", with_long(MODELS, [name for name in MODELS if name != "bidirectional"]))
 def test_agrees_with_torch_at_any_length(name: str, tmp_path: Path) -> None:
     features, block_size, key_tile, variants = MODELS[name]
     model = RandomTransformer(features)

@@ -33,19 +33,19 @@ LIKE_OTHERS = frozenset(
 
 
 ELSEWHERE = (
+    "tests/end_to_end/test_padding.py::test_a_padded_batch_is_the_librarys",
     "tests/end_to_end/test_relative_positions.py::test_scores_by_distance_are_the_librarys",
     "tests/end_to_end/test_spelled_attention.py::test_a_model_with_its_own_attention_agrees_with_torch_at_any_length",
     "tests/export/verification/test_evaluations.py::"
     "test_an_architecture_whose_two_evaluations_are_the_same_code_passes",
     "test_a_model_of_the_zoo_does_what_is_expected",
 )
-"""What compiles DeBERTa and XLNet, MPT with its slopes, GPT-OSS with its sinks; for all others, the rest of these."""
+"""What compiles BERT, DeBERTa and XLNet, MPT with its slopes, GPT-OSS with its sinks; for all others, the rest here."""
 
 FIRST = frozenset(
     {
         "Gemma 2, softcap",
         "Llama, dynamic RoPE",
-        "BERT",
         "ModernBERT",
         "Longformer, local attention",
         "Llama, classification by the last real token",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor
 from transformers import RobertaConfig, RobertaModel
 
-from tests.compiler.small_models import WIDTH, OneLayer, bert, captured, gemma3, gpt2, llama, opt
+from tests.compiler.small_models import WIDTH, OneLayer, bert, captured, captured_llama, gemma3, gpt2, llama, opt
 from twoheads.compiler import compile_model, plan_model
 from twoheads.compiler.ir.source_graph import TokenwiseNode
+from twoheads.compiler.ir.source_program import Captured
 from twoheads.compiler.passes.find_position_limits import find_position_limits
 from twoheads.compiler.passes.partition import Region, partition
 from twoheads.graphs.errors import CompileError
@@ -68,12 +70,12 @@ def test_an_axis_with_several_rows_a_token_is_refused() -> None:
 
 
 def test_partitioning_twice_is_the_same() -> None:
-    graph = captured(llama()).graph
+    graph = captured_llama().graph
     assert partition(graph) == partition(graph)
 
 
 def test_a_changed_operator_changes_the_fingerprint() -> None:
-    graph = captured(llama()).graph
+    graph = captured_llama().graph
     at = next(i for i, node in enumerate(graph.nodes) if isinstance(node, TokenwiseNode) and "silu" in node.op)
     node = graph.nodes[at]
     assert isinstance(node, TokenwiseNode)
@@ -83,11 +85,16 @@ def test_a_changed_operator_changes_the_fingerprint() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "length", "table"),
-    [(bert(), 50, "position_embeddings"), (gpt2(), 50, "wpe"), (opt(), 50, "embed_positions"), (llama(), None, "")],
+    ("capture", "length", "table"),
+    [
+        (lambda: captured(bert()), 50, "position_embeddings"),
+        (lambda: captured(gpt2()), 50, "wpe"),
+        (lambda: captured(opt()), 50, "embed_positions"),
+        (captured_llama, None, ""),
+    ],
 )
-def test_the_position_table_limits_the_length(module: object, length: int | None, table: str) -> None:
-    found = captured(module)  # type: ignore[arg-type]
+def test_the_position_table_limits_the_length(capture: Callable[[], Captured], length: int | None, table: str) -> None:
+    found = capture()
     limits = find_position_limits(found.graph, found.program)
     assert [limit.length for limit in limits] == ([] if length is None else [length])
     assert all(table in limit.reason and limit.axis == "n" for limit in limits)

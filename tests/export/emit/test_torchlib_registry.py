@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import onnx
 import torch
+from onnx_ir.schemas import OpSignature
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from twoheads.export.emit import torchlib_registry
 from twoheads.export.emit.tokenwise_from_torch import OPSET
-from twoheads.export.emit.torchlib_registry import _registry, kept_registry
+from twoheads.export.emit.torchlib_registry import _registry, kept_registry, kept_signatures
 
 
 def _targets(registry: Any) -> dict[Any, int]:
@@ -41,3 +43,25 @@ def test_where_torch_has_no_such_table_the_exporter_builds_its_own(monkeypatch) 
     before = vars(ONNXRegistry)["from_torchlib"]
     with kept_registry(OPSET):
         assert vars(ONNXRegistry)["from_torchlib"] is before
+
+
+def test_what_an_operator_takes_is_read_once_and_as_the_exporter_reads_it() -> None:
+    old, new, other = (onnx.defs.get_schema(name, version) for name, version in (("Add", 7), ("Add", 14), ("Clip", 13)))
+    own = [str(OpSignature.from_op_schema(schema)) for schema in (old, new, other)]
+    before = vars(OpSignature)["from_op_schema"]
+    with kept_signatures():
+        found = [OpSignature.from_op_schema(schema) for schema in (old, new, other)]
+        assert [str(signature) for signature in found] == own
+        assert all(
+            OpSignature.from_op_schema(schema) is signature
+            for schema, signature in zip((old, new, other), found, strict=True)
+        )
+    assert vars(OpSignature)["from_op_schema"] is before
+    assert own[0] != own[1]
+
+
+def test_where_signatures_come_otherwise_nothing_is_kept(monkeypatch) -> None:
+    monkeypatch.setattr(torchlib_registry, "OpSignature", object)
+    with kept_signatures():
+        pass
+    assert "from_op_schema" not in vars(object)

@@ -86,7 +86,7 @@ def check(tiny: Tiny, session: Any, length: int, seed: int = 1) -> None:
 
 
 @pytest.mark.repeated
-@settings(max_examples=cases(20, 60), deadline=None)
+@settings(max_examples=cases(10, 60), deadline=None)
 @given(name=st.sampled_from(sorted(MODELS)), length=st.integers(1, 80), seed=st.integers(0, 3))
 def test_any_length_is_the_whole_model(files: dict[str, Session], name: str, length: int, seed: int) -> None:
     check(*files[name], length, seed)

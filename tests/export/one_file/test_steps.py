@@ -18,7 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from tests.runtime.generation.decoders import BLOCK, bundle, bundle_folder, tokens
 from tests.runtime.tiny_bundle import write_tiny
 from tests.runtime.tiny_model import Tiny
-from tests.tiers import with_long
+from tests.tiers import cases, with_long
 from twoheads.compiler import compile_model
 from twoheads.export import write_bundle
 from twoheads.export.engines.tensor_error import relative_error
@@ -84,7 +84,8 @@ def test_it_generates_what_the_runtime_generates(name: str, prompt: int) -> None
             expected, found = context.step(following), sequence([following])["last"]
 
 
-@settings(max_examples=25, deadline=None)
+@pytest.mark.repeated
+@settings(max_examples=cases(10, 25), deadline=None)
 @given(name=st.sampled_from(FIRST), parts=st.lists(st.integers(1, 3 * BLOCK), min_size=1, max_size=5))
 def test_how_tokens_are_split_changes_nothing(name: str, parts: list[int]) -> None:
     sequence, given = Sequence(step_file(name)), tokens(sum(parts))

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 
 from tests.graphs.sample_masks import Sizes, classes, dense, masks, sizes
+from tests.tiers import cases
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.masks.expressions import Mask, parse_mask
 from twoheads.graphs.masks.tiles import Segment, mask_tile, row_segments, tile_key
@@ -24,7 +25,8 @@ def _classes(mask: Mask, block: int, of: Sizes) -> list[tuple[int, bool]]:
     return [(tile, segment.full) for segment in segments for tile in range(segment.start, segment.stop)]
 
 
-@settings(max_examples=400, deadline=None)
+@pytest.mark.repeated
+@settings(max_examples=cases(150, 400), deadline=None)
 @given(masks, sizes)
 def test_classification_is_exact(mask: Mask, of: Sizes) -> None:
     visible = dense(mask, of.length)
@@ -60,7 +62,8 @@ def test_examples_by_hand(text: str, block: int, expected: list[Segment]) -> Non
     assert list(row_segments(parse_mask(text), block, block_size=8, key_tile=8, length=75)) == expected
 
 
-@settings(max_examples=200, deadline=None)
+@pytest.mark.repeated
+@settings(max_examples=cases(80, 200), deadline=None)
 @given(masks, masks, sizes)
 def test_equal_keys_mean_equal_tiles_also_across_masks(a: Mask, b: Mask, of: Sizes) -> None:
     tiles: dict[Hashable, np.ndarray] = {}
@@ -72,7 +75,8 @@ def test_equal_keys_mean_equal_tiles_also_across_masks(a: Mask, b: Mask, of: Siz
                 assert np.array_equal(tiles.setdefault(key, visible), visible), (str(mask), block, tile)
 
 
-@settings(max_examples=200, deadline=None)
+@pytest.mark.repeated
+@settings(max_examples=cases(80, 200), deadline=None)
 @given(masks, sizes)
 def test_mask_tiles_show_real_queries_exactly_what_the_mask_says(mask: Mask, of: Sizes) -> None:
     visible = np.zeros((of.blocks * of.block_size, of.tiles * of.key_tile), np.bool_)

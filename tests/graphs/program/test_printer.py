@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 
 from tests.graphs.sample_programs import classifier, decoder, encoder, hybrid, programs
+from tests.tiers import cases
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.masks.expressions import parse_mask
 from twoheads.graphs.program.parser import parse_program
@@ -37,7 +38,8 @@ def test_text_is_the_golden_one(name: str, program: Program) -> None:
     assert parse_program(golden) == program
 
 
-@settings(max_examples=300, deadline=None)
+@pytest.mark.repeated
+@settings(max_examples=cases(100, 300), deadline=None)
 @given(programs)
 def test_text_round_trip(program: Program) -> None:
     text = print_program(program)

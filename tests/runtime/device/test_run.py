@@ -16,6 +16,7 @@ from tests.runtime.device.simulated_device import SimulatedDevice
 from tests.runtime.runs.test_session import MODELS, assert_close
 from tests.runtime.tiny_bundle import write_tiny
 from tests.runtime.tiny_model import Tiny, random_tokens, reference
+from tests.tiers import cases
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.program.program import Pooling
 from twoheads.runtime import LoadedBundle, load
@@ -65,7 +66,8 @@ def smallest_limits(folder: Path, length: int, output: str = "hidden", given: An
     return least, least + sizing.engine_bytes(streamed=False) - sizing.engine_bytes(streamed=True)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.repeated
+@settings(max_examples=cases(12, 30), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from(sorted(MODELS | EXTRA)),
     length=st.one_of(st.integers(1, 80), st.sampled_from((150, 192))),

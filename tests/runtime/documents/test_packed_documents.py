@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.runtime.tiny_bundle import write_tiny
 from tests.runtime.tiny_model import Tiny, random_tokens, reference
+from tests.tiers import cases
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.program.program import Limit, Pooling
 from twoheads.graphs.schedule import spill
@@ -52,7 +53,8 @@ def check(bundle: LoadedBundle, tiny: Tiny, inputs: list[npt.NDArray[Any]], outp
     return results
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.repeated
+@settings(max_examples=cases(15, 40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from(sorted(MODELS)), lengths=st.lists(st.integers(1, 50), min_size=1, max_size=7), data=st.data()
 )

@@ -86,7 +86,7 @@ def counts(report: Report) -> Any:
 
 
 @pytest.mark.repeated
-@settings(max_examples=cases(15, 60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=cases(8, 60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from([*TINY, *SHAPES]), lengths=st.lists(st.integers(1, 70), min_size=1, max_size=3), data=st.data()
 )

@@ -16,6 +16,7 @@ from tests.runtime.cluster.in_process import InProcess
 from tests.runtime.runs.test_session import TOLERANCE
 from tests.runtime.tiny_bundle import make_program, read_manifest, rehash, write_manifest, write_tiny
 from tests.runtime.tiny_model import Tiny, random_tokens, reference
+from tests.tiers import cases
 from twoheads.graphs.errors import BundleError, InputError
 from twoheads.graphs.masks.sampling import Average
 from twoheads.graphs.program.program import AttentionEngine, AttentionStage, Pooling, StockEngine
@@ -108,7 +109,8 @@ def test_widths_are_offered_where_results_agree() -> None:
     assert other_key_tiles(replace(program, engines=engines)) == ()
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.repeated
+@settings(max_examples=cases(12, 30), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from(sorted(MODELS)), width=st.sampled_from(WIDTHS), length=st.integers(1, 150))
 def test_every_width_equals_the_whole_model(bundles, name: str, width: int, length: int) -> None:
     bundle, tokens = bundles[name, width], random_tokens(MODELS[name], length)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.runtime.tiny_bundle import make_program, read_manifest, write_manifest, write_tiny
 from tests.runtime.tiny_model import Tiny, random_tokens, reference
+from tests.tiers import cases
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.masks.sampling import Average
 from twoheads.graphs.program.engines.request_codes import request_codes
@@ -76,7 +77,8 @@ def check(bundle: LoadedBundle, tiny: Tiny, inputs: list[npt.NDArray[Any]], outp
 
 
 @pytest.mark.filterwarnings("error")
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.repeated
+@settings(max_examples=cases(15, 40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from(sorted(MODELS)), count=st.integers(2, 32), seed=st.integers(0, 99), data=st.data())
 def test_each_request_in_one_maskless_call_gets_its_own_result(bundles, name, count, seed, data):
     tiny, bundle = bundles[name]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.runtime.tiny_bundle import write_tiny
 from tests.runtime.tiny_model import Tiny, random_tokens, reference
+from tests.tiers import cases
 from twoheads.graphs.errors import BundleError
 from twoheads.graphs.program.program import Pooling
 from twoheads.graphs.serialization.json_codec import to_json
@@ -54,7 +55,8 @@ def assert_close(got, want):
 
 
 @pytest.mark.filterwarnings("error")
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.repeated
+@settings(max_examples=cases(25, 60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from(sorted(MODELS)), length=st.integers(1, 80), seed=st.integers(0, 3))
 def test_any_length_equals_the_whole_model(bundles, name, length, seed):
     tiny, bundle = bundles[name]

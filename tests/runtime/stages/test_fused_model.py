@@ -13,6 +13,7 @@ from tests.runtime.fused_bundles import assert_as_tiles, assert_needs_its_engine
 from tests.runtime.runs.test_session import assert_close
 from tests.runtime.tiny_bundle import write_tiny
 from tests.runtime.tiny_model import Tiny, random_tokens, reference
+from tests.tiers import cases
 from twoheads.runtime import LoadedBundle, load
 
 pytestmark = pytest.mark.usefixtures("poisoned_stores")
@@ -38,7 +39,8 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Tiny, L
     }
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.repeated
+@settings(max_examples=cases(25, 60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from(sorted(MODELS)), length=st.integers(1, 130), seed=st.integers(0, 3))
 def test_any_length_equals_the_whole_model_in_a_call_a_block(
     bundles: dict[str, tuple[Tiny, LoadedBundle]], name: str, length: int, seed: int

@@ -14,7 +14,7 @@ from twoheads.compiler.frontend.torch.export_source import without_stack_traces
 from twoheads.compiler.frontend.torch.fx.fx_program import FxRegion
 from twoheads.export.emit.decomposed import decomposed_program, undecomposed
 from twoheads.export.emit.rewrites_by_operator import rewrites_by_operator
-from twoheads.export.emit.torchlib_registry import kept_registry
+from twoheads.export.emit.torchlib_registry import kept_registry, kept_signatures
 from twoheads.graphs.errors import CompileError
 from twoheads.graphs.program.program import TokenwiseEngine
 
@@ -48,6 +48,7 @@ def tokenwise_model(region: FxRegion, engine: TokenwiseEngine) -> onnx.ModelProt
             _quiet_exporter(),
             without_stack_traces(),
             kept_registry(OPSET),
+            kept_signatures(),
             undecomposed(program is not None),
             rewrites_by_operator(),
         ):

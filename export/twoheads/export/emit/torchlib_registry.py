@@ -1,4 +1,4 @@
-"""Keeps the ONNX exporter's table of translations from engine to engine."""
+"""Keeps what the ONNX exporter reads of translations and of operators from engine to engine."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from functools import lru_cache
 from typing import Any, cast
 
 import torch
+from onnx_ir.schemas import OpSignature
 from torch._ops import OpOverload
 
-__all__ = ["kept_registry", "translated"]
+__all__ = ["kept_registry", "kept_signatures", "translated"]
 
 
 @contextmanager
@@ -40,6 +41,35 @@ def kept_registry(opset: int) -> Generator[None]:
         yield
     finally:
         owner.from_torchlib = original
+
+
+@contextmanager
+def kept_signatures() -> Generator[None]:
+    """Within it, what an ONNX operator takes is read from its schema once, not for each node that has it.
+
+    Schemas are of this process and never change. A release that reads them otherwise does it at its own pace.
+    """
+    owner: Any = OpSignature
+    original = vars(owner).get("from_op_schema")
+    if not isinstance(original, classmethod):
+        yield
+        return
+
+    def from_op_schema(_: Any, schema: Any) -> Any:
+        key = schema.domain, schema.name, schema.since_version
+        if key not in _SIGNATURES:
+            _SIGNATURES[key] = original.__get__(None, owner)(schema)
+        return _SIGNATURES[key]
+
+    owner.from_op_schema = classmethod(from_op_schema)
+    try:
+        yield
+    finally:
+        owner.from_op_schema = original
+
+
+_SIGNATURES: dict[tuple[str, str, int], Any] = {}
+"""By an operator's domain, name and set."""
 
 
 @lru_cache

@@ -5,11 +5,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch._dynamo.config as dynamo
 import transformers as hf
 from torch import Tensor, nn
 from torch.fx import config
 
-from tests.compiler.small_models import EXAMPLES, SIZES, OneLayer, bert, captured, gemma3, gpt2, llama, opt
+from tests.compiler.small_models import (
+    EXAMPLES,
+    SIZES,
+    OneLayer,
+    bert,
+    captured,
+    captured_llama,
+    gemma3,
+    gpt2,
+    llama,
+    opt,
+)
 from twoheads.compiler import attention
 from twoheads.compiler.frontend.torch.capture import capture
 from twoheads.compiler.frontend.torch.export_source import export_source
@@ -25,9 +37,10 @@ def attentions(module: nn.Module) -> list[AttentionNode]:
 
 
 def test_one_attention_node_a_layer_with_its_attributes() -> None:
-    nodes = attentions(llama())
+    graph = captured_llama().graph
+    nodes = list(graph.attentions)
     assert [node.layer for node in nodes] == [f"model.layers.{at}.self_attn" for at in range(3)]
-    types = captured(llama()).graph.types()
+    types = graph.types()
     assert types[nodes[0].query].shape == (1, 4, "n", 4)
     assert types[nodes[0].key].shape == (1, 2, "n", 4), "grouped heads must not be repeated"
     assert {(node.mask, node.scale, node.softcap, node.sinks) for node in nodes} == {(Causal(), 0.5, 0.0, None)}
@@ -65,8 +78,8 @@ def test_torchs_own_kernel_is_read_with_its_defaults() -> None:
 
 
 def test_token_numbers_are_limited_by_the_embedding_also_through_a_view() -> None:
-    for module in (llama(), gpt2()):
-        entries = {entry.value.name: entry for entry in captured(module).graph.inputs}
+    for found in (captured_llama(), captured(gpt2())):
+        entries = {entry.value.name: entry for entry in found.graph.inputs}
         assert (entries["input_ids"].source, entries["input_ids"].limit) == ("argument", 40)
         assert entries["positions"].source == "positions"
 
@@ -136,6 +149,20 @@ def test_nobody_looks_up_where_operators_were_called() -> None:
     graph = export_source(load_source(OneLayer(), example_inputs=EXAMPLES)).graph
     assert not any(node.stack_trace for node in graph.nodes)
     assert not config.do_not_emit_stack_traces, "others trace as they did"
+
+
+def test_nobody_remembers_what_operators_give_for_symbolic_shapes() -> None:
+    seen: list[bool] = []
+
+    def look(x: Tensor) -> Tensor:
+        seen.append(dynamo.fake_tensor_cache_enabled)
+        return x
+
+    assert dynamo.fake_tensor_cache_enabled
+    export_source(load_source(OneLayer(before=look), example_inputs=EXAMPLES))
+    assert seen
+    assert not any(seen)
+    assert dynamo.fake_tensor_cache_enabled, "others trace as they did"
 
 
 def test_operators_that_write_in_place_do_not_change_what_others_read() -> None:
