@@ -44,6 +44,7 @@ from twoheads.compiler.frontend.torch.unused_weights import refuse_unused_weight
 from twoheads.compiler.frontend.torch.weights.deferred_loading import SMALL, deferred_loading
 from twoheads.compiler.frontend.torch.weights.gguf_entries import file_config
 from twoheads.compiler.frontend.torch.weights.gguf_header import FOLDER, check_gguf
+from twoheads.compiler.frontend.torch.weights.gguf_tokenizer import file_tokenizer
 from twoheads.graphs.errors import CompileError, InternalError
 from twoheads.graphs.program.program import Limit, Pooling
 from twoheads.graphs.serialization.bundle_format import SourceIdentity
@@ -185,7 +186,7 @@ def _from_folder(path: Path, *, weights: bool, trust: bool, whole: _Whole | None
 
 def _from_gguf(path: Path, *, weights: bool) -> LoadedSource:
     """A GGUF file holds no code; files beside it, which the library looks at, are not trusted."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
@@ -197,7 +198,7 @@ def _from_gguf(path: Path, *, weights: bool) -> LoadedSource:
         return _hugging_face(path.stem, "gguf", module, frozenset(), None, None, None)
     # The library's own way to the configuration reads every token of the vocabulary, for seconds.
     module, missing = _load_weights(AutoModelForCausalLM, path.parent, {**options, "config": file_config(path)})
-    tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, **options)
+    tokenizer = file_tokenizer(path, options)
     facts = generation_facts(module, tokenizer=tokenizer)
     return _hugging_face(path.stem, "gguf", module, missing, None, tokenizer_bytes(tokenizer), facts)
 
