@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from twoheads.compiler.compiled_model import CompiledModel
+from twoheads.compiler.frontend.torch.weights.gguf_header import check_gguf
 from twoheads.compiler.ir.source_program import Captured
 from twoheads.compiler.known.known_decoder import known_decoder
 from twoheads.compiler.lowering.oracle import lower_oracle
@@ -244,6 +245,8 @@ def _front(
     for name, given in (("results", results), ("masks", masks)):
         if given:
             raise CompileError(name, "are named for a source that is no ONNX file", "leave them out")
+    if isinstance(source, str | Path) and Path(source).suffix == ".gguf" and Path(source).is_file():
+        check_gguf(Path(source))  # before torch is loaded, for seconds
     from twoheads.compiler.frontend.torch.capture import capture
     from twoheads.compiler.frontend.torch.capture_whole import capture_whole
     from twoheads.compiler.frontend.torch.hugging_face.grouped_experts import ExpertsChoice

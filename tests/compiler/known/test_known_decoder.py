@@ -46,7 +46,8 @@ def write(path: Path, architecture: str, more: Write = lambda _writer: None, **g
     writer.add_block_count(sizes["layers"])
     writer.add_feed_forward_length(sizes["inner"])
     writer.add_head_count(sizes["heads"])
-    writer.add_head_count_kv(sizes["kv_heads"])
+    if sizes["kv_heads"]:
+        writer.add_head_count_kv(sizes["kv_heads"])
     writer.add_layer_norm_rms_eps(1e-5)
     if "head_dim" in sizes:
         writer.add_rope_dimension_count(sizes["head_dim"])
@@ -66,6 +67,12 @@ def write(path: Path, architecture: str, more: Write = lambda _writer: None, **g
     if "taps" in sizes:
         writer.add_shortconv_l_cache(sizes["taps"])
         writer.add_rope_freq_base(1e6)
+    if "scan" in sizes:
+        inner, states, rank, taps = sizes["scan"]
+        writer.add_ssm_inner_size(inner)
+        writer.add_ssm_state_size(states)
+        writer.add_ssm_time_step_rank(rank)
+        writer.add_ssm_conv_kernel(taps)
     more(writer)
     writer.add_string("quantize.imatrix.file", "a.dat")
     writer.add_tokenizer_model("llama")
@@ -100,6 +107,8 @@ LARGEST_GEMMA: dict[str, Any] = {
 }
 """A Gemma 2 of 27B: its scores are scaled by the width of hidden states for a head."""
 
+MAMBA: dict[str, Any] = {"heads": 0, "kv_heads": 0, "inner": 0, "scan": (96, 7, 5, 4)}
+
 KNOWN: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"head_dim": 32}),
     ("llama", {"layers": 2, "head": False, "tokens": 48, "inner": 48}),
@@ -132,6 +141,8 @@ KNOWN: list[tuple[str, dict[str, Any]]] = [
     ("minimax-m2", {"experts": (64, 2), "key_length": 16, "head_dim": 8, "inner": 900}),
     ("minimax-m2", {"experts": (6, 2), "key_length": 16, "head_dim": 10}),
     ("stablelm", {"tensors": ("blk.0.ffn_norm.weight", "blk.0.attn_q.bias")}),
+    ("mamba", MAMBA | {"layers": 4}),
+    ("mamba", MAMBA | {"scan": (80, 16, 3, 3), "head": False, "hidden": 40}),
 ]
 LATER: tuple[dict[str, Any], ...] = (
     {"head_dim": 32},
@@ -147,6 +158,7 @@ LATER: tuple[dict[str, Any], ...] = (
     {"experts": (64, 2), "key_length": 16},
     {"experts": (6, 2), "key_length": 16, "head_dim": 10},
     {"kv_heads": [2, 0, 2, 0], "layers": 4, "taps": 3},
+    MAMBA | {"layers": 4},
 )
 FIRST = [case for case in KNOWN if case[1].get("layers") != 11 and case[1] not in LATER]
 
@@ -204,6 +216,12 @@ def test_a_real_model(smollm2: Path, captured: Callable[..., Any]) -> None:
         ("stablelm", lambda _writer: None, {"tensors": ("blk.0.attn_q_norm.weight",)}),
         ("phi3", lambda _writer: None, {}),
         ("qwen2moe", lambda _writer: None, {}),
+        ("mamba", lambda _writer: None, MAMBA | {"scan": (96, 7, 5, 1)}),
+        ("mamba", lambda _writer: None, MAMBA | {"heads": 6}),
+        ("mamba", lambda _writer: None, MAMBA | {"kv_heads": 2}),
+        ("mamba", lambda _writer: None, MAMBA | {"padding": 37}),
+        ("mamba", lambda writer: writer.add_ssm_group_count(2), MAMBA),
+        ("mamba", lambda writer: writer.add_ssm_dt_b_c_rms(True), MAMBA),
         ("gemma2", lambda _writer: None, {"head": False}),
         ("gemma2", lambda writer: writer.add_sliding_window(40), {"head": False}),
         ("gemma2", lambda _writer: None, {"window": 40, "key_length": 24}),

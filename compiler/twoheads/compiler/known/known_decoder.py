@@ -18,6 +18,7 @@ from twoheads.compiler.frontend.torch.weights.gguf_positions import otherwise
 from twoheads.compiler.known.decoder_program import Decoder, Experts
 from twoheads.compiler.known.kind import Kind, Mixture
 from twoheads.compiler.known.kinds import BASE, KEY_LENGTH, TURNED, WINDOW, kind_of
+from twoheads.compiler.known.known_mamba import Mamba
 from twoheads.graphs.program.program import Program
 
 __all__ = ["known_decoder"]
@@ -46,6 +47,23 @@ OTHERS = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "v
 OF_GEMMA = (WINDOW, "rope.scaling.type", "rope.scaling.factor")
 """Entries that a Gemma may have."""
 
+OF_MAMBA = (
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "ssm.inner_size",
+    "ssm.state_size",
+    "ssm.time_step_rank",
+    "ssm.conv_kernel",
+)
+"""Entries of a Mamba's sizes, in the order of :class:`Mamba`."""
+
+NONE_OF_MAMBA = (HEADS, KV_HEADS, "ssm.dt_b_c_rms")
+"""Entries of what it has not, heads and a Falcon Mamba's norms: they say 0 or no."""
+
+BESIDE_MAMBA = ("attention.layer_norm_rms_epsilon", "vocab_size", "feed_forward_length")
+"""Entries that it may have besides, which change nothing in a program."""
+
 COUNTS = ("expert_count", "expert_used_count")
 """Entries of mixtures: the experts of a layer, and those of a token."""
 
@@ -73,14 +91,16 @@ def known_decoder(path: Path, block: int, tile: int) -> Program | None:
     return None if decoder is None else decoder.program(path.stem, tile)
 
 
-def _decoder(facts: GgufFacts, block: int) -> Decoder | None:
+def _decoder(facts: GgufFacts, block: int) -> Decoder | Mamba | None:
     """What a header says, if it is of a known kind and says nothing else."""
     architecture, name = str(facts.entries.get("general.architecture")), str(facts.entries.get("general.name"))
+    own = {key: value for key, value in facts.entries.items() if not key.startswith(ASIDE)}
+    own = {key.removeprefix(f"{architecture}."): value for key, value in own.items()}
+    if architecture == "mamba":
+        return _mamba(facts, own, block)
     kind = kind_of(architecture, name, frozenset(facts.tensors))
     if kind is None or otherwise(facts) is not None:
         return None
-    own = {key: value for key, value in facts.entries.items() if not key.startswith(ASIDE)}
-    own = {key.removeprefix(f"{architecture}."): value for key, value in own.items()}
     if kind.heads_alike:
         own.setdefault(KV_HEADS, own.get(HEADS))
     convolved, taps = _convolutions(own, kind)
@@ -104,8 +124,7 @@ def _decoder(facts: GgufFacts, block: int) -> Decoder | None:
         return None
     if kind.convolution and not (taps and convolved and {*range(1, layers)} - convolved):
         return None
-    padding = facts.entries.get(PADDING, kind.padding)
-    if type(padding) is not int or not 0 <= padding < vocabulary or (kind.mixture and mixed is None):
+    if not _pads(facts, kind.padding, vocabulary) or (kind.mixture and mixed is None):
         return None
     tied = kind.tied or "output.weight" not in facts.tensors
     window = own.get(WINDOW, kind.window)
@@ -117,6 +136,25 @@ def _decoder(facts: GgufFacts, block: int) -> Decoder | None:
         return None
     widths = context, hidden, inner, heads, kv_heads, head_dim, vocabulary, turned
     return Decoder(kind, block, layers, *widths, window, tied, mixed, convolved, taps)
+
+
+def _mamba(facts: GgufFacts, own: Mapping[str, Said], block: int) -> Mamba | None:
+    """What a Mamba's header says, if it says nothing else."""
+    found = [*map(own.get, OF_MAMBA), own.get("vocab_size", facts.tokens)]
+    sizes = [size for size in found if type(size) is int and size > 1]
+    if len(sizes) < len(found) or own.keys() - {*OF_MAMBA, *NONE_OF_MAMBA, *BESIDE_MAMBA}:
+        return None
+    if any(own.get(entry) for entry in NONE_OF_MAMBA) or not _pads(facts, 0, sizes[-1]):
+        return None
+    layers, context, hidden, inner, states, rank, taps, vocabulary = sizes
+    tied = "output.weight" not in facts.tensors
+    return Mamba(block, layers, context, hidden, inner, states, rank, taps, vocabulary, tied)
+
+
+def _pads(facts: GgufFacts, otherwise: int, vocabulary: int) -> bool:
+    """Whether the token that fills up, ``otherwise`` where the file names none, is one of the vocabulary."""
+    padding = facts.entries.get(PADDING, otherwise)
+    return type(padding) is int and 0 <= padding < vocabulary
 
 
 def _entries(kind: Kind) -> set[str]:

@@ -188,9 +188,6 @@ def _from_gguf(path: Path, *, weights: bool) -> LoadedSource:
     """A GGUF file holds no code; files beside it, which the library looks at, are not trusted."""
     from transformers import AutoModelForCausalLM
 
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise CompileError(str(path), "is not a GGUF file: its first bytes are not 'GGUF'", "download it again")
     check_gguf(path)
     options = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
     if not weights:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ def write(
     writer.add_token_types([1] * WORDS)
     writer.add_bos_token_id(3)
     writer.add_tensor("token_embd.weight", np.zeros((WORDS, 32), np.float32))
+    if architecture == "gemma4":
+        writer.add_tensor("rope_freqs.weight", np.ones(4, np.float32))
     if head:
         writer.add_tensor("output.weight", np.zeros((WORDS, 32), np.float16))
     writer.write_header_to_file()
@@ -72,10 +75,14 @@ def test_a_mixture_that_the_library_takes_for_dense_is_refused(tmp_path: Path) -
         plan_model(path, block_size=16)
 
 
-def test_what_the_library_misreads_is_refused(tmp_path: Path) -> None:
+def test_what_the_library_misreads_is_refused_before_torch_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "twoheads.compiler.frontend.torch.capture", None)
     path = tmp_path / "model.gguf"
     for architecture, words in (
         ("falcon", "2 heads of keys"),
+        ("gemma4", "neither rotary positions nor heads by layer"),
         ("gpt-oss", "neither experts nor"),
         ("t5", "an encoder-decoder"),
     ):

@@ -63,6 +63,9 @@ LLAMA_EXPERTS = "llama.expert_count"
 FALCON_KEYS = "falcon.attention.head_count_kv"
 """Heads of keys: the library reads a Falcon of one."""
 
+GEMMA, GEMMA_KEYS, POSITIONS = "gemma4", "gemma4.attention.head_count_kv", "rope_freqs.weight"
+"""Gemma 4: published files list heads of keys by layer, or have a tensor of what positions are divided by."""
+
 MOST_LISTED = 1 << 10
 """Entries of a list that is read: one for each layer."""
 
@@ -112,9 +115,14 @@ def gguf_config_digest(path: Path) -> str:
 def check_gguf(path: Path) -> None:
     """Refuses a file whose header says more than the file holds: the library would read it entry by entry for ever.
 
+    Needs none of the libraries.
+
     Raises:
         CompileError: It is cut or damaged, of a kind that is not read here, or one that the library misreads.
     """
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise CompileError(str(path), "is not a GGUF file: its first bytes are not 'GGUF'", "download it again")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         header = _Header(data)
         try:
@@ -122,17 +130,20 @@ def check_gguf(path: Path) -> None:
         except (ValueError, KeyError, struct.error) as error:
             problem = f"has a header that is damaged: {error!s:.100}"
             raise CompileError(str(path), problem, "download it again") from None
-    if (misread := _misread(header.entries)) is not None:
+    if (misread := _misread(header.entries, header.tensors)) is not None:
         raise CompileError(str(path), misread, FOLDER)
 
 
-def _misread(entries: Mapping[str, Said]) -> str | None:
-    """What the library takes for something else in a file of these entries, or can't read."""
+def _misread(entries: Mapping[str, Said], tensors: Mapping[str, GgufTensor]) -> str | None:
+    """What the library takes for something else in a file of these entries and tensors, or can't read."""
+    architecture = str(entries.get("general.architecture"))
+    if architecture == GEMMA and (POSITIONS in tensors or isinstance(entries.get(GEMMA_KEYS), tuple)):
+        return "is a Gemma 4, of which transformers reads neither rotary positions nor heads by layer from such a file"
     if entries.get(LLAMA_EXPERTS):
         return f"mixes {entries[LLAMA_EXPERTS]} experts, and transformers reads a dense Llama from such a file"
     if entries.get(FALCON_KEYS, 1) != 1:
         return f"has {entries[FALCON_KEYS]} heads of keys, and transformers reads a Falcon of one from such a file"
-    return NOT_READ.get(str(entries.get("general.architecture")))
+    return NOT_READ.get(architecture)
 
 
 def _counted(config: Any) -> bool:
