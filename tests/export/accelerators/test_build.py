@@ -287,7 +287,10 @@ def test_openvino_says_which_device_it_lacks(compiler_program, monkeypatch):
 
 def test_openvino_names_a_result_that_it_optimises_away(compiler_program, tmp_path):
     ports = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2, 3]) for name in ("x", "y")]
-    nodes = [onnx.helper.make_node("Tanh", ["x"], ["inner"]), onnx.helper.make_node("Mul", ["inner", "one"], ["y"])]
+    nodes = [
+        onnx.helper.make_node("Tanh", ["x"], ["inner"]),
+        onnx.helper.make_node("Mul", ["inner", "one"], ["y"]),
+    ]
     one = onnx.numpy_helper.from_array(np.ones(3, np.float32), "one")
     graph = onnx.helper.make_graph(nodes, "g", ports[:1], ports[1:], [one])
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)]), tmp_path / "e.onnx")
@@ -369,6 +372,30 @@ def test_tensorrt_needs_a_driver(compiler_program, monkeypatch):
     assert "no driver of one here (libnone.so.1)" in program.missing("")
     monkeypatch.setattr(program, "DRIVER", "libc.so.6")
     assert program.missing("") == ""
+
+
+def test_openvino_on_a_device_of_half_precision_alone_builds_for_that(compiler_program, monkeypatch, tmp_path):
+    """As an NPU, which is not here: engines of float32 would have sines and norms in float16."""
+    package = pytest.importorskip("openvino")
+    core = package.Core()
+
+    class Half:
+        available_devices, read_model = ("CPU", "NPU"), core.read_model
+
+        def compile_model(self, model, device, options):
+            return SimpleNamespace(get_property=lambda _: package.Type.f16)
+
+    monkeypatch.setattr(package, "Core", Half)
+    program, node = compiler_program("build_openvino"), onnx.helper.make_node("Relu", ["x"], ["y"])
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2]) for name in "xy")
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", [x], [y])), tmp_path / "e.onnx")
+    request: dict[str, Any] = {"name": "e", "onnx": str(tmp_path / "e.onnx"), "folder": str(tmp_path), "device": "NPU"}
+    request |= {"outputs": None, "ports": [["x"], ["y"]]}
+    with pytest.raises(SystemExit, match="multiplies in f16 alone: build it with --precision fp16"):
+        program.build(request | {"precision": "fp32"})
+    assert not (tmp_path / "e.xml").exists()
+    program.build(request | {"precision": "fp16"})
+    assert 'precision value="f16"' in (tmp_path / "e.xml").read_text()
 
 
 def test_velas_report_is_read(compiler_program):

@@ -49,6 +49,33 @@ def test_a_run_on_the_targets_own_runtime_is_the_model(tmp_path: Path, target: s
         assert result.report.engine_calls - result.report.repeated_calls == result.report.formula_calls
 
 
+def test_openvino_runs_in_half_precision_what_was_built_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its GPUs and NPUs compute: with the parts of whole numbers on the host, as of other chips."""
+    package: Any = pytest.importorskip("openvino")
+    core = package.Core()
+    if "FP16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this processor has no products of float16")
+    bundle = write_tiny(tmp_path / "b", TINY)
+    entry = build_target(bundle, "openvino", precision="fp16").entry
+    assert any(artifact.host is not None for artifact in entry.artifacts.values())
+    loaded = load(bundle, backend="openvino-ir", threads=1)
+    tokens = random_tokens(TINY, 96)  # without padding, which this model makes NaN
+    found, expected = np.asarray(loaded.run(tokens, output="logits").array), reference(TINY, tokens)["logits"]
+    assert 1e-5 < np.abs(found - expected).max() / np.abs(expected).max() < 1e-2
+
+    class Wide:  # as openvino.Core
+        """A processor that multiplies in float32 whatever it is asked for."""
+
+        available_devices, read_model = core.available_devices, core.read_model
+
+        def compile_model(self, model: Any, device: str, options: dict[str, Any]) -> Any:
+            return core.compile_model(model, device, options | {"INFERENCE_PRECISION_HINT": "f32"})
+
+    monkeypatch.setattr(package, "Core", Wide)
+    with pytest.raises(BundleError, match="is built for f16, and this CPU multiplies in f32"):
+        load(bundle, backend="openvino-ir", threads=1).run(tokens, output="logits")
+
+
 def numbered(path: Path, shape: list[int] | None, count: int = 1) -> str:
     """A runtime whose artifacts keep no names: doubles its only input."""
     path.write_text(

@@ -342,6 +342,7 @@ def _request(
     return {
         "name": job.name,
         "onnx": f"{base}.onnx",
+        "ports": [[port.name for port in ports] for ports in (graph.input, graph.output)],
         "folder": str(scratch / build.target.name),
         "precision": build.precision,
         "device": build.device,

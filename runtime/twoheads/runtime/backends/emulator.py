@@ -40,6 +40,9 @@ HALF_RANGE = frozenset({"fp16", "w8a16", "w4a16", "palette8", "palette4"})
 WEIGHTS = ("fp32", "w8", "w4")
 """Of backends that multiply in float32, by weights that may be stored in 8 or 4 bits."""
 
+OPENVINO = ("w4", "w8", "fp16", "fp32")
+"""Of OpenVINO, whose plugins for GPUs and NPUs multiply in half precision by themselves."""
+
 SIXTEEN = (*HALF, "w8a16", "w4a16")
 """Of backends that also multiply whole numbers: activations of 16 bits by weights of 8 or 4."""
 
@@ -85,7 +88,7 @@ EMULATORS: Mapping[str, Emulator] = {
     ),
     "rknn": Emulator("rknn", "run_rknnlite", ("rknn-toolkit-lite2",), (*HALF, "int8"), in_process=True),
     "onnxruntime-int8": Emulator("onnxruntime", "run_onnxruntime", ("onnxruntime",), ("int8",)),
-    "openvino-ir": Emulator("openvino", "run_openvino", ("openvino",), WEIGHTS, True, anywhere=("CPU",)),
+    "openvino-ir": Emulator("openvino", "run_openvino", ("openvino",), OPENVINO, True, anywhere=("CPU",)),
     "litert": Emulator("litert", "run_litert", ("ai-edge-litert",), WEIGHTS, in_process=True),
     "executorch": Emulator("executorch", "run_executorch", ("executorch", "torch"), ("fp32", "w8a8", "w4a8")),
     "iree": Emulator("iree", "run_iree", ("iree-base-runtime",), ("fp32",), in_process=True, machine_code=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ import numpy as np
 
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as of the package: nothing is told
 import openvino  # noqa: E402
+
+HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "w8": "f32", "w4": "f32"}
+"""In what a plugin multiplies. Weights of w8 and w4 are small in the model itself; activations stay as they are."""
 
 
 def identify() -> dict[str, str]:
@@ -27,18 +31,22 @@ def missing(device: str) -> str:
 
 def build(request: dict[str, Any]) -> None:
     """Converts, compiles for the device, and runs if asked."""
-    # The weights of w8 and w4 are small in the model itself; activations stay as they are.
-    precision = {"fp32": "f32", "bf16": "bf16", "w8": "f32", "w4": "f32"}[request["precision"]]
+    precision = HINTS[request["precision"]]
     options = {"INFERENCE_PRECISION_HINT": precision}
     if request["device"] == "CPU":
         options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = "0"
     core = openvino.Core()
     model = core.read_model(request["onnx"])
+    if precision == "f16":  # what runs it is told by the file: its range, and which ports the host's part leaves to it
+        model.set_rt_info(precision, ["twoheads", "precision"])
+        model.set_rt_info(json.dumps(request["ports"]), ["twoheads", "ports"])
     compiled = core.compile_model(model, request["device"], options)
+    found = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    if request["precision"] == "fp32" and found == "f16":  # sines and norms would be noise: it is prepared for neither
+        raise SystemExit(f"this {request['device']} multiplies in f16 alone: build it with --precision fp16")
     target = Path(request["folder"]) / f"{request['name']}.xml"
-    openvino.save_model(model, target, compress_to_fp16=False)
+    openvino.save_model(model, target, compress_to_fp16=precision == "f16")
     if request["outputs"]:
-        found = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         if found != precision:  # not the numbers that were asked for
             raise SystemExit(
                 f"this {request['device']} multiplies in {found}, not {precision}: build it without --check"
