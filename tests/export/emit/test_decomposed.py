@@ -72,9 +72,20 @@ def _nothing(x: Tensor) -> Tensor:
     return torch.nn.functional.dropout(x.detach(), 0.5, training=False) + torch.softmax(x, -1)
 
 
+def _norms(x: Tensor) -> Tensor:
+    rms = torch.nn.functional.rms_norm
+    halves = x.reshape(1, -1, 2, 4)
+    spread = x.var(-1, keepdim=True) + (1.0 - x).var([-1], unbiased=False, keepdim=True)
+    normed = rms(x, [8], eps=1e-6) + rms(x, [8], WEIGHT) + rms(halves, [2, 4]).flatten(2)
+    return normed / (1 + spread) + torch.square(x) + halves.var([-1, 2], keepdim=True)[..., 0]
+
+
+WEIGHT = torch.linspace(0.5, 2, 8)
+
+
 @cache
 def _all_of_them() -> CompiledModel:
-    module = OneLayer(after=lambda x: _casts(x) + _views(x) + _pieces(x) + _nothing(x))
+    module = OneLayer(after=lambda x: _casts(x) + _views(x) + _pieces(x) + _nothing(x) + _norms(x))
     return compile_model(module, example_inputs=EXAMPLES, block_size=16)
 
 

@@ -3,7 +3,7 @@
 The exporter traces a module, then traces it again to decompose what it has no translation for; the second takes
 three quarters of its time. A region is a plain list of operators without effects, and nearly all have a translation:
 running it once on shapes gives the same program. What is left to do by hand is a short table of operators that are
-views or nothing at all. A region with any other operator takes the exporter's own way.
+views, nothing at all, or made of a few others. A region with any other operator takes the exporter's own way.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from twoheads.graphs.program.program import TokenwiseEngine
 
 __all__ = ["decomposed_program", "undecomposed"]
 
-aten = torch.ops.aten
+aten, prims = torch.ops.aten, torch.ops.prims
 
 Arguments: TypeAlias = tuple[Any, ...]
 """Of an operator: nodes and numbers."""
@@ -162,6 +162,48 @@ def _mt(graph: fx.Graph, args: Arguments, _kwargs: Keywords) -> fx.Node:
     return _call(graph, aten.transpose.int, (args[0], -2, -1))
 
 
+def _square(graph: fx.Graph, args: Arguments, _kwargs: Keywords) -> fx.Node:
+    return _call(graph, aten.pow.Tensor_Scalar, (args[0], 2))
+
+
+def _subtracted(graph: fx.Graph, args: Arguments, kwargs: Keywords) -> Any:
+    """A number less a tensor."""
+    named = dict(zip(("self", "other", "alpha"), args, strict=False), **kwargs)
+    return None if named.get("alpha", 1) != 1 else _call(graph, aten.sub.Tensor, (named["other"], named["self"]))
+
+
+def _variance(graph: fx.Graph, args: Arguments, kwargs: Keywords) -> Any:
+    named = {
+        "unbiased": True,
+        "keepdim": False,
+        **dict(zip(("self", "dim", "unbiased", "keepdim"), args, strict=False)),
+    }
+    named |= kwargs
+    if not named["dim"] or not named["keepdim"]:
+        return None
+    shape = [*named["self"].meta["val"].shape]
+    axes = [axis % len(shape) for axis in named["dim"]]
+    made = _call(graph, prims.var.default, (named["self"], axes, float(named["unbiased"])))
+    kept = [axis for axis in range(len(shape)) if axis not in axes]
+    sizes = [1 if axis in axes else size for axis, size in enumerate(shape)]
+    return _call(graph, prims.broadcast_in_dim.default, (made, sizes, kept))
+
+
+def _normed(graph: fx.Graph, args: Arguments, kwargs: Keywords) -> Any:
+    """RMSNorm of float32."""
+    named = dict(zip(("input", "normalized_shape", "weight", "eps"), args, strict=False), **kwargs)
+    x, weight, eps = named["input"], named.get("weight"), named.get("eps")
+    value = x.meta["val"]
+    if value.dtype != torch.float32:
+        return None
+    axes = [value.ndim - 1 - at for at in range(len(named["normalized_shape"]))]
+    mean = _call(graph, aten.mean.dim, (_square(graph, (x,), {}), axes, True))
+    added = _call(graph, aten.add.Scalar, (mean, torch.finfo(value.dtype).eps if eps is None else eps))
+    made = _call(graph, aten.mul.Tensor, (x, _call(graph, aten.rsqrt.default, (added,))))
+    made = made if weight is None else _call(graph, aten.mul.Tensor, (made, weight))
+    return _call(graph, aten.type_as.default, (made, x))
+
+
 _REWRITES: dict[Any, Rewrite] = {
     aten.to.dtype: _cast,
     aten.to.device: _cast,
@@ -172,8 +214,13 @@ _REWRITES: dict[Any, Rewrite] = {
     aten.flatten.using_ints: _flatten,
     aten.chunk.default: _chunk,
     aten.mT.default: _mt,
+    aten.square.default: _square,
+    aten.rsub.Scalar: _subtracted,
+    aten.var.dim: _variance,
+    aten.rms_norm.default: _normed,
 }
-"""What the dispatcher makes of operators that are composed of others and may return their argument."""
+"""What the dispatcher makes of operators that are composed of others and may return their argument, and of others that
+have no translation."""
 
 
 def _program(graph: fx.Graph, arguments: Arguments) -> ExportedProgram:
