@@ -22,14 +22,15 @@ def batch_in_place_model(engine: BatchInPlace) -> onnx.ModelProto:
         "kv_num_heads": geometry.kv_num_heads,
         "scale": geometry.scale,
     }
-    slots = [_split(graph, name, engine.slots) for name in ("q", "k", "v", PLACE)]
-    one = graph.array("one_row", np.ones(1, np.int32))
-    behind = graph.array("rows_behind", np.full(1, engine.rows - 1, np.int32))
+    # Of all slots at once: where the last row is written, and how many keys there are then.
+    counted = [
+        graph.node("Add", PLACE, graph.array(f"rows_{rows}", np.full(1, rows, np.int32)))
+        for rows in (engine.rows - 1, engine.rows)
+    ]
+    slots = [_split(graph, name, engine.slots) for name in ("q", "k", "v", *counted)]
     outs: list[str] = []
-    for at, (q, k, v, place) in enumerate(zip(*slots, strict=True)):
+    for at, (q, k, v, last, total) in enumerate(zip(*slots, strict=True)):
         past = [f"past_key_{at}", f"past_value_{at}"]
-        last = graph.node("Add", place, behind)  # the last row
-        total = graph.reshape(graph.node("Add", last, one))
         outs.append(f"out_{at}" if engine.slots > 1 else "out")
         made = [outs[-1], *(NEXT + name for name in past)]
         read = [q, k, v, *past, last, total]

@@ -36,7 +36,8 @@ class AttendInPlace:
     """
 
     def __init__(self, engines: StepEngines, steps: InPlaceSteps, values: Mapping[str, Array]) -> None:
-        self._engines, self._steps, self._values = engines, steps, values
+        self._engines, self._steps = engines, steps
+        self._rows = {name: array[0].swapaxes(0, 1) for name, array in values.items() if array.ndim == 4}
         self._kept = {entry.value.name: at for at, entry in enumerate(steps.steps.kept)}
         self._block = steps.steps.program.block_size
         self._bound: WeakKeyDictionary[Slab, dict[str, _Bound]] = WeakKeyDictionary()
@@ -53,10 +54,10 @@ class AttendInPlace:
         if stage.name not in bound:
             bound[stage.name] = self._bind(stage, group.slab)
         call = bound[stage.name]
-        rows, slots, values = group.at_rows, group.at_slots, self._values
+        rows, slots, values = group.at_rows, group.at_slots, self._rows
         call.take(group.slots)
         staged = call.staged
-        new = [values[name][0].swapaxes(0, 1)[rows] for name in (stage.query, stage.key, stage.value)]
+        new = [values[name][rows] for name in (stage.query, stage.key, stage.value)]
         for array, given in zip(staged.heads, new, strict=True):
             array[slots, 0] = given
         staged.place[:] = 0
@@ -65,7 +66,7 @@ class AttendInPlace:
         self._engines.calls += 1
         for name, given in zip((stage.key, stage.value), new[1:], strict=True):
             group.slab.opened[self._kept[name]][group.slots, :, places % self._block] = given
-        values[stage.output.name][0].swapaxes(0, 1)[rows] = staged.made[slots, 0]
+        values[stage.output.name][rows] = staged.made[slots, 0]
 
     def _bind(self, stage: AttentionStage, slab: Slab) -> _Bound:
         engine = self._of(stage, slab.capacity)
