@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tests.runtime.generation.decoders import BLOCK, bundle_folder, tokens
 from tests.tiers import with_long
 from twoheads.graphs.errors import InputError
 from twoheads.runtime import LoadedBundle, load
+from twoheads.runtime.generation.kept.rows import KeptBlocks
 
 PROMPT = tokens(36 * BLOCK + 5)
 
@@ -49,6 +51,46 @@ def test_warm_is_cold_to_the_bit(name, tmp_path):
     again, calls = _logits(other, PROMPT)
     assert np.array_equal(again, cold)
     assert calls == warm_calls
+
+
+@pytest.mark.parametrize("more", [0, 2])
+def test_parts_of_the_open_block_are_taken_over_unless_it_becomes_whole(more, tmp_path):
+    """8 of the 14 tokens behind three blocks; two more tokens fill the fourth, which a run computes."""
+    folder = bundle_folder("llama")
+    shared, sequence = PROMPT[: 3 * BLOCK + 14], [*PROMPT[: 3 * BLOCK + 14], *tokens(more, seed=7)]
+    cold = load(folder, threads=1).open_context().append(sequence)
+    first = load(folder, threads=1)
+    first.generation.keep_prefixes(1 << 30, tmp_path)
+    first.open_context().append(shared)
+    other = load(folder, threads=1)
+    other.generation.keep_prefixes(1 << 30, tmp_path)
+    for bundle in (first, other):  # from memory, and from disk
+        before = bundle.generation.calls
+        assert np.array_equal(bundle.open_context().append(sequence), cold)
+        calls = bundle.generation.calls - before
+        assert more or calls == 2  # a step of 8 rows, and the head
+
+
+def test_parts_of_a_batch_s_prompt_are_taken_over():
+    bundle = load(bundle_folder("llama"), threads=1)
+    bundle.generation.keep_prefixes(1 << 30)
+    sequence = PROMPT[: BLOCK + 12]
+    alone: Any = bundle.generate(sequence, max_new_tokens=3, ignore_eos=True, steady=True)
+    with bundle.open_batch(2) as batch:
+        request = batch.submit(sequence, max_new_tokens=3, ignore_eos=True)
+        for _ in batch:
+            pass
+    assert request.result().tokens == alone.tokens
+
+
+def test_a_page_shares_no_memory_with_the_sequence_whose_block_it_was():
+    """A slice of an array of one key head is contiguous as it is."""
+    kept = KeptBlocks(load(bundle_folder("llama"), threads=1).generation.steps)
+    kept.reserve(2)
+    kept.past, kept.opened = ([array[:, :1].copy() for array in arrays] for arrays in (kept.past, kept.opened))
+    pages = (*zip(kept.page(1), kept.past, strict=True), *zip(kept.rows(0, 8), kept.opened, strict=True))
+    assert pages
+    assert not any(np.shares_memory(page, array) for page, array in pages)
 
 
 def test_only_what_is_shared_is_taken_over():

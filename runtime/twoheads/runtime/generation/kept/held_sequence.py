@@ -194,5 +194,39 @@ class KeptSequence:
             self._names.append(self._name(self._cache, self.tokens[-self.block :]))
             self._cache.put(self._names[-1], [*self.kept.page(number - 1), *self.states.page()])
 
+    def take_parts(self, tokens: npt.NDArray[np.int64]) -> int:
+        """Takes parts of the open block over, unless ``tokens`` fill it: then it is computed as a whole.
+
+        Behind :meth:`take_from_cache`; returns as that. Rows of parts have the bits of steps of several rows, and those
+        of whole blocks the bits of runs.
+        """
+        first = len(self.tokens)
+        if first % self.block == 0 and len(tokens) < first + self.block:
+            for start, name in self._parts([int(token) for token in tokens[first:-1]]):
+                cache = self._cache
+                page = None if cache is None else cache.find_part(name)
+                if cache is None or page is None:
+                    break
+                self.kept.write(start, dict(enumerate(page)), cache.part)
+                self.add(tokens[first + start : first + start + cache.part])
+        return len(self.tokens)
+
+    def give_parts(self) -> None:
+        """Gives the cache the parts of the open block that it lacks: all rows are as :meth:`take_parts` needs them."""
+        cache = self._cache
+        for start, name in self._parts(self.tokens[len(self.tokens) // self.block * self.block :]):
+            if cache is not None and name not in cache:
+                cache.put(name, self.kept.rows(start, cache.part))
+
+    def _parts(self, tokens: list[int]) -> Iterator[tuple[int, bytes]]:
+        """The parts that these first tokens of the open block fill: where each begins in it, and its name."""
+        cache = self._cache
+        if cache is None or not cache.part or len(self._names) != len(self.tokens) // self.block:
+            return
+        name = self._names[-1] if self._names else cache.first
+        for start in range(0, len(tokens) - cache.part + 1, cache.part):
+            name = following(name, tokens[start : start + cache.part])
+            yield start, name
+
     def _name(self, cache: PrefixCache, tokens: list[int]) -> bytes:
         return following(self._names[-1] if self._names else cache.first, tokens)

@@ -158,7 +158,11 @@ class KeptBlocks:
         """A copy of whole block ``block``, which was completed last."""
         starts = [self._slot(entry, block) * self._block for entry in self._steps.kept]
         pairs = zip(self.past, starts, strict=True)
-        return [np.ascontiguousarray(array[:, :, start : start + self._block]) for array, start in pairs]
+        return [array[:, :, start : start + self._block].copy() for array, start in pairs]
+
+    def rows(self, first: int, count: int) -> list[Array]:
+        """A copy of ``count`` rows of the open block from ``first``."""
+        return [array[:, :, first : first + count].copy() for array in self.opened]
 
     def open_page(self, page: list[Array]) -> None:
         """The open block, which is empty, is that of ``page``, to be completed at once: only then it is copied."""

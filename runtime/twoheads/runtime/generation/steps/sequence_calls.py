@@ -65,6 +65,7 @@ class SequenceCalls:
         if self.runs:
             sequence.reserve(len(tokens) // block)  # once, and not as they come
         start = sequence.take_from_cache(tokens)
+        start = sequence.take_parts(tokens) if self.runs else start
         for first, count, rows in Pieces(start, len(tokens), sequence.steps.rows, runs=self.runs):
             if self.runs and count % block == 0:
                 hidden = self._run_whole(tokens[: first + count], first, last=first + count == len(tokens))
@@ -73,6 +74,8 @@ class SequenceCalls:
             else:
                 hidden = self.step(tokens[first : first + count], first, rows)[-1]
                 sequence.give_to_cache()
+                if self.runs:
+                    sequence.give_parts()
             yield rows
         return hidden
 
