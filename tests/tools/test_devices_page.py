@@ -83,6 +83,7 @@ def test_the_page_says_what_came_of_each_journey(run: Any) -> None:
     assert "| the bundle itself |" in page
     for backend in ("rknn", "coreml", "tensorrt-engine", "tensorrt-rtx", "onnxruntime:dml", "openvino:NPU"):
         assert f"`{backend}`" in page, "what was only faked is not named"
+    assert "built for Arm Ethos-U NPU (Vela)" in page, "what nothing runs is not named"
 
 
 def test_a_journey_that_fails_is_told_and_leaves_the_others(run: Any) -> None:

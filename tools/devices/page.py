@@ -8,7 +8,7 @@ from tools.devices.rounded import ROUNDING
 from tools.machine import machine_letters
 from tools.markdown import table
 from twoheads.export.accelerators.loss import MOST
-from twoheads.export.accelerators.target import load_target
+from twoheads.export.accelerators.target import load_target, target_names
 from twoheads.runtime.backends.emulator import EMULATORS
 from twoheads.runtime.backends.onnxruntime_provider import PROVIDERS
 
@@ -92,6 +92,9 @@ def render(figures: dict[str, Any]) -> str:
     lines.append(FAKED + "\n".join(table(("backend", "artifacts of", "lacks here"), _faked(), left=3)))
     names = ", ".join(f"`onnxruntime:{name}` ({provider.name})" for name, provider in PROVIDERS.items())
     lines.append(f"The same holds for the bundle's own engines by {names}, and for `openvino:GPU` and `openvino:NPU`.")
+    run = {one.target for one in EMULATORS.values()}
+    lone = ", ".join(load_target(name).title for name in target_names() if name not in run)
+    lines.append(f"\nNothing of ours runs what is built for {lone}, on the device or here, so it is not packed.")
     return "\n".join(lines).rstrip() + "\n"
 
 
