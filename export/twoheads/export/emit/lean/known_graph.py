@@ -36,7 +36,7 @@ class KnownGraph:
         self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self.shapes |= {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
         self.types |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-        self._outputs = {value.name for value in model.graph.output}
+        self._outputs = [value.name for value in model.graph.output]  # in an order: it makes that of the operators
         self._declared: list[onnx.ValueInfoProto] = []
 
     def constant(self, name: str) -> Array | None:
