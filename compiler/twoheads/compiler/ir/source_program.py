@@ -93,6 +93,12 @@ class SourceProgram(Protocol):
         """Runs what the named values need on ``inputs``; returns these at least (tuple results as lists)."""
         ...
 
+    def evaluate_each(
+        self, names: Iterable[str], given: Sequence[Mapping[str, npt.NDArray[Any]]]
+    ) -> list[dict[str, Any]]:
+        """The same for each of ``given``; weights that are read from files are read once for all of them."""
+        ...
+
     def evaluate_nodes(
         self, names: Sequence[str], values: Mapping[str, Any], lengths: Mapping[str, int]
     ) -> Mapping[str, Any]:

@@ -52,6 +52,11 @@ class OnnxProgram:
             wanted += tuple(view for name in node.outputs for view in self.views.get(name, ()))
         return self.graph.run(wanted, inputs, self.lengths(inputs), every=True)
 
+    def evaluate_each(self, names: Iterable[str], given: Sequence[Mapping[str, Array]]) -> list[dict[str, Any]]:
+        """One after the other: the weights are in memory."""
+        wanted = tuple(names)
+        return [self.evaluate(wanted, inputs) for inputs in given]
+
     def evaluate_nodes(
         self, names: Sequence[str], values: Mapping[str, Any], lengths: Mapping[str, int]
     ) -> dict[str, Array]:

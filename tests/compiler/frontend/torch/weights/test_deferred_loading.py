@@ -24,6 +24,7 @@ from twoheads.compiler.frontend.torch.load_source import load_source
 from twoheads.compiler.frontend.torch.weights import deferred_loading as deferring
 from twoheads.compiler.frontend.torch.weights import gguf_tensors
 from twoheads.compiler.frontend.torch.weights.stored_tensor import StoredTensor, read_tensor
+from twoheads.compiler.ir.source_program import example_inputs
 from twoheads.compiler.original.prove_capture import prove_capture
 from twoheads.export import quantise_weights, write_bundle
 from twoheads.graphs.errors import CompileError
@@ -214,6 +215,28 @@ def test_a_capture_of_other_weights_is_refused(llama: Path) -> None:
         prove_capture(loaded, type(captured)(captured.graph, program, captured.identity))
 
 
+def test_evaluations_on_several_inputs_read_each_weight_once(llama: Path) -> None:
+    captured = capture(load_source(llama, deferred=True))
+    program, name = captured.program, captured.graph.hidden
+    read: list[str] = []
+
+    def counted(name: str, weight: Any) -> StoredTensor:
+        def numbers() -> torch.Tensor:
+            read.append(name)
+            found: torch.Tensor = weight.read()
+            return found
+
+        return StoredTensor(weight.shape, weight.dtype, numbers)
+
+    stored = {name: weight for name, weight in program.weights.items() if isinstance(weight, StoredTensor)}
+    watched = program.with_weights({name: counted(name, weight) for name, weight in stored.items()})  # type: ignore[attr-defined]
+    runs = [example_inputs(program.inputs, {"n": 5}, seed) for seed in (1, 2)]
+    found = watched.evaluate_each([name], runs)
+    assert sorted(read) == sorted(set(read)) != []
+    for given, values in zip(runs, found, strict=True):
+        np.testing.assert_array_equal(values[name], program.evaluate([name], given)[name])
+
+
 def test_a_number_that_is_none_is_named(llama: Path, tmp_path: Path) -> None:
     for file in llama.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -292,13 +315,28 @@ def test_of_experts_in_a_gguf_file_one_is_expanded(
     assert {shape[0] for shape in expanded if len(shape) == 3} == {1}
 
 
+def test_no_block_is_expanded_to_learn_a_shape(llama_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def noted(data: Any, kind: Any) -> Any:
+        found = expanded(data, kind)
+        sizes.append(found.size)
+        return found
+
+    expanded = gguf_tensors.expanded
+    monkeypatch.setattr(gguf_tensors, "expanded", noted)
+    load_source(llama_gguf, deferred=True)
+    assert sizes
+    assert max(sizes) <= deferring.SMALL
+
+
 def test_a_stack_whose_entries_are_not_made_alone_is_read_whole(
     experts_gguf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = gguf_tensors._File.tensors
 
-    def reversed_stacks(self: Any, *arguments: Any) -> dict[str, torch.Tensor]:
-        return {name: tensor.flip(0) for name, tensor in made(self, *arguments).items()}
+    def reversed_stacks(self: Any, *arguments: Any, **how: Any) -> dict[str, torch.Tensor]:
+        return {name: tensor.flip(0) for name, tensor in made(self, *arguments, **how).items()}
 
     monkeypatch.setattr(gguf_tensors._File, "tensors", reversed_stacks)
     stacks = [tensor for tensor in load_source(experts_gguf, deferred=True).module.parameters() if tensor.ndim == 3]

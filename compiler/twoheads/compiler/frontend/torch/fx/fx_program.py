@@ -86,21 +86,29 @@ class FxProgram:
     @torch.no_grad()
     def evaluate(self, names: Iterable[str], inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
         """See :meth:`twoheads.compiler.ir.source_program.SourceProgram.evaluate`."""
+        (found,) = self.evaluate_each(names, [inputs])
+        return found
+
+    @torch.no_grad()
+    def evaluate_each(
+        self, names: Iterable[str], given: Sequence[Mapping[str, npt.NDArray[Any]]]
+    ) -> list[dict[str, Any]]:
+        """See :meth:`twoheads.compiler.ir.source_program.SourceProgram.evaluate_each`."""
         wanted = set(names)
         needed = self.ancestors(self._node_name(name) for name in wanted)
         order = [node for name, node in self.nodes.items() if name in needed]
         last = {operand.name: node.name for node in order for operand in node.all_input_nodes}
-        results: dict[str, Any] = {}
-        found: dict[str, Any] = {}
+        runs: list[tuple[Mapping[str, Any], dict[str, Any], dict[str, Any]]] = [(inputs, {}, {}) for inputs in given]
         with keeping_last_weight():
             for node in order:
-                results[node.name] = self._value(node, inputs, results)
-                if (name := self.source_name(node)) in wanted:
-                    found[name] = _to_numpy(results[node.name])
-                for operand in node.all_input_nodes:
-                    if last[operand.name] == node.name:
-                        results.pop(operand.name, None)
-        return found
+                for inputs, results, found in runs:  # one after the other: the weight is the last one that was read
+                    results[node.name] = self._value(node, inputs, results)
+                    if (name := self.source_name(node)) in wanted:
+                        found[name] = _to_numpy(results[node.name])
+                    for operand in node.all_input_nodes:
+                        if last[operand.name] == node.name:
+                            results.pop(operand.name, None)
+        return [found for _, _, found in runs]
 
     def _value(self, node: fx.Node, inputs: Mapping[str, npt.NDArray[Any]], results: Mapping[str, Any]) -> Any:
         if node.op == "placeholder":

@@ -75,7 +75,9 @@ def stored_gguf_tensors(path: Path, model: Any, load: Callable[..., Any], small:
     unread: list[str] = []
     for part in parts:  # once, for the shapes and for the small ones
         stacks = _stacks(file, part, small)
-        found = stacks or file.tensors([part])
+        found = stacks or file.tensors([part], numbers=False)
+        if any(tensor.numel() <= small for tensor in found.values()):
+            found = file.tensors([part])
         if not found and part.name != FACTORS:
             unread.append(part.name)
         entire |= found.keys() - stacks.keys()
@@ -160,22 +162,39 @@ class _File:
     processor: Any
     names: dict[str, str]
 
-    def tensors(self, parts: Sequence[_Part], entries: slice = slice(None)) -> dict[str, Tensor]:
-        """What the library makes of these parts alone, or of these entries of stacks."""
+    def tensors(
+        self, parts: Sequence[_Part], entries: slice = slice(None), *, numbers: bool = True
+    ) -> dict[str, Tensor]:
+        """What the library makes of these parts alone, or of these entries of stacks; without ``numbers``, of zeros.
+
+        Zeros tell the shapes: expanding blocks takes several times as long as all that the library does with them.
+        """
         parsed: dict[str, dict[str, Tensor]] = {"tensors": {}}
         for part in parts:
             mapped = np.memmap(self.path, part.dtype, "r", offset=part.offset, shape=part.shape)
             data = mapped.view(np.ndarray)[entries]  # each part of a memmap would be one, which takes its time
             found = self.processor.process(
-                weights=expanded(data, part.kind),
+                weights=expanded(data, part.kind) if numbers else _zeros(data, part.kind),
                 name=part.name,
                 tensor_key_mapping=self.names,
                 parsed_parameters=parsed,
             )
             if found.name in self.names:
-                numbers = np.ascontiguousarray(found.weights, np.float32)
-                parsed["tensors"][self.names[found.name]] = torch.from_numpy(numbers)
+                made = np.ascontiguousarray(found.weights, np.float32)
+                parsed["tensors"][self.names[found.name]] = torch.from_numpy(made)
         return parsed["tensors"]
+
+
+def _zeros(data: npt.NDArray[Any], kind: Any) -> npt.NDArray[np.float32]:
+    """Zeros in the shape of :func:`expanded`, read-only, in no memory of that size."""
+    return np.broadcast_to(np.float32(0), (*data.shape[:-1], _width(data, kind)))
+
+
+def _width(data: npt.NDArray[Any], kind: Any) -> int:
+    """Numbers of a row of blocks."""
+    from gguf import dequantize
+
+    return int(dequantize(data.reshape(-1, data.shape[-1])[:1], kind).shape[-1])
 
 
 def expanded(data: npt.NDArray[Any], kind: Any) -> npt.NDArray[np.float32]:
@@ -190,7 +209,7 @@ def expanded(data: npt.NDArray[Any], kind: Any) -> npt.NDArray[np.float32]:
     from gguf import dequantize
 
     rows = data.reshape(-1, data.shape[-1])
-    width = dequantize(rows[:1], kind).shape[-1]
+    width = _width(data, kind)
     found = np.empty((len(rows), width), np.float32)
     step = max(1, PART // max(1, width))
     for start in range(0, len(rows), step):
