@@ -107,10 +107,12 @@ class CudaBackend:
         if self.name == "tensorrt":
             folder = _cache_folder(path, weights, self._precision)
             folder.mkdir(parents=True, exist_ok=True)
+            half = str(int(self._precision == "f16"))
             tensorrt = {
                 "device_id": "0",
                 "user_compute_stream": str(lane),
-                "trt_fp16_enable": str(int(self._precision == "f16")),
+                "trt_fp16_enable": half,
+                "trt_layer_norm_fp32_fallback": half,  # float16 has no square of a channel beyond 256
                 "trt_engine_cache_enable": "1",
                 "trt_engine_cache_path": str(folder),
             }
