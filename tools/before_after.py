@@ -3,7 +3,8 @@
 ``python -m tools.before_after OTHER`` compiles models with the code of the checkout ``OTHER`` and with this one, runs
 them at several lengths, and compares the program's text, the weights, engine calls and every result's bits. Both sides
 are driven through the command line, so any two versions can be compared that have ``compile``, ``inspect`` and ``run``.
-Names of values that regions hand to each other do not count: the tracer of the model gives them.
+Names of values that regions hand to each other do not count, nor in which order an engine takes its operands where all
+of its stages hand them over so: the tracer of the model gives both, and the results' bits are compared as well.
 The other checkout needs no environment of its own: its packages are put in front of the installed ones.
 """
 
@@ -156,12 +157,20 @@ def _run(bundle: Path, folder: Path, length: int, output: str, told: dict[str, A
 
 
 def _differences(before: Outcome, after: Outcome) -> list[str]:
-    found = ["program"] if _numbered(before.program) != _numbered(after.program) else []
+    found = ["program"] if _ordered(before.program) != _ordered(after.program) else []
     found += ["weights"] if before.weights != after.weights else []
     for key in before.results:
         found += [f"bits of {key}"] if before.results[key] != after.results.get(key) else []
         found += [f"calls of {key}"] if before.calls[key] != after.calls.get(key) else []
     return found
+
+
+def _how_alike(before: str, after: str) -> str:
+    """Of programs that do not differ."""
+    if before == after:
+        return "program"
+    same = _numbered(before) == _numbered(after)
+    return "program but for names of values" if same else "program but for the order of operands"
 
 
 def _numbered(program: str) -> str:
@@ -170,6 +179,25 @@ def _numbered(program: str) -> str:
     return _VALUE.sub(lambda found: names.setdefault(found[0], f"%{len(names)}"), program)
 
 
+def _ordered(program: str) -> str:
+    """The same, with the operands of an engine of a region in the order of their names in its first stage."""
+    orders: dict[str, list[int]] = {}
+
+    def handed_over(found: re.Match[str]) -> str:
+        values = found[2].split(", ")
+        order = orders.setdefault(found[1], sorted(range(len(values)), key=values.__getitem__))
+        return f"= @{found[1]}({', '.join(values[at] for at in order)})"
+
+    def taken(found: re.Match[str]) -> str:
+        types = _PORT.findall(found[2])
+        return f"engine @{found[1]}: ({', '.join(types[at] for at in orders.get(found[1], range(len(types))))})"
+
+    return _ENGINE.sub(taken, _STAGE.sub(handed_over, _numbered(program)))
+
+
+_STAGE = re.compile(r"= @(tokenwise_\d+)\(([^)]*)\)")
+_ENGINE = re.compile(r"engine @(tokenwise_\d+): \(([^)]*)\)")
+_PORT = re.compile(r"input_\d+: (\w+\[[^\]]*\])")
 _VALUE = re.compile(r"%region_\d+\.[^\s:,()]+")
 
 
@@ -188,8 +216,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             after = _outcome(ROOT, case, model, folder / "after")
         found = _differences(before, after)
         differ += bool(found)
-        same = "program" if before.program == after.program else "program but for names of values"
-        what = ", ".join(found) or f"equal: {same}, weights, {len(before.results)} results and their calls"
+        alike = _how_alike(before.program, after.program)
+        what = ", ".join(found) or f"equal: {alike}, weights, {len(before.results)} results and their calls"
         print(f"{case.name:18} {what} (compiled in {before.seconds:.1f} and {after.seconds:.1f} s)", flush=True)
     print(f"{differ} cases differ" if differ else "no case differs")
     return min(differ, 1)

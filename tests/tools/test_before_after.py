@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tools.before_after import Outcome, _differences
+from tools.before_after import Outcome, _differences, _how_alike
 
 PROGRAM = (
     "stage a: %region_0.add_7: float32[1, n], %b: int64[n] = @engine(%ids)\n"
@@ -24,6 +24,27 @@ def test_names_of_values_do_not_count_but_which_value_is_read_does() -> None:
     assert _differences(BEFORE, replace(BEFORE, program=PROGRAM.replace("add_7", "add_5"))) == []
     swapped = PROGRAM.replace("(%region_0.add_7, %b)", "(%b, %region_0.add_7)")
     assert _differences(BEFORE, replace(BEFORE, program=swapped)) == ["program"]
+
+
+REGIONS = (
+    "engine @tokenwise_1: (input_0: float32[1, 16, 8], input_1: int64[16]) -> (output_0: float32[1, 16, 8])\n"
+    "stage region_1: %region_1.add: float32[1, n, 8] = @tokenwise_1(%region_0.add, %ids)\n"
+    "stage region_2: %region_2.add: float32[1, n, 8] = @tokenwise_1(%region_1.add, %ids)\n"
+)
+
+
+def test_the_order_in_which_an_engine_takes_operands_does_not_count_where_all_stages_have_it() -> None:
+    before = replace(BEFORE, program=REGIONS)
+    ports = "input_0: float32[1, 16, 8], input_1: int64[16]", "input_0: int64[16], input_1: float32[1, 16, 8]"
+    engine = REGIONS.replace(*ports)
+    both = engine.replace("(%region_0.add, %ids)", "(%ids, %region_0.add)").replace(
+        "(%region_1.add, %ids)", "(%ids, %region_1.add)"
+    )
+    assert _differences(before, replace(before, program=both)) == []
+    assert _how_alike(REGIONS, both) == "program but for the order of operands"
+    assert _how_alike(REGIONS, REGIONS.replace("add", "mul")) == "program but for names of values"
+    for one in (engine, both.replace("(%ids, %region_1.add)", "(%region_1.add, %ids)"), both.replace("int64", "int32")):
+        assert _differences(before, replace(before, program=one)) == ["program"]
 
 
 @pytest.mark.parametrize(

@@ -173,17 +173,12 @@ def _subtracted(graph: fx.Graph, args: Arguments, kwargs: Keywords) -> Any:
 
 
 def _variance(graph: fx.Graph, args: Arguments, kwargs: Keywords) -> Any:
-    named = {
-        "unbiased": True,
-        "keepdim": False,
-        **dict(zip(("self", "dim", "unbiased", "keepdim"), args, strict=False)),
-    }
-    named |= kwargs
-    if not named["dim"] or not named["keepdim"]:
+    named = dict(zip(("self", "dim", "unbiased", "keepdim"), args, strict=False), **kwargs)
+    if not named["dim"] or not named.get("keepdim"):
         return None
     shape = [*named["self"].meta["val"].shape]
     axes = [axis % len(shape) for axis in named["dim"]]
-    made = _call(graph, prims.var.default, (named["self"], axes, float(named["unbiased"])))
+    made = _call(graph, prims.var.default, (named["self"], axes, float(named.get("unbiased", True))))
     kept = [axis for axis in range(len(shape)) if axis not in axes]
     sizes = [1 if axis in axes else size for axis, size in enumerate(shape)]
     return _call(graph, prims.broadcast_in_dim.default, (made, sizes, kept))
