@@ -96,3 +96,13 @@ def test_numbers_of_more_than_64_bits_and_groups_are_refused():
     for data in (b"\x08" + b"\xff" * 11, b"\x08\xff", b"\x0b\x00", b"\x0a\x05ab", b"\x0d\x00"):
         with pytest.raises(ProtobufError):
             list(fields(memoryview(data)))
+
+
+def test_small_constants_of_several_files_are_read_once():
+    def read(*constants):
+        held = [numpy_helper.from_array(np.full(size, number, np.float32), name) for name, number, size in constants]
+        return read_onnx(helper.make_model(helper.make_graph([], "g", [], [], held)).SerializeToString()).constants
+
+    one, other = read(("a", 1, 3), ("b", 2, 3), ("wide", 1, 1000)), read(("a", 1, 3), ("b", 3, 3), ("wide", 1, 1000))
+    assert [one[name] is other[name] for name in one] == [True, False, False]
+    assert other["b"].numbers().tolist() == [3, 3, 3]

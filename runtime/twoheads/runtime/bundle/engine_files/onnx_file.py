@@ -20,7 +20,7 @@ T = TypeVar("T")
 NOTHING = memoryview(b"")
 
 SMALL = 512
-"""Bytes of an operator that is kept: engines of other sizes have nearly all of them, byte for byte."""
+"""Bytes of an operator or a constant that is kept: engines of other sizes have nearly all of them, byte for byte."""
 
 DTYPES = {
     1: "float32",
@@ -164,7 +164,8 @@ def _read_graph(message: memoryview, found: OnnxFile) -> None:
             node = _message(value)
             found.nodes.append(_kept_node(bytes(node)) if len(node) <= SMALL else _node(node))
         elif number == 5:
-            tensor = _tensor(_message(value))
+            message = _message(value)
+            tensor = _kept_tensor(bytes(message)) if len(message) <= SMALL else _tensor(message)
             if tensor.name in found.constants:
                 raise ProtobufError(f"two constants {tensor.name!r}")
             found.constants[tensor.name] = tensor
@@ -176,6 +177,11 @@ def _read_graph(message: memoryview, found: OnnxFile) -> None:
 @lru_cache(maxsize=4096)
 def _kept_node(message: bytes) -> OnnxNode:
     return _node(memoryview(message))
+
+
+@lru_cache(maxsize=4096)
+def _kept_tensor(message: bytes) -> OnnxTensor:
+    return _tensor(memoryview(message))
 
 
 def _node(message: memoryview) -> OnnxNode:
