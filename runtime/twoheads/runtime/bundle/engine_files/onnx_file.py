@@ -164,8 +164,8 @@ def _read_graph(message: memoryview, found: OnnxFile) -> None:
             node = _message(value)
             found.nodes.append(_kept_node(bytes(node)) if len(node) <= SMALL else _node(node))
         elif number == 5:
-            message = _message(value)
-            tensor = _kept_tensor(bytes(message)) if len(message) <= SMALL else _tensor(message)
+            constant = _message(value)
+            tensor = _kept_tensor(bytes(constant)) if len(constant) <= SMALL else _tensor(constant)
             if tensor.name in found.constants:
                 raise ProtobufError(f"two constants {tensor.name!r}")
             found.constants[tensor.name] = tensor
