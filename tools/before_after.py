@@ -42,6 +42,7 @@ class Case:
         options: Of ``compile``.
         lengths: Tokens of the inputs.
         real: Whether ``model`` is a real one.
+        here: Further options of this checkout's ``compile``, which the other need not have.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Case:
     options: tuple[str, ...] = ("--block-size", "16")
     lengths: tuple[int, ...] = LENGTHS
     real: bool = False
+    here: tuple[str, ...] = ()
 
 
 SMALL = ("--block-size", "16")
@@ -69,6 +71,7 @@ CASES = (
     Case("llama, fp16", "Llama", (*SMALL, "--dtype", "fp16")),
     Case("llama, int8", "Llama", (*SMALL, "--weights", "int8")),
     Case("smollm2", "smollm2", ("--block-size", "256"), (16, 700), real=True),
+    Case("smollm2, no steps", "smollm2", ("--block-size", "256"), (16, 700), real=True, here=("--no-generation",)),
     Case("minilm", "minilm", ("--block-size", "128"), (16, 400), real=True),
 )
 
@@ -114,7 +117,8 @@ def _outcome(checkout: Path, case: Case, model: Path, folder: Path) -> Outcome:
     before = dict(os.environ)
     os.environ.update(side_environment(checkout))
     try:
-        done = measure(twoheads_command("compile", model, "-o", bundle, *case.options))
+        options = (*case.options, *(case.here if checkout == ROOT else ()))
+        done = measure(twoheads_command("compile", model, "-o", bundle, *options))
         if done.code:
             raise ProcessFailedError(f"compile of {case.name}: {done.err}")
         _, told = measure_json(twoheads_command("inspect", bundle, "--program", "--json"))
