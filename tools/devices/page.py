@@ -41,8 +41,8 @@ only macOS runs them (`coreml-weights`: what palettes cost, not what a Mac compu
 compiler gets, models with whole numbers of 8, 4 and 16 bits, in ONNX Runtime: all that its chip rounds but half
 precision. A perplexity that grows by more than 5 %, or hidden states that are off by more, are refused unless
 `--allow-loss`. SmolLM2 is a GGUF file of 4 bits (Q4_1): OpenVINO's w4 keeps these numbers, and other forms of 4 bits
-round what was rounded before. MiniLM, whose numbers have 32, in these and other precisions:
-[how weights are rounded](../design/accelerators.md#weights-of-8-and-4-bits).
+round what was rounded before. MiniLM's numbers have 32.
+[How weights are rounded](../design/accelerators.md#weights-of-8-and-4-bits).
 
 """
 
