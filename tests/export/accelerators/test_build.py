@@ -391,8 +391,9 @@ def test_openvino_on_a_device_of_half_precision_alone_builds_for_that(compiler_p
     onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", [x], [y])), tmp_path / "e.onnx")
     request: dict[str, Any] = {"name": "e", "onnx": str(tmp_path / "e.onnx"), "folder": str(tmp_path), "device": "NPU"}
     request |= {"outputs": None, "ports": [["x"], ["y"]]}
-    with pytest.raises(SystemExit, match="multiplies in f16 alone: build it with --precision fp16"):
-        program.build(request | {"precision": "fp32"})
+    for precision in ("fp32", "w8"):
+        with pytest.raises(SystemExit, match="multiplies in f16 alone: build it with --precision fp16"):
+            program.build(request | {"precision": precision})
     assert not (tmp_path / "e.xml").exists()
     program.build(request | {"precision": "fp16"})
     assert 'precision value="f16"' in (tmp_path / "e.xml").read_text()

@@ -42,7 +42,7 @@ def build(request: dict[str, Any]) -> None:
         model.set_rt_info(json.dumps(request["ports"]), ["twoheads", "ports"])
     compiled = core.compile_model(model, request["device"], options)
     found = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-    if request["precision"] == "fp32" and found == "f16":  # sines and norms would be noise: it is prepared for neither
+    if precision == "f32" and found == "f16":  # sines and norms would be noise: it is prepared for neither
         raise SystemExit(f"this {request['device']} multiplies in f16 alone: build it with --precision fp16")
     target = Path(request["folder"]) / f"{request['name']}.xml"
     openvino.save_model(model, target, compress_to_fp16=precision == "f16")
