@@ -52,7 +52,7 @@ __all__ = [
     "tiles_folder",
 ]
 
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 """Another number for every field or file that a reader of the version before refuses or misreads."""
 WHOLE = "whole"
 """A manifest's ``lowering`` where the model is one engine of its only input size."""
