@@ -30,8 +30,8 @@ The bound is the time of reading the weights once from the disk, and of all prod
 of 512 x 512 on all cores, both measured just before. The job is the same run with `--spill`, killed half way and
 resumed. Opened is what `load` takes in a process that has imported it.
 
-The run of 32 layers was measured once more on 2026-11-29 (2 cores of an Intel Xeon, ahead of all other processes; 2,048
-tokens, 3GB): 168 s, the bound 7.3 + 117.5 s, so 1.35 of it again. Where processor time goes, by four layers (int4, 1GB,
+The run of 32 layers took 1.35 of its bound twice beside other processes (154 of 113.8 s, 168 of 124.8); the row is of
+the machine alone. Where processor time went in between, by four layers (int4, 1GB,
 the same machine at load 7, ahead of it): of 35.1 s the calls between attentions 31.0 (3.32 TFLOP at 107 GFLOP/s a
 thread; one alone reaches 132: its 4-bit products 148, the rest are offsets, sums of pieces and activations), attention
 1.7, opening engines 1.2, hashing 0.6. The bound's own products reach 124 a thread on two and 154 on one, which makes 28
