@@ -193,7 +193,7 @@ KINDS = {
         (LAST,),
         7,
         mixture=Mixture(
-            7, 4, ("expert_feed_forward_length", 1408), ("expert_shared_feed_forward_length", 5632), (10, 15)
+            7, 4, ("expert_feed_forward_length", 1408), ("expert_shared_feed_forward_length", 5632), (13, 15)
         ),
     ),
     "qwen3moe": Kind(
