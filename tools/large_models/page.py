@@ -31,13 +31,13 @@ of 512 x 512 on all cores, both measured just before. The job is the same run wi
 resumed. Opened is what `load` takes in a process that has imported it.
 
 The run of 32 layers took 1.35 of its bound twice beside other processes (154 of 113.8 s, 168 of 124.8); the row is of
-the machine alone. Where processor time went in between, by four layers (int4, 1GB,
-the same machine at load 7, ahead of it): of 35.1 s the calls between attentions 31.0 (3.32 TFLOP at 107 GFLOP/s a
-thread; one alone reaches 132: its 4-bit products 148, the rest are offsets, sums of pieces and activations), attention
-1.7, opening engines 1.2, hashing 0.6. The bound's own products reach 124 a thread on two and 154 on one, which makes 28
-s of them: an eighth is beyond them in the same engines, a tenth elsewhere, and on the clock (39 s of two threads)
-threads wait, for each other behind every stage or for other processes. Longer pieces would gain 2 %, larger blocks
-nothing.
+the machine alone (that of float32 had another job beside it). Where processor time went in between, by four layers
+(int4, 1GB, the same machine at load 7, ahead of it): of 35.1 s the calls between attentions 31.0 (3.32 TFLOP at 107
+GFLOP/s a thread; one alone reaches 132: its 4-bit products 148, the rest are offsets, sums of pieces and activations),
+attention 1.7, opening engines 1.2, hashing 0.6. The bound's own products reach 124 a thread on two and 154 on one,
+which makes 28 s of them: an eighth is beyond them in the same engines, a tenth elsewhere, and on the clock (39 s of two
+threads) threads wait, for each other behind every stage or for other processes. Longer pieces would gain 2 %, larger
+blocks nothing.
 
 The same four layers in turns with their bound, later that day (ahead of a load of 15): 17.2 and 17.7 s, the bounds 13.4
 and 14.1 s, so 1.29 and 1.25 of it. The run alone takes 15.9 s, the rest is the command's start. Of the clock 93 % are
