@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
 
+from tests.compiler.gguf_file import write_gguf
 from twoheads.compiler import plan_model
 from twoheads.compiler.frontend.torch.load_source import load_source
 from twoheads.compiler.frontend.torch.weights.gguf_entries import file_config
@@ -25,32 +25,22 @@ SMALL: Mapping[str, Any] = {
 }
 HEAD = 8
 GEMMA: Mapping[str, Any] = {"attention.key_length": HEAD, "attention.value_length": HEAD, "attention.sliding_window": 9}
+MAMBA: Mapping[str, Any] = {
+    "attention.head_count": 0,
+    "attention.head_count_kv": 0,
+    "feed_forward_length": 0,
+    "ssm.conv_kernel": 4,
+    "ssm.state_size": 8,
+    "ssm.time_step_rank": 2,
+    "ssm.inner_size": 64,
+}
 MOE: Mapping[str, Any] = {"expert_count": 4, "expert_used_count": 2}
 
 
 def write(path: Path, architecture: str, entries: Mapping[str, Any], tensors: Mapping[str, Any] | None = None) -> Path:
     """A header of a tiny decoder: small sizes, and ``entries`` behind them."""
-    writer = gguf.GGUFWriter(path, architecture)
-    for name, value in {**SMALL, **entries}.items():
-        key = f"{architecture}.{name}"
-        if isinstance(value, bool):
-            writer.add_bool(key, value)
-        elif isinstance(value, int):
-            writer.add_uint32(key, value)
-        elif isinstance(value, float):
-            writer.add_float32(key, value)
-        else:
-            writer.add_array(key, value)
-    writer.add_tokenizer_model("llama")
-    writer.add_token_scores([0.0] * 16)
-    writer.add_token_list([f"word{number}" for number in range(16)])
-    for name, tensor in (tensors or {"token_embd.weight": np.zeros((16, 32), np.float32)}).items():
-        writer.add_tensor(name, tensor)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    table = {"token_embd.weight": np.zeros((16, 32), np.float32)}
+    return write_gguf(path, architecture, {**SMALL, **entries}, tensors or table, tokens=16)
 
 
 @pytest.mark.parametrize(
@@ -111,16 +101,7 @@ def write(path: Path, architecture: str, entries: Mapping[str, Any], tensors: Ma
         ("llama", {"attention.causal": True, "attention.sliding_window": 64}, "num_hidden_layers", 2),
         (
             "mamba",
-            {
-                "attention.head_count": 0,
-                "attention.head_count_kv": 0,
-                "feed_forward_length": 0,
-                "ssm.conv_kernel": 4,
-                "ssm.state_size": 8,
-                "ssm.time_step_rank": 2,
-                "ssm.inner_size": 64,
-                "ssm.dt_b_c_rms": False,
-            },
+            {**MAMBA, "ssm.dt_b_c_rms": False},
             "state_size",
             8,
         ),
@@ -156,16 +137,7 @@ def test_what_the_file_says_is_in_the_configuration(
         ("gemma3", {**GEMMA, "attention.sliding_window_pattern": [True, False]}),
         (
             "mamba",
-            {
-                "attention.head_count": 0,
-                "attention.head_count_kv": 0,
-                "feed_forward_length": 0,
-                "ssm.conv_kernel": 4,
-                "ssm.state_size": 8,
-                "ssm.time_step_rank": 2,
-                "ssm.inner_size": 64,
-                "ssm.dt_b_c_rms": True,
-            },
+            {**MAMBA, "ssm.dt_b_c_rms": True},
         ),
     ],
     ids=str,

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from tests.compiler.gguf_file import write_gguf
 from twoheads.compiler import plan_model
 from twoheads.compiler.frontend.torch.weights.gguf_entries import file_config
 from twoheads.compiler.frontend.torch.weights.gguf_positions import FACTORS, LONG
 from twoheads.graphs.errors import CompileError
 
 HEAD, BASE = 32, 500000.0
+SIZES: Mapping[str, Any] = {
+    "context_length": 64,
+    "embedding_length": 2 * HEAD,
+    "block_count": 1,
+    "feed_forward_length": 48,
+    "attention.head_count": 2,
+    "attention.head_count_kv": 2,
+    "attention.layer_norm_rms_epsilon": 1e-5,
+    "rope.dimension_count": HEAD,
+    "rope.freq_base": BASE,
+    "vocab_size": 16,
+}
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": BASE,
@@ -29,31 +42,9 @@ LLAMA3 = {
 
 def write(path: Path, tensors: dict[str, Any], **entries: float | str) -> Path:
     """The header of a tiny Llama, with ``tensors`` and entries of positions."""
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(64)
-    writer.add_embedding_length(2 * HEAD)
-    writer.add_block_count(1)
-    writer.add_feed_forward_length(48)
-    writer.add_head_count(2)
-    writer.add_head_count_kv(2)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(HEAD)
-    writer.add_rope_freq_base(BASE)
-    writer.add_vocab_size(16)
-    for name, value in entries.items():
-        key = f"llama.rope.{name.replace('__', '.')}"
-        if isinstance(value, str):
-            writer.add_string(key, value)
-        else:
-            writer.add_float32(key, value)
-    writer.add_tensor("token_embd.weight", np.zeros((16, 2 * HEAD), np.float32))
-    for name, tensor in tensors.items():
-        writer.add_tensor(name, tensor)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    said = {f"rope.{name.replace('__', '.')}": value for name, value in entries.items()}
+    table = {"token_embd.weight": np.zeros((16, 2 * HEAD), np.float32)}
+    return write_gguf(path, "llama", {**SIZES, **said}, {**table, **tensors})
 
 
 def frequencies(rotary: dict[str, Any]) -> Any:

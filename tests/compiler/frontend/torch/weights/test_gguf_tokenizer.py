@@ -13,6 +13,7 @@ import gguf
 import pytest
 from tokenizers import pre_tokenizers
 
+from twoheads.compiler.frontend.torch.weights import gguf_tokenizer
 from twoheads.compiler.frontend.torch.weights.gguf_tokenizer import file_tokenizer
 
 TEXT = "It's 1234:\n\n5. x=y  z"
@@ -86,6 +87,15 @@ def test_a_way_that_nobody_knows_leaves_the_tokenizer_out(
     with caplog.at_level(logging.WARNING):
         assert tokenizer_of(write(tmp_path / "model.gguf", "gpt2", cut)) is None
     assert f"in a way that is not known here (tokenizer.ggml.pre: {cut})" in caplog.text
+
+
+def test_a_release_that_does_not_tell_leaves_it_out_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "model.gguf", "gpt2", "qwen2")
+    loaded = tokenizer_of(path)
+    monkeypatch.setattr(gguf_tokenizer, "_known_to_library", dict)
+    assert loaded is not None
+    assert tokenizer_of(path) is None
+    assert tokenizer_of(write(tmp_path / "digits.gguf", "gpt2", "smollm")) is not None
 
 
 def test_gpt2_need_not_say_how(tmp_path: Path) -> None:

@@ -38,9 +38,6 @@ GEMMAS = {"gemma2": 46, "gemma3": 62}
 WINDOWED = frozenset({"mistral", "phi3", "starcoder2"})
 """Types of models all of whose layers see a window where their configuration says one."""
 
-LISTED = "lfm2"
-"""The type of model of which the library reads an entry that lists a number for each layer."""
-
 NO_MATTER = frozenset(
     {
         "context_length",
@@ -170,7 +167,7 @@ def _fits(config: Any, name: str, said: Said, read: frozenset[str]) -> bool:
     if (special := _SPECIAL.get(name)) is not None:
         return special(config, said)
     if name in read and (entry is None or entry.names != EPSILONS):
-        return not isinstance(said, tuple) or config.model_type == LISTED
+        return True  # its configurations check types: a list where one number belongs is refused there
     if entry is None:
         return False
     names = [name for name in entry.names if getattr(config, name, None) is not None]

@@ -34,6 +34,7 @@ GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|
 PUNCTUATION, THREE = r"[\p{P}\$\+<=>\^~\|`]+", "[0-9][0-9][0-9]"
 WORDS = r" ?[^(\s|.,!?…。\x{FF0C}、।\x{06D4}،)]+"
 CODE = ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}")
+"""What is a piece of its own: as GPT-2 has it, Falcon (with the former between the two), BLOOM, and DeepSeek Coder."""
 
 WHOLE = frozenset(
     {
@@ -85,7 +86,8 @@ def file_tokenizer(path: Path, options: Mapping[str, Any]) -> Any | None:
         return tokenizer
     if (cutter := _cutter(str(name))) is None:
         message = (
-            "%s: cuts text in a way that is not known here (%s: %s): the bundle gets no tokenizer, and takes tokens"
+            "%s: cuts text in a way that is not known here (%s: %s): the bundle gets no tokenizer, and takes tokens; "
+            "compile the model's Hugging Face folder, or with a newer transformers"
         )
         logger.warning(message, path, CUT, name)
         return None
@@ -94,9 +96,11 @@ def file_tokenizer(path: Path, options: Mapping[str, Any]) -> Any | None:
 
 
 def _known_to_library() -> Mapping[str, str]:
-    """By name, the expression that the library cuts by."""
-    from transformers.integrations.gguf import gguf_tokenizer_mapping
-
+    """By name, the expression that the library cuts by; none of a release that does not tell."""
+    try:
+        from transformers.integrations.gguf import gguf_tokenizer_mapping
+    except ImportError:
+        return {}
     found: Mapping[str, str] = getattr(gguf_tokenizer_mapping, "GGUF_PRE_TOKENIZER_SPLITS", {})
     return found
 
