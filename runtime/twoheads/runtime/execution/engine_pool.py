@@ -165,11 +165,16 @@ class EnginePool:
             whole = self.weights.view(name)
             arrays[port.name] = whole[start : start + stage.columns] if name in stage.parted else whole
         path = self._bundle.file(self._bundle.engine_file(engine.name))
-        # What calls of the body took is not needed any more, and the rows of all columns are large.
-        how = {"in_place": self._reads_in_place(stage.whole), "frees": True}
-        return self.backend.load_engine(
-            EngineFile(path, engine.inputs, engine.outputs, arrays, threads=self._chain_threads, **how)
+        file = EngineFile(
+            path,
+            engine.inputs,
+            engine.outputs,
+            arrays,
+            threads=self._chain_threads,
+            in_place=self._reads_in_place(stage.whole),
+            frees=True,  # what calls of the body took is not needed any more, and the rows of all columns are large
         )
+        return self.backend.load_engine(file)
 
     def tables(self, stage: TokenwiseStage) -> frozenset[str]:
         """The weights of ``stage`` whose rows are fetched before it reads them, as memory is limited."""
