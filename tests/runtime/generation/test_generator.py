@@ -13,7 +13,6 @@ from twoheads.graphs.errors import InputError
 from twoheads.runtime import load
 from twoheads.runtime.backends.onnxruntime_c import c_interface
 from twoheads.runtime.generation.choosing.draft import DraftGuesses
-from twoheads.runtime.generation.choosing.lookup import LONGEST_PAUSE, PromptLookup
 from twoheads.runtime.generation.generated import Generated, Piece
 
 MODELS = {"llama": llama, "gemma": gemma}
@@ -184,51 +183,18 @@ def test_a_draft_follows_the_sequence_through_wrong_guesses():
     for _ in range(4):
         expected.append(int(logits.argmax()))
         logits = fresh.step(expected[-1])
-    assert draft.guess() == expected
+    assert draft.guess(7) == expected
     for token in (7, 8):
         draft.add(token)
     draft.learn(4, 0)
     again = bundle("gemma").open_context()
-    assert draft.guess() == [int(again.append([*tokens(30), 7, 8]).argmax())]
+    assert draft.guess(7) == [int(again.append([*tokens(30), 7, 8]).argmax())]
     assert context.tokens == [*tokens(30), 7, 8]
 
 
 def test_what_drafts_nothing_is_refused():
     with pytest.raises(InputError, match="speculate"):
         bundle("llama").generate([5], speculate="gemma")
-
-
-def test_wrong_guesses_are_left_alone():
-    lookup = PromptLookup([1, 2, 3, 4, 1, 2], 3)
-    assert lookup.guess() == [3, 4, 1]
-    lookup.learn(3, 0)
-    assert lookup.guess() == []
-    for token in [9, 8] * (LONGEST_PAUSE // 2):
-        lookup.add(token)
-    assert lookup.guess() == [9, 8, 9]
-    assert PromptLookup([1, 2, 3], 3).guess() == []
-
-
-@pytest.mark.parametrize(
-    ("sequence", "expected"),
-    [
-        ([7, 1, 2, 3, 1, 2, 3, 1], [2, 3, 1, 2, 3, 1, 2]),
-        ([4, 4, 4, 4], [4] * 7),
-        ([1, 2, 3, 4, 5, 6, 1, 2], [3, 4, 5, 6, 1, 2, 3]),
-        ([1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2], [3, 4, 5, 6, 7, 8, 9]),
-    ],
-)
-def test_guesses_are_as_many_where_a_sequence_runs_in_circles(sequence, expected):
-    assert PromptLookup(sequence, 7).guess() == expected
-
-
-def test_guesses_that_do_not_pay_are_given_up():
-    pays = PromptLookup([1, 2, 1, 2, 1, 2], 7, needed=1.0)
-    not_worth = PromptLookup([1, 2, 1, 2, 1, 2], 7, needed=1.5)
-    for lookup in (pays, not_worth):
-        lookup.learn(7, 1)
-    assert pays.guess() != []
-    assert not_worth.guess() == []
 
 
 @pytest.mark.parametrize("quantised", [False, True])

@@ -203,9 +203,17 @@ class CallReader:
             return lambda tokens: DraftGuesses(draft.open(), tokens, most)
         if not isinstance(speculate, bool):
             raise InputError("speculate", f"is {speculate!r:.60}", "give true, false, or the bundle of a draft")
-        in_place, quantised = self._model.engines.rows_in_place is not None, bool(self._model.bundle.manifest.quantised)
-        needed = needed_guesses(in_place=in_place, quantised=quantised)
+        needed = self._needed_guesses()
         return (lambda tokens: PromptLookup(tokens, most, needed=needed)) if speculate else None
+
+    def _needed_guesses(self) -> float:
+        """How many guesses must come true in a call, by the form of this bundle's steps."""
+        manifest = self._model.bundle.manifest
+        return needed_guesses(
+            in_place=self._model.engines.rows_in_place is not None,
+            whole_numbers=manifest.weight_dtype == "int8" and manifest.products == "int8",
+            quantised=bool(manifest.quantised),
+        )
 
     def _check_draft(self, draft: Contexts) -> None:
         """A draft's tokens are this model's."""

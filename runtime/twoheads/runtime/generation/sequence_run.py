@@ -147,7 +147,7 @@ class SequenceRun:
                 guesser.learn(self.guessed - guesser.guessed, self.right - guesser.right)
             # The last token needs no guess behind it; and a block that is cut open again is computed again.
             left = min(self._most - len(self._pieces), self._context.left_in_block) - 1
-            if left > 0 and (guesses := guesser.guess()[:left]):
+            if guesses := guesser.guess(left):
                 self.guessed += len(guesses)
                 return list(self._context.steps([token, *guesses])), guesses
         if self._steady:

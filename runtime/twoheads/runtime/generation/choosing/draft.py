@@ -37,8 +37,8 @@ class Guesser(Protocol):
         """One more token of the sequence."""
         ...
 
-    def guess(self) -> list[int]:
-        """The tokens that may come; empty where there is no guess, or guesses were not worth it of late."""
+    def guess(self, most: int) -> list[int]:
+        """The tokens that may come, at most so many; empty where there is no guess, or it would not be worth it."""
         ...
 
     def learn(self, guessed: int, right: int) -> None:
@@ -104,15 +104,16 @@ class DraftGuesses:
         self._tokens.append(token)
         self._pause = max(0, self._pause - 1)
 
-    def guess(self) -> list[int]:
-        """The tokens that may come; empty where guesses were not worth it of late."""
-        if self._pause:
+    def guess(self, most: int) -> list[int]:
+        """The tokens that may come, at most so many; empty where guesses were not worth it of late."""
+        most = min(most, self._next)
+        if self._pause or most < 1:
             return []
         found: list[int] = []
         logits: npt.NDArray[Any] = self._follow()
-        while len(found) < self._next:
+        while len(found) < most:
             found.append(int(logits.argmax()))
-            if len(found) < self._next:
+            if len(found) < most:
                 logits = self._context.step(found[-1])
         return found
 
