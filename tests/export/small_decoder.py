@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize, quantize
 from onnx import TensorProto, helper
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -59,6 +62,18 @@ def small_decoder() -> Decoder:
     """Two layers with grouped heads and one tied table, compiled once a process; the module is not to be changed."""
     module = _llama()
     return Decoder(module, _emitted(module))
+
+
+def with_4_bits(module: Any, compiled: CompiledModel, *others: str) -> tuple[Any, CompiledModel]:
+    """Both with numbers of a GGUF file's Q4_1 in the layers' matrices, but for ``others``; the module is a copy."""
+    kind = GGMLQuantizationType.Q4_1
+    module, weights = copy.deepcopy(module), dict(compiled.weights)
+    tensors = module.state_dict()
+    for name in [name for name in tensors if name.endswith("proj.weight") and name not in others]:
+        numbers = np.asarray(dequantize(quantize(tensors[name].numpy(), kind), kind), np.float32)
+        weights[name] = torch.from_numpy(numbers)
+        tensors[name].copy_(weights[name])
+    return module, replace(compiled, weights=weights)
 
 
 def save_attention(folder: Path) -> Path:

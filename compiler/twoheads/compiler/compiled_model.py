@@ -26,7 +26,7 @@ class CompiledModel:
         dtype: Of token values and weights.
         approximations: Policies that the user imposed and that changed the model; empty for an exact one.
         quantised: Weights of the source that ``weights`` holds as whole numbers and scales, by their names there.
-        weight_dtype: Of the products' weights: ``int8`` or ``int4`` where they are quantised, else ``dtype``.
+        weight_dtype: Of the products' weights: ``int8``, ``int4`` or ``lossless``; ``dtype`` where none is quantised.
         products: In what products of quantised weights are computed: ``float32`` or ``int8``.
         other_key_tiles: Widths of key tiles that the bundle is to offer beside the program's.
         dense_experts: Why mixtures of experts are computed densely, by the paths of their modules.

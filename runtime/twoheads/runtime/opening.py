@@ -111,7 +111,7 @@ def _read(
     """The bundle, signed by ``key``, whose engines the backend can run."""
     bundle = read_bundle(path, check=check, require_signature=key)
     if bundle.manifest.quantised and _name(backend) != "onnxruntime":
-        problem = f"the bundle has {bundle.manifest.weight_dtype} weights, which only onnxruntime reads"
+        problem = f"the bundle has weights of few bits ({bundle.manifest.weight_dtype}), which only onnxruntime reads"
         raise InputError("backend", problem, "use onnxruntime, or a bundle compiled without --weights")
     target = bundle.manifest.packed_for
     if target is not None and backend not in ARTIFACT_BACKENDS and not isinstance(backend, ArtifactBackend):

@@ -168,6 +168,8 @@ def test_compile_tells_what_it_wrote(cli, tiny_llama, tmp_path):
     assert ran.json["block_size"] == 32
     assert ran.json["files"] == sum(1 for path in (tmp_path / "b").rglob("*") if path.is_file())
     assert ran.json["engines"] >= 3
+    assert ran.json["matrices"]["quantised"] == 0
+    assert ran.json["matrices"]["full"] > 7
     assert "exists already" in cli("compile", tiny_llama, "-o", tmp_path / "b").refused()
     again = cli("compile", tiny_llama, "-o", tmp_path / "b", "--block-size", 16, "--force", "--no-generation", "--json")
     assert again.json["block_size"] == 16

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.export.small_decoder import with_4_bits
 from tests.runtime.generation.decoders import BEYOND
 from tests.tiers import with_long
 from twoheads.compiler import compile_model
@@ -142,6 +143,33 @@ def test_products_of_8_bits(weights, tmp_path):
     assert report.rollback_equal
     assert report.precision == f"float32, weights {weights}, products int8"
     assert report.relative_error > 1e-4
+
+
+def test_lossless_weights_generate_as_float32_does(tmp_path, monkeypatch):
+    """Layers are packed once, a float32 head is read where it lies, and no limit of memory changes a token."""
+    module, compiled = with_4_bits(_model(), _compiled())
+    folder = write_bundle(quantise_weights(compiled, "lossless"), tmp_path / "b")
+    report = verify_generation(folder, module, new_tokens=2 * BLOCK + 3, length=21)
+    assert report.passed, report
+    assert report.ratio < 4
+    assert report.precision == "float32, weights lossless"
+    heads: list[bool] = []
+    load_engine = OnnxRuntimeBackend.load_engine
+
+    def noted(self, file):
+        head = any("lm_head" in name for name in file.weights)
+        heads.extend([file.in_place] if head else [])
+        assert not file.in_place or not any(array.dtype == np.uint8 for array in file.weights.values())
+        return load_engine(self, file)
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "load_engine", noted)
+    whole, limited = load(folder, threads=1), load(folder, threads=1, memory_limit=1 << 40)
+    sizes = _stage_bytes(limited)
+    limited.memory_limit = limited.process_bytes + 2 * max(sizes) + sizes[0]
+    with pytest.warns(UserWarning, match=r"do not fit into the memory limit"):
+        assert _continued(limited, [5, 6, 7]) == _continued(whole, [5, 6, 7])
+    assert heads
+    assert all(heads)
 
 
 @pytest.mark.parametrize("precision", ["int4", "fp16"])

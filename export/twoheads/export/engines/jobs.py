@@ -98,7 +98,7 @@ def engine_jobs(bundle: Bundle, *, once: bool = False, half: bool = False) -> tu
     if bundle.manifest.quantised:
         raise InputError(
             str(bundle.path),
-            f"has {bundle.manifest.weight_dtype} weights, in a form that ONNX Runtime alone reads",
+            f"has weights of few bits ({bundle.manifest.weight_dtype}), in a form that ONNX Runtime alone reads",
             "compile without --weights",
         )
     jobs: list[EngineJob] = []

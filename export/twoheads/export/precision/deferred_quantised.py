@@ -14,16 +14,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from twoheads.compiler.ir.weights import Stacked, in_memory
-from twoheads.export.precision.quantised_arrays import in_pieces, quantise
+from twoheads.compiler.ir.weights import Stacked, in_memory, parts_in_memory
+from twoheads.export.precision.quantised_arrays import in_pieces, quantise, quantise_exactly
 from twoheads.export.precision.whole_products import quantise_whole
-from twoheads.graphs.errors import CompileError
+from twoheads.graphs.errors import CompileError, InternalError
 from twoheads.graphs.program.engines.quantised import quantised_dtype, quantised_shapes
 
-__all__ = ["QuantisedPart", "deferred_quantised"]
+__all__ = ["QuantisedPart", "deferred_quantised", "has_4_bits"]
 
 CHUNK_BYTES = 4 << 20
 """Of float32 rows that are quantised at a time: sorting them takes several times their memory."""
+
+CHECKED = 1 << 17
+"""Numbers that are looked at together: what is made on the way stays in the processor's caches."""
 
 Array = npt.NDArray[Any]
 
@@ -38,6 +41,7 @@ class _Quantised:
     transposed: bool
     cut: bool
     whole: bool
+    exact: bool
     waiting: dict[tuple[int, int], Array] = field(default_factory=dict[tuple[int, int], Array])
 
     def take(self, part: int) -> Array:
@@ -60,7 +64,8 @@ class _Quantised:
         if self.whole:
             values, scales = _in_chunks(name, rows, quantise_whole)
             return values.T, scales
-        return in_pieces(_in_chunks(name, rows, partial(quantise, bits=self.bits)), cut=self.cut)
+        made = partial(_exactly, name) if self.exact else partial(quantise, bits=self.bits)
+        return in_pieces(_in_chunks(name, rows, made), cut=self.cut)
 
     def _read(self, entry: int) -> Any:
         if len(self.weight.shape) == 2:
@@ -107,7 +112,14 @@ class QuantisedPart:
 
 
 def deferred_quantised(
-    name: str, weight: Any, bits: int, *, transposed: bool, cut: bool = False, whole: bool = False
+    name: str,
+    weight: Any,
+    bits: int,
+    *,
+    transposed: bool,
+    cut: bool = False,
+    whole: bool = False,
+    exact: bool = False,
 ) -> tuple[QuantisedPart, ...]:
     """What ``weight`` is stored as; see :func:`~twoheads.export.precision.quantised_arrays.quantise`.
 
@@ -120,14 +132,38 @@ def deferred_quantised(
         transposed: The product sums over its first dimension; over that of a stack's entries.
         cut: Long rows of 4 bits lie in pieces.
         whole: A matrix that is multiplied in whole numbers.
+        exact: No number changes, as :func:`has_4_bits` found; what is read has such numbers, or it is our bug.
     """
     *stack, outer, inner = (*weight.shape[:-2], *reversed(weight.shape[-2:])) if transposed else weight.shape
-    source = _Quantised(name, weight, bits, transposed, cut, whole)
+    source = _Quantised(name, weight, bits, transposed, cut, whole, exact)
     shapes = quantised_shapes(outer, inner, bits, cut=cut, whole=whole)
     return tuple(
         QuantisedPart((*stack, *shape), np.dtype(quantised_dtype(shapes, at)), source, at)
         for at, shape in enumerate(shapes)
     )
+
+
+def has_4_bits(weight: Any, *, transposed: bool) -> bool:
+    """Whether 4 bits, scales and offsets give every number of ``weight`` back; arguments as above.
+
+    One entry of it is in memory at a time. What has other numbers shows that in its first rows.
+    """
+    matrices = parts_in_memory(weight) if len(weight.shape) > 2 else iter((in_memory(weight),))
+    return all(_has_4_bits(_rows(matrix, transposed)) for matrix in matrices)
+
+
+def _has_4_bits(rows: npt.NDArray[np.float32]) -> bool:
+    step = max(1, CHECKED // rows.shape[1])
+    return quantise_exactly(rows[:1]) is not None and all(
+        quantise_exactly(rows[start : start + step]) is not None for start in range(0, len(rows), step)
+    )
+
+
+def _exactly(name: str, rows: Array) -> tuple[Array, ...]:
+    made = quantise_exactly(rows)
+    if made is None:
+        raise InternalError(f"weight {name} has other numbers than those which 4 bits hold")
+    return made
 
 
 def _rows(weight: Any, transposed: bool) -> npt.NDArray[np.float32]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from twoheads.graphs.errors import CompileError
+from twoheads.graphs.serialization.bundle_format import LOSSLESS
 
 __all__ = ["check_dtype", "check_products"]
 
@@ -15,7 +16,7 @@ def check_dtype(dtype: str, *, lowering: str, weight_dtype: str) -> None:
     Args:
         dtype: NumPy's name of the format of values and weights.
         lowering: As ``compile_model`` takes it.
-        weight_dtype: Of the products' weights: ``dtype``, ``same``, or ``int8`` or ``int4``.
+        weight_dtype: Of the products' weights: ``dtype``, ``same``, ``lossless``, or ``int8`` or ``int4``.
 
     Raises:
         CompileError: With a remedy.
@@ -52,4 +53,6 @@ def check_products(products: str, *, weight_dtype: str) -> None:
     if products == "float32" or weight_dtype in ("int4", "int8"):
         return
     problem = "says how quantised weights are multiplied, and there are none"
+    if weight_dtype == LOSSLESS:
+        problem = "rounds what weights are multiplied by, and --weights lossless rounds nothing"
     raise CompileError(f"--products {products}", problem, "add --weights int8 or --weights int4")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from twoheads.export.precision.weight_bindings import disagreeing, weight_readers
 from twoheads.graphs.program.engines.quantised import QUANTISATION_BLOCK
 from twoheads.graphs.program.program import ExpertsEngine, ExpertsStage, Program
 
-__all__ = ["QuantisedAs", "expert_plans", "quantised_experts"]
+__all__ = ["Fits", "QuantisedAs", "expert_plans", "quantised_experts"]
 
 PRODUCTS = ("up", "down")
 
@@ -23,16 +24,28 @@ class QuantisedAs:
         transposed: The product sums over its first dimension; of a stack's entries.
         cut: Long rows of 4 bits lie in pieces, as engines multiply them.
         whole: Products with it are of whole numbers.
+        exact: No number of it changes.
     """
 
     bits: int
     transposed: bool
     cut: bool = False
     whole: bool = False
+    exact: bool = False
 
 
-def expert_plans(program: Program, bits: int) -> dict[str, QuantisedAs]:
+Fits: TypeAlias = Callable[[str, QuantisedAs], bool]
+"""Whether the weight of that name may be stored so."""
+
+
+def expert_plans(program: Program, bits: int, fits: Fits, *, exact: bool) -> dict[str, QuantisedAs]:
     """The stacks of experts' weights to quantise, each expert's alone, as the weights of other products are.
+
+    Args:
+        program: The model's.
+        bits: 8 or 4.
+        fits: Which stacks may be.
+        exact: Their numbers stay what they are.
 
     A stack stays as it is where something else than an expert reads it, or its rows are no whole blocks.
     """
@@ -43,9 +56,10 @@ def expert_plans(program: Program, bits: int) -> dict[str, QuantisedAs]:
         for product, name, inner in _products(stage, engine):
             readers.setdefault(name, []).append((engine.name, product))
             if inner % QUANTISATION_BLOCK == 0 and engine.dtype == "float32":
-                plans[name] = QuantisedAs(bits, bool(engine.transposed))
+                plans[name] = QuantisedAs(bits, bool(engine.transposed), exact=exact)
     for name in _read_elsewhere(program) & plans.keys():
         del plans[name]
+    plans = {name: plan for name, plan in plans.items() if fits(name, plan)}
     while dropped := disagreeing(readers, plans) | {n for n in plans if len({p for _, p in readers[n]}) > 1}:
         for name in dropped:
             del plans[name]

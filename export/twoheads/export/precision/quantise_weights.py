@@ -1,4 +1,4 @@
-"""The pass behind ``compile --weights int8``: products read whole numbers and scales instead of float32 weights."""
+"""The pass behind ``compile --weights``: products read whole numbers and scales instead of float32 weights."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import onnx
 
 from twoheads.compiler.compiled_model import CompiledModel
 from twoheads.export.emit.tokenwise import EmittedRegion, emit_tokenwise
-from twoheads.export.precision.deferred_quantised import deferred_quantised
+from twoheads.export.precision.deferred_quantised import deferred_quantised, has_4_bits
 from twoheads.export.precision.number_formats import check_products
-from twoheads.export.precision.quantise_experts import QuantisedAs, expert_plans, quantised_experts
+from twoheads.export.precision.quantise_experts import Fits, QuantisedAs, expert_plans, quantised_experts
 from twoheads.export.precision.quantised_engine import FLOAT32_LEVEL, PRODUCT_LEVELS, Use, quantised_engine, weight_uses
 from twoheads.export.precision.weight_bindings import (
     attention_weights,
@@ -32,11 +32,11 @@ from twoheads.graphs.program.program import (
     TokenwiseEngine,
     TokenwiseStage,
 )
-from twoheads.graphs.serialization.bundle_format import FULL_PRECISION, QuantisedWeight
+from twoheads.graphs.serialization.bundle_format import FULL_PRECISION, LOSSLESS, QuantisedWeight
 
 __all__ = ["WEIGHT_BITS", "quantise_weights"]
 
-WEIGHT_BITS = {"int8": 8, "int4": 4}
+WEIGHT_BITS = {"int8": 8, "int4": 4, LOSSLESS: 4}
 """What ``--weights`` may say beside the format of the values."""
 
 TABLE_BITS = 8
@@ -55,29 +55,29 @@ def quantise_weights(compiled: CompiledModel, weight_dtype: str, products: str =
     tables and the head have 8 bits. With ``int8`` and such products, tables, the head and gathered experts have scales
     by 32 as without.
 
+    With ``lossless``, a weight has 4 bits where each of its numbers stays what it is: those that a GGUF file has as
+    Q4_0, Q4_1 or Q4_K. All others, tables and heads among them, stay float32. So the result is the float32 model, and
+    says so; its weights are read once more to find that out.
+
     Args:
         compiled: Of the dtype float32.
-        weight_dtype: ``int8`` or ``int4``.
+        weight_dtype: ``int8``, ``int4`` or ``lossless``.
         products: In what they are computed: ``float32``, or ``int8``, which rounds the other operand, too. Those of
             8-bit weights always round it; ``int8`` makes them products of whole numbers, with a scale a row.
 
     Raises:
-        CompileError: No weight can be quantised, or ``products`` goes with other weights. One that is not finite is
-            refused when it is read.
+        CompileError: No weight can be quantised, or has 4 bits; or ``products`` goes with other weights. One that is
+            not finite is refused when it is read.
     """
     check_products(products, weight_dtype=weight_dtype)
-    bits = WEIGHT_BITS[weight_dtype]
-    program = compiled.program
+    program, lossless = compiled.program, weight_dtype == LOSSLESS
     engines = program.tokenwise_engines
     models = {engine.name: emit_tokenwise(compiled.regions[engine.name], engine) for engine in engines}
     uses = {e.name: weight_uses(models[e.name], e.weights, token_ports(program, e)) for e in engines}
     level = PRODUCT_LEVELS[products]
-    whole = bits == TABLE_BITS and products != FULL_PRECISION
-    plans = _plans(program, uses, bits, cut=level == FLOAT32_LEVEL, whole=whole) | expert_plans(program, bits)
+    plans = _plans(compiled, uses, weight_dtype, products)
     if not plans:
-        raise CompileError(
-            f"--weights {weight_dtype}", f"{program.name} has no weight that can be quantised", "leave it out"
-        )
+        raise CompileError(f"--weights {weight_dtype}", f"{program.name} {_NOTHING[lossless]}", "leave it out")
     weights, quantised = _quantised(compiled.weights, plans)
     declared = {engine.name: engine for engine in engines}
     changed = {engine.name: _changed(program, engine, plans, level) for engine in engines}
@@ -102,6 +102,13 @@ def quantise_weights(compiled: CompiledModel, weight_dtype: str, products: str =
     )
 
 
+_NOTHING = {
+    False: "has no weight that can be quantised",
+    True: "has no matrix of 4 bits: those that a GGUF file has as Q4_0, Q4_1 or Q4_K",
+}
+"""Why a model is refused, by whether no number may change."""
+
+
 def _declared(
     program: Program, engine: Engine, changed: Mapping[str, _Changed], plans: Mapping[str, QuantisedAs]
 ) -> Engine:
@@ -111,9 +118,34 @@ def _declared(
 
 
 def _plans(
-    program: Program, uses: Mapping[str, Mapping[str, tuple[Use, ...]]], bits: int, *, cut: bool, whole: bool
+    compiled: CompiledModel, uses: Mapping[str, Mapping[str, tuple[Use, ...]]], weight_dtype: str, products: str
 ) -> dict[str, QuantisedAs]:
-    """The weights to quantise: everything that reads one agrees, and all weights of a port agree."""
+    """The weights to quantise, and how."""
+    bits, lossless = WEIGHT_BITS[weight_dtype], weight_dtype == LOSSLESS
+
+    def fits(name: str, plan: QuantisedAs) -> bool:
+        return not plan.exact or has_4_bits(compiled.weights[name], transposed=plan.transposed)
+
+    as_layers = QuantisedAs(
+        bits,
+        transposed=False,
+        cut=PRODUCT_LEVELS[products] == FLOAT32_LEVEL,
+        whole=bits == TABLE_BITS and products != FULL_PRECISION,
+        exact=lossless,
+    )
+    as_tables = None if lossless else replace(as_layers, bits=TABLE_BITS, whole=False)
+    plans = _tokenwise_plans(compiled.program, uses, as_layers, as_tables, fits)
+    return plans | expert_plans(compiled.program, bits, fits, exact=lossless)
+
+
+def _tokenwise_plans(
+    program: Program,
+    uses: Mapping[str, Mapping[str, tuple[Use, ...]]],
+    as_layers: QuantisedAs,
+    as_tables: QuantisedAs | None,
+    fits: Fits,
+) -> dict[str, QuantisedAs]:
+    """Everything that reads one agrees, and all weights of a port agree; ``as_tables`` is of heads, too."""
     readers, other = weight_readers(program), attention_weights(program)
     found: dict[str, set[Use]] = {}
     heads: set[str] = set()
@@ -126,8 +158,10 @@ def _plans(
         ways = {use.transposed for use in found[name]}
         if name in other or len(ways) != 1 or any(port not in uses[engine] for engine, port in ports):
             continue
-        exact = name in heads or any(use.table for use in found[name])
-        plans[name] = QuantisedAs(TABLE_BITS if exact else bits, ways.pop(), cut, whole and not exact)
+        how = as_tables if name in heads or any(use.table for use in found[name]) else as_layers
+        if how is not None:
+            plans[name] = replace(how, transposed=ways.pop())
+    plans = {name: plan for name, plan in plans.items() if fits(name, plan)}
     while dropped := disagreeing(readers, plans):
         for name in dropped:
             del plans[name]
@@ -144,7 +178,8 @@ def _quantised(
             kept[name] = weight
             continue
         plan = plans[name]
-        parts = deferred_quantised(name, weight, plan.bits, transposed=plan.transposed, cut=plan.cut, whole=plan.whole)
+        how = {"transposed": plan.transposed, "cut": plan.cut, "whole": plan.whole, "exact": plan.exact}
+        parts = deferred_quantised(name, weight, plan.bits, **how)
         pieces = len(parts) // 2
         names = quantised_names(name, plan.bits, pieces)
         entry = QuantisedWeight(

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from twoheads.export.precision.whole_products import dequantise_whole
 from twoheads.graphs.program.engines.quantised import QUANTISATION_BLOCK, WHOLE_VALUES, quantised_shapes
 
-__all__ = ["MIDDLE_4", "dequantise", "expanded", "in_pieces", "quantise"]
+__all__ = ["MIDDLE_4", "dequantise", "expanded", "in_pieces", "quantise", "quantise_exactly"]
 
 Array = npt.NDArray[Any]
 
@@ -42,9 +42,13 @@ def quantise(weight: Array, bits: int) -> tuple[Array, ...]:
 def _quantise_4(blocks: Array) -> tuple[Array, Array, Array]:
     # In double precision, in which no difference of two float32 numbers overflows.
     ordered: Array = np.sort(blocks.astype(np.float64), axis=-1)
-    least, largest = ordered[..., 0], ordered[..., -1]
-    extent = largest - least
-    scales = (extent / _steps(ordered, extent)).astype(np.float32)
+    return _packed_4(blocks, _steps(ordered, ordered[..., -1] - ordered[..., 0]))
+
+
+def _packed_4(blocks: Array, steps: Array) -> tuple[Array, Array, Array]:
+    """Values, two a byte, scales and offsets of blocks ``[..., 32]`` whose extents are cut into so many steps."""
+    least = blocks.min(-1).astype(np.float64)
+    scales = ((blocks.max(-1) - least) / steps).astype(np.float32)
     # Numbers that are all the same are the offset, and a scale of 0.
     whole = scales.astype(np.float64)
     offsets = (least + MIDDLE_4 * whole).astype(np.float32)
@@ -64,6 +68,30 @@ def _steps(ordered: Array, extent: Array) -> Array:
         places = (ordered - ordered[..., :1]) / (extent / steps)[..., None]
         fits = (np.abs(places - np.rint(places)).max(-1) < 1e-2) & (steps >= 1) & (steps <= 15)
     return np.where(fits, steps, 15.0)
+
+
+def quantise_exactly(weight: Array) -> tuple[Array, Array, Array] | None:
+    """Values, scales and offsets of 4 bits that give every number of a float32 weight ``[outer, inner]`` back.
+
+    Those of a GGUF file's Q4_0, Q4_1 and Q4_K do. They come as :func:`quantise` returns them; ``None`` where a number
+    would become another, or is not finite. Zeros may lose their sign.
+    """
+    blocks: Array = weight.astype(np.float32, copy=False).reshape(-1, QUANTISATION_BLOCK)
+    packed: Array = np.empty((len(blocks), QUANTISATION_BLOCK // 2), np.uint8)
+    scales, offsets = np.empty((2, len(blocks)), np.float32)
+    left = np.arange(len(blocks))
+    # Nearly all blocks have the whole extent; one that has not may lie on a lattice of fewer steps.
+    for steps in range(15, 0, -1):
+        numbers = blocks[left]
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite equals nothing
+            parts = _packed_4(numbers, np.full(len(numbers), float(steps)))
+            held = (dequantise(*(part[:, None] for part in parts)) == numbers).all(-1)
+        packed[left[held]], scales[left[held]], offsets[left[held]] = (part[held] for part in parts)
+        left = left[~held]
+        if not len(left):
+            rows = (len(weight), -1)
+            return packed.reshape(*rows, QUANTISATION_BLOCK // 2), scales.reshape(rows), offsets.reshape(rows)
+    return None
 
 
 def dequantise(values: Array, scales: Array, offsets: Array | None) -> npt.NDArray[np.float32]:

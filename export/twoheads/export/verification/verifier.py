@@ -35,7 +35,7 @@ from twoheads.export.verification.original_run import (
 from twoheads.export.verification.report import BUNDLE, WIDENED, VerifyReport
 from twoheads.graphs.errors import InternalError
 from twoheads.graphs.program.lengths import value_rows
-from twoheads.graphs.serialization.bundle_format import FULL_PRECISION
+from twoheads.graphs.serialization.bundle_format import FULL_PRECISIONS
 from twoheads.runtime import LoadedBundle, load
 
 __all__ = ["VerifyReport", "make_question", "verify"]
@@ -129,7 +129,7 @@ def _run_original(
 ) -> tuple[OriginalResults, dict[str, npt.NDArray[np.float32]] | None]:
     """The original with the bundle's weights; and by output with its own, where the bundle's are others."""
     full = None
-    if loaded.manifest.precision != FULL_PRECISION:
+    if loaded.manifest.precision not in FULL_PRECISIONS:
         report("run the original, float32")
         rows = evaluate_original(original, question.given, question.positions, "fused", imposition(loaded))[:2]
         full = by_output(*rows, original.pooling)

@@ -30,8 +30,10 @@ __all__ = [
     "ENGINES",
     "FORMAT_VERSION",
     "FULL_PRECISION",
+    "FULL_PRECISIONS",
     "GENERATION",
     "LEFT_OUT",
+    "LOSSLESS",
     "MANIFEST",
     "PARTIAL",
     "PROGRAM",
@@ -57,7 +59,11 @@ FORMAT_VERSION = 8
 WHOLE = "whole"
 """A manifest's ``lowering`` where the model is one engine of its only input size."""
 FULL_PRECISION = "float32"
-"""A manifest's ``precision`` where nothing is rounded further than the original's numbers."""
+"""The number format of a model whose numbers are rounded no further than the original's."""
+LOSSLESS = "lossless"
+"""The ``weight_dtype`` of such a model whose weights have 4 bits where no number changes, and float32 elsewhere."""
+FULL_PRECISIONS = frozenset({FULL_PRECISION, f"{FULL_PRECISION}, weights {LOSSLESS}"})
+"""A manifest's ``precision`` of both: what runs is the float32 model."""
 MANIFEST = RelativePath("manifest.json")
 SIGNATURE = RelativePath("manifest.sig")
 PROGRAM = RelativePath("program.json")
@@ -213,7 +219,8 @@ class Manifest:
         built_in: Weights that only artifacts hold, in a bundle that was packed; their offset is 0.
         files: Every file except the manifest and its signature, by relative path.
         targets: What was built for accelerators, by the target's name.
-        weight_dtype: Of the products' weights: ``dtype``, or ``int8`` or ``int4`` where they are quantised.
+        weight_dtype: Of the products' weights: ``dtype``, or ``int8`` or ``int4`` where they are quantised; or
+            ``lossless``: those that ``quantised`` names have 4 bits and the very numbers of float32.
         quantised: The source's weights that are quantised, by their names there.
         other_key_tiles: Further widths that a run may choose: the bundle holds attention engines for them, too.
         products: In what products of 4-bit weights are computed: ``float32``, or ``int8``, which rounds their other

@@ -19,7 +19,7 @@ from twoheads.graphs.program.program import (
     TokenwiseEngine,
     TokenwiseStage,
 )
-from twoheads.graphs.serialization.bundle_format import FULL_PRECISION
+from twoheads.graphs.serialization.bundle_format import FULL_PRECISIONS
 from twoheads.runtime.backends.protocol import ArtifactBackend, Backend, EngineFile, EngineHandle
 from twoheads.runtime.bundle.artifacts import Artifacts
 from twoheads.runtime.bundle.reader import Bundle
@@ -92,7 +92,7 @@ class EnginePool:
         self._artifacts = _artifacts(bundle, backend) if isinstance(backend, ArtifactBackend) else None
         self.narrow = self._artifacts is not None
         self.half = self._artifacts is not None and self._artifacts.precision == "fp16"
-        full, wide = bundle.manifest.precision == FULL_PRECISION, self.program.block_size >= SHARED_ROWS
+        full, wide = bundle.manifest.precision in FULL_PRECISIONS, self.program.block_size >= SHARED_ROWS
         own = bundle.extends and full
         # Whether packed weights are shared or an engine's own, results have the bits of packed ones.
         packs = own and backend.shares_packed

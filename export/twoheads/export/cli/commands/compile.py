@@ -11,7 +11,7 @@ import numpy as np
 import typer
 
 from twoheads.export.accelerators.target import load_target
-from twoheads.export.cli.inspect.facts import left_out, left_out_text
+from twoheads.export.cli.inspect.facts import full_matrices, left_out, left_out_text, precision_text
 from twoheads.export.cli.shared import arguments, options
 from twoheads.export.cli.shared.console import approximations_text, print_facts, print_json, seconds_text, size_text
 from twoheads.export.cli.shared.options_object import takes_options
@@ -143,8 +143,8 @@ def _compile(source: Path, asked: CompileOptions) -> None:
 
 
 def _own_blocks(source: Path, asked: CompileOptions) -> FileBlocks | None:
-    """What became of the numbers that a GGUF file has in few bits, where they were asked for in few bits."""
-    if source.suffix != ".gguf" or asked.weights is options.Weights.SAME:
+    """What became of the numbers that a GGUF file has in few bits, where some may have been rounded."""
+    if source.suffix != ".gguf" or asked.weights in (options.Weights.SAME, options.Weights.LOSSLESS):
         return None
     from twoheads.compiler.frontend.torch.weights.gguf_blocks import file_blocks
 
@@ -167,6 +167,7 @@ def _report(
                 "dtype": manifest.dtype,
                 "weight_dtype": manifest.weight_dtype,
                 "products": manifest.products,
+                "matrices": {"quantised": len(manifest.quantised), "full": len(full_matrices(manifest))},
                 "approximations": list(manifest.approximations),
                 "left_out": list(left_out(path, manifest)),
                 "file_blocks": None if blocks is None else {"kept": blocks.kept, "rounded": blocks.rounded},
@@ -184,7 +185,7 @@ def _report(
             ("source", f"{manifest.source.name} ({manifest.source.architecture})"),
             *_lowered_as(manifest),
             ("engines", f"{len(program.engines)} for {len(program.body) + len(program.head)} stages"),
-            ("precision", manifest.precision),
+            ("precision", precision_text(manifest)),
             *(() if blocks is None else (("file's numbers", blocks_text(blocks)),)),
             *((("left out", left_out_text(names)),) if (names := left_out(path, manifest)) else ()),
             ("approximations", approximations_text(manifest.approximations, manifest.precision)),

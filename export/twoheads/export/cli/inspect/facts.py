@@ -17,7 +17,7 @@ from twoheads.graphs.program.program import (
     TokenwiseEngine,
 )
 from twoheads.graphs.schedule.head_columns import head_columns
-from twoheads.graphs.serialization.bundle_format import DENSE_EXPERTS, ENGINES, LEFT_OUT, Manifest
+from twoheads.graphs.serialization.bundle_format import DENSE_EXPERTS, ENGINES, LEFT_OUT, LOSSLESS, Manifest
 from twoheads.graphs.variants.choose import fused_steps
 from twoheads.graphs.variants.model_steps import MODEL
 from twoheads.graphs.variants.one_block import ONE_BLOCK, one_block
@@ -27,6 +27,7 @@ __all__ = [
     "attention_stages",
     "dense_experts",
     "engines_of",
+    "full_matrices",
     "head_pieces",
     "left_out",
     "left_out_text",
@@ -34,8 +35,24 @@ __all__ = [
     "mixture_counts",
     "one_call_up_to",
     "packs_up_to",
+    "precision_text",
     "scan_counts",
 ]
+
+
+def precision_text(manifest: Manifest) -> str:
+    """The formats, and how many weights are quantised to which; of a lossless one, how many matrices are not."""
+    bits = Counter(entry.bits for entry in manifest.quantised.values())
+    counts = [f"{count} weights of {width} bits" for width, count in sorted(bits.items())]
+    if manifest.weight_dtype == LOSSLESS:
+        counts += [f"{len(full_matrices(manifest))} matrices of float32"]
+    return manifest.precision + (f" ({', '.join(counts)})" if counts else "")
+
+
+def full_matrices(manifest: Manifest) -> list[str]:
+    """The weights of two dimensions or more that are stored as they are."""
+    stored = {name for entry in manifest.quantised.values() for name in entry.stored}
+    return [name for name, entry in manifest.weights.items() if len(entry.shape) > 1 and name not in stored]
 
 
 def attention_stages(program: Program) -> list[AttentionStage]:

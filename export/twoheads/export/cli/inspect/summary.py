@@ -15,6 +15,7 @@ from twoheads.export.cli.inspect.facts import (
     mixture_counts,
     one_call_up_to,
     packs_up_to,
+    precision_text,
     scan_counts,
 )
 from twoheads.export.cli.shared.console import (
@@ -70,7 +71,7 @@ def print_summary(path: Path, manifest: Manifest, program: Program) -> None:
         ("identity", source.sha256),
         ("blocks", _blocks_text(manifest)),
         ("lowering", manifest.lowering + LOWERING_NOTES.get(manifest.lowering, "")),
-        ("precision", _precision_text(manifest)),
+        ("precision", precision_text(manifest)),
         ("approximations", approximations_text(manifest.approximations, manifest.precision)),
         ("length", longest + ("" if trained is None else f"; trained on {trained}")),
         ("packing", f"inputs of up to {short} tokens share calls" if short else "no: every input runs alone"),
@@ -101,13 +102,6 @@ def _experts_text(path: Path, manifest: Manifest, program: Program) -> str:
 
 def _pieces_text(pieces: TokenwiseEngine) -> str:
     return f"{pieces.outputs[0].shape[-1]:,} columns at a time where a memory limit has no room for it ({pieces.name})"
-
-
-def _precision_text(manifest: Manifest) -> str:
-    """The formats, and how many weights are quantised to which."""
-    bits = Counter(entry.bits for entry in manifest.quantised.values())
-    counts = ", ".join(f"{count} weights of {width} bits" for width, count in sorted(bits.items()))
-    return manifest.precision + (f" ({counts})" if counts else "")
 
 
 def _blocks_text(manifest: Manifest) -> str:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from twoheads.graphs.serialization.bundle_format import FULL_PRECISION
+from twoheads.graphs.serialization.bundle_format import FULL_PRECISIONS
 from twoheads.graphs.serialization.json_codec import finite_numbers
 
 __all__ = [
@@ -35,7 +35,7 @@ __all__ = [
 
 def approximations_text(names: Iterable[str], precision: str) -> str:
     """The policies of a bundle, or that there are none; exact it is at full precision alone."""
-    return ", ".join(names) or ("none: exact to rounding" if precision == FULL_PRECISION else "none but the precision")
+    return ", ".join(names) or ("none: exact to rounding" if precision in FULL_PRECISIONS else "none but the precision")
 
 
 def stderr_console() -> Console:

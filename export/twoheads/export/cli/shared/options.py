@@ -94,6 +94,7 @@ class Weights(StrEnum):
     SAME = "same"
     INT8 = "int8"
     INT4 = "int4"
+    LOSSLESS = "lossless"
 
 
 class Products(StrEnum):
@@ -232,7 +233,7 @@ WeightsOption = Annotated[
     typer.Option(
         "--weights",
         help="The number format of products' weights alone: int8 or int4 with a scale per 32 numbers, an "
-        "approximation.",
+        "approximation; lossless: 4 bits where a GGUF file has them and no number changes, float32 elsewhere.",
     ),
 ]
 ProductsOption = Annotated[

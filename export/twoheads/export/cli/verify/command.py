@@ -29,8 +29,8 @@ def command(bundle: options.Bundle, asked: VerifyOptions) -> None:
     """Run the bundle and the original model on the same input and compare them. Exit code 1: the bundle fails.
 
     The measure is the noise floor: how far direct evaluations of the original differ from each other. A bundle passes
-    if its error is at most 4 times that. One of a lower precision (compile --weights, --dtype) is compared twice: in
-    float32 with an original of the same rounded weights, by that rule; and as it runs, where rounding may change the
+    if its error is at most 4 times that. One of a lower precision (compile --weights int8, --dtype) is compared twice:
+    in float32 with an original of the same rounded weights, by that rule; and as it runs, where rounding may change the
     hidden states by at most 5 % (10 % with compile --weights int8 --products int8). The report also says what the
     precision costs against the original in float32.
 

@@ -23,7 +23,7 @@ from twoheads.export.verification.lowered_run import with_bundle_weights
 from twoheads.export.verification.noise_floor import largest_difference
 from twoheads.export.verification.original_run import OriginalResults, Source, load_original, run_original
 from twoheads.graphs.errors import InputError, InternalError
-from twoheads.graphs.serialization.bundle_format import FULL_PRECISION
+from twoheads.graphs.serialization.bundle_format import FULL_PRECISIONS
 from twoheads.runtime import LoadedBundle, load
 from twoheads.runtime.generation.context import Context
 from twoheads.runtime.reports.notices import notices
@@ -135,7 +135,7 @@ def verify_generation(
     sequence = np.array([*prompt, *made[:-1]], np.int64)
     report("load the original")
     original = load_original(loaded, source, None, trust_remote_code=trust_remote_code)
-    if loaded.manifest.precision != FULL_PRECISION:
+    if loaded.manifest.precision not in FULL_PRECISIONS:
         original = with_bundle_weights(original, loaded)
     name = loaded.generation.steps.tokens.value.name
     positions = np.arange(len(prompt) - 1, len(sequence), dtype=np.int64)
@@ -209,7 +209,7 @@ def _report(
     relative = float(np.sqrt(np.mean(np.square(logits - expected, dtype=np.float64)))) / scale if scale else 0.0
     pages = begun.context.kept.pages
     precision = _precision(loaded)
-    exact = precision == FULL_PRECISION and pages is None
+    exact = precision in FULL_PRECISIONS and pages is None
     allowed = ALLOWED * floor.value if exact else 2 * error
     chosen = expected.argmax(axis=1)
     steps = np.flatnonzero(chosen != np.array(made))

@@ -27,7 +27,7 @@ from twoheads.export.verification.streamed.layer_checks import LAYER, LayerCheck
 from twoheads.export.verification.verifier import make_question
 from twoheads.graphs.errors import InputError
 from twoheads.graphs.scratch import scratch_folder
-from twoheads.graphs.serialization.bundle_format import FULL_PRECISION
+from twoheads.graphs.serialization.bundle_format import FULL_PRECISIONS
 from twoheads.graphs.serialization.json_codec import to_json
 from twoheads.runtime import LoadedBundle, load
 
@@ -125,7 +125,7 @@ def _compared(
     progress: Progress,
 ) -> StreamedReport:
     title = original_title(loaded)
-    if loaded.manifest.precision != FULL_PRECISION:
+    if loaded.manifest.precision not in FULL_PRECISIONS:
         from twoheads.export.verification.streamed.stored_weights import with_stored_bundle_weights
 
         original, title = with_stored_bundle_weights(original, loaded), f"{title} with the bundle's weights"

@@ -20,7 +20,7 @@ from twoheads.graphs.program.program import (
     TokenwiseEngine,
     TokenwiseStage,
 )
-from twoheads.graphs.serialization.bundle_format import ENGINES, FULL_PRECISION
+from twoheads.graphs.serialization.bundle_format import ENGINES, FULL_PRECISIONS
 from twoheads.graphs.variants.batch_steps import BatchAttention
 from twoheads.graphs.variants.built.built_steps import BUILT_ROWS
 from twoheads.graphs.variants.decoder import step_obstacle
@@ -107,9 +107,9 @@ class StepEngines:
         self._weights = weights
         self._threads = threads
         self._precision = precision
-        quantised, full = bool(bundle.manifest.quantised), bundle.manifest.precision == FULL_PRECISION
-        self._heads_in_place = backend.in_place and not quantised
-        self.packed = not self._heads_in_place or (full and share_packed and backend.in_place and backend.shares_packed)
+        quantised, full = bool(bundle.manifest.quantised), bundle.manifest.precision in FULL_PRECISIONS
+        self._heads_in_place = backend.in_place and (full or not quantised)
+        self.packed = quantised or not backend.in_place or (full and share_packed and backend.shares_packed)
         self._declared = declared_steps(bundle.program, bundle.manifest, weights.view)
         self._open: dict[str, EngineHandle] = {}
         self._capacity: dict[int, str] = {}
@@ -293,7 +293,7 @@ class StepEngines:
         if self.built is not None:
             return self.built.stage(stage, engine, weights)
         if stage.name in self._passing:
-            return PassingEngine(lambda: self._load(engine, weights, own=own, shared=False))
+            return PassingEngine(lambda: self._load(engine, weights, own=own, head=head, shared=False))
         return self._load(engine, weights, own=own, head=head)
 
     def _opened(self, engine: TokenwiseEngine, weights: Mapping[str, Port]) -> EngineHandle:

@@ -12,7 +12,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 
 from twoheads.compiler.frontend.torch.weights.gguf_blocks import EIGHT_BITS, FOUR_BITS, file_blocks
-from twoheads.export.precision.quantised_arrays import dequantise, quantise
+from twoheads.export.precision.quantised_arrays import dequantise, quantise, quantise_exactly
 
 ROWS, WIDTH = 16, 512
 RANDOM = np.random.default_rng(0)
@@ -41,6 +41,7 @@ def test_a_type_is_said_to_be_kept_exactly_where_its_blocks_are(kind: Any) -> No
         values, scales, *offsets = quantise(weight, bits)
         apart = np.abs(dequantise(values, scales, offsets[0] if offsets else None) - weight).max()
         assert (apart < 1e-6 * np.abs(weight).max()) == (kind.name in kept)
+    assert (quantise_exactly(weight) is not None) == (kind.name in FOUR_BITS)
 
 
 def test_matrices_are_counted_by_what_becomes_of_them(tmp_path: Path) -> None:
