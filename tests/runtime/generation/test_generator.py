@@ -12,6 +12,7 @@ from twoheads.export import quantise_weights, write_bundle
 from twoheads.graphs.errors import InputError
 from twoheads.runtime import load
 from twoheads.runtime.backends.onnxruntime_c import c_interface
+from twoheads.runtime.generation.call_reader import CallReader
 from twoheads.runtime.generation.choosing.draft import DraftGuesses
 from twoheads.runtime.generation.generated import Generated, Piece
 
@@ -158,7 +159,8 @@ def test_guesses_change_no_token(name, options):
 
 @pytest.mark.parametrize("draft", ["llama", "gemma"])
 @pytest.mark.parametrize("options", [{}, {"do_sample": True, "seed": 5, "temperature": 0.8}], ids=["greedy", "sampled"])
-def test_a_draft_changes_no_bit(draft, options):
+def test_a_draft_changes_no_bit(draft, options, monkeypatch):
+    monkeypatch.setattr(CallReader, "_share", lambda *_: 0.1)  # as of a much smaller one
     given = {"max_new_tokens": 70, "ignore_eos": True, "steady": True, "return_logits": True, **options}
     plain = _one(bundle("llama").generate(tokens(20), **given))
     with bundle("llama").open_context() as context:
@@ -172,12 +174,12 @@ def test_a_draft_changes_no_bit(draft, options):
     if draft == "llama" and not options:  # it guesses what it would choose
         assert made.right_guesses == made.guessed_tokens > 40
     if draft == "gemma":  # another random model: guesses that do not come true are given up
-        assert made.guessed_tokens < 70
+        assert 0 < made.guessed_tokens < 16
 
 
 def test_a_draft_follows_the_sequence_through_wrong_guesses():
     context = bundle("gemma").open_context()
-    draft = DraftGuesses(context, tokens(30), 7)
+    draft = DraftGuesses(context, tokens(30), 7, needed=0.0, share=0.0)
     fresh = bundle("gemma").open_context()
     logits, expected = fresh.append(tokens(30)), list[int]()
     for _ in range(4):
@@ -188,7 +190,7 @@ def test_a_draft_follows_the_sequence_through_wrong_guesses():
         draft.add(token)
     draft.learn(4, 0)
     again = bundle("gemma").open_context()
-    assert draft.guess(7) == [int(again.append([*tokens(30), 7, 8]).argmax())]
+    assert draft.guess(1) == [int(again.append([*tokens(30), 7, 8]).argmax())]
     assert context.tokens == [*tokens(30), 7, 8]
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from twoheads.graphs.errors import InputError
+from twoheads.graphs.serialization.bundle_format import Manifest
 from twoheads.runtime.generation.asked import check_asked, check_prompt
 from twoheads.runtime.generation.choosing.constraint import read_constraint
 from twoheads.runtime.generation.choosing.draft import DraftGuesses, Guesser
@@ -200,7 +202,11 @@ class CallReader:
         if isinstance(speculate, Contexts):
             draft = speculate
             self._check_draft(draft)
-            return lambda tokens: DraftGuesses(draft.open(), tokens, most)
+            share, limit = self._share(draft), draft.model.steps.program.max_length
+            longest = None if limit is None else limit.length
+            return lambda tokens: DraftGuesses(
+                draft.open(), tokens, most, needed=self._needed_guesses(), share=share, longest=longest
+            )
         if not isinstance(speculate, bool):
             raise InputError("speculate", f"is {speculate!r:.60}", "give true, false, or the bundle of a draft")
         needed = self._needed_guesses()
@@ -214,6 +220,10 @@ class CallReader:
             whole_numbers=manifest.weight_dtype == "int8" and manifest.products == "int8",
             quantised=bool(manifest.quantised),
         )
+
+    def _share(self, draft: Contexts) -> float:
+        """What a step of a draft takes, in steps of this model: steps read weights, so about as the bytes of these."""
+        return _weight_bytes(draft.model.bundle.manifest) / max(1, _weight_bytes(self._model.bundle.manifest))
 
     def _check_draft(self, draft: Contexts) -> None:
         """A draft's tokens are this model's."""
@@ -239,3 +249,8 @@ def _seeds(settings: Settings, seed: int | None) -> tuple[np.random.SeedSequence
     if not settings.do_sample:
         return (None,)
     return tuple(np.random.SeedSequence(seed).spawn(settings.num_return_sequences))
+
+
+def _weight_bytes(manifest: Manifest) -> int:
+    entries = (*manifest.weights.values(), *manifest.built_in.values())
+    return sum(prod(entry.shape) * np.dtype(entry.dtype).itemsize for entry in entries)
