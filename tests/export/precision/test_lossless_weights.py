@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from tests.export.small_decoder import LENGTH, small_decoder, with_4_bits
 from twoheads.compiler.compiled_model import CompiledModel
+from twoheads.compiler.frontend.torch.weights.stored_tensor import StoredTensor
 from twoheads.export import narrow_values, quantise_weights, verify, write_bundle
 from twoheads.export.cli.inspect.facts import full_matrices, precision_text
 from twoheads.export.precision.deferred_quantised import has_4_bits
@@ -24,13 +26,16 @@ from twoheads.graphs.serialization.bundle_format import LOSSLESS
 from twoheads.runtime import load
 from twoheads.runtime.bundle.reader import read_bundle
 
-ODD_ONE = "model.layers.1.mlp.down_proj.weight"
-"""A matrix that the file has in more bits, as files that mix formats do for some layers."""
+ONE = "model.layers.1.mlp.down_proj.weight"
 
 
 def lossless_decoder(*others: str) -> tuple[Any, CompiledModel]:
     decoder = small_decoder()
     return with_4_bits(decoder.module, decoder.model, *others)
+
+
+def _same(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 @settings(max_examples=40, deadline=None)
@@ -58,6 +63,7 @@ def test_one_other_number_is_seen() -> None:
     for transposed in (False, True):
         matrix = weight.T if transposed else weight
         assert has_4_bits(matrix, transposed=transposed)
+        assert has_4_bits(StoredTensor(matrix.shape, matrix.dtype, partial(_same, matrix)), transposed=transposed)
         assert has_4_bits(torch.stack([matrix, matrix]), transposed=transposed)
         other = matrix.clone()
         other[-1, -1] *= 1 + 3e-7
@@ -92,16 +98,16 @@ def test_a_wrong_number_is_no_rounding(tmp_path) -> None:
     """It is held to the noise floor, not to the bound of rounded weights."""
     module, compiled = lossless_decoder()
     bundle = write_bundle(quantise_weights(compiled, LOSSLESS), tmp_path / "bundle", generation=False)
-    module.state_dict()[ODD_ONE].mul_(1 + 1e-4)
+    module.state_dict()[ONE].mul_(1 + 1e-4)
     assert not verify(bundle, module, length=LENGTH).passed
 
 
 def test_what_changed_between_planning_and_writing_is_our_bug() -> None:
     _, compiled = lossless_decoder()
     made = quantise_weights(compiled, LOSSLESS)
-    compiled.weights[ODD_ONE][0, 0] += 1e-3
+    compiled.weights[ONE][0, 0] += 1e-3
     with pytest.raises(InternalError, match="has other numbers"):
-        made.weights[f"{ODD_ONE}:int4"].read()
+        made.weights[f"{ONE}:int4"].read()
 
 
 def test_what_has_no_4_bits_is_refused() -> None:

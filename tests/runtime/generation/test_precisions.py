@@ -172,6 +172,19 @@ def test_lossless_weights_generate_as_float32_does(tmp_path, monkeypatch):
     assert all(heads)
 
 
+def test_layers_of_a_file_that_mixes_formats_have_engines_of_their_own(tmp_path):
+    """One matrix that is not of 4 bits keeps no other from them; layers shared its engine."""
+    other = "model.layers.0.mlp.down_proj.weight"
+    module, compiled = with_4_bits(_model(), _compiled(), other)
+    made = quantise_weights(compiled, "lossless")
+    assert len(made.quantised) == 3 * 7 - 1
+    assert other in made.weights
+    assert len(made.program.tokenwise_engines) == len(compiled.program.tokenwise_engines) + 1
+    bundle = write_bundle(made, tmp_path / "b")
+    report = verify_generation(bundle, module, new_tokens=BLOCK, length=2 * BLOCK + 1)
+    assert report.passed, report
+
+
 @pytest.mark.parametrize("precision", ["int4", "fp16"])
 def test_a_context_is_a_whole_run(precision, tmp_path):
     compiled = narrow_values(_compiled()) if precision == "fp16" else quantise_weights(_compiled(), precision)

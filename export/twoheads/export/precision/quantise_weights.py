@@ -18,7 +18,7 @@ from twoheads.export.precision.quantised_engine import FLOAT32_LEVEL, PRODUCT_LE
 from twoheads.export.precision.weight_bindings import (
     attention_weights,
     bindings,
-    disagreeing,
+    by_form,
     token_ports,
     weight_readers,
 )
@@ -79,8 +79,8 @@ def quantise_weights(compiled: CompiledModel, weight_dtype: str, products: str =
     if not plans:
         raise CompileError(f"--weights {weight_dtype}", f"{program.name} {_NOTHING[lossless]}", "leave it out")
     weights, quantised = _quantised(compiled.weights, plans)
-    declared = {engine.name: engine for engine in engines}
-    changed = {engine.name: _changed(program, engine, plans, level) for engine in engines}
+    program, copied = by_form(program, plans)
+    changed = {engine.name: _changed(program, engine, plans, level) for engine in program.tokenwise_engines}
     return replace(
         compiled,
         program=replace(
@@ -90,10 +90,10 @@ def quantise_weights(compiled: CompiledModel, weight_dtype: str, products: str =
             head=tuple(_rebound(stage, plans, quantised) for stage in program.head),
         ),
         regions={
-            name: EmittedRegion(region, changed[name][1](models[name]), declared[name], changed[name][1])
-            if name in changed
-            else region
-            for name, region in compiled.regions.items()
+            engine.name: EmittedRegion(
+                compiled.regions[copied[engine.name]], change(models[copied[engine.name]]), engine, change
+            )
+            for engine, (_, change) in zip(program.tokenwise_engines, changed.values(), strict=True)
         },
         weights=weights,
         quantised=quantised,
@@ -145,7 +145,7 @@ def _tokenwise_plans(
     as_tables: QuantisedAs | None,
     fits: Fits,
 ) -> dict[str, QuantisedAs]:
-    """Everything that reads one agrees, and all weights of a port agree; ``as_tables`` is of heads, too."""
+    """Everything that reads one agrees; ``as_tables`` is of heads, too."""
     readers, other = weight_readers(program), attention_weights(program)
     found: dict[str, set[Use]] = {}
     heads: set[str] = set()
@@ -161,11 +161,7 @@ def _tokenwise_plans(
         how = as_tables if name in heads or any(use.table for use in found[name]) else as_layers
         if how is not None:
             plans[name] = replace(how, transposed=ways.pop())
-    plans = {name: plan for name, plan in plans.items() if fits(name, plan)}
-    while dropped := disagreeing(readers, plans):
-        for name in dropped:
-            del plans[name]
-    return plans
+    return {name: plan for name, plan in plans.items() if fits(name, plan)}
 
 
 def _quantised(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import replace
 
 from twoheads.graphs.program.program import Program, TokenwiseEngine, TokenwiseStage
 
-__all__ = ["Readers", "attention_weights", "bindings", "disagreeing", "token_ports", "weight_readers"]
+__all__ = ["Readers", "attention_weights", "bindings", "by_form", "disagreeing", "token_ports", "weight_readers"]
 
 Readers = Mapping[str, list[tuple[str, str]]]
 """For each weight the ports that it is bound to, as (engine, port)."""
@@ -42,6 +43,34 @@ def token_ports(program: Program, engine: TokenwiseEngine) -> set[str]:
         if used.name == engine.name:
             found -= {p.name for p, value in zip(engine.inputs, stage.inputs, strict=True) if value not in arguments}
     return found
+
+
+def by_form(program: Program, plans: Mapping[str, Hashable]) -> tuple[Program, Mapping[str, str]]:
+    """The program with an engine for every form in which stages of one have their weights, and what each is a copy of.
+
+    Layers of a file that mixes formats share an engine no longer: a port's weights are stored in one way.
+
+    Args:
+        program: Whose token-wise engines are split.
+        plans: How weights are to be stored, by name; those that stay as they are are absent.
+    """
+    forms: dict[str, dict[tuple[Hashable, ...], str]] = {engine.name: {} for engine in program.tokenwise_engines}
+    for stage, engine, _ in bindings(program):
+        names = forms[engine.name]
+        copy = f"{engine.name}_{len(names)}" if names else engine.name
+        names.setdefault(tuple(map(plans.get, stage.weights)), copy)
+
+    def bound(stage: TokenwiseStage) -> TokenwiseStage:
+        return replace(stage, engine=forms[stage.engine][tuple(map(plans.get, stage.weights))])
+
+    copies = {engine.name: forms.get(engine.name, {}).values() or (engine.name,) for engine in program.engines}
+    split = replace(
+        program,
+        engines=tuple(replace(engine, name=name) for engine in program.engines for name in copies[engine.name]),
+        body=tuple(bound(stage) if isinstance(stage, TokenwiseStage) else stage for stage in program.body),
+        head=tuple(map(bound, program.head)),
+    )
+    return split, {name: engine for engine, names in copies.items() for name in names}
 
 
 def disagreeing(readers: Readers, plans: Mapping[str, Hashable]) -> set[str]:
