@@ -198,9 +198,9 @@ def bundle_folder(name: str, block: int = BLOCK) -> Path:
 
 
 @cache
-def bundle(name: str) -> LoadedBundle:
+def bundle(name: str, threads: int = 1) -> LoadedBundle:
     """It, loaded."""
-    return load(bundle_folder(name), threads=1)
+    return load(bundle_folder(name), threads=threads)
 
 
 def tokens(count: int, seed: int = 0) -> list[int]:

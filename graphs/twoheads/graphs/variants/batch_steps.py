@@ -25,7 +25,7 @@ __all__ = ["BATCH_ROWS", "SLOTS", "BatchAttention", "BatchSteps"]
 SLOTS = 8
 """Sequences of one attention call."""
 
-BATCH_ROWS = (8, 32)
+BATCH_ROWS = (8, 16, 32)
 """Rows of the token-wise engines, ascending: a batch uses one of them."""
 
 

@@ -70,9 +70,9 @@ REQUESTS = st.lists(
 )
 @pytest.mark.repeated
 @settings(max_examples=cases(4, 6), deadline=None)
-@given(asked=REQUESTS, most=st.sampled_from([3, 32]))
-def test_every_request_gets_the_bits_that_it_gets_alone(name, asked, most):
-    with bundle(name).open_batch(most) as batch:
+@given(asked=REQUESTS, most=st.sampled_from([3, 32]), threads=st.sampled_from([1, 2]))
+def test_every_request_gets_the_bits_that_it_gets_alone(name, asked, most, threads):
+    with bundle(name, threads).open_batch(most) as batch:
         made = []
         for wait, length, new, choice, cancel in asked:
             for _ in range(wait):

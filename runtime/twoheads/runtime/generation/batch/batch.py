@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from twoheads.graphs.errors import InputError
-from twoheads.graphs.variants.batch_steps import BATCH_ROWS
 from twoheads.runtime.generation.batch.request import Request, Work
 from twoheads.runtime.generation.batch.slots import Slabs
 from twoheads.runtime.generation.batch.sources import SourceSlabs
-from twoheads.runtime.generation.batch.step import BatchStep, NextToken
+from twoheads.runtime.generation.batch.step import NextToken
+from twoheads.runtime.generation.batch.step_lanes import StepLanes
 from twoheads.runtime.generation.batch.together import PromptEnd, prompts_together
 from twoheads.runtime.generation.call_reader import Prompt
 from twoheads.runtime.generation.generated import Piece
@@ -52,13 +52,13 @@ class Batch:
             raise InputError("open_batch", problem, "call generate for each")
         self._most = most
         self._slabs, self._sources = Slabs(generator.model.steps), SourceSlabs(generator.model.steps)
-        rows = next((rows for rows in BATCH_ROWS if rows >= most), BATCH_ROWS[-1])
         self._in_place = self._engines.rows_in_place
         self._together = prompts_together(self._engines) if most > 1 else None
-        self._step = BatchStep(self._engines, rows, self._in_place)
+        self._lanes = StepLanes(self._engines, most)
         self._waiting: deque[Work] = deque()
         self._active: list[Work] = []
         self._submitted = 0
+        self._new: list[tuple[Request, Piece]] = []  # of a step that has not come to its end
 
     @property
     def idle(self) -> bool:
@@ -118,22 +118,21 @@ class Batch:
 
         Raises:
             TwoheadsError: An engine fails. (What a request itself does wrong is its own error; see
-                :meth:`Request.result`.)
+                :meth:`Request.result`.) The next step goes on where this one was stopped, as after an interrupt.
         """
         self._join()
         self._prompts()
-        new: list[tuple[Request, Piece]] = []
-        next_tokens: list[tuple[Work, int]] = []
         for work in [work for work in self._active if work.request.state == "running"]:
+            if work.pending is not None:
+                continue
             piece = work.choose()
             if piece is not None:
-                new.append((work.request, piece))
+                self._new.append((work.request, piece))
             if piece is None or work.run.ended:
                 self._active.remove(work)
                 work.end(self._engines.calls)
-            else:
-                next_tokens.append((work, piece.token))
-        self._compute(next_tokens)
+        self._compute([(work, work.pending) for work in self._active if work.pending is not None])
+        new, self._new = self._new, []
         return new
 
     def __iter__(self) -> Iterator[tuple[Request, Piece]]:
@@ -204,8 +203,8 @@ class Batch:
         slotted = [(work, token) for work, token in next_tokens if work.kept.place is not None]
         for work, token in next_tokens:
             if work.kept.place is None:
-                work.logits = work.context.steps([token])[0]
+                work.take_logits(work.context.steps([token])[0])
         if slotted:
             given = [NextToken(work.context, work.kept, work.source, token) for work, token in slotted]
-            for (work, _), logits in zip(slotted, self._step.run(given), strict=True):
-                work.logits = logits
+            for (work, _), logits in zip(slotted, self._lanes.run(given), strict=True):
+                work.take_logits(logits)

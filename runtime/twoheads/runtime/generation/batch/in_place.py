@@ -110,19 +110,21 @@ class _Bound:
         for number, array in enumerate((*staged.rows, staged.place)):
             self._call.bind_input(number, self._wrap(array))
         self._call.bind_output(0, self._wrap(staged.out))
-        self._taken: frozenset[int] = frozenset(range(SLOTS))
+        self._reads: list[bool | None] = [None] * SLOTS
         self.take(np.zeros(0, np.int64))
 
     def take(self, slots: Array) -> None:
         """The call reads and writes these slots; the others' arrays are spare ones."""
-        taken = frozenset(slots.tolist())
-        for slot in taken ^ self._taken:
+        for slot, (reads, taken) in enumerate(zip(self._reads, np.isin(range(SLOTS), slots).tolist(), strict=True)):
+            if reads is taken:
+                continue
+            self._reads[slot] = None  # if binding fails, nobody takes the slot's arrays for spare ones
             for role, past in enumerate(self._past):
-                array = self._wrap(past[slot : slot + 1] if slot in taken else self.staged.spare[role])
+                array = self._wrap(past[slot : slot + 1] if taken else self.staged.spare[role])
                 number = 2 * slot + role
                 self._call.bind_input(4 + number, array)
                 self._call.bind_output(1 + number, array)
-        self._taken = taken
+            self._reads[slot] = taken
 
     def run(self) -> None:
         """Attends."""

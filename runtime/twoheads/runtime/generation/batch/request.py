@@ -75,11 +75,13 @@ class Work:
     Attributes:
         request: Which.
         logits: Behind what is computed; ``None`` while there are none to choose by.
+        pending: The token that was chosen by them, until it is computed.
     """
 
     def __init__(self, request: Request, call: Call, notes: tuple[str, ...]) -> None:
         self.request = request
         self.logits: npt.NDArray[np.float32] | None = None
+        self.pending: int | None = None
         self._call, self._notes, self._calls = call, notes, 0
         self._begun: _Begun | None = None
         self._prompt: Generator[int, None, npt.NDArray[np.float32] | None] | None = None
@@ -166,9 +168,13 @@ class Work:
         except InputError as error:
             self.request.error = error
             return None
-        self.logits = None
+        self.logits, self.pending = None, piece.token
         self.request.pieces.append(piece)
         return piece
+
+    def take_logits(self, logits: npt.NDArray[np.float32]) -> None:
+        """The pending token is computed; these ``[classes]`` are behind it."""
+        self.logits, self.pending = logits, None
 
     def end(self, calls: int, state: str = "done") -> None:
         """Lets go of all but the result."""

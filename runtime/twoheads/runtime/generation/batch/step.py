@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,6 @@ from twoheads.runtime.generation.batch.slots import Group, Slab, SlottedBlocks, 
 from twoheads.runtime.generation.batch.sources import SlottedSource, SourceSlab
 from twoheads.runtime.generation.context import Context
 from twoheads.runtime.generation.steps.engines import StepEngines
-from twoheads.runtime.generation.steps.step import Heads
 
 __all__ = ["BatchStep", "NextToken"]
 
@@ -48,12 +47,18 @@ class NextToken:
             raise InternalError("a sequence without a slot is in a batch")
         return self.kept.place
 
+    def count(self) -> None:
+        """Its row is written: it is one of the context's tokens."""
+        self.kept.take_row(len(self.context))
+        self.context.accept(self.token)
+
 
 class BatchStep:
-    """Computes the next tokens of sequences, in calls of ``rows`` rows.
+    """Computes the next tokens of sequences, in calls of ``rows`` rows. One thread uses it at a time.
 
     A row's bits depend on its own sequence alone: all calls have the same shape, and rows that nobody needs repeat
-    another one.
+    another one. Nothing of a sequence changes but rows behind its tokens and spare states, so what was stopped can be
+    computed again.
 
     Args:
         engines: Where the engines are open.
@@ -67,7 +72,6 @@ class BatchStep:
     def __init__(self, engines: StepEngines, rows: int, in_place: InPlaceSteps | None) -> None:
         self.rows = rows
         self._engines = engines
-        self._heads = Heads(engines, rows)  # first: packing so large a weight takes as much memory again for a moment
         steps = self._steps = engines.steps
         self._block = steps.program.block_size
         self._batch = BatchSteps(steps)
@@ -89,17 +93,15 @@ class BatchStep:
             if stage.name not in self._stages:
                 self._attention(self._batch.attention(stage, 0))
 
-    def run(self, given: Sequence[NextToken]) -> list[npt.NDArray[np.float32]]:
-        """Computes the tokens, and counts them in their contexts; returns the logits ``[classes]`` behind each."""
-        order = sorted(range(len(given)), key=lambda at: _order(given[at]))
-        found: list[npt.NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(given)
-        for start in range(0, len(order), self.rows):
-            part = order[start : start + self.rows]
-            for at, logits in zip(part, self._call([given[at] for at in part]), strict=True):
-                found[at] = logits
-        return found
+    def run(self, given: Sequence[NextToken], check: Callable[[], None]) -> Array:
+        """The hidden states ``[tokens, width]`` of the tokens, whose contexts do not count them yet.
 
-    def _call(self, part: list[NextToken]) -> npt.NDArray[np.float32]:
+        Rows of a slab stand together. ``check`` is called between engine calls, and raises what stops them.
+        """
+        parts = (given[start : start + self.rows] for start in range(0, len(given), self.rows))
+        return np.concatenate([self._call(part, check) for part in parts])
+
+    def _call(self, part: Sequence[NextToken], check: Callable[[], None]) -> Array:
         """One call of every engine."""
         at = np.minimum(np.arange(self.rows), len(part) - 1)
         tokens = np.array([row.token for row in part], np.int64)[at]
@@ -114,6 +116,7 @@ class BatchStep:
         for row in part:
             row.kept.show(self._written, len(row.context))
         for stage, call in zip(self._steps.body.inside, self._calls, strict=True):
+            check()
             if isinstance(stage, AttentionStage) and self._in_place is not None and stage.name in self._stages:
                 for group in groups:
                     self._in_place.run(stage, group, positions[group.rows])
@@ -131,13 +134,9 @@ class BatchStep:
             else:
                 call.run()
                 self._engines.calls += 1
-        hidden = self._values[self._steps.program.hidden]
-        for row in part:
-            row.kept.take_row(len(row.context))
-            row.context.accept(row.token)
-        return self._heads.logits(hidden[0, : len(part)])
+        return np.array(self._values[self._steps.program.hidden][0, : len(part)])
 
-    def _filled(self, group: Group[Slab], part: list[NextToken], number: int) -> dict[int, Array]:
+    def _filled(self, group: Group[Slab], part: Sequence[NextToken], number: int) -> dict[int, Array]:
         """What is added to the scores of a slab's slots, an array for each of ``Steps.added`` that is read."""
         capacity = group.slab.capacity
         made: dict[int, Array] = {}
@@ -197,12 +196,6 @@ class BatchStep:
         attend.query[group.slots, :, 0] = values[stage.query][0].swapaxes(0, 1)[group.rows]
         attend.run(arrays)
         values[stage.output.name][0].swapaxes(0, 1)[group.rows] = attend.out[group.slots, :, 0]
-
-
-def _order(row: NextToken) -> tuple[int, int, int]:
-    """Rows of a slab stand together, in the order of its slots."""
-    slab, slot = row.place
-    return slab.capacity, id(slab), slot
 
 
 class _Scan:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from copy import copy
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
 import numpy.typing as npt
@@ -21,7 +23,7 @@ from twoheads.graphs.program.program import (
     TokenwiseStage,
 )
 from twoheads.graphs.serialization.bundle_format import ENGINES, FULL_PRECISIONS
-from twoheads.graphs.variants.batch_steps import BatchAttention
+from twoheads.graphs.variants.batch_steps import BATCH_ROWS, BatchAttention
 from twoheads.graphs.variants.built.built_steps import BUILT_ROWS
 from twoheads.graphs.variants.decoder import step_obstacle
 from twoheads.graphs.variants.in_place.batch_in_place import BatchInPlace
@@ -53,7 +55,9 @@ Written = TypeVar("Written", bound=InPlaceSteps)
 
 
 class StepEngines:
-    """Opens step engines, each at its first use. One thread uses them at a time; their kernels use several.
+    """Opens step engines, each at its first use. One thread uses them at a time, and their kernels use several.
+
+    :meth:`beside` has those of other threads.
 
     Kernels pack weights, and engines of all sizes share what is packed. Where they can't, and under a memory limit,
     float32 weights are read where the bundle's file is mapped; so are those of heads, as before an engine finds the
@@ -76,6 +80,7 @@ class StepEngines:
         rows_in_place: Likewise for several rows, unless steps compute whole blocks as well (:meth:`compute_blocks`).
         rounded: Likewise for one row, in 8 bits.
         backend: What runs them.
+        threads: Of the kernels.
         packed: Whether kernels keep a copy of the weights, and do not read them where they are mapped.
         layered: Whether every step is computed stage by stage.
         calls: Engine calls so far, of all who use them.
@@ -105,13 +110,15 @@ class StepEngines:
         self._passing = frozenset[str]()
         self._bundle = bundle
         self._weights = weights
-        self._threads = threads
+        self.threads = threads
         self._precision = precision
         quantised, full = bool(bundle.manifest.quantised), bundle.manifest.precision in FULL_PRECISIONS
         self._heads_in_place = backend.in_place and (full or not quantised)
         self.packed = quantised or not backend.in_place or (full and share_packed and backend.shares_packed)
         self._declared = declared_steps(bundle.program, bundle.manifest, weights.view)
         self._open: dict[str, EngineHandle] = {}
+        self._open_by_threads = {threads: self._open}
+        self._opening = Lock()
         self._capacity: dict[int, str] = {}
 
     def compute_blocks(self) -> None:
@@ -120,6 +127,16 @@ class StepEngines:
         Steps of a block are not, and what an open block's rows get must have the bits of one form.
         """
         self.rows_in_place = None
+
+    def beside(self, threads: int) -> StepEngines:
+        """The same engines for another thread to use, with ``threads`` of their kernels; its calls count there.
+
+        What one of them has open all have whose kernels have as many threads, and packed weights are the same ones.
+        """
+        other = copy(self)
+        other.threads, other.calls, other._capacity = threads, 0, {}
+        other._open = self._open_by_threads.setdefault(threads, {})
+        return other
 
     def let_pass(self, stages: frozenset[str]) -> None:
         """From now on the engines of these token-wise stages are open while they are called, and no longer.
@@ -225,7 +242,7 @@ class StepEngines:
                 self._open[key] = self.built.tile(engine, variant)
             else:
                 path = self._file(f"{ENGINES}/{engine.name}.{variant}.onnx")
-                self._open[key] = self.backend.load_engine(EngineFile(path, *engine.ports(variant), {}, self._threads))
+                self._open[key] = self.backend.load_engine(EngineFile(path, *engine.ports(variant), {}, self.threads))
         return self._open[key]
 
     def batch_attention(self, engine: BatchAttention) -> EngineHandle:
@@ -244,16 +261,26 @@ class StepEngines:
         """
         return self._attention(engine)
 
+    def batch_rows(self, least: int) -> int:
+        """Rows of the smallest token-wise engines of a batch that have ``least`` rows; else those of the largest.
+
+        A bundle that was compiled before there were all of them has others.
+        """
+        stage = self.steps.body.regions[0][0]
+        files = ((rows, self._bundle.engine_file(self.steps.region(stage, rows).name)) for rows in BATCH_ROWS)
+        return next((rows for rows, file in files if rows >= least and self._bundle.has(file)), BATCH_ROWS[-1])
+
     def holds(self, engine: BatchInPlace) -> bool:
         """Whether the bundle holds such an attention."""
         return self._bundle.has(f"{ENGINES}/{engine.name}.onnx")
 
     def _attention(self, engine: BatchAttention | BatchInPlace) -> EngineHandle:
-        if engine.name not in self._open:
-            path = self._file(f"{ENGINES}/{engine.name}.onnx")
-            file = EngineFile(path, engine.inputs, engine.outputs, {}, self._threads)
-            self._open[engine.name] = self.backend.load_engine(file)
-        return self._open[engine.name]
+        with self._opening:  # the one kind that several threads open, when sequences outgrow a capacity
+            if engine.name not in self._open:
+                path = self._file(f"{ENGINES}/{engine.name}.onnx")
+                file = EngineFile(path, engine.inputs, engine.outputs, {}, self.threads)
+                self._open[engine.name] = self.backend.load_engine(file)
+            return self._open[engine.name]
 
     def mixture(self, stage: ExpertsStage, rows: int, values: Mapping[str, npt.NDArray[Any]]) -> StepMixture:
         """A mixture of experts in steps of ``rows`` tokens, on the step's ``values``."""
@@ -265,7 +292,7 @@ class StepEngines:
         name = f"{engine.name}.{variant}"
         if name not in self._open:
             path = self._bundle.file(self._bundle.engine_file(engine.name, variant))
-            self._open[name] = self.backend.load_engine(EngineFile(path, *engine.ports(variant), {}, self._threads))
+            self._open[name] = self.backend.load_engine(EngineFile(path, *engine.ports(variant), {}, self.threads))
         return self._open[name]
 
     def scan(self, stage: ScanStage, rows: int) -> EngineHandle:
@@ -273,7 +300,7 @@ class StepEngines:
         engine = self.steps.scan(stage, rows)
         if engine.name not in self._open:
             path = self._file(f"{ENGINES}/{engine.name}.{SCAN_STEP}.onnx")
-            file = EngineFile(path, *engine.ports(SCAN_STEP), {}, self._threads)
+            file = EngineFile(path, *engine.ports(SCAN_STEP), {}, self.threads)
             self._open[engine.name] = self.backend.load_engine(file)
         return self._open[engine.name]
 
@@ -327,7 +354,7 @@ class StepEngines:
         named: dict[str, npt.NDArray[Any]] = {port.name: self._weights.view(name) for name, port in weights.items()}
         path = self._file(self._bundle.engine_file(engine.name))
         file = EngineFile(
-            path, engine.inputs, engine.outputs, named, self._threads, own, shared=shared, in_place=in_place
+            path, engine.inputs, engine.outputs, named, self.threads, own, shared=shared, in_place=in_place
         )
         if in_place:
             return self.backend.load_engine(file)
