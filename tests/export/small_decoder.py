@@ -64,12 +64,17 @@ def small_decoder() -> Decoder:
     return Decoder(module, _emitted(module))
 
 
-def with_4_bits(module: Any, compiled: CompiledModel, *others: str) -> tuple[Any, CompiledModel]:
-    """Both with numbers of a GGUF file's Q4_1 in the layers' matrices, but for ``others``; the module is a copy."""
+def with_4_bits(
+    module: Any, compiled: CompiledModel, *others: str, end: str | tuple[str, ...] = "proj.weight"
+) -> tuple[Any, CompiledModel]:
+    """Both with numbers of a GGUF file's Q4_1 in the matrices whose names end so, but for ``others``.
+
+    The module is a copy.
+    """
     kind = GGMLQuantizationType.Q4_1
     module, weights = copy.deepcopy(module), dict(compiled.weights)
     tensors = module.state_dict()
-    for name in [name for name in tensors if name.endswith("proj.weight") and name not in others]:
+    for name in [name for name in tensors if name.endswith(end) and name not in others]:
         numbers = np.asarray(dequantize(quantize(tensors[name].numpy(), kind), kind), np.float32)
         weights[name] = torch.from_numpy(numbers)
         tensors[name].copy_(weights[name])

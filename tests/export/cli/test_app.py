@@ -10,12 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from tests.compiler.gguf_file import write_gguf
 from tests.signals import process_that_heeds
 from tests.tiers import with_long
 from twoheads.compiler.frontend.torch.weights.gguf_blocks import FileBlocks
-from twoheads.export.cli.commands.compile import blocks_text
 from twoheads.export.cli.shared import arguments
 from twoheads.export.cli.shared.console import count_text, seconds_text, size_text
 from twoheads.graphs.errors import InputError
@@ -176,10 +177,23 @@ def test_compile_tells_what_it_wrote(cli, tiny_llama, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
+def test_a_gguf_file_without_4_bits_is_refused_before_it_is_read(cli, tmp_path):
+    matrices = {
+        "token_embd.weight": np.zeros((8, 32), np.float32),
+        "blk.0.ffn_up.weight": np.zeros((8, 32), np.float16),
+    }
+    file = write_gguf(tmp_path / "half.gguf", "llama", {"block_count": 1}, matrices)
+    message = cli("compile", file, "-o", tmp_path / "b", "--weights", "lossless").refused()
+    assert "no matrix of 4 bits in its layers (float32: 1 matrices of F32, 1 of F16)" in message
+    rounded = cli("compile", file, "-o", tmp_path / "b", "--weights", "lossless", "--products", "int8").refused()
+    assert "--weights lossless rounds nothing" in rounded
+
+
 def test_compile_tells_which_numbers_of_a_gguf_file_it_kept():
     both = FileBlocks({"Q4_K": 150, "Q8_0": 1}, {"Q6_K": 30})
-    assert blocks_text(both) == "kept: 150 matrices of Q4_K, 1 of Q8_0; rounded: 30 of Q6_K"
-    assert blocks_text(FileBlocks({}, {"F16": 9})) == "rounded: 9 matrices of F16"
+    assert str(both) == "kept: 150 matrices of Q4_K, 1 of Q8_0; rounded: 30 of Q6_K"
+    assert str(FileBlocks({}, {"F16": 9})) == "rounded: 9 matrices of F16"
+    assert str(FileBlocks({"Q4_1": 210}, {}, {"Q8_0": 1})) == "kept: 210 matrices of Q4_1; float32: 1 of Q8_0"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers as hf
 
+from tests.export.small_decoder import with_4_bits
 from tests.mixtures import BLOCK, CHOSEN, CLASSES, EXPERTS, mixture
 from twoheads.compiler import CompiledModel, compile_model
 from twoheads.compiler.frontend.torch.weights.stored_tensor import StoredTensor
@@ -61,6 +62,23 @@ def test_the_original_agrees_with_the_same_weights(name: str, weights: str, tmp_
     assert read < plain * (0.3 if weights == "int8" else 0.2) or name == "gpt_oss"
     result = load(bundle).run(np.arange(LENGTH) % CLASSES, output="hidden")
     assert result.report.expert_bytes % read == 0
+
+
+def test_experts_keep_the_4_bits_that_they_have(tmp_path: Path) -> None:
+    """One stack of other numbers has the engine of its layer to itself, and keeps no other from its 4 bits."""
+    names = [
+        f"model.layers.{layer}.mlp.experts.{product}" for layer in (0, 1) for product in ("gate_up_proj", "down_proj")
+    ]
+    ends = tuple(names[:3])
+    module, compiled = with_4_bits(_olmoe(), _compiled("wide"), end=ends)
+    made = quantise_weights(compiled, "lossless")
+    assert sorted(made.quantised) == sorted(ends)
+    bits = [(e.up_bits, e.down_bits) for e in made.program.engines if isinstance(e, ExpertsEngine)]
+    assert bits == [(4, 4), (4, 0)]
+    bundle = write_bundle(made, tmp_path / "bundle", generation=False)
+    report = verify(bundle, module, length=LENGTH)
+    assert report.passed, report
+    assert {check.bound.unit for check in report.checks if check.bound is not None} == {"ratio"}
 
 
 def test_a_wrong_scale_fails(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from twoheads.export.precision.weight_bindings import disagreeing, weight_readers
+from twoheads.export.precision.weight_bindings import weight_readers
 from twoheads.graphs.program.engines.quantised import QUANTISATION_BLOCK
 from twoheads.graphs.program.program import ExpertsEngine, ExpertsStage, Program
 
@@ -49,21 +49,17 @@ def expert_plans(program: Program, bits: int, fits: Fits, *, exact: bool) -> dic
 
     A stack stays as it is where something else than an expert reads it, or its rows are no whole blocks.
     """
-    readers: dict[str, list[tuple[str, str]]] = {}
+    products: dict[str, set[str]] = {}
     plans: dict[str, QuantisedAs] = {}
     for stage in program.mixtures:
         engine = program.engine_of(ExpertsEngine, stage.engine)
         for product, name, inner in _products(stage, engine):
-            readers.setdefault(name, []).append((engine.name, product))
+            products.setdefault(name, set()).add(product)
             if inner % QUANTISATION_BLOCK == 0 and engine.dtype == "float32":
                 plans[name] = QuantisedAs(bits, bool(engine.transposed), exact=exact)
     for name in _read_elsewhere(program) & plans.keys():
         del plans[name]
-    plans = {name: plan for name, plan in plans.items() if fits(name, plan)}
-    while dropped := disagreeing(readers, plans) | {n for n in plans if len({p for _, p in readers[n]}) > 1}:
-        for name in dropped:
-            del plans[name]
-    return plans
+    return {name: plan for name, plan in plans.items() if len(products[name]) == 1 and fits(name, plan)}
 
 
 def quantised_experts(program: Program, engine: ExpertsEngine, plans: Mapping[str, QuantisedAs]) -> ExpertsEngine:

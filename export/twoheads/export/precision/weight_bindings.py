@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import replace
+from typing import TypeVar
 
-from twoheads.graphs.program.program import Program, TokenwiseEngine, TokenwiseStage
+from twoheads.graphs.program.program import ExpertsStage, Program, TokenwiseEngine, TokenwiseStage
 
 __all__ = ["Readers", "attention_weights", "bindings", "by_form", "disagreeing", "token_ports", "weight_readers"]
+
+Bound = TypeVar("Bound", bound=TokenwiseStage | ExpertsStage)
 
 Readers = Mapping[str, list[tuple[str, str]]]
 """For each weight the ports that it is bound to, as (engine, port)."""
@@ -51,23 +54,24 @@ def by_form(program: Program, plans: Mapping[str, Hashable]) -> tuple[Program, M
     Layers of a file that mixes formats share an engine no longer: a port's weights are stored in one way.
 
     Args:
-        program: Whose token-wise engines are split.
+        program: Whose engines of token-wise regions and of experts are split.
         plans: How weights are to be stored, by name; those that stay as they are are absent.
     """
-    forms: dict[str, dict[tuple[Hashable, ...], str]] = {engine.name: {} for engine in program.tokenwise_engines}
-    for stage, engine, _ in bindings(program):
-        names = forms[engine.name]
-        copy = f"{engine.name}_{len(names)}" if names else engine.name
-        names.setdefault(tuple(map(plans.get, stage.weights)), copy)
+    forms: dict[str, dict[tuple[Hashable, ...], str]] = {}
+    for stage in (*program.body, *program.head):
+        if isinstance(stage, TokenwiseStage | ExpertsStage):
+            names = forms.setdefault(stage.engine, {})
+            copy = f"{stage.engine}_{len(names)}" if names else stage.engine
+            names.setdefault(tuple(map(plans.get, stage.weights)), copy)
 
-    def bound(stage: TokenwiseStage) -> TokenwiseStage:
+    def bound(stage: Bound) -> Bound:
         return replace(stage, engine=forms[stage.engine][tuple(map(plans.get, stage.weights))])
 
     copies = {engine.name: forms.get(engine.name, {}).values() or (engine.name,) for engine in program.engines}
     split = replace(
         program,
         engines=tuple(replace(engine, name=name) for engine in program.engines for name in copies[engine.name]),
-        body=tuple(bound(stage) if isinstance(stage, TokenwiseStage) else stage for stage in program.body),
+        body=tuple(bound(s) if isinstance(s, TokenwiseStage | ExpertsStage) else s for s in program.body),
         head=tuple(map(bound, program.head)),
     )
     return split, {name: engine for engine, names in copies.items() for name in names}

@@ -26,7 +26,7 @@ from twoheads.runtime.bundle.reader import read_bundle
 if TYPE_CHECKING:
     from twoheads.compiler.frontend.torch.weights.gguf_blocks import FileBlocks
 
-__all__ = ["blocks_text", "command"]
+__all__ = ["command"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +102,10 @@ def command(source: options.Source, given: CompileOptions) -> None:
     """
     arguments.require_path(source, "a model folder, a .gguf file or an .onnx file")
     asked = given.checked()
+    if asked.weights is options.Weights.LOSSLESS and source.suffix == ".gguf":
+        from twoheads.compiler.frontend.torch.weights.gguf_blocks import require_4_bits
+
+        require_4_bits(source)
     start = time.perf_counter()
     _compile(source, asked)
     seconds = time.perf_counter() - start
@@ -143,8 +147,8 @@ def _compile(source: Path, asked: CompileOptions) -> None:
 
 
 def _own_blocks(source: Path, asked: CompileOptions) -> FileBlocks | None:
-    """What became of the numbers that a GGUF file has in few bits, where some may have been rounded."""
-    if source.suffix != ".gguf" or asked.weights in (options.Weights.SAME, options.Weights.LOSSLESS):
+    """What became of the numbers that a GGUF file has in few bits, where they were asked for in few bits."""
+    if source.suffix != ".gguf" or asked.weights is options.Weights.SAME:
         return None
     from twoheads.compiler.frontend.torch.weights.gguf_blocks import file_blocks
 
@@ -170,7 +174,7 @@ def _report(
                 "matrices": {"quantised": len(manifest.quantised), "full": len(full_matrices(manifest))},
                 "approximations": list(manifest.approximations),
                 "left_out": list(left_out(path, manifest)),
-                "file_blocks": None if blocks is None else {"kept": blocks.kept, "rounded": blocks.rounded},
+                "file_blocks": None if blocks is None else blocks.to_json(),
                 "engines": len(program.engines),
                 "stages": len(program.body) + len(program.head),
                 "files": len(manifest.files) + 1,
@@ -186,7 +190,7 @@ def _report(
             *_lowered_as(manifest),
             ("engines", f"{len(program.engines)} for {len(program.body) + len(program.head)} stages"),
             ("precision", precision_text(manifest)),
-            *(() if blocks is None else (("file's numbers", blocks_text(blocks)),)),
+            *(() if blocks is None else (("file's numbers", str(blocks)),)),
             *((("left out", left_out_text(names)),) if (names := left_out(path, manifest)) else ()),
             ("approximations", approximations_text(manifest.approximations, manifest.precision)),
             ("size", f"{size_text(size)} in {len(manifest.files) + 1} files"),
@@ -194,13 +198,6 @@ def _report(
             ("next", f"twoheads run {path} {_given(manifest, program)} -o OUT.npz"),
         )
     )
-
-
-def blocks_text(blocks: FileBlocks) -> str:
-    """As ``kept: 150 matrices of Q4_K; rounded: 30 of Q6_K``."""
-    parts = {"kept": blocks.kept, "rounded": blocks.rounded}
-    counts = {word: [f"{count} of {kind}" for kind, count in each.items()] for word, each in parts.items() if each}
-    return "; ".join(f"{word}: {', '.join(each)}" for word, each in counts.items()).replace(" of ", " matrices of ", 1)
 
 
 def _lowered_as(manifest: Manifest) -> tuple[tuple[str, str], ...]:

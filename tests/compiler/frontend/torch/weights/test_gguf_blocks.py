@@ -58,5 +58,8 @@ def test_matrices_are_counted_by_what_becomes_of_them(tmp_path: Path) -> None:
     writer.close()
     four = file_blocks(path, "int4", "float32")
     assert (four.kept, four.rounded) == ({"Q8_0": 1, "Q4_K": 2}, {"Q6_K": 1, "F32": 1})
+    lossless = file_blocks(path, "lossless", "float32")
+    assert (lossless.kept, lossless.rounded) == ({"Q4_K": 2}, {})
+    assert lossless.expanded == {"Q8_0": 1, "Q6_K": 1, "F32": 1}
     eight = file_blocks(path, "int8", "float32")
     assert (eight.kept, eight.rounded) == ({"Q8_0": 1}, {"Q4_K": 2, "Q6_K": 1, "F32": 1})
