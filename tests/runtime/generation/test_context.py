@@ -79,6 +79,19 @@ def test_bits_do_not_depend_on_how_tokens_were_split(name):
     assert _bits(parts) == _bits(whole)
 
 
+def test_what_steps_wrote_before_a_rollback_is_computed_again():
+    """A rollback into an earlier block computes that again, and not what steps wrote in front of it."""
+    sequence = tokens(3 * BLOCK + 2)
+    with bundle("llama").open_context() as context, bundle("llama").open_context() as fresh:
+        context.append(sequence[:5])
+        for token in sequence[5:]:
+            context.step(token)
+        context.rollback(2 * BLOCK + 9)
+        assert context.facts()["steady"] == 5
+        logits = context.append([7])
+        assert np.array_equal(logits, fresh.append([*sequence[: 2 * BLOCK + 9], 7]))
+
+
 def test_a_window_is_whole_behind_several_rollbacks():
     sequence = tokens(120)
     context, fresh = bundle("gemma").open_context(), bundle("gemma").open_context()

@@ -96,6 +96,15 @@ def test_a_row_that_does_not_fit_widens_its_channel():
         np.testing.assert_array_equal(array, before[at])
 
 
+def test_rows_that_others_wrote_widen_theirs():
+    """Behind rows that steps wrote there may be those of a call of several, with larger numbers."""
+    kept = _filled(2)
+    rows = {at: np.full((*array.shape[:2], 4, array.shape[3]), 90, np.float32) for at, array in enumerate(kept.opened)}
+    kept.write(3, rows, 4)
+    kept.rounded.bring(kept, 2 * BLOCK + 7)
+    _check_copy(kept, 2 * BLOCK + 7)
+
+
 def test_a_number_that_is_none_stays_none():
     kept = _filled(1)
     kept.rounded.new[0][0, 1, 0, 3] = np.nan

@@ -257,9 +257,11 @@ class Context:
             start = length - length % block
             left = sequence.tokens[start:length]
             sequence.cut(start)
+            steady = sequence.steady == start  # or steps wrote rows before it, which ``append`` would compute again
             if left:
                 self._calls.extend(left)
-            sequence.steady = length
+            if steady:
+                sequence.steady = length
             return
         sequence.cut(length)
 

@@ -133,9 +133,11 @@ class Generator:
             last = at == len(call.seeds) - 1
             context = call.context if last else call.context.fork()
             run = SequenceRun(call, context, sequence_seed, self.reader.text_stream)
-            for piece in run.pieces(logits):
-                if streamer is not None:
-                    streamer(piece)
-            run.close(kept=call.kept and last)
+            try:
+                for piece in run.pieces(logits):
+                    if streamer is not None:
+                        streamer(piece)
+            finally:
+                run.close(kept=call.kept and last)
             made.append(replace(run.result(), engine_calls=self.calls - call.calls, warnings=notes))
         return made if len(made) > 1 else made[0]

@@ -145,8 +145,8 @@ class SequenceRun:
         if guesser is not None:
             if self.guessed > guesser.guessed:
                 guesser.learn(self.guessed - guesser.guessed, self.right - guesser.right)
-            # The last token needs no guess behind it; and a block that is cut open again is computed again.
-            left = min(self._most - len(self._pieces), self._context.left_in_block) - 1
+            # The last token needs no guess behind it; and a block that a guess filled is computed again if it is wrong.
+            left = min(self._most - len(self._pieces), self._context.left_in_block - 1) - 1
             if guesses := guesser.guess(left):
                 self.guessed += len(guesses)
                 return list(self._context.steps([token, *guesses])), guesses
@@ -161,10 +161,14 @@ class SequenceRun:
             self._guesser.close()
         if not kept:
             self._context.close()
-        elif len(self._context) > total:
-            self._context.rollback(total)
-        elif self._pieces and len(self._context) < total:
-            self._context.step(self._pieces[-1].token)
+        elif self._pieces:
+            context, last = self._context, self._pieces[-1].token
+            # Where the last token was chosen there may be a guess, which nobody compared, and others behind it.
+            same = len(context) >= total and context.tokens[total - 1] == last
+            if len(context) >= total:
+                context.rollback(total if same else total - 1)
+            if not same:
+                context.step(last)
 
     def _piece(self, token: int, logits: npt.NDArray[np.float32], *, last: bool) -> Piece:
         text = self._text.add(token)

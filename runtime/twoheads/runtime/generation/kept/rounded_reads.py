@@ -97,7 +97,7 @@ class RoundedRows:
         while len(self._whole) * self._block < start:
             place = len(self._whole) * self._block
             self._whole.append(self._largest(kept.past, place, place + self._block))
-        if self._open is None:
+        if self._open is None or self._rows < first:  # rows that others wrote are not looked at yet
             self._open = self._largest(kept.opened, 0, first - start)
         self._rescale(kept)
         self._round(kept, None, self._rows, first)
