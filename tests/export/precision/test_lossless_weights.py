@@ -115,6 +115,13 @@ def test_what_has_no_4_bits_is_refused() -> None:
         quantise_weights(small_decoder().model, LOSSLESS)
 
 
+def test_a_table_stays_float32_whatever_its_numbers() -> None:
+    """Look-ups read 8 bits alone, and a head of 8 bits rounds what it multiplies."""
+    decoder = small_decoder()
+    _, compiled = with_4_bits(decoder.module, decoder.model, end=("proj.weight", "lm_head.weight"))
+    assert len(quantise_weights(compiled, LOSSLESS).quantised) == 2 * 7
+
+
 def test_what_does_not_go_with_it() -> None:
     with pytest.raises(CompileError, match="lossless rounds nothing"):
         check_products("int8", weight_dtype=LOSSLESS)
