@@ -65,6 +65,23 @@ def test_what_was_read_of_an_encoder_is_saved_as_well(name, source, tmp_path, mo
     assert np.array_equal(loaded.append(sequence[:BLOCK]), context.append(sequence[:BLOCK]))
 
 
+@pytest.mark.parametrize("length", [BLOCK - 2, 2 * BLOCK + 3])
+def test_steps_read_8_bits_as_before(length, tmp_path):
+    context, plain = bundle("llama").open_context(pages="int8-steps"), bundle("llama").open_context()
+    for one in (context, plain):
+        one.append(tokens(length))
+        for token in tokens(BLOCK // 2, 1):
+            one.step(token)
+    bundle("llama").save_context(context, tmp_path / "c")
+    loaded = bundle("llama").load_context(tmp_path / "c")
+    assert loaded.kept.pages == "int8-steps"
+    for token in tokens(BLOCK, 2):
+        found = loaded.step(token)
+        assert np.array_equal(found, context.step(token))
+        assert not np.array_equal(found, plain.step(token))
+    assert np.array_equal(loaded.append([7]), context.append([7]))
+
+
 def test_an_encoder_without_rows_is_damaged(tmp_path):
     path, context = tmp_path / "c", bundle("t5").open_context(np.array([tokens(9)]))
     context.append([0])
@@ -127,6 +144,8 @@ def test_what_is_not_what_was_written_is_refused(tmp_path):
     assert "damaged" in refused(signed(tokens=1 << 50))
     assert "damaged" in refused(signed(tokens=-1))
     assert "damaged" in refused(signed(tokens="many"))
+    assert "damaged" in refused(signed(pages="int8"))
+    assert "damaged" in refused(signed(pages=[1]))
     path.write_bytes(signed())
     with pytest.raises(InputError, match="another bundle"):
         bundle("gemma").load_context(path)

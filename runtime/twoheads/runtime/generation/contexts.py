@@ -57,7 +57,7 @@ class Contexts:
             problem = f"are {pages!r:.40}, and backend {self.model.engines.backend.name} keeps those of the model"
             raise InputError("pages", problem, "leave it out")
         if pages is not None:
-            kept = named_pages(pages, self.model.steps, self.model.engines.rounded, cached=self.cache is not None)
+            kept = self._pages(pages)
         if self.model.steps.source:
             if source is None:
                 raise InputError("context", "has no input for the model's encoder", "give a source")
@@ -65,6 +65,14 @@ class Contexts:
         elif source is not None:
             raise InputError("source", "is given, and the model has no encoder", "leave it out")
         return self.new(kept, found)
+
+    def _pages(self, name: str) -> KeptBlocks:
+        """Empty pages of a kind other than the model's own.
+
+        Raises:
+            InputError: See :func:`named_pages`.
+        """
+        return named_pages(name, self.model.steps, self.model.engines.rounded, cached=self.cache is not None)
 
     def new(self, kept: KeptBlocks | None = None, source: KeptSource | None = None) -> Context:
         """An empty sequence behind what was read of an encoder, if there is one."""
@@ -118,7 +126,11 @@ class Contexts:
         Raises:
             InputError: The file is none, is damaged, or was saved with another bundle, backend or processor.
         """
-        return read_context(self.model.steps, partial(self.new, None), Path(path), self.model.identity)
+
+        def begin(source: KeptSource, pages: str | None) -> Context:
+            return self.new(None if pages is None else self._pages(pages), source)
+
+        return read_context(self.model.steps, begin, Path(path), self.model.identity)
 
     def keep_prefixes(self, memory: int, folder: str | os.PathLike[str] | None = None) -> PrefixCache:
         """From now on contexts take over whole blocks of beginnings that were computed before, to the bit.

@@ -24,6 +24,7 @@ from twoheads.graphs.serialization.read_json import parse_json
 from twoheads.graphs.variants.steps import Steps
 from twoheads.runtime.generation.context import Context
 from twoheads.runtime.generation.kept.kept_source import KeptSource
+from twoheads.runtime.generation.kept.rounded_reads import RoundedReads
 from twoheads.runtime.memory.new_file import replacing
 
 __all__ = ["read_context", "write_context"]
@@ -52,6 +53,8 @@ def write_context(context: Context, path: Path, identity: tuple[str, str]) -> No
     told = {"bundle": identity[0], "engines": identity[1], "tokens": len(tokens), **facts}
     if context.engines.steps.source:
         told["source"] = context.source.tokens
+    if context.kept.pages is not None:
+        told["pages"] = context.kept.pages
     header = json.dumps(told).encode()
     try:
         with replacing(path) as file:
@@ -71,13 +74,13 @@ def write_context(context: Context, path: Path, identity: tuple[str, str]) -> No
 
 
 def read_context(
-    steps: Steps, begin: Callable[[KeptSource], Context], path: Path, identity: tuple[str, str]
+    steps: Steps, begin: Callable[[KeptSource, str | None], Context], path: Path, identity: tuple[str, str]
 ) -> Context:
     """The context that was written to ``path``.
 
     Args:
         steps: What is continued.
-        begin: Makes an empty context, behind what was read of an encoder.
+        begin: Makes an empty context, behind what was read of an encoder, of a kind of pages that is named.
         path: The file.
         identity: Of the bundle, and of what computes.
 
@@ -92,7 +95,11 @@ def read_context(
             _compare(path, header, identity)
             count = int(header["tokens"])
             tokens = _array(file, (count,), np.dtype("<i8")).tolist()
-            context = begin(_source(steps, file, int(header["source"]) if steps.source else 0))
+            source = _source(steps, file, int(header["source"]) if steps.source else 0)
+            pages = header.get("pages")
+            if pages not in (None, RoundedReads.pages):
+                raise InputError(str(path), DAMAGED, AGAIN)
+            context = begin(source, pages)
             steady, reached, blocks = int(header["steady"]), int(header["reached"]), _blocks(context, count)
             earlier = int(header["earlier"]) if steps.states else 0
             if not 0 <= steady <= count or reached < blocks:
