@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import gguf
@@ -12,7 +13,13 @@ __all__ = ["write_gguf"]
 
 
 def write_gguf(
-    path: Path, architecture: str, entries: Mapping[str, Any], tensors: Mapping[str, Any], *, tokens: int = 0
+    path: Path,
+    architecture: str,
+    entries: Mapping[str, Any],
+    tensors: Mapping[str, Any],
+    *,
+    tokens: int = 0,
+    kinds: Mapping[str, gguf.GGMLQuantizationType] = MappingProxyType({}),
 ) -> Path:
     """Writes ``path`` and returns it.
 
@@ -22,6 +29,7 @@ def write_gguf(
         entries: By what stands behind the architecture's name: yes or no, whole numbers, fractions, texts, and lists.
         tensors: NumPy arrays by name.
         tokens: Of a vocabulary of pieces; 0 for none.
+        kinds: In which blocks tensors are stored, by name; the others as they are.
     """
     writer = gguf.GGUFWriter(path, architecture)
     adds = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
@@ -33,7 +41,8 @@ def write_gguf(
         writer.add_token_scores([0.0] * tokens)
         writer.add_token_list([f"word{number}" for number in range(tokens)])
     for name, tensor in tensors.items():
-        writer.add_tensor(name, tensor)
+        kind = kinds.get(name)
+        writer.add_tensor(name, tensor if kind is None else gguf.quants.quantize(tensor, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

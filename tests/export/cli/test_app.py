@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType
 
 from tests.compiler.gguf_file import write_gguf
 from tests.signals import process_that_heeds
@@ -187,6 +188,30 @@ def test_a_gguf_file_without_4_bits_is_refused_before_it_is_read(cli, tmp_path):
     assert "no matrix of 4 bits in its layers (float32: 1 matrices of F32, 1 of F16)" in message
     rounded = cli("compile", file, "-o", tmp_path / "b", "--weights", "lossless", "--products", "int8").refused()
     assert "--weights lossless rounds nothing" in rounded
+
+
+def test_a_gguf_file_keeps_its_4_bits(cli, tmp_path):
+    """Whose queries and keys the library turns over; what is told of the file is what the bundle has."""
+    entries = {"block_count": 1, "context_length": 64, "embedding_length": 32, "feed_forward_length": 64}
+    heads = {"attention.head_count": 4, "attention.head_count_kv": 2, "attention.layer_norm_rms_epsilon": 1e-5}
+    widths = {"attn_q": (32, 32), "attn_k": (16, 32), "attn_v": (16, 32), "attn_output": (32, 32), "ffn_gate": (64, 32)}
+    widths |= {"ffn_up": (64, 32), "ffn_down": (32, 64)}
+    shapes = {f"blk.0.{name}.weight": shape for name, shape in widths.items()}
+    random = np.random.default_rng(0)
+    matrices = {name: random.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    norms = {
+        name: np.ones(32, np.float32)
+        for name in ("output_norm.weight", "blk.0.attn_norm.weight", "blk.0.ffn_norm.weight")
+    }
+    table = {"token_embd.weight": random.standard_normal((48, 32), np.float32)}
+    kinds = dict.fromkeys(shapes, GGMLQuantizationType.Q4_1) | {"token_embd.weight": GGMLQuantizationType.Q8_0}
+    kinds["blk.0.ffn_down.weight"] = GGMLQuantizationType.Q4_0
+    file = write_gguf(tmp_path / "l.gguf", "llama", entries | heads, table | norms | matrices, tokens=48, kinds=kinds)
+    options = ("--block-size", 16, "--no-generation", "--weights", "lossless", "--json")
+    ran = cli("compile", file, "-o", tmp_path / "b", *options)
+    assert ran.code == 0, ran.err
+    assert ran.json["matrices"] == {"quantised": 7, "full": 1}
+    assert ran.json["file_blocks"] == {"kept": {"Q4_1": 6, "Q4_0": 1}, "rounded": {}, "float32": {"Q8_0": 1}}
 
 
 def test_compile_tells_which_numbers_of_a_gguf_file_it_kept():

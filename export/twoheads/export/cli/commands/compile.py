@@ -110,7 +110,8 @@ def command(source: options.Source, given: CompileOptions) -> None:
     _compile(source, asked)
     seconds = time.perf_counter() - start
     bundle = read_bundle(asked.output, check="size", engines=False)
-    _report(asked.output, bundle.manifest, bundle.program, _own_blocks(source, asked), seconds, as_json=asked.as_json)
+    blocks = _own_blocks(source, asked, bundle.manifest)
+    _report(asked.output, bundle.manifest, bundle.program, blocks, seconds, as_json=asked.as_json)
 
 
 def _compile(source: Path, asked: CompileOptions) -> None:
@@ -146,13 +147,16 @@ def _compile(source: Path, asked: CompileOptions) -> None:
         write_bundle(compiled, asked.output, sign=key, progress=progress, **how)
 
 
-def _own_blocks(source: Path, asked: CompileOptions) -> FileBlocks | None:
+def _own_blocks(source: Path, asked: CompileOptions, manifest: Manifest) -> FileBlocks | None:
     """What became of the numbers that a GGUF file has in few bits, where they were asked for in few bits."""
     if source.suffix != ".gguf" or asked.weights is options.Weights.SAME:
         return None
     from twoheads.compiler.frontend.torch.weights.gguf_blocks import file_blocks
 
-    return file_blocks(source, asked.weights.value, asked.products.value)
+    found = file_blocks(source, asked.weights.value, asked.products.value)
+    # Experts that are computed densely keep nothing, and the library joins stacks: the manifest's counts stand alone.
+    counted = asked.weights is not options.Weights.LOSSLESS or sum(found.kept.values()) == len(manifest.quantised)
+    return found if counted else None
 
 
 def _report(
