@@ -96,7 +96,7 @@ def _write_batch(
         save_engine(batch_attention_model(engine), path, engine.inputs, engine.outputs, {})
     for written in () if in_place is None else batches_in_place(in_place):
         path = folder / ENGINES / f"{written.name}.onnx"
-        save_engine(batch_in_place_model(written), path, written.inputs, written.outputs, {})
+        save_engine(batch_in_place_model(written), path, written.inputs, written.outputs, {}, unsized=HIDDEN_ROWS)
 
 
 def _write_step(

@@ -21,7 +21,7 @@ from twoheads.graphs.variants.in_place.in_place_steps import NEXT, PLACE, InPlac
 from twoheads.graphs.variants.in_place.rounded_steps import SCALE, RoundedSteps
 from twoheads.graphs.variants.steps import HIDDEN, StepEngine, folded_rows
 
-__all__ = ["HIDDEN_ROWS", "in_place_model"]
+__all__ = ["BIAS", "HIDDEN_ROWS", "UNUSED", "in_place_model"]
 
 HIDDEN_ROWS = "hidden_rows"
 """What the names of values begin with whose size is told by the sequence's length, and by no shape."""

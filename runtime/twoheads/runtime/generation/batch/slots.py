@@ -15,7 +15,7 @@ from twoheads.graphs.variants.batch_steps import SLOTS
 from twoheads.graphs.variants.steps import Steps
 from twoheads.runtime.generation.kept.rows import KeptBlocks
 
-__all__ = ["Group", "Pool", "Slab", "Slabs", "Slots", "SlottedBlocks", "groups_of"]
+__all__ = ["Group", "Numbers", "Pool", "Slab", "Slabs", "Slots", "SlottedBlocks", "groups_of"]
 
 Array = npt.NDArray[Any]
 

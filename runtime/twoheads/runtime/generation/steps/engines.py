@@ -84,6 +84,7 @@ class StepEngines:
         packed: Whether kernels keep a copy of the weights, and do not read them where they are mapped.
         layered: Whether every step is computed stage by stage.
         calls: Engine calls so far, of all who use them.
+        agreements: Whether both forms of a batch's attention give the same bits here, as far as that was tried.
 
     Raises:
         InputError: The model generates nothing, the bundle holds no such engines, or the backend can't run them.
@@ -119,6 +120,7 @@ class StepEngines:
         self._open: dict[str, EngineHandle] = {}
         self._open_by_threads = {threads: self._open}
         self._opening = Lock()
+        self.agreements: dict[AttentionEngine, bool] = {}
         self._capacity: dict[int, str] = {}
 
     def compute_blocks(self) -> None:
