@@ -1,4 +1,4 @@
-"""Contexts that are appended to, stepped, forked, cut back, evicted and reloaded in any order, against fresh ones.
+"""Contexts that are appended to, stepped, guessed, forked, cut back, evicted, reloaded in any order, and fresh ones.
 
 Every kind of context takes a hundred orders in the suite, those with more to compute fewer;
 ``pytest tests/runtime/generation/test_interleavings.py --hypothesis-profile=thousand`` takes a thousand of each.
@@ -28,6 +28,7 @@ ACTIONS = st.lists(
     st.one_of(
         st.tuples(st.just("append"), st.integers(1, 3 * BLOCK)),
         st.tuples(st.just("step"), st.integers(1, BLOCK + 3)),
+        st.tuples(st.just("guessed"), st.integers(1, BLOCK)),
         st.tuples(st.just("rollback"), st.integers(0, 100)),
         st.tuples(st.just("fork"), st.just(0)),
         st.tuples(st.just("evict"), st.integers(1, 4)),
@@ -65,6 +66,12 @@ class _Sequence:
     def step(self, count: int) -> None:
         for _ in range(count if len(self.context) else 0):
             self.context.step(next(self._told))
+
+    def guessed(self, count: int) -> None:
+        """Several at once, of which a third was wrong."""
+        if len(self.context):
+            self.context.steps([next(self._told) for _ in range(count)])
+            self.context.rollback(len(self.context) - count // 3)
 
     def rollback(self, percent: int) -> None:
         self.context.rollback(len(self.context) * percent // 100)
