@@ -65,7 +65,7 @@ def test_fused_engines_of_quantised_weights_are_those_of_tiles(tmp_path: Path, l
     assert want.array is not None
     assert found.report.engine_calls < want.report.engine_calls
     np.testing.assert_allclose(found.array, want.array, atol=1e-5 * float(np.abs(want.array).max()))
-    with pytest.raises(InputError, match="has int4 weights"):
+    with pytest.raises(InputError, match=r"weights of few bits \(int4\)"):
         engine_jobs(read_bundle(tmp_path / lowering))
 
 
