@@ -58,3 +58,19 @@ def test_the_page_has_every_figure() -> None:
 def test_the_committed_page_is_of_the_committed_figures() -> None:
     results = generation_bench.RESULTS
     assert results.with_suffix(".md").read_text() == generation_bench.page(json.loads(results.read_text()))
+
+
+def test_of_two_rounds_each_better_figure_counts():
+    def row(prompt: int, **figures: Any) -> dict[str, Any]:
+        return {"contender": "ours", "model": "m", "prompt_tokens": prompt, **figures}
+
+    def figures(first: float, rate: float | None, peak: int) -> dict[str, Any]:
+        return {"first_token_seconds": first, "tokens_per_second": rate, "peak_bytes": peak}
+
+    rows = [row(1, **figures(2.0, 5.0, 7)), row(2, failed="so"), row(3, **figures(1.0, None, 1))]
+    again = [row(1, **figures(1.0, 4.0, 8)), row(2, **figures(1.0, 1.0, 1)), row(3, failed="so")]
+    better = [row(1, **figures(1.0, 5.0, 7)), again[1], rows[2]]
+    assert generation_bench._better(rows, again) == better
+    assert generation_bench._better(again, rows) == better
+    with pytest.raises(ValueError, match="same contenders"):
+        generation_bench._better(rows, rows[:2])
